@@ -1,0 +1,64 @@
+"""How a store's folders are called, and what is known of each from outside. Pure.
+
+step-00000120          a checkpoint; step-00000120.2 is a second one of the same step
+.draft-…               being written; worthless once its process is gone
+.gone-…                being deleted
+damaged-step-00000120  set aside, with the reason in WHY.txt
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+DRAFT = ".draft-"
+GONE = ".gone-"
+DAMAGED = "damaged-"
+WHY = "WHY.txt"
+"""In a folder set aside: the reason, for whoever finds it."""
+
+_CHECKPOINT = re.compile(r"step-(\d{8,18})(?:\.(\d{1,9}))?")
+
+
+@dataclass(frozen=True)
+class Info:
+    """A checkpoint as it lies in the folder."""
+
+    path: Path
+    step: int | None
+    """None: not known, since its manifest cannot be read."""
+    created_unix_s: float | None
+    bytes: int | None
+    metric: float | None
+    """The evaluation's result, greater is better; None: not evaluated."""
+    problem: str | None = None
+    """Why it cannot be used; None: nothing known against it."""
+
+
+def order(name: str) -> tuple[int, int] | None:
+    """(step, number within the step) of a checkpoint's folder: the greater, the newer. None for any other name."""
+    match = _CHECKPOINT.fullmatch(name)
+    return (int(match[1]), int(match[2] or 1)) if match else None
+
+
+def next_name(step: int, taken: Iterable[str]) -> str:
+    """The name for a new checkpoint of `step`: newer than every one of the same step that is there."""
+    numbers = [found[1] for found in map(order, taken) if found and found[0] == step]
+    return f"step-{step:08}" if not numbers else f"step-{step:08}.{max(numbers) + 1}"
+
+
+def aside_name(name: str, taken: Iterable[str]) -> str:
+    """The name under which the checkpoint `name` is set aside."""
+    taken = set(taken)
+    number = 1
+    while (aside := f"{DAMAGED}{name}" + (f"_{number}" if number > 1 else "")) in taken:
+        number += 1
+    return aside
+
+
+def aside_step(name: str) -> int | None:
+    """The step that a checkpoint set aside was named after."""
+    found = order(name.removeprefix(DAMAGED).partition("_")[0])
+    return found[0] if found else None

@@ -1,0 +1,108 @@
+"""The manifest: which files a checkpoint consists of, how large they are and what they hash to. Pure; opens nothing.
+
+It is written last and read first, and its own bytes are sealed with a hash, so that no flipped bit in it goes unseen. It is
+treated as hostile when read: only plain file names, no duplicates, no absurd sizes, no huge document.
+
+The hash is XXH3 with 128 bits. It guards against damage, not against forgery: whoever can write into the folder could write a
+matching manifest with any hash. docs/checkpoints.md has the figures of the choice.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import msgspec
+import xxhash
+
+from memsup.checkpoint.errors import Damaged
+
+NAME = "manifest.json"
+MAX_BYTES = 1 << 20
+"""No honest manifest is larger; a larger one is not even read."""
+MAX_FILES = 10_000
+MAX_TOTAL_BYTES = 1 << 42
+"""Four terabytes: a forged size must not keep a reader busy for days."""
+MAX_STEP = 10**15
+
+_SEAL = b'  "xxh3_128": "'
+_END = b'"\n}\n'
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+
+Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+
+
+class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    """Directly inside the checkpoint's folder."""
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOTAL_BYTES)]
+    xxh3_128: Hash
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    format: Annotated[str, msgspec.Meta(pattern="^memsup-checkpoint-1$")] = "memsup-checkpoint-1"
+    step: Annotated[int, msgspec.Meta(ge=0, lt=MAX_STEP)]
+    created_unix_s: Annotated[float, msgspec.Meta(ge=0)]
+    metric: float | None
+    """The evaluation's result, greater is better; None: not evaluated."""
+    files: Annotated[list[File], msgspec.Meta(min_length=1, max_length=MAX_FILES)]
+    xxh3_128: Hash = "0" * 32
+    """Of every byte of the document before this value."""
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+_decoder = msgspec.json.Decoder(Manifest)
+
+
+def seal(manifest: Manifest) -> bytes:
+    """The document of `manifest`, with its hash in it. Raises ValueError for what `unseal` would refuse."""
+    document = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    covered = document[: -len(_END) - 32]
+    document = covered + xxhash.xxh3_128(covered).hexdigest().encode() + _END
+    try:
+        unseal(document)
+    except Damaged as problem:
+        raise ValueError(f"no checkpoint can be made of this: {problem}") from None
+    return document
+
+
+def unseal(document: bytes) -> Manifest:
+    """Raises `Damaged` unless `document` is exactly what `seal` made of a sensible manifest."""
+    if not document:
+        raise Damaged("its manifest is empty, as after a power cut.")
+    if len(document) > MAX_BYTES:
+        raise Damaged(f"its manifest is larger than {MAX_BYTES} bytes, which no real one is.")
+    covered, written = document[: -len(_END) - 32], document[-len(_END) - 32 :]
+    if not covered.endswith(_SEAL) or not written.endswith(_END):
+        raise Damaged("its manifest is cut off or not one of memsup's.")
+    if xxhash.xxh3_128(covered).hexdigest().encode() + _END != written:
+        raise Damaged("its manifest is not what was written: its own hash does not match.")
+    try:
+        manifest = _decoder.decode(document)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Damaged(f"its manifest makes no sense: {error}.") from None
+    problem = _problem(manifest)
+    if problem:
+        raise Damaged(f"its manifest is refused: {problem}.")
+    return manifest
+
+
+def is_file_name(name: str) -> bool:
+    """Whether `name` may stand in a manifest: plain ASCII, in no other folder, not hidden, not the manifest's own."""
+    return _FILE_NAME.fullmatch(name) is not None and name != NAME
+
+
+def _problem(manifest: Manifest) -> str | None:
+    seen = set()
+    for file in manifest.files:
+        if not is_file_name(file.name):
+            return f"{file.name[:80]!r} is not the plain name of a file in the checkpoint"
+        if file.name in seen:
+            return f"{file.name} stands in it twice"
+        seen.add(file.name)
+    if manifest.total_bytes > MAX_TOTAL_BYTES:
+        return f"its files would take {manifest.total_bytes} bytes"
+    return None

@@ -1,0 +1,353 @@
+"""Every message of both sockets, as typed, versioned structs, and the two functions that put them on the wire.
+
+A message is two frames: the protocol's name with its version, then one msgpack map whose `kind` names the struct. A frame
+that does not decode raises `BadFrameError`; the receiver counts it, logs it and drops it. What the messages cause is decided
+elsewhere: `supervisor/lifecycle.py` for the supervisor, `worker/session.py` for the worker. Sockets are opened in
+`shared/endpoints.py`.
+
+Worker socket (worker DEALER → supervisor ROUTER):
+
+    worker                          supervisor
+    Hello                 ──►
+                          ◄──       Welcome     the limits of this life; nothing is allocated before it came
+    Heartbeat …           ──►
+                          ◄──       Lease …     the supervisor still guards; when it runs out, the worker leaves
+                          ◄──       an order    (Checkpoint, LimitMicroBatch, Pace, Pause, Resume, Stop)
+    Accepted              ──►                   at once, from the link's thread
+    Done or OrderFailed   ──►                   when the boundary was reached and the order carried out
+    OutOfMemory           ──►                   an ordinary event: caught, and the step is redone
+    Finished or Failed    ──►                   the last words
+
+Control socket (command line DEALER → supervisor ROUTER): one `Request` struct, answered by one `Reply`, which may come much
+later than the request (a checkpoint takes its time) but always comes.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, TypeVar
+
+import msgspec
+
+PROTOCOL = b"memsup/1"
+MAX_FRAME_BYTES = 1 << 20
+"""No honest message is larger; a larger one is refused before it is decoded."""
+
+
+class BadFrameError(Exception):
+    """The frames are not a message of this protocol version. The text says what is wrong, without the payload."""
+
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Text = Annotated[str, msgspec.Meta(max_length=64 * 1024)]
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True):
+    """Base of all messages; the tag is the message's `kind` on the wire."""
+
+
+class Phase(enum.StrEnum):
+    """What the worker's main thread is doing; each has its own idea of how long silence is normal."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    TRAINING = "training"
+    EVALUATING = "evaluating"
+    SAVING = "saving"
+    HOLDING = "holding"
+    FINISHING = "finishing"
+
+
+class PauseMode(enum.StrEnum):
+    """The two pauses. *hold* keeps memory and stops computing; *release* checkpoints and gives RAM and VRAM back."""
+
+    HOLD = "hold"
+    RELEASE = "release"
+
+
+class FailureCause(enum.StrEnum):
+    """Whose fault the end of a run is. Only `CRASH` is worth trying again as it was."""
+
+    BAD_INPUT = "bad_input"
+    """Data, model or settings: the sentence says what to change. Never retried."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """One row does not fit in what the worker may use."""
+    NOT_FINITE = "not_finite"
+    """The loss or the gradient is NaN or infinite."""
+    DISK_FULL = "disk_full"
+    CRASH = "crash"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Orders: supervisor → worker
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    """Answers `Hello`. `memory_limit_bytes` is what the worker's whole tree may use; `micro_tokens_limit` caps the
+    micro-batch from the first step on (only after a restart because of memory); None means no such limit.
+    """
+
+    run_id: str
+    lease_s: float
+    memory_limit_bytes: int | None
+    micro_tokens_limit: int | None
+
+
+class Lease(Message, frozen=True, tag="lease"):
+    """The supervisor is alive and watches. Without a new one for `lease_s` the worker checkpoints and leaves."""
+
+    lease_s: float
+
+
+class Order(Message, frozen=True):
+    """Something to be done at the next micro-batch boundary. `reason` is one plain clause for the worker's log."""
+
+    order_id: Count
+    reason: Text
+
+
+class Checkpoint(Order, frozen=True, tag="checkpoint"):
+    """Write and verify a checkpoint; `Done.checkpoint_path` names it."""
+
+
+class LimitMicroBatch(Order, frozen=True, tag="limit_micro_batch"):
+    """Rows × padded length of a micro-batch must not exceed `micro_tokens`. `halve=True` asks the worker to halve what
+    it uses now. Neither: growth is free again. `may_grow=False` keeps it from growing while it stands.
+    """
+
+    micro_tokens: int | None = None
+    halve: bool = False
+    may_grow: bool = True
+
+
+class Pace(Order, frozen=True, tag="pace"):
+    """Compute for `duty_fraction` of the time (0 < fraction ≤ 1), with gaps between micro-batches."""
+
+    duty_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
+class Pause(Order, frozen=True, tag="pause"):
+    mode: PauseMode
+
+
+class Resume(Order, frozen=True, tag="resume"):
+    """Continue after a *hold*. (After a *release* the process is gone; the supervisor starts another.)"""
+
+
+class Stop(Order, frozen=True, tag="stop"):
+    """Leave. With `checkpoint`, write one first."""
+
+    checkpoint: bool
+
+
+AnyOrder = Checkpoint | LimitMicroBatch | Pace | Pause | Resume | Stop
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Reports: worker → supervisor
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far the main thread is. `ticks` counts everything it finishes (micro-batches, evaluation batches, files
+    written), so that a hang shows although the link's thread still beats.
+    """
+
+    phase: Phase
+    ticks: Count
+    epoch: float
+    step: Count
+    total_steps: int | None
+    samples: Count
+    loss: float | None
+    samples_per_s: float | None
+    eta_s: float | None
+
+
+class BatchShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    effective: Count
+    micro_tokens: Count
+    micro_rows: int | None
+    """Rows of the last micro-batch."""
+
+
+class WorkerMemory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the worker knows better than anybody outside. None: does not apply or not known."""
+
+    resident_bytes: int | None
+    cuda_allocated_bytes: int | None
+    cuda_reserved_bytes: int | None
+    data_limit_bytes: int | None
+    """The soft limit (`RLIMIT_DATA`) in force."""
+
+
+class CheckpointNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The newest checkpoint known to the worker."""
+
+    path: str
+    step: Count
+    at_unix_s: float
+    verified: bool
+    save_s: float | None
+    size_bytes: int | None = None
+
+
+class Report(Message, frozen=True):
+    """Comes from the worker with `rank`, 0 of 1 today."""
+
+    rank: Count
+
+
+class Hello(Report, frozen=True, tag="hello"):
+    pid: Count
+    world_size: Count
+    run_id: str
+
+
+class Heartbeat(Report, frozen=True, tag="heartbeat"):
+    progress: Progress
+    batch: BatchShape | None
+    memory: WorkerMemory
+    checkpoint: CheckpointNote | None
+    digest: str | None
+    """The audit's rolling digest after `progress.step` steps."""
+
+
+class Accepted(Report, frozen=True, tag="accepted"):
+    order_id: Count
+
+
+class Done(Report, frozen=True, tag="done"):
+    """An order was carried out. `detail` is a plain clause; `checkpoint` comes with orders that wrote one."""
+
+    order_id: Count
+    detail: Text
+    checkpoint: CheckpointNote | None = None
+    micro_tokens: int | None = None
+
+
+class OrderFailed(Report, frozen=True, tag="order_failed"):
+    """An order could not be carried out; the worker goes on as before."""
+
+    order_id: Count
+    detail: Text
+
+
+class OutOfMemory(Report, frozen=True, tag="out_of_memory"):
+    """Caught: the step's gradients were dropped, memory handed back, the step is redone with `micro_tokens_after`."""
+
+    where: str
+    """forward, backward, optimizer, evaluate"""
+    device: str
+    step: Count
+    micro_tokens_before: Count
+    micro_tokens_after: Count
+    detail: Text
+
+
+class Finished(Report, frozen=True, tag="finished"):
+    """The run is complete; its model lies at `model_path`. `metrics`: accuracy, majority_accuracy, loss, …"""
+
+    model_path: str
+    metrics: dict[str, float]
+    steps: Count
+    samples: Count
+
+
+class Failed(Report, frozen=True, tag="failed"):
+    """The worker gives up. `message` is one plain sentence with the next step; `traceback` only for crashes."""
+
+    cause: FailureCause
+    message: Text
+    traceback: Text | None = None
+    step: int | None = None
+
+
+class Leaving(Report, frozen=True, tag="leaving"):
+    """The worker exits because it was told to (stop, release) or because its lease ran out, not because it is done."""
+
+    reason: Text
+    checkpoint: CheckpointNote | None
+
+
+AnyReport = Hello | Heartbeat | Accepted | Done | OrderFailed | OutOfMemory | Finished | Failed | Leaving
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The control socket
+
+
+class RequestKind(enum.StrEnum):
+    STATUS = "status"
+    PAUSE_HOLD = "pause_hold"
+    PAUSE_RELEASE = "pause_release"
+    RESUME = "resume"
+    CHECKPOINT = "checkpoint"
+    STOP = "stop"
+    STOP_NOW = "stop_now"
+
+
+class Request(Message, frozen=True, tag="request"):
+    request_id: Count
+    what: RequestKind
+
+
+class Reply(Message, frozen=True, tag="reply"):
+    """`ok` False: not done, and `text` says why and what to do. `status_json` is the status document (schema 1)."""
+
+    request_id: Count
+    ok: bool
+    text: Text
+    status_json: bytes = b""
+    checkpoint_path: str | None = None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The wire
+
+T = TypeVar("T")
+ToWorker = Welcome | Lease | AnyOrder
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_to_supervisor: msgspec.msgpack.Decoder[AnyReport] = msgspec.msgpack.Decoder(AnyReport)
+_request = msgspec.msgpack.Decoder(Request)
+_reply = msgspec.msgpack.Decoder(Reply)
+
+
+def encode(message: Message) -> list[bytes]:
+    """The frames of `message`, without any routing identity."""
+    return [PROTOCOL, _encoder.encode(message)]
+
+
+def decode_for_worker(frames: list[bytes]) -> ToWorker:
+    """Raises `BadFrameError`."""
+    return _decode(frames, _to_worker)
+
+
+def decode_for_supervisor(frames: list[bytes]) -> AnyReport:
+    """Raises `BadFrameError`."""
+    return _decode(frames, _to_supervisor)
+
+
+def decode_request(frames: list[bytes]) -> Request:
+    """Raises `BadFrameError`."""
+    return _decode(frames, _request)
+
+
+def decode_reply(frames: list[bytes]) -> Reply:
+    """Raises `BadFrameError`."""
+    return _decode(frames, _reply)
+
+
+def _decode(frames: list[bytes], decoder: msgspec.msgpack.Decoder[T]) -> T:
+    if len(frames) != 2:
+        raise BadFrameError(f"{len(frames)} frames instead of 2")
+    name, body = frames
+    if name != PROTOCOL:
+        raise BadFrameError(f"another protocol: {name[:32]!r} instead of {PROTOCOL!r}")
+    if len(body) > MAX_FRAME_BYTES:
+        raise BadFrameError(f"{len(body)} bytes, more than {MAX_FRAME_BYTES}")
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadFrameError(f"not a known message: {error}") from None

@@ -1,0 +1,146 @@
+"""Where a run keeps its things, and the guard at the door: only the user's own, real, closed folders are used.
+
+Covers the folder names of the design and their checks. Opens no socket (`shared/endpoints.py`) and reads no file in them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+
+class PathError(Exception):
+    """A folder cannot be used; the text is one plain sentence with what to do."""
+
+
+_RUN_NAME = re.compile(r"[^\W_][\w.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """All files of one run. `state` survives everything; `runtime` holds sockets and locks until the next boot."""
+
+    name: str
+    state: Path
+    runtime: Path
+
+    @property
+    def record(self) -> Path:
+        return self.state / "run.json"
+
+    @property
+    def status(self) -> Path:
+        return self.state / "status.json"
+
+    @property
+    def ledger(self) -> Path:
+        return self.state / "ledger.jsonl"
+
+    @property
+    def blackbox(self) -> Path:
+        return self.state / "blackbox"
+
+    @property
+    def history(self) -> Path:
+        return self.state / "history.jsonl"
+
+    @property
+    def worker_log(self) -> Path:
+        return self.state / "worker.log"
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.state / "supervisor.log"
+
+    @property
+    def plan(self) -> Path:
+        return self.state / "plan.jsonl"
+
+    @property
+    def cache(self) -> Path:
+        """The data set, tokenised; may be deleted at any time."""
+        return self.state / "cache"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.state / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.state / "model"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the supervisor for as long as it lives."""
+        return self.runtime / "supervisor.lock"
+
+
+def run_paths(name: str) -> RunPaths:
+    """The folders of run `name`; nothing is created. Raises `PathError` for a name that cannot be a folder's."""
+    if not _RUN_NAME.fullmatch(name):
+        raise PathError(
+            f"{name!r} cannot be a run's name: use up to 64 letters, digits, '.', '-' or '_', beginning with a letter or digit."
+        )
+    return RunPaths(name=name, state=state_root() / name, runtime=runtime_root() / name)
+
+
+def state_root() -> Path:
+    """`MEMSUP_STATE_DIR`, or `$XDG_STATE_HOME/memsup`."""
+    chosen = os.environ.get("MEMSUP_STATE_DIR")
+    return Path(chosen).absolute() if chosen else Path(platformdirs.user_state_path("memsup"))
+
+
+def runtime_root() -> Path:
+    """`MEMSUP_RUNTIME_DIR`, or `$XDG_RUNTIME_DIR/memsup`, or a private folder in /tmp where that is unset or gone."""
+    chosen = os.environ.get("MEMSUP_RUNTIME_DIR")
+    if chosen:
+        return Path(chosen).absolute()
+    session = os.environ.get("XDG_RUNTIME_DIR")
+    if session and os.path.isdir(session):
+        return Path(session) / "memsup"
+    return Path(f"/tmp/memsup-{os.getuid()}")  # noqa: S108 - `prepare` refuses it unless it is ours alone
+
+
+def prepare(paths: RunPaths) -> None:
+    """Creates the run's two folders and checks them and the folders of all runs above them. Raises `PathError`."""
+    for folder in (paths.state, paths.runtime):
+        make_private(folder.parent)
+        make_private(folder)
+
+
+def make_private(folder: Path) -> None:
+    """Creates `folder` (and what is missing above it) for this user alone, then checks it with `check_private`."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise PathError(f"{folder} cannot be created: {error.strerror}. Set MEMSUP_STATE_DIR or MEMSUP_RUNTIME_DIR.") from None
+    check_private(folder)
+
+
+def check_private(folder: Path) -> None:
+    """Raises `PathError` unless `folder` is a real folder (no link) of this user into which nobody else can write."""
+    os.close(open_private(folder))
+
+
+def open_private(folder: Path) -> int:
+    """A descriptor of `folder`, checked on the descriptor itself, so that nothing can be swapped in between."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise PathError(f"{folder} cannot be used as a private folder: {error.strerror}.") from None
+    found = os.fstat(fd)
+    problem = None
+    if found.st_uid != os.getuid():
+        problem = f"belongs to user {found.st_uid}, not to you (user {os.getuid()}). Choose another folder"
+    elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        problem = f"can be written to by others (mode {stat.S_IMODE(found.st_mode):04o}). Close it with: chmod 700 '{folder}'"
+    if problem:
+        os.close(fd)
+        raise PathError(f"{folder} {problem}.")
+    return fd

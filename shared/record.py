@@ -1,0 +1,64 @@
+"""`run.json`: what the user asked for, as it was resolved when the run was created, and what they want of it now.
+
+Everything in it must be the same again after a restart for the training to be the same; only `wanted` changes later.
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import msgspec
+
+from memsup.shared.files import replace_file
+from memsup.shared.messages import PauseMode
+from memsup.shared.settings import Settings
+from memsup.shared.status import Wanted
+
+
+class RecordError(Exception):
+    """`run.json` cannot be used; the text is one plain sentence with what to do."""
+
+
+class RunRecord(msgspec.Struct, kw_only=True):
+    run: str
+    run_id: str
+    created_unix_s: float
+    wanted: Wanted
+    pause_mode: PauseMode = PauseMode.HOLD
+    """How a wanted pause is to be carried out."""
+    tier: str
+    """low, safe or full; `settings.tier` keeps what was asked."""
+    tier_reason: str
+    settings: Settings
+    """With every value that the tier decides filled in."""
+    command: list[str] | None = None
+    """A supervised command in place of the built-in training."""
+    command_folder: str | None = None
+
+
+def new_run_id() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(RunRecord)
+
+
+def encode_record(record: RunRecord) -> bytes:
+    return msgspec.json.format(_encoder.encode(record), indent=2) + b"\n"
+
+
+def write_record(path: Path, record: RunRecord) -> None:
+    """Raises OSError."""
+    replace_file(path, encode_record(record))
+
+
+def read_record(path: Path) -> RunRecord | None:
+    """None where there is no run yet. Raises `RecordError` for a damaged one."""
+    try:
+        return _decoder.decode(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, OSError) as error:
+        raise RecordError(f"{path} cannot be read ({error}). Start anew with: memsup start --fresh") from None

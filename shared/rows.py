@@ -1,0 +1,238 @@
+"""Rows of a data file, one by one and in bounded memory, with the line on which each begins.
+
+Covers CSV, TSV, JSONL, Parquet and folders of `<label>.txt`, and what can be wrong with one row of them. Which columns hold
+text and label, and whether the rows make a task, is `shared/inputs.py`. Only the standard library is imported, and pyarrow
+where a Parquet file is opened.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+MAX_LINE_BYTES = 64 << 20
+"""A longer line, or a longer quoted field, is a broken file and not a text."""
+_PLAIN_TSV_PROBE_CHARS = 1 << 20
+
+
+class InputError(Exception):
+    """A task's data or model cannot be used; the text is one plain sentence with what to do."""
+
+
+class Row(NamedTuple):
+    file: Path
+    line: int
+    """From 1; of a Parquet file the number of the row."""
+    values: dict[str, object]
+    """Column → value as the format has it: text in CSV and TSV, anything in JSONL and Parquet."""
+
+
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """All rows of a file or folder in their order. `columns` lets Parquet skip the others; None reads all of them.
+
+    Raises InputError for an unknown or empty file and for the first row that is broken.
+    """
+    if path.is_dir():
+        return _folder_rows(path)
+    if path.stat().st_size == 0:
+        raise InputError(f"{path} is empty: put the data into it.")
+    match path.suffix.lower():
+        case ".csv":
+            return _csv_rows(path, _csv_delimiter(path))
+        case ".tsv" | ".tab":
+            return _plain_tsv_rows(path) if _is_plain_tsv(path) else _csv_rows(path, "\t")
+        case ".jsonl" | ".ndjson" | ".json":
+            return _json_rows(path)
+        case ".parquet" | ".pq":
+            return _parquet_rows(path, columns)
+        case suffix:
+            raise InputError(
+                f"{path} has the unknown ending {suffix!r}: save the data as .csv, .tsv, .jsonl or .parquet (UTF-8), "
+                "or make a folder with one <label>.txt for each label."
+            )
+
+
+def names_columns_in_first_line(path: Path) -> bool:
+    return path.suffix.lower() in (".csv", ".tsv", ".tab")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Lines
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a UTF-8 file (with or without a byte order mark), each with its end. Raises InputError."""
+    try:
+        with path.open("rb") as file:
+            number = 0
+            while raw := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                yield _decoded(raw, path, number)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def _decoded(raw: bytes, path: Path, number: int) -> str:
+    if len(raw) > MAX_LINE_BYTES:
+        raise InputError(f"{path}, line {number} is longer than {MAX_LINE_BYTES >> 20} MiB: it is no text file.")
+    if number == 1:
+        raw = raw.removeprefix(codecs.BOM_UTF8)
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        bad = error.start
+    advice = "save the file as UTF-8."
+    if guess := _guess_encoding(raw):
+        advice = f"it looks like {guess}, which this converts: iconv -f {guess} -t UTF-8 '{path}' > utf8{path.suffix}"
+    raise InputError(f"{path}, line {number}: byte {bad + 1} of the line (0x{raw[bad]:02X}) is not UTF-8; {advice}")
+
+
+def _guess_encoding(raw: bytes) -> str | None:
+    """UTF-16 begins with its mark; Chinese in GBK is pairs of high bytes, while an accented letter of Latin-1 stands alone."""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    try:
+        raw.decode("gb18030")
+    except UnicodeDecodeError:
+        return None
+    in_pairs = 2 * len(re.findall(rb"[\x81-\xfe]{2}", raw))
+    return "GB18030" if in_pairs > 0.8 * sum(byte > 0x7F for byte in raw) else None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Formats
+
+
+def _folder_rows(folder: Path) -> Iterator[Row]:
+    """Columns `text` and `label`. Empty lines are no rows."""
+    files = sorted(file for file in folder.glob("*.txt") if file.is_file() and not file.name.startswith("."))
+    if not files:
+        raise InputError(f"{folder} holds no <label>.txt: a folder of data has one such file for each label, one text a line.")
+    for file in files:
+        rows = 0
+        for line, text in enumerate(_lines(file), start=1):
+            text = text.rstrip("\r\n")
+            if text and not text.isspace():
+                rows += 1
+                yield Row(file, line, {"text": text, "label": file.stem})
+        if not rows:
+            raise InputError(f"{file} is empty: put the texts with the label {file.stem!r} into it, or delete it.")
+
+
+def _column_names(path: Path, fields: list[str]) -> list[str]:
+    """A column without a name, such as pandas' index, is called by its place."""
+    names = [name.strip() or f"column {place}" for place, name in enumerate(fields, start=1)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{path} has two columns named {twice[0]!r} in its first line: rename one of them.")
+    return names
+
+
+def _wrong_width(path: Path, line: int, found: int, names: list[str], advice: str) -> InputError:
+    return InputError(f"{path}, line {line} has {found} fields and not the {len(names)} that the first line names: {advice}.")
+
+
+def _csv_delimiter(path: Path) -> str:
+    """A comma, unless the first line has none but semicolons or tabs, as spreadsheets of some countries write them."""
+    header = next(_lines(path), "")
+    return next((sign for sign in ",;\t" if sign in header), ",")
+
+
+def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+    names: list[str] = []
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(
+                f"{path}: the row that begins on line {line} is broken ({error}); a quotation mark inside a quoted text must "
+                "be doubled, and each one that opens must close."
+            ) from None
+        if not fields:
+            continue
+        if not names:
+            names = _column_names(path, fields)
+        elif len(fields) != len(names):
+            raise _wrong_width(path, line, len(fields), names, f"put a text that contains {delimiter!r} in quotation marks")
+        else:
+            yield Row(path, line, dict(zip(names, fields, strict=True)))
+
+
+def _is_plain_tsv(path: Path) -> bool:
+    """Whether each line at the beginning, cut at its tabs, is a row: then quotation marks are just characters, as the format
+    has it. Otherwise it is CSV with tabs, as pandas writes texts that have tabs or line breaks in them.
+    """
+    tabs, seen = None, 0
+    for line in _lines(path):
+        if line.strip("\r\n"):
+            tabs = line.count("\t") if tabs is None else tabs
+            if line.count("\t") != tabs:
+                return False
+        seen += len(line)
+        if seen > _PLAIN_TSV_PROBE_CHARS:
+            break
+    return True
+
+
+def _plain_tsv_rows(path: Path) -> Iterator[Row]:
+    names: list[str] = []
+    for number, line in enumerate(_lines(path), start=1):
+        line = line.rstrip("\r\n")
+        if not line:
+            continue
+        fields = [_unquoted(field) for field in line.split("\t")]
+        if not names:
+            names = _column_names(path, fields)
+        elif len(fields) != len(names):
+            raise _wrong_width(path, number, len(fields), names, "replace the tabs inside a text by spaces")
+        else:
+            yield Row(path, number, dict(zip(names, fields, strict=True)))
+
+
+def _unquoted(field: str) -> str:
+    """Without the quotation marks that a program put around a whole field."""
+    if field.startswith('"') and re.fullmatch(r'"(?:[^"]|"")*"', field):
+        return field[1:-1].replace('""', '"')
+    return field
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(path), start=1):
+        if line.isspace():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}, line {number} is not valid JSON ({error}): write one object on each line.") from None
+        if not isinstance(values, dict):
+            example = '{"text": "…", "label": "…"}'
+            raise InputError(f"{path}, line {number} is no JSON object: write one on each line, such as {example}")
+        yield Row(path, number, values)
+
+
+def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(f"Reading {path} needs pyarrow: pip install pyarrow") from None
+    number = 0
+    try:
+        with parquet.ParquetFile(path, memory_map=True) as file:
+            for batch in file.iter_batches(batch_size=512, columns=columns):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(path, number, values)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        what = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"{path} cannot be read as Parquet after row {number} ({what}): write the file again.") from None

@@ -1,0 +1,147 @@
+"""The status document (schema 1): what `memsup status --json` prints and `status.json` keeps. Absent readings are null.
+
+Filled by `supervisor/reporting.py`, read by the command line; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+SCHEMA = 1
+
+
+class RunState(enum.StrEnum):
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    COOLING = "cooling"
+    RECOVERING = "recovering"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+class Wanted(enum.StrEnum):
+    """What the user asked for; kept apart from what is."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+class ProgressStatus(msgspec.Struct, kw_only=True):
+    phase: str | None = None
+    epoch: float | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    samples: int | None = None
+    loss: float | None = None
+    samples_per_s: float | None = None
+    eta_s: float | None = None
+    digest: str | None = None
+
+
+class BatchStatus(msgspec.Struct, kw_only=True):
+    effective: int | None = None
+    micro_tokens: int | None = None
+    micro_rows: int | None = None
+
+
+class MemoryStatus(msgspec.Struct, kw_only=True):
+    ram_total_bytes: int | None = None
+    """What this process may use: the smaller of the machine's RAM and every enclosing cgroup's limit."""
+    ram_available_bytes: int | None = None
+    worker_bytes: int | None = None
+    """The worker's whole tree."""
+    limit_bytes: int | None = None
+    """What the ladder lets the worker's tree use."""
+    fence: str | None = None
+    """scope, cgroup2, cgroup1, rlimit or none."""
+    fence_bytes: int | None = None
+    fence_reason: str | None = None
+    """Why no better fence is used."""
+    pressure: float | None = None
+    """Share of the last second in which some process waited for memory (PSI `some`)."""
+
+
+class GpuStatus(msgspec.Struct, kw_only=True):
+    index: int
+    name: str | None = None
+    used_bytes: int | None = None
+    total_bytes: int | None = None
+    temperature_c: float | None = None
+    slowdown_c: float | None = None
+    power_w: float | None = None
+
+
+class TemperatureStatus(msgspec.Struct, kw_only=True):
+    name: str
+    celsius: float | None = None
+    limit_c: float | None = None
+
+
+class CheckpointStatus(msgspec.Struct, kw_only=True):
+    path: str | None = None
+    step: int | None = None
+    age_s: float | None = None
+    verified: bool | None = None
+
+
+class ActionStatus(msgspec.Struct, kw_only=True):
+    at: float
+    """Unix seconds."""
+    rung: str | None
+    action: str
+    reason: str
+    result: str | None = None
+
+
+class Status(msgspec.Struct, kw_only=True):
+    schema: int = SCHEMA
+    run: str
+    run_id: str | None = None
+    state: RunState
+    wanted: Wanted
+    tier: str | None = None
+    pid: int | None = None
+    worker_pid: int | None = None
+    since: float | None = None
+    """Unix seconds at which the run came into `state`."""
+    progress: ProgressStatus = msgspec.field(default_factory=ProgressStatus)
+    batch: BatchStatus = msgspec.field(default_factory=BatchStatus)
+    memory: MemoryStatus = msgspec.field(default_factory=MemoryStatus)
+    gpus: list[GpuStatus] = msgspec.field(default_factory=list)
+    gpu_probe: str | None = None
+    """Why `gpus` is empty or stale, where it is."""
+    temperatures: list[TemperatureStatus] = msgspec.field(default_factory=list)
+    checkpoint: CheckpointStatus = msgspec.field(default_factory=CheckpointStatus)
+    last_action: ActionStatus | None = None
+    restarts: int = 0
+    worst_stall_s: float | None = None
+    """The longest time by which the supervisor's own loop came too late."""
+    attention: list[str] = msgspec.field(default_factory=list)
+    """Sentences about what a person should look at; empty when all is well."""
+    result: dict[str, float] | None = None
+    """The metrics of a finished run."""
+    model_path: str | None = None
+    failure: str | None = None
+    """Why a failed run failed."""
+    exit_code: int | None = None
+    """Of a supervised command."""
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Status)
+
+
+def encode_status(status: Status) -> bytes:
+    return _encoder.encode(status)
+
+
+def decode_status(document: bytes) -> Status:
+    """Raises `msgspec.DecodeError`."""
+    return _decoder.decode(document)

@@ -1,0 +1,60 @@
+"""`python -m memsup.supervisor --run NAME`: the process that `memsup start` leaves behind.
+
+Says on `--ready-fd`, in one JSON line, whether it guards now or why not; from then on it talks through its sockets and files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+
+import msgspec
+import zmq
+
+from memsup.shared.paths import PathError, prepare, run_paths
+from memsup.shared.record import RecordError, read_record
+from memsup.shared.settings import SettingsError
+from memsup.supervisor.main import AlreadyRunningError, Lock, Supervisor
+from memsup.supervisor.scribe import ScribeHandler
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m memsup.supervisor")
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--ready-fd", type=int)
+    options = parser.parse_args()
+    os.umask(0o077)
+    try:
+        paths = run_paths(options.run)
+        prepare(paths)
+        lock = Lock(paths)
+        record = read_record(paths.record)
+        if record is None:
+            raise RecordError(f"{paths.record} is missing; start the run with: memsup start --run {options.run}")
+        supervisor = Supervisor(paths, record)
+    except (AlreadyRunningError, PathError, RecordError, SettingsError, OSError, zmq.ZMQError) as error:
+        _tell(options.ready_fd, ok=False, text=str(error))
+        print(error, file=sys.stderr)
+        return 1
+    handler = ScribeHandler(supervisor.scribe)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    _tell(options.ready_fd, ok=True, text="")
+    supervisor.run()
+    lock.release()
+    return 0
+
+
+def _tell(fd: int | None, *, ok: bool, text: str) -> None:
+    if fd is not None:
+        try:
+            os.write(fd, msgspec.json.encode({"ok": ok, "text": text}) + b"\n")
+        except BrokenPipeError:
+            pass  # whoever started us has gone; that is no reason to go as well
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The command line: names its commands, imports the one that is called, and turns its outcome into an exit code.
+
+`memsup --help` and `memsup status` have to answer at once, so nothing is imported here but click, and each command's module
+only when it runs. Data goes to stdout, messages to stderr. What the commands do is in the modules named below.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+# The order of the help page. Module, and the one line on the help page (so that it need not import them all).
+COMMANDS = {
+    "start": ("start", "Start or continue a run in the background."),
+    "status": ("status", "Show state, progress, limits and the last action."),
+    "pause": ("orders", "Pause; with --release give memory back, too."),
+    "resume": ("orders", "Continue the same curve after a pause."),
+    "checkpoint": ("checkpoint", "Write a checkpoint now; list or verify them."),
+    "stop": ("orders", "Checkpoint and stop."),
+    "wait": ("wait", "Wait until the run ends, with its progress."),
+    "logs": ("logs", "Show the worker's output and the ledger of decisions."),
+    "report": ("report", "The night on one page, with plots."),
+    "check": ("check", "What this machine has, and the tier it earns."),
+}
+REFUSED = 2
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+
+class RefusedError(Exception):
+    """The command cannot do what was asked; the text is one plain sentence with what to do. `code` becomes the exit code."""
+
+    def __init__(self, text: str, code: int = REFUSED) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when the command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"memsup.supervisor.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        click.echo(f"memsup {version('memsup')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version.")
+def memsup() -> None:
+    """Fine-tune transformers on the machine you own, and find it alive in the morning.
+
+    \b
+      memsup check               what this machine has, and what it can do
+      memsup start --demo        train a small model on real reviews, supervised
+      memsup status --watch      look at it
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code. Data is on stdout when this returns, messages are on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that knows no "°" or "→" shows "?" and no traceback
+    try:
+        code = memsup.main(arguments, prog_name="memsup", standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        error.show()
+        return REFUSED
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:  # memsup logs | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except Exception as error:
+        return _refusal(error)
+    return code if isinstance(code, int) else 0
+
+
+def _refusal(error: Exception) -> int:
+    """Errors whose text was written for people are shown as it is; all others are bugs and keep their traceback."""
+    from memsup.shared.inputs import InputError
+    from memsup.shared.paths import PathError
+    from memsup.shared.record import RecordError
+    from memsup.shared.settings import SettingsError
+
+    if not isinstance(error, RefusedError | InputError | PathError | RecordError | SettingsError):
+        raise error
+    click.echo(f"memsup: {error}", err=True)
+    return error.code if isinstance(error, RefusedError) else REFUSED

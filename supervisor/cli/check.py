@@ -1,0 +1,190 @@
+"""`memsup check`: what this machine has, the tier it earns, and whether the fence holds: tried out, not looked up.
+
+Starts small processes to rehearse the kill path; writes nothing and needs no run.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from memsup.shared.paths import PathError, check_private, run_paths
+from memsup.shared.settings import Loaded, Settings, SettingsError
+from memsup.supervisor.cli.findings import Row, limits_document, machine_document, machine_rows
+from memsup.supervisor.cli.options import command, data, json_data, json_option, run_option
+from memsup.supervisor.cli.preparing import job_file, load_settings, look_around
+from memsup.supervisor.machine import Machine, MemoryUser, largest_users
+from memsup.supervisor.tiers import DISK_FLOOR_BYTES, Resolution, resolve
+from memsup.supervisor.words import columns, plural, printable, size
+
+READY, WARNINGS = 0, 1
+KEEPS_AWAKE = "systemd-inhibit --what=idle:sleep memsup wait"
+
+
+class FenceFound(NamedTuple):
+    """What the rehearsal showed. `kill_s`: from the order to kill to the last exit; None where it did not work."""
+
+    kind: str
+    kill_s: float | None
+    refused: list[tuple[str, str]]
+    problem: str | None
+
+
+class Checked(NamedTuple):
+    machine: Machine
+    users: list[MemoryUser]
+    resolution: Resolution | None
+    """None: the settings make no sense here; a warning says why."""
+    fence: FenceFound | None
+    warnings: list[str]
+    command: str
+
+
+@click.command(epilog="Exit code: 0 ready, 1 there are warnings.")
+@run_option
+@json_option
+@click.option("--tier", type=click.Choice(["auto", "low", "safe", "full"]), help="As for start.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="As for start.")
+def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[str, ...]) -> int:
+    """What this machine has, what memsup would make of it, and a rehearsal of the kill path."""
+    state = run_paths(run_name).state
+    loaded, resolution, fence = Loaded(settings=Settings(), origins={}), None, None
+    wrong: list[str] = []
+    try:
+        loaded = load_settings(demo=False, tier=tier, assignments=assignments, environment=os.environ)
+    except SettingsError as error:
+        wrong.append(str(error))
+    machine = look_around(state, loaded.settings)
+    warnings = wrong + _warnings(machine, state)
+    try:
+        resolution = resolve(loaded.settings, loaded.origins, machine)
+    except SettingsError as error:
+        warnings.append(str(error))
+    else:
+        fence = _try_fence(loaded.settings, machine, resolution)
+        warnings += [*resolution.notes, *_fence_warnings(fence)]
+    found = Checked(
+        machine=machine,
+        users=largest_users(without=[os.getpid()]),
+        resolution=resolution,
+        fence=fence,
+        warnings=warnings,
+        command=command("start", run_name) + ("" if job_file(demo=False) else " --demo"),
+    )
+    if as_json:
+        json_data(_document(found))
+    else:
+        _print(found)
+    return WARNINGS if warnings else READY
+
+
+def _try_fence(settings: Settings, machine: Machine, resolution: Resolution) -> FenceFound:
+    """Puts a small process into the best fence there is, freezes it, kills it, and measures."""
+    from memsup.supervisor.fence import FenceError, choose_fence, rehearse
+
+    cuda = bool(machine.gpus) and settings.training.device != "cpu"
+    chosen = choose_fence(f"check_{os.getpid()}", resolution.limits.fence_bytes, device_is_cuda=cuda)
+    refused = [(str(kind), why) for kind, why in chosen.refused]
+    try:
+        return FenceFound(str(chosen.fence.kind), rehearse(chosen.fence), refused, None)
+    except FenceError as error:
+        return FenceFound(str(chosen.fence.kind), None, refused, str(error))
+
+
+def _warnings(machine: Machine, state: Path) -> list[str]:
+    warnings = []
+    for folder in (state.parent, state):
+        if os.path.lexists(folder):
+            try:
+                check_private(folder)
+            except PathError as error:
+                warnings.append(str(error))
+    if machine.disk_free_bytes is not None and machine.disk_free_bytes < DISK_FLOOR_BYTES:
+        warnings.append(f"Only {size(machine.disk_free_bytes)} are free in {state}: a run would hold at once. Free some space.")
+    if machine.on_battery:
+        warnings.append("This machine runs on its battery: a night of training needs the mains.")
+    if machine.is_wsl:
+        warnings.append(
+            "WSL sees neither temperatures nor the rest of Windows' memory, and ends everything some time after its last "
+            "window is closed: keep one open, and keep an eye on the heat from Windows."
+        )
+    return warnings
+
+
+def _fence_warnings(fence: FenceFound) -> list[str]:
+    if fence.problem is not None:
+        return [f"The kill path does not work here: {fence.problem}."]
+    why = "; ".join(f"{kind}: {reason}" for kind, reason in fence.refused)
+    if fence.kind == "rlimit":
+        return [f"The kernel bounds each process here, not their sum; memsup watches the sum itself ({why})."]
+    if fence.kind == "none":
+        return [f"The kernel enforces no limit here; memsup watches and kills by itself ({why})."]
+    return []
+
+
+def _sleep_row(machine: Machine) -> Row:
+    if machine.is_wsl:
+        return "sleep", "Windows decides: switch its sleep off for the night"
+    if machine.can_sleep is False:
+        return "sleep", "this machine cannot suspend"
+    how = (
+        f"to keep it awake while it trains: {KEEPS_AWAKE}"
+        if shutil.which("systemd-inhibit")
+        else "switch that off for the night"
+    )
+    return "sleep", f"this machine can suspend; {how}"
+
+
+def _fence_rows(fence: FenceFound | None) -> list[Row]:
+    if fence is None:
+        return []
+    tried = (
+        "did not work"
+        if fence.kill_s is None
+        else f"frozen, killed and gone within {fence.kill_s * 1000:.1f} ms in a rehearsal"
+    )
+    return [("fence", f"{fence.kind}, {tried}"), *((f"no {kind}", why) for kind, why in fence.refused)]
+
+
+def _print(found: Checked) -> None:
+    machine, resolution = found.machine, found.resolution
+    power = {True: "battery", False: "mains", None: "mains (no battery)"}[machine.on_battery]
+    kernel = f"Linux {machine.kernel}" + (", WSL" if machine.is_wsl else "")
+    rows = [*machine_rows(machine), ("kernel", kernel), ("power", power), _sleep_row(machine), *_fence_rows(found.fence)]
+    data("This machine\n" + _indented(columns(rows)))
+    used = [
+        (printable(user.name), size(user.size_bytes), plural(user.processes, "process", "processes")) for user in found.users
+    ]
+    data("\nLargest users of RAM\n" + _indented(columns(used)))
+    if resolution is not None:
+        data(f"\nTier {resolution.tier}: {resolution.reason}")
+        data(_indented(columns([name, value, f"← {origin}"] for name, value, origin in resolution.lines)))
+    data("")
+    for sentence in found.warnings:
+        data(click.style(f"! {printable(sentence)}", fg="yellow"))
+    data(f"{'Ready' if not found.warnings else 'It can be tried'}: {found.command}")
+
+
+def _indented(lines: list[str]) -> str:
+    return "\n".join("  " + line for line in lines)
+
+
+def _document(found: Checked) -> dict[str, Any]:
+    resolution, fence = found.resolution, found.fence
+    return {
+        "schema": 1,
+        "machine": machine_document(found.machine),
+        "largest_users": [{"name": u.name, "bytes": u.size_bytes, "processes": u.processes} for u in found.users],
+        "fence": fence
+        and {"kind": fence.kind, "kill_s": fence.kill_s, "refused": dict(fence.refused), "problem": fence.problem},
+        "tier": resolution and resolution.tier,
+        "tier_reason": resolution and resolution.reason,
+        "limits": resolution and limits_document(resolution.limits),
+        "values": resolution and [line._asdict() for line in resolution.lines],
+        "warnings": found.warnings,
+        "command": found.command,
+    }

@@ -1,0 +1,97 @@
+"""`memsup checkpoint`: writes and verifies one now, lists what there is, or verifies a folder byte by byte."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memsup.checkpoint.errors import CheckpointError
+from memsup.checkpoint.folders import Info
+from memsup.shared.messages import RequestKind
+from memsup.shared.paths import RunPaths
+from memsup.shared.record import read_record
+from memsup.supervisor.cli import RefusedError
+from memsup.supervisor.cli.options import command, data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.orders import DONE, NO_ANSWER, NOT_RUNNING, give, tell
+from memsup.supervisor.words import columns, count, duration, printable, size
+
+DAMAGED = 1
+
+
+@click.command()
+@run_option
+@json_option
+@click.option("--list", "as_list", is_flag=True, help="What lies in the run's folder. Needs no supervisor.")
+@click.option("--verify", metavar="PATH", help="Compare every byte of a checkpoint with its manifest. Needs no supervisor.")
+def checkpoint(run_name: str, as_json: bool, as_list: bool, verify: str | None) -> int:
+    """Write and verify a checkpoint at the next micro-batch boundary; prints its path.
+
+    Exit code: 0 done, 1 no answer, refused or damaged, 3 not running.
+    """
+    if as_list and verify is not None:
+        raise click.UsageError("--list and --verify are two different questions; ask one.")
+    if verify is not None:
+        return _verify(Path(verify), as_json)
+    if as_list:
+        return _list(paths_of(run_name), as_json)
+    reply = give(paths_of(run_name), RequestKind.CHECKPOINT)
+    if reply.ok and not as_json and reply.checkpoint_path:
+        message(reply.text)
+        data(printable(reply.checkpoint_path))
+        return DONE
+    return tell(reply, reply.text, as_json)
+
+
+def _verify(path: Path, as_json: bool) -> int:
+    from memsup.checkpoint.reading import verify
+
+    try:
+        info = verify(path.absolute())
+    except CheckpointError as error:
+        if as_json:
+            json_data({"schema": 1, "ok": False, "path": str(path), "text": str(error)})
+        else:
+            message(f"memsup: {path} cannot be used: {error}")
+        return DAMAGED
+    if as_json:
+        json_data({"schema": 1, "ok": True, **_document(info)})
+    else:
+        data(f"{path}: step {count(info.step)}, {size(info.bytes)}, every byte is what was written")
+    return DONE
+
+
+def _list(paths: RunPaths, as_json: bool) -> int:
+    from memsup.checkpoint.store import Store
+
+    record = read_record(paths.record)
+    if record is None:
+        raise RefusedError(f"There is no run {paths.name!r}. Start it with: {command('start', paths.name)}", NOT_RUNNING)
+    folder = record.settings.checkpoint.folder
+    found = Store(Path(folder) if folder else paths.checkpoints).list()
+    if as_json:
+        json_data({"schema": 1, "run": paths.name, "checkpoints": [_document(info) for info in found]})
+    elif not found:
+        message("There is no checkpoint yet.")
+    else:
+        data("\n".join(columns(_row(info) for info in found)))
+    return NO_ANSWER if any(info.problem for info in found) else DONE
+
+
+def _row(info: Info) -> list[str]:
+    age = "" if info.created_unix_s is None else f"{duration(time.time() - info.created_unix_s)} old"
+    metric = "" if info.metric is None else f"metric {info.metric:.4g}"
+    return [f"step {count(info.step)}", size(info.bytes), age, metric, printable(info.problem or str(info.path))]
+
+
+def _document(info: Info) -> dict[str, Any]:
+    return {
+        "path": str(info.path),
+        "step": info.step,
+        "created": info.created_unix_s,
+        "bytes": info.bytes,
+        "metric": info.metric,
+        "problem": info.problem,
+    }

@@ -1,0 +1,125 @@
+"""What was found on the machine and in the data, as rows for `start` and `check`, and as JSON. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from memsup.supervisor.machine import THIS_MACHINE
+from memsup.supervisor.words import count, percent, plural, printable, size
+
+if TYPE_CHECKING:
+    from memsup.shared.inputs import DataSummary, TaskSummary
+    from memsup.shared.settings import Settings
+    from memsup.supervisor.machine import Machine
+    from memsup.supervisor.readings import GpuReading, TemperatureReading
+    from memsup.supervisor.tiers import Limits
+
+Row = tuple[str, str]
+_MODEL_SOURCES = {
+    "folder": "a folder with weights",
+    "config only": "a config without weights: trained from nothing",
+    "hub": "a hub id; the worker fetches it",
+}
+MOST_SHOWN = 6
+"""Sensors and labels beyond that many are counted, not listed."""
+
+
+def machine_rows(machine: Machine) -> list[Row]:
+    rows = [
+        ("RAM", f"{size(machine.ram_total_bytes)}, {size(machine.ram_available_bytes)} of it free{_of(machine.ram_source)}"),
+        *(("cgroup", f"{printable(name)} allows {size(limit)}") for name, limit in machine.cgroup_limits),
+        ("swap", "none" if machine.swap_total_bytes == 0 else size(machine.swap_total_bytes)),
+        ("CPUs", f"{machine.cpus} usable{_of(machine.cpu_source)}" + (f", {machine.cpu_model}" if machine.cpu_model else "")),
+        *((f"GPU {gpu.index}", _gpu(gpu)) for gpu in machine.gpus),
+    ]
+    if not machine.gpus:
+        rows.append(("GPUs", machine.gpu_note or "none"))
+    rows.append(("sensors", _temperatures(machine.temperatures)))
+    rows.append(("disk", f"{size(machine.disk_free_bytes)} free where the run's state lies"))
+    return rows
+
+
+def data_rows(task: TaskSummary, settings: Settings) -> list[Row]:
+    rows = [
+        ("model", f"{printable(settings.task.model or '?')} ({_MODEL_SOURCES[task.model.value]})"),
+        ("train", _data(task.train)),
+    ]
+    if task.evaluation is not None:
+        rows.append(("evaluate", _data(task.evaluation)))
+    rows.append(("labels", _labels(task.train)))
+    rows.append(("texts", _texts(task.train, settings.training.max_length)))
+    return rows
+
+
+def machine_document(machine: Machine) -> dict[str, Any]:
+    return {
+        "ram_total_bytes": machine.ram_total_bytes,
+        "ram_available_bytes": machine.ram_available_bytes,
+        "ram_source": machine.ram_source,
+        "cgroup_limits": [{"name": name, "bytes": limit} for name, limit in machine.cgroup_limits],
+        "swap_total_bytes": machine.swap_total_bytes,
+        "cpus": machine.cpus,
+        "cpu_model": machine.cpu_model,
+        "gpus": [
+            {"index": g.index, "name": g.name, "total_bytes": g.total_bytes, "used_bytes": g.used_bytes} for g in machine.gpus
+        ],
+        "gpu_note": machine.gpu_note,
+        "temperatures": [{"name": t.name, "celsius": t.celsius, "limit_c": t.high_c} for t in machine.temperatures],
+        "disk_free_bytes": machine.disk_free_bytes,
+        "kernel": machine.kernel,
+        "wsl": machine.is_wsl,
+        "on_battery": machine.on_battery,
+        "can_sleep": machine.can_sleep,
+    }
+
+
+def limits_document(limits: Limits) -> dict[str, Any]:
+    return {
+        "worker_bytes": limits.worker_limit_bytes,
+        "worker_origin": limits.worker_limit_origin,
+        "reserve_bytes": limits.reserve_bytes,
+        "reserve_origin": limits.reserve_origin,
+        "fence_bytes": limits.fence_bytes,
+        "vram_fraction": limits.vram_fraction,
+    }
+
+
+def _of(source: str) -> str:
+    return "" if source == THIS_MACHINE else f" ({printable(source)})"
+
+
+def _gpu(gpu: GpuReading) -> str:
+    heat = "" if gpu.temperature_c is None else f", {gpu.temperature_c:g} °C"
+    slowdown = "" if gpu.slowdown_c is None else f" (slows itself down at {gpu.slowdown_c:g})"
+    return f"{printable(gpu.name or 'a GPU')}, {size(gpu.used_bytes)} of {size(gpu.total_bytes)} used{heat}{slowdown}"
+
+
+def _temperatures(readings: tuple[TemperatureReading, ...]) -> str:
+    if not readings:
+        return "no temperature sensor (normal in a virtual machine, a container or WSL)"
+    shown = [f"{printable(r.name)} {'?' if r.celsius is None else f'{r.celsius:g} °C'}" for r in readings[:MOST_SHOWN]]
+    more = [] if len(readings) <= MOST_SHOWN else [f"{len(readings) - MOST_SHOWN} more"]
+    return ", ".join(shown + more)
+
+
+def _data(data: DataSummary) -> str:
+    more = "" if data.complete else " at least (looked at for a moment only)"
+    blank = f", {plural(data.blank_texts, 'row')} without a text left out" if data.blank_texts else ""
+    columns = f"text in {data.columns.text!r}, label in {data.columns.label!r}"
+    return printable(f"{data.path}: {plural(data.rows, 'row')}{more}, {columns}{blank}")
+
+
+def _labels(data: DataSummary) -> str:
+    shown = [f"{printable(name)} {count(rows)}" for name, rows in list(data.labels.items())[:MOST_SHOWN]]
+    more = [] if len(data.labels) <= MOST_SHOWN else [f"{len(data.labels) - MOST_SHOWN} more"]
+    return ", ".join(shown + more)
+
+
+def _texts(data: DataSummary, max_length: int | None) -> str:
+    median, _, nearly_all, longest = data.text_chars
+    text = f"{count(median)} characters in the middle, {count(nearly_all)} at 99 %, {count(longest)} at most"
+    if max_length is None:
+        return text
+    share = data.share_cut(max_length)
+    cut = "none" if share == 0 else f"about {percent(share)}" if share >= 0.01 else "less than 1 %"
+    return f"{text}; {cut} of them are cut at {count(max_length)} tokens"

@@ -1,0 +1,147 @@
+"""`pause`, `resume`, `stop`: one request to the supervisor, its answer, and what it changed.
+
+The answer comes when the thing is done, not when it was heard. Ctrl-C while waiting leaves the order in force.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import click
+import msgspec
+
+from memsup.shared.messages import Reply, RequestKind
+from memsup.shared.paths import RunPaths
+from memsup.shared.record import read_record, write_record
+from memsup.shared.status import RunState, Status, Wanted, decode_status
+from memsup.supervisor.cli import INTERRUPTED, RefusedError
+from memsup.supervisor.cli.contact import COMES_UP_WITHIN_S, NoAnswerError, NobodyThereError, ask, is_held, see
+from memsup.supervisor.cli.options import command, data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.words import size
+
+DONE, NO_ANSWER, NOT_RUNNING = 0, 1, 3
+
+
+@click.command()
+@run_option
+@json_option
+@click.option("--release", is_flag=True, help="Checkpoint, end the worker and give RAM and VRAM back.")
+def pause(run_name: str, as_json: bool, release: bool) -> int:
+    """Stop computing until `memsup resume`, also over restarts.
+
+    Without --release memory is kept and going on takes no time. Exit code: 0 done, 1 no answer or refused, 3 not running.
+    """
+    paths = paths_of(run_name)
+    before = see(paths).status if release else None
+    reply = give(paths, RequestKind.PAUSE_RELEASE if release else RequestKind.PAUSE_HOLD)
+    freed = _given_back(before, _status(reply)) if release and reply.ok else {}
+    text = reply.text
+    if freed:
+        text = f"{text}\nGiven back: " + ", ".join(f"{size(freed[key])} {name}" for key, name in _FREED.items() if key in freed)
+    return tell(reply, text, as_json, **freed)
+
+
+@click.command()
+@run_option
+@json_option
+def resume(run_name: str, as_json: bool) -> int:
+    """Continue after a pause, on the same curve.
+
+    Exit code: 0 done, 1 no answer or refused, 3 not running.
+    """
+    reply = give(paths_of(run_name), RequestKind.RESUME)
+    return tell(reply, reply.text, as_json)
+
+
+@click.command()
+@run_option
+@json_option
+@click.option("--now", is_flag=True, help="Without a checkpoint: what was learned since the last one is lost.")
+def stop(run_name: str, as_json: bool, now: bool) -> int:
+    """Write a checkpoint and stop; `memsup start` continues from it.
+
+    Exit code: 0 done, 1 no answer or refused, 3 not running.
+    """
+    paths = paths_of(run_name)
+    try:
+        reply = give(paths, RequestKind.STOP_NOW if now else RequestKind.STOP)
+    except RefusedError as error:
+        if error.code == NOT_RUNNING:
+            _want_no_more(paths)
+        raise
+    except KeyboardInterrupt:
+        message(f"The run goes on stopping. Without its checkpoint: {command('stop', run_name)} --now")
+        return INTERRUPTED
+    return tell(reply, reply.text, as_json)
+
+
+def give(paths: RunPaths, what: RequestKind) -> Reply:
+    """Raises `RefusedError` where nobody is there to be asked, or does not answer."""
+    deadline_s = time.monotonic() + COMES_UP_WITHIN_S
+    while True:
+        try:
+            return ask(paths, what)
+        except NoAnswerError:
+            log = f"its log: {paths.supervisor_log}"
+            raise RefusedError(f"The supervisor of run {paths.name!r} does not answer; {log}", NO_ANSWER) from None
+        except NobodyThereError:
+            # It may just be coming up.
+            if time.monotonic() > deadline_s or not is_held(paths):
+                break
+        time.sleep(0.02)
+    if read_record(paths.record) is None:
+        raise RefusedError(f"There is no run {paths.name!r}. Start it with: {command('start', paths.name)}", NOT_RUNNING)
+    status = see(paths).status
+    if status is not None and status.state is RunState.FINISHED:
+        raise RefusedError(
+            f"Run {paths.name!r} is finished. To begin anew: {command('start', paths.name)} --fresh", NOT_RUNNING
+        )
+    why = f" ({status.state})" if status else ""
+    raise RefusedError(f"Run {paths.name!r} is not running{why}. Start it with: {command('start', paths.name)}", NOT_RUNNING)
+
+
+def tell(reply: Reply, text: str, as_json: bool, **more: object) -> int:
+    """Prints an answer; returns the exit code."""
+    if as_json:
+        status = msgspec.Raw(reply.status_json) if reply.status_json else None
+        json_data(
+            {"schema": 1, "ok": reply.ok, "text": reply.text, "checkpoint": reply.checkpoint_path, **more, "status": status}
+        )
+    elif reply.ok:
+        data(text)
+    else:
+        message(f"memsup: {text}")
+    return DONE if reply.ok else NO_ANSWER
+
+
+_FREED = {"freed_ram_bytes": "RAM", "freed_vram_bytes": "VRAM"}
+
+
+def _given_back(before: Status | None, after: Status | None) -> dict[str, int]:
+    """What the worker held before and does not hold now; nothing where a reading is missing."""
+    if before is None or after is None:
+        return {}
+    freed = {}
+    if before.memory.worker_bytes is not None:
+        freed["freed_ram_bytes"] = max(0, before.memory.worker_bytes - (after.memory.worker_bytes or 0))
+    used = [sum(gpu.used_bytes or 0 for gpu in status.gpus) for status in (before, after)]
+    if before.gpus and after.gpus:
+        freed["freed_vram_bytes"] = max(0, used[0] - used[1])
+    return freed
+
+
+def _status(reply: Reply) -> Status | None:
+    try:
+        return decode_status(reply.status_json)
+    except msgspec.DecodeError:
+        return None
+
+
+def _want_no_more(paths: RunPaths) -> None:
+    """Nobody guards the run, but it was to be running: from now on it is stopped and calls for no attention."""
+    record = read_record(paths.record)
+    if record is not None and record.wanted is not Wanted.STOPPED and not is_held(paths):
+        record.wanted = Wanted.STOPPED
+        with contextlib.suppress(OSError):
+            write_record(paths.record, record)

@@ -1,0 +1,168 @@
+"""The status document as a few lines for a terminal. Pure: a `Status` and the time in, text out.
+
+`status` prints all of it, `wait` uses the one-line form. Nothing is computed that the document does not say.
+"""
+
+from __future__ import annotations
+
+import click
+
+from memsup.shared.status import GpuStatus, RunState, Status
+from memsup.supervisor.cli.options import OVER
+from memsup.supervisor.gpu.thresholds import COLOUR_BELOW_C
+from memsup.supervisor.words import columns, count, duration, percent, plural, printable, size
+
+BAR_CELLS = 30
+_COLOURS = {
+    RunState.RUNNING: "green",
+    RunState.FINISHED: "green",
+    RunState.FAILED: "red",
+    RunState.STOPPED: "blue",
+}
+
+
+def picture(status: Status, now_unix_s: float) -> list[str]:
+    """Lines with colours in them; whoever prints takes them out where there is no terminal."""
+    head = click.style(status.state, fg=_COLOURS.get(status.state, "yellow"), bold=True)
+    since = "" if status.since is None else f" for {duration(now_unix_s - status.since)}"
+    tier = "" if status.tier is None else f", tier {status.tier}"
+    lines = [f"{click.style(printable(status.run), bold=True)}: {head}{since}{tier}"]
+    lines += [click.style(f"! {printable(sentence)}", fg="yellow") for sentence in status.attention]
+    if (bar := _bar(status)) is not None:
+        lines.append(bar)
+    rows = [
+        ("progress", _progress(status)),
+        ("batch", _batch(status)),
+        ("memory", _memory(status)),
+        ("fence", _fence(status)),
+        *((f"GPU {gpu.index}", _gpu(gpu)) for gpu in status.gpus),
+        ("GPUs", printable(status.gpu_probe) if status.gpu_probe and not status.gpus else None),
+        ("heat", _heat(status)),
+        ("checkpoint", _checkpoint(status)),
+        ("last action", _last_action(status, now_unix_s)),
+        ("restarts", count(status.restarts) if status.restarts else None),
+        ("result", result_line(status)),
+        ("model", printable(status.model_path) if status.model_path else None),
+        ("exit code", None if status.exit_code is None else str(status.exit_code)),
+    ]
+    return lines + ["  " + line for line in columns((name, text) for name, text in rows if text)]
+
+
+def one_line(status: Status) -> str:
+    """For logs and other places without a terminal."""
+    parts = [str(status.state), _steps(status), _progress(status)]
+    if status.memory.worker_bytes is not None:
+        parts.append(f"{size(status.memory.worker_bytes)} of {size(status.memory.limit_bytes)}")
+    return ", ".join(part for part in parts if part)
+
+
+def result_line(status: Status) -> str | None:
+    """Accuracy beside what guessing the most frequent label would reach: without that it says little."""
+    if not status.result:
+        return None
+    metrics = dict(status.result)
+    parts = []
+    if (accuracy := metrics.pop("accuracy", None)) is not None:
+        majority = metrics.pop("majority_accuracy", None)
+        beside = "" if majority is None else f" (always the most frequent label: {majority:.1%})"
+        parts.append(f"accuracy {accuracy:.1%}{beside}")
+    parts += [f"{printable(name).replace('_', ' ')} {value:.4g}" for name, value in metrics.items()]
+    return ", ".join(parts)
+
+
+def _bar(status: Status) -> str | None:
+    step, total = status.progress.step, status.progress.total_steps
+    if step is None or not total:
+        return None
+    done = min(1.0, step / total)
+    full = round(done * BAR_CELLS)
+    bar = click.style("█" * full, fg="green") + click.style("░" * (BAR_CELLS - full), dim=True)
+    return f"  {bar}  {_steps(status)}"
+
+
+def _steps(status: Status) -> str | None:
+    step, total = status.progress.step, status.progress.total_steps
+    if step is None:
+        return None
+    return f"step {count(step)}" + (f" of {count(total)} ({percent(step / total)})" if total else "")
+
+
+def _progress(status: Status) -> str | None:
+    progress, over = status.progress, status.state in OVER
+    parts = [
+        None if over or progress.phase in {None, "training"} else printable(progress.phase or ""),
+        None if progress.loss is None else f"loss {progress.loss:.4g}",
+        None if over or progress.samples_per_s is None else f"{progress.samples_per_s:.3g} samples/s",
+        None if over or progress.eta_s is None else f"{duration(progress.eta_s)} left",
+    ]
+    return ", ".join(part for part in parts if part) or None
+
+
+def _batch(status: Status) -> str | None:
+    batch = status.batch
+    if batch.effective is None:
+        return None
+    at_once = "" if batch.micro_tokens is None else f", computed {count(batch.micro_tokens)} tokens at a time"
+    rows = "" if batch.micro_rows is None else f" (now {plural(batch.micro_rows, 'row')})"
+    return f"{plural(batch.effective, 'sample')} a step, always{at_once}{rows}"
+
+
+def _memory(status: Status) -> str | None:
+    memory = status.memory
+    parts = []
+    if memory.worker_bytes is not None:
+        share = f" ({percent(memory.worker_bytes / memory.limit_bytes)})" if memory.limit_bytes else ""
+        parts.append(f"worker {size(memory.worker_bytes)} of at most {size(memory.limit_bytes)}{share}")
+    elif memory.limit_bytes is not None:
+        parts.append(f"worker at most {size(memory.limit_bytes)}")
+    if memory.ram_available_bytes is not None:
+        parts.append(f"machine {size(memory.ram_available_bytes)} of {size(memory.ram_total_bytes)} free")
+    if memory.pressure is not None and memory.pressure >= 0.01:
+        parts.append(f"{percent(memory.pressure)} of the time somebody waits for memory")
+    return ", ".join(parts) or None
+
+
+def _fence(status: Status) -> str | None:
+    memory = status.memory
+    if memory.fence is None:
+        return None
+    if memory.fence == "none":
+        return click.style("none: the kernel enforces nothing here", fg="yellow")
+    return f"{printable(memory.fence)}, the kernel stops the worker at {size(memory.fence_bytes)}"
+
+
+def _gpu(gpu: GpuStatus) -> str:
+    parts = [printable(gpu.name or "a GPU"), f"{size(gpu.used_bytes)} of {size(gpu.total_bytes)} used"]
+    if gpu.temperature_c is not None:
+        limit = "" if gpu.slowdown_c is None else f" (slows itself down at {gpu.slowdown_c:g})"
+        hot = gpu.slowdown_c is not None and gpu.temperature_c >= gpu.slowdown_c - COLOUR_BELOW_C
+        parts.append(click.style(f"{gpu.temperature_c:g} °C", fg="yellow" if hot else None) + limit)
+    if gpu.power_w is not None:
+        parts.append(f"{gpu.power_w:.0f} W")
+    return ", ".join(parts)
+
+
+def _heat(status: Status) -> str | None:
+    """The hottest sensor; `--json` has them all."""
+    known = [reading for reading in status.temperatures if reading.celsius is not None]
+    if not known:
+        return None
+    hottest = max(known, key=lambda reading: reading.celsius or 0)
+    return f"{printable(hottest.name)} {hottest.celsius:g} °C"
+
+
+def _checkpoint(status: Status) -> str | None:
+    checkpoint = status.checkpoint
+    if checkpoint.step is None:
+        return "none yet" if status.state is not RunState.FINISHED else None
+    verified = {True: "verified", False: "to be verified when it is loaded", None: "not known whether verified"}
+    age = "" if checkpoint.age_s is None else f", {duration(checkpoint.age_s)} old"
+    return f"step {count(checkpoint.step)}{age}, {verified[checkpoint.verified]}"
+
+
+def _last_action(status: Status, now_unix_s: float) -> str | None:
+    action = status.last_action
+    if action is None:
+        return None
+    result = f" → {action.result}" if action.result else ""
+    return printable(f"{duration(now_unix_s - action.at)} ago: {action.action} ({action.reason}){result}")

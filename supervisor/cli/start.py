@@ -1,0 +1,272 @@
+"""`memsup start`: looks at everything, says what it found and decided, and leaves a supervisor behind. Idempotent.
+
+Everything that can be wrong is found before anything is written (`preparing.py`); `spawning.py` writes and starts.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memsup.shared.paths import RunPaths
+from memsup.shared.record import RunRecord, new_run_id, read_record
+from memsup.shared.status import RunState, Status, Wanted, encode_status
+from memsup.supervisor.cli import RefusedError
+from memsup.supervisor.cli.contact import is_held, see
+from memsup.supervisor.cli.findings import Row, data_rows, limits_document, machine_document, machine_rows
+from memsup.supervisor.cli.options import command as typed
+from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.picture import one_line, result_line
+from memsup.supervisor.cli.preparing import AS_CREATED, Plan, load_settings, plan_continued, plan_new, shown
+from memsup.supervisor.words import columns, printable
+
+EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input. With --wait: 0 only if the run finished."
+
+
+@click.command(epilog=EPILOG)
+@run_option
+@json_option
+@click.option("--tier", type=click.Choice(["auto", "low", "safe", "full"]), help="How much the run may take; auto decides.")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, as in memsup.toml (docs/settings.md)."
+)
+@click.option("--demo", is_flag=True, help="The built-in job: a small BERT on real reviews.")
+@click.option("--wait", is_flag=True, help="Show progress until the run ends. Ctrl-C leaves it running.")
+@click.option("--foreground", is_flag=True, help="Stay in this terminal. Ctrl-C checkpoints and stops, a second one forces.")
+@click.option("--fresh", is_flag=True, help="Begin anew; the earlier run's folder is moved aside.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.argument("command", nargs=-1, metavar="[-- COMMAND...]")
+def start(
+    *,
+    run_name: str,
+    as_json: bool,
+    tier: str | None,
+    assignments: tuple[str, ...],
+    demo: bool,
+    wait: bool,
+    foreground: bool,
+    fresh: bool,
+    dry_run: bool,
+    command: tuple[str, ...],
+) -> int:
+    """Start a run in the background, or continue it where it was.
+
+    With -- COMMAND any training command is guarded in place of the built-in training.
+    """
+    paths = paths_of(run_name)
+    if wait and foreground:
+        raise click.UsageError("--foreground shows the run itself; --wait looks on from outside. Choose one.")
+    argv = _checked_command(command)
+    if is_held(paths) and not (dry_run and fresh):
+        return _already(paths, fresh=fresh, wait=wait, as_json=as_json)
+    loaded = load_settings(demo=demo, tier=tier, assignments=assignments, environment=os.environ)
+    record = None if fresh else read_record(paths.record)
+    if record is not None and (over := _finished(paths)) is not None:
+        return _tell_finished(paths, over, as_json)
+    plan = plan_new(paths, loaded, argv) if record is None else plan_continued(paths, record, loaded, argv)
+    if dry_run:
+        _tell(paths, plan, record, as_json)
+        message("Dry run: nothing was written, nothing was started.")
+        return 0
+    return _go(paths, plan, record, fresh=fresh, as_json=as_json, wait=wait, foreground=foreground)
+
+
+def _go(
+    paths: RunPaths, plan: Plan, record: RunRecord | None, *, fresh: bool, as_json: bool, wait: bool, foreground: bool
+) -> int:
+    from memsup.supervisor.cli import spawning
+
+    with spawning.only_start(paths):
+        # Another start may have come first while the data were looked at.
+        if is_held(paths) or (not fresh and _run_id(read_record(paths.record)) != _run_id(record)):
+            return _already(paths, fresh=False, wait=wait, as_json=as_json)
+        aside = _set_aside(paths) if record is None else None
+        fresh_record = _new_record(paths, plan) if record is None else _continued_record(record, plan)
+        spawning.write_run(paths, fresh_record)
+        _tell(paths, plan, record, as_json, run_id=fresh_record.run_id)
+        if aside is not None:
+            message(f"The earlier run was moved to {aside}; delete that folder when you need it no longer.")
+        if foreground:
+            message("In the foreground: Ctrl-C checkpoints and stops, a second one stops at once.")
+            spawning.become(paths)
+        spawning.spawn(paths)
+    if not as_json:
+        _tell_next(paths, paused=fresh_record.wanted is Wanted.PAUSED)
+    if wait:
+        from memsup.supervisor.cli.wait import follow
+
+        return follow(paths, as_json)
+    return 0
+
+
+def _run_id(record: RunRecord | None) -> str | None:
+    return record.run_id if record else None
+
+
+def _set_aside(paths: RunPaths) -> Path | None:
+    from memsup.supervisor.cli import spawning
+
+    try:
+        return spawning.set_aside(paths)
+    except OSError as error:
+        raise RefusedError(
+            f"{paths.state} cannot be moved aside: {error.strerror}. Move or delete it, then start again."
+        ) from None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Runs that are there already
+
+
+def _already(paths: RunPaths, *, fresh: bool, wait: bool, as_json: bool) -> int:
+    """A run with a living supervisor is left as it is."""
+    if fresh:
+        raise RefusedError(f"Run {paths.name!r} is running. Stop it before it can begin anew: {typed('stop', paths.name)}")
+    status = see(paths).status
+    if as_json:
+        json_data({"schema": 1, "run": paths.name, "already_running": True})
+    elif status is not None:
+        data(f"Run {paths.name!r} already runs: {one_line(status)}.")
+        paused = status.wanted is Wanted.PAUSED
+        message(f"Look at it: {typed('status', paths.name)}" + (f"   Go on: {typed('resume', paths.name)}" if paused else ""))
+    if wait:
+        from memsup.supervisor.cli.wait import follow
+
+        return follow(paths, as_json)
+    return 0
+
+
+def _finished(paths: RunPaths) -> Status | None:
+    status = see(paths).status
+    return status if status is not None and status.state is RunState.FINISHED else None
+
+
+def _tell_finished(paths: RunPaths, status: Status, as_json: bool) -> int:
+    if as_json:
+        json_data(encode_status(status))
+        return 0
+    data(f"Run {paths.name!r} is finished" + (f": {result_line(status)}" if status.result else "."))
+    if status.model_path:
+        data(f"Model: {printable(status.model_path)}")
+    message(f"To begin anew: {typed('start', paths.name)} --fresh")
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The record
+
+
+def _checked_command(command: tuple[str, ...]) -> list[str] | None:
+    if not command:
+        return None
+    if shutil.which(command[0]) is None:
+        raise RefusedError(
+            f"There is no command {command[0]!r}. To guard a training command, write it behind two dashes: "
+            "memsup start -- python train.py"
+        )
+    return list(command)
+
+
+def _new_record(paths: RunPaths, plan: Plan) -> RunRecord:
+    return RunRecord(
+        run=paths.name,
+        run_id=new_run_id(),
+        created_unix_s=time.time(),
+        wanted=Wanted.RUNNING,
+        tier=plan.resolution.tier,
+        tier_reason=plan.resolution.reason,
+        settings=plan.settings,
+        command=plan.command,
+        command_folder=str(Path.cwd()) if plan.command else None,
+    )
+
+
+def _continued_record(record: RunRecord, plan: Plan) -> RunRecord:
+    """A pause outlives the supervisor; a stop ends with a start."""
+    if record.wanted is not Wanted.PAUSED:
+        record.wanted = Wanted.RUNNING
+    record.settings = plan.settings
+    return record
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is said
+
+
+def _tell(paths: RunPaths, plan: Plan, record: RunRecord | None, as_json: bool, run_id: str | None = None) -> None:
+    for sentence in _notes(paths, plan):
+        message(f"! {printable(sentence)}")
+    if as_json:
+        json_data(_document(paths, plan, record, run_id))
+        return
+    resolution = plan.resolution
+    tier, reason = (
+        (resolution.tier, resolution.reason) if record is None else (record.tier, f"{AS_CREATED}: {record.tier_reason}")
+    )
+    _section("This machine", machine_rows(plan.machine))
+    if plan.task is not None:
+        _section("The task", data_rows(plan.task, plan.settings))
+    if plan.command is not None:
+        _section("The command", [("run", printable(" ".join(plan.command)))])
+    limits = resolution.lines if plan.command is None else resolution.lines[:2]
+    data(f"\nTier {tier}: {reason}")
+    data("\n".join("  " + line for line in columns([name, value, f"← {origin}"] for name, value, origin in limits)))
+
+
+def _section(title: str, rows: list[Row]) -> None:
+    data(f"{title}\n" + "\n".join("  " + line for line in columns(rows)))
+
+
+def _notes(paths: RunPaths, plan: Plan) -> list[str]:
+    notes = list(plan.resolution.notes)
+    if plan.machine.is_wsl:
+        notes.append("WSL ends everything some time after its last window is closed: keep one open.")
+    for key, has, asked, origin in plan.taken:
+        notes.append(f"{key} is now {shown(asked)} ({origin}); it was {shown(has)}.")
+    for key, has, asked, origin in plan.kept:
+        notes.append(
+            f"{key} stays {shown(has)}, {AS_CREATED}; {shown(asked)} ({origin}) would be another training: "
+            f"{typed('start', paths.name)} --fresh"
+        )
+    return notes
+
+
+def _tell_next(paths: RunPaths, *, paused: bool) -> None:
+    if paused:
+        data(f"\nSupervised, and still paused, as you left it. Go on with: {typed('resume', paths.name)}")
+        return
+    rows = [
+        (typed("status", paths.name) + " --watch", "look at it"),
+        (typed("pause", paths.name) + " --release", "when you need the machine"),
+        (typed("stop", paths.name), "checkpoint and stop; start continues"),
+    ]
+    data("\nStarted; this terminal may be closed. Next:\n" + "\n".join("  " + line for line in columns(rows)))
+
+
+def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str | None) -> dict[str, Any]:
+    differences = {"taken": plan.taken, "kept": plan.kept}
+    return {
+        "schema": 1,
+        "run": paths.name,
+        "run_id": run_id,
+        "already_running": False,
+        "continued": record is not None,
+        "dry_run": run_id is None,
+        "tier": plan.resolution.tier if record is None else record.tier,
+        "tier_reason": plan.resolution.reason if record is None else record.tier_reason,
+        "machine": machine_document(plan.machine),
+        "limits": limits_document(plan.resolution.limits),
+        "values": [line._asdict() for line in plan.resolution.lines],
+        "settings": plan.settings,
+        "command": plan.command,
+        "notes": _notes(paths, plan),
+        **{
+            name: [{"key": d.key, "has": shown(d.has), "asked": shown(d.asked), "origin": d.origin} for d in found]
+            for name, found in differences.items()
+        },
+    }

@@ -1,0 +1,80 @@
+"""`memsup status`: what is so, from the supervisor itself where there is one, and an exit code for scripts."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from memsup.shared.status import RunState, Status, encode_status
+from memsup.supervisor.cli.contact import see
+from memsup.supervisor.cli.options import OVER, colour, command, data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.picture import picture
+
+ALIVE, ATTENTION, STOPPED, UNKNOWN = 0, 1, 3, 4
+WATCH_EVERY_S = 1.0
+WATCH_LOG_EVERY_S = 10.0
+"""Where nobody can watch a picture move, it is printed again so often."""
+
+
+@click.command(short_help="Show state, progress, limits and the last action.")
+@run_option
+@json_option
+@click.option("--watch", is_flag=True, help="Again and again, until the run ends.")
+def status(run_name: str, as_json: bool, watch: bool) -> int:
+    """Show what the run does, how far it is, and what was done last and why.
+
+    Exit code: 0 alive or finished, 1 needs attention, 3 stopped, 4 unknown run.
+    """
+    paths = paths_of(run_name)
+    found = see(paths).status
+    if found is None:
+        message(f"There is no run {run_name!r} in {paths.state.parent}. Start it with: {command('start', run_name)}")
+        return UNKNOWN
+    if watch:
+        found = _watch(run_name, found, as_json)
+    else:
+        _print(found, as_json)
+    return exit_code(found)
+
+
+def exit_code(found: Status) -> int:
+    if found.state is RunState.FINISHED:
+        return ALIVE
+    if found.state is RunState.FAILED or found.attention:
+        return ATTENTION
+    return STOPPED if found.state is RunState.STOPPED else ALIVE
+
+
+def _print(found: Status, as_json: bool) -> None:
+    if as_json:
+        json_data(encode_status(found))
+    else:
+        data("\n".join(picture(found, time.time())))
+
+
+def _watch(run_name: str, found: Status, as_json: bool) -> Status:
+    """Until the run is over; the last thing seen is left on the screen."""
+    paths = paths_of(run_name)
+    moving = colour(sys.stdout) and not as_json
+    if not moving:
+        while True:
+            _print(found, as_json)
+            sys.stdout.flush()
+            if found.state in OVER:
+                return found
+            time.sleep(WATCH_EVERY_S if as_json else WATCH_LOG_EVERY_S)
+            found = see(paths).status or found
+    from rich.live import Live
+    from rich.text import Text
+
+    def drawn() -> Text:
+        return Text.from_ansi("\n".join(picture(found, time.time())))
+
+    with Live(drawn(), auto_refresh=False) as live:
+        while found.state not in OVER:
+            time.sleep(WATCH_EVERY_S)
+            found = see(paths).status or found
+            live.update(drawn(), refresh=True)
+    return found

@@ -1,0 +1,143 @@
+"""`memsup wait` and `start --wait`: looks on until the run ends, with a moving line on a terminal and plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from memsup.shared.paths import RunPaths
+from memsup.shared.status import RunState, Status, Wanted, encode_status
+from memsup.supervisor.cli import INTERRUPTED
+from memsup.supervisor.cli.contact import see
+from memsup.supervisor.cli.options import OVER, colour, command, data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.picture import one_line, result_line
+from memsup.supervisor.words import duration, printable, size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+FINISHED, NOT_FINISHED = 0, 1
+LOOK_EVERY_S = 1.0
+TELL_EVERY_S = 10.0
+
+
+@click.command()
+@run_option
+@json_option
+def wait(run_name: str, as_json: bool) -> int:
+    """Wait until the run ends. Progress is shown on stderr, the result on stdout.
+
+    Ctrl-C ends the waiting only. Exit code: 0 finished, else 1.
+    """
+    paths = paths_of(run_name)
+    if see(paths).status is None:
+        message(f"There is no run {run_name!r}. Start it with: {command('start', run_name)}")
+        return NOT_FINISHED
+    return follow(paths, as_json)
+
+
+def follow(paths: RunPaths, as_json: bool) -> int:
+    """Until the run is over or its supervisor is gone; returns the exit code."""
+    try:
+        last = _on_a_terminal(paths) if colour(sys.stderr) and not as_json else _in_lines(paths)
+    except KeyboardInterrupt:
+        message(
+            f"\nThe run goes on. Look at it with: {command('status', paths.name)}   End it with: {command('stop', paths.name)}"
+        )
+        return INTERRUPTED
+    if as_json:
+        json_data(encode_status(last))
+    else:
+        _tell_end(last, paths)
+    return FINISHED if last.state is RunState.FINISHED else NOT_FINISHED
+
+
+def _tell_end(last: Status, paths: RunPaths) -> None:
+    for sentence in last.attention:
+        message(f"! {printable(sentence)}")
+    match last.state:
+        case RunState.FINISHED:
+            data("Finished" + (f": {result_line(last)}" if last.result else "."))
+            if last.model_path:
+                data(f"Model: {printable(last.model_path)}")
+        case RunState.FAILED:
+            message(f"The run failed: {printable(last.failure or 'see the log')}\nIts log: {command('logs', paths.name)}")
+        case _:
+            message(f"The run is stopped. Continue with: {command('start', paths.name)}")
+
+
+def _in_lines(paths: RunPaths) -> Status:
+    """One line when the state changes, and every ten seconds while something moves."""
+    told, told_at_s = "", -TELL_EVERY_S
+    told_state: RunState | None = None
+    while True:
+        status, over = _look(paths)
+        line = one_line(status)
+        due = time.monotonic() - told_at_s >= TELL_EVERY_S
+        if status.state is not told_state or (due and line != told):
+            message(line)
+            told, told_at_s, told_state = line, time.monotonic(), status.state
+        if over:
+            return status
+        time.sleep(LOOK_EVERY_S)
+
+
+def _on_a_terminal(paths: RunPaths) -> Status:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    shape = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[steps]}"),
+        TextColumn("{task.fields[speed]}", style="cyan"),
+        TextColumn("{task.fields[memory]}", style="magenta"),
+    )
+    # Drawn once a look: a bar that moves ten times a second takes its CPU from the training.
+    with Progress(*shape, console=Console(stderr=True), auto_refresh=False) as progress:
+        task = progress.add_task("starting", total=None, steps="", speed="", memory="")
+        told: set[str] = set()
+        while True:
+            status, over = _look(paths)
+            _show(progress, task, status)
+            for sentence in status.attention:
+                if sentence not in told:
+                    progress.console.print(f"! {printable(sentence)}", style="yellow", markup=False, highlight=False)
+            told = set(status.attention)
+            if over:
+                return status
+            time.sleep(LOOK_EVERY_S)
+
+
+def _show(progress: Progress, task: TaskID, status: Status) -> None:
+    p, memory = status.progress, status.memory
+    doing = f" ({p.phase})" if status.state is RunState.RUNNING and p.phase not in {None, "training"} else ""
+    speed = [
+        None if p.loss is None else f"loss {p.loss:.3f}",
+        None if p.samples_per_s is None else f"{p.samples_per_s:.3g}/s",
+        None if p.eta_s is None or status.state is not RunState.RUNNING else f"{duration(p.eta_s)} left",
+    ]
+    used = None if memory.worker_bytes is None else f"{size(memory.worker_bytes)} of {size(memory.limit_bytes)}"
+    progress.update(
+        task,
+        description=f"{status.state}{doing}",
+        completed=p.step or 0,
+        total=p.total_steps,
+        steps="" if p.step is None else f"{p.step:,}" + (f"/{p.total_steps:,}" if p.total_steps else ""),
+        speed="  ".join(part for part in speed if part),
+        memory=used or "",
+        refresh=True,
+    )
+
+
+def _look(paths: RunPaths) -> tuple[Status, bool]:
+    """What is so, and whether nothing more will come."""
+    seen = see(paths)
+    if seen.status is None:  # somebody deleted it
+        return Status(
+            run=paths.name, state=RunState.STOPPED, wanted=Wanted.STOPPED, attention=["The run's folder is gone."]
+        ), True
+    return seen.status, seen.status.state in OVER

@@ -1,0 +1,111 @@
+"""Heat, power and GPU memory, joined: what is read of GPUs, CPU and battery, and what the ladder is asked for because of it.
+
+Covers when the GPU probe is awake, which devices are the worker's, and the hand-over of readings to the pure controls
+(`heat.py`, `gpu/vram.py`, `battery.py`); their answers become the ladder's `Proposal`s, and power limits go to the probe.
+Decides nothing of that itself, and waits for nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from memsup.shared.messages import WorkerMemory
+from memsup.shared.settings import Limits
+from memsup.supervisor.battery import BatteryControl, PowerSupply
+from memsup.supervisor.gpu.client import GpuClient
+from memsup.supervisor.gpu.devices import heat_sources, of_worker, power_limits
+from memsup.supervisor.gpu.vram import VramControl, VramDecision
+from memsup.supervisor.heat import HeatControl, HeatDecision
+from memsup.supervisor.ladder import HoldReason, Proposal
+from memsup.supervisor.readings import GpuReading, TemperatureReading
+from memsup.supervisor.temperatures import TemperatureSensors, cpu_sources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What of the worker matters for heat and GPU memory."""
+
+    alive: bool
+    computing: bool
+    """It has work and is not held by somebody else."""
+    pids: tuple[int, ...]
+    memory: WorkerMemory | None
+
+
+@dataclass
+class Cooling:
+    """`watches_gpus` False: a run on the CPU leaves GPUs asleep. `power_record` remembers lowered power limits."""
+
+    limits: Limits
+    watches_gpus: bool
+    vram_fraction: float | None
+    power_record: Path
+    gpus: tuple[GpuReading, ...] = ()
+    temperatures: tuple[TemperatureReading, ...] = ()
+    tell: list[str] = field(default_factory=list)
+    """Sentences for a person, the newest last."""
+    _calm: bool = True
+
+    def __post_init__(self) -> None:
+        self.client = GpuClient(self.power_record)
+        self._sensors, self._supply = TemperatureSensors(), PowerSupply()
+        self._heat, self._battery = HeatControl(), BatteryControl()
+        self._vram = VramControl() if self.vram_fraction is None else VramControl(self.vram_fraction)
+        self._visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    @property
+    def note(self) -> str | None:
+        """Why there is nothing about GPUs, where that is so."""
+        return self.client.note if self.watches_gpus else "No GPU is watched: this run computes on the CPU."
+
+    def due_s(self, now_s: float) -> float:
+        """When the probe wants to be asked again."""
+        return self.client.due_s(now_s)
+
+    def on_tick(self, now_s: float) -> None:
+        self.client.on_tick(now_s, calm=self._calm)
+
+    def on_readable(self, now_s: float) -> None:
+        self.client.on_readable(now_s)
+
+    def step(self, now_s: float, load: Load, *, calm: bool) -> tuple[Proposal, ...]:
+        """About once a second. `calm` False: memory is short, so no probe is started now."""
+        self._calm = calm
+        self._tend_probe(now_s, load)
+        self.gpus = self.client.readings(now_s)
+        self.temperatures = self._sensors.read(now_s)
+        workers = of_worker(self.gpus, self._visible)
+        sources = heat_sources(workers, self.limits.gpu_temperature_c)
+        sources += cpu_sources(self.temperatures, self._sensors.cpu_use, self.limits.cpu_temperature_c)
+        heat = self._heat.step(now_s, sources, computing=load.computing, may_cap=self.client.may_cap)
+        if heat.tell is not None:
+            self.tell.append(heat.tell)
+        self.client.cap(power_limits(workers, heat.power_fraction, self.limits.power_w))
+        return tuple(self._proposals(now_s, heat, workers, load))
+
+    def close(self) -> None:
+        self.client.close()
+
+    def _tend_probe(self, now_s: float, load: Load) -> None:
+        self.client.worker_pids = load.pids
+        if self.watches_gpus and load.alive:
+            self.client.wake()
+        else:
+            self.client.rest(now_s)
+
+    def _proposals(self, now_s: float, heat: HeatDecision, workers: tuple[GpuReading, ...], load: Load) -> Iterator[Proposal]:
+        yield Proposal(duty_fraction=heat.duty_fraction, hold=HoldReason.HEAT if heat.hold else None, reason=heat.reason)
+        if self._battery.step(now_s, self._supply.on_battery()):
+            yield Proposal(hold=HoldReason.POWER, reason="the machine runs on its battery")
+        vram = self._vram_decision(now_s, workers, load)
+        if vram is not None:
+            yield Proposal(shrink=vram.shrink, may_grow=vram.may_grow, reason=vram.reason)
+
+    def _vram_decision(self, now_s: float, workers: tuple[GpuReading, ...], load: Load) -> VramDecision | None:
+        """None while the worker has nothing on a GPU."""
+        if load.memory is None or load.memory.cuda_allocated_bytes is None or not workers:
+            return None
+        return self._vram.step(now_s, workers[0], load.memory.cuda_allocated_bytes, load.memory.cuda_reserved_bytes)

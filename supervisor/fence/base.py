@@ -1,0 +1,147 @@
+"""What every fence can do, whatever the kernel offers here, and the words for it."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+from memsup.supervisor import launch
+from memsup.supervisor.descent import MARK
+
+WORKER_OOM_SCORE_ADJ = 700
+"""Well above a user service's 200 (systemd#38492), so that the kernel, when it must choose, takes the worker."""
+
+_LOWERING_STEP_BYTES = 64 << 20
+_LOWERING_MARGIN_BYTES = 32 << 20
+
+
+class Kind(enum.StrEnum):
+    """Best first."""
+
+    SCOPE = "scope"
+    """A systemd scope (cgroup v2), in the user's or the system's manager."""
+    CGROUP2 = "cgroup2"
+    """A cgroup v2 made by memsup itself, where that is delegated or memsup is root."""
+    CGROUP1 = "cgroup1"
+    """A cgroup v1 of the memory and freezer controllers, as root."""
+    RLIMIT = "rlimit"
+    """RLIMIT_DATA: bounds each process, not their sum; without CUDA only."""
+    NONE = "none"
+
+
+class FenceError(Exception):
+    """This kind of fence cannot be had here; the text is one plain clause that says why."""
+
+
+class Fence(ABC):
+    """A limit around the worker's whole tree. Exists from its construction; the worker comes in by `launch_prefix`.
+
+    Nothing here raises for what the kernel does at run time: a reading that cannot be had is None, and an order that the
+    kernel refuses shows in what is read afterwards. Only the fence's own cgroups are ever written to.
+    """
+
+    kind: Kind
+
+    def __init__(self, run: str, limit_bytes: int) -> None:
+        self.name = fence_name(run)
+        self.limit_bytes = limit_bytes
+        """In force now."""
+        self._wanted_bytes = self._highest_bytes = limit_bytes
+
+    @property
+    def folder(self) -> Path | None:
+        """The cgroup whose ancestors bound the worker as well; None without one."""
+        return None
+
+    @abstractmethod
+    def launch_prefix(self) -> list[str]:
+        """What to put before a command so that it starts inside, `oom_score_adj` raised. Exit code 125: it could not."""
+
+    def set_limit(self, limit_bytes: int) -> None:
+        """Lowers the limit for a while, or raises it again up to what the fence was made with.
+
+        Never so low that the kernel would have to kill at once: what the worker holds now is the bound, and `renew` follows it
+        down as the worker shrinks. `limit_bytes` says what is in force.
+        """
+        self._wanted_bytes = min(limit_bytes, self._highest_bytes)
+        self.renew()
+
+    @abstractmethod
+    def renew(self) -> None:
+        """Once a second: brings the kernel's limit nearer to what is wanted, also where somebody else changed it."""
+
+    @abstractmethod
+    def used_bytes(self) -> int | None:
+        """Memory that only the death of the worker's tree would give back: no page cache."""
+
+    def oom_kills(self) -> int | None:
+        """Processes that the kernel killed at the fence since it was made."""
+        return None
+
+    def pressure_total_us(self) -> int | None:
+        """PSI `some total=` of the fence's cgroup."""
+        return None
+
+    @abstractmethod
+    def pids(self) -> list[int]: ...
+
+    @abstractmethod
+    def populated(self) -> bool | None:
+        """Whether anything in it still runs (the dead that nobody reaped do not count)."""
+
+    @abstractmethod
+    def freeze(self) -> None: ...
+
+    @abstractmethod
+    def thaw(self) -> None: ...
+
+    @abstractmethod
+    def frozen(self) -> bool | None:
+        """Whether everything inside stands still."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """SIGKILL for everything inside; returns at once. Again while `populated` (see `process_tree.TreeKill`)."""
+
+    @abstractmethod
+    def remove(self) -> bool:
+        """Takes the empty fence away; False when somebody is still inside. May take a tenth of a second."""
+
+
+def fence_name(run: str) -> str:
+    """`memsup-…`, the same for the same run, fit for a cgroup and a unit. A second dash would nest systemd's slices."""
+    if re.fullmatch(r"[A-Za-z0-9_]{1,32}", run):
+        return f"memsup-{run}"
+    readable = re.sub(r"[^A-Za-z0-9_]", "_", run)[:24]
+    return f"memsup-{readable}_{hashlib.sha256(run.encode()).hexdigest()[:8]}"
+
+
+def launcher(name: str, *, writes: Sequence[tuple[Path, str]] = (), data_limit_bytes: int | None = None) -> list[str]:
+    """`launch.py` with its options; the command follows."""
+    command = [sys.executable, "-I", "-S", launch.__file__, "--environment", MARK, name]
+    command += ["--oom-score-adj", str(WORKER_OOM_SCORE_ADJ)]
+    if data_limit_bytes is not None:
+        command += ["--data-limit", str(data_limit_bytes)]
+    for file, text in writes:
+        command += ["--write", str(file), text]
+    return [*command, "--"]
+
+
+def next_limit(wanted_bytes: int, in_force_bytes: int, held_bytes: int | None, charged_bytes: int | None) -> int:
+    """The limit to set now, on the way from `in_force_bytes` to `wanted_bytes`.
+
+    Raising is free. Lowering stops above what is held (`held_bytes`, without page cache): the kernel would kill (v2) or refuse
+    (v1). It takes page cache (`charged_bytes` is the sum) in small bites, since the write returns only when it was taken.
+    Unknown use: nothing is lowered.
+    """
+    if wanted_bytes >= in_force_bytes:
+        return wanted_bytes
+    if held_bytes is None or charged_bytes is None:
+        return in_force_bytes
+    lowest = max(wanted_bytes, held_bytes + _LOWERING_MARGIN_BYTES, charged_bytes - _LOWERING_STEP_BYTES)
+    return min(lowest, in_force_bytes)

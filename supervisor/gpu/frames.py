@@ -1,0 +1,108 @@
+"""What the supervisor and its GPU probe say to each other: one msgpack map a packet over a socket pair (SOCK_SEQPACKET).
+
+Every question has an id, and its answer repeats it, so that an answer which comes after its deadline is recognised. Values are
+the driver's own, unjudged: None is "not supported" or "not told"; what is absurd is sorted out by `devices.py`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MAX_FRAME_BYTES = 64 * 1024
+
+
+class Look(msgspec.Struct, frozen=True, tag="look"):
+    """How are the devices? `fully` False: memory alone, which is what changes fast."""
+
+    ask_id: int
+    fully: bool
+
+
+class Cap(msgspec.Struct, frozen=True, tag="cap"):
+    """Limit the power of these devices (UUID → watts), and give every other device back what it had."""
+
+    ask_id: int
+    watts: dict[str, float]
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One GPU's answers. Temperatures in °C, power in watts."""
+
+    index: int
+    lost: bool = False
+    """The driver says that the GPU is lost or needs a reset."""
+    uuid: str | None = None
+    name: str | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    processes: list[tuple[int, int | None]] | None = None
+    """Compute processes: pid as the driver sees it, bytes."""
+    temperature_c: float | None = None
+    margin_c: float | None = None
+    """T.Limit: what is left until the device's limit (0), where the thresholds below are negative."""
+    slowdown_margin_c: float | None = None
+    shutdown_margin_c: float | None = None
+    slowdown_threshold_c: float | None = None
+    shutdown_threshold_c: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    power_least_w: float | None = None
+    power_default_w: float | None = None
+    slowed_by_heat: bool | None = None
+    xids: list[int] = []
+    """Driver errors since the last full look. https://docs.nvidia.com/deploy/xid-errors"""
+    memory_errors: int = 0
+    """Uncorrectable memory errors (double-bit ECC) since the last full look."""
+
+
+class Seen(msgspec.Struct, frozen=True, tag="seen"):
+    ask_id: int
+    fully: bool
+    devices: list[Device]
+    driver: str | None = None
+    may_cap: bool = False
+    """This process may set power limits (it is root's)."""
+
+
+class Capped(msgspec.Struct, frozen=True, tag="capped"):
+    """What came of `Cap`: per device the limit now in force, and why it is not the one wanted."""
+
+    ask_id: int
+    watts: dict[str, float]
+    refused: dict[str, str]
+
+
+class Absent(msgspec.Struct, frozen=True, tag="absent"):
+    """There is nothing to probe on this machine, and that is normal; the probe exits. `text`: one clause."""
+
+    ask_id: int
+    text: str
+
+
+class Broken(msgspec.Struct, frozen=True, tag="broken"):
+    """The driver cannot be used now; the probe exits. `text`: one clause."""
+
+    ask_id: int
+    text: str
+
+
+Question = Look | Cap
+Answer = Seen | Capped | Absent | Broken
+
+_encoder = msgspec.msgpack.Encoder()
+_questions: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
+_answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+def encode(frame: Question | Answer) -> bytes:
+    return _encoder.encode(frame)
+
+
+def decode_question(packet: bytes) -> Question:
+    """Raises `msgspec.DecodeError`."""
+    return _questions.decode(packet)
+
+
+def decode_answer(packet: bytes) -> Answer:
+    """Raises `msgspec.DecodeError` and `UnicodeDecodeError`."""
+    return _answers.decode(packet)

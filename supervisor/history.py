@@ -1,0 +1,308 @@
+"""The run's readings over time, one line every ten seconds or so in `history.jsonl`: what `memsup report` draws.
+
+Pure: `Recorder` turns samples, noted once a second, into lines that `scribe.py` appends; `read_points` reads them back and
+forgives whatever is no point; `thin` bounds how many are kept. A point stands for the stretch of time since the point before
+it, by the *worst* of each reading and by where its seconds went, so that neither recording every tenth second nor thinning
+hides a peak. The last seconds before a death of the machine are the black box's (`blackbox.py`), the decisions the ledger's.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from memsup.shared.messages import Phase
+from memsup.shared.status import RunState, Status
+
+EVERY_S = 10.0
+FULL_RATE_S = 100_000.0
+"""A run older than this (27 h) is recorded more and more rarely, so that the file grows with the logarithm of its age:
+2 MB for a night, 5 MB for the first day, 24 MB after a month (measured: 560 bytes a line with a GPU)."""
+MOST_LINE_BYTES = 64 * 1024
+"""A longer line is no point."""
+_SLEPT_S = 2.0
+"""The wall clock ran this much further than the monotonic one: the machine slept in between (or its clock was set)."""
+
+
+class Activity(enum.StrEnum):
+    """Where time goes, from the run's state and the worker's phase."""
+
+    STARTING = "starting"
+    TRAINING = "training"
+    COOLED = "cooled"
+    """The gaps between micro-batches that keep a temperature down."""
+    EVALUATING = "evaluating"
+    SAVING = "saving"
+    PAUSED = "paused"
+    COOLING = "cooling"
+    RECOVERING = "recovering"
+    """Held, frozen or started again, because of memory, the disk or a death."""
+    ENDING = "ending"
+    ASLEEP = "asleep"
+    """The machine slept, or its clock was set forward."""
+
+
+_OF_STATE = {
+    RunState.PAUSING: Activity.PAUSED,
+    RunState.PAUSED: Activity.PAUSED,
+    RunState.COOLING: Activity.COOLING,
+    RunState.RECOVERING: Activity.RECOVERING,
+    RunState.STOPPING: Activity.ENDING,
+    RunState.STOPPED: Activity.ENDING,
+    RunState.FINISHED: Activity.ENDING,
+    RunState.FAILED: Activity.ENDING,
+}
+_OF_PHASE = {
+    Phase.STARTING: Activity.STARTING,
+    Phase.LOADING: Activity.STARTING,
+    Phase.EVALUATING: Activity.EVALUATING,
+    Phase.SAVING: Activity.SAVING,
+    Phase.HOLDING: Activity.RECOVERING,
+    Phase.FINISHING: Activity.ENDING,
+}
+
+
+def activity_of(state: RunState, phase: Phase | None) -> Activity:
+    """`phase` None: not known, as for a foreign command; then a running run trains."""
+    if state in _OF_STATE:
+        return _OF_STATE[state]
+    if phase is None:
+        return Activity.STARTING if state is RunState.STARTING else Activity.TRAINING
+    return _OF_PHASE.get(phase, Activity.TRAINING)
+
+
+class GpuPoint(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
+    index: int
+    used_bytes: int | None = None
+    total_bytes: int | None = None
+    temperature_c: float | None = None
+    slowdown_c: float | None = None
+    power_w: float | None = None
+
+
+class Point(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
+    """One line of `history.jsonl`. Unknown is absent. As a sample, before it is recorded, `spent_s` is empty."""
+
+    at: float
+    """Unix seconds, at the end of the stretch that the point stands for."""
+    mono: float
+    """The same on the supervisor's own clock; only comparable within one `boot`."""
+    boot: str
+    state: str
+    phase: str | None = None
+    spent_s: dict[str, float] = {}
+    """Seconds by `Activity` since the point before; empty in the first point of each life of the supervisor."""
+    epoch: float | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    samples: int | None = None
+    loss: float | None = None
+    """Mean, as are all figures about which nothing else is said."""
+    samples_per_s: float | None = None
+    duty_fraction: float | None = None
+    micro_tokens: int | None = None
+    """Least."""
+    micro_rows: int | None = None
+    """Least."""
+    worker_bytes: int | None = None
+    """Most."""
+    limit_bytes: int | None = None
+    """What the ladder lets the worker's tree use; the last."""
+    ram_total_bytes: int | None = None
+    ram_available_bytes: int | None = None
+    """Least."""
+    reserve_bytes: int | None = None
+    pressure: float | None = None
+    """Most."""
+    cpu_c: float | None = None
+    """Most, of the hottest sensor that is not a GPU's."""
+    cpu_limit_c: float | None = None
+    gpus: tuple[GpuPoint, ...] = ()
+
+
+def sample_of(
+    status: Status, *, at: float, mono: float, boot: str, duty_fraction: float | None = None, reserve_bytes: int | None = None
+) -> Point:
+    """What is so now, for `Recorder.note`. `duty_fraction`: the share of the time in which the worker may compute."""
+    progress, batch, memory = status.progress, status.batch, status.memory
+    hottest = max((t for t in status.temperatures if t.celsius is not None), key=lambda t: t.celsius or 0.0, default=None)
+    return Point(
+        at=round(at, 3),
+        mono=round(mono, 3),
+        boot=boot,
+        state=str(status.state),
+        phase=progress.phase,
+        epoch=progress.epoch,
+        step=progress.step,
+        total_steps=progress.total_steps,
+        samples=progress.samples,
+        loss=progress.loss,
+        samples_per_s=progress.samples_per_s,
+        duty_fraction=duty_fraction,
+        micro_tokens=batch.micro_tokens,
+        micro_rows=batch.micro_rows,
+        worker_bytes=memory.worker_bytes,
+        limit_bytes=memory.limit_bytes,
+        ram_total_bytes=memory.ram_total_bytes,
+        ram_available_bytes=memory.ram_available_bytes,
+        reserve_bytes=reserve_bytes,
+        pressure=memory.pressure,
+        cpu_c=hottest.celsius if hottest else None,
+        cpu_limit_c=hottest.limit_c if hottest else None,
+        gpus=tuple(
+            GpuPoint(
+                index=gpu.index,
+                used_bytes=gpu.used_bytes,
+                total_bytes=gpu.total_bytes,
+                temperature_c=gpu.temperature_c,
+                slowdown_c=gpu.slowdown_c,
+                power_w=gpu.power_w,
+            )
+            for gpu in status.gpus
+        ),
+    )
+
+
+def fold(points: Sequence[Point]) -> Point:
+    """The one point that stands for all of `points` (not empty; of one boot, in order)."""
+    last = points[-1]
+    spent: dict[str, float] = {}
+    for point in points:
+        for name, seconds in point.spent_s.items():
+            spent[name] = round(spent.get(name, 0.0) + seconds, 3)
+    weights = [sum(point.spent_s.values()) or 1.0 for point in points]
+
+    def mean(of: Callable[[Point], float | None], digits: int) -> float | None:
+        pairs = zip(points, weights, strict=True)
+        known = [(value, weight) for point, weight in pairs if (value := _finite(of(point))) is not None]
+        if not known:
+            return None
+        return round(sum(value * weight for value, weight in known) / sum(weight for _, weight in known), digits)
+
+    return msgspec.structs.replace(
+        last,
+        spent_s=spent,
+        loss=mean(lambda p: p.loss, 6),
+        samples_per_s=mean(lambda p: p.samples_per_s, 4),
+        duty_fraction=mean(lambda p: p.duty_fraction, 4),
+        micro_tokens=min((p.micro_tokens for p in points if p.micro_tokens is not None), default=None),
+        micro_rows=min((p.micro_rows for p in points if p.micro_rows is not None), default=None),
+        worker_bytes=max((p.worker_bytes for p in points if p.worker_bytes is not None), default=None),
+        ram_available_bytes=min((p.ram_available_bytes for p in points if p.ram_available_bytes is not None), default=None),
+        pressure=max((p.pressure for p in points if p.pressure is not None), default=None),
+        cpu_c=max((p.cpu_c for p in points if p.cpu_c is not None), default=None),
+        gpus=tuple(
+            _fold_gpu([gpu for point in points for gpu in point.gpus if gpu.index == index])
+            for index in sorted({gpu.index for point in points for gpu in point.gpus})
+        ),
+    )
+
+
+def _fold_gpu(points: Sequence[GpuPoint]) -> GpuPoint:
+    return msgspec.structs.replace(
+        points[-1],
+        used_bytes=max((p.used_bytes for p in points if p.used_bytes is not None), default=None),
+        temperature_c=max((p.temperature_c for p in points if p.temperature_c is not None), default=None),
+        power_w=max((p.power_w for p in points if p.power_w is not None), default=None),
+    )
+
+
+def thin(points: Sequence[Point], most: int) -> list[Point]:
+    """At most about `most` points for the same time: neighbours of one boot and one life of the supervisor are folded."""
+    size = math.ceil(len(points) / max(1, most))
+    if size <= 1:
+        return list(points)
+    thinned: list[Point] = []
+    group: list[Point] = []
+    for point in points:
+        begins_life = not point.spent_s or bool(group and point.boot != group[0].boot)
+        if group and (begins_life or len(group) >= size):
+            thinned.append(fold(group))
+            group = []
+        group.append(point)
+        if not point.spent_s:  # a first point stays alone: the gap before it is all that it tells
+            thinned.append(point)
+            group = []
+    return thinned + ([fold(group)] if group else [])
+
+
+def interval_s(age_s: float) -> float:
+    """Between two points of a run that began `age_s` ago."""
+    return max(EVERY_S, EVERY_S * age_s / FULL_RATE_S)
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Point)
+
+
+class Recorder:
+    """Samples in, lines out. `begun_unix_s` is when the run was created."""
+
+    def __init__(self, begun_unix_s: float) -> None:
+        self._begun_unix_s = begun_unix_s
+        self._noted: list[Point] = []
+        self._before: Point | None = None
+        """The sample before this one."""
+        self._written_s = 0.0
+
+    def note(self, sample: Point) -> bytes | None:
+        """To be called about once a second; a line when one is due. `sample.mono` is now."""
+        if self._before is None:
+            self._before, self._written_s = sample, sample.mono
+            return _encoder.encode(sample) + b"\n"
+        self._noted.append(msgspec.structs.replace(sample, spent_s=_spent(self._before, sample)))
+        self._before = sample
+        if sample.mono - self._written_s < interval_s(sample.at - self._begun_unix_s):
+            return None
+        return self.rest()
+
+    def rest(self) -> bytes | None:
+        """The line for what was noted since the last one; to be called at the end."""
+        if not self._noted or self._before is None:
+            return None
+        line = _encoder.encode(fold(self._noted)) + b"\n"
+        self._written_s = self._before.mono
+        self._noted.clear()
+        return line
+
+
+def _spent(before: Point, now: Point) -> dict[str, float]:
+    """The seconds from `before` to `now`, by what was so at `before`."""
+    seconds = max(0.0, now.mono - before.mono)
+    phase = Phase(before.phase) if before.phase in _PHASES else None
+    activity = activity_of(RunState(before.state), phase)
+    spent = {str(activity): round(seconds, 3)}
+    duty = before.duty_fraction
+    if activity is Activity.TRAINING and duty is not None and 0 < duty < 1:
+        spent = {str(activity): round(seconds * duty, 3), str(Activity.COOLED): round(seconds * (1 - duty), 3)}
+    slept_s = (now.at - before.at) - seconds
+    if slept_s > _SLEPT_S:
+        spent[str(Activity.ASLEEP)] = round(slept_s, 3)
+    return spent
+
+
+_PHASES = {str(phase) for phase in Phase}
+
+
+def read_points(lines: Iterable[bytes]) -> tuple[list[Point], int]:
+    """The points in `lines`, and how many lines were none: torn by a power cut, or written by something else."""
+    points, bad = [], 0
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            if len(line) > MOST_LINE_BYTES:
+                raise msgspec.DecodeError("too long")
+            point = _decoder.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            bad += 1
+            continue
+        points.append(point)
+    return points, bad
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

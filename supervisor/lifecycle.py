@@ -1,0 +1,590 @@
+"""The life of a run: events in, actions out. Pure; `main.py` feeds the events and carries out the actions.
+
+Covers what the user wants, what the worker is, the orders on their way, deaths and new lives, and the one `state` that people
+see. Does not read sensors or judge readings (`ladder.py`), classify deaths (`restarts.py`) or time out orders (`orders.py`).
+
+Theory of operation. Three things are kept apart: what the user *wants* (running, paused, stopped), what the ladder's *stance*
+asks (holds, shrink, freeze, kill), and what the worker *is* (stage, held, frozen). After every event `_reconcile` compares the
+wanted with the real and issues what is missing, so a lost answer or a restarted supervisor needs no special case, and a GPU
+that has cooled down never ends a pause that a person asked for. `state` is derived from the three, never set by hand.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from memsup.shared import messages as m
+from memsup.shared.messages import PauseMode, Phase, RequestKind
+from memsup.shared.status import RunState, Wanted
+from memsup.supervisor.actions import Action, Answer, Freeze, Kill, Quit, Record, Remember, Send, Spawn, Terminate, Thaw
+from memsup.supervisor.ladder import HoldReason, Stance, WorkerView
+from memsup.supervisor.orders import OrderBook
+from memsup.supervisor.restarts import Cause, Death, Policy
+
+HELLO_WITHIN_S = 120.0
+SILENT_S = 15.0
+"""Without a heartbeat for this long the worker counts as unresponsive: orders are useless, freeze and kill are not."""
+SILENT_FOR_EVER_S = 120.0
+"""Silent for this long, it is killed and started again from its newest checkpoint."""
+PACE_STEP = 0.02
+"""Smaller changes of the duty cycle are not worth an order."""
+LEFTOVER_LEAVES_WITHIN_S = 90.0
+"""A worker whose supervisor died checkpoints and leaves; after this time it is killed."""
+
+
+class Stage(enum.Enum):
+    """What the worker is."""
+
+    NONE = enum.auto()
+    LEFTOVER = enum.auto()
+    """Of a supervisor that died; it leaves by itself, and nothing is started before it is gone."""
+    SPAWNED = enum.auto()
+    READY = enum.auto()
+    """It has said Hello. (A foreign command is ready at once.)"""
+    ENDING = enum.auto()
+    """The kill was sent; its tree is not gone yet."""
+
+
+class Ending(enum.Enum):
+    """Why the worker is being asked to leave."""
+
+    STOP = enum.auto()
+    SHUTDOWN = enum.auto()
+    """The supervisor itself was told to go; what the user wants is unchanged."""
+    RELEASE = enum.auto()
+    MAKE_ROOM = enum.auto()
+    """The ladder's release: come back, smaller, when there is room."""
+
+
+class Goal(enum.Enum):
+    """What a request of the control socket waits for."""
+
+    HELD = enum.auto()
+    RELEASED = enum.auto()
+    RUNNING = enum.auto()
+    STOPPED = enum.auto()
+
+
+@dataclass
+class Waiter:
+    token: int
+    goal: Goal
+    due_s: float
+
+
+OrderMaker = Callable[[int], m.AnyOrder]
+
+WAIT_S = 120.0
+TERM_WITHIN_S = 10.0
+
+
+@dataclass
+class Lifecycle:
+    wanted: Wanted
+    pause_mode: PauseMode
+    run_id: str
+    lease_s: float
+    memory_limit_bytes: int | None
+    is_command: bool = False
+    stage: Stage = Stage.NONE
+    held: bool = False
+    frozen: bool = False
+    ending: Ending | None = None
+    terminal: RunState | None = None
+    heartbeat: m.Heartbeat | None = None
+    checkpoint: m.CheckpointNote | None = None
+    outcome: m.Finished | None = None
+    failure: str | None = None
+    exit_status: int | None = None
+    restarts: int = 0
+    unresponsive: bool = False
+    micro_tokens_limit: int | None = None
+    stance: Stance = field(default_factory=Stance)
+    policy: Policy = field(default_factory=Policy)
+    orders: OrderBook = field(default_factory=OrderBook)
+    _waiters: list[Waiter] = field(default_factory=list)
+    _recovering: bool = False
+    _trains: bool = False
+    """The worker of this life has come as far as training."""
+    _respawn_at_s: float = 0.0
+    _stage_since_s: float = 0.0
+    _heard_at_s: float = 0.0
+    _told_may_grow: bool = True
+    _told_duty: float = 1.0
+    _told_to_end: bool = False
+    _shrink_asked: bool = False
+    _last_words: m.Finished | m.Failed | m.Leaving | None = None
+    _killed_by_us: Cause | None = None
+    _out: list[Action] = field(default_factory=list)
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def on_start(self, now_s: float, *, leftover: bool) -> list[Action]:
+        """`leftover`: a worker of an earlier supervisor still lives."""
+        if leftover:
+            self._enter(Stage.LEFTOVER, now_s)
+            self._record("found", "a worker of a supervisor that died is still here; it is given time to checkpoint and leave")
+        return self._settle(now_s)
+
+    def on_spawned(self, now_s: float) -> list[Action]:
+        self._enter(Stage.READY if self.is_command else Stage.SPAWNED, now_s)
+        return self._settle(now_s)
+
+    def on_spawn_failed(self, now_s: float, why: str) -> list[Action]:
+        self._end_run(RunState.FAILED, f"The worker could not be started: {why}.")
+        return self._settle(now_s)
+
+    def on_report(self, now_s: float, report: m.AnyReport) -> list[Action]:
+        if self.stage not in (Stage.SPAWNED, Stage.READY):
+            return []
+        self._heard_at_s = now_s
+        self.unresponsive = False
+        match report:
+            case m.Hello():
+                self._welcome(now_s)
+            case m.Heartbeat():
+                self._heard(now_s, report)
+            case m.Accepted(order_id=order_id):
+                self.orders.accepted(order_id, now_s)
+            case m.Done() | m.OrderFailed():
+                self._answered(report)
+            case m.OutOfMemory():
+                self._record(
+                    "out_of_memory",
+                    f"{report.device} memory ran out in {report.where} at step {report.step:,}: {report.detail}",
+                    action=f"micro-batch {report.micro_tokens_before:,} → {report.micro_tokens_after:,} tokens, step redone",
+                    result="effective batch unchanged, 0 samples lost",
+                )
+            case m.Finished() | m.Failed() | m.Leaving():
+                self._last_words = report
+                if isinstance(report, m.Leaving) and report.checkpoint is not None:
+                    self.checkpoint = report.checkpoint
+        return self._settle(now_s)
+
+    def on_exit(self, now_s: float, exit_status: int | None, fence_oom_kills: int) -> list[Action]:
+        """The worker and everything it started are gone."""
+        if self.stage is Stage.LEFTOVER:
+            self._enter(Stage.NONE, now_s)
+            self._record("left", "the earlier worker is gone")
+            return self._settle(now_s)
+        self.exit_status = exit_status
+        self._enter(Stage.NONE, now_s)
+        for pending in self.orders.drop_all():
+            for token in pending.requests:
+                self._out.append(Answer(token, False, "The worker ended before it could do that; see: memsup logs"))
+        self._judge(now_s, exit_status, fence_oom_kills)
+        self.held = self.frozen = self.unresponsive = False
+        self._last_words = self._killed_by_us = None
+        return self._settle(now_s)
+
+    def on_stance(self, now_s: float, stance: Stance) -> list[Action]:
+        if stance.rung is not self.stance.rung:
+            direction = "up" if stance.rung > self.stance.rung else "down"
+            self._record("rung", stance.reason or "calm again", rung=stance.rung.name.lower(), action=f"ladder {direction}")
+        self._shrink_asked = self._shrink_asked or stance.shrink
+        self.stance = stance
+        return self._settle(now_s)
+
+    def on_tick(self, now_s: float) -> list[Action]:
+        """Deadlines; to be called at least every second."""
+        self._deadlines(now_s)
+        return self._settle(now_s)
+
+    def on_terminate(self, now_s: float, *, forget: bool) -> list[Action]:
+        """The supervisor was told to go: `forget` as by Ctrl-C in the foreground, else as at a shutdown of the machine."""
+        if forget:
+            self._want(Wanted.STOPPED)
+        self._begin_ending(Ending.STOP if forget else Ending.SHUTDOWN)
+        return self._settle(now_s)
+
+    def on_request(self, now_s: float, token: int, what: RequestKind) -> list[Action]:
+        if self.ending in (Ending.STOP, Ending.SHUTDOWN) and what not in (RequestKind.STOP, RequestKind.STOP_NOW):
+            self._out.append(Answer(token, False, "The run is stopping; start it again with: memsup start"))
+            return self._settle(now_s)
+        match what:
+            case RequestKind.PAUSE_HOLD:
+                self._want(Wanted.PAUSED, PauseMode.HOLD)
+                self._await(token, Goal.HELD, now_s)
+            case RequestKind.PAUSE_RELEASE if self.is_command:
+                text = "A foreign command cannot give its memory back and go on later; use memsup pause, or memsup stop."
+                self._out.append(Answer(token, False, text))
+            case RequestKind.PAUSE_RELEASE:
+                self._want(Wanted.PAUSED, PauseMode.RELEASE)
+                self._await(token, Goal.RELEASED, now_s)
+            case RequestKind.RESUME:
+                self._want(Wanted.RUNNING)
+                self._await(token, Goal.RUNNING, now_s)
+            case RequestKind.CHECKPOINT:
+                self._checkpoint(now_s, token)
+            case RequestKind.STOP:
+                self._want(Wanted.STOPPED)
+                self._begin_ending(Ending.STOP)
+                self._await(token, Goal.STOPPED, now_s)
+            case RequestKind.STOP_NOW:
+                self._want(Wanted.STOPPED)
+                self._begin_ending(Ending.STOP)
+                self._await(token, Goal.STOPPED, now_s)
+                self._kill(now_s, None, "asked to stop now, without a checkpoint")
+            case RequestKind.STATUS:
+                raise AssertionError("status is answered from `reporting.py`, not from here")
+        return self._settle(now_s)
+
+    # -- what others ask ----------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> RunState:
+        if self.terminal is not None:
+            return self.terminal
+        if self.ending in (Ending.STOP, Ending.SHUTDOWN):
+            return RunState.STOPPING
+        if self.wanted is Wanted.PAUSED:
+            return RunState.PAUSED if self.stage is Stage.NONE or self._rests else RunState.PAUSING
+        if HoldReason.HEAT in self.stance.holds:
+            return RunState.COOLING
+        if self.stance.holds or self.frozen or self.ending is Ending.MAKE_ROOM or self._recovering:
+            return RunState.RECOVERING
+        if self.stage is Stage.READY and (self.is_command or self._trains):
+            return RunState.RUNNING
+        return RunState.STARTING
+
+    def view(self) -> WorkerView:
+        """For the ladder."""
+        alive = self.stage in (Stage.SPAWNED, Stage.READY)
+        batch = self.heartbeat.batch if self.heartbeat else None
+        return WorkerView(
+            alive=alive,
+            takes_orders=self.stage is Stage.READY and not self.is_command and not self.unresponsive and not self.ending,
+            order_in_flight=self.orders.in_flight(m.LimitMicroBatch),
+            can_shrink=batch is not None and (batch.micro_rows is None or batch.micro_rows > 1),
+            held=self._rests,
+            frozen=self.frozen,
+        )
+
+    @property
+    def _rests(self) -> bool:
+        return self.held or (self.is_command and self.frozen)
+
+    @property
+    def _should_hold(self) -> bool:
+        return (self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.HOLD) or bool(self.stance.holds)
+
+    # -- reports ------------------------------------------------------------------------------------------------------
+
+    def _welcome(self, now_s: float) -> None:
+        self._enter(Stage.READY, now_s)
+        self._out.append(
+            Send(
+                m.Welcome(
+                    run_id=self.run_id,
+                    lease_s=self.lease_s,
+                    memory_limit_bytes=self.memory_limit_bytes,
+                    micro_tokens_limit=self.micro_tokens_limit,
+                )
+            )
+        )
+
+    def _heard(self, now_s: float, beat: m.Heartbeat) -> None:
+        if self.heartbeat is None or beat.progress.ticks != self.heartbeat.progress.ticks:
+            self.orders.progressed(now_s)
+            for waiter in self._waiters:
+                waiter.due_s = now_s + WAIT_S
+        self._trains = self._trains or beat.progress.phase not in (Phase.STARTING, Phase.LOADING)
+        if not self._trains and self.heartbeat is not None:  # until it has loaded, the run is where the life before left it
+            last = self.heartbeat.progress
+            known = msgspec.structs.replace(last, phase=beat.progress.phase, ticks=beat.progress.ticks, samples_per_s=None)
+            beat = msgspec.structs.replace(beat, progress=known, batch=self.heartbeat.batch)
+        self.heartbeat = beat
+        self.checkpoint = beat.checkpoint or self.checkpoint
+        self.held = beat.progress.phase is Phase.HOLDING
+        if self._recovering and beat.progress.phase is Phase.TRAINING:
+            self._recovering = False
+            self._record("recovered", f"training again at step {beat.progress.step:,}")
+
+    def _answered(self, report: m.Done | m.OrderFailed) -> None:
+        pending = self.orders.settle(report.order_id)
+        if pending is None:
+            return
+        done = isinstance(report, m.Done)
+        note = report.checkpoint if isinstance(report, m.Done) else None
+        if note is not None:
+            self.checkpoint = note
+        match pending.order:
+            case m.Pause():
+                self.held = done and pending.order.mode is PauseMode.HOLD
+            case m.Resume():
+                self.held = self.held and not done
+        kind = _order_name(pending.order)
+        self._record("order", pending.order.reason, action=kind, result=("done: " if done else "failed: ") + report.detail)
+        for token in pending.requests:
+            self._out.append(Answer(token, done, report.detail, note.path if note else None))
+
+    # -- requests -----------------------------------------------------------------------------------------------------
+
+    def _want(self, wanted: Wanted, mode: PauseMode | None = None) -> None:
+        mode = mode or self.pause_mode
+        if (wanted, mode) != (self.wanted, self.pause_mode):
+            self.wanted, self.pause_mode = wanted, mode
+            self._out.append(Remember(wanted, mode))
+            self._record("wanted", "the user asked", action=f"{wanted} ({mode})" if wanted is Wanted.PAUSED else str(wanted))
+
+    def _await(self, token: int, goal: Goal, now_s: float) -> None:
+        self._waiters.append(Waiter(token, goal, now_s + WAIT_S))
+
+    def _checkpoint(self, now_s: float, token: int) -> None:
+        if self.is_command:
+            self._out.append(Answer(token, False, "A foreign command writes its own checkpoints; memsup cannot order one."))
+        elif self.stage is Stage.READY:
+            self._order(now_s, lambda n: m.Checkpoint(order_id=n, reason="the user asked"), [token])
+        elif self.stage is Stage.NONE and self.checkpoint is not None:
+            text = f"Nothing was computed since the checkpoint of step {self.checkpoint.step:,}."
+            self._out.append(Answer(token, True, text, self.checkpoint.path))
+        else:
+            self._out.append(Answer(token, False, "The worker is not ready yet; try again in a few seconds."))
+
+    # -- deaths -------------------------------------------------------------------------------------------------------
+
+    def _judge(self, now_s: float, exit_status: int | None, fence_oom_kills: int) -> None:
+        ending, self.ending = self.ending, None
+        death = Death(
+            exit_status=exit_status,
+            last_words=self._last_words,
+            killed_by_us=self._killed_by_us,
+            fence_oom_kills=fence_oom_kills,
+            is_command=self.is_command,
+        )
+        verdict = self.policy.judge(death, self.checkpoint.step if self.checkpoint else None)
+        if verdict.cause is Cause.FINISHED:
+            self.outcome = self._last_words if isinstance(self._last_words, m.Finished) else None
+            self._end_run(RunState.FINISHED, None)
+        elif ending in (Ending.STOP, Ending.SHUTDOWN):
+            self._end_run(RunState.STOPPED, None)
+        elif verdict.cause is Cause.LEFT or ending is Ending.RELEASE:
+            self._record("left", verdict.sentence)
+            self._respawn_at_s = now_s
+            if ending is Ending.MAKE_ROOM:
+                self._start_smaller("room has to be made for others")
+        elif verdict.again:
+            self.restarts += 1
+            self._recovering = True
+            self._respawn_at_s = now_s + verdict.delay_s
+            self._record("death", verdict.sentence, action=f"restart in {verdict.delay_s:.0f} s ({verdict.cause})")
+            if verdict.smaller:
+                self._start_smaller(verdict.sentence)
+        else:
+            self._record("death", verdict.sentence, action="gave up")
+            self._end_run(RunState.FAILED, verdict.sentence)
+
+    def _start_smaller(self, why: str) -> None:
+        batch = self.heartbeat.batch if self.heartbeat else None
+        if batch is None:
+            return
+        self.micro_tokens_limit = max(1, batch.micro_tokens // 2)
+        self._record("smaller", why, action=f"micro-batch {batch.micro_tokens:,} → {self.micro_tokens_limit:,} tokens")
+
+    def _end_run(self, state: RunState, failure: str | None) -> None:
+        self.terminal, self.failure = state, failure
+        self._record("end", failure or str(state))
+        self._out.append(Quit())
+
+    # -- making the real what is wanted -------------------------------------------------------------------------------
+
+    def _settle(self, now_s: float) -> list[Action]:
+        if self.terminal is None:
+            self._reconcile(now_s)
+        self._answer_waiters()
+        out, self._out = self._out, []
+        return out
+
+    def _reconcile(self, now_s: float) -> None:
+        match self.stage:
+            case Stage.NONE if self.ending in (Ending.STOP, Ending.SHUTDOWN):
+                self._end_run(RunState.STOPPED, None)
+            case Stage.NONE if self.wanted is Wanted.RUNNING and not self.stance.holds and now_s >= self._respawn_at_s:
+                self._out.append(Spawn())
+                self._enter(Stage.SPAWNED, now_s)
+            case Stage.SPAWNED | Stage.READY if self.stance.kill:
+                self._kill(now_s, Cause.MEMORY, self.stance.reason)
+            case Stage.SPAWNED | Stage.READY:
+                self._reconcile_freeze()
+                if self.stage is Stage.READY:
+                    self._reconcile_ready(now_s)
+
+    def _reconcile_freeze(self) -> None:
+        wanted = self.stance.freeze or (self.is_command and self._should_hold and self.ending is None)
+        if wanted and not self.frozen:
+            self.frozen = True
+            self._out.append(Freeze())
+            why = self.stance.reason if self.stance.freeze else self._why_held()
+            self._record("freeze", why, rung="freeze" if self.stance.freeze else None, action="freeze")
+        elif self.frozen and not wanted:
+            self.frozen = False
+            self._out.append(Thaw())
+            self._record("thaw", "it may go on", action="thaw")
+
+    def _reconcile_ready(self, now_s: float) -> None:
+        if self.ending is None and self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.RELEASE:
+            self._begin_ending(Ending.RELEASE)
+        elif self.ending is None and self.stance.release and not self.is_command:
+            self._begin_ending(Ending.MAKE_ROOM)
+        if self.is_command:
+            if self.ending is not None and not self._told_to_end:
+                self._told_to_end, self._stage_since_s = True, now_s
+                self._out.append(Terminate())
+            return
+        if self.ending is not None:
+            self._order_end(now_s)
+            return
+        self._reconcile_hold(now_s)
+        self._reconcile_batch(now_s)
+        if abs(self.stance.duty_fraction - self._told_duty) >= PACE_STEP and not self.orders.in_flight(m.Pace):
+            self._told_duty = duty = self.stance.duty_fraction
+            self._order(now_s, lambda n: m.Pace(order_id=n, reason=self.stance.reason, duty_fraction=duty))
+
+    def _order_end(self, now_s: float) -> None:
+        if self._told_to_end:
+            return
+        self._told_to_end = True
+        if self.ending in (Ending.STOP, Ending.SHUTDOWN):
+            why = "the user asked" if self.ending is Ending.STOP else "the supervisor was told to go"
+            self._order(now_s, lambda n: m.Stop(order_id=n, reason=why, checkpoint=True))
+        else:
+            why = "the user asked" if self.ending is Ending.RELEASE else self.stance.reason
+            self._order(now_s, lambda n: m.Pause(order_id=n, reason=why, mode=PauseMode.RELEASE))
+
+    def _reconcile_hold(self, now_s: float) -> None:
+        if self._should_hold and not self.held and not self.orders.in_flight(m.Pause):
+            why = self._why_held()
+            self._order(now_s, lambda n: m.Pause(order_id=n, reason=why, mode=PauseMode.HOLD))
+            if self.wanted is not Wanted.PAUSED:  # what the ladder holds may have to be killed next
+                self._order(now_s, lambda n: m.Checkpoint(order_id=n, reason=why))
+        elif self.held and not self._should_hold and not self.orders.in_flight(m.Resume):
+            self._order(now_s, lambda n: m.Resume(order_id=n, reason="nothing holds it any more"))
+
+    def _reconcile_batch(self, now_s: float) -> None:
+        if self.orders.in_flight(m.LimitMicroBatch):
+            return
+        halve, may_grow = self._shrink_asked, self.stance.may_grow
+        if halve or may_grow != self._told_may_grow:
+            self._shrink_asked, self._told_may_grow = False, may_grow
+            why = self.stance.reason or "memory is calm again"
+            self._order(now_s, lambda n: m.LimitMicroBatch(order_id=n, reason=why, halve=halve, may_grow=may_grow))
+
+    def _why_held(self) -> str:
+        return "the user asked" if self.wanted is Wanted.PAUSED else self.stance.reason
+
+    def _begin_ending(self, ending: Ending) -> None:
+        if self.ending not in (Ending.STOP, Ending.SHUTDOWN):
+            self._told_to_end = self._told_to_end and self.ending is ending
+            self.ending = ending
+
+    def _kill(self, now_s: float, cause: Cause | None, why: str) -> None:
+        if self.stage not in (Stage.NONE, Stage.ENDING):
+            self._killed_by_us = cause
+            self._out.append(Kill())
+            self._record("kill", why, rung="kill" if cause is Cause.MEMORY else None, action="kill the whole tree")
+            if self.stage is not Stage.LEFTOVER:
+                self._enter(Stage.ENDING, now_s)
+
+    def _enter(self, stage: Stage, now_s: float) -> None:
+        self.stage, self._stage_since_s, self._heard_at_s = stage, now_s, now_s
+        if stage is Stage.SPAWNED:
+            self._trains = False
+            self._told_may_grow, self._told_duty, self._told_to_end, self._shrink_asked = True, 1.0, False, False
+
+    def _order(self, now_s: float, make: OrderMaker, requests: list[int] | None = None) -> None:
+        self._out.append(Send(self.orders.issue(make, now_s, requests)))
+
+    # -- deadlines and answers ----------------------------------------------------------------------------------------
+
+    def _deadlines(self, now_s: float) -> None:
+        in_stage_s, silent_s = now_s - self._stage_since_s, now_s - self._heard_at_s
+        if self.stage is Stage.LEFTOVER and in_stage_s > LEFTOVER_LEAVES_WITHIN_S:
+            self._kill(now_s, None, f"the earlier worker did not leave within {LEFTOVER_LEAVES_WITHIN_S:.0f} s")
+            self._stage_since_s = now_s
+        elif self.stage is Stage.SPAWNED and in_stage_s > HELLO_WITHIN_S:
+            self._kill(now_s, Cause.UNRESPONSIVE, f"no sign of life within {HELLO_WITHIN_S:.0f} s of its start")
+        elif self.stage is Stage.READY and self.is_command:
+            if self._told_to_end and in_stage_s > TERM_WITHIN_S:
+                self._kill(now_s, None, f"the command did not end within {TERM_WITHIN_S:.0f} s of SIGTERM")
+        elif self.stage is Stage.READY and not self.frozen:
+            self.unresponsive = self.unresponsive or silent_s > SILENT_S
+            if silent_s > SILENT_FOR_EVER_S:
+                self._kill(now_s, Cause.UNRESPONSIVE, f"not a word for {silent_s:.0f} s")
+        for pending in self.orders.overdue(now_s):
+            self.unresponsive = True
+            self._record("order", pending.order.reason, action=_order_name(pending.order), result="no answer in time")
+            for token in pending.requests:
+                self._out.append(Answer(token, False, "The worker has not answered in time; see: memsup status"))
+            cannot_wait = self._told_to_end or HoldReason.MEMORY in self.stance.holds
+            if isinstance(pending.order, m.Stop | m.Pause) and cannot_wait and self.stage is Stage.READY and not self.frozen:
+                self._kill(now_s, Cause.UNRESPONSIVE, "it did not carry out an order that could not wait")
+        for waiter in [w for w in self._waiters if now_s >= w.due_s]:
+            self._waiters.remove(waiter)
+            self._out.append(Answer(waiter.token, False, "No answer from the worker in time; see: memsup status"))
+
+    def _answer_waiters(self) -> None:
+        for waiter in list(self._waiters):
+            reached = self._reached(waiter.goal)
+            if reached is not None:
+                self._waiters.remove(waiter)
+                self._out.append(Answer(waiter.token, *reached))
+
+    def _reached(self, goal: Goal) -> tuple[bool, str] | None:
+        """Whether the goal is reached (and the sentence), can no longer be reached, or None: not yet."""
+        where = self._where()
+        if self.terminal is not None:
+            text = {
+                RunState.STOPPED: f"Stopped{where}. Continue with: memsup start",
+                RunState.FINISHED: f"The run is finished{where}.",
+                RunState.FAILED: f"The run failed: {self.failure}",
+            }[self.terminal]
+            return goal is Goal.STOPPED, text
+        paused = self.wanted is Wanted.PAUSED
+        match goal:
+            case Goal.HELD if not paused or self.pause_mode is not PauseMode.HOLD:
+                return False, "Another request came in between."
+            case Goal.HELD if self._rests or self.stage is Stage.NONE:
+                return True, f"Paused{where}; its memory is kept. Continue with: memsup resume"
+            case Goal.RELEASED if not paused:
+                return False, "Another request came in between."
+            case Goal.RELEASED if self.stage is Stage.NONE:
+                return True, f"Paused{where}; its memory is given back. Continue with: memsup resume"
+            case Goal.RUNNING if paused:
+                return False, "Another request came in between."
+            case Goal.RUNNING if self.stance.holds:
+                return True, f"No longer paused by you, but still held: {self.stance.reason}."
+            case Goal.RUNNING if self.stage in (Stage.SPAWNED, Stage.LEFTOVER) or (
+                self.stage is Stage.READY and not self._rests
+            ):
+                return True, f"Running{where}."
+            case _:
+                return None
+
+    def _where(self) -> str:
+        if self.heartbeat is None or (not self._trains and self.checkpoint is not None):
+            return f" at step {self.checkpoint.step:,}" if self.checkpoint else ""
+        progress = self.heartbeat.progress
+        return f" at step {progress.step:,}" + (f" of {progress.total_steps:,}" if progress.total_steps else "")
+
+    def _record(
+        self, event: str, reason: str, *, rung: str | None = None, action: str | None = None, result: str | None = None
+    ) -> None:
+        self._out.append(Record(event=event, reason=reason, rung=rung, action=action, result=result))
+
+
+def _order_name(order: m.AnyOrder) -> str:
+    match order:
+        case m.LimitMicroBatch(halve=True):
+            return "halve the micro-batch"
+        case m.LimitMicroBatch(may_grow=may_grow):
+            return "let the micro-batch grow" if may_grow else "stop growing the micro-batch"
+        case m.Pace(duty_fraction=duty):
+            return f"compute {duty:.0%} of the time"
+        case m.Pause(mode=mode):
+            return f"pause ({mode})"
+        case _:
+            return type(order).__name__.lower()

@@ -1,0 +1,457 @@
+"""The supervisor process: startup, main loop, tick, shutdown. Everything that acts is called from here; nothing is decided.
+
+One thread and one poll loop: sockets, the worker's pidfd and signals wake it, otherwise the next look at memory does. What it
+sees goes as values into the pure parts (`ladder.py`, `lifecycle.py`), and what they answer is carried out by `_perform`. Disk
+writes are `scribe.py`'s. Nothing here blocks: the only wait is the poll.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import zmq
+
+from memsup.checkpoint.store import Store
+from memsup.shared import messages as m
+from memsup.shared.clock import monotonic_s, unix_s
+from memsup.shared.endpoints import SocketFolder
+from memsup.shared.messages import RequestKind
+from memsup.shared.paths import RunPaths, open_private
+from memsup.shared.record import RunRecord, encode_record
+from memsup.shared.status import ActionStatus, Status, encode_status
+from memsup.supervisor import ledger, reporting
+from memsup.supervisor.actions import Action, Answer, Freeze, Kill, Quit, Record, Remember, Send, Spawn, Terminate, Thaw
+from memsup.supervisor.cooling import Cooling, Load
+from memsup.supervisor.fence import choose_fence
+from memsup.supervisor.gpu.client import facts
+from memsup.supervisor.ladder import HoldReason, Ladder, MemoryLimits, Proposal, Rung
+from memsup.supervisor.lifecycle import Lifecycle, Stage
+from memsup.supervisor.machine import look
+from memsup.supervisor.process_tree import Deadman, KillState, become_subreaper, reap_orphans
+from memsup.supervisor.scribe import Scribe
+from memsup.supervisor.self_protection import protect
+from memsup.supervisor.sensors import REST_S, DiskSensor, MemorySensor, poll_interval_s
+from memsup.supervisor.sockets import Client, Sockets
+from memsup.supervisor.tiers import resolve
+from memsup.supervisor.worker_process import WorkerProcess
+
+LEASE_S = 30.0
+SLOW_LOOK_S = 1.0
+"""Between leases, deadlines, disk readings and what else is in no hurry."""
+STATUS_EVERY_S = 2.0
+LOCK_PATIENCE_S = 0.3
+"""`memsup status` holds the lock for an instant to see whether anybody else does."""
+GPU_FACTS_S = 5.0
+"""For the first look at the GPUs, before the loop runs: waking a driver takes seconds."""
+DEADMAN_BEAT_S = 0.5
+LEAST_FREE_DISK_BYTES = 64 << 20
+ENDING_STEP_S = 0.01
+"""Between the steps of a kill, which is when memory is most wanted back."""
+
+log = logging.getLogger("memsup.supervisor")
+
+
+class AlreadyRunningError(Exception):
+    """Another supervisor holds this run."""
+
+
+class Lock:
+    """One supervisor a run. Held on the state folder itself, whatever the runtime folder is called in this login session, and
+    on `supervisor.lock`, where people look for it. Freed by the kernel when this process ends, however it ends.
+    """
+
+    def __init__(self, paths: RunPaths) -> None:
+        """Raises `AlreadyRunningError` and `PathError`."""
+        self._folder_fd = open_private(paths.state)
+        self._file_fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        give_up_s = monotonic_s() + LOCK_PATIENCE_S
+        for fd in (self._folder_fd, self._file_fd):
+            while not _try_lock(fd):
+                if monotonic_s() > give_up_s:
+                    raise AlreadyRunningError(f"Run {paths.name!r} has a supervisor already.")
+                time.sleep(0.01)
+        os.ftruncate(self._file_fd, 0)
+        os.write(self._file_fd, f"{os.getpid()}\n".encode())
+
+    def release(self) -> None:
+        os.close(self._folder_fd)
+        os.close(self._file_fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+class Signals:
+    """Signals only queue: the handler does nothing, the kernel's byte wakes the loop."""
+
+    def __init__(self) -> None:
+        self.fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def taken(self) -> list[int]:
+        try:
+            return list(os.read(self.fd, 64))
+        except BlockingIOError:
+            return []
+
+
+class Supervisor:
+    def __init__(self, paths: RunPaths, record: RunRecord) -> None:
+        """Everything that takes time or can fail, before the worker exists. Raises `PathError`, `SettingsError`, `OSError`."""
+        self.paths, self.record = paths, record
+        device = record.settings.training.device
+        gpus, _ = facts(GPU_FACTS_S) if device != "cpu" else ((), None)
+        self.limits = resolve(record.settings, {}, look(paths.state, gpus)).limits
+        on_gpu = device.startswith("cuda") or bool(gpus)
+        chosen = choose_fence(record.run_id, self.limits.fence_bytes, device_is_cuda=on_gpu)
+        self.fence = chosen.fence
+        self.fence_reason = "; ".join(f"{kind}: {why}" for kind, why in chosen.refused)
+        self.signals = Signals()
+        self.sockets = Sockets(SocketFolder(paths))
+        self.scribe = Scribe()
+        self.cooling = Cooling(
+            record.settings.limits,
+            watches_gpus=on_gpu,
+            vram_fraction=self.limits.vram_fraction,
+            power_record=paths.state / "power-limits.json",
+        )
+        self.proposals: tuple[Proposal, ...] = ()
+        self.worker = WorkerProcess(paths, record, self.fence)
+        self.memory_sensor, self.disk_sensor = MemorySensor(self.fence), DiskSensor(paths.state)
+        self.memory = self.memory_sensor.read(monotonic_s())
+        self.disk = self.disk_sensor.read(monotonic_s())
+        self.ladder = Ladder(MemoryLimits(worker_bytes=self.limits.worker_limit_bytes, reserve_bytes=self.limits.reserve_bytes))
+        self.life = Lifecycle(
+            wanted=record.wanted,
+            pause_mode=record.pause_mode,
+            run_id=record.run_id,
+            lease_s=LEASE_S,
+            memory_limit_bytes=self.limits.worker_limit_bytes,
+            is_command=record.command is not None,
+            checkpoint=_newest_checkpoint(paths, record),
+        )
+        self.deadman = Deadman(self.fence.name) if self.fence.folder is None else None
+        self.boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        self.speaks_to: bytes | None = None
+        """The worker socket's identity of the worker that said Hello in this life."""
+        self.clients: dict[int, Client] = {}
+        self.next_token = 1
+        self.last_action: ActionStatus | None = None
+        self.since_unix_s = unix_s()
+        self.shown_state = self.life.state
+        self.worst_stall_s = 0.0
+        self.quitting = False
+        self.interrupts = 0
+        self.errors = 0
+        """Errors of memsup's own, caught by the loop."""
+
+    # -- startup, main loop, shutdown ---------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        self.startup()
+        try:
+            self.main_loop()
+        finally:
+            self.shutdown()
+
+    def startup(self) -> None:
+        become_subreaper()
+        protections = protect()
+        self.scribe.start()
+        self.poller = zmq.Poller()
+        for watched in (self.sockets.worker, self.sockets.control, self.signals.fd, self.cooling.client.fileno()):
+            self.poller.register(watched, zmq.POLLIN)
+        now_s = monotonic_s()
+        self.next_look_s = self.next_slow_s = self.next_status_s = self.next_beat_s = now_s
+        for protection in protections:
+            self._record(now_s, Record(event="protection" if protection.holds else "no protection", reason=protection.text))
+        self._perform(now_s, self.life.on_start(now_s, leftover=self.fence.populated() is True))
+
+    def main_loop(self) -> None:
+        planned_s = monotonic_s()
+        while not self.quitting:
+            due_s = max(planned_s, min(self.next_look_s, self.next_slow_s, self.cooling.due_s(planned_s)))
+            wait_s = max(0.0, due_s - monotonic_s())
+            woken = dict(self.poller.poll(int(wait_s * 1000) + (wait_s > 0)))
+            now_s = monotonic_s()
+            self.worst_stall_s = max(self.worst_stall_s, now_s - due_s - 0.001)
+            planned_s = now_s
+            try:
+                self.on_wake(now_s, woken)
+            except Exception:  # a fault of ours must not cost the guard: the next look is what counts
+                self.errors += 1
+                if self.errors.bit_count() == 1:
+                    log.exception("error number %d in the supervisor itself", self.errors)
+
+    def on_wake(self, now_s: float, woken: Mapping[object, int]) -> None:
+        if now_s >= self.next_look_s:
+            self.on_look(now_s)
+        if self.signals.fd in woken:
+            self.on_signals(now_s)
+        if self.sockets.worker in woken:
+            self.on_reports(now_s)
+        if self.sockets.control in woken:
+            self.on_requests(now_s)
+        if self.cooling.client.fileno() in woken:
+            self.cooling.on_readable(now_s)
+        self.cooling.on_tick(now_s)
+        self.on_worker_end(now_s, woken)
+        if now_s >= self.next_slow_s:
+            self.on_slow_look(now_s)
+        self.on_shown(now_s)
+
+    def shutdown(self) -> None:
+        now_s = monotonic_s()
+        self.worker.kill(now_s)
+        while self.worker.step(now_s) is KillState.KILLING:
+            time.sleep(ENDING_STEP_S)
+            now_s = monotonic_s()
+        self.fence.remove()
+        self.cooling.close()
+        if self.deadman is not None:
+            self.deadman.goodbye()
+        self._show(now_s)
+        self.scribe.finish(within_s=5.0)
+        self.sockets.close()
+        for name in ("worker.sock", "control.sock"):
+            (self.paths.runtime / name).unlink(missing_ok=True)
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def on_signals(self, now_s: float) -> None:
+        for number in self.signals.taken():
+            if number == signal.SIGINT:
+                self.interrupts += 1
+            if number in (signal.SIGINT, signal.SIGTERM):
+                self._perform(now_s, self.life.on_terminate(now_s, forget=number == signal.SIGINT))
+        if self.interrupts > 1:
+            self._request(now_s, None, RequestKind.STOP_NOW)
+
+    def on_reports(self, now_s: float) -> None:
+        for identity, report in self.sockets.reports():
+            if isinstance(report, m.Hello) and report.run_id == self.record.run_id and report.pid == self.worker.pid:
+                self.speaks_to = identity
+            if identity == self.speaks_to:
+                self._perform(now_s, self.life.on_report(now_s, report))
+
+    def on_requests(self, now_s: float) -> None:
+        for client, what in self.sockets.requests():
+            if what is RequestKind.STATUS:
+                document = encode_status(self._status())
+                self.sockets.reply(client, m.Reply(request_id=client.request_id, ok=True, text="", status_json=document))
+            else:
+                self._request(now_s, client, what)
+
+    def on_worker_end(self, now_s: float, woken: Mapping[object, int]) -> None:
+        """Sees the end of a worker through: its own exit, what it left behind, and a kill that was ordered."""
+        reap_orphans()
+        if self.worker.pidfd in woken:  # it stays readable while the rest of the tree is ended
+            self.poller.unregister(self.worker.pidfd)
+        state = self.worker.step(now_s)
+        if state is KillState.KILLING:
+            self._look_soon(now_s)
+        elif state is KillState.GONE:
+            status, oom_kills = self.worker.collect()
+            self.speaks_to = None
+            self.memory = self.memory_sensor.read(now_s)  # what is said about given back memory is measured
+            self._perform(now_s, self.life.on_exit(now_s, status, oom_kills))
+        elif self.life.stage is Stage.LEFTOVER and self.worker.ending is None and self.fence.populated() is False:
+            self._perform(now_s, self.life.on_exit(now_s, None, 0))
+
+    def on_look(self, now_s: float) -> None:
+        """The guard's own tick: memory, the ladder, what follows from it, and when to look again."""
+        self.memory = self.memory_sensor.read(now_s)
+        if self.deadman is not None and now_s >= self.next_beat_s:
+            self.next_beat_s = now_s + DEADMAN_BEAT_S
+            if not self.deadman.beat():
+                self.deadman = Deadman(self.fence.name)
+        stance = self.ladder.step(now_s, self.memory, self.disk, self.life.view(), self.proposals)
+        self._perform(now_s, self.life.on_stance(now_s, stance))
+        self.next_look_s = now_s + self._look_again_in_s()
+
+    def on_slow_look(self, now_s: float) -> None:
+        self.next_slow_s = now_s + SLOW_LOOK_S
+        self.disk = self.disk_sensor.read(now_s)
+        self.ladder.disk_floor_bytes = disk_floor_bytes(self.life.checkpoint)
+        self.fence.renew()
+        self.proposals = self.cooling.step(now_s, self._load(), calm=self.ladder.rung < Rung.HOLD)
+        if self.speaks_to is not None:
+            self.sockets.send(self.speaks_to, m.Lease(lease_s=LEASE_S))
+        self._perform(now_s, self.life.on_tick(now_s))
+
+    def on_shown(self, now_s: float) -> None:
+        changed = self.life.state is not self.shown_state
+        if changed:
+            self.shown_state, self.since_unix_s = self.life.state, unix_s()
+        if changed or now_s >= self.next_status_s:
+            self._show(now_s)
+
+    # -- actions ------------------------------------------------------------------------------------------------------
+
+    def _perform(self, now_s: float, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Freeze():
+                    self.fence.freeze()
+                    self._look_soon(now_s)
+                case Thaw():
+                    self.fence.thaw()
+                    self._look_soon(now_s)
+                case Kill():
+                    self.worker.kill(now_s)
+                    self.worker.step(now_s)
+                    self._look_soon(now_s)
+                case Send(message=message):
+                    if self.speaks_to is not None:
+                        self.sockets.send(self.speaks_to, message)
+                case Spawn():
+                    self._spawn(now_s)
+                case Terminate():
+                    self.worker.terminate()
+                case Answer():
+                    self._answer(action)
+                case Remember(wanted=wanted, pause_mode=mode):
+                    self.record.wanted, self.record.pause_mode = wanted, mode
+                    self.scribe.replace(self.paths.record, encode_record(self.record))
+                case Record():
+                    self._record(now_s, action)
+                case Quit():
+                    self.quitting = True
+
+    def _spawn(self, now_s: float) -> None:
+        try:
+            self.worker.start()
+        except OSError as error:
+            self._perform(now_s, self.life.on_spawn_failed(now_s, f"{error.strerror}: {error.filename}"))
+            return
+        self.poller.register(self.worker.pidfd, zmq.POLLIN)
+        self._perform(now_s, self.life.on_spawned(now_s))
+
+    def _request(self, now_s: float, client: Client | None, what: RequestKind) -> None:
+        token, self.next_token = self.next_token, self.next_token + 1
+        if client is not None:
+            self.clients[token] = client
+        self._perform(now_s, self.life.on_request(now_s, token, what))
+
+    def _answer(self, answer: Answer) -> None:
+        client = self.clients.pop(answer.token, None)
+        if client is not None:
+            reply = m.Reply(
+                request_id=client.request_id,
+                ok=answer.ok,
+                text=answer.text,
+                status_json=encode_status(self._status()),
+                checkpoint_path=answer.checkpoint_path,
+            )
+            self.sockets.reply(client, reply)
+
+    def _record(self, now_s: float, record: Record) -> None:
+        at = unix_s()
+        if record.action is not None:
+            self.last_action = ActionStatus(
+                at=at, rung=record.rung, action=record.action, reason=record.reason, result=record.result
+            )
+        line = ledger.line(
+            record,
+            at=at,
+            mono=now_s,
+            boot=self.boot,
+            state=str(self.life.state),
+            step=self.life.heartbeat.progress.step if self.life.heartbeat else None,
+            memory=self.memory,
+            disk=self.disk,
+        )
+        self.scribe.append(self.paths.ledger, line)
+        log.info("%s: %s", record.event, " - ".join(filter(None, (record.reason, record.action, record.result))))
+
+    # -- what others see ----------------------------------------------------------------------------------------------
+
+    def _show(self, now_s: float) -> None:
+        self.next_status_s = now_s + STATUS_EVERY_S
+        self.scribe.replace(self.paths.status, encode_status(self._status()))
+
+    def _status(self) -> Status:
+        around = reporting.Surroundings(
+            now_unix_s=unix_s(),
+            since_unix_s=self.since_unix_s,
+            pid=os.getpid(),
+            worker_pid=self.worker.pid,
+            memory=self.memory,
+            disk=self.disk,
+            limit_bytes=self.limits.worker_limit_bytes,
+            fence_kind=str(self.fence.kind),
+            fence_bytes=self.fence.limit_bytes,
+            fence_reason=self.fence_reason,
+            gpus=self.cooling.gpus,
+            gpu_note=self.cooling.note,
+            temperatures=self.cooling.temperatures,
+            last_action=self.last_action,
+            worst_stall_s=self.worst_stall_s,
+            attention=tuple(self._attention()),
+        )
+        return reporting.status_of(self.record, self.life, around)
+
+    def _load(self) -> Load:
+        view = self.life.view()
+        return Load(
+            alive=view.alive,
+            computing=view.alive and not view.frozen and not (view.held and HoldReason.HEAT not in self.life.stance.holds),
+            pids=tuple(self.fence.pids()) if view.alive and self.cooling.watches_gpus else (),
+            memory=self.life.heartbeat.memory if self.life.heartbeat else None,
+        )
+
+    def _attention(self) -> Iterable[str]:
+        if self.errors:
+            yield f"memsup itself had {self.errors} errors; it goes on. Its log has them: {self.paths.supervisor_log}"
+        yield from self.cooling.tell[-3:]
+        if self.scribe.lost:
+            yield f"{self.scribe.lost} records could not be written ({self.scribe.last_error or 'the disk is too slow'})."
+        if self.disk.free_bytes is not None and self.disk.free_bytes < self.ladder.disk_floor_bytes:
+            yield f"The disk has only {self.disk.free_bytes / 2**20:.0f} MiB left; make room and training goes on."
+        if self.worker.ending is not None and self.worker.ending.state is KillState.UNDEAD:
+            yield f"{len(self.worker.ending.left())} processes of the worker cannot be ended; nothing is started beside them."
+
+    def _look_soon(self, now_s: float) -> None:
+        """What was just done changes memory: no decision on a reading from before (kubelet#51745)."""
+        self.next_look_s = min(self.next_look_s, now_s + ENDING_STEP_S)
+
+    def _look_again_in_s(self) -> float:
+        rest_s = DEADMAN_BEAT_S if self.deadman is not None else REST_S
+        return min(rest_s, poll_interval_s(self.ladder.headroom_bytes(self.memory), self.ladder.fill_rate_bytes_per_s()))
+
+
+def disk_floor_bytes(newest: m.CheckpointNote | None) -> int:
+    """Below this much free disk training holds: the room for one more checkpoint, and for the records about it."""
+    return LEAST_FREE_DISK_BYTES + ((newest.size_bytes or 0) if newest else 0)
+
+
+def _newest_checkpoint(paths: RunPaths, record: RunRecord) -> m.CheckpointNote | None:
+    """What lies in the folder, by its manifest alone; the worker verifies in full when it loads."""
+    folder = Path(record.settings.checkpoint.folder) if record.settings.checkpoint.folder else paths.checkpoints
+    if not folder.is_dir():
+        return None
+    newest = next((info for info in Store(folder).list() if info.problem is None), None)  # the newest comes first
+    if newest is None or newest.step is None or newest.created_unix_s is None:
+        return None
+    return m.CheckpointNote(
+        path=str(newest.path),
+        step=newest.step,
+        at_unix_s=newest.created_unix_s,
+        verified=False,
+        save_s=None,
+        size_bytes=newest.bytes,
+    )

@@ -1,0 +1,119 @@
+"""What a report is made of, read from the run's folder: ledger, history, settings, checkpoints.
+
+Forgives whatever is torn, missing or not ours in those files, and says so in `Material.unreadable`. Reads only.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from memsup.checkpoint.folders import Info
+from memsup.checkpoint.store import Store
+from memsup.shared.paths import RunPaths
+from memsup.shared.record import RecordError, RunRecord, read_record
+from memsup.shared.status import Status
+from memsup.supervisor.history import MOST_LINE_BYTES, Point, read_points
+from memsup.supervisor.ledger import Entry
+from memsup.supervisor.words import plural
+
+MOST_ENTRIES = 50_000
+"""The newest lines of the ledger that are looked at: months of an eventful run."""
+LAST_SECOND = 4_102_444_800.0
+"""The year 2100: what claims to be later is garbage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    run: str
+    record: RunRecord | None
+    status: Status | None
+    entries: tuple[Entry, ...]
+    points: tuple[Point, ...]
+    checkpoints: tuple[Info, ...]
+    unreadable: tuple[str, ...]
+    """Sentences about what could not be read."""
+    now_unix_s: float
+
+
+def gather(paths: RunPaths, status: Status | None, now_unix_s: float) -> Material:
+    """`status` is what is so now. Raises nothing for damaged files."""
+    unreadable: list[str] = []
+    record = None
+    try:
+        record = read_record(paths.record)
+    except RecordError as error:
+        unreadable.append(str(error))
+    entries, bad_entries = _entries(paths.ledger)
+    points, bad_points = read_points(_lines(paths.history))
+    sane = [point for point in points if _is_sane(point.at, point.mono)]
+    bad_points += len(points) - len(sane)
+    for bad, file in ((bad_entries, paths.ledger), (bad_points, paths.history)):
+        if bad:
+            unreadable.append(f"{plural(bad, 'line')} of {file.name} could not be read and left out.")
+    return Material(
+        run=paths.name,
+        record=record,
+        status=status,
+        entries=tuple(entries),
+        points=tuple(sane),
+        checkpoints=tuple(_checkpoints(paths, record, unreadable)),
+        unreadable=tuple(unreadable),
+        now_unix_s=now_unix_s,
+    )
+
+
+def ledger_files(ledger: Path) -> list[Path]:
+    """The rotated parts, oldest first, and the one in use (docs/ledger.md)."""
+    parts = [file for file in ledger.parent.glob(f"{ledger.stem}.*{ledger.suffix}") if file.suffixes[0][1:].isdecimal()]
+    return [*sorted(parts, key=lambda file: int(file.suffixes[0][1:]), reverse=True), ledger]
+
+
+def _entries(ledger: Path) -> tuple[list[Entry], int]:
+    decoder = msgspec.json.Decoder(Entry)
+    entries: deque[Entry] = deque(maxlen=MOST_ENTRIES)
+    bad = 0
+    for file in ledger_files(ledger):
+        for line in _lines(file):
+            try:
+                entry = decoder.decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                bad += bool(line.strip())
+                continue
+            if _is_sane(entry.at, entry.mono):
+                entries.append(entry)
+            else:
+                bad += 1
+    return list(entries), bad
+
+
+def _is_sane(at: float, mono: float) -> bool:
+    return 0 <= at < LAST_SECOND and math.isfinite(mono) and 0 <= mono < LAST_SECOND
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """Line by line, in bounded memory; of a line that is too long only pieces, which nobody can decode. Follows no link."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    with os.fdopen(fd, "rb") as lines:
+        while line := lines.readline(MOST_LINE_BYTES):
+            yield line
+
+
+def _checkpoints(paths: RunPaths, record: RunRecord | None, unreadable: list[str]) -> list[Info]:
+    folder = Path(record.settings.checkpoint.folder) if record and record.settings.checkpoint.folder else paths.checkpoints
+    if not folder.is_dir():
+        return []
+    try:
+        return list(Store(folder).list())
+    except OSError as error:
+        unreadable.append(f"{folder} cannot be read: {error.strerror}.")
+        return []

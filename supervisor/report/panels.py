@@ -1,0 +1,135 @@
+"""What is plotted: the panels of the page, with where each line comes from. Pure; drawn by `plots.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from memsup.supervisor.history import Point
+from memsup.supervisor.report.account import Account
+
+_GIB = 2.0**30
+
+Value = Callable[[Point], float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    name: str
+    value: Value
+    style: str
+    """Class: `a` to `d` lines, `limit` dashed."""
+    filled: bool = False
+    stepped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    title: str
+    series: tuple[Series, ...]
+    unit: str = ""
+    height: int = 150
+    low: float | None = None
+    """Where the axis begins; None: just below the least value."""
+    high: float | None = None
+    log2: bool = False
+
+
+def panels(account: Account) -> Iterator[Panel]:
+    """Those that have something to show."""
+    yield Panel(title="Loss", series=(Series(name="loss", value=lambda p: p.loss, style="a"),))
+    yield Panel(
+        title="Throughput",
+        unit="samples/s",
+        low=0,
+        series=(Series(name="samples/s", value=lambda p: p.samples_per_s, style="b"),),
+    )
+    yield Panel(
+        title="Memory",
+        unit="GiB",
+        height=190,
+        low=0,
+        series=(
+            Series(name="worker", value=lambda p: _gib(p.worker_bytes), style="a", filled=True),
+            Series(name="the worker's limit", value=lambda p: _gib(p.limit_bytes), style="limit a", stepped=True),
+            Series(name="machine in use", value=_machine_used_gib, style="c"),
+            Series(name="all but the reserve", value=_all_but_reserve_gib, style="limit c", stepped=True),
+        ),
+    )
+    indices = sorted({gpu.index for moment in account.moments for gpu in moment.point.gpus})[:4]
+    if indices:
+        yield Panel(
+            title="GPU memory",
+            unit="GiB",
+            low=0,
+            series=tuple(_vram(indices)),
+        )
+    yield Panel(title="Temperature", unit="°C", series=tuple(_temperatures(indices)))
+    if any((moment.point.duty_fraction or 1.0) < 1 for moment in account.moments):
+        yield _DUTY
+    yield _MICRO_BATCH
+
+
+_DUTY = Panel(
+    title="Duty cycle",
+    unit="%",
+    height=84,
+    low=0,
+    high=100,
+    series=(
+        Series(
+            name="share of the time in which it may compute",
+            value=lambda p: None if p.duty_fraction is None else 100 * p.duty_fraction,
+            style="d",
+            filled=True,
+            stepped=True,
+        ),
+    ),
+)
+_MICRO_BATCH = Panel(
+    title="Micro-batch",
+    unit="tokens",
+    height=110,
+    log2=True,
+    series=(Series(name="most tokens computed at once", value=lambda p: p.micro_tokens, style="b", stepped=True),),
+)
+
+
+def _vram(indices: Iterable[int]) -> Iterator[Series]:
+    for index, style in zip(indices, "abcd", strict=False):
+        yield Series(name=f"GPU {index}", value=_of_gpu(index, "used_bytes", _GIB), style=style, filled=index == 0)
+        yield Series(name=f"GPU {index} has", value=_of_gpu(index, "total_bytes", _GIB), style=f"limit {style}", stepped=True)
+
+
+def _temperatures(indices: Iterable[int]) -> Iterator[Series]:
+    for index, style in zip(indices, "abcd", strict=False):
+        yield Series(name=f"GPU {index}", value=_of_gpu(index, "temperature_c"), style=style)
+        yield Series(
+            name=f"GPU {index} slows itself down", value=_of_gpu(index, "slowdown_c"), style=f"limit {style}", stepped=True
+        )
+    yield Series(name="CPU or board, hottest", value=lambda p: p.cpu_c, style="d")
+    yield Series(name="its limit", value=lambda p: p.cpu_limit_c, style="limit d", stepped=True)
+
+
+def _of_gpu(index: int, field: str, divisor: float = 1.0) -> Value:
+    def value(point: Point) -> float | None:
+        found = next((getattr(gpu, field) for gpu in point.gpus if gpu.index == index), None)
+        return None if found is None else found / divisor
+
+    return value
+
+
+def _gib(size_bytes: int | None) -> float | None:
+    return None if size_bytes is None else size_bytes / _GIB
+
+
+def _machine_used_gib(point: Point) -> float | None:
+    if point.ram_total_bytes is None or point.ram_available_bytes is None:
+        return None
+    return (point.ram_total_bytes - point.ram_available_bytes) / _GIB
+
+
+def _all_but_reserve_gib(point: Point) -> float | None:
+    if point.ram_total_bytes is None or point.reserve_bytes is None:
+        return None
+    return (point.ram_total_bytes - point.reserve_bytes) / _GIB

@@ -1,0 +1,89 @@
+"""Everything the supervisor writes to disk, written by a thread that does nothing else.
+
+The main loop decides and must never wait for a disk that is full, slow or gone: it hands over bytes and goes on. What cannot be
+kept up with is dropped and counted, oldest duties first served. Checkpoints are the worker's and not written here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from pathlib import Path
+
+from memsup.shared.files import replace_file
+
+MOST_WAITING = 2_000
+"""Jobs in the queue before new ones are dropped: minutes of a hung disk, a few MiB of memory."""
+
+
+class Scribe:
+    def __init__(self) -> None:
+        self._jobs: queue.Queue[tuple[Path | int, bytes, bool] | None] = queue.Queue(MOST_WAITING)
+        self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
+        self.lost = 0
+        """Writes dropped or failed since the start."""
+        self.last_error: str | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def append(self, path: Path, line: bytes) -> None:
+        self._hand_over((path, line, False))
+
+    def replace(self, path: Path, content: bytes) -> None:
+        """The file holds the old or the new content, never a part of either."""
+        self._hand_over((path, content, True))
+
+    def finish(self, within_s: float) -> bool:
+        """Writes what is waiting and ends; False when the disk did not take it in time."""
+        try:
+            self._jobs.put(None, timeout=within_s)
+        except queue.Full:
+            return False
+        self._thread.join(within_s)
+        return not self._thread.is_alive()
+
+    def say(self, line: str) -> None:
+        """On standard error: `supervisor.log`, or the terminal of `--foreground`, which may be stopped."""
+        self._hand_over((2, line.encode(errors="replace"), False))
+
+    def _hand_over(self, job: tuple[Path | int, bytes, bool]) -> None:
+        try:
+            self._jobs.put_nowait(job)
+        except queue.Full:
+            self.lost += 1
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            target, content, whole = job
+            try:
+                if isinstance(target, int):
+                    os.write(target, content)
+                elif whole:
+                    replace_file(target, content)
+                else:
+                    _append(target, content)
+            except OSError as error:
+                self.lost += 1
+                self.last_error = f"{target}: {error.strerror}"
+
+
+class ScribeHandler(logging.Handler):
+    """Log records by way of the scribe, so that logging never blocks the loop."""
+
+    def __init__(self, scribe: Scribe) -> None:
+        super().__init__()
+        self._scribe = scribe
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._scribe.say(self.format(record) + "\n")
+
+
+def _append(path: Path, line: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, line)
+    finally:
+        os.close(fd)

@@ -1,0 +1,80 @@
+"""Numbers as people read them, and text in columns. Pure.
+
+Sentences are written where they are used, in English; figures, units and widths come from here, so that they look the same
+everywhere. Widths count in terminal cells: a run or a path may have a Chinese name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+_UNITS = ("KiB", "MiB", "GiB", "TiB")
+
+
+def size(size_bytes: float | None) -> str:
+    """`512 MiB`, `23.5 GiB`; three digits tell enough. Unknown is a question mark, never nought."""
+    if size_bytes is None:
+        return "?"
+    if abs(size_bytes) < 1024:
+        return f"{size_bytes:.0f} B"
+    for unit in _UNITS:
+        size_bytes /= 1024
+        if abs(size_bytes) < 999.5 or unit == _UNITS[-1]:
+            break
+    decimals = 2 if abs(size_bytes) < 9.995 else 1 if abs(size_bytes) < 99.95 else 0
+    text = f"{size_bytes:,.{decimals}f}"
+    return f"{text.rstrip('0').rstrip('.') if decimals else text} {unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`: the two largest units."""
+    if seconds is None:
+        return "?"
+    whole = max(0, round(seconds))
+    for unit_s, unit, smaller_s, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit_s:
+            rest = whole % unit_s // smaller_s
+            return f"{whole // unit_s} {unit} {rest} {smaller}" if rest else f"{whole // unit_s} {unit}"
+    return f"{whole} s"
+
+
+def percent(fraction: float | None) -> str:
+    return "?" if fraction is None else f"{fraction:.0%}".replace("%", " %")
+
+
+def count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def width(text: str) -> int:
+    """Terminal cells: wide and full-width characters take two, combining marks none (UAX #11)."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    cells = 0
+    for character in text:
+        if not unicodedata.combining(character):
+            cells += 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    return cells
+
+
+def pad(text: str, cells: int) -> str:
+    return text + " " * max(0, cells - width(text))
+
+
+def columns(rows: Iterable[Sequence[str]], gap: str = "  ") -> list[str]:
+    """Left-aligned columns; the last one runs free."""
+    table = [list(row) for row in rows]
+    widths = [max((width(row[i]) for row in table if i < len(row)), default=0) for i in range(max(map(len, table), default=0))]
+    return [gap.join([*(pad(cell, widths[i]) for i, cell in enumerate(row[:-1])), row[-1]]).rstrip() for row in table if row]
+
+
+def printable(text: str) -> str:
+    """`text` without control characters, which could drive the terminal: worker output and file names are others' words."""
+    return "".join(c if c.isprintable() else "�" for c in text)

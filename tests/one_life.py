@@ -1,0 +1,130 @@
+"""A worker's training in the test's own process: real task, model, plan, store and link; only the link's thread is not started,
+so reports stay where the test can read them, and orders are put straight into its queue.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from memsup.shared.messages import AnyReport, OutOfMemory, Welcome
+from memsup.shared.paths import prepare, run_paths
+from memsup.shared.record import RunRecord
+from memsup.shared.settings import Settings
+from memsup.shared.status import Wanted
+from memsup.worker.link import Link
+from memsup.worker.session import Session
+from memsup.worker.tasks import Examples, Prepared
+from memsup.worker.training import Training
+
+EXHAUSTED = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+    "4294967296 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+
+@contextmanager
+def one_life(
+    settings: Settings, *, name: str = "life", micro_tokens_limit: int | None = None, run_id: str = "0123456789ab"
+) -> Iterator[Training]:
+    """The training, ready for its next step."""
+    from memsup.worker import train
+
+    paths = run_paths(name)
+    prepare(paths)
+    record = RunRecord(
+        run=name,
+        run_id=run_id,
+        created_unix_s=0.0,
+        wanted=Wanted.RUNNING,
+        tier="full",
+        tier_reason="a test",
+        settings=settings,
+    )
+    welcome = Welcome(run_id=run_id, lease_s=60.0, memory_limit_bytes=None, micro_tokens_limit=micro_tokens_limit)
+    lifeline_fd, other_end = os.pipe()
+    try:
+        yield train.prepare(record, paths, welcome, Session(Link(paths, run_id=run_id, lifeline_fd=lifeline_fd)))
+    finally:
+        os.close(lifeline_fd)
+        os.close(other_end)
+
+
+def reports(training: Training) -> list[AnyReport]:
+    """What the worker has said since it was last asked."""
+    said = []
+    while not training.session.link._outbox.empty():
+        message = training.session.link._outbox.get()
+        assert message is not None
+        said.append(message)
+    return said
+
+
+def exhaustions(training: Training) -> list[OutOfMemory]:
+    return [report for report in reports(training) if isinstance(report, OutOfMemory)]
+
+
+def without_dropout(settings: Settings) -> Settings:
+    """Then results depend on the cuts by rounding alone. Changes the model's config on disk."""
+    import json
+
+    assert settings.task.model is not None
+    file = Path(settings.task.model) / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    file.write_text(json.dumps(config), encoding="utf-8")
+    return settings
+
+
+class StarvedTask:
+    """The real task on a machine where allocations fail: `fails(where, rows, call)` says which. The failure comes from where a
+    real one would: out of the forward pass, or out of torch's backward pass when a part of the gradient has been added.
+    """
+
+    def __init__(self, task: Any, fails: Any) -> None:
+        self._task, self._fails = task, fails
+        self.calls = 0
+
+    def load(self, *arguments: Any, **named: Any) -> Prepared:
+        raise NotImplementedError
+
+    def weight(self, examples: Examples, indices: Any) -> float:
+        return float(self._task.weight(examples, indices))
+
+    def new_metrics(self) -> Any:
+        starved, metrics = self, self._task.new_metrics()
+
+        class Metrics:
+            def add(self, model: Any, batch: Any) -> None:
+                starved.calls += 1
+                if starved._fails("evaluate", len(batch["labels"]), starved.calls):
+                    raise RuntimeError(EXHAUSTED)
+                metrics.add(model, batch)
+
+            def result(self) -> dict[str, float]:
+                return metrics.result()  # type: ignore[no-any-return]
+
+        return Metrics()
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        self.calls += 1
+        rows = len(batch["labels"])
+        if self._fails("forward", rows, self.calls):
+            raise RuntimeError(EXHAUSTED)
+        if not self._fails("backward", rows, self.calls):
+            return self._task.loss(model, batch)
+
+        def exhausted(_gradient: Any) -> None:
+            raise RuntimeError(EXHAUSTED)
+
+        def watch(_module: Any, _inputs: Any, output: Any) -> None:
+            output.register_hook(exhausted)
+
+        # When the embeddings' output gets its gradient, the layers above have theirs already.
+        handle = model.get_input_embeddings().register_forward_hook(watch)
+        try:
+            return self._task.loss(model, batch)
+        finally:
+            handle.remove()

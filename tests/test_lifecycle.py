@@ -1,0 +1,390 @@
+"""Histories of a run as events in, actions out: what the user wants, what the worker does, what the ladder asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memsup.shared import messages as m
+from memsup.shared.messages import PauseMode, Phase, RequestKind
+from memsup.shared.status import RunState, Wanted
+from memsup.supervisor.actions import Action, Answer, Freeze, Kill, Quit, Remember, Send, Spawn, Terminate, Thaw
+from memsup.supervisor.ladder import HoldReason, Rung, Stance
+from memsup.supervisor.lifecycle import SILENT_FOR_EVER_S, Lifecycle, Stage
+from memsup.supervisor.restarts import BUDGET
+
+LEGAL = {
+    RunState.STARTING: {"running", "pausing", "paused", "cooling", "recovering", "stopping", "stopped", "finished", "failed"},
+    RunState.RUNNING: {"pausing", "paused", "cooling", "recovering", "stopping", "stopped", "finished", "failed", "starting"},
+    RunState.PAUSING: {"paused", "running", "starting", "cooling", "recovering", "stopping", "stopped", "finished", "failed"},
+    RunState.PAUSED: {"pausing", "running", "starting", "cooling", "recovering", "stopping", "stopped", "finished", "failed"},
+    RunState.COOLING: {"running", "starting", "pausing", "paused", "recovering", "stopping", "stopped", "finished", "failed"},
+    RunState.RECOVERING: {"running", "starting", "pausing", "paused", "cooling", "stopping", "stopped", "finished", "failed"},
+    RunState.STOPPING: {"stopped", "finished", "failed"},
+    RunState.STOPPED: set(),
+    RunState.FINISHED: set(),
+    RunState.FAILED: set(),
+}
+
+
+def new_life(**changes: object) -> Lifecycle:
+    values: dict[str, object] = {
+        "wanted": Wanted.RUNNING,
+        "pause_mode": PauseMode.HOLD,
+        "run_id": "r",
+        "lease_s": 10.0,
+        "memory_limit_bytes": 1 << 30,
+    }
+    return Lifecycle(**(values | changes))  # type: ignore[arg-type]
+
+
+def beat(phase: Phase = Phase.TRAINING, *, ticks: int = 1, step: int = 5, micro_tokens: int = 1024) -> m.Heartbeat:
+    progress = m.Progress(
+        phase=phase, ticks=ticks, epoch=0.1, step=step, total_steps=100, samples=80, loss=0.5, samples_per_s=9.0, eta_s=60.0
+    )
+    memory = m.WorkerMemory(resident_bytes=1, cuda_allocated_bytes=None, cuda_reserved_bytes=None, data_limit_bytes=None)
+    batch = m.BatchShape(effective=16, micro_tokens=micro_tokens, micro_rows=8)
+    return m.Heartbeat(rank=0, progress=progress, batch=batch, memory=memory, checkpoint=None, digest=None)
+
+
+def note(step: int) -> m.CheckpointNote:
+    return m.CheckpointNote(path=f"/c/step-{step}", step=step, at_unix_s=1.0, verified=True, save_s=0.1)
+
+
+HELLO = m.Hello(rank=0, pid=42, world_size=1, run_id="r")
+
+
+@dataclass
+class Play:
+    """A lifecycle, a clock, and everything it asked for since the last look."""
+
+    life: Lifecycle
+    now_s: float = 0.0
+    seen: list[Action] = field(default_factory=list)
+
+    def do(self, event: str, *args: object, after_s: float = 0.0, **kwargs: object) -> list[Action]:
+        self.now_s += after_s
+        before = self.life.state
+        actions: list[Action] = getattr(self.life, f"on_{event}")(self.now_s, *args, **kwargs)
+        after = self.life.state
+        assert after == before or str(after) in LEGAL[before], f"{before} → {after} on {event}"
+        self.seen += actions
+        return actions
+
+    def training(self) -> Play:
+        self.do("start", leftover=False)
+        self.do("spawned")
+        self.do("report", HELLO)
+        self.do("report", beat())
+        self.seen.clear()
+        return self
+
+    def orders(self) -> list[m.AnyOrder]:
+        """The orders sent since the last call."""
+        sent = [a.message for a in self.seen if isinstance(a, Send) and isinstance(a.message, m.Order)]
+        self.seen.clear()
+        return sent  # type: ignore[return-value]
+
+    def obey(self, **done: object) -> list[Action]:
+        """The worker accepts and carries out every order of the last batch."""
+        actions: list[Action] = []
+        for order in self.orders():
+            actions += self.do("report", m.Accepted(rank=0, order_id=order.order_id))
+            actions += self.do("report", m.Done(rank=0, order_id=order.order_id, detail="done", **done))  # type: ignore[arg-type]
+        return actions
+
+
+def answers(actions: list[Action]) -> list[tuple[int, bool]]:
+    return [(a.token, a.ok) for a in actions if isinstance(a, Answer)]
+
+
+def test_a_run_starts_welcomes_its_worker_and_runs() -> None:
+    play = Play(new_life())
+    assert Spawn() in play.do("start", leftover=False)
+    assert play.life.state is RunState.STARTING
+    play.do("spawned")
+    welcome = play.do("report", HELLO)
+    assert welcome == [Send(m.Welcome(run_id="r", lease_s=10.0, memory_limit_bytes=1 << 30, micro_tokens_limit=None))]
+    play.do("report", beat(Phase.LOADING))
+    assert play.life.state is RunState.STARTING
+    play.do("report", beat())
+    assert play.life.state is RunState.RUNNING
+
+
+def test_pause_is_done_when_the_worker_says_so_and_resume_continues() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 7, RequestKind.PAUSE_HOLD)
+    assert Remember(Wanted.PAUSED, PauseMode.HOLD) in play.seen
+    assert play.life.state is RunState.PAUSING
+    assert answers(play.obey()) == [(7, True)]
+    assert play.life.state is RunState.PAUSED
+    play.do("report", beat(Phase.HOLDING))
+    play.do("request", 8, RequestKind.RESUME)
+    assert answers(play.obey()) == [(8, True)]
+    play.do("report", beat(ticks=2))
+    assert play.life.state is RunState.RUNNING
+
+
+def test_cooling_down_never_undoes_a_pause_that_a_person_asked_for() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 1, RequestKind.PAUSE_HOLD)
+    play.obey()
+    play.do("stance", Stance(rung=Rung.HOLD, holds=frozenset({HoldReason.HEAT}), reason="hot"))
+    play.do("stance", Stance(), after_s=60)
+    assert play.orders() == []
+    assert play.life.state is RunState.PAUSED
+
+
+def test_a_person_who_resumes_is_told_that_heat_still_holds() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 1, RequestKind.PAUSE_HOLD)
+    play.obey()
+    play.do("stance", Stance(rung=Rung.HOLD, holds=frozenset({HoldReason.HEAT}), reason="GPU 0 is at 92 °C"))
+    (answer,) = [a for a in play.do("request", 2, RequestKind.RESUME) if isinstance(a, Answer)]
+    assert answer.ok
+    assert "92 °C" in answer.text
+    assert play.life.state is RunState.COOLING
+
+
+def test_release_lets_the_process_go_and_resume_starts_another() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 1, RequestKind.PAUSE_RELEASE)
+    (order,) = play.orders()
+    assert isinstance(order, m.Pause)
+    assert order.mode is PauseMode.RELEASE
+    play.do("report", m.Leaving(rank=0, reason="pause with release", checkpoint=note(6)))
+    assert answers(play.do("exit", 0, 0)) == [(1, True)]
+    assert play.life.state is RunState.PAUSED
+    assert play.life.restarts == 0
+    play.do("tick", after_s=3600)
+    assert Spawn() not in play.seen, "it stays paused"
+    assert Spawn() in play.do("request", 2, RequestKind.RESUME)
+
+
+def test_a_run_that_was_paused_stays_paused_in_a_new_supervisor() -> None:
+    play = Play(new_life(wanted=Wanted.PAUSED))
+    assert play.do("start", leftover=False) == []
+    assert play.life.state is RunState.PAUSED
+
+
+def test_nothing_is_started_beside_a_worker_that_a_dead_supervisor_left() -> None:
+    play = Play(new_life())
+    assert Spawn() not in play.do("start", leftover=True)
+    assert Spawn() in play.do("exit", None, 0, after_s=20)
+
+
+def test_kill_9_of_the_worker_goes_on_from_the_checkpoint_after_a_moment() -> None:
+    play = Play(new_life()).training()
+    play.do("exit", -9, 0)
+    assert play.life.state is RunState.RECOVERING
+    assert Spawn() not in play.seen
+    assert Spawn() in play.do("tick", after_s=1.1)
+    play.do("spawned")
+    play.do("report", HELLO)
+    assert play.life.state is RunState.RECOVERING
+    play.do("report", beat(ticks=3))
+    assert play.life.state is RunState.RUNNING
+    assert play.life.restarts == 1
+
+
+def test_a_death_for_memory_starts_smaller_and_no_other_death_does() -> None:
+    play = Play(new_life()).training()
+    play.do("exit", -9, 1)
+    assert play.life.micro_tokens_limit == 512
+    other = Play(new_life()).training()
+    other.do("exit", -11, 0)
+    assert other.life.micro_tokens_limit is None
+
+
+def test_dying_again_and_again_without_a_new_checkpoint_is_given_up() -> None:
+    play = Play(new_life()).training()
+    for _ in range(BUDGET + 1):
+        play.do("exit", -11, 0)
+        play.do("tick", after_s=100)
+        play.do("spawned")
+    assert play.life.state is RunState.FAILED
+    assert Quit() in play.seen
+    assert "SIGSEGV" in (play.life.failure or "")
+
+
+def test_bad_input_is_told_and_not_tried_again() -> None:
+    play = Play(new_life()).training()
+    play.do("report", m.Failed(rank=0, cause=m.FailureCause.BAD_INPUT, message="Line 7 has 3 fields instead of 2."))
+    play.do("exit", 1, 0)
+    assert play.life.state is RunState.FAILED
+    assert play.life.failure == "Line 7 has 3 fields instead of 2."
+
+
+def test_memory_hold_pauses_saves_and_resumes() -> None:
+    play = Play(new_life()).training()
+    play.do("stance", Stance(rung=Rung.HOLD, holds=frozenset({HoldReason.MEMORY}), may_grow=False, reason="96 %"))
+    assert [type(o) for o in play.orders()] == [m.Pause, m.Checkpoint, m.LimitMicroBatch]
+    play.do("report", beat(Phase.HOLDING, ticks=2))
+    assert play.life.state is RunState.RECOVERING
+
+
+def test_a_runaway_is_frozen_then_killed_and_started_smaller() -> None:
+    play = Play(new_life()).training()
+    assert Freeze() in play.do("stance", Stance(rung=Rung.FREEZE, freeze=True, reason="97 %"))
+    assert Kill() in play.do("stance", Stance(rung=Rung.KILL, freeze=True, kill=True, reason="98 %"))
+    assert Kill() not in play.do("stance", Stance(rung=Rung.KILL, freeze=True, kill=True, reason="98 %")), "once"
+    play.do("exit", -9, 0)
+    assert play.life.micro_tokens_limit == 512
+    assert not play.life.frozen
+
+
+def test_a_thaw_follows_a_freeze_that_is_over() -> None:
+    play = Play(new_life()).training()
+    play.do("stance", Stance(rung=Rung.FREEZE, freeze=True))
+    assert Thaw() in play.do("stance", Stance(rung=Rung.SHRINK))
+
+
+def test_stop_checkpoints_leaves_and_quits() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 3, RequestKind.STOP)
+    (order,) = play.orders()
+    assert isinstance(order, m.Stop)
+    assert order.checkpoint
+    assert play.life.state is RunState.STOPPING
+    play.do("report", m.Leaving(rank=0, reason="stop", checkpoint=note(6)))
+    actions = play.do("exit", 0, 0)
+    assert answers(actions) == [(3, True)]
+    assert Quit() in actions
+    assert play.life.state is RunState.STOPPED
+
+
+def test_a_worker_that_does_not_carry_out_a_stop_is_killed() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 3, RequestKind.STOP)
+    actions = play.do("tick", after_s=11)
+    assert Kill() in actions
+    play.do("exit", -9, 0)
+    assert play.life.state is RunState.STOPPED
+
+
+def test_a_silent_worker_is_no_longer_trusted_with_orders_and_later_replaced() -> None:
+    play = Play(new_life()).training()
+    play.do("tick", after_s=16)
+    assert play.life.unresponsive
+    assert not play.life.view().takes_orders
+    assert Kill() in play.do("tick", after_s=SILENT_FOR_EVER_S)
+
+
+def test_an_order_that_is_not_answered_is_never_taken_for_done() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 4, RequestKind.CHECKPOINT)
+    assert answers(play.do("tick", after_s=11)) == [(4, False)]
+
+
+def test_a_slow_checkpoint_with_progress_is_waited_for() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 4, RequestKind.CHECKPOINT)
+    (order,) = play.orders()
+    play.do("report", m.Accepted(rank=0, order_id=order.order_id))
+    for ticks in range(2, 60):
+        assert answers(play.do("report", beat(Phase.SAVING, ticks=ticks), after_s=10)) == []
+        assert answers(play.do("tick")) == []
+    done = m.Done(rank=0, order_id=order.order_id, detail="written", checkpoint=note(5))
+    (answer,) = [a for a in play.do("report", done) if isinstance(a, Answer)]
+    assert answer.checkpoint_path == "/c/step-5"
+
+
+def test_the_machine_going_down_keeps_what_the_user_wants() -> None:
+    play = Play(new_life()).training()
+    play.do("terminate", forget=False)
+    assert not any(isinstance(a, Remember) for a in play.seen)
+    play.do("report", m.Leaving(rank=0, reason="stop", checkpoint=note(6)))
+    assert Quit() in play.do("exit", 0, 0)
+
+
+def test_a_foreign_command_is_frozen_for_a_pause_and_asked_to_end_by_signal() -> None:
+    play = Play(new_life(is_command=True))
+    play.do("start", leftover=False)
+    play.do("spawned")
+    assert play.life.state is RunState.RUNNING
+    assert answers(play.do("request", 1, RequestKind.PAUSE_HOLD)) == [(1, True)]
+    assert Freeze() in play.seen
+    assert play.life.state is RunState.PAUSED
+    assert Thaw() in play.do("request", 2, RequestKind.RESUME)
+    assert answers(play.do("request", 3, RequestKind.PAUSE_RELEASE)) == [(3, False)]
+    assert Terminate() in play.do("request", 4, RequestKind.STOP)
+    assert Kill() in play.do("tick", after_s=11)
+    play.do("exit", -9, 0)
+    assert play.life.state is RunState.STOPPED
+
+
+@pytest.mark.parametrize(("status", "state"), [(0, RunState.FINISHED), (3, RunState.FAILED)])
+def test_a_foreign_commands_exit_code_is_its_outcome(status: int, state: RunState) -> None:
+    play = Play(new_life(is_command=True))
+    play.do("start", leftover=False)
+    play.do("spawned")
+    play.do("exit", status, 0)
+    assert play.life.state is state
+    assert play.life.exit_status == status
+
+
+EVENTS = st.sampled_from(
+    [
+        ("spawned",),
+        ("report", HELLO),
+        ("report", beat(Phase.LOADING)),
+        ("report", beat()),
+        ("report", beat(Phase.HOLDING, ticks=3)),
+        ("report", m.Leaving(rank=0, reason="x", checkpoint=None)),
+        ("report", m.Done(rank=0, order_id=1, detail="ok")),
+        ("report", m.OrderFailed(rank=0, order_id=2, detail="no")),
+        ("report", m.Accepted(rank=0, order_id=3)),
+        ("exit", 0, 0),
+        ("exit", -9, 0),
+        ("exit", -9, 1),
+        ("request", 1, RequestKind.PAUSE_HOLD),
+        ("request", 2, RequestKind.PAUSE_RELEASE),
+        ("request", 3, RequestKind.RESUME),
+        ("request", 4, RequestKind.CHECKPOINT),
+        ("request", 5, RequestKind.STOP),
+        ("request", 6, RequestKind.STOP_NOW),
+        ("stance", Stance()),
+        ("stance", Stance(rung=Rung.SHRINK, shrink=True, may_grow=False)),
+        ("stance", Stance(rung=Rung.HOLD, holds=frozenset({HoldReason.MEMORY}))),
+        ("stance", Stance(rung=Rung.HOLD, holds=frozenset({HoldReason.HEAT}))),
+        ("stance", Stance(rung=Rung.HOLD, holds=frozenset({HoldReason.MEMORY}), release=True)),
+        ("stance", Stance(rung=Rung.FREEZE, freeze=True)),
+        ("stance", Stance(rung=Rung.KILL, freeze=True, kill=True)),
+        ("tick",),
+    ]
+)
+
+
+@given(st.lists(st.tuples(EVENTS, st.floats(0, 130)), max_size=60), st.booleans())
+def test_whatever_happens_there_is_one_worker_and_every_request_is_answered_once(
+    script: list[tuple[tuple[object, ...], float]], is_command: bool
+) -> None:
+    """Any order of events, also impossible ones: never two workers, never a lost or doubled answer, no illegal move."""
+    play = Play(new_life(is_command=is_command))
+    play.do("start", leftover=False)
+    asked: list[int] = []
+    for number, ((name, *args), after_s) in enumerate(script):
+        if play.life.terminal is not None:
+            break
+        if name == "spawned" and play.life.stage is not Stage.SPAWNED:
+            continue
+        if name == "exit" and play.life.stage is Stage.NONE:
+            continue
+        if name == "request":
+            args[0] = number
+            asked.append(number)
+        before = play.life.stage
+        actions = play.do(str(name), *args, after_s=after_s)
+        if Spawn() in actions:
+            assert before is Stage.NONE or name == "exit"
+    if play.life.terminal is None:
+        play.do("request", 10_000, RequestKind.STOP_NOW)
+        asked.append(10_000)
+        if play.life.stage is not Stage.NONE:
+            play.do("exit", -9, 0)
+    assert play.life.terminal is not None
+    answered = [a.token for a in play.seen if isinstance(a, Answer)]
+    assert sorted(answered) == sorted(asked)

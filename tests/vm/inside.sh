@@ -1,0 +1,19 @@
+#!/bin/bash
+# Runs in the virtual machine as root; see `run`. One pytest for each kind of user; fails if one of them fails.
+mkdir /tmp/memsup-tests && cp -r ./* /tmp/memsup-tests && cd /tmp/memsup-tests || exit 1
+chmod -R a+rX .
+export PYTHONPATH=$PWD:$PWD/site PYTHONDONTWRITEBYTECODE=1
+if [ $# = 0 ]; then
+  set -- tests/test_fence_cgroups.py tests/test_fence_choice.py tests/test_fence_processes.py tests/test_process_tree.py \
+    tests/test_deadman.py tests/test_self_protection.py
+fi
+# Emulated, so patience is stretched.
+tests=(python3 -m pytest -q --color=no -p no:cacheprovider --rootdir "$PWD" -c pyproject.toml --timeout=600 "$@")
+failed=0
+echo "== root"
+"${tests[@]}" || failed=1
+echo "== an ordinary user"
+asuser env -C "$PWD" PYTHONPATH="$PYTHONPATH" "${tests[@]}" || failed=1
+echo "== an ordinary user's service, which has a delegated cgroup"
+asuser systemd-run --user --quiet --pipe --wait --collect -p WorkingDirectory="$PWD" -E PYTHONPATH="$PYTHONPATH" "${tests[@]}" || failed=1
+exit $failed

@@ -1,0 +1,104 @@
+"""`python -m memsup.worker --run NAME --lifeline-fd N`: one life of the worker, from the first word to the last.
+
+Everything heavy is imported after the supervisor has answered: it knows the worker's process, and the worker its limits,
+before anything large is allocated. Exit status: 0 finished or left as told; 1 failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import faulthandler
+import logging
+import signal
+import sys
+import traceback
+
+from memsup.checkpoint.errors import DiskFull
+from memsup.shared.inputs import InputError
+from memsup.shared.messages import AnyReport, Failed, FailureCause, Leaving, Phase
+from memsup.shared.paths import PathError, RunPaths, run_paths
+from memsup.shared.record import RecordError, RunRecord, read_record
+from memsup.worker.link import Link, MustLeave
+from memsup.worker.session import GiveUp, Leave, Session
+
+WELCOME_S = 60.0
+
+log = logging.getLogger("memsup.worker")
+
+
+def main() -> int:
+    arguments = _arguments()
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s.%(msecs)03d %(levelname)s %(message)s", datefmt="%F %T"
+    )
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # kill -USR1 PID: every thread's stack into worker.log
+    try:
+        paths = run_paths(arguments.run)
+        record = read_record(paths.record)
+        if record is None:
+            raise RecordError(f"There is no run {arguments.run!r}. Start it with: memsup start --run {arguments.run}")
+        link = Link(paths, run_id=record.run_id, lifeline_fd=arguments.lifeline_fd)
+    except (PathError, RecordError) as error:
+        log.error("%s", error)
+        return 1
+    link.start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda caught, _frame: link.orders.put(MustLeave(signal.Signals(caught).name)))
+    try:
+        return _live(paths, record, link)
+    finally:
+        link.close()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m memsup.worker", description=__doc__)
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--lifeline-fd", required=True, type=int)
+    return parser.parse_args()
+
+
+def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
+    welcome = link.welcome(WELCOME_S)
+    if welcome is None:
+        log.error("No supervisor answered; the worker trains only under one. Start it with: memsup start --run %s", record.run)
+        return 1
+    session = Session(link)
+    last_words: AnyReport
+    try:
+        with session.phase(Phase.LOADING):
+            from memsup.worker.train import train
+        last_words = train(record, paths, welcome, session)
+    except Leave as leave:
+        log.info("Leaving: %s.", leave.reason)
+        last_words = Leaving(rank=link.rank, reason=leave.reason, checkpoint=leave.checkpoint)
+    except Exception as error:
+        log.exception("The training ends here.")
+        last_words = _failed(error, link)
+    link.report(last_words)
+    return 1 if isinstance(last_words, Failed) else 0
+
+
+def _failed(error: Exception, link: Link) -> Failed:
+    """Whose fault it is, in one sentence."""
+    cause, message, step = FailureCause.CRASH, f"The worker crashed: {type(error).__name__}: {error}", None
+    if isinstance(error, GiveUp):
+        cause, message, step = error.cause, str(error), error.step
+    elif isinstance(error, InputError):
+        cause, message = FailureCause.BAD_INPUT, str(error)
+    elif isinstance(error, DiskFull):
+        cause, message = FailureCause.DISK_FULL, str(error)
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        cause, message = FailureCause.DISK_FULL, f"The disk is full: {error}. Free some space, then: memsup start"
+    return Failed(
+        rank=link.rank,
+        cause=cause,
+        message=message,
+        traceback=traceback.format_exc()[-60_000:] if cause is FailureCause.CRASH else None,
+        step=link.snapshot.progress.step if step is None else step,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""What each step did, in one line, and a rolling digest of all lines: two runs that differ are found out at their first step.
+
+The digest has two halves of 64 bits. The first covers what must never change whatever memory, heat or kills do to a run: rows,
+loss weight and learning rate of each step. The second covers the exact bits of loss and gradient norm as well, which also
+depend on the cuts. Both are rolled from step to step, so heartbeats and checkpoints carry the whole history in 33 characters.
+
+Lines have one length, so the line of a step is found without reading, a resumed run overwrites what it redoes, and `cmp`
+names the first difference of two runs. They are not flushed: after a power cut some may be zeros, but the digest is not
+computed from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+BEFORE_FIRST = "0" * 16 + "." + "0" * 16
+
+_LINE = "{step:10d} {rows:16} {weight:>24} {learning_rate:>24} {loss:>24} {gradient_norm:>24} {digest:33}\n"
+
+
+class Step(NamedTuple):
+    """All that is audited of a step. The floats are Python's: 64 bits, written so that they read back the same."""
+
+    step: int
+    rows: NDArray[np.int64]
+    """The effective batch, in its order."""
+    weight: float
+    learning_rate: float
+    loss: float
+    gradient_norm: float
+
+
+def rolled(digest: str, taken: Step) -> str:
+    """The digest after `taken`, from the one before it. Pure."""
+    plan_half, exact_half = digest.split(".")
+    planned = struct.pack("<qdd", taken.step, taken.weight, taken.learning_rate) + _hash(taken.rows.astype("<i8").tobytes())
+    exact = planned + struct.pack("<dd", taken.loss, taken.gradient_norm)
+    return f"{_hash(bytes.fromhex(plan_half) + planned).hex()}.{_hash(bytes.fromhex(exact_half) + exact).hex()}"
+
+
+def line(taken: Step, digest: str) -> bytes:
+    """The line of a step, after which the digest is `digest`."""
+    return _LINE.format(
+        step=taken.step,
+        rows=_hash(taken.rows.astype("<i8").tobytes()).hex(),
+        weight=repr(taken.weight),
+        learning_rate=repr(taken.learning_rate),
+        loss=repr(taken.loss),
+        gradient_norm=repr(taken.gradient_norm),
+        digest=digest,
+    ).encode()
+
+
+LINE_BYTES = len(_LINE.format(step=0, rows="", weight="", learning_rate="", loss="", gradient_norm="", digest=""))
+
+
+class Audit:
+    """The digest so far, and the file of lines."""
+
+    def __init__(self, file: Path) -> None:
+        """Raises OSError."""
+        self.digest = BEFORE_FIRST
+        self._complained = False
+        self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    def last_step(self) -> int:
+        """How far the run had come when the file was last written, as far as the file knows."""
+        return os.fstat(self._fd).st_size // LINE_BYTES
+
+    def resume(self, step: int, digest: str = BEFORE_FIRST) -> None:
+        """Goes on after `step` steps: what was written of later ones is cut off, as they are redone."""
+        self.digest = digest
+        os.ftruncate(self._fd, min(step * LINE_BYTES, os.fstat(self._fd).st_size))
+
+    def record(self, taken: Step) -> None:
+        self.digest = rolled(self.digest, taken)
+        try:
+            os.pwrite(self._fd, line(taken, self.digest), (taken.step - 1) * LINE_BYTES)
+        except OSError as error:  # the disk is full: the digest goes on without the line
+            if not self._complained:
+                log.warning("The audit lacks lines from step %d on: %s.", taken.step, error.strerror)
+            self._complained = True
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=8).digest()

@@ -1,0 +1,102 @@
+"""torch on this machine: threads, determinism, the device and its numbers' types. Nothing here knows of steps or orders."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+
+from memsup.shared.messages import FailureCause
+from memsup.shared.settings import Share
+from memsup.worker.memory import CudaMemory, DeviceMemory
+from memsup.worker.session import GiveUp
+
+_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def start_threads(wanted: int | None) -> int:
+    """Fixes the number of threads that compute, and starts them; returns it. Call it before memory is limited: a library that
+    cannot start a thread aborts.
+    """
+    threads = wanted or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    if torch.get_num_interop_threads() != 1:  # may be set once only
+        torch.set_num_interop_threads(1)
+    square = torch.ones(512, 512)
+    (square @ square).add_(1).exp_()
+    return threads
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`wanted` is auto, cpu, cuda or cuda:N. Raises `GiveUp`."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise GiveUp(FailureCause.BAD_INPUT, f"There is no device {wanted} here: set training.device to auto or cpu.")
+    if device.type not in ("cpu", "cuda"):
+        raise GiveUp(FailureCause.BAD_INPUT, f"memsup does not train on {wanted}: set training.device to auto, cpu or cuda.")
+    if device.type == "cpu":
+        # Costs nothing here: the same kernels in all but a few rare operations.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    return device
+
+
+def device_memory(device: torch.device, limit: Share | int) -> DeviceMemory | None:
+    """None on a CPU. `limit` is the share of the device, or the bytes, beyond which torch itself says that memory is out."""
+    if device.type != "cuda":
+        return None
+    memory = CudaMemory(device)
+    total_bytes = torch.cuda.get_device_properties(device).total_memory
+    memory.limit(limit.fraction if isinstance(limit, Share) else min(1.0, limit / total_bytes))
+    return memory
+
+
+def autocast(device: torch.device, amp: str | None) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast(device.type, dtype=_AMP[amp]) if amp in _AMP else contextlib.nullcontext()
+
+
+def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def set_activation_checkpointing(model: Any, on: bool) -> None:
+    """Activations are computed a second time in the backward pass instead of kept: the same gradient in less memory."""
+    if hasattr(model, "activation_checkpointing_enable"):  # transformers 5
+        enable, disable = model.activation_checkpointing_enable, model.activation_checkpointing_disable
+    else:
+        enable, disable = model.gradient_checkpointing_enable, model.gradient_checkpointing_disable
+    if on:
+        enable({"use_reentrant": False})
+    else:
+        disable()
+
+
+def make_optimizer(model: Any, *, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW with all of its state allocated, and touched: it must not run out of memory when parameters change.
+
+    Biases and normalisation weights are not decayed, as usual. Fused: in place, so a step needs no memory of its own, and the
+    fastest on the CPU as well. The learning rate is set at each step.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=0.0,
+        fused=True,
+    )
+    for parameter in trained:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        }
+    return optimizer

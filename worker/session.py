@@ -1,0 +1,247 @@
+"""What a training program owes its supervisor, and nothing about training: orders at boundaries, progress, checkpoints.
+
+The program calls `boundary` wherever its state is whole (between micro-batches, batches of an evaluation, pieces of loading)
+and gives the session two functions: how to write a checkpoint and how to limit the micro-batch. Everything ordered is carried
+out inside `boundary`, in the main thread, and answered there. A pause blocks in it; leaving raises `Leave` out of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from memsup.shared.clock import monotonic_s
+from memsup.shared.messages import (
+    AnyOrder,
+    BatchShape,
+    Checkpoint,
+    CheckpointNote,
+    Done,
+    FailureCause,
+    LimitMicroBatch,
+    OrderFailed,
+    Pace,
+    Pause,
+    PauseMode,
+    Phase,
+    Resume,
+    Stop,
+)
+from memsup.worker.link import Link, MustLeave, Snapshot
+
+SIGN_OF_LIFE_S = 1.0
+"""While the main thread waits (held, or in a gap of its pace) it counts as moving this often."""
+
+log = logging.getLogger(__name__)
+
+
+class Leave(BaseException):
+    """Unwinds the program: it is to exit as it was told, not because anything is wrong. No `except Exception` stops it."""
+
+    def __init__(self, reason: str, checkpoint: CheckpointNote | None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.checkpoint = checkpoint
+
+
+class GiveUp(Exception):  # noqa: N818 - what it says to do, like SystemExit
+    """The run cannot go on. The text is one plain sentence with the next step."""
+
+    def __init__(self, cause: FailureCause, message: str, *, step: int | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.step = step
+
+
+class Session:
+    """One life of a worker under its supervisor. Belongs to the main thread."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.save: Callable[[bool], CheckpointNote] | None = None
+        """Writes and verifies a checkpoint of the state as it is; True: the last one of this life, so room that is kept free
+        for it may be used. Unset while there is nothing that could be saved.
+        """
+        self.limit_micro_batch: Callable[[LimitMicroBatch], int] | None = None
+        """Takes a limit into the plan; returns the `micro_tokens` in force from now on. Unset while there is no plan."""
+        self.held_s = 0.0
+        """Time spent in pauses so far; a rate of work leaves it out."""
+        self._held = False
+        self._held_since_s = 0.0
+        self._phase_before_hold = Phase.STARTING
+        self._duty_fraction = 1.0
+        self._rest_until_s = 0.0
+        self._busy_since_s = monotonic_s()
+        self._postponed: list[AnyOrder | MustLeave] = []
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Telling
+
+    def publish(
+        self,
+        *,
+        batch: BatchShape | None = None,
+        checkpoint: CheckpointNote | None = None,
+        digest: str | None = None,
+        **progress: Any,
+    ) -> None:
+        """What heartbeats say from now on; what is not named stays. `progress` are fields of `messages.Progress`."""
+        seen = self.link.snapshot
+        self.link.snapshot = Snapshot(
+            progress=msgspec.structs.replace(seen.progress, **progress),
+            batch=batch or seen.batch,
+            checkpoint=checkpoint or seen.checkpoint,
+            digest=digest or seen.digest,
+        )
+
+    def tick(self) -> None:
+        """Something was finished, so the main thread lives. Cheap; carries out no order."""
+        self.publish(ticks=self.link.snapshot.progress.ticks + 1)
+
+    @contextlib.contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        before = self.link.snapshot.progress.phase
+        self.publish(phase=phase)
+        try:
+            yield
+        finally:
+            self.publish(phase=before)
+
+    def checkpoint_now(self, *, last: bool = False) -> CheckpointNote:
+        """Writes a checkpoint and publishes it. Raises what the program's `save` raises."""
+        assert self.save is not None
+        with self.phase(Phase.SAVING):
+            note = self.save(last)
+        self.publish(checkpoint=note)
+        return note
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Boundaries
+
+    def boundary(self) -> None:
+        """Ends one piece of work: counts it, keeps the pace, carries out what was ordered, waits while held.
+
+        Raises `Leave` when the worker is to exit.
+        """
+        self.tick()
+        now_s = monotonic_s()
+        self._rest_until_s = now_s + (now_s - self._busy_since_s) * (1 / self._duty_fraction - 1)
+        self._obey()
+        self._busy_since_s = monotonic_s()
+
+    def _obey(self) -> None:
+        postponed, self._postponed = self._postponed, []
+        for order in postponed:
+            self._carry_out(order)
+        while True:
+            wait_s = SIGN_OF_LIFE_S if self._held else min(SIGN_OF_LIFE_S, self._rest_until_s - monotonic_s())
+            try:
+                order = self.link.orders.get(block=wait_s > 0, timeout=max(wait_s, 0))
+            except queue.Empty:
+                if wait_s <= 0:
+                    return
+                self.tick()
+            else:
+                self._carry_out(order)
+
+    def _carry_out(self, order: AnyOrder | MustLeave) -> None:
+        match order:
+            case MustLeave(reason):
+                self._leave_unordered(reason)
+            case Checkpoint():
+                self._checkpoint(order)
+            case LimitMicroBatch():
+                self._limit_micro_batch(order)
+            case Pace(duty_fraction=duty_fraction):
+                self._duty_fraction = duty_fraction
+                self._rest_until_s = 0.0  # this gap was measured for the pace before
+                self._done(order, f"computing {duty_fraction:.0%} of the time")
+            case Pause(mode=PauseMode.HOLD):
+                self._hold()
+                self._done(order, "holding")
+            case Pause(mode=PauseMode.RELEASE):
+                self._leave(order, checkpoint=True)
+            case Resume():
+                self._resume()
+                self._done(order, "continuing")
+            case Stop(checkpoint=checkpoint):
+                self._leave(order, checkpoint=checkpoint)
+
+    def _hold(self) -> None:
+        if not self._held:
+            self._held = True
+            self._held_since_s = monotonic_s()
+            self._phase_before_hold = self.link.snapshot.progress.phase
+            self.publish(phase=Phase.HOLDING)
+
+    def _resume(self) -> None:
+        if self._held:
+            self._held = False
+            self.held_s += monotonic_s() - self._held_since_s
+            self.publish(phase=self._phase_before_hold)
+
+    def _checkpoint(self, order: Checkpoint) -> None:
+        if self.save is not None:
+            try:
+                note = self.checkpoint_now()
+            except Exception as error:
+                self._failed(order, error)
+            else:
+                self._done(order, f"checkpoint at step {note.step}", checkpoint=note)
+        elif self._held:
+            self.link.report(
+                OrderFailed(
+                    rank=self.link.rank,
+                    order_id=order.order_id,
+                    detail="Nothing is loaded yet, so there is nothing newer than the newest checkpoint.",
+                )
+            )
+        else:
+            self._postponed.append(order)
+
+    def _limit_micro_batch(self, order: LimitMicroBatch) -> None:
+        if self.limit_micro_batch is None:
+            self._postponed.append(order)
+            return
+        micro_tokens = self.limit_micro_batch(order)
+        self._done(order, f"micro-batches of at most {micro_tokens} tokens", micro_tokens=micro_tokens)
+
+    def _leave(self, order: Pause | Stop, *, checkpoint: bool) -> None:
+        note = self.link.snapshot.checkpoint
+        if checkpoint and self.save is not None:
+            try:
+                note = self.checkpoint_now(last=True)
+            except Exception as error:
+                self._failed(order, error)
+                return
+        self._done(order, f"leaving at step {self.link.snapshot.progress.step}", checkpoint=note)
+        raise Leave(order.reason, note)
+
+    def _leave_unordered(self, reason: str) -> None:
+        """Nobody is there to decide what a failed save means: leave all the same, the newest checkpoint holds."""
+        note = self.link.snapshot.checkpoint
+        if self.save is not None:
+            try:
+                note = self.checkpoint_now(last=True)
+            except Exception:
+                log.exception("Leaving without a new checkpoint.")
+        raise Leave(reason, note)
+
+    def _done(
+        self, order: AnyOrder, detail: str, *, checkpoint: CheckpointNote | None = None, micro_tokens: int | None = None
+    ) -> None:
+        log.info("Order %d done (%s): %s.", order.order_id, order.reason, detail)
+        self.link.report(
+            Done(rank=self.link.rank, order_id=order.order_id, detail=detail, checkpoint=checkpoint, micro_tokens=micro_tokens)
+        )
+
+    def _failed(self, order: AnyOrder, error: Exception) -> None:
+        log.error("Order %d failed (%s).", order.order_id, order.reason, exc_info=error)
+        self.link.report(
+            OrderFailed(rank=self.link.rank, order_id=order.order_id, detail=f"The checkpoint could not be written: {error}")
+        )

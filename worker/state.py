@@ -1,0 +1,172 @@
+"""The training state as a checkpoint's files, and back.
+
+    config.json, model*.safetensors, tokenizer files    as Hugging Face lays them out: `from_pretrained` loads the folder
+    optimizer*.safetensors                              each parameter's state, as `<parameter>.<exp_avg, exp_avg_sq, step>`
+    state.json                                          `State`, below
+
+Covers the way between torch's tensors and the store's, a bounded piece at a time; nothing is pickled. How a folder becomes
+durable, verified and old is the business of `checkpoint/`; when one is written is decided in `train.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from memsup.checkpoint.draft import Draft
+from memsup.checkpoint.errors import Damaged
+from memsup.checkpoint.reading import read_json
+from memsup.checkpoint.tensors import Tensor, open_tensors
+from memsup.worker.plan import Entry
+
+FORMAT = 1
+STATE_FILE = "state.json"
+WEIGHTS, OPTIMIZER = "model", "optimizer"
+"""Stems of the safetensors files."""
+PIECE_BYTES = 4 << 20
+
+_SAFETENSORS_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+Tick = Callable[[], None]
+
+
+class Evaluated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    step: int
+    metrics: dict[str, float]
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything but tensors that the next step depends on, and what is told of the run, as it is after `step` steps."""
+
+    format: int = FORMAT
+    run_id: str
+    fingerprint: str
+    """Of the data; see `tasks.Prepared`."""
+    step: int
+    seed: int
+    effective_batch: int
+    threads: int
+    """Another number gives other bits."""
+    torch_version: str
+    plan: Entry
+    """What holds for the step after this one."""
+    digest: str
+    loss: float | None
+    """Of the last step."""
+    loss_scale: float
+    steps_at_scale: int
+    evaluated: Evaluated | None
+    best: Evaluated | None
+    trained_s: float
+    """Time of work in all lives of the run, pauses left out."""
+
+
+def write_state(
+    draft: Draft, state: State, *, model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, tick: Tick
+) -> None:
+    """Fills `draft`; calls `tick` with each piece written. Raises OSError."""
+    draft.write_tensors(WEIGHTS, [_outgoing(name, tensor, tick) for name, tensor in model_tensors(model).items()])
+    draft.write_tensors(
+        OPTIMIZER, [_outgoing(name, tensor, tick) for name, tensor in optimizer_tensors(model, optimizer).items()]
+    )
+    model.config.architectures = [type(model).__name__]  # otherwise `from_pretrained` of a bare AutoModel finds no class
+    model.config.save_pretrained(draft.folder)
+    tokenizer.save_pretrained(draft.folder)
+    draft.write_json(STATE_FILE, state)
+
+
+def read_state(path: Path) -> State:
+    """Of a verified checkpoint. Raises `Damaged` where it is of another format."""
+    state: State = read_json(path, STATE_FILE, State)
+    if state.format != FORMAT:
+        raise Damaged(f"{STATE_FILE} has format {state.format}; this version of memsup reads {FORMAT}.")
+    return state
+
+
+def model_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The tensors that `from_pretrained` wants to find: of tied ones only the one that the others are tied to."""
+    derived = set(getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    written: dict[Any, str] = {}
+    for name in sorted(tensors, key=lambda name: name in derived):  # stable: otherwise the model's own order
+        tensor = tensors[name]
+        written.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name, name)
+    kept = set(written.values())
+    return {name: tensor for name, tensor in tensors.items() if name in kept}
+
+
+def optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def read_tensors(path: Path, stem: str, targets: Mapping[str, torch.Tensor], tick: Tick) -> None:
+    """Copies the checkpoint's tensors over `targets`, through a small buffer of host memory.
+
+    Raises `Damaged` unless names, types and shapes are exactly those of `targets`.
+    """
+    missing = dict(targets)
+    for tensor in open_tensors(path, stem):
+        target = missing.pop(tensor.name, None)
+        if target is None:
+            raise Damaged(f"{stem} has {tensor.name}, which the model does not have.")
+        if tensor.dtype != _SAFETENSORS_NAMES.get(target.dtype) or tensor.shape != tuple(target.shape):
+            raise Damaged(
+                f"{stem} has {tensor.name} as {tensor.dtype} {tensor.shape}, the model as {target.dtype} {tuple(target.shape)}."
+            )
+        _copy_in(tensor, target, tick)
+    if missing:
+        raise Damaged(f"{stem} lacks {len(missing)} tensors, among them {next(iter(missing))}.")
+
+
+def _copy_in(tensor: Tensor, target: torch.Tensor, tick: Tick) -> None:
+    flat = target.detach().view(-1) if target.is_contiguous() else torch.empty(target.numel(), dtype=target.dtype)
+    into = flat.view(torch.uint8)
+    place = 0
+    for chunk in tensor.chunks():
+        into[place : place + len(chunk)].copy_(torch.frombuffer(chunk, dtype=torch.uint8))
+        place += len(chunk)
+        tick()
+    if not target.is_contiguous():
+        target.detach().copy_(flat.view(target.shape))
+
+
+def _outgoing(name: str, tensor: torch.Tensor, tick: Tick) -> Tensor:
+    return Tensor(name, _SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape), partial(_chunks, tensor, tick))
+
+
+def _chunks(tensor: torch.Tensor, tick: Tick) -> Iterator[memoryview]:
+    """Row-major bytes in small pieces. On the host, pieces of the tensor itself."""
+    for piece in _pieces(tensor.detach()):
+        yield memoryview(piece.contiguous().view(-1).view(torch.uint8).cpu().numpy())
+        tick()
+
+
+def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Parts of `tensor` that follow each other in row-major order, small unless a single row of it is large."""
+    if tensor.is_contiguous():
+        flat = tensor.view(-1)
+        count = PIECE_BYTES // tensor.element_size()
+        yield from (flat[start : start + count] for start in range(0, len(flat), count))
+    else:
+        for row in tensor:
+            yield from _pieces(row)

@@ -1,0 +1,106 @@
+"""What a task is: everything about a kind of training that the training loop does not need to know.
+
+A task turns settings into a model and examples, says what one row's loss is and how much it weighs, and measures the
+result. It is one file here. The loop (`worker/train.py`) owns the order of samples, the cut into micro-batches, the
+optimizer, devices, AMP and checkpoints; a task sees none of them.
+
+Bad input (data, model folder, tokenizer) is an `InputError` of `shared/inputs.py`: one plain sentence for the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from memsup.shared.inputs import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from memsup.shared.paths import RunPaths
+    from memsup.shared.settings import Settings
+
+Boundary = Callable[[], None]
+"""Called between bounded pieces of work while loading, so that orders are answered; what it raises goes through unchanged."""
+
+
+class Examples(Protocol):
+    """Rows by number, memory-mapped: holding them costs (nearly) no memory."""
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each row after truncation, special tokens included; read-only, shape (rows,)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """These rows in this order, on the CPU, padded to the longest of them: `input_ids` and `attention_mask` (int64,
+        rows × longest) and `labels` (int64, rows). All tensors have one row an index; move them and hand them on as they are.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A task, ready to train."""
+
+    model: PreTrainedModel
+    """On the CPU, float32, in eval mode."""
+    tokenizer: PreTrainedTokenizerBase
+    """Goes into every checkpoint and into the result beside the model."""
+    train: Examples
+    evaluation: Examples
+    fingerprint: str
+    """Changes when the rows, their tokens, their labels or the held-out split change. A checkpoint made with another one
+    must not be continued as if nothing had happened."""
+    facts: dict[str, str]
+    """What was found, one line each, for the log: heading → plain text."""
+
+
+class Metrics(Protocol):
+    """Counts up over an evaluation; never keeps logits."""
+
+    def add(self, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> None:
+        """Computes one batch, on the model's device, and counts it; inside `torch.no_grad()`, with the model in eval mode."""
+        ...
+
+    def result(self) -> dict[str, float]:
+        """Whole-evaluation figures: for classification `accuracy`, `majority_accuracy`, `loss` (mean), `rows`."""
+        ...
+
+
+class Task(Protocol):
+    def load(self, settings: Settings, paths: RunPaths, boundary: Boundary, *, checkpoint: Path | None = None) -> Prepared:
+        """Loads data (through the cache in `paths.cache`), tokenizer and model.
+
+        With `checkpoint`, the folder of a verified checkpoint, model and tokenizer come from there and `settings.task.model`
+        is not needed any more. Raises InputError.
+        """
+        ...
+
+    def loss(self, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The SUM of the rows' losses, a float32 scalar. Divided by the effective batch's total `weight`, any split into
+        micro-batches gives the whole batch's gradient.
+        """
+        ...
+
+    def weight(self, examples: Examples, indices: NDArray[np.int64]) -> float:
+        """The share of these rows: their number for classification, target tokens for a task that predicts tokens."""
+        ...
+
+    def new_metrics(self) -> Metrics: ...
+
+
+def find_task(kind: str) -> Task:
+    """The task named `task.kind` in the settings. Imports torch and transformers. Raises InputError."""
+    if kind == "text-classification":
+        from memsup.worker.tasks.classification import TextClassification
+
+        return TextClassification()
+    raise InputError(f"There is no task {kind!r}; use text-classification.")

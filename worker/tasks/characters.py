@@ -1,0 +1,59 @@
+"""A tokenizer for models that ship none: one token a character, learnt from the training texts alone.
+
+Written as a BERT tokenizer's files, so that `AutoTokenizer` loads it beside the model, without memsup. The same texts give the
+same vocabulary, whatever their order.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers.normalizers import BertNormalizer
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+"""In BERT's places: padding is 0."""
+
+
+def character_vocabulary(texts: Iterable[list[str]], *, at_most: int) -> list[str]:
+    """The special tokens, then the characters of `texts` by how often they occur, then by code point; `at_most` in all.
+
+    A character that occurs once is left to `[UNK]`, so that the model learns what an unknown one is. BERT cuts text into
+    words and each Chinese character is one; the others are written `##x` where they continue a word, so they stand here twice.
+    """
+    counts: Counter[str] = Counter()
+    for chunk in texts:
+        for text in chunk:
+            counts.update(_normalize(text))
+    vocabulary = list(SPECIAL_TOKENS)
+    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if count == 1 or character.isspace():
+            continue
+        vocabulary += [character] if _stands_alone(character) else [character, f"##{character}"]
+    return vocabulary[:at_most]
+
+
+def write_tokenizer(vocabulary: list[str], folder: Path, *, max_length: int) -> None:
+    """The files from which `AutoTokenizer.from_pretrained(folder)` makes the tokenizer."""
+    (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary), encoding="utf-8")
+    settings = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": max_length}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+_normalizer = BertNormalizer(lowercase=True)
+
+
+def _normalize(text: str) -> str:
+    """As the tokenizer will: lower case, no accents, no control characters, spaces around Chinese characters."""
+    return str(_normalizer.normalize_str(text))
+
+
+def _stands_alone(character: str) -> bool:
+    """Whether BERT makes a word of it wherever it stands: its normaliser puts spaces around it, or it is punctuation."""
+    if _normalize(character) == f" {character} ":
+        return True
+    return character in string.punctuation or unicodedata.category(character).startswith("P")

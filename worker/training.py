@@ -1,0 +1,126 @@
+"""What one life of the worker trains with, and how far the run is. Holds; what is done with it is in `train.py` and
+`checkpoints.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from memsup.checkpoint.store import Store
+from memsup.shared.clock import monotonic_s
+from memsup.shared.messages import BatchShape, CheckpointNote
+from memsup.shared.paths import RunPaths
+from memsup.shared.record import RunRecord
+from memsup.shared.settings import Training as TrainingSettings
+from memsup.worker.audit import Audit
+from memsup.worker.batches import Order, Rows, Schedule
+from memsup.worker.memory import DeviceMemory, SoftLimit
+from memsup.worker.plan import Plan
+from memsup.worker.session import Session
+from memsup.worker.state import Evaluated, State
+from memsup.worker.tasks import Prepared, Task
+
+_RATE_OVER_S = 30.0
+"""Samples per second are told of about this much time."""
+
+
+@dataclass(kw_only=True)
+class Training:
+    record: RunRecord
+    paths: RunPaths
+    session: Session
+    device: torch.device
+    device_memory: DeviceMemory | None
+    soft_limit: SoftLimit
+    threads: int
+    task: Task
+    prepared: Prepared
+    schedule: Schedule
+    order: Order
+    optimizer: torch.optim.Optimizer
+    store: Store
+    plan: Plan
+    audit: Audit
+
+    # How far the run is.
+    step: int = 0
+    """Steps taken."""
+    loss: float | None = None
+    """Of the last step."""
+    loss_scale: float = 1.0
+    steps_at_scale: int = 0
+    evaluated: Evaluated | None = None
+    best: Evaluated | None = None
+
+    # The step in hand.
+    micro_rows: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Of the micro-batch in hand; the first row is the longest."""
+    largest_tokens: int = 0
+    """Rows × padded length of the step's largest micro-batch."""
+    where: str = "forward"
+    activation_checkpointing: bool = False
+    """As the model is set now."""
+
+    # Checkpoints.
+    newest: CheckpointNote | None = None
+    newest_state: State | None = None
+    saved_s: float = 0.0
+    """When the newest was written, on the clock of `work_s`."""
+    save_s: float | None = None
+    """What the last save took."""
+
+    # Time.
+    trained_s: float = 0.0
+    """In earlier lives."""
+    _began_s: float = field(default_factory=monotonic_s)
+    _held_before_s: float = 0.0
+    _recent_samples: float = 0.0
+    _recent_s: float = 0.0
+
+    @property
+    def settings(self) -> TrainingSettings:
+        return self.record.settings.training
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether `evaluated` is of the parameters as they are."""
+        return self.evaluated is not None and self.evaluated.step == self.step
+
+    def boundary(self) -> None:
+        """Between two pieces of work. Raises `Leave`."""
+        self.session.boundary()
+        self.soft_limit.renew()
+
+    def work_s(self) -> float:
+        """Seconds of this life since training was prepared, pauses left out."""
+        return monotonic_s() - self._began_s - self.session.held_s
+
+    def count_rate(self, samples: int, took_s: float) -> None:
+        """Older steps fade out of the rate as newer ones take their time."""
+        fading = max(0.0, 1 - took_s / _RATE_OVER_S)
+        self._recent_samples = self._recent_samples * fading + samples
+        self._recent_s = self._recent_s * fading + took_s
+
+    def publish(self) -> None:
+        """Tells the heartbeats where the run is."""
+        rate = self._recent_samples / self._recent_s if self._recent_s else None
+        samples = self.schedule.samples_after(self.step)
+        left = self.schedule.samples_after(self.schedule.total_steps) - samples
+        self.session.publish(
+            batch=BatchShape(
+                effective=self.schedule.effective_batch,
+                micro_tokens=self.plan.at(self.step + 1).micro_tokens,
+                micro_rows=len(self.micro_rows) or None,
+            ),
+            digest=self.audit.digest,
+            epoch=self.schedule.epoch_of(self.step),
+            step=self.step,
+            total_steps=self.schedule.total_steps,
+            samples=samples,
+            loss=self.loss,
+            samples_per_s=rate,
+            eta_s=left / rate if rate else None,
+        )
