@@ -71,7 +71,12 @@ def rate(supervised: bool, rows: int) -> float:
             run(start, environment)
             run([*start[:3], "stop", "--now", "--run", "bench"], environment)
             count = threads(folder)
-            same = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "false"}
+            same = {
+                "OMP_NUM_THREADS": count,
+                "MKL_NUM_THREADS": count,
+                "OMP_WAIT_POLICY": "PASSIVE",
+                "TOKENIZERS_PARALLELISM": "false",
+            }
             run([sys.executable, "-P", "-c", ALONE], environment | same)
         newest = max((Path(folder) / "state/bench/checkpoints").glob("step-*"))
         state = json.loads((newest / "state.json").read_text())

@@ -1,7 +1,7 @@
-"""Where this process stands in the kernel's cgroup hierarchies, version 1 and 2.
+"""The kernel's cgroup hierarchies, version 1 and 2: where this process stands in them, and what memory is used in one.
 
-Covers finding the mounts and this process's own folder in each, also inside containers. Reads no limit (`sensors.py`) and
-makes no cgroup (`fence/`).
+Covers finding the mounts and this process's own folder in each, also inside containers. What follows from a reading is for
+`sensors.py`, and cgroups are made in `fence/`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
+
+from memsup.supervisor.kept_file import KeptFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,35 @@ class Hierarchy:
     def upwards(self) -> list[Path]:
         """`own` and every folder above it, up to and including `mount`."""
         return lineage(self.own, self.mount)
+
+
+class MemoryUse:
+    """What one cgroup and all below it use; read from descriptors that stay open."""
+
+    _NAMES: ClassVar = {
+        1: ("memory.usage_in_bytes", (b"\ntotal_inactive_file ", b"\ntotal_active_file ")),
+        2: ("memory.current", (b"\ninactive_file ", b"\nactive_file ", b"\nslab_reclaimable ")),
+    }
+
+    __slots__ = ("_charged", "_reclaimable", "_stat")
+
+    def __init__(self, folder: Path, version: int) -> None:
+        charged, self._reclaimable = self._NAMES[version]
+        self._charged, self._stat = KeptFile(folder / charged, 64), KeptFile(folder / "memory.stat")
+
+    def charged_bytes(self) -> int | None:
+        """Everything, page cache included."""
+        return self._charged.number() if self._charged.read() else None
+
+    def held_bytes(self) -> int | None:
+        """What the kernel cannot take back while the processes live: no page cache, no cache of names and inodes."""
+        held = self.charged_bytes() if self._stat.read() else None
+        for key in self._reclaimable:
+            cache = self._stat.number_after(key)
+            if held is None or cache is None or cache > held:  # counters are folded late and may disagree for a moment
+                return None
+            held -= cache
+        return held
 
 
 def lineage(folder: Path, mount: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from memsup.shared.messages import WorkerMemory
 from memsup.shared.settings import Limits
 from memsup.supervisor.battery import BatteryControl, PowerSupply
 from memsup.supervisor.gpu.client import GpuClient
-from memsup.supervisor.gpu.devices import heat_sources, of_worker, power_limits
+from memsup.supervisor.gpu.devices import XID_LOST, XIDS, heat_sources, of_worker, power_limits
 from memsup.supervisor.gpu.vram import VramControl, VramDecision
 from memsup.supervisor.heat import HeatControl, HeatDecision
 from memsup.supervisor.ladder import HoldReason, Proposal
@@ -45,8 +45,10 @@ class Cooling:
     power_record: Path
     gpus: tuple[GpuReading, ...] = ()
     temperatures: tuple[TemperatureReading, ...] = ()
-    tell: list[str] = field(default_factory=list)
-    """Sentences for a person, the newest last."""
+    lost: str | None = None
+    """Which of the worker's GPUs has fallen off the bus, in one sentence; it stays lost until the machine starts anew."""
+    _news: list[str] = field(default_factory=list)
+    _told: set[str] = field(default_factory=set)
     _calm: bool = True
 
     def __post_init__(self) -> None:
@@ -81,10 +83,14 @@ class Cooling:
         sources = heat_sources(workers, self.limits.gpu_temperature_c)
         sources += cpu_sources(self.temperatures, self._sensors.cpu_use, self.limits.cpu_temperature_c)
         heat = self._heat.step(now_s, sources, computing=load.computing, may_cap=self.client.may_cap)
-        if heat.tell is not None:
-            self.tell.append(heat.tell)
+        self._note_trouble(workers, heat)
         self.client.cap(power_limits(workers, heat.power_fraction, self.limits.power_w))
         return tuple(self._proposals(now_s, heat, workers, load))
+
+    def take_news(self) -> list[str]:
+        """Sentences for a person and for the ledger since the last call, each trouble once."""
+        news, self._news = self._news, []
+        return news
 
     def close(self) -> None:
         self.client.close()
@@ -95,6 +101,27 @@ class Cooling:
             self.client.wake()
         else:
             self.client.rest(now_s)
+
+    def _note_trouble(self, workers: tuple[GpuReading, ...], heat: HeatDecision) -> None:
+        for gpu in workers:
+            if gpu.lost and self.lost is None:
+                self.lost = f"GPU {gpu.index} ({gpu.name or 'name unknown'}) is lost: {XIDS[XID_LOST]}."
+                self._news.append(self.lost)
+        for index, xid in self.client.take_xids():
+            self._news.append(f"GPU {index} reported error {xid}: {XIDS.get(xid, 'see the Xid list of NVIDIA')}.")
+        if errors := self.client.take_memory_errors():
+            self._news.append(f"GPU memory had {errors} errors that could not be corrected; results may be wrong.")
+        if heat.tell is not None:
+            self._news.append(heat.tell)
+        for uuid, why in self.client.cap_notes.items():
+            self._tell_once(f"The power limit of {uuid} is not in force: {why}.")
+        for sensor in self._sensors.left_out:
+            self._tell_once(f"The temperature sensor {sensor} answers too slowly and is not watched any more.")
+
+    def _tell_once(self, sentence: str) -> None:
+        if sentence not in self._told:
+            self._told.add(sentence)
+            self._news.append(sentence)
 
     def _proposals(self, now_s: float, heat: HeatDecision, workers: tuple[GpuReading, ...], load: Load) -> Iterator[Proposal]:
         yield Proposal(duty_fraction=heat.duty_fraction, hold=HoldReason.HEAT if heat.hold else None, reason=heat.reason)

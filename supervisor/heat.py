@@ -30,8 +30,10 @@ SHOWN_STEP = 0.02
 """The worker is told of changes of at least this much."""
 UNKNOWN_YET_DUTY, FIRST_SEEN_HOT_C = 0.5, 10.0
 """Begin with this duty when the first reading is already this near to the level: how it got there is not known."""
-SLOWED_DUTY = 0.5
-"""Pace down to this while a device without a temperature says that it is slowed by heat."""
+SLOWED_DUTY, SLOWED_C, SLOWED_CALM_S = 0.5, 5.0, 300.0
+"""A device whose hardware slows it down because of heat counts as this much above its level, down to this duty, whatever its
+temperature says, if it says any: the sensor may lie, or another part of it be hot. And no climbing for a while after.
+"""
 
 HOLD_AFTER_S, LEAST_HOLD_S = 10.0, 60.0
 RESUME_DUTY = 0.7
@@ -58,7 +60,7 @@ class HeatSource:
     heat: float | None = None
     """Anything in proportion to the heat being made now: watts, or the part of the CPU in use."""
     slowed: bool | None = None
-    """It says that it is slowed by heat now."""
+    """Its hardware slows it down because of heat now."""
     cappable: bool = False
 
 
@@ -85,10 +87,16 @@ class _Track:
     at_s: float = 0.0
     """Of the last known reading."""
     hot_since_s: float | None = None
+    slowed_at_s: float | None = None
     heat: float = 0.0
     usual_heat: float = 0.0
 
     def follow(self, now_s: float, source: HeatSource) -> None:
+        if source.slowed:
+            self.slowed_at_s = now_s
+        if source.heat is not None:
+            self.heat += 0.2 * (source.heat - self.heat) if self.heat else source.heat
+            self.usual_heat = max(self.heat, 0.9998 * self.usual_heat)
         celsius = source.temperature_c
         if celsius is None:
             return
@@ -104,11 +112,6 @@ class _Track:
             self.hot_since_s = None
         elif self.hot_since_s is None:
             self.hot_since_s = now_s
-
-    def follow_heat(self, heat: float | None) -> None:
-        if heat is not None:
-            self.heat += 0.2 * (heat - self.heat) if self.heat else heat
-            self.usual_heat = max(self.heat, 0.9998 * self.usual_heat)
 
     def idles(self, duty: float) -> bool:
         """It makes clearly less heat than it usually does at this duty."""
@@ -132,8 +135,9 @@ class HeatControl:
     _power: float = 1.0
     _power_since_s: float | None = None
     _held_since_s: float | None = None
-    _slow_since_s: float | None = None
     _stepped_s: float | None = None
+    _since_s: dict[str, float] = field(default_factory=dict)
+    """Since when what a person may have to be told has been so."""
     _told: set[str] = field(default_factory=set)
     _last: HeatDecision = field(default_factory=HeatDecision)
 
@@ -148,7 +152,7 @@ class HeatControl:
         for source in sources:
             self._see(now_s, source)
         if self._held_since_s is None:
-            self._pace(elapsed_s, sources, computing)
+            self._pace(now_s, elapsed_s, sources, computing)
             if computing:
                 self._cap(now_s, sources, may_cap)
             hottest = self._too_hot(now_s, sources)
@@ -157,7 +161,7 @@ class HeatControl:
         elif self._cool_enough(now_s, self._held_since_s, sources):
             self._held_since_s = None
             self._found = self._duty = max(LEAST_DUTY, RESUME_DUTY * self._found)
-        self._last = self._decision(now_s, sources)
+        self._last = self._decision(now_s, sources, computing)
         return self._last
 
     # -- pace ---------------------------------------------------------------------------------------------------------
@@ -166,13 +170,12 @@ class HeatControl:
         track = self._tracks.setdefault(source.name, _Track())
         first = track.level_c is None
         track.follow(now_s, source)
-        track.follow_heat(source.heat)
         if first and track.level_c is not None and track.level_c > source.limits.pace_c - FIRST_SEEN_HOT_C:
             self._found = self._duty = min(self._found, UNKNOWN_YET_DUTY)
 
-    def _pace(self, elapsed_s: float, sources: Sequence[HeatSource], computing: bool) -> None:
+    def _pace(self, now_s: float, elapsed_s: float, sources: Sequence[HeatSource], computing: bool) -> None:
         up = UP_PER_S * elapsed_s
-        if not computing or any(self._hinders_climbing(source) for source in sources):
+        if not computing or any(self._hinders_climbing(now_s, source) for source in sources):
             up = 0.0
         spare_c = min((self._spare_c(source) for source in sources), default=float("inf"))
         self._found = _within(LEAST_DUTY, self._found + min(PER_DEGREE_SECOND * elapsed_s * spare_c, up), 1.0)
@@ -183,18 +186,19 @@ class HeatControl:
 
     def _spare_c(self, source: HeatSource) -> float:
         """How far below its level the source will be; negative: above."""
-        if source.temperature_c is None:
-            return -1.0 if source.slowed and self._duty > SLOWED_DUTY else float("inf")
-        spare = source.limits.pace_c - self._tracks[source.name].ahead_c()
-        if source.slowed and source.limits.assumed:  # then its limit is here, whatever was assumed
-            spare = min(spare, -1.0)
+        spare = float("inf")
+        if source.temperature_c is not None:
+            spare = source.limits.pace_c - self._tracks[source.name].ahead_c()
+        if source.slowed and self._duty > SLOWED_DUTY:
+            spare = min(spare, -SLOWED_C)
         return spare
 
-    def _hinders_climbing(self, source: HeatSource) -> bool:
+    def _hinders_climbing(self, now_s: float, source: HeatSource) -> bool:
         track = self._tracks[source.name]
-        if source.temperature_c is None:
-            return track.level_c is not None or bool(source.slowed)  # it was known and is not any more
-        return track.idles(self._lately)
+        if source.temperature_c is None and track.level_c is not None:  # it was known and is not any more
+            return True
+        slowed_lately = track.slowed_at_s is not None and now_s - track.slowed_at_s < SLOWED_CALM_S
+        return slowed_lately or track.idles(self._lately)
 
     # -- power limit --------------------------------------------------------------------------------------------------
 
@@ -246,20 +250,21 @@ class HeatControl:
 
     # -- what is said -------------------------------------------------------------------------------------------------
 
-    def _decision(self, now_s: float, sources: Sequence[HeatSource]) -> HeatDecision:
+    def _decision(self, now_s: float, sources: Sequence[HeatSource], computing: bool) -> HeatDecision:
         known = [source for source in sources if source.temperature_c is not None]
         hottest = min(known, key=self._spare_c, default=None)
         holding = self._held_since_s is not None
         shown = self._last.duty_fraction
-        if abs(self._duty - shown) >= SHOWN_STEP or self._duty in (1.0, LEAST_DUTY):
-            shown = round(self._duty, 2)
+        exact = round(self._duty, 2)
+        if abs(self._duty - shown) >= SHOWN_STEP or exact in (1.0, LEAST_DUTY):
+            shown = exact
         return HeatDecision(
             duty_fraction=shown,
             power_fraction=self._power,
             hold=holding,
             reason=self._reason(hottest, holding, shown),
             forecast_s=self._forecast_s(now_s, hottest),
-            tell=self._tell(now_s, sources, hottest),
+            tell=self._tell(now_s, sources, hottest, computing),
         )
 
     def _reason(self, hottest: HeatSource | None, holding: bool, duty: float) -> str:
@@ -269,11 +274,8 @@ class HeatControl:
             return "no temperature can be read; " + ("holding" if holding else f"computing {duty:.0%} of the time")
         limits = hottest.limits
         at = f"{hottest.name} is at {hottest.temperature_c:.0f} °C"
-        assumed = " (assumed)" if limits.assumed else ""
         if holding:
-            return (
-                f"{at} and cools down to {limits.resume_c:.0f} °C; it slows itself down at {limits.slowdown_c:.0f} °C{assumed}"
-            )
+            return f"{at} and rests until {limits.resume_c:.0f} °C: it must not stay at {limits.hold_c:.0f} °C"
         how = [f"computing {duty:.0%} of the time"] if duty < 1.0 else []
         how += [f"power limit {self._power:.0%} of the default"] if self._power < 1.0 else []
         return f"{at}: {', '.join(how)} to stay below {limits.pace_c:.0f} °C"
@@ -291,39 +293,34 @@ class HeatControl:
             return max(0.0, at_least_s)
         return max(at_least_s, left_c / -slope) if slope < -0.01 else None
 
-    def _tell(self, now_s: float, sources: Sequence[HeatSource], hottest: HeatSource | None) -> str | None:
+    def _tell(self, now_s: float, sources: Sequence[HeatSource], hottest: HeatSource | None, computing: bool) -> str | None:
         """One sentence for a person, once for each episode."""
         where = f"{hottest.name} is at {hottest.temperature_c:.0f} °C" if hottest else "No temperature can be read"
-        if self._held_since_s is None:
-            self._told.discard("hold")
-        elif now_s - self._held_since_s >= TELL_HOLD_S and self._once("hold"):
-            return (
-                f"{where} after {TELL_HOLD_S / 60:.0f} minutes of rest. Check its fans, its dust and the room; training waits."
-            )
-        if self._duty >= NOT_SLOW_DUTY:
-            self._told.discard("slow")
-        if self._duty >= SLOW_DUTY:
-            self._slow_since_s = None
-        elif self._slow_since_s is None:
-            self._slow_since_s = now_s
-        elif now_s - self._slow_since_s >= TELL_SLOW_S and self._once("slow"):
+        if self._lasts(now_s, "hold", self._held_since_s is not None, TELL_HOLD_S):
+            return f"{where} after {TELL_HOLD_S / 60:.0f} minutes of rest. Check fans, dust and the room; training waits."
+        slow = self._duty < (NOT_SLOW_DUTY if "slow" in self._told else SLOW_DUTY)
+        if self._lasts(now_s, "slow", computing and slow, TELL_SLOW_S):
             return (
                 f"{where}: training has run at less than {SLOW_DUTY:.0%} of its speed for {TELL_SLOW_S / 60:.0f} minutes "
                 "to stay cool. Check fans, dust and the room."
             )
         for source in sources:
-            track = self._tracks[source.name]
-            if source.temperature_c is not None:
-                self._told.discard(source.name)
-            elif track.level_c is not None and now_s - track.at_s >= TELL_BLIND_S and self._once(source.name):
+            blind = source.temperature_c is None and self._tracks[source.name].level_c is not None
+            if self._lasts(now_s, source.name, computing and blind, TELL_BLIND_S):
                 since = f"{source.name} has told no temperature for {TELL_BLIND_S / 60:.0f} minutes"
                 return f"{since}; only its own limits protect it. Look at: memsup check"
         return None
 
-    def _once(self, what: str) -> bool:
-        new = what not in self._told
+    def _lasts(self, now_s: float, what: str, is_so: bool, seconds: float) -> bool:
+        """True once, when it has been so for that long."""
+        if not is_so:
+            self._since_s.pop(what, None)
+            self._told.discard(what)
+            return False
+        if what in self._told or now_s - self._since_s.setdefault(what, now_s) < seconds:
+            return False
         self._told.add(what)
-        return new
+        return True
 
 
 def _within(low: float, value: float, high: float) -> float:

@@ -165,7 +165,7 @@ class Lifecycle:
                     self.checkpoint = report.checkpoint
         return self._settle(now_s)
 
-    def on_exit(self, now_s: float, exit_status: int | None, fence_oom_kills: int) -> list[Action]:
+    def on_exit(self, now_s: float, exit_status: int | None, fence_oom_kills: int, gpu_lost: str | None = None) -> list[Action]:
         """The worker and everything it started are gone."""
         if self.stage is Stage.LEFTOVER:
             self._enter(Stage.NONE, now_s)
@@ -176,7 +176,7 @@ class Lifecycle:
         for pending in self.orders.drop_all():
             for token in pending.requests:
                 self._out.append(Answer(token, False, "The worker ended before it could do that; see: memsup logs"))
-        self._judge(now_s, exit_status, fence_oom_kills)
+        self._judge(now_s, exit_status, fence_oom_kills, gpu_lost)
         self.held = self.frozen = self.unresponsive = False
         self._last_words = self._killed_by_us = None
         return self._settle(now_s)
@@ -347,13 +347,14 @@ class Lifecycle:
 
     # -- deaths -------------------------------------------------------------------------------------------------------
 
-    def _judge(self, now_s: float, exit_status: int | None, fence_oom_kills: int) -> None:
+    def _judge(self, now_s: float, exit_status: int | None, fence_oom_kills: int, gpu_lost: str | None) -> None:
         ending, self.ending = self.ending, None
         death = Death(
             exit_status=exit_status,
             last_words=self._last_words,
             killed_by_us=self._killed_by_us,
             fence_oom_kills=fence_oom_kills,
+            gpu_lost=gpu_lost,
             is_command=self.is_command,
         )
         verdict = self.policy.judge(death, self.checkpoint.step if self.checkpoint else None)

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -154,6 +155,7 @@ class Supervisor:
         self.since_unix_s = unix_s()
         self.shown_state = self.life.state
         self.worst_stall_s = 0.0
+        self.news: deque[str] = deque(maxlen=3)
         self.quitting = False
         self.interrupts = 0
         self.errors = 0
@@ -268,7 +270,7 @@ class Supervisor:
             status, oom_kills = self.worker.collect()
             self.speaks_to = None
             self.memory = self.memory_sensor.read(now_s)  # what is said about given back memory is measured
-            self._perform(now_s, self.life.on_exit(now_s, status, oom_kills))
+            self._perform(now_s, self.life.on_exit(now_s, status, oom_kills, self.cooling.lost))
         elif self.life.stage is Stage.LEFTOVER and self.worker.ending is None and self.fence.populated() is False:
             self._perform(now_s, self.life.on_exit(now_s, None, 0))
 
@@ -289,6 +291,9 @@ class Supervisor:
         self.ladder.disk_floor_bytes = disk_floor_bytes(self.life.checkpoint)
         self.fence.renew()
         self.proposals = self.cooling.step(now_s, self._load(), calm=self.ladder.rung < Rung.HOLD)
+        for sentence in self.cooling.take_news():
+            self._record(now_s, Record(event="attention", reason=sentence))
+            self.news.append(sentence)
         if self.speaks_to is not None:
             self.sockets.send(self.speaks_to, m.Lease(lease_s=LEASE_S))
         self._perform(now_s, self.life.on_tick(now_s))
@@ -417,7 +422,7 @@ class Supervisor:
     def _attention(self) -> Iterable[str]:
         if self.errors:
             yield f"memsup itself had {self.errors} errors; it goes on. Its log has them: {self.paths.supervisor_log}"
-        yield from self.cooling.tell[-3:]
+        yield from self.news
         if self.scribe.lost:
             yield f"{self.scribe.lost} records could not be written ({self.scribe.last_error or 'the disk is too slow'})."
         if self.disk.free_bytes is not None and self.disk.free_bytes < self.ladder.disk_floor_bytes:

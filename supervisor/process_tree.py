@@ -158,7 +158,7 @@ class KillState(enum.Enum):
     """Some will not die (state D: waiting in the kernel). No second worker may start. A later step may still find it gone."""
 
 
-_AGAIN_S = 0.05
+_AGAIN_S = 0.2
 
 
 class TreeKill:

@@ -57,7 +57,7 @@ class GpuReading:
     power_default_w: float | None = None
     """The limit that the device comes with."""
     slowed_by_heat: bool | None = None
-    """The device says that its clocks are held down by heat now."""
+    """Its hardware holds its clocks down because of heat now."""
     lost: bool = False
     """Fallen off the bus (NVML_ERROR_GPU_IS_LOST, Xid 79)."""
 

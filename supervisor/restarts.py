@@ -32,11 +32,13 @@ class Cause(enum.StrEnum):
     ONE_ROW_TOO_LARGE = "one_row_too_large"
     NOT_FINITE = "not_finite"
     DISK_FULL = "disk_full"
+    GPU_LOST = "gpu_lost"
+    """Its GPU has fallen off the bus: nothing but a restart of the machine brings it back."""
     COMMAND_FAILED = "command_failed"
     """A supervised command ended with an exit code of its own."""
 
 
-_GIVE_UP = {Cause.BAD_INPUT, Cause.ONE_ROW_TOO_LARGE, Cause.NOT_FINITE, Cause.COMMAND_FAILED}
+_GIVE_UP = {Cause.GPU_LOST, Cause.BAD_INPUT, Cause.ONE_ROW_TOO_LARGE, Cause.NOT_FINITE, Cause.COMMAND_FAILED}
 _OF_FAILURE = {
     FailureCause.BAD_INPUT: Cause.BAD_INPUT,
     FailureCause.OUT_OF_MEMORY: Cause.ONE_ROW_TOO_LARGE,
@@ -56,6 +58,8 @@ class Death:
     last_words: Finished | Failed | Leaving | None = None
     killed_by_us: Cause | None = None
     fence_oom_kills: int = 0
+    gpu_lost: str | None = None
+    """The sentence about a GPU of the worker's that was lost before it ended."""
     is_command: bool = False
 
 
@@ -93,6 +97,8 @@ class Policy:
 def cause_of(death: Death) -> Cause:
     if isinstance(death.last_words, Finished):
         return Cause.FINISHED
+    if death.gpu_lost is not None and not isinstance(death.last_words, Leaving):
+        return Cause.GPU_LOST
     if isinstance(death.last_words, Failed):
         return _OF_FAILURE[death.last_words.cause]
     if death.killed_by_us is not None:
@@ -113,6 +119,8 @@ _CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, s
 
 def sentence_of(cause: Cause, death: Death) -> str:
     """One plain sentence on what happened; claims no more than is known."""
+    if cause is Cause.GPU_LOST:
+        return f"{death.gpu_lost} The run continues from its newest checkpoint with: memsup start"
     if isinstance(death.last_words, Failed):
         return death.last_words.message
     match cause:

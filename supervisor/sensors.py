@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import ClassVar
 
-from memsup.supervisor.cgroups import find_hierarchy, lineage
+from memsup.supervisor.cgroups import MemoryUse, find_hierarchy, lineage
 from memsup.supervisor.fence import Fence
 from memsup.supervisor.kept_file import KeptFile
 from memsup.supervisor.readings import DiskReading, MemoryReading
@@ -116,28 +115,19 @@ class _StallClock:
 class _EnclosingCgroup:
     """One cgroup that bounds this process or the worker. Its limit may come and go; None means none that is known."""
 
-    _NAMES: ClassVar = {
-        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", b"\ntotal_inactive_file ", b"\ntotal_active_file "),
-        2: ("memory.max", "memory.current", b"\ninactive_file ", b"\nactive_file "),
-    }
+    __slots__ = ("_limit", "_use", "limit_bytes")
 
     def __init__(self, folder: Path, version: int) -> None:
-        limit, usage, self._inactive, self._active = self._NAMES[version]
-        self._limit, self._usage = KeptFile(folder / limit, 64), KeptFile(folder / usage, 64)
-        self._stat = KeptFile(folder / "memory.stat")
+        self._limit = KeptFile(folder / ("memory.limit_in_bytes" if version == 1 else "memory.max"), 64)
+        self._use = MemoryUse(folder, version)
         self.limit_bytes: int | None = None
 
     def read_limit(self) -> None:
         self.limit_bytes = self._limit.number() if self._limit.read() else None
 
     def available_bytes(self) -> int | None:
-        if self.limit_bytes is None or not (self._usage.read() and self._stat.read()):
-            return None
-        usage = self._usage.number()
-        inactive, active = self._stat.number_after(self._inactive), self._stat.number_after(self._active)
-        if usage is None or inactive is None or active is None or usage < inactive + active:
-            return None
-        return max(0, self.limit_bytes - usage + inactive + active)
+        held = self._use.held_bytes()
+        return None if self.limit_bytes is None or held is None else max(0, self.limit_bytes - held)
 
 
 def _enclosing_folders(fence: Fence | None, root: Path) -> list[tuple[Path, int]]:

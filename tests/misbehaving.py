@@ -9,7 +9,7 @@ ESCAPES         the leaking is done by a grandchild in a session of its own whos
 FORGETS         … and whose environment is empty
 IGNORES         ignores SIGTERM, SIGINT and SIGHUP
 STOPS           stops itself (SIGSTOP) once it holds all
-FORK_BOMB       starts children that start children, up to this many
+FORK_BOMB       starts children that start children, up to four times as many as this
 READS           reads this file again and again (page cache)
 PROGRESS        file to which it appends a byte every 10 ms, so that a stand-still can be seen
 HELD            file to which the process that leaks writes what it holds, in bytes, as text

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -88,7 +89,7 @@ def test_this_machine_offers(kind: Kind) -> None:
     [
         {"LEAK_MB_PER_S": "full"},
         {"LEAK_MB_PER_S": 500},
-        {"LEAK_MB_PER_S": "full", "NATIVE": 1},
+        {"LEAK_MB_PER_S": "full", "NATIVE": 1, "LEAK_MB": 600},
         {"LEAK_MB_PER_S": "full", "IGNORES": 1},
     ],
     ids=str,
@@ -98,7 +99,7 @@ def test_a_runaway_meets_the_limit_and_the_kernel_ends_it_there(fence: Fence, fa
     child = misbehave(fence, **faults)
     wait_for("the kernel killed it", lambda: child.exit_code() is not None)
     assert child.exit_code() == -9
-    assert fence.oom_kills() == 1
+    assert fence.oom_kills() >= 1
     assert LIMIT * 0.95 < number(fence, HIGHEST_FILE) <= LIMIT
     assert fence.populated() is False
 
@@ -188,18 +189,17 @@ def test_a_limit_that_somebody_else_changed_is_put_back(fence: Fence) -> None:
     assert not with_swap.exists() or int(with_swap.read_text()) == LIMIT
 
 
-def test_page_cache_does_not_count_as_the_workers(fence: Fence, tmp_path: Path) -> None:
+def test_page_cache_does_not_count_as_the_workers(fence: Fence) -> None:
     """Ray killed for it (ray-project/ray#33741): a data set that was read is not memory that only death gives back."""
-    data = tmp_path / "data"
-    data.write_bytes(os.urandom(MIB) * 96)
-    fd = os.open(data, os.O_RDONLY)
-    os.fsync(fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # so that the pages are charged to who reads them inside
-    os.close(fd)
-    child = misbehave(fence, READS=data)
-    wait_for("the file was read", lambda: number(fence, CHARGED_FILE) > 80 * MIB)
-    assert fence.used_bytes() < 30 * MIB
-    kill(fence, child)
+    with tempfile.NamedTemporaryFile(dir="/var/tmp") as data:  # a disk; /tmp may be memory itself
+        data.write(os.urandom(MIB) * 96)
+        data.flush()
+        os.fsync(data.fileno())
+        os.posix_fadvise(data.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # charged to who reads it next, inside
+        child = misbehave(fence, READS=data.name)
+        wait_for("the file was read", lambda: number(fence, CHARGED_FILE) > 80 * MIB)
+        assert fence.used_bytes() < 30 * MIB
+        kill(fence, child)
 
 
 def test_a_supervisor_that_starts_again_finds_and_kills_what_the_first_left(make: Make) -> None:
@@ -216,7 +216,7 @@ def test_kills_from_before_do_not_count_for_the_next_supervisor(make: Make) -> N
     first = make()
     child = misbehave(first, LEAK_MB_PER_S="full")
     wait_for("the kernel killed it", lambda: child.exit_code() is not None)
-    assert first.oom_kills() == 1
+    assert first.oom_kills() >= 1
     assert make(run=first.name.removeprefix("memsup-")).oom_kills() == 0
 
 
@@ -253,6 +253,7 @@ def test_readings_of_a_fence_that_was_taken_away_are_unknown_and_orders_to_it_do
 
 def test_the_worker_may_not_swap(fence: Fence) -> None:
     """A worker that swaps drags the whole machine along; it is ended instead."""
+    fence.renew()  # systemd may have written its own into the slice meanwhile; the scope inside has it as a property
     if version(fence) == 2:
         assert (fence.folder / "memory.swap.max").read_text() == "0\n"
     else:
@@ -265,6 +266,7 @@ def test_v2_ends_the_tree_as_a_whole(fence: Fence) -> None:
         pytest.skip("cgroup v1 knows no groups; the supervisor sees `oom_kills` and ends the rest")
     child = misbehave(fence, FORKS=4, LEAK_MB_PER_S="full", LEAK_MB=100)
     wait_for("all are gone", lambda: fence.populated() is False)
+    wait_for("its parent hears of it", lambda: child.exit_code() is not None)
     assert child.exit_code() == -9
     assert fence.oom_kills() >= 5
 
@@ -272,7 +274,8 @@ def test_v2_ends_the_tree_as_a_whole(fence: Fence) -> None:
 def test_systemd_forgets_no_limit_when_it_reads_its_units_again(fence: Fence) -> None:
     if fence.kind is not Kind.SCOPE:
         pytest.skip("not systemd's")
-    child = misbehave(fence, LEAK_MB_PER_S="full", LEAK_MB=20)
+    child = misbehave(fence)
+    wait_for("it is inside", lambda: child.pid in fence.pids())
     fence.set_limit(150 * MIB)
     manager = ["systemctl"] if os.geteuid() == 0 else ["systemctl", "--user"]
     subprocess.run([*manager, "daemon-reload"], check=True, timeout=60)

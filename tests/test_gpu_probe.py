@@ -327,6 +327,15 @@ def test_a_probe_that_speaks_nonsense_is_replaced(loop: Loop, monkeypatch: pytes
     loop.until(lambda: celsius(loop) is not None)
 
 
+def test_a_probe_that_cannot_be_started_is_tried_again_later(loop: Loop) -> None:
+    honest = loop.client._command
+    loop.client._command = ["/nonexistent/python"]
+    loop.until(lambda: loop.client.failures == 1)
+    assert "cannot be started (No such file or directory)" in (loop.client.note or "")
+    loop.client._command = honest
+    loop.until(lambda: celsius(loop) is not None)
+
+
 def test_a_frozen_sensor_is_no_longer_believed(loop: Loop, fake: FakeNvml) -> None:
     """The same 36 °C for five minutes, while the power went from 25 to 320 W: unknown. As soon as it moves it counts again."""
     loop.look()

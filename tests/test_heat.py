@@ -22,6 +22,7 @@ from memsup.supervisor.heat import (
     LEAST_CAP,
     LEAST_DUTY,
     LEAST_HOLD_S,
+    SLOWED_CALM_S,
     SLOWED_DUTY,
     TELL_BLIND_S,
     TELL_HOLD_S,
@@ -293,6 +294,15 @@ def test_a_speed_below_half_for_half_an_hour_is_told_once() -> None:
     assert "less than 50%" in told[0]
 
 
+def test_a_pause_by_somebody_else_is_not_told_as_slowness_or_blindness() -> None:
+    """Paused for hours, the GPU let go: nobody is woken, neither then nor when it goes on and the probe only just starts."""
+    control = HeatControl()
+    feed(control, range(300), 87)
+    told = [control.step(second, [source(None)], computing=False).tell for second in range(300, 9000)]
+    told += [control.step(second, [source(None)]).tell for second in range(9000, 9030)]
+    assert not any(told)
+
+
 # -- unknown -----------------------------------------------------------------------------------------------------------
 
 
@@ -314,10 +324,16 @@ def test_a_device_that_never_told_a_temperature_runs_until_it_says_that_it_is_sl
     assert not slowed[-1].hold
 
 
-def test_a_device_without_limits_that_says_it_is_slowed_is_paced_below_what_was_assumed() -> None:
+def test_a_device_that_is_slowed_at_a_low_temperature_is_believed_about_being_slowed() -> None:
+    """A stuck sensor, or hot memory: paced to half, not further, and faster again only when it is slowed no more."""
     control = HeatControl()
-    assert feed(control, range(100), 80, slowdown=None)[-1].duty_fraction == 1.0
-    assert feed(control, range(100, 200), 80, slowdown=None, slowed=True)[-1].duty_fraction < 0.9
+    assert feed(control, range(100), 60)[-1].duty_fraction == 1.0
+    slowed = feed(control, range(100, 400), 60, slowed=True)
+    assert slowed[120].duty_fraction == pytest.approx(SLOWED_DUTY, abs=0.03)
+    assert slowed[-1].duty_fraction == pytest.approx(SLOWED_DUTY, abs=0.03)
+    after = feed(control, range(400, 900), 60)
+    assert after[int(SLOWED_CALM_S) - 10].duty_fraction == pytest.approx(SLOWED_DUTY, abs=0.03)
+    assert after[-1].duty_fraction == 1.0
 
 
 def test_a_probe_that_dies_while_holding_does_not_end_the_hold_at_once_nor_hold_for_ever() -> None:

@@ -218,6 +218,14 @@ def test_bad_input_is_told_and_not_tried_again() -> None:
     assert play.life.failure == "Line 7 has 3 fields instead of 2."
 
 
+def test_a_lost_gpu_is_told_and_no_restart_loop_follows() -> None:
+    play = Play(new_life()).training()
+    play.do("report", m.Failed(rank=0, cause=m.FailureCause.CRASH, message="CUDA error: unspecified launch failure"))
+    play.do("exit", 1, 0, "GPU 0 (RTX 3060) is lost: only a reboot brings it back.")
+    assert play.life.state is RunState.FAILED
+    assert "only a reboot" in (play.life.failure or "")
+
+
 def test_memory_hold_pauses_saves_and_resumes() -> None:
     play = Play(new_life()).training()
     play.do("stance", Stance(rung=Rung.HOLD, holds=frozenset({HoldReason.MEMORY}), may_grow=False, reason="96 %"))

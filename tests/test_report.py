@@ -12,14 +12,22 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nights import Night, eventful
 
+from memsup.shared import messages as m
+from memsup.shared.files import replace_file
 from memsup.shared.paths import RunPaths, run_paths
-from memsup.shared.status import RunState, Status, Wanted
+from memsup.shared.record import RunRecord, write_record
+from memsup.shared.settings import Settings
+from memsup.shared.status import RunState, Status, Wanted, encode_status
+from memsup.supervisor.cli import RefusedError
+from memsup.supervisor.cli.report import report
 from memsup.supervisor.history import Point
 from memsup.supervisor.ledger import Entry
+from memsup.supervisor.lifecycle import _order_name
 from memsup.supervisor.report.account import Account, Gap, Kind, account, place
 from memsup.supervisor.report.gather import Material, gather, ledger_files
 from memsup.supervisor.report.marks import time_ticks, value_ticks
@@ -46,6 +54,19 @@ def read(night: Night) -> tuple[Material, Account]:
     status.result = {"accuracy": 0.93, "majority_accuracy": 0.55}
     material = gather(night.paths, status, night.at)
     return material, account(material)
+
+
+def record_of(night: Night, command: list[str] | None = None) -> RunRecord:
+    return RunRecord(
+        run="default",
+        run_id="0123456789ab",
+        created_unix_s=night.at,
+        wanted=Wanted.RUNNING,
+        tier="safe",
+        tier_reason="<it> was asked for",
+        settings=Settings(),
+        command=command,
+    )
 
 
 def material_of(entries: list[Entry], points: list[Point], status: Status | None = None) -> Material:
@@ -150,6 +171,40 @@ def test_what_has_not_ended_has_no_price(private_folders: Path) -> None:
     night.say("freeze", "memory", action="freeze", rung="freeze")
     _, reckoned = read(night)
     assert reckoned.interventions[0].cost_s is None
+
+
+def test_the_words_of_the_lifecycle_are_understood() -> None:
+    """The report reads what `lifecycle.py` writes; a change of its words there shows here."""
+    orders = (
+        m.Pace(order_id=1, reason="GPU 0 is at 90 °C", duty_fraction=0.7),
+        m.Pace(order_id=2, reason="cooler", duty_fraction=1.0),
+        m.Pause(order_id=3, reason="memory", mode=m.PauseMode.HOLD),
+        m.Resume(order_id=4, reason="calm"),
+        m.LimitMicroBatch(order_id=5, reason="memory", halve=True),
+        m.Checkpoint(order_id=6, reason="memory"),
+    )
+    written = [
+        Entry(
+            at=1000.0 + 100 * i,
+            mono=100.0 * i,
+            boot="b",
+            event="order",
+            reason=order.reason,
+            state="running",
+            action=_order_name(order),
+            result="done: so",
+        )
+        for i, order in enumerate(orders)
+    ]
+    told = [(i.what, i.cost_s) for i in account(material_of(written, [])).interventions]
+    assert [what for what, _ in told] == [
+        "compute 70% of the time",
+        "held the worker, its memory kept",
+        "halve the micro-batch",
+        "checkpoint",
+    ]
+    assert told[0][1] == pytest.approx(30)
+    assert told[1][1] == pytest.approx(100)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -365,22 +420,7 @@ def test_rotated_parts_of_the_ledger_are_read_in_order(night: Night) -> None:
 
 def test_a_supervised_commands_arguments_stay_out_of_the_page(night: Night) -> None:
     """People put passwords into arguments, and send the page to others."""
-    from memsup.shared.messages import PauseMode
-    from memsup.shared.record import RunRecord, write_record
-    from memsup.shared.settings import Settings
-
-    record = RunRecord(
-        run="default",
-        run_id="0123456789ab",
-        created_unix_s=night.at,
-        wanted=Wanted.RUNNING,
-        pause_mode=PauseMode.HOLD,
-        tier="safe",
-        tier_reason="<it> was asked for",
-        settings=Settings(),
-        command=["python", "--password=hunter2"],
-    )
-    write_record(night.paths.record, record)
+    write_record(night.paths.record, record_of(night, command=["python", "--password=hunter2"]))
     html = page(*read(night))
     assert "hunter2" not in html
     assert "python with 1 argument" in html
@@ -413,3 +453,54 @@ def test_the_account_is_json(night: Night) -> None:
 @given(st.lists(st.one_of(st.none(), st.floats(-1e12, 1e12)), max_size=80))
 def test_a_sparkline_has_a_cell_for_each_value(values: list[float | None]) -> None:
     assert len(sparkline(values)) == len(values)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# memsup report
+
+
+def invoke(*words: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(report, list(words), standalone_mode=False)
+    if result.exception is not None and not isinstance(result.exception, RefusedError):
+        raise result.exception
+    code = result.return_value if isinstance(result.return_value, int) else getattr(result.exception, "code", -1)
+    return code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def run(night: Night) -> Night:
+    """The night's folder with the two documents that a supervisor leaves."""
+    status = night.status()
+    write_record(night.paths.record, record_of(night))
+    replace_file(night.paths.status, encode_status(status))
+    return night
+
+
+def test_report_writes_the_page_and_prints_a_screenful(run: Night, tmp_path: Path) -> None:
+    """Data on stdout, where the page is on stderr; the file holds a whole page."""
+    code, out, err = invoke("--output", str(tmp_path / "night.html"))
+    assert code == 0
+    assert out.startswith("default: Finished after 6 h")
+    assert str(tmp_path / "night.html") in err
+    html = (tmp_path / "night.html").read_text(encoding="utf-8")
+    assert html.startswith("<!doctype html>")
+    assert html.rstrip().endswith("</html>")
+    assert markup(html).tags <= ALLOWED
+
+
+def test_report_to_stdout_and_as_json(run: Night) -> None:
+    """`--output -` is the page alone; `--json` names the page beside the numbers."""
+    assert invoke("--output", "-")[1].startswith("<!doctype html>")
+    document = json.loads(invoke("--json")[1])
+    assert document["page"] == str(run.paths.state / "report.html")
+    assert (run.paths.state / "report.html").is_file()
+
+
+def test_report_refuses_what_it_cannot_replace(run: Night, tmp_path: Path) -> None:
+    """A folder, a device, a place that does not exist: one sentence, nothing written."""
+    for target in (str(tmp_path), "/dev/null", str(tmp_path / "none" / "x.html")):
+        assert invoke("--output", target)[0] == 2
+
+
+def test_report_of_an_unknown_run(private_folders: Path) -> None:
+    assert invoke("--run", "nobody")[0] == 4

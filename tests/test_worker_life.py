@@ -1,4 +1,4 @@
-"""A worker process from its first word to its last: orders in every phase, leaving, dying at any instant, and going on exactly."""
+"""A worker process from its first word to its last: orders in every phase, leaving, dying at any instant, going on exactly."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_run_trains_evaluates_and_leaves_a_model_that_loads(tmp_path: Path) ->
 
 
 def test_orders_are_carried_out_while_loading_training_evaluating_and_held(tmp_path: Path, nursery: Nursery) -> None:
-    settings = tiny_settings(tmp_path, rows=3000, training__epochs=50)
+    settings = tiny_settings(tmp_path, rows=3000, training__epochs=50, training__eval_share=0.9)
     with LoneSupervisor(settings, nursery=nursery) as supervisor:
         supervisor.start()
         supervisor.first(Hello)
@@ -120,18 +120,12 @@ def test_orders_are_carried_out_while_loading_training_evaluating_and_held(tmp_p
         assert again.checkpoint == while_held.checkpoint, "what is saved already is not saved again"
         supervisor.order(Resume(order_id=7, reason="go on"))
 
-        supervisor.order(Pace(order_id=8, reason="heat", duty_fraction=0.05))
-        supervisor.until("a heartbeat while evaluating", lambda: evaluating(supervisor), deadline_s=240)
+        supervisor.order(Pace(order_id=8, reason="heat", duty_fraction=0.3))
+        supervisor.reach(Phase.EVALUATING)
         assert isinstance(supervisor.order(LimitMicroBatch(order_id=9, reason="while evaluating", halve=True)), Done)
         assert isinstance(supervisor.order(Stop(order_id=10, reason="enough", checkpoint=True)), Done)
         assert supervisor.first(Leaving).checkpoint is not None
         assert supervisor.exit_status() == 0
-
-
-def evaluating(supervisor: LoneSupervisor) -> bool:
-    """Full pace until an epoch's end is near would be a race; so the pace is kept low only once it evaluates."""
-    last = next((report for report in reversed(supervisor.reports) if isinstance(report, Heartbeat)), None)
-    return last is not None and last.progress.phase is Phase.EVALUATING
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -235,8 +229,8 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_bits(tmp_path: Path,
 
 
 def test_steps_redone_after_a_kill_are_cut_as_they_were(tmp_path: Path, nursery: Nursery) -> None:
-    """The supervisor limits the micro-batch and lifts the limit again, the worker is killed before and after: the journal alone,
-    given to another run, leads to the same bits.
+    """The supervisor limits the micro-batch and lifts the limit again, then the worker is killed: the journal alone, given to
+    another run, leads to the same bits.
     """
     settings = tiny_settings(tmp_path, rows=300, training__epochs=12)
     with LoneSupervisor(settings, name="limited", nursery=nursery) as supervisor:
@@ -302,8 +296,8 @@ def test_memory_running_out_within_the_optimizers_step_costs_a_restart_and_no_st
 
 
 def test_host_memory_that_really_runs_out_is_an_ordinary_event(tmp_path: Path, nursery: Nursery) -> None:
-    """A real soft limit, 200 MiB above what the model needs, and micro-batches that would take a gigabyte and more: the run shrinks
-    them by itself, and its resident memory stays below the limit at every heartbeat.
+    """A real soft limit, 200 MiB above what the model needs, and micro-batches that would take a gigabyte and more: the run
+    shrinks them by itself, and its resident memory stays below the limit at every heartbeat.
     """
     settings = tiny_settings(
         tmp_path, rows=800, words=50, hidden=128, training__effective_batch=128, training__max_length=256,

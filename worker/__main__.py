@@ -10,6 +10,7 @@ import argparse
 import errno
 import faulthandler
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -68,6 +69,8 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
     last_words: AnyReport
     try:
         with session.phase(Phase.LOADING):
+            # Read when torch is loaded: another number of threads, chosen by a library on its own, gives other bits.
+            os.environ |= {"OMP_DYNAMIC": "FALSE", "MKL_DYNAMIC": "FALSE"}
             from memsup.worker.train import train
         last_words = train(record, paths, welcome, session)
     except Leave as leave:

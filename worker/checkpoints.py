@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from memsup.checkpoint import manifest
-from memsup.checkpoint.cadence import Experience, is_due
+from memsup.checkpoint.cadence import OVERHEAD_FRACTION, Experience, is_due
 from memsup.checkpoint.errors import CheckpointError, Damaged
 from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store, remove_tree
@@ -228,6 +228,15 @@ def save_if_due(training: Training) -> None:
     experience = Experience(save_s=training.save_s, trained_s=training.trained_s + training.work_s(), deaths=0)
     if is_due(training.work_s(), training.saved_s, experience, training.record.settings.checkpoint.every_s):
         save_if_possible(training)
+
+
+def save_evaluated(training: Training) -> None:
+    """The best so far is worth a checkpoint as soon as that takes no more than its share of the time."""
+    share_s = (training.save_s or 0.0) / OVERHEAD_FRACTION
+    if training.best is training.evaluated and training.work_s() - training.saved_s >= share_s:
+        save_if_possible(training)
+    else:
+        save_if_due(training)
 
 
 def save_if_possible(training: Training) -> None:

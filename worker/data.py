@@ -283,7 +283,7 @@ def _make(draft: Path, source: Source, paths: _Paths, make_encoder: MakeEncoder,
     offsets = _write_tokens(draft / "tokens.bin", _texts(table.texts, np.arange(len(table.label_of_row)), boundary), encoder)
     arrays = {"offsets": offsets, "labels": table.label_of_row, "train": trained, "evaluation": evaluated}
     for name, values in arrays.items():
-        values.astype(np.int64).tofile(draft / f"{name}.bin")
+        (draft / f"{name}.bin").write_bytes(values.astype(np.int64, copy=False).data)  # tofile hides that a disk is full
 
     different = np.unique(table.text_hashes[: table.train_rows]).size
     shared = np.isin(table.text_hashes[evaluated], table.text_hashes[trained]).sum()
@@ -382,7 +382,7 @@ def _write_tokens(file: Path, texts: Iterator[list[str]], encoder: Encoder) -> I
         for chunk in texts:
             rows = encoder.encode(chunk)
             lengths.append(np.fromiter(map(len, rows), np.int64, len(rows)))
-            np.concatenate([np.asarray(row, kind) for row in rows]).tofile(out)
+            out.write(np.concatenate([np.asarray(row, kind) for row in rows]).data)
     return np.cumsum(np.concatenate(lengths))
 
 

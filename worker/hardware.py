@@ -78,6 +78,19 @@ def set_activation_checkpointing(model: Any, on: bool) -> None:
         disable()
 
 
+def place_model(model: Any, device: torch.device) -> None:
+    """Moves the model to `device`, into memory of its own, one tensor at a time.
+
+    Weights that a library read from a file may still lie in the mapped file, at whatever address its layout gave them. The last
+    bits of a matrix product depend on how its operands are aligned (oneMKL, "Aligning Data for Consistent Results"), so a
+    resumed run would drift. torch's own allocations all begin at a multiple of 64 bytes.
+    """
+    model.to(device)
+    if device.type == "cpu":
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone(memory_format=torch.preserve_format)
+
+
 def make_optimizer(model: Any, *, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW with all of its state allocated, and touched: it must not run out of memory when parameters change.
 

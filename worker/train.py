@@ -26,12 +26,13 @@ from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.worker.audit import Audit, Step
 from memsup.worker.batches import Order, Rows, Schedule, cut, learning_rate
-from memsup.worker.checkpoints import export_model, find_start, merit_of, resume, save, save_if_due, save_if_possible
+from memsup.worker.checkpoints import export_model, find_start, merit_of, resume, save, save_evaluated, save_if_due
 from memsup.worker.hardware import (
     autocast,
     choose_device,
     device_memory,
     make_optimizer,
+    place_model,
     set_activation_checkpointing,
     start_threads,
     to_device,
@@ -59,7 +60,7 @@ def train(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session
         while True:
             if schedule.ends_epoch(training.step) and not training.is_evaluated:
                 evaluate(training)
-                save_if_possible(training)
+                save_evaluated(training)
             if training.step == schedule.total_steps:
                 break
             take_step(training)
@@ -109,7 +110,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         boundary()
         prepared = task.load(settings, paths, boundary, checkpoint=start.folder)
         boundary()
-        prepared.model.to(device)
+        place_model(prepared.model, device)
         optimizer = make_optimizer(prepared.model, weight_decay=settings.training.weight_decay)
     for heading, fact in prepared.facts.items():
         log.info("%s: %s", heading, fact)

@@ -134,7 +134,8 @@ def merge(has: Settings, loaded: Loaded) -> tuple[Settings, list[Difference], li
         now, asked = getattr(section, name), value_of(loaded.settings, key)
         if now == asked or (asked is None and key.startswith("training.")):
             continue
-        difference = Difference(key, now, asked, origin)
+        is_secret = key.startswith("notify.")  # where messages go has keys in it, and differences are printed
+        difference = Difference(key, "hidden" if is_secret else now, "hidden" if is_secret else asked, origin)
         if may_change(key):
             setattr(section, name, asked)
             taken.append(difference)
@@ -145,7 +146,7 @@ def merge(has: Settings, loaded: Loaded) -> tuple[Settings, list[Difference], li
 
 def may_change(key: str) -> bool:
     """Whether a run can go on with another value: it guards or saves differently, but learns the same."""
-    return key.startswith("limits.") or key in {"checkpoint.every", "checkpoint.keep"}
+    return key.startswith(("limits.", "notify.")) or key in {"checkpoint.every", "checkpoint.keep"}
 
 
 def value_of(settings: Settings, key: str) -> Any:

@@ -80,7 +80,7 @@ class Fence(ABC):
         """Memory that only the death of the worker's tree would give back: no page cache."""
 
     def oom_kills(self) -> int | None:
-        """Processes that the kernel killed at the fence since it was made."""
+        """The kernel's count of its kills at the fence since it was made (v2 counts the first victim of a group twice)."""
         return None
 
     def pressure_total_us(self) -> int | None:

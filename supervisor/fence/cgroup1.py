@@ -10,7 +10,7 @@ import os
 import signal
 from pathlib import Path
 
-from memsup.supervisor.cgroups import Hierarchy, find_hierarchy
+from memsup.supervisor.cgroups import Hierarchy, MemoryUse, find_hierarchy
 from memsup.supervisor.descent import send_listed
 from memsup.supervisor.fence.base import Fence, FenceError, Kind, launcher, next_limit
 from memsup.supervisor.fence.kernel import make_folder, page_floor, pids_below, put, remove_folders, take, take_number
@@ -39,8 +39,7 @@ class Cgroup1Fence(Fence):
             make_folder(self._freezer)
         except OSError as error:
             raise FenceError(f"{error.filename} cannot be made ({error.strerror})") from None
-        self._usage = KeptFile(self._folder / "memory.usage_in_bytes")
-        self._stat = KeptFile(self._folder / "memory.stat")
+        self._use = MemoryUse(self._folder, 1)
         self._oom_control = KeptFile(self._folder / "memory.oom_control")
         self._kills_before = self._kill_count() or 0
         put(self._folder / "memory.use_hierarchy", "1")  # kernels before 5.11 leave it to us
@@ -57,24 +56,16 @@ class Cgroup1Fence(Fence):
         return launcher(self.name, writes=[(folder / "cgroup.procs", "0") for folder in (self._folder, self._freezer)])
 
     def renew(self) -> None:
-        charged = self._usage.number() if self._usage.read() else None
-        target = next_limit(self._wanted_bytes, self.limit_bytes, self.used_bytes(), charged)
+        target = next_limit(self._wanted_bytes, self.limit_bytes, self._use.held_bytes(), self._use.charged_bytes())
         memory, with_swap = self._folder / "memory.limit_in_bytes", self._folder / "memory.memsw.limit_in_bytes"
         # Memory may never be above memory with swap, so the order depends on the direction. Refused: EBUSY, tried again later.
-        put(with_swap, str(target))
-        if take_number(memory) == page_floor(target) or put(memory, str(target)):
+        _limit(with_swap, target)
+        if _limit(memory, target):
             self.limit_bytes = target
-        put(with_swap, str(target))
+        _limit(with_swap, target)
 
     def used_bytes(self) -> int | None:
-        if not (self._stat.read() and self._usage.read()):
-            return None
-        charged = self._usage.number()
-        inactive = self._stat.number_after(b"\ntotal_inactive_file ")
-        active = self._stat.number_after(b"\ntotal_active_file ")
-        if charged is None or inactive is None or active is None or charged < inactive + active:
-            return None
-        return charged - inactive - active
+        return self._use.held_bytes()
 
     def oom_kills(self) -> int | None:
         count = self._kill_count()
@@ -111,6 +102,10 @@ class Cgroup1Fence(Fence):
 
     def _kill_count(self) -> int | None:
         return self._oom_control.number_after(b"\noom_kill ") if self._oom_control.read() else None
+
+
+def _limit(file: Path, limit_bytes: int) -> bool:
+    return take_number(file) == page_floor(limit_bytes) or put(file, str(limit_bytes))
 
 
 def _limiting_folder(memory: Hierarchy) -> Path:

@@ -11,7 +11,7 @@ import os
 import signal
 from pathlib import Path
 
-from memsup.supervisor.cgroups import find_hierarchy
+from memsup.supervisor.cgroups import MemoryUse, find_hierarchy
 from memsup.supervisor.descent import send_listed
 from memsup.supervisor.fence.base import Fence, FenceError, Kind, fence_name, launcher, next_limit
 from memsup.supervisor.fence.kernel import make_folder, page_floor, pids_below, put, remove_folders, take
@@ -24,8 +24,7 @@ class Cgroup2(Fence):
     def __init__(self, run: str, limit_bytes: int, folder: Path) -> None:
         super().__init__(run, limit_bytes)
         self._folder = folder
-        self._current = KeptFile(folder / "memory.current")
-        self._stat = KeptFile(folder / "memory.stat")
+        self._use = MemoryUse(folder, 2)
         self._pressure = KeptFile(folder / "memory.pressure")
         self._memory_events = KeptFile(folder / "memory.events")
         self._kills_before = self._kill_count() or 0
@@ -35,21 +34,14 @@ class Cgroup2(Fence):
         return self._folder
 
     def renew(self) -> None:
-        charged = self._current.number() if self._current.read() else None
-        target = next_limit(self._wanted_bytes, self.limit_bytes, self.used_bytes(), charged)
+        target = next_limit(self._wanted_bytes, self.limit_bytes, self._use.held_bytes(), self._use.charged_bytes())
         if take(self._folder / "memory.max") == str(page_floor(target)) or put(self._folder / "memory.max", str(target)):
             self.limit_bytes = target
         put(self._folder / "memory.swap.max", "0")
         put(self._folder / "memory.oom.group", "1")
 
     def used_bytes(self) -> int | None:
-        if not (self._stat.read() and self._current.read()):
-            return None
-        charged = self._current.number()
-        inactive, active = self._stat.number_after(b"\ninactive_file "), self._stat.number_after(b"\nactive_file ")
-        if charged is None or inactive is None or active is None or charged < inactive + active:
-            return None
-        return charged - inactive - active
+        return self._use.held_bytes()
 
     def oom_kills(self) -> int | None:
         count = self._kill_count()
@@ -62,7 +54,8 @@ class Cgroup2(Fence):
         return pids_below(self._folder)
 
     def populated(self) -> bool | None:
-        return self._event("populated 1", "populated 0")
+        answer = self._event("populated")
+        return False if answer is None and not self._folder.exists() else answer
 
     def freeze(self) -> None:
         put(self._folder / "cgroup.freeze", "1")
@@ -71,7 +64,7 @@ class Cgroup2(Fence):
         put(self._folder / "cgroup.freeze", "0")
 
     def frozen(self) -> bool | None:
-        return self._event("frozen 1", "frozen 0")
+        return self._event("frozen")
 
     def kill(self) -> None:
         if not put(self._folder / "cgroup.kill", "1"):  # Linux before 5.14
@@ -82,11 +75,9 @@ class Cgroup2(Fence):
     def remove(self) -> bool:
         return remove_folders(self._folder)
 
-    def _event(self, yes: str, no: str) -> bool | None:
+    def _event(self, name: str) -> bool | None:
         lines = (take(self._folder / "cgroup.events") or "").split("\n")
-        if yes in lines:
-            return True
-        return False if no in lines or not self._folder.exists() else None
+        return True if f"{name} 1" in lines else False if f"{name} 0" in lines else None
 
     def _kill_count(self) -> int | None:
         return self._memory_events.number_after(b"\noom_kill ") if self._memory_events.read() else None
@@ -124,8 +115,12 @@ def _delegated() -> Path:
         raise FenceError("no cgroup v2 with a memory controller is mounted here")
     is_real_root = not (hierarchy.own / "cgroup.type").exists()
     candidates = hierarchy.upwards() if is_real_root else hierarchy.upwards()[1:]
-    for folder in candidates:
-        may_write = os.access(folder, os.W_OK | os.X_OK) and os.access(folder / "cgroup.procs", os.W_OK)
-        if may_write and "memory" in (take(folder / "cgroup.subtree_control") or "").split():
+    writable = [
+        folder for folder in candidates if os.access(folder, os.W_OK | os.X_OK) and os.access(folder / "cgroup.procs", os.W_OK)
+    ]
+    for folder in writable:
+        if "memory" in (take(folder / "cgroup.subtree_control") or "").split():
             return folder
-    raise FenceError("no cgroup above this process lets this user make one with a memory limit")
+    if writable:
+        raise FenceError(f"the memory controller is not enabled for the cgroups below {writable[0]}")
+    raise FenceError("no cgroup above this process lets this user make another")

@@ -211,23 +211,28 @@ class GpuClient:
     # -- the child's life ---------------------------------------------------------------------------------------------
 
     def _spawn(self, now_s: float) -> None:
-        ours, its_own = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
-            self._child = spawn(self._command, folder="/", stdin=its_own.fileno())
+            self._child, self._link = self._started()
         except OSError as error:
-            ours.close()
             self._count_failure(now_s, f"the probe cannot be started ({error.strerror})")
             self._wait(now_s)
             return
-        finally:
-            its_own.close()
-        ours.setblocking(False)
-        self._link = ours
-        self._epoll.register(ours, select.EPOLLIN)
+        self._epoll.register(self._link, select.EPOLLIN)
         self._epoll.register(self._child.pidfd, select.EPOLLIN)
         self._spawned_s = self._next_state_s = now_s
         self._sent_caps = {}
         self._ask_what_is_due(now_s, REOPENED_S if self._known else FIRST_ANSWER_S)
+
+    def _started(self) -> tuple[Child, socket.socket]:
+        ours, its_own = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        ours.setblocking(False)
+        try:
+            return spawn(self._command, folder="/", stdin=its_own.fileno()), ours
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            its_own.close()
 
     def _leave(self, now_s: float, state: ProbeState) -> None:
         """Closes the link, which is how the child is told to go; it is killed when it has not gone after `LEAVE_S`."""

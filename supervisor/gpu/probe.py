@@ -43,7 +43,8 @@ deadline of the client."""
 OOM_SCORE_ADJ = 300
 """Rather this process than the supervisor, which can start another."""
 _EVENTS = pynvml.nvmlEventTypeXidCriticalError | pynvml.nvmlEventTypeDoubleBitEccError
-_HEAT = pynvml.nvmlClocksEventReasonSwThermalSlowdown | pynvml.nvmlClocksEventReasonHwThermalSlowdown
+_HEAT = pynvml.nvmlClocksEventReasonHwThermalSlowdown
+"""The software's thermal slowdown is the driver keeping its own set point, and normal: an MX330 does it from 57 °C on."""
 _LOST = (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
 _MOST_EVENTS = 32
 

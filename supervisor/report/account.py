@@ -272,6 +272,8 @@ def _intervention(x: float, entry: Entry, later: Sequence[tuple[float, Entry]], 
     action = entry.action or ""
     base = Intervention(number=0, x=x, kind=_kind(entry), what=action, why=entry.reason, step=entry.step, result=entry.result)
     match entry.event:
+        case "freeze" if entry.reason.startswith(_BY_USER):
+            return None  # as a foreign command is paused; told by its "wanted"
         case "freeze":
             until = _first(later, entry.boot, lambda e: e.event in ("thaw", "kill", "death"))
             return replace(base, what="froze the worker", until=until, cost_s=_lasted(x, until))

@@ -162,7 +162,8 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
     int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
     struct stat file;
     if (fd < 0 || fstat(fd, &file) || file.st_size != sizeof *control) return 999;
-    if (!control) control = mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (control) munmap(control, sizeof *control); /* nobody has it open: one process may look at one machine after another */
+    control = mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
     if (control == MAP_FAILED || control->magic != MAGIC) return 999;
     if (control->init_hangs) for (;;) pause();

@@ -1,7 +1,7 @@
 """A night on the fake device, second by second: the real probe child, the real client and the real heat control, in a loop.
 
-The device's time is the loop's: a night takes as long as its questions and answers do. `best_constant_duty` searches, on the same
-device and knowing the whole night beforehand, what the control is measured against.
+The device's time is the loop's: a night takes as long as its questions and answers do. `best_constant_duty` searches, on the
+same device and knowing the whole night beforehand, what the control is measured against.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fake_nvml import FakeNvml, Fault
-
 from memsup.supervisor.gpu.client import GpuClient, ProbeState
 from memsup.supervisor.gpu.devices import heat_sources
 from memsup.supervisor.heat import HeatControl, HeatDecision
@@ -38,7 +37,9 @@ class Night:
         return sum(self.duty) / len(self.duty)
 
 
-def controlled_night(fake: FakeNvml, client: GpuClient, seconds: int, each_second: Callable[[int], None] = lambda _: None) -> Night:
+def controlled_night(
+    fake: FakeNvml, client: GpuClient, seconds: int, each_second: Callable[[int], None] = lambda _: None
+) -> Night:
     """`each_second` may change the device, or break it. The worker follows each decision one second later."""
     night, control, duty = Night(), HeatControl(), 1.0
     client.wake()
@@ -71,29 +72,29 @@ def _ask(fake: FakeNvml, client: GpuClient, now_s: float) -> None:
 
 def best_constant_duty(library: Path, fake: FakeNvml, seconds: int, limit_c: float) -> float:
     """The largest fixed duty that keeps the device at or below `limit_c` all night. The device is left as at its beginning."""
-    os.environ |= fake.environment
-    nvml = ctypes.CDLL(str(library / "libnvidia-ml.so.1"))
-    assert nvml.nvmlInitWithFlags(0) == 0
-    handle, celsius = ctypes.c_void_p(), ctypes.c_uint()
-    assert nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)) == 0
-    beginning = bytes(fake.control)
-
-    def hottest(duty: float) -> float:
-        ctypes.memmove(ctypes.byref(fake.control), beginning, len(beginning))
-        fake.set(0, duty=duty)
-        most = 0.0
-        for second in range(1, seconds + 1):
-            fake.control.clock_s = float(second)
-            nvml.nvmlDeviceGetTemperature(handle, 0, ctypes.byref(celsius))
-            most = max(most, fake[0].celsius)
-        return most
-
     low, high = 0.0, 1.0
-    if hottest(1.0) <= limit_c:
-        low = 1.0
+    if hottest(library, fake, seconds, 1.0) <= limit_c:
+        return 1.0
     for _ in range(10):
         middle = (low + high) / 2
-        low, high = (middle, high) if hottest(middle) <= limit_c else (low, middle)
+        low, high = (middle, high) if hottest(library, fake, seconds, middle) <= limit_c else (low, middle)
+    return low
+
+
+def hottest(library: Path, fake: FakeNvml, seconds: int, duty: float) -> float:
+    """The highest true temperature of a night at this fixed duty; the library is loaded here, into the caller's process."""
+    os.environ |= fake.environment
+    nvml = ctypes.CDLL(str(library / "libnvidia-ml.so.1"))
+    handle, celsius = ctypes.c_void_p(), ctypes.c_uint()
+    assert nvml.nvmlInitWithFlags(0) == 0
+    assert nvml.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(handle)) == 0
+    beginning = bytes(fake.control)
+    fake.set(0, duty=duty)
+    most = 0.0
+    for second in range(1, seconds + 1):
+        fake.control.clock_s = float(second)
+        nvml.nvmlDeviceGetTemperature(handle, 0, ctypes.byref(celsius))
+        most = max(most, fake[0].celsius)
     ctypes.memmove(ctypes.byref(fake.control), beginning, len(beginning))
     nvml.nvmlShutdown()
-    return low
+    return most

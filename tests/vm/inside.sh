@@ -8,7 +8,7 @@ if [ $# = 0 ]; then
     tests/test_deadman.py tests/test_self_protection.py
 fi
 # Emulated, so patience is stretched.
-tests=(python3 -m pytest -q --color=no -p no:cacheprovider --rootdir "$PWD" -c pyproject.toml --timeout=600 "$@")
+tests=(python3 -m pytest -q --color=no -p no:cacheprovider --rootdir "$PWD" -c pyproject.toml --timeout=600 --durations=8 "$@")
 failed=0
 echo "== root"
 "${tests[@]}" || failed=1

@@ -7,13 +7,12 @@ same vocabulary, whatever their order.
 from __future__ import annotations
 
 import json
-import string
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 """In BERT's places: padding is 0."""
@@ -45,6 +44,7 @@ def write_tokenizer(vocabulary: list[str], folder: Path, *, max_length: int) -> 
 
 
 _normalizer = BertNormalizer(lowercase=True)
+_words = BertPreTokenizer()
 
 
 def _normalize(text: str) -> str:
@@ -53,7 +53,5 @@ def _normalize(text: str) -> str:
 
 
 def _stands_alone(character: str) -> bool:
-    """Whether BERT makes a word of it wherever it stands: its normaliser puts spaces around it, or it is punctuation."""
-    if _normalize(character) == f" {character} ":
-        return True
-    return character in string.punctuation or unicodedata.category(character).startswith("P")
+    """Whether the tokenizer makes a word of it even between letters, as it does with Chinese and with punctuation."""
+    return len(_words.pre_tokenize_str(_normalize(f"a{character}a"))) == 3

@@ -1,0 +1,65 @@
+"""`memsup notify --test`: does a message reach you, and does the dead man's ping arrive?"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from pathlib import Path
+
+import click
+
+from memsup.supervisor.cli import RefusedError
+from memsup.supervisor.cli.options import data, json_data, json_option, message, run_option
+
+ARRIVES_WITHIN_S = 60.0
+REACHED, NOT_REACHED = 0, 1
+
+
+@click.command(short_help="Send a test message and a ping.")
+@run_option
+@json_option
+@click.option("--test", is_flag=True, help="Send them (the only thing that this command does).")
+@click.option("--set", "flags", multiple=True, metavar="KEY=VALUE", help="A setting, such as notify.urls=…; may be repeated.")
+def notify(run_name: str, as_json: bool, test: bool, flags: tuple[str, ...]) -> int:
+    """Send a test message to notify.urls and fetch notify.ping_url once, and say what came of it.
+
+    The settings are those that a run started here would have. Exit code: 0 all reached, 1 not, 2 nothing to send to.
+    """
+    from memsup.shared.settings import load, user_settings_file
+    from memsup.supervisor.messenger import Messenger
+    from memsup.supervisor.notify import trial_notice
+
+    if not test:
+        raise RefusedError("Say memsup notify --test to send a test message.")
+    job_file = Path("memsup.toml")
+    loaded = load(
+        job_file=job_file if job_file.is_file() else None,
+        flags=flags,
+        environment=os.environ,
+        user_file=user_settings_file(),
+    )
+    wanted = loaded.settings.notify
+    if not wanted.urls and not wanted.ping_url:
+        raise RefusedError(
+            "Neither notify.urls nor notify.ping_url is set. Write them into memsup.toml; see docs/overnight.md."
+        )
+    messenger = Messenger(wanted.urls, wanted.ping_url)
+    messenger.start(time.monotonic())
+    expected = bool(wanted.urls) + bool(wanted.ping_url)
+    messenger.send(trial_notice(run_name), retry=False)
+    messenger.ping()
+    came, deadline_s = messenger.answers(), time.monotonic() + ARRIVES_WITHIN_S
+    while len(came) < expected and (left_s := deadline_s - time.monotonic()) > 0 and messenger.fd is not None:
+        select.select([messenger.fd], [], [], min(1.0, left_s))
+        came += messenger.answers()
+    messenger.close()
+    reached = len(came) == expected and all(sent.ok for sent in came)
+    if as_json:
+        json_data({"reached": reached, "answers": [{"ping": sent.ping, "ok": sent.ok, "text": sent.text} for sent in came]})
+        return REACHED if reached else NOT_REACHED
+    for sent in came:
+        (data if sent.ok else message)(f"{'ping' if sent.ping else 'message'}: {sent.text}")
+    if len(came) < expected:
+        message(f"No word within {ARRIVES_WITHIN_S:.0f} s: the network may be down.")
+    return REACHED if reached else NOT_REACHED

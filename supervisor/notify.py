@@ -1,0 +1,213 @@
+"""Who is told what, and when: the policy of messages and of the dead man's ping. Pure; `herald.py` sends.
+
+Told at once: finished, failed, going on again after the machine died, needs attention, paused for more than a quarter of an
+hour. What needs attention comes in sentences, each told once in half a day, and no more than a few messages a day in all; what
+was held back comes with the digest in the morning. A run that a person watches with `memsup status` needs none of this.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from memsup.shared.status import RunState, Status
+from memsup.supervisor.words import count, duration, percent, plural, size
+
+PAUSED_LONG_S = 15 * 60.0
+ATTENTION_HOLDS_S = 60.0
+"""What passes within a minute needs nobody."""
+SAME_AGAIN_S = 12 * 3600.0
+APART_S = 30 * 60.0
+"""Between two messages that are not about the end of something."""
+MOST_A_DAY = 6
+MORNING_HOUR = 8
+PING_EVERY_S = 60.0
+
+
+class Kind(enum.StrEnum):
+    FINISHED = "finished"
+    FAILED = "failed"
+    ATTENTION = "attention"
+    REVIVED = "revived"
+    """Training goes on after a death of the whole machine."""
+    PAUSED = "paused"
+    DIGEST = "digest"
+    TEST = "test"
+
+
+_AT_ONCE = {Kind.FINISHED, Kind.FAILED, Kind.REVIVED}
+
+
+@dataclass(frozen=True)
+class Notice:
+    kind: Kind
+    title: str
+    text: str
+
+
+class Told(msgspec.Struct, kw_only=True):
+    """What was told, kept in a file across restarts of the supervisor, so that nothing is told twice. Unix seconds."""
+
+    run_id: str = ""
+    ended: str | None = None
+    """The end of the run that was told."""
+    sentences: dict[str, float] = msgspec.field(default_factory=dict)
+    """Each sentence of attention, without its numbers, and when it was told."""
+    sent: list[float] = msgspec.field(default_factory=list)
+    """When messages went out that are counted."""
+    held_back: list[str] = msgspec.field(default_factory=list)
+    digest_day: str = ""
+
+
+class Policy:
+    """`step` sees every status and says what is to be sent now."""
+
+    def __init__(self, told: Told) -> None:
+        self.told = told
+        self._since: dict[str, float] = {}
+        """When each present sentence of attention was first seen."""
+        self._paused_told = False
+        self._revived: tuple[str, ...] = ()
+        self._next_ping_s = 0.0
+
+    def machine_died(self, sentences: Sequence[str]) -> None:
+        """The post-mortem's words, to be told once training goes on."""
+        self._revived = tuple(sentences)
+
+    def ping_due(self, now_s: float) -> bool:
+        """`now_s` is monotonic."""
+        if now_s < self._next_ping_s:
+            return False
+        self._next_ping_s = now_s + PING_EVERY_S
+        return True
+
+    def step(self, unix_s: float, local_hour: int, local_day: str, status: Status) -> list[Notice]:
+        """About once a second. `local_day`, such as 2026-05-29, and `local_hour` are the user's."""
+        if status.run_id != self.told.run_id:
+            self.told = Told(run_id=status.run_id or "", digest_day=self.told.digest_day)
+        notices = [
+            notice
+            for notice in (
+                self._end(status),
+                self._revival(status),
+                self._pause(unix_s, status),
+                self._attention(unix_s, status),
+                self._digest(local_hour, local_day, status),
+            )
+            if notice is not None
+        ]
+        return [notice for notice in notices if self._may_go(notice, unix_s)]
+
+    def _may_go(self, notice: Notice, unix_s: float) -> bool:
+        """Counts what goes; what has to stay is kept for the digest."""
+        if notice.kind in _AT_ONCE or notice.kind is Kind.DIGEST:
+            return True
+        sent = [at for at in self.told.sent if 0 <= unix_s - at < 86_400]  # of a clock that was set back nothing is counted
+        if len(sent) >= MOST_A_DAY or (sent and unix_s - sent[-1] < APART_S):
+            self.told.held_back = [*self.told.held_back, notice.text][-20:]
+            return False
+        self.told.sent = [*sent, unix_s]
+        return True
+
+    def _end(self, status: Status) -> Notice | None:
+        if status.state not in (RunState.FINISHED, RunState.FAILED) or self.told.ended == status.state:
+            return None
+        self.told.ended = str(status.state)
+        if status.state is RunState.FINISHED:
+            return Notice(Kind.FINISHED, f"{status.run}: finished", _sentences(_result(status), _restarts(status)))
+        return Notice(
+            Kind.FAILED, f"{status.run}: failed", _sentences(status.failure or "No reason is known.", _checkpoint(status))
+        )
+
+    def _revival(self, status: Status) -> Notice | None:
+        if not self._revived or status.state is not RunState.RUNNING:
+            return None
+        sentences, self._revived = self._revived, ()
+        return Notice(Kind.REVIVED, f"{status.run}: goes on after the machine died", "\n".join([*sentences, _progress(status)]))
+
+    def _pause(self, unix_s: float, status: Status) -> Notice | None:
+        if status.state not in (RunState.PAUSED, RunState.COOLING) or status.since is None:
+            self._paused_told = False
+            return None
+        lasts_s = unix_s - status.since
+        if self._paused_told or lasts_s < PAUSED_LONG_S:
+            return None
+        self._paused_told = True
+        why = f": {status.last_action.reason}" if status.state is RunState.COOLING and status.last_action else ""
+        text = f"It is {status.state} for {duration(lasts_s)} now{why}. Continue with: memsup resume"
+        return Notice(Kind.PAUSED, f"{status.run}: still {status.state}", _sentences(text, _progress(status)))
+
+    def _attention(self, unix_s: float, status: Status) -> Notice | None:
+        now = {_without_numbers(sentence): sentence for sentence in status.attention if sentence != status.failure}
+        self._since = {key: self._since.get(key, unix_s) for key in now}
+        self.told.sentences = {
+            key: at for key, at in self.told.sentences.items() if key in now or 0 <= unix_s - at < SAME_AGAIN_S
+        }
+        fresh = [
+            key
+            for key in now
+            if unix_s - self._since[key] >= ATTENTION_HOLDS_S and unix_s - self.told.sentences.get(key, -1e18) >= SAME_AGAIN_S
+        ]
+        if not fresh or status.state in (RunState.FINISHED, RunState.FAILED):
+            return None
+        self.told.sentences |= dict.fromkeys(fresh, unix_s)
+        return Notice(
+            Kind.ATTENTION, f"{status.run}: needs attention", _sentences(*(now[key] for key in fresh), _progress(status))
+        )
+
+    def _digest(self, local_hour: int, local_day: str, status: Status) -> Notice | None:
+        if self.told.digest_day == "":
+            self.told.digest_day = local_day  # the first morning is the next one
+        if local_hour < MORNING_HOUR or self.told.digest_day == local_day:
+            return None
+        self.told.digest_day = local_day
+        if status.state in (RunState.FINISHED, RunState.FAILED, RunState.STOPPED):
+            return None  # that was told, or asked for
+        held_back, self.told.held_back = self.told.held_back, []
+        lines = [f"It is {status.state}. {_progress(status)}", _checkpoint(status), _restarts(status), *status.attention]
+        lines += [f"Held back: {text}" for text in held_back]
+        return Notice(Kind.DIGEST, f"{status.run}: good morning", "\n".join(line for line in lines if line))
+
+
+def trial_notice(run: str) -> Notice:
+    return Notice(Kind.TEST, f"{run}: a test", "memsup can reach you here. It will tell you when the run ends, or needs you.")
+
+
+def _sentences(*parts: str) -> str:
+    return "\n".join(part for part in parts if part)
+
+
+def _progress(status: Status) -> str:
+    progress = status.progress
+    if progress.step is None:
+        return ""
+    of = f" of {count(progress.total_steps)} ({percent(progress.step / progress.total_steps)})" if progress.total_steps else ""
+    left = f", {duration(progress.eta_s)} left" if progress.eta_s is not None else ""
+    loss = f", loss {progress.loss:.3g}" if progress.loss is not None else ""
+    return f"Step {count(progress.step)}{of}{loss}{left}."
+
+
+def _result(status: Status) -> str:
+    metrics = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in (status.result or {}).items()]
+    return (", ".join(metrics) + ".") if metrics else ""
+
+
+def _checkpoint(status: Status) -> str:
+    if status.checkpoint.step is None:
+        return "There is no checkpoint yet."
+    age = f", {duration(status.checkpoint.age_s)} old" if status.checkpoint.age_s is not None else ""
+    return f"Newest checkpoint: step {count(status.checkpoint.step)}{age}."
+
+
+def _restarts(status: Status) -> str:
+    memory = f", worker {size(status.memory.worker_bytes)}" if status.memory.worker_bytes else ""
+    return f"{plural(status.restarts, 'restart')}{memory}." if status.restarts else ""
+
+
+def _without_numbers(sentence: str) -> str:
+    """The same complaint with another number is the same complaint."""
+    return re.sub(r"\d[\d.,]*", "#", sentence)[:200]

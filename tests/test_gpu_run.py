@@ -1,0 +1,98 @@
+"""The GPU guard in a real run: command line, supervisor and training as they are, beside a library that speaks NVML's ABI.
+
+The worker computes on the CPU, since there is no GPU; what the supervisor reads, decides and orders is what it would be.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_process import end_supervisors, eventually, memsup
+from fake_nvml import FakeNvml, Fault, build, compiler
+from lone_supervisor import tiny_settings
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(compiler() is None, reason="NOT RUN: there is no C compiler to build the NVML library with"),
+]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Path]:
+    tiny_settings(tmp_path / "job", rows=240)
+    (tmp_path / "job" / "memsup.toml").write_text(
+        '[task]\nmodel = "tiny-bert"\ntrain = "reviews.csv"\n'
+        "[training]\nepochs = 2000\neffective_batch = 8\nmax_length = 48\nmicro_tokens = 96\nthreads = 1\n"
+    )
+    yield tmp_path / "job"
+    end_supervisors()
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    (tmp_path / "lib").mkdir()
+    library = FakeNvml(build(tmp_path / "lib"), tmp_path / "control")
+    for name, value in library.environment.items():
+        monkeypatch.setenv(name, value)
+    return library
+
+
+def status() -> Any:
+    return memsup("status", "--json").document
+
+
+def until(wanted: Any, within_s: float = 90) -> Any:
+    """The first status for which `wanted` holds."""
+
+    def look() -> Any:
+        seen = status()
+        return seen if wanted(seen) else None
+
+    return eventually(look, within_s)
+
+
+def step_of(seen: Any) -> int:
+    return seen["progress"]["step"] or 0
+
+
+def test_each_fault_of_the_driver_costs_readings_and_nothing_else(job: Path, fake: FakeNvml) -> None:
+    """The run goes on, `status` shows unknown, and when the driver is well again the readings come back."""
+    told = memsup("start", cwd=job)
+    assert "NVIDIA GeForce RTX 3080" in told.stdout
+    until(lambda seen: step_of(seen) > 3 and seen["gpus"] and seen["gpus"][0]["temperature_c"] is not None)
+    for fault in (Fault.HANG, Fault.CRASH, Fault.GARBAGE, Fault.ERROR):
+        before = status()
+        fake.set(fault=fault)
+        blind = until(lambda seen: seen["gpus"][0]["temperature_c"] is None)
+        later = until(lambda seen, blind=blind: step_of(seen) > step_of(blind))
+        assert later["state"] == "running"
+        assert (later["restarts"], later["pid"]) == (before["restarts"], before["pid"])
+        fake.set(fault=Fault.NONE)
+        until(lambda seen: seen["gpus"][0]["temperature_c"] is not None, within_s=150)
+    assert status()["worst_stall_s"] < 0.25
+
+
+def test_a_hot_gpu_is_paced_and_one_at_its_slowdown_holds_the_run_until_it_has_cooled(job: Path, fake: FakeNvml) -> None:
+    """The device's own model is driven by hand here: its room gets hot. (The controller is judged in test_heat.py.)"""
+    memsup("start", cwd=job)
+    until(lambda seen: step_of(seen) > 3 and seen["gpus"] and seen["gpus"][0]["temperature_c"] is not None)
+    fake.set(ambient_c=92, cooler_s=3, full_w=0, idle_w=0)
+    cooling = until(lambda seen: seen["state"] == "cooling")
+    assert "°C" in cooling["last_action"]["reason"]
+    held = until(lambda seen: seen["progress"]["phase"] == "holding")
+    assert until(lambda seen: seen["checkpoint"]["step"] == step_of(held))["checkpoint"]["verified"]
+
+
+def test_a_lost_gpu_ends_the_run_with_the_sentence_when_the_worker_dies_of_it(job: Path, fake: FakeNvml) -> None:
+    memsup("start", cwd=job)
+    seen = until(lambda seen: step_of(seen) > 3 and seen["gpus"] and seen["gpus"][0]["temperature_c"] is not None)
+    fake.set(fault=Fault.LOST)
+    until(lambda seen: any("fallen off the bus" in sentence for sentence in seen["attention"]))
+    os.kill(seen["worker_pid"], 6)  # as CUDA's own abort would
+    failed = until(lambda seen: seen["state"] == "failed")
+    assert "only a reboot brings it back" in failed["failure"]
+    assert failed["restarts"] == 0
