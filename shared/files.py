@@ -9,20 +9,25 @@ import os
 from pathlib import Path
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Makes `path` hold `content`; whoever reads it, at any moment, sees the old or the new, never a part. Raises OSError."""
+def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Makes `path` hold `content`; whoever reads it, at any moment, sees the old or the new, never a part. Raises OSError.
+
+    `durable` False: nothing is flushed, so a power cut may leave an older content, or none. For what is written again soon.
+    """
     beside = path.with_name(path.name + ".new")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.rename(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)
         raise
-    flush_folder(path.parent)
+    if durable:
+        flush_folder(path.parent)
 
 
 def flush_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 
 import msgspec
 import zmq
@@ -18,6 +19,7 @@ from memsup.shared.record import RecordError, read_record
 from memsup.shared.settings import SettingsError
 from memsup.supervisor.main import AlreadyRunningError, Lock, Supervisor
 from memsup.supervisor.scribe import ScribeHandler
+from memsup.supervisor.service import GUARDED
 
 
 def main() -> int:
@@ -37,20 +39,21 @@ def main() -> int:
     except (AlreadyRunningError, PathError, RecordError, SettingsError, OSError, zmq.ZMQError) as error:
         _tell(options.ready_fd, ok=False, text=str(error))
         print(error, file=sys.stderr)
-        return 1
+        return GUARDED if isinstance(error, AlreadyRunningError) else 1
     handler = ScribeHandler(supervisor.scribe)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    _tell(options.ready_fd, ok=True, text="")
+    _tell(options.ready_fd, ok=True, text="", postmortem=supervisor.night.postmortem)
     supervisor.run()
     lock.release()
-    return 0
+    return supervisor.exit_status
 
 
-def _tell(fd: int | None, *, ok: bool, text: str) -> None:
+def _tell(fd: int | None, *, ok: bool, text: str, postmortem: Sequence[str] = ()) -> None:
+    """`postmortem`: what the life before died of, for `memsup start` to say first."""
     if fd is not None:
         try:
-            os.write(fd, msgspec.json.encode({"ok": ok, "text": text}) + b"\n")
+            os.write(fd, msgspec.json.encode({"ok": ok, "text": text, "postmortem": postmortem}) + b"\n")
         except BrokenPipeError:
             pass  # whoever started us has gone; that is no reason to go as well
         os.close(fd)

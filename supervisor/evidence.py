@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from memsup.checkpoint.folders import Info
-from memsup.supervisor.blackbox import Frame, History
+from memsup.supervisor.blackbox import Frame, History, Mark
 from memsup.supervisor.postmortem import Evidence, Line
 
 DEADLINE_S = 8.0
@@ -32,7 +32,7 @@ def collect(history: History, *, boot: str, now_unix_s: float, checkpoint: Info 
     unread: list[str] = []
     last = history.last
     kernel = journal = dumps = None
-    if last is not None and last.mark is None:
+    if last is not None and last.mark != Mark.CLEAN:
         kernel = _journal(last, ["-k"], unread)
         if kernel is None and last.boot == boot:
             kernel = _kernel_ring(now_unix_s, unread)

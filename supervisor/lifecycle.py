@@ -194,6 +194,12 @@ class Lifecycle:
         self._deadlines(now_s)
         return self._settle(now_s)
 
+    def on_hang(self, now_s: float, why: str, stacks: str | None) -> list[Action]:
+        """The worker still answers, but its main thread does not get on (`hang.py`)."""
+        self._record("hang", why, result=stacks)
+        self._kill(now_s, Cause.UNRESPONSIVE, why)
+        return self._settle(now_s)
+
     def on_terminate(self, now_s: float, *, forget: bool) -> list[Action]:
         """The supervisor was told to go: `forget` as by Ctrl-C in the foreground, else as at a shutdown of the machine."""
         if forget:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import zmq
 
+from memsup.checkpoint.folders import Info
 from memsup.checkpoint.store import Store
 from memsup.shared import messages as m
 from memsup.shared.clock import monotonic_s, unix_s
@@ -25,7 +26,7 @@ from memsup.shared.endpoints import SocketFolder
 from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths, open_private
 from memsup.shared.record import RunRecord, encode_record
-from memsup.shared.status import ActionStatus, Status, encode_status
+from memsup.shared.status import ActionStatus, RunState, Status, Wanted, encode_status
 from memsup.supervisor import ledger, reporting
 from memsup.supervisor.actions import Action, Answer, Freeze, Kill, Quit, Record, Remember, Send, Spawn, Terminate, Thaw
 from memsup.supervisor.cooling import Cooling, Load
@@ -34,10 +35,13 @@ from memsup.supervisor.gpu.client import facts
 from memsup.supervisor.ladder import HoldReason, Ladder, MemoryLimits, Proposal, Rung
 from memsup.supervisor.lifecycle import Lifecycle, Stage
 from memsup.supervisor.machine import look
+from memsup.supervisor.overnight import Overnight
 from memsup.supervisor.process_tree import Deadman, KillState, become_subreaper, reap_orphans
 from memsup.supervisor.scribe import Scribe
+from memsup.supervisor.sd_notify import Notifier
 from memsup.supervisor.self_protection import protect
 from memsup.supervisor.sensors import REST_S, DiskSensor, MemorySensor, poll_interval_s
+from memsup.supervisor.service import GO_ON, OVER
 from memsup.supervisor.sockets import Client, Sockets
 from memsup.supervisor.tiers import resolve
 from memsup.supervisor.worker_process import WorkerProcess
@@ -114,6 +118,11 @@ class Supervisor:
     def __init__(self, paths: RunPaths, record: RunRecord) -> None:
         """Everything that takes time or can fail, before the worker exists. Raises `PathError`, `SettingsError`, `OSError`."""
         self.paths, self.record = paths, record
+        self.notifier = Notifier(os.environ)
+        self.boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        self.scribe = Scribe()
+        newest = _newest_checkpoint(paths, record)
+        self.night = Overnight(paths, record, self.scribe, self.boot, newest)
         device = record.settings.training.device
         gpus, _ = facts(GPU_FACTS_S) if device != "cpu" else ((), None)
         self.limits = resolve(record.settings, {}, look(paths.state, gpus)).limits
@@ -123,7 +132,6 @@ class Supervisor:
         self.fence_reason = "; ".join(f"{kind}: {why}" for kind, why in chosen.refused)
         self.signals = Signals()
         self.sockets = Sockets(SocketFolder(paths))
-        self.scribe = Scribe()
         self.cooling = Cooling(
             record.settings.limits,
             watches_gpus=on_gpu,
@@ -143,10 +151,9 @@ class Supervisor:
             lease_s=LEASE_S,
             memory_limit_bytes=self.limits.worker_limit_bytes,
             is_command=record.command is not None,
-            checkpoint=_newest_checkpoint(paths, record),
+            checkpoint=_note_of(newest),
         )
         self.deadman = Deadman(self.fence.name) if self.fence.folder is None else None
-        self.boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         self.speaks_to: bytes | None = None
         """The worker socket's identity of the worker that said Hello in this life."""
         self.clients: dict[int, Client] = {}
@@ -179,9 +186,12 @@ class Supervisor:
             self.poller.register(watched, zmq.POLLIN)
         now_s = monotonic_s()
         self.next_look_s = self.next_slow_s = self.next_status_s = self.next_beat_s = now_s
+        self.night.begin(now_s)
+        self._record_all(now_s, self.night.take_records())
         for protection in protections:
             self._record(now_s, Record(event="protection" if protection.holds else "no protection", reason=protection.text))
         self._perform(now_s, self.life.on_start(now_s, leftover=self.fence.populated() is True))
+        self.notifier.ready()
 
     def main_loop(self) -> None:
         planned_s = monotonic_s()
@@ -215,9 +225,17 @@ class Supervisor:
         if now_s >= self.next_slow_s:
             self.on_slow_look(now_s)
         self.on_shown(now_s)
+        self.notifier.alive(now_s)
+
+    @property
+    def exit_status(self) -> int:
+        """What the service manager is to make of the end (`service.py`)."""
+        told_to_go = self.life.terminal is RunState.STOPPED and self.record.wanted is not Wanted.STOPPED
+        return GO_ON if told_to_go else OVER
 
     def shutdown(self) -> None:
         now_s = monotonic_s()
+        self.notifier.stopping()
         self.worker.kill(now_s)
         while self.worker.step(now_s) is KillState.KILLING:
             time.sleep(ENDING_STEP_S)
@@ -226,8 +244,11 @@ class Supervisor:
         self.cooling.close()
         if self.deadman is not None:
             self.deadman.goodbye()
-        self._show(now_s)
-        self.scribe.finish(within_s=5.0)
+        self._show(now_s, durable=True)
+        self.night.say_goodbye(now_s, self._status(), self.life.stance.duty_fraction, self.limits.reserve_bytes)
+        self._record_all(now_s, self.night.take_records())
+        if self.scribe.finish(within_s=5.0):
+            self.night.close(monotonic_s(), self._good_end())
         self.sockets.close()
         for name in ("worker.sock", "control.sock"):
             (self.paths.runtime / name).unlink(missing_ok=True)
@@ -277,6 +298,7 @@ class Supervisor:
     def on_look(self, now_s: float) -> None:
         """The guard's own tick: memory, the ladder, what follows from it, and when to look again."""
         self.memory = self.memory_sensor.read(now_s)
+        self.night.on_look(self.memory)
         if self.deadman is not None and now_s >= self.next_beat_s:
             self.next_beat_s = now_s + DEADMAN_BEAT_S
             if not self.deadman.beat():
@@ -297,13 +319,26 @@ class Supervisor:
         if self.speaks_to is not None:
             self.sockets.send(self.speaks_to, m.Lease(lease_s=LEASE_S))
         self._perform(now_s, self.life.on_tick(now_s))
+        if (hang := self.night.hung(now_s, self.life, self.worker)) is not None:
+            self._perform(now_s, self.life.on_hang(now_s, *hang))
+        self.night.on_slow_look(
+            now_s,
+            self._status(),
+            self.life,
+            self.ladder.rung,
+            self.limits.reserve_bytes,
+            self.cooling.gpus,
+            self.cooling.temperatures,
+        )
+        self._record_all(now_s, self.night.take_records())
 
     def on_shown(self, now_s: float) -> None:
         changed = self.life.state is not self.shown_state
         if changed:
             self.shown_state, self.since_unix_s = self.life.state, unix_s()
+            self.notifier.tell(f"{self.shown_state}: run {self.paths.name}")
         if changed or now_s >= self.next_status_s:
-            self._show(now_s)
+            self._show(now_s, durable=changed)
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
@@ -364,6 +399,10 @@ class Supervisor:
             )
             self.sockets.reply(client, reply)
 
+    def _record_all(self, now_s: float, records: Iterable[Record]) -> None:
+        for record in records:
+            self._record(now_s, record)
+
     def _record(self, now_s: float, record: Record) -> None:
         at = unix_s()
         if record.action is not None:
@@ -385,9 +424,16 @@ class Supervisor:
 
     # -- what others see ----------------------------------------------------------------------------------------------
 
-    def _show(self, now_s: float) -> None:
+    def _show(self, now_s: float, *, durable: bool) -> None:
+        """Every two seconds; flushed only when it says something new: to flush each costs a disk 2.4 GB a day."""
         self.next_status_s = now_s + STATUS_EVERY_S
-        self.scribe.replace(self.paths.status, encode_status(self._status()))
+        self.scribe.replace(self.paths.status, encode_status(self._status()), durable=durable)
+
+    def _good_end(self) -> str | None:
+        """For the black box: why the supervisor ends; None where it does not know."""
+        if self.life.terminal is None:
+            return None
+        return "the supervisor was told to go" if self.exit_status == GO_ON else f"the run is {self.life.terminal}"
 
     def _status(self) -> Status:
         around = reporting.Surroundings(
@@ -422,6 +468,7 @@ class Supervisor:
     def _attention(self) -> Iterable[str]:
         if self.errors:
             yield f"memsup itself had {self.errors} errors; it goes on. Its log has them: {self.paths.supervisor_log}"
+        yield from self.night.attention
         yield from self.news
         if self.scribe.lost:
             yield f"{self.scribe.lost} records could not be written ({self.scribe.last_error or 'the disk is too slow'})."
@@ -444,12 +491,15 @@ def disk_floor_bytes(newest: m.CheckpointNote | None) -> int:
     return LEAST_FREE_DISK_BYTES + ((newest.size_bytes or 0) if newest else 0)
 
 
-def _newest_checkpoint(paths: RunPaths, record: RunRecord) -> m.CheckpointNote | None:
+def _newest_checkpoint(paths: RunPaths, record: RunRecord) -> Info | None:
     """What lies in the folder, by its manifest alone; the worker verifies in full when it loads."""
     folder = Path(record.settings.checkpoint.folder) if record.settings.checkpoint.folder else paths.checkpoints
     if not folder.is_dir():
         return None
-    newest = next((info for info in Store(folder).list() if info.problem is None), None)  # the newest comes first
+    return next((info for info in Store(folder).list() if info.problem is None), None)  # the newest comes first
+
+
+def _note_of(newest: Info | None) -> m.CheckpointNote | None:
     if newest is None or newest.step is None or newest.created_unix_s is None:
         return None
     return m.CheckpointNote(

@@ -82,6 +82,11 @@ class Messenger:
         if self._ping_url and True not in self._asked.values():
             self._hand_over({"ping": self._ping_url}, ping=True)
 
+    @property
+    def on_its_way(self) -> bool:
+        """A message, not a ping, was handed over and nothing has come back yet."""
+        return False in self._asked.values()
+
     def answers(self) -> list[Sent]:
         """What came back since the last call. To be called when `fd` is readable, and about once a second."""
         self._push()

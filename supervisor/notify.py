@@ -72,11 +72,13 @@ class Policy:
         """When each present sentence of attention was first seen."""
         self._paused_told = False
         self._revived: tuple[str, ...] = ()
+        self._explained: tuple[str, ...] = ()
         self._next_ping_s = 0.0
 
     def machine_died(self, sentences: Sequence[str]) -> None:
-        """The post-mortem's words, to be told once training goes on."""
+        """The post-mortem's words, to be told once training goes on; the first of them needs no message of its own."""
         self._revived = tuple(sentences)
+        self._explained = self._revived[:1]
 
     def ping_due(self, now_s: float) -> bool:
         """`now_s` is monotonic."""
@@ -142,7 +144,8 @@ class Policy:
         return Notice(Kind.PAUSED, f"{status.run}: still {status.state}", _sentences(text, _progress(status)))
 
     def _attention(self, unix_s: float, status: Status) -> Notice | None:
-        now = {_without_numbers(sentence): sentence for sentence in status.attention if sentence != status.failure}
+        told_elsewhere = (status.failure, *self._explained)
+        now = {_without_numbers(sentence): sentence for sentence in status.attention if sentence not in told_elsewhere}
         self._since = {key: self._since.get(key, unix_s) for key in now}
         self.told.sentences = {
             key: at for key, at in self.told.sentences.items() if key in now or 0 <= unix_s - at < SAME_AGAIN_S

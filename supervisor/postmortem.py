@@ -296,7 +296,7 @@ def _lived_on_s(evidence: Evidence, last: Frame) -> float | None:
 
 
 def _quoted(source: str, line: Line) -> str:
-    return f"{source}: {line.text.strip()[:200]}"
+    return f"{source}: {line.text.strip().removeprefix(f'{source}: ')[:200]}"
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ import logging
 import os
 import queue
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from memsup.shared.files import replace_file
@@ -20,7 +22,7 @@ MOST_WAITING = 2_000
 
 class Scribe:
     def __init__(self) -> None:
-        self._jobs: queue.Queue[tuple[Path | int, bytes, bool] | None] = queue.Queue(MOST_WAITING)
+        self._jobs: queue.Queue[tuple[str, Callable[[], object]] | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
         self.lost = 0
         """Writes dropped or failed since the start."""
@@ -30,11 +32,22 @@ class Scribe:
         self._thread.start()
 
     def append(self, path: Path, line: bytes) -> None:
-        self._hand_over((path, line, False))
+        self.carry_out(str(path), partial(_append, path, line))
 
-    def replace(self, path: Path, content: bytes) -> None:
-        """The file holds the old or the new content, never a part of either."""
-        self._hand_over((path, content, True))
+    def replace(self, path: Path, content: bytes, *, durable: bool = True) -> None:
+        """The file holds the old or the new content, never a part of either; see `replace_file` for `durable`."""
+        self.carry_out(str(path), partial(replace_file, path, content, durable=durable))
+
+    def say(self, line: str) -> None:
+        """On standard error: `supervisor.log`, or the terminal of `--foreground`, which may be stopped."""
+        self.carry_out("standard error", partial(os.write, 2, line.encode(errors="replace")))
+
+    def carry_out(self, what: str, job: Callable[[], object]) -> None:
+        """`job` may wait for the disk, and raise OSError; `what` names it where it failed."""
+        try:
+            self._jobs.put_nowait((what, job))
+        except queue.Full:
+            self.lost += 1
 
     def finish(self, within_s: float) -> bool:
         """Writes what is waiting and ends; False when the disk did not take it in time."""
@@ -45,29 +58,17 @@ class Scribe:
         self._thread.join(within_s)
         return not self._thread.is_alive()
 
-    def say(self, line: str) -> None:
-        """On standard error: `supervisor.log`, or the terminal of `--foreground`, which may be stopped."""
-        self._hand_over((2, line.encode(errors="replace"), False))
-
-    def _hand_over(self, job: tuple[Path | int, bytes, bool]) -> None:
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
-            self.lost += 1
-
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            target, content, whole = job
+            what, write = job
             try:
-                if isinstance(target, int):
-                    os.write(target, content)
-                elif whole:
-                    replace_file(target, content)
-                else:
-                    _append(target, content)
+                write()
             except OSError as error:
                 self.lost += 1
-                self.last_error = f"{target}: {error.strerror}"
+                self.last_error = f"{what}: {error.strerror}"
+            except Exception as error:  # one bad job must not end all writing
+                self.lost += 1
+                self.last_error = f"{what}: {error!r}"
 
 
 class ScribeHandler(logging.Handler):

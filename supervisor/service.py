@@ -85,7 +85,7 @@ def unit_text(unit: Unit) -> str:
         "Restart=always",
         "RestartSec=5",
         f"RestartPreventExitStatus={OVER} {GUARDED}",
-        f"SuccessExitStatus={GO_ON}",
+        f"SuccessExitStatus={GUARDED} {GO_ON}",
         "# The supervisor alone is told to end; it has its worker write a checkpoint first.",
         "KillMode=mixed",
         f"TimeoutStopSec={STOP_S}",

@@ -66,6 +66,11 @@ class WorkerProcess:
         if self._child:
             self._child.send(signal.SIGTERM)
 
+    def dump_stacks(self) -> None:
+        """Every thread's stack into `worker.log`: the built-in worker registers faulthandler for this signal."""
+        if self._child:
+            self._child.send(signal.SIGUSR1)
+
     def kill(self, now_s: float) -> None:
         """Begins the end of the whole tree; `step` sees it through."""
         if self._end is None:

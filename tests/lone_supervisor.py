@@ -136,6 +136,7 @@ class LoneSupervisor:
         self.renews_lease = True
         self.reports: list[AnyReport] = []
         self.environment: dict[str, str] = {}
+        self._threads = str(settings.training.threads)
         self.worker: subprocess.Popen[bytes] | NurseryChild | None = None
         self._lifeline: int | None = None
         self._peer: bytes | None = None
@@ -164,7 +165,7 @@ class LoneSupervisor:
         self._peer = None
         self.reports.clear()
         read_end, self._lifeline = os.pipe()
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"} | self.environment
+        environment = os.environ | {"OMP_NUM_THREADS": self._threads, "TOKENIZERS_PARALLELISM": "false"} | self.environment
         with self.paths.worker_log.open("ab") as log:
             if self.nursery is not None:
                 self.worker = self.nursery.fork(

@@ -19,13 +19,15 @@ import subprocess
 import sys
 from typing import Any
 
+from memsup.worker.__main__ import THREADING
+
 
 class Nursery:
     """The test's side. `with Nursery() as nursery: child = nursery.fork(…)`."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = subprocess.Popen([sys.executable, "-P", __file__], stdin=theirs.fileno())
+        self._process = subprocess.Popen([sys.executable, "-P", __file__], stdin=theirs.fileno(), env=THREADING | os.environ)
         theirs.close()
 
     def __enter__(self) -> Nursery:

@@ -19,6 +19,7 @@ from memsup.supervisor.descent import look_at
 from memsup.supervisor.fence.processes import NoFence
 from memsup.supervisor.process_tree import Child, Deadman
 
+pytestmark = pytest.mark.slow
 _numbers = itertools.count()
 
 

@@ -17,6 +17,7 @@ from fenced import MIB, held_bytes, kill, misbehave, subreaper, wait_for
 from memsup.supervisor.fence.processes import NoFence, RlimitFence
 from memsup.supervisor.process_tree import spawn
 
+pytestmark = pytest.mark.slow
 _numbers = itertools.count()
 
 

@@ -52,7 +52,8 @@ def same_result(one: RunPaths, other: RunPaths) -> None:
     first, second = newest_checkpoint(one), newest_checkpoint(other)
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert filecmp.cmp(first / name, second / name, shallow=False), f"{name} differs"
-    assert state_of(one)["digest"] == state_of(other)["digest"]
+    for key in ("step", "digest", "loss", "evaluated"):
+        assert state_of(one)[key] == state_of(other)[key]
     assert (one.state / "audit.txt").read_bytes() == (other.state / "audit.txt").read_bytes()
     assert sorted(os.listdir(one.model)) == sorted(os.listdir(other.model))
     assert filecmp.cmp(one.model / "model.safetensors", other.model / "model.safetensors", shallow=False)
@@ -206,22 +207,21 @@ def undisturbed(settings: Settings, nursery: Nursery) -> RunPaths:
         return supervisor.paths
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_run_killed_at_random_instants_ends_with_the_same_bits(tmp_path: Path, nursery: Nursery, seed: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_run_killed_at_random_instants_ends_with_the_same_bits(tmp_path: Path, nursery: Nursery, threads: int) -> None:
     """Kill -9 in loading, training, saving, evaluating or finishing; with dropout, and a checkpoint every 50 ms."""
-    settings = tiny_settings(tmp_path, rows=300, training__epochs=4, checkpoint__every="50ms", training__seed=seed)
+    settings = tiny_settings(tmp_path, rows=300, training__epochs=4, checkpoint__every="50ms", training__threads=threads)
     whole = undisturbed(settings, nursery)
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")  # pytest shows it when the test fails
     draw = random.Random(seed)
     with LoneSupervisor(settings, name="killed", nursery=nursery) as supervisor:
-        phases = []
         for _ in range(10):
             supervisor.start()
             supervisor.first(Hello)
             end_s = time.monotonic() + draw.uniform(0.0, 1.5)
             while time.monotonic() < end_s:
                 supervisor.pump(0.01)
-            beats = [report for report in supervisor.reports if isinstance(report, Heartbeat)]
-            phases.append(beats[-1].progress.phase if beats else None)
             supervisor.kill()
         finished = supervisor.run_to_end()
         assert finished.steps == 4 * 34

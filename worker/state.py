@@ -157,14 +157,14 @@ def _outgoing(name: str, tensor: torch.Tensor, tick: Tick) -> Tensor:
 def _chunks(tensor: torch.Tensor, tick: Tick) -> Iterator[memoryview]:
     """Row-major bytes in small pieces. On the host, pieces of the tensor itself."""
     for piece in _pieces(tensor.detach()):
-        yield memoryview(piece.contiguous().view(-1).view(torch.uint8).cpu().numpy())
+        yield memoryview(piece.view(torch.uint8).cpu().numpy())
         tick()
 
 
 def _pieces(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Parts of `tensor` that follow each other in row-major order, small unless a single row of it is large."""
-    if tensor.is_contiguous():
-        flat = tensor.view(-1)
+    """Contiguous parts of `tensor` in row-major order, small ones."""
+    if tensor.is_contiguous() or tensor.ndim == 1 or tensor.numel() * tensor.element_size() <= PIECE_BYTES:
+        flat = tensor.contiguous().view(-1)
         count = PIECE_BYTES // tensor.element_size()
         yield from (flat[start : start + count] for start in range(0, len(flat), count))
     else:

@@ -24,6 +24,8 @@ COMMANDS = {
     "wait": ("wait", "Wait until the run ends, with its progress."),
     "logs": ("logs", "Show the worker's output and the ledger of decisions."),
     "report": ("report", "The night on one page, with plots."),
+    "notify": ("notify", "Send a test message and a ping."),
+    "service": ("service", "Begin a run at boot, and again whenever it dies (systemd)."),
     "check": ("check", "What this machine has, and the tier it earns."),
 }
 REFUSED = 2

@@ -79,8 +79,11 @@ def write_run(paths: RunPaths, record: RunRecord) -> None:
         ) from None
 
 
-def spawn(paths: RunPaths) -> int:
-    """Starts the supervisor, detached from this terminal, and returns its pid once it guards. Raises `RefusedError`."""
+def spawn(paths: RunPaths) -> list[str]:
+    """Starts the supervisor, detached from this terminal, and waits until it guards. Raises `RefusedError`.
+
+    What the life before died of, in lines for a person; empty where it ended well.
+    """
     ready, told = os.pipe()
     log = _open_log(paths)
     try:
@@ -110,11 +113,10 @@ def spawn(paths: RunPaths) -> int:
     if verdict is None:
         process.wait()
         raise RefusedError(f"The supervisor did not come up. {_last_words(paths)}", NOT_STARTED)
-    ok, text = verdict
-    if not ok:
+    if not verdict.ok:
         process.wait()
-        raise RefusedError(f"The supervisor did not start: {text}", NOT_STARTED)
-    return process.pid
+        raise RefusedError(f"The supervisor did not start: {verdict.text}", NOT_STARTED)
+    return verdict.postmortem
 
 
 def become(paths: RunPaths) -> None:
@@ -154,11 +156,18 @@ def _first_line(fd: int, deadline_s: float) -> bytes | None:
     return text
 
 
-def _verdict(line: bytes) -> tuple[bool, str] | None:
+class _Answer(msgspec.Struct):
+    """The supervisor's line on `--ready-fd`."""
+
+    ok: bool
+    text: str = ""
+    postmortem: list[str] = []
+
+
+def _verdict(line: bytes) -> _Answer | None:
     try:
-        answer = msgspec.json.decode(line)
-        return bool(answer["ok"]), str(answer.get("text", ""))
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        return msgspec.json.decode(line, type=_Answer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

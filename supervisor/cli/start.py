@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,16 @@ def _go(
         aside = _set_aside(paths) if record is None else None
         fresh_record = _new_record(paths, plan) if record is None else _continued_record(record, plan)
         spawning.write_run(paths, fresh_record)
-        _tell(paths, plan, record, as_json, run_id=fresh_record.run_id)
         if aside is not None:
             message(f"The earlier run was moved to {aside}; delete that folder when you need it no longer.")
         if foreground:
+            _tell(paths, plan, record, as_json, run_id=fresh_record.run_id)
             message("In the foreground: Ctrl-C checkpoints and stops, a second one stops at once.")
             spawning.become(paths)
-        spawning.spawn(paths)
+        postmortem = spawning.spawn(paths)
+    for line in postmortem:
+        message(printable(line))
+    _tell(paths, plan, record, as_json, run_id=fresh_record.run_id, postmortem=postmortem)
     if not as_json:
         _tell_next(paths, paused=fresh_record.wanted is Wanted.PAUSED)
     if wait:
@@ -198,11 +202,18 @@ def _continued_record(record: RunRecord, plan: Plan) -> RunRecord:
 # What is said
 
 
-def _tell(paths: RunPaths, plan: Plan, record: RunRecord | None, as_json: bool, run_id: str | None = None) -> None:
+def _tell(
+    paths: RunPaths,
+    plan: Plan,
+    record: RunRecord | None,
+    as_json: bool,
+    run_id: str | None = None,
+    postmortem: Sequence[str] = (),
+) -> None:
     for sentence in _notes(paths, plan):
         message(f"! {printable(sentence)}")
     if as_json:
-        json_data(_document(paths, plan, record, run_id))
+        json_data(_document(paths, plan, record, run_id) | {"postmortem": postmortem})
         return
     resolution = plan.resolution
     tier, reason = (

@@ -1,9 +1,10 @@
 """A systemd scope around the worker: in the user's own manager, or, for root, in the system's.
 
 The scope goes into a slice that only this run has, and everything is done on the slice's cgroup, because it stays: systemd
-removes a scope together with its last process, and with it the count of what the kernel killed. Limits stand in both, in
-the scope as properties that systemd knows, in the slice as what `set_limit` writes. `systemd-run` replaces itself by the
-command, so the pid of the child is the worker's. Sources: systemd-run(1), systemd.scope(5), systemd.resource-control(5).
+removes a scope together with its last process, and with it the count of what the kernel killed. Limits stand in both: in
+the scope as properties that systemd knows and keeps, in the slice as what `set_limit` writes, which may be lower. (systemd
+writes its own value into the slice when a scope in it comes or goes; `renew` puts ours back.) `systemd-run` replaces itself by
+the command, so the pid of the child is the worker's. Sources: systemd-run(1), systemd.scope(5), systemd.resource-control(5).
 """
 
 from __future__ import annotations
