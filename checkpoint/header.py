@@ -134,7 +134,7 @@ def decode_header(header: bytes, file_bytes: int) -> list[Placed]:
         if "__metadata__" in raw:
             _metadata.decode(raw.pop("__metadata__"))
         entries = {name: _entry.decode(entry) for name, entry in raw.items()}
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(f"has a header that makes no sense: {error}.") from None
     data = 8 + len(header)
     placed = []
@@ -176,7 +176,7 @@ def decode_index(document: bytes) -> dict[str, str]:
     """Tensor → file. Raises `Damaged`, also for a file that lies anywhere else."""
     try:
         weight_map = _index.decode(document).weight_map
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(f"makes no sense: {error}.") from None
     for file in weight_map.values():
         if not is_file_name(file) or not file.endswith(SUFFIX):

@@ -82,7 +82,7 @@ def unseal(document: bytes) -> Manifest:
         raise Damaged("its manifest is not what was written: its own hash does not match.")
     try:
         manifest = _decoder.decode(document)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(f"its manifest makes no sense: {error}.") from None
     problem = _problem(manifest)
     if problem:

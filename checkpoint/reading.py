@@ -87,7 +87,7 @@ def read_json(path: Path, name: str, kind: type[T] | Any = Any) -> T:
         os.close(folder_fd)
     try:
         decoded: T = msgspec.json.decode(document, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Damaged(f"{name} makes no sense: {error}.") from None
     return decoded
 

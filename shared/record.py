@@ -60,5 +60,5 @@ def read_record(path: Path) -> RunRecord | None:
         return _decoder.decode(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (msgspec.DecodeError, OSError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
         raise RecordError(f"{path} cannot be read ({error}). Start anew with: memsup start --fresh") from None

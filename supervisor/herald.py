@@ -12,6 +12,7 @@ something for it; nothing heavy stays.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 import signal
@@ -91,9 +92,6 @@ def _notify(waiting: list[str], title: str, text: str, tries: tuple[float, ...])
         import apprise
     except ImportError:
         return False, "Messages need apprise, which is not installed: pip install 'memsup[notify]'"
-    import logging
-
-    logging.disable(logging.CRITICAL)  # apprise logs the addresses
     begun_s, reached, senders = time.monotonic(), [], []
     for address in waiting:
         sender = apprise.Apprise()
@@ -188,6 +186,7 @@ def _begin(line: bytes, working: set[int]) -> None:
         working.add(pid)
         return
     try:
+        logging.disable(logging.CRITICAL)  # apprise logs the addresses
         _answer(number, *deliver(job, os.environ))
     finally:
         os._exit(0)

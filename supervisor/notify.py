@@ -120,7 +120,9 @@ class Policy:
             return None
         self.told.ended = str(status.state)
         if status.state is RunState.FINISHED:
-            return Notice(Kind.FINISHED, f"{status.run}: finished", _sentences(_result(status), _restarts(status)))
+            # A command has no metrics, and a message without a word is delivered by nobody.
+            text = _sentences(_result(status), _restarts(status)) or "It ran to its end."
+            return Notice(Kind.FINISHED, f"{status.run}: finished", text)
         return Notice(
             Kind.FAILED, f"{status.run}: failed", _sentences(status.failure or "No reason is known.", _checkpoint(status))
         )

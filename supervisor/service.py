@@ -144,7 +144,7 @@ def main(arguments: Sequence[str]) -> int:
     except (PathError, RecordError) as error:
         print(error, file=sys.stderr)
         return 1
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         status = None
     return 0 if is_wanted(record, status) else 1
 

@@ -112,9 +112,6 @@ class WorkerProcess:
             "MEMSUP_RUNTIME_DIR": str(self._paths.runtime.parent),
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
-            # Waiting threads sleep instead of spinning: beside other programs on the same cores, spinning costs up to nine
-            # tenths of the speed (benchmarks/waiting_threads.py).
-            "OMP_WAIT_POLICY": "PASSIVE",
             "TOKENIZERS_PARALLELISM": "false",  # forked pools beside torch's threads deadlock
             "PYTHONFAULTHANDLER": "1",
         }

@@ -174,3 +174,16 @@ def test_a_quick_look_finds_what_sizes_show_and_only_a_full_one_finds_flipped_bi
     os.truncate(path / "tokenizer.json", 7)
     with pytest.raises(Damaged, match="has 7 bytes, but 5000 were written"):
         verify(path, full=False)
+
+
+def test_a_header_that_is_no_text_is_damage_like_any_other(store: Store) -> None:
+    """Found by a random flip: the decoder's own error for bad UTF-8 is another one than for bad JSON."""
+    for name in ("model-00001-of-00002.safetensors", "manifest.json"):
+        path = store.folder / "step-00000002" / name
+        whole = path.read_bytes()
+        place = whole.index(b'"') + 1
+        path.write_bytes(whole[:place] + b"\xe7" + whole[place + 1 :])
+        with pytest.raises(Damaged):
+            verify(path.parent, full=False)
+        path.write_bytes(whole)
+    verify(path.parent)

@@ -59,6 +59,12 @@ def test_a_quiet_night_is_a_digest_and_an_end() -> None:
     assert "accuracy 0.93" in person.got[1].text
 
 
+def test_the_end_of_a_command_is_told_in_words_although_it_has_no_metrics() -> None:
+    """Apprise takes an empty text for a message that could not be delivered."""
+    bare = Status(run="default", run_id="r", state=RunState.FINISHED, wanted=Wanted.RUNNING)
+    assert [notice.text for notice in Policy(Told()).step(DAY, 3, "day 0", bare)] == ["It ran to its end."]
+
+
 def test_a_failure_is_told_with_its_reason_and_once() -> None:
     """Also over a restart of the supervisor."""
     person = Person()

@@ -130,7 +130,7 @@ def test_a_worker_that_stands_still_is_dumped_killed_and_started_again(tmp_path:
             assert now_s < 4_000
         assert 1_800 < now_s < 1_810
         why, stacks = hang
-        assert "got nothing done for 30 min 2 s (training;" in why
+        assert re.search(r"got nothing done for 30 min \d s \(training;", why)
         assert stacks is not None
         assert "stuck_in_here" in stacks
         actions = life.on_hang(now_s, why, stacks)

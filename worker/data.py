@@ -231,7 +231,7 @@ def _whole(folder: Path, source: Source, boundary: Boundary) -> _Note | None:
         fits = note.format == _FORMAT and note.source == source
         if fits and all(_file_note(folder / name, boundary) == seen for name, seen in note.files.items()):
             return note
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         pass
     return None
 

@@ -113,7 +113,7 @@ def read_journal(file: Path) -> list[Entry]:
     for number, line in enumerate(lines, start=1):
         try:
             entries.append(msgspec.json.decode(line, type=Entry))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("%s, line %d is unreadable and skipped: %s.", file, number, error)
     return entries
 

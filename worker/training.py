@@ -76,7 +76,6 @@ class Training:
     trained_s: float = 0.0
     """In earlier lives."""
     _began_s: float = field(default_factory=monotonic_s)
-    _held_before_s: float = 0.0
     _recent_samples: float = 0.0
     _recent_s: float = 0.0
 

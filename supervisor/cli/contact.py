@@ -233,7 +233,7 @@ def _written(paths: RunPaths, record: RunRecord | None) -> Status | None:
         return None
     try:
         status = decode_status(paths.status.read_bytes())
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         status = None
     if status is None or status.run_id != record.run_id:
         return Status(run=record.run, run_id=record.run_id, state=RunState.STARTING, wanted=record.wanted, tier=record.tier)

@@ -134,7 +134,7 @@ def _given_back(before: Status | None, after: Status | None) -> dict[str, int]:
 def _status(reply: Reply) -> Status | None:
     try:
         return decode_status(reply.status_json)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

@@ -30,8 +30,9 @@ def service() -> None:
 
 @service.command()
 @run_option
+@json_option
 @click.option("--print", "only_print", is_flag=True, help="Show the unit; write nothing.")
-def install(run_name: str, only_print: bool) -> int:
+def install(run_name: str, as_json: bool, only_print: bool) -> int:
     """Write the unit and have systemd begin it at boot; begin it now, unless the run is guarded already.
 
     Exit code: 0 done, 1 written, but systemd does not answer here, 2 refused.
@@ -55,21 +56,26 @@ def install(run_name: str, only_print: bool) -> int:
     except OSError as error:
         raise RefusedError(f"{file} cannot be written: {error.strerror}.") from None
     file.chmod(0o644)
-    data(f"Written: {file}")
     seen = see(paths)
     begin = seen.guard is Guard.GONE and is_wanted(record, seen.status)
     problem = _systemctl("daemon-reload") or _systemctl("enable", *(["--now"] if begin else []), file.name)
+    if as_json:
+        json_data(_document(run_name) | {"begun": begin and not problem})
+    else:
+        data(f"Written: {file}")
     if problem:
         message(f"systemd did not take it: {problem}\nOnce it answers: {_shown(['systemctl', *_scope(), 'enable', file.name])}")
         return NOT_DONE
-    data("It begins with the machine." if not _lacks_lingering() else _LINGERING)
-    data("It was begun now." if begin else "It was not begun now: the run is guarded already, or not wanted.")
+    if not as_json:
+        data("It begins with the machine." if not _lacks_lingering() else _LINGERING)
+        data("It was begun now." if begin else "It was not begun now: the run is guarded already, or not wanted.")
     return DONE
 
 
 @service.command()
 @run_option
-def remove(run_name: str) -> int:
+@json_option
+def remove(run_name: str, as_json: bool) -> int:
     """Take the unit away; the run goes on until it is stopped or the machine is.
 
     Exit code: 0 done, 3 there was none.
@@ -81,7 +87,10 @@ def remove(run_name: str) -> int:
     problem = _systemctl("disable", file.name)
     file.unlink()
     problem = problem or _systemctl("daemon-reload")
-    data(f"Removed: {file}")
+    if as_json:
+        json_data(_document(run_name))
+    else:
+        data(f"Removed: {file}")
     if problem:
         message(f"systemd did not answer: {problem}")
     return DONE
@@ -95,9 +104,28 @@ def status(run_name: str, as_json: bool) -> int:
 
     Exit code: 0 installed, 3 not.
     """
+    known = _document(run_name)
+    if as_json:
+        json_data(known)
+    elif not known["installed"]:
+        data(f"Not installed. Install it with: {command('service install', run_name)}")
+    else:
+        data(f"{known['unit']}: {known['active'] or 'systemd does not answer'}, at boot: {known['enabled'] or '?'}")
+        data(f"  {known['file']}")
+        if not known["current"]:
+            message(
+                f"It was written for another Python or another folder; renew it with: {command('service install', run_name)}"
+            )
+        if _lacks_lingering():
+            message(_LINGERING)
+    return DONE if known["installed"] else NOT_INSTALLED
+
+
+def _document(run_name: str) -> dict[str, str | bool | None]:
+    """What `--json` prints: the unit as it lies there, and what systemd says of it (None where it does not answer)."""
     file = _unit_file(run_name)
     installed = file.is_file()
-    known = {
+    return {
         "unit": file.name,
         "file": str(file),
         "installed": installed,
@@ -106,20 +134,6 @@ def status(run_name: str, as_json: bool) -> int:
         "active": _answer("is-active", file.name) if installed else None,
         "lingering": None if _is_root() else not _lacks_lingering(),
     }
-    if as_json:
-        json_data(known)
-    elif not installed:
-        data(f"Not installed. Install it with: {command('service install', run_name)}")
-    else:
-        data(f"{file.name}: {known['active'] or 'systemd does not answer'}, at boot: {known['enabled'] or '?'}")
-        data(f"  {file}")
-        if not known["current"]:
-            message(
-                f"It was written for another Python or another folder; renew it with: {command('service install', run_name)}"
-            )
-        if _lacks_lingering():
-            message(_LINGERING)
-    return DONE if installed else NOT_INSTALLED
 
 
 _LINGERING = (

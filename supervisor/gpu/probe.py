@@ -274,7 +274,7 @@ def main() -> int:
     caps = PowerCaps(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
     try:
         serve(link, caps)
-    except (ConnectionError, msgspec.DecodeError):
+    except (ConnectionError, msgspec.DecodeError, UnicodeDecodeError):
         return 1
     return 0
 
