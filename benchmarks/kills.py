@@ -30,12 +30,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="memsup-kills-") as folder:
         os.environ |= {"MEMSUP_STATE_DIR": f"{folder}/state", "MEMSUP_RUNTIME_DIR": f"{folder}/runtime"}
         job = Path(folder) / "job"
-        make_job(job, epochs=12)
+        make_job(job, epochs=40)
         try:
             expected = undisturbed(job, "undisturbed")
             while tally.total < options.kills:
                 runs += 1
-                end = disturbed(job, f"run{runs}", draw, tally, kills=10, longest_life_s=9.0)
+                end = disturbed(job, f"run{runs}", draw, tally, kills=10, longest_life_s=5.0)
                 different += end != expected
                 print(f"run {runs}: {tally.total} kills so far, {'the same bits' if end == expected else end}", flush=True)
         finally:

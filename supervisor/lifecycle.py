@@ -127,6 +127,9 @@ class Lifecycle:
         """`leftover`: a worker of an earlier supervisor still lives."""
         if leftover:
             self._enter(Stage.LEFTOVER, now_s)
+        if leftover and self.is_command:  # it knows no lifeline, and nobody guarded it since
+            self._kill(now_s, None, "a command that a supervisor which died had started is still here")
+        elif leftover:
             self._record("found", "a worker of a supervisor that died is still here; it is given time to checkpoint and leave")
         return self._settle(now_s)
 
@@ -197,7 +200,7 @@ class Lifecycle:
     def on_hang(self, now_s: float, why: str, stacks: str | None) -> list[Action]:
         """The worker still answers, but its main thread does not get on (`hang.py`)."""
         self._record("hang", why, result=stacks)
-        self._kill(now_s, Cause.UNRESPONSIVE, why)
+        self._kill(now_s, Cause.HANG, why)
         return self._settle(now_s)
 
     def on_terminate(self, now_s: float, *, forget: bool) -> list[Action]:

@@ -25,6 +25,8 @@ class Cause(enum.StrEnum):
     MEMORY = "memory"
     """Killed by the fence or by the ladder because of memory."""
     UNRESPONSIVE = "unresponsive"
+    HANG = "hang"
+    """It answered, but its main thread got nothing done."""
     KILLED = "killed"
     """By a signal from outside memsup."""
     CRASH = "crash"
@@ -132,6 +134,8 @@ def sentence_of(cause: Cause, death: Death) -> str:
             return f"The kernel killed {death.fence_oom_kills} of its processes at the fence, for memory."
         case Cause.MEMORY:
             return "It stood at its memory limit although frozen, and was killed."
+        case Cause.HANG:
+            return "Its main thread got nothing done for too long, and it was killed; the ledger has its stacks."
         case Cause.UNRESPONSIVE:
             return "It no longer answered and was killed."
         case Cause.KILLED if death.exit_status is not None:

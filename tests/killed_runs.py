@@ -79,7 +79,11 @@ def disturbed(folder: Path, name: str, draw: random.Random, tally: Tally, *, kil
     """A run that is killed `kills` times, or as often as fits into it, and then left to finish."""
     memsup("start", "--run", name, cwd=folder)
     for _ in range(kills):
-        time.sleep(draw.uniform(0.05, longest_life_s))
+        if draw.random() < 0.75:  # loading takes most of a life here, but it is in training that something can be lost
+            eventually(lambda: _phase(name) in ("training", "saving", "evaluating", None), 120)
+            time.sleep(draw.uniform(0, 2))
+        else:
+            time.sleep(draw.uniform(0.05, longest_life_s))
         seen = memsup("status", "--json", "--run", name).document
         if seen["state"] == "finished":
             break
@@ -98,6 +102,12 @@ def disturbed(folder: Path, name: str, draw: random.Random, tally: Tally, *, kil
         finished = memsup("wait", "--run", name, within_s=900)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return end_of(run_paths(name))
+
+
+def _phase(name: str) -> str | None:
+    """What the worker does; None when the run is over."""
+    seen = memsup("status", "--json", "--run", name).document
+    return None if seen["state"] in ("finished", "failed", "stopped") else str(seen["progress"]["phase"])
 
 
 def _kill(pid: int) -> bool:

@@ -176,6 +176,14 @@ def test_nothing_is_started_beside_a_worker_that_a_dead_supervisor_left() -> Non
     assert Spawn() in play.do("exit", None, 0, after_s=20)
 
 
+def test_a_command_that_a_dead_supervisor_left_is_ended_at_once_and_begun_anew() -> None:
+    play = Play(new_life(is_command=True))
+    actions = play.do("start", leftover=True)
+    assert Kill() in actions
+    assert Spawn() not in actions
+    assert Spawn() in play.do("exit", None, 0)
+
+
 def test_kill_9_of_the_worker_goes_on_from_the_checkpoint_after_a_moment() -> None:
     play = Play(new_life()).training()
     play.do("exit", -9, 0)
