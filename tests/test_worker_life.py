@@ -299,11 +299,11 @@ def test_host_memory_that_really_runs_out_is_an_ordinary_event(tmp_path: Path, n
     """A real soft limit, 200 MiB above what the model needs, and micro-batches that would take a gigabyte and more: the run
     shrinks them by itself, and its resident memory stays below the limit at every heartbeat.
     """
-    settings = tiny_settings(
-        tmp_path, rows=800, words=50, hidden=128, training__effective_batch=128, training__max_length=256,
-        training__micro_tokens=100_000,
-    )  # fmt: skip
-    with LoneSupervisor(settings, name="loading", nursery=nursery) as supervisor:
+    job = {"words": 50, "hidden": 128, "training__effective_batch": 128, "training__max_length": 256}
+    one_row = tiny_settings(tmp_path, rows=800, training__micro_tokens=1, **job)
+    settings = tiny_settings(tmp_path, rows=800, training__micro_tokens=100_000, **job)
+    # What it needs is measured a row at a time, since the beat may come from the midst of a step.
+    with LoneSupervisor(one_row, name="loading", nursery=nursery) as supervisor:
         supervisor.start()
         resident = supervisor.reach(Phase.TRAINING).memory.resident_bytes
         assert resident is not None
