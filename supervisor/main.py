@@ -7,7 +7,6 @@ writes are `scribe.py`'s. Nothing here blocks: the only wait is the poll.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
@@ -24,7 +23,7 @@ from memsup.shared import messages as m
 from memsup.shared.clock import monotonic_s, unix_s
 from memsup.shared.endpoints import SocketFolder
 from memsup.shared.messages import RequestKind
-from memsup.shared.paths import RunPaths, open_private
+from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord, encode_record
 from memsup.shared.status import ActionStatus, RunState, Status, Wanted, encode_status
 from memsup.supervisor import ledger, reporting
@@ -42,6 +41,7 @@ from memsup.supervisor.sd_notify import Notifier
 from memsup.supervisor.self_protection import protect
 from memsup.supervisor.sensors import REST_S, DiskSensor, MemorySensor, poll_interval_s
 from memsup.supervisor.service import GO_ON, OVER
+from memsup.supervisor.signals import Signals
 from memsup.supervisor.sockets import Client, Sockets
 from memsup.supervisor.tiers import resolve
 from memsup.supervisor.worker_process import WorkerProcess
@@ -50,8 +50,6 @@ LEASE_S = 30.0
 SLOW_LOOK_S = 1.0
 """Between leases, deadlines, disk readings and what else is in no hurry."""
 STATUS_EVERY_S = 2.0
-LOCK_PATIENCE_S = 0.3
-"""`memsup status` holds the lock for an instant to see whether anybody else does."""
 GPU_FACTS_S = 5.0
 """For the first look at the GPUs, before the loop runs: waking a driver takes seconds."""
 DEADMAN_BEAT_S = 0.5
@@ -60,58 +58,6 @@ ENDING_STEP_S = 0.01
 """Between the steps of a kill, which is when memory is most wanted back."""
 
 log = logging.getLogger("memsup.supervisor")
-
-
-class AlreadyRunningError(Exception):
-    """Another supervisor holds this run."""
-
-
-class Lock:
-    """One supervisor a run. Held on the state folder itself, whatever the runtime folder is called in this login session, and
-    on `supervisor.lock`, where people look for it. Freed by the kernel when this process ends, however it ends.
-    """
-
-    def __init__(self, paths: RunPaths) -> None:
-        """Raises `AlreadyRunningError` and `PathError`."""
-        self._folder_fd = open_private(paths.state)
-        self._file_fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        give_up_s = monotonic_s() + LOCK_PATIENCE_S
-        for fd in (self._folder_fd, self._file_fd):
-            while not _try_lock(fd):
-                if monotonic_s() > give_up_s:
-                    raise AlreadyRunningError(f"Run {paths.name!r} has a supervisor already.")
-                time.sleep(0.01)
-        os.ftruncate(self._file_fd, 0)
-        os.write(self._file_fd, f"{os.getpid()}\n".encode())
-
-    def release(self) -> None:
-        os.close(self._folder_fd)
-        os.close(self._file_fd)
-
-
-def _try_lock(fd: int) -> bool:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-class Signals:
-    """Signals only queue: the handler does nothing, the kernel's byte wakes the loop."""
-
-    def __init__(self) -> None:
-        self.fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    def taken(self) -> list[int]:
-        try:
-            return list(os.read(self.fd, 64))
-        except BlockingIOError:
-            return []
 
 
 class Supervisor:

@@ -1,7 +1,7 @@
 #!/bin/bash
 # In the VM, as root, once a boot: the first time it lives and dies as told, the second time it is asked.
 death=$1
-keep=/root/deaths
+keep=/var/lib/deaths
 python3 -c 'import sys, zipfile; zipfile.ZipFile("msgspec.whl").extractall(".")'
 [ "$death" = lost ] || modprobe ramoops mem_address=0x30000000 mem_size=0x100000 record_size=0x20000 max_reason=2
 mount -t pstore pstore /sys/fs/pstore 2>/dev/null

@@ -1,0 +1,48 @@
+"""One supervisor a run: the lock. Who holds it from outside is asked in `cli/contact.py`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+from memsup.shared.clock import monotonic_s
+from memsup.shared.paths import RunPaths, open_private
+
+LOCK_PATIENCE_S = 0.3
+"""`memsup status` holds the lock for an instant to see whether anybody else does."""
+
+
+class AlreadyRunningError(Exception):
+    """Another supervisor holds this run."""
+
+
+class Lock:
+    """One supervisor a run. Held on the state folder itself, whatever the runtime folder is called in this login session, and
+    on `supervisor.lock`, where people look for it. Freed by the kernel when this process ends, however it ends.
+    """
+
+    def __init__(self, paths: RunPaths) -> None:
+        """Raises `AlreadyRunningError` and `PathError`."""
+        self._folder_fd = open_private(paths.state)
+        self._file_fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        give_up_s = monotonic_s() + LOCK_PATIENCE_S
+        for fd in (self._folder_fd, self._file_fd):
+            while not _try_lock(fd):
+                if monotonic_s() > give_up_s:
+                    raise AlreadyRunningError(f"Run {paths.name!r} has a supervisor already.")
+                time.sleep(0.01)
+        os.ftruncate(self._file_fd, 0)
+        os.write(self._file_fd, f"{os.getpid()}\n".encode())
+
+    def release(self) -> None:
+        os.close(self._folder_fd)
+        os.close(self._file_fd)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
