@@ -151,12 +151,6 @@ def test_the_command_gets_its_arguments_untouched_and_its_own_exit_code() -> Non
 
 def test_the_command_starts_with_clean_signals_a_raised_oom_score_no_core_and_its_own_session() -> None:
     """`nohup` and Python leave signals ignored; a training program under memsup must not inherit that."""
-    code = (
-        "import json, os, resource, signal\n"
-        "status = dict(line.split(':', 1) for line in open('/proc/self/status').read().splitlines())\n"
-        "print(json.dumps([int(status['SigIgn'], 16), int(status['SigBlk'], 16), open('/proc/self/oom_score_adj').read(),"
-        " resource.getrlimit(resource.RLIMIT_CORE)[0], os.getsid(0) == os.getpid()]))"
-    )
 
     def spoil() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -166,7 +160,9 @@ def test_the_command_starts_with_clean_signals_a_raised_oom_score_no_core_and_it
     shell = "grep -E '^Sig(Ign|Blk)' /proc/self/status; cat /proc/self/oom_score_adj; ulimit -c; ps -o sid= -p $$; echo $$"
     done = launched("--oom-score-adj", str(WORKER_OOM_SCORE_ADJ), "--", "sh", "-c", shell, preexec_fn=spoil)
     blocked, ignored, score, core, session, pid = done.stdout.split("\n")[:6]
-    assert int(blocked.split()[1], 16) == int(ignored.split()[1], 16) == 0, code
+    of_the_c_library = 0b11 << 31  # 32 and 33: nobody else may change them, and whoever started the tests may have left them so
+    for mask in (blocked, ignored):
+        assert int(mask.split()[1], 16) & ~of_the_c_library == 0, mask
     assert int(score) == WORKER_OOM_SCORE_ADJ
     assert core == "0"
     assert session.strip() == pid

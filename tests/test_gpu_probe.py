@@ -348,7 +348,7 @@ def test_a_frozen_sensor_is_no_longer_believed(loop: Loop, fake: FakeNvml) -> No
     assert seen[250] == seen[0]
     assert seen[-1] is None
     assert loop.client.readings(loop.now_s)[0].power_w == 320
-    fake.set(0, fault=Fault.NONE)
+    fake.set(0, fault=Fault.NONE, cooler_c=fake[0].cooler_c + 5)
     assert loop.look()[0].temperature_c is not None
 
 
