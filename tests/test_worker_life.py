@@ -169,7 +169,9 @@ def test_a_worker_that_is_left_alone_saves_and_leaves(tmp_path: Path, nursery: N
 
 
 def test_stopping_now_writes_nothing(tmp_path: Path, nursery: Nursery) -> None:
-    with LoneSupervisor(tiny_settings(tmp_path, training__epochs=500), nursery=nursery) as supervisor:
+    with LoneSupervisor(
+        tiny_settings(tmp_path, rows=8000), nursery=nursery
+    ) as supervisor:  # far from an evaluation's checkpoint
         supervisor.start()
         supervisor.reach(Phase.TRAINING, 2)
         supervisor.order(Stop(order_id=1, reason="now", checkpoint=False))
