@@ -12,6 +12,7 @@ command that does nothing is guarded for `--rest` seconds, to see what the guard
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import mmap
 import os
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +77,7 @@ def main() -> None:
 
 
 def one_run(rate: float) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="memsup-guard-") as folder:
-        environment = os.environ | {"MEMSUP_STATE_DIR": f"{folder}/state", "MEMSUP_RUNTIME_DIR": f"{folder}/runtime"}
+    with private_folder() as (folder, environment):
         notes_file = Path(folder) / "notes"
         notes_file.write_bytes(bytes(32))
         child = [sys.executable, "-I", "-S", "-c", CHILD, str(notes_file), str(LIMIT_MIB), str(rate)]
@@ -97,8 +99,7 @@ def one_run(rate: float) -> dict[str, Any]:
 
 def rest(seconds: float) -> None:
     """What the guard costs while nothing happens: processor time, resident memory, its own worst stall."""
-    with tempfile.TemporaryDirectory(prefix="memsup-guard-") as folder:
-        environment = os.environ | {"MEMSUP_STATE_DIR": f"{folder}/state", "MEMSUP_RUNTIME_DIR": f"{folder}/runtime"}
+    with private_folder() as (_, environment):
         memsup(environment, "start", "--", "sleep", str(seconds + 60))
         time.sleep(5)
         pid = json.loads(memsup(environment, "status", "--json"))["pid"]
@@ -112,6 +113,16 @@ def rest(seconds: float) -> None:
         f"\nAt rest for {seconds:.0f} s: {used / seconds:.3%} of a core, {int(resident.split()[1]) / 1024:.1f} MiB resident, "
         f"worst stall of its own {ms(status['worst_stall_s'])}."
     )
+
+
+@contextmanager
+def private_folder() -> Iterator[tuple[str, dict[str, str]]]:
+    """A folder for one run and the environment that names it; it goes when the supervisor has let go of it."""
+    with tempfile.TemporaryDirectory(prefix="memsup-guard-") as folder:
+        yield folder, os.environ | {"MEMSUP_STATE_DIR": f"{folder}/state", "MEMSUP_RUNTIME_DIR": f"{folder}/runtime"}
+        state = os.open(f"{folder}/state/default", os.O_RDONLY)
+        fcntl.flock(state, fcntl.LOCK_EX)  # held by the supervisor for as long as it lives
+        os.close(state)
 
 
 def wait_for(ledger: Path, event: str) -> dict[str, Any]:
