@@ -254,7 +254,9 @@ class Finished(Report, frozen=True, tag="finished"):
 
 
 class Failed(Report, frozen=True, tag="failed"):
-    """The worker gives up. `message` is one plain sentence with the next step; `traceback` only for crashes."""
+    """The worker gives up. `message` is one plain sentence with the next step; `traceback` for crashes, `step` for what
+    happened within one.
+    """
 
     cause: FailureCause
     message: Text

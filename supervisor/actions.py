@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from memsup.shared.messages import PauseMode, ToWorker
 from memsup.shared.status import Wanted
+from memsup.supervisor.restarts import Budget
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,13 @@ class Remember:
     pause_mode: PauseMode
 
 
+@dataclass(frozen=True)
+class Keep:
+    """Write down what is left of the restarts."""
+
+    budget: Budget
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """A line for the ledger."""
@@ -70,4 +78,4 @@ class Quit:
     pass
 
 
-Action = Spawn | Send | Freeze | Thaw | Terminate | Kill | Answer | Remember | Record | Quit
+Action = Spawn | Send | Freeze | Thaw | Terminate | Kill | Answer | Remember | Keep | Record | Quit

@@ -20,10 +20,23 @@ import msgspec
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode, Phase, RequestKind
 from memsup.shared.status import RunState, Wanted
-from memsup.supervisor.actions import Action, Answer, Freeze, Kill, Quit, Record, Remember, Send, Spawn, Terminate, Thaw
+from memsup.supervisor.actions import (
+    Action,
+    Answer,
+    Freeze,
+    Keep,
+    Kill,
+    Quit,
+    Record,
+    Remember,
+    Send,
+    Spawn,
+    Terminate,
+    Thaw,
+)
 from memsup.supervisor.ladder import HoldReason, Stance, WorkerView
 from memsup.supervisor.orders import OrderBook
-from memsup.supervisor.restarts import Cause, Death, Policy
+from memsup.supervisor.restarts import Budget, Cause, Death, Verdict, judge, last_words_of
 
 HELLO_WITHIN_S = 120.0
 SILENT_S = 15.0
@@ -104,7 +117,7 @@ class Lifecycle:
     unresponsive: bool = False
     micro_tokens_limit: int | None = None
     stance: Stance = field(default_factory=Stance)
-    policy: Policy = field(default_factory=Policy)
+    budget: Budget = field(default_factory=Budget)
     orders: OrderBook = field(default_factory=OrderBook)
     _waiters: list[Waiter] = field(default_factory=list)
     _recovering: bool = False
@@ -168,8 +181,16 @@ class Lifecycle:
                     self.checkpoint = report.checkpoint
         return self._settle(now_s)
 
-    def on_exit(self, now_s: float, exit_status: int | None, fence_oom_kills: int, gpu_lost: str | None = None) -> list[Action]:
-        """The worker and everything it started are gone."""
+    def on_exit(
+        self,
+        now_s: float,
+        exit_status: int | None,
+        fence_oom_kills: int,
+        gpu_lost: str | None = None,
+        *,
+        jitter_fraction: float = 0.0,
+    ) -> list[Action]:
+        """The worker and everything it started are gone. `jitter_fraction`: by chance, for the delay of a restart."""
         if self.stage is Stage.LEFTOVER:
             self._enter(Stage.NONE, now_s)
             self._record("left", "the earlier worker is gone")
@@ -179,7 +200,7 @@ class Lifecycle:
         for pending in self.orders.drop_all():
             for token in pending.requests:
                 self._out.append(Answer(token, False, "The worker ended before it could do that; see: memsup logs"))
-        self._judge(now_s, exit_status, fence_oom_kills, gpu_lost)
+        self._judge(now_s, exit_status, fence_oom_kills, gpu_lost, jitter_fraction)
         self.held = self.frozen = self.unresponsive = False
         self._last_words = self._killed_by_us = None
         return self._settle(now_s)
@@ -356,7 +377,9 @@ class Lifecycle:
 
     # -- deaths -------------------------------------------------------------------------------------------------------
 
-    def _judge(self, now_s: float, exit_status: int | None, fence_oom_kills: int, gpu_lost: str | None) -> None:
+    def _judge(
+        self, now_s: float, exit_status: int | None, fence_oom_kills: int, gpu_lost: str | None, jitter_fraction: float
+    ) -> None:
         ending, self.ending = self.ending, None
         death = Death(
             exit_status=exit_status,
@@ -366,7 +389,7 @@ class Lifecycle:
             gpu_lost=gpu_lost,
             is_command=self.is_command,
         )
-        verdict = self.policy.judge(death, self.checkpoint.step if self.checkpoint else None)
+        verdict = judge(death, self.budget, self.checkpoint.step if self.checkpoint else None, jitter_fraction)
         if verdict.cause is Cause.FINISHED:
             self.outcome = self._last_words if isinstance(self._last_words, m.Finished) else None
             self._end_run(RunState.FINISHED, None)
@@ -377,16 +400,22 @@ class Lifecycle:
             self._respawn_at_s = now_s
             if ending is Ending.MAKE_ROOM:
                 self._start_smaller("room has to be made for others")
-        elif verdict.again:
-            self.restarts += 1
-            self._recovering = True
-            self._respawn_at_s = now_s + verdict.delay_s
-            self._record("death", verdict.sentence, action=f"restart in {verdict.delay_s:.0f} s ({verdict.cause})")
-            if verdict.smaller:
-                self._start_smaller(verdict.sentence)
         else:
-            self._record("death", verdict.sentence, action="gave up")
+            self._died(now_s, verdict, last_words_of(death))
+
+    def _died(self, now_s: float, verdict: Verdict, last_words: str) -> None:
+        self.budget = verdict.budget
+        action = f"restart in {verdict.delay_s:.1f} s ({verdict.cause})" if verdict.again else "gave up"
+        self._record("death", verdict.sentence, action=action, result=last_words)
+        self._out.append(Keep(self.budget))
+        if not verdict.again:
             self._end_run(RunState.FAILED, verdict.sentence)
+            return
+        self.restarts += 1
+        self._recovering = True
+        self._respawn_at_s = now_s + verdict.delay_s
+        if verdict.smaller:
+            self._start_smaller(verdict.sentence)
 
     def _start_smaller(self, why: str) -> None:
         batch = self.heartbeat.batch if self.heartbeat else None

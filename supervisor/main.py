@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import msgspec
 import zmq
 
 from memsup.checkpoint.folders import Info
@@ -27,7 +29,7 @@ from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord, encode_record
 from memsup.shared.status import ActionStatus, RunState, Status, Wanted, encode_status
 from memsup.supervisor import ledger, reporting
-from memsup.supervisor.actions import Action, Answer, Freeze, Kill, Quit, Record, Remember, Send, Spawn, Terminate, Thaw
+from memsup.supervisor.actions import Action, Answer, Freeze, Keep, Kill, Quit, Record, Remember, Send, Spawn, Terminate, Thaw
 from memsup.supervisor.cooling import Cooling, Load
 from memsup.supervisor.fence import choose_fence
 from memsup.supervisor.gpu.client import facts
@@ -36,6 +38,7 @@ from memsup.supervisor.lifecycle import Lifecycle, Stage
 from memsup.supervisor.machine import look
 from memsup.supervisor.overnight import Overnight
 from memsup.supervisor.process_tree import Deadman, KillState, become_subreaper, reap_orphans
+from memsup.supervisor.restarts import Budget
 from memsup.supervisor.scribe import Scribe
 from memsup.supervisor.sd_notify import Notifier
 from memsup.supervisor.self_protection import protect
@@ -98,6 +101,7 @@ class Supervisor:
             memory_limit_bytes=self.limits.worker_limit_bytes,
             is_command=record.command is not None,
             checkpoint=_note_of(newest),
+            budget=_read_budget(self._budget_file),
         )
         self.deadman = Deadman(self.fence.name) if self.fence.folder is None else None
         self.speaks_to: bytes | None = None
@@ -174,6 +178,10 @@ class Supervisor:
         self.notifier.alive(now_s)
 
     @property
+    def _budget_file(self) -> Path:
+        return self.paths.state / "restarts.json"
+
+    @property
     def exit_status(self) -> int:
         """What the service manager is to make of the end (`service.py`)."""
         told_to_go = self.life.terminal is RunState.STOPPED and self.record.wanted is not Wanted.STOPPED
@@ -237,7 +245,8 @@ class Supervisor:
             status, oom_kills = self.worker.collect()
             self.speaks_to = None
             self.memory = self.memory_sensor.read(now_s)  # what is said about given back memory is measured
-            self._perform(now_s, self.life.on_exit(now_s, status, oom_kills, self.cooling.lost))
+            chance = random.random()
+            self._perform(now_s, self.life.on_exit(now_s, status, oom_kills, self.cooling.lost, jitter_fraction=chance))
         elif self.life.stage is Stage.LEFTOVER and self.worker.ending is None and self.fence.populated() is False:
             self._perform(now_s, self.life.on_exit(now_s, None, 0))
 
@@ -313,6 +322,8 @@ class Supervisor:
                 case Remember(wanted=wanted, pause_mode=mode):
                     self.record.wanted, self.record.pause_mode = wanted, mode
                     self.scribe.replace(self.paths.record, encode_record(self.record))
+                case Keep(budget=budget):
+                    self.scribe.replace(self._budget_file, msgspec.json.encode(budget))
                 case Record():
                     self._record(now_s, action)
                 case Quit():
@@ -352,9 +363,8 @@ class Supervisor:
     def _record(self, now_s: float, record: Record) -> None:
         at = unix_s()
         if record.action is not None:
-            self.last_action = ActionStatus(
-                at=at, rung=record.rung, action=record.action, reason=record.reason, result=record.result
-            )
+            result = record.result.partition("\n")[0] if record.result else None  # the rest, a traceback, is for the ledger
+            self.last_action = ActionStatus(at=at, rung=record.rung, action=record.action, reason=record.reason, result=result)
         line = ledger.line(
             record,
             at=at,
@@ -435,6 +445,14 @@ class Supervisor:
 def disk_floor_bytes(newest: m.CheckpointNote | None) -> int:
     """Below this much free disk training holds: the room for one more checkpoint, and for the records about it."""
     return LEAST_FREE_DISK_BYTES + ((newest.size_bytes or 0) if newest else 0)
+
+
+def _read_budget(file: Path) -> Budget:
+    """A whole one where the file is missing or damaged: at worst a run is restarted a few times too often."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Budget)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return Budget()
 
 
 def _newest_checkpoint(paths: RunPaths, record: RunRecord) -> Info | None:

@@ -1,7 +1,9 @@
 """Why did the worker end, and what now? The restart policy, pure.
 
-Covers the cause of a death and the decision (again, again but smaller, give up) with its delay. The budget counts deaths
-without *durable* progress, a newer verified checkpoint: a worker that dies often but gets on is let to get on.
+Covers the cause of a death and the decision (again, again but smaller, give up) with its delay. Two things end the restarts:
+the budget, which counts deaths without *durable* progress (a newer verified checkpoint), so that a worker which dies often but
+gets on is let to get on; and a step that fails by itself again and again, since it will fail the next time as well. Both are
+remembered in a `Budget`, which the supervisor keeps on disk: one that is started again does not begin to count anew.
 """
 
 from __future__ import annotations
@@ -9,13 +11,22 @@ from __future__ import annotations
 import enum
 import signal
 from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
 
 from memsup.shared.messages import Failed, FailureCause, Finished, Leaving
+from memsup.supervisor.words import plural
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
+JITTER = 0.5
+"""Up to this part of a delay is left out at random: what died together need not come back together."""
 BUDGET = 5
-"""Deaths in a row without a newer checkpoint before the run is given up."""
+"""Deaths in a row without a newer checkpoint; one more and the run is given up."""
+FAILURES_OF_A_STEP = 3
+MOST_TRACEBACK_CHARS = 4_000
+"""Its end, which says most. The worker's log has all of it."""
 
 
 class Cause(enum.StrEnum):
@@ -49,6 +60,20 @@ _OF_FAILURE = {
     FailureCause.CRASH: Cause.CRASH,
 }
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered from death to death; `deaths` is never above `BUDGET` in one that is kept."""
+
+    deaths: _Count = 0
+    """Since `durable_step` moved."""
+    durable_step: int | None = None
+    """The newest verified checkpoint's, as of the last death."""
+    failed_step: int | None = None
+    """The last step that failed by itself, and how often it did."""
+    failures: _Count = 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Death:
@@ -72,28 +97,50 @@ class Verdict:
     smaller: bool
     delay_s: float
     sentence: str
+    budget: Budget
+    """To be remembered. A run that is given up has a new one: whoever starts it again has seen to what was wrong."""
 
 
-@dataclass
-class Policy:
-    """`durable_step` is the newest verified checkpoint's step at the last death; counts deaths since it moved."""
+def judge(death: Death, budget: Budget, durable_step: int | None, jitter_fraction: float) -> Verdict:
+    """`durable_step`: of the newest checkpoint there is. `jitter_fraction`, 0 to 1: by chance, how much of `JITTER` is used."""
+    cause = cause_of(death)
+    sentence = sentence_of(cause, death)
+    if cause in (Cause.FINISHED, Cause.LEFT):
+        return Verdict(cause=cause, again=False, smaller=False, delay_s=0.0, sentence=sentence, budget=budget)
+    budget = _charged(_refilled(budget, durable_step), cause, death)
+    if cause in _GIVE_UP:
+        why_not = ""
+    elif budget.failures >= FAILURES_OF_A_STEP:
+        why_not = f" Step {budget.failed_step:,} has failed {budget.failures} times now, so it is not tried again."
+    elif budget.deaths > BUDGET:
+        why_not = f" It died {budget.deaths} times without getting as far as a new checkpoint, so it is given up."
+    else:
+        wait_s, smaller = delay_s(budget.deaths, jitter_fraction), cause is Cause.MEMORY
+        return Verdict(cause=cause, again=True, smaller=smaller, delay_s=wait_s, sentence=sentence, budget=budget)
+    return Verdict(cause=cause, again=False, smaller=False, delay_s=0.0, sentence=sentence + why_not, budget=Budget())
 
-    deaths_in_row: int = 0
-    durable_step: int | None = None
 
-    def judge(self, death: Death, durable_step: int | None) -> Verdict:
-        cause = cause_of(death)
-        if durable_step is not None and (self.durable_step is None or durable_step > self.durable_step):
-            self.durable_step, self.deaths_in_row = durable_step, 0
-        if cause in (Cause.FINISHED, Cause.LEFT):
-            return Verdict(cause=cause, again=False, smaller=False, delay_s=0.0, sentence=sentence_of(cause, death))
-        self.deaths_in_row += 1
-        again = cause not in _GIVE_UP and self.deaths_in_row <= BUDGET
-        delay_s = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2 ** (self.deaths_in_row - 1)) if again else 0.0
-        sentence = sentence_of(cause, death)
-        if not again and cause not in _GIVE_UP:
-            sentence += f" It died {self.deaths_in_row} times without getting as far as a new checkpoint, so it is given up."
-        return Verdict(cause=cause, again=again, smaller=cause is Cause.MEMORY, delay_s=delay_s, sentence=sentence)
+def delay_s(deaths: int, jitter_fraction: float) -> float:
+    """Before the next life, after so many deaths (1 or more) in a row: twice as long each time."""
+    return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** (deaths - 1)) * (1 - JITTER * jitter_fraction)
+
+
+def _refilled(budget: Budget, durable_step: int | None) -> Budget:
+    if durable_step is None or (budget.durable_step is not None and durable_step <= budget.durable_step):
+        return budget
+    return msgspec.structs.replace(budget, durable_step=durable_step, deaths=0)
+
+
+def _charged(budget: Budget, cause: Cause, death: Death) -> Budget:
+    words, failed_step, failures = death.last_words, budget.failed_step, budget.failures
+    if cause is Cause.CRASH and isinstance(words, Failed) and words.step:  # 0: before the first one
+        failures = failures + 1 if words.step == failed_step else 1
+        failed_step = words.step
+    return msgspec.structs.replace(budget, deaths=budget.deaths + 1, failed_step=failed_step, failures=failures)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What it was
 
 
 def cause_of(death: Death) -> Cause:
@@ -147,6 +194,19 @@ def sentence_of(cause: Cause, death: Death) -> str:
         case _:
             ended = "unknown" if death.exit_status is None else str(death.exit_status)
             return f"It ended with exit code {ended}; its log says more (memsup logs --worker)."
+
+
+def last_words_of(death: Death) -> str:
+    """For the ledger: on the first line how the process ended and what the kernel did, below it the end of its traceback."""
+    match death.exit_status:
+        case None:
+            ended = "no exit status is known"
+        case status:
+            ended = _signal_name(-status) if status < 0 else f"exit code {status}"
+    if death.fence_oom_kills:
+        ended += f"; {plural(death.fence_oom_kills, 'process', 'processes')} killed by the kernel at the fence"
+    traceback = death.last_words.traceback if isinstance(death.last_words, Failed) else None
+    return f"{ended}\n{traceback.strip()[-MOST_TRACEBACK_CHARS:]}" if traceback else ended
 
 
 def _signal_name(number: int) -> str:

@@ -104,12 +104,13 @@ def _failed(error: Exception, link: Link) -> Failed:
         cause, message = FailureCause.DISK_FULL, str(error)
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         cause, message = FailureCause.DISK_FULL, f"The disk is full: {error}. Free some space, then: memsup start"
+    crash = error.__cause__ or error  # not the sentence that was made of it
     return Failed(
         rank=link.rank,
         cause=cause,
         message=message,
-        traceback=traceback.format_exc()[-60_000:] if cause is FailureCause.CRASH else None,
-        step=link.snapshot.progress.step if step is None else step,
+        traceback="".join(traceback.format_exception(crash))[-60_000:] if cause is FailureCause.CRASH else None,
+        step=step,
     )
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from memsup.checkpoint.errors import CheckpointError
 from memsup.checkpoint.store import Store
 from memsup.shared.messages import FailureCause, Finished, LimitMicroBatch, OutOfMemory, Phase, Welcome
 from memsup.shared.paths import RunPaths
@@ -181,7 +182,8 @@ def take_step(training: Training) -> None:
     )
     gradient = None
     while gradient is None:
-        gradient = _try_gradient(training, step, rows)
+        with _named(step, rows):
+            gradient = _try_gradient(training, step, rows)
     _apply_gradient(training, step, rate)
 
     training.step = step
@@ -209,6 +211,22 @@ class Gradient:
     weight: float
     norm: float
     """Before clipping."""
+
+
+@contextlib.contextmanager
+def _named(step: int, rows: Rows) -> Iterator[None]:
+    """A crash in here names its step and rows: the restarts count by step, and a person looks at the rows."""
+    try:
+        yield
+    except (GiveUp, CheckpointError, OSError):  # of these the step is not the cause
+        raise
+    except Exception as error:
+        what = f"Step {step} ({_in_words(rows)}) crashed: {type(error).__name__}: {error}; look at these rows."
+        raise GiveUp(FailureCause.CRASH, what, step=step) from error
+
+
+def _in_words(rows: Rows) -> str:
+    return f"rows {', '.join(map(str, rows[:16]))} of the training data"
 
 
 def _try_gradient(training: Training, step: int, rows: Rows) -> Gradient | None:
@@ -277,8 +295,7 @@ def _finish_gradient(training: Training, step: int, rows: Rows, weight: float, l
     what = f"The loss is {loss}" if not math.isfinite(loss) else f"The gradient's norm is {norm}"
     raise GiveUp(
         FailureCause.NOT_FINITE,
-        f"{what} at step {step} (rows {', '.join(map(str, rows[:16]))} of the training data): lower training.learning_rate, "
-        "look at these rows, or train without AMP.",
+        f"{what} at step {step} ({_in_words(rows)}): lower training.learning_rate, look at these rows, or train without AMP.",
         step=step,
     )
 
