@@ -27,6 +27,7 @@ COMMANDS = {
     "notify": ("notify", "Send a test message and a ping."),
     "service": ("service", "Begin a run at boot, and again whenever it dies (systemd)."),
     "check": ("check", "What this machine has, and the tier it earns."),
+    "drill": ("drill", "Rehearse a bad night on this machine in about two minutes."),
 }
 REFUSED = 2
 INTERRUPTED = 130
