@@ -85,7 +85,7 @@ class Supervisor:
             record.settings.limits,
             watches_gpus=on_gpu,
             vram_fraction=self.limits.vram_fraction,
-            power_record=paths.state / "power-limits.json",
+            power_record=paths.state.parent / ".power-limits.json",
         )
         self.proposals: tuple[Proposal, ...] = ()
         self.worker = WorkerProcess(paths, record, self.fence)

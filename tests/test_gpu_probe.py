@@ -608,6 +608,48 @@ def test_a_record_of_an_earlier_boot_is_void(loop: Loop, fake: FakeNvml, tmp_pat
     assert fake[0].power_limit_w == 250
 
 
+def test_of_two_runs_on_one_gpu_the_lower_limit_counts_and_the_last_to_leave_restores_the_original(
+    other_supervisor: subprocess.Popen[str], fake: FakeNvml, loop: Loop, tmp_path: Path
+) -> None:
+    """The other one wants 250 W. Whichever ends first, and however: nobody's limit is taken for the original."""
+    assert other_supervisor.stdout is not None
+    other_supervisor.stdout.readline()
+    first = loop.look()[0]
+    loop.client.cap({first.uuid: 200.0})
+    loop.until(lambda: fake[0].power_limit_w == 200)
+    loop.client.cap({first.uuid: 280.0})
+    loop.until(lambda: fake[0].power_limit_w == 250)
+    loop.client.cap({})
+    loop.until(lambda: loop.client._sent_caps == {} and loop.client.state is ProbeState.READY)
+    assert fake[0].power_limit_w == 250
+    loop.client.cap({first.uuid: 280.0})
+    loop.until(lambda: loop.client._sent_caps != {} and loop.client.state is ProbeState.READY)
+    other_supervisor.kill()
+    assert _in_time(lambda: fake[0].power_limit_w == 280)
+    loop.client.cap({})
+    loop.until(lambda: fake[0].power_limit_w == 320)
+    loop.until(lambda: not (tmp_path / "power.json").exists())
+
+
+def test_a_run_that_was_killed_with_its_probe_holds_no_other_runs_gpu_down(
+    other_supervisor: subprocess.Popen[str], fake: FakeNvml, loop: Loop, tmp_path: Path
+) -> None:
+    assert other_supervisor.stdout is not None
+    probe = int(other_supervisor.stdout.readline())
+    first = loop.look()[0]
+    loop.client.cap({first.uuid: 280.0})
+    loop.until(lambda: loop.client._sent_caps != {} and loop.client.state is ProbeState.READY)
+    assert fake[0].power_limit_w == 250
+    other_supervisor.send_signal(signal.SIGSTOP)  # it must not start another probe
+    os.kill(probe, signal.SIGKILL)
+    other_supervisor.kill()
+    assert _in_time(lambda: _gone(probe))
+    loop.client.cap({first.uuid: 290.0})
+    loop.until(lambda: fake[0].power_limit_w == 290)
+    loop.client.cap({})
+    loop.until(lambda: fake[0].power_limit_w == 320)
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b'{"boot": 5}', b"[" * 100_000])
 def test_a_damaged_record_stops_nothing(loop: Loop, fake: FakeNvml, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "power.json").write_bytes(content)

@@ -65,7 +65,7 @@ class GpuClient:
     """One probe, or none. `worker_pids` may be set at any time: whose memory counts as the worker's."""
 
     def __init__(self, power_record: Path | None = None) -> None:
-        """`power_record` is the file in the run's state folder that remembers lowered power limits; None: never lowers any."""
+        """`power_record` is the file, of all runs together, that remembers lowered power limits; None: never lowers any."""
         self._command = [sys.executable, "-P", "-m", "memsup.supervisor.gpu.probe"]
         if power_record is not None:
             self._command.append(str(power_record.absolute()))
