@@ -83,6 +83,8 @@ class Limits(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     gpu_temperature_c: Annotated[float, msgspec.Meta(gt=0, lt=150)] | None = None
     cpu_temperature_c: Annotated[float, msgspec.Meta(gt=0, lt=150)] | None = None
     power_w: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    on_battery: Literal["pause", "run"] = "pause"
+    """What a laptop does that is unplugged."""
 
 
 class Checkpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -84,6 +84,19 @@ class TemperatureStatus(msgspec.Struct, kw_only=True):
     limit_c: float | None = None
 
 
+class CoolingStatus(msgspec.Struct, kw_only=True):
+    """What is done to stay cool."""
+
+    duty_fraction: float
+    """Part of the time in which the worker computes."""
+    power_fraction: float
+    """Of the GPU's default power limit."""
+    holding: bool
+    reason: str
+    forecast_s: float | None
+    """While holding: until it may go on. Else: until it would have to hold. None: it does not get nearer to that."""
+
+
 class CheckpointStatus(msgspec.Struct, kw_only=True):
     path: str | None = None
     step: int | None = None
@@ -118,6 +131,8 @@ class Status(msgspec.Struct, kw_only=True):
     gpu_probe: str | None = None
     """Why `gpus` is empty or stale, where it is."""
     temperatures: list[TemperatureStatus] = msgspec.field(default_factory=list)
+    cooling: CoolingStatus | None = None
+    """None while nothing has to be done about heat."""
     checkpoint: CheckpointStatus = msgspec.field(default_factory=CheckpointStatus)
     last_action: ActionStatus | None = None
     restarts: int = 0

@@ -23,6 +23,9 @@ from memsup.supervisor.ladder import HoldReason, Proposal
 from memsup.supervisor.readings import GpuReading, TemperatureReading
 from memsup.supervisor.temperatures import TemperatureSensors, cpu_sources
 
+MOST_LASTING = 3
+"""Sentences that `status` shows; the ledger has them all."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
@@ -47,8 +50,12 @@ class Cooling:
     temperatures: tuple[TemperatureReading, ...] = ()
     lost: str | None = None
     """Which of the worker's GPUs has fallen off the bus, in one sentence; it stays lost until the machine starts anew."""
+    heat: HeatDecision = field(default_factory=HeatDecision)
+    """The last one."""
     _news: list[str] = field(default_factory=list)
-    _told: set[str] = field(default_factory=set)
+    _lasting: list[str] = field(default_factory=list)
+    """What does not pass by itself, each once, the newest last."""
+    _on_battery: bool = False
     _calm: bool = True
 
     def __post_init__(self) -> None:
@@ -82,15 +89,21 @@ class Cooling:
         workers = of_worker(self.gpus, self._visible)
         sources = heat_sources(workers, self.limits.gpu_temperature_c)
         sources += cpu_sources(self.temperatures, self._sensors.cpu_use, self.limits.cpu_temperature_c)
-        heat = self._heat.step(now_s, sources, computing=load.computing, may_cap=self.client.may_cap)
-        self._note_trouble(workers, heat)
-        self.client.cap(power_limits(workers, heat.power_fraction, self.limits.power_w))
-        return tuple(self._proposals(now_s, heat, workers, load))
+        self.heat = self._heat.step(now_s, sources, computing=load.computing, may_cap=self.client.may_cap)
+        self._note_trouble(workers)
+        self.client.cap(power_limits(workers, self.heat.power_fraction, self.limits.power_w))
+        return tuple(self._proposals(now_s, workers, load))
 
     def take_news(self) -> list[str]:
-        """Sentences for a person and for the ledger since the last call, each trouble once."""
+        """Sentences for the ledger since the last call, each trouble once."""
         news, self._news = self._news, []
         return news
+
+    @property
+    def attention(self) -> tuple[str, ...]:
+        """Sentences about what a person should look at now."""
+        battery = ("The machine runs on its battery, so training waits. Go on all the same: --set limits.on_battery=run",)
+        return (*self._lasting[-MOST_LASTING:], *self.heat.troubles, *(battery if self._on_battery else ()))
 
     def close(self) -> None:
         self.client.close()
@@ -102,30 +115,33 @@ class Cooling:
         else:
             self.client.rest(now_s)
 
-    def _note_trouble(self, workers: tuple[GpuReading, ...], heat: HeatDecision) -> None:
+    def _note_trouble(self, workers: tuple[GpuReading, ...]) -> None:
         for gpu in workers:
             if gpu.lost and self.lost is None:
                 self.lost = f"GPU {gpu.index} ({gpu.name or 'name unknown'}) is lost: {XIDS[XID_LOST]}."
-                self._news.append(self.lost)
+                self._note(self.lost)
         for index, xid in self.client.take_xids():
-            self._news.append(f"GPU {index} reported error {xid}: {XIDS.get(xid, 'see the Xid list of NVIDIA')}.")
+            self._note(f"GPU {index} reported error {xid}: {XIDS.get(xid, 'see the Xid list of NVIDIA')}.")
         if errors := self.client.take_memory_errors():
-            self._news.append(f"GPU memory had {errors} errors that could not be corrected; results may be wrong.")
-        if heat.tell is not None:
-            self._news.append(heat.tell)
+            self._note(f"GPU memory had {errors} errors that could not be corrected; results may be wrong.")
         for uuid, why in self.client.cap_notes.items():
-            self._tell_once(f"The power limit of {uuid} is not in force: {why}.")
+            self._note(f"The power limit of {uuid} is not in force: {why}.")
         for sensor in self._sensors.left_out:
-            self._tell_once(f"The temperature sensor {sensor} answers too slowly and is not watched any more.")
+            self._note(f"The temperature sensor {sensor} answers too slowly and is not watched any more.")
+        if self.heat.tell is not None:
+            self._news.append(self.heat.tell)
 
-    def _tell_once(self, sentence: str) -> None:
-        if sentence not in self._told:
-            self._told.add(sentence)
+    def _note(self, sentence: str) -> None:
+        if sentence not in self._lasting:
+            self._lasting.append(sentence)
             self._news.append(sentence)
 
-    def _proposals(self, now_s: float, heat: HeatDecision, workers: tuple[GpuReading, ...], load: Load) -> Iterator[Proposal]:
+    def _proposals(self, now_s: float, workers: tuple[GpuReading, ...], load: Load) -> Iterator[Proposal]:
+        heat = self.heat
         yield Proposal(duty_fraction=heat.duty_fraction, hold=HoldReason.HEAT if heat.hold else None, reason=heat.reason)
-        if self._battery.step(now_s, self._supply.on_battery()):
+        on_battery = self._battery.step(now_s, self._supply.on_battery())
+        self._on_battery = on_battery and self.limits.on_battery == "pause"
+        if self._on_battery:
             yield Proposal(hold=HoldReason.POWER, reason="the machine runs on its battery")
         vram = self._vram_decision(now_s, workers, load)
         if vram is not None:

@@ -76,6 +76,8 @@ class HeatDecision:
     """While holding: until it may go on. Else: until the hold level is reached, if it is getting warmer."""
     tell: str | None = None
     """For a person, once: it stays too hot, or too slow, or blind."""
+    troubles: tuple[str, ...] = ()
+    """What was told and is still so."""
 
 
 @dataclass(slots=True)
@@ -138,7 +140,8 @@ class HeatControl:
     _stepped_s: float | None = None
     _since_s: dict[str, float] = field(default_factory=dict)
     """Since when what a person may have to be told has been so."""
-    _told: set[str] = field(default_factory=set)
+    _told: dict[str, str] = field(default_factory=dict)
+    """The sentences about what is still so."""
     _last: HeatDecision = field(default_factory=HeatDecision)
 
     def step(
@@ -265,6 +268,7 @@ class HeatControl:
             reason=self._reason(hottest, holding, shown),
             forecast_s=self._forecast_s(now_s, hottest),
             tell=self._tell(now_s, sources, hottest, computing),
+            troubles=tuple(self._told.values()),
         )
 
     def _reason(self, hottest: HeatSource | None, holding: bool, duty: float) -> str:
@@ -296,31 +300,31 @@ class HeatControl:
     def _tell(self, now_s: float, sources: Sequence[HeatSource], hottest: HeatSource | None, computing: bool) -> str | None:
         """One sentence for a person, once for each episode."""
         where = f"{hottest.name} is at {hottest.temperature_c:.0f} °C" if hottest else "No temperature can be read"
-        if self._lasts(now_s, "hold", self._held_since_s is not None, TELL_HOLD_S):
-            return f"{where} after {TELL_HOLD_S / 60:.0f} minutes of rest. Check fans, dust and the room; training waits."
+        rests = f"{where} after {TELL_HOLD_S / 60:.0f} minutes of rest. Check fans, dust and the room; training waits."
+        slows = (
+            f"{where}: training has run at less than {SLOW_DUTY:.0%} of its speed for {TELL_SLOW_S / 60:.0f} minutes "
+            "to stay cool. Check fans, dust and the room."
+        )
         slow = self._duty < (NOT_SLOW_DUTY if "slow" in self._told else SLOW_DUTY)
-        if self._lasts(now_s, "slow", computing and slow, TELL_SLOW_S):
-            return (
-                f"{where}: training has run at less than {SLOW_DUTY:.0%} of its speed for {TELL_SLOW_S / 60:.0f} minutes "
-                "to stay cool. Check fans, dust and the room."
-            )
+        fresh = self._lasts(now_s, "hold", self._held_since_s is not None, TELL_HOLD_S, rests)
+        fresh = self._lasts(now_s, "slow", computing and slow, TELL_SLOW_S, slows) or fresh
         for source in sources:
             blind = source.temperature_c is None and self._tracks[source.name].level_c is not None
-            if self._lasts(now_s, source.name, computing and blind, TELL_BLIND_S):
-                since = f"{source.name} has told no temperature for {TELL_BLIND_S / 60:.0f} minutes"
-                return f"{since}; only its own limits protect it. Look at: memsup check"
-        return None
+            since = f"{source.name} has told no temperature for {TELL_BLIND_S / 60:.0f} minutes"
+            sentence = f"{since}; only its own limits protect it. Look at: memsup check"
+            fresh = self._lasts(now_s, source.name, computing and blind, TELL_BLIND_S, sentence) or fresh
+        return fresh
 
-    def _lasts(self, now_s: float, what: str, is_so: bool, seconds: float) -> bool:
-        """True once, when it has been so for that long."""
+    def _lasts(self, now_s: float, what: str, is_so: bool, seconds: float, sentence: str) -> str | None:
+        """The sentence, once, when it has been so for that long."""
         if not is_so:
             self._since_s.pop(what, None)
-            self._told.discard(what)
-            return False
+            self._told.pop(what, None)
+            return None
         if what in self._told or now_s - self._since_s.setdefault(what, now_s) < seconds:
-            return False
-        self._told.add(what)
-        return True
+            return None
+        self._told[what] = sentence
+        return sentence
 
 
 def _within(low: float, value: float, high: float) -> float:

@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -112,7 +111,6 @@ class Supervisor:
         self.since_unix_s = unix_s()
         self.shown_state = self.life.state
         self.worst_stall_s = 0.0
-        self.news: deque[str] = deque(maxlen=3)
         self.quitting = False
         self.interrupts = 0
         self.errors = 0
@@ -270,7 +268,6 @@ class Supervisor:
         self.proposals = self.cooling.step(now_s, self._load(), calm=self.ladder.rung < Rung.HOLD)
         for sentence in self.cooling.take_news():
             self._record(now_s, Record(event="attention", reason=sentence))
-            self.news.append(sentence)
         if self.speaks_to is not None:
             self.sockets.send(self.speaks_to, m.Lease(lease_s=LEASE_S))
         self._perform(now_s, self.life.on_tick(now_s))
@@ -406,6 +403,7 @@ class Supervisor:
             gpus=self.cooling.gpus,
             gpu_note=self.cooling.note,
             temperatures=self.cooling.temperatures,
+            heat=self.cooling.heat,
             last_action=self.last_action,
             worst_stall_s=self.worst_stall_s,
             attention=tuple(self._attention()),
@@ -425,7 +423,7 @@ class Supervisor:
         if self.errors:
             yield f"memsup itself had {self.errors} errors; it goes on. Its log has them: {self.paths.supervisor_log}"
         yield from self.night.attention
-        yield from self.news
+        yield from self.cooling.attention
         if self.scribe.lost:
             yield f"{self.scribe.lost} records could not be written ({self.scribe.last_error or 'the disk is too slow'})."
         if self.disk.free_bytes is not None and self.disk.free_bytes < self.ladder.disk_floor_bytes:

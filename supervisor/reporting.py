@@ -9,6 +9,7 @@ from memsup.shared.status import (
     ActionStatus,
     BatchStatus,
     CheckpointStatus,
+    CoolingStatus,
     GpuStatus,
     MemoryStatus,
     ProgressStatus,
@@ -16,6 +17,7 @@ from memsup.shared.status import (
     Status,
     TemperatureStatus,
 )
+from memsup.supervisor.heat import HeatDecision
 from memsup.supervisor.lifecycle import Lifecycle
 from memsup.supervisor.readings import DiskReading, GpuReading, MemoryReading, TemperatureReading
 
@@ -37,6 +39,7 @@ class Surroundings:
     gpus: tuple[GpuReading, ...]
     gpu_note: str | None
     temperatures: tuple[TemperatureReading, ...]
+    heat: HeatDecision
     last_action: ActionStatus | None
     worst_stall_s: float
     attention: tuple[str, ...]
@@ -58,6 +61,7 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
         gpus=[_gpu(gpu) for gpu in around.gpus],
         gpu_probe=around.gpu_note,
         temperatures=[_temperature(reading) for reading in around.temperatures],
+        cooling=_cooling(around.heat),
         checkpoint=_checkpoint(life, around.now_unix_s),
         last_action=around.last_action,
         restarts=life.restarts,
@@ -121,6 +125,18 @@ def _gpu(gpu: GpuReading) -> GpuStatus:
 
 def _temperature(reading: TemperatureReading) -> TemperatureStatus:
     return TemperatureStatus(name=reading.name, celsius=reading.celsius, limit_c=reading.high_c)
+
+
+def _cooling(heat: HeatDecision) -> CoolingStatus | None:
+    if not heat.reason:
+        return None
+    return CoolingStatus(
+        duty_fraction=heat.duty_fraction,
+        power_fraction=heat.power_fraction,
+        holding=heat.hold,
+        reason=heat.reason,
+        forecast_s=None if heat.forecast_s is None else round(heat.forecast_s, 1),
+    )
 
 
 def _checkpoint(life: Lifecycle, now_unix_s: float) -> CheckpointStatus:

@@ -6,12 +6,13 @@ The worker computes on the CPU, since there is no GPU; what the supervisor reads
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_process import end_supervisors, eventually, memsup
+from cli_process import MEMSUP, end_supervisors, eventually, memsup
 from fake_nvml import FakeNvml, Fault, build, compiler
 from lone_supervisor import tiny_settings
 
@@ -85,6 +86,35 @@ def test_a_hot_gpu_is_paced_and_one_at_its_slowdown_holds_the_run_until_it_has_c
     assert "°C" in cooling["last_action"]["reason"]
     held = until(lambda seen: seen["progress"]["phase"] == "holding")
     assert until(lambda seen: seen["checkpoint"]["step"] == step_of(held))["checkpoint"]["verified"]
+    assert held["cooling"]["holding"]
+    fake.set(ambient_c=60, cooler_s=40)
+    until(lambda seen: (seen["cooling"] or {}).get("forecast_s") is not None)
+    assert "goes on in about" in memsup("status").stdout
+    until(lambda seen: seen["state"] == "running" and step_of(seen) > step_of(held), within_s=150)
+
+
+LAPTOP = {"AC/type": "Mains", "AC/online": "1", "BAT0/type": "Battery", "BAT0/status": "Discharging"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT RUN: only root can put another folder over /sys/class/power_supply")
+def test_a_laptop_that_is_unplugged_holds_the_run_and_goes_on_at_the_mains(job: Path, tmp_path: Path) -> None:
+    """The supervisor sees these files where the kernel's would be, in a mount namespace of its own."""
+    supplies = tmp_path / "power_supply"
+    for name, content in LAPTOP.items():
+        (supplies / name).parent.mkdir(parents=True, exist_ok=True)
+        (supplies / name).write_text(content + "\n")
+    mounted = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /sys/class/power_supply && exec "$@"', str(supplies)]
+    started = subprocess.run([*mounted, *MEMSUP, "start"], cwd=job, capture_output=True, text=True, timeout=120)
+    if started.returncode and "mount" in started.stderr:
+        pytest.skip(f"NOT RUN: {started.stderr.strip()}")
+    until(lambda seen: step_of(seen) > 3)
+    (supplies / "AC/online").write_text("0\n")
+    held = until(lambda seen: seen["progress"]["phase"] == "holding")
+    assert any("runs on its battery" in sentence for sentence in held["attention"])
+    assert "runs on its battery" in held["last_action"]["reason"]
+    (supplies / "AC/online").write_text("1\n")
+    on = until(lambda seen: step_of(seen) > step_of(held))
+    assert (on["state"], on["attention"]) == ("running", [])
 
 
 def test_a_lost_gpu_ends_the_run_with_the_sentence_when_the_worker_dies_of_it(job: Path, fake: FakeNvml) -> None:

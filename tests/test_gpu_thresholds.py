@@ -9,25 +9,45 @@ from hypothesis import strategies as st
 from memsup.supervisor.gpu.thresholds import ASSUMED_SLOWDOWN_C, device_limits, heat_limits
 
 REAL_DEVICES = {
-    "GTX 1080": ({"slowdown_threshold_c": 96, "shutdown_threshold_c": 99}, 96, 99),
+    "GTX 1080": ({"slowdown_threshold_c": 96, "shutdown_threshold_c": 99}, (96, 99), (84, 88, 91, 81)),
     "MX330 (its maximum operating temperature of 57 is not even asked for)": (
         {"slowdown_threshold_c": 97, "shutdown_threshold_c": 102},
-        97,
-        102,
+        (97, 102),
+        (85, 89, 92, 82),
     ),
-    "RTX 5000 MXM": ({"slowdown_threshold_c": 97.5, "shutdown_threshold_c": 102.5}, 97.5, 102.5),
-    "RTX 3080": ({"slowdown_threshold_c": 95, "shutdown_threshold_c": 98}, 95, 98),
-    "30-series that names its maximum of 93 only": ({}, None, None),
-    "A100 without a slowdown figure": ({"temperature_c": 33}, None, None),
+    "RTX 5000 MXM": (
+        {"slowdown_threshold_c": 97.5, "shutdown_threshold_c": 102.5},
+        (97.5, 102.5),
+        (85.5, 89.5, 92.5, 82.5),
+    ),
+    "RTX 3080": ({"slowdown_threshold_c": 95, "shutdown_threshold_c": 98}, (95, 98), (83, 87, 90, 80)),
+    "30-series that names its maximum of 93 only": ({}, (None, None), (81, 85, 88, 78)),
+    "A100 without a slowdown figure": ({"temperature_c": 33}, (None, None), (81, 85, 88, 78)),
     "H100, driver 525: margin, absolute thresholds": (
         {"temperature_c": 35, "margin_c": 51, "slowdown_threshold_c": 89, "shutdown_threshold_c": 92},
-        89,
-        92,
+        (89, 92),
+        (77, 81, 84, 74),
     ),
-    "H100, newer driver": ({"temperature_c": 33, "margin_c": 54, "slowdown_margin_c": -2, "shutdown_margin_c": -8}, 89, 95),
-    "RTX 5090": ({"temperature_c": 25, "margin_c": 65, "slowdown_margin_c": -2, "shutdown_margin_c": -5}, 92, 95),
-    "RTX 4060 Ti": ({"temperature_c": 32, "margin_c": 50, "slowdown_margin_c": -2, "shutdown_margin_c": -7}, 84, 89),
-    "RTX PRO 2000 laptop": ({"temperature_c": 43, "margin_c": 44, "slowdown_margin_c": -2, "shutdown_margin_c": -5}, 89, 92),
+    "H100, newer driver": (
+        {"temperature_c": 33, "margin_c": 54, "slowdown_margin_c": -2, "shutdown_margin_c": -8},
+        (89, 95),
+        (77, 81, 84, 74),
+    ),
+    "RTX 5090": (
+        {"temperature_c": 25, "margin_c": 65, "slowdown_margin_c": -2, "shutdown_margin_c": -5},
+        (92, 95),
+        (80, 84, 87, 77),
+    ),
+    "RTX 4060 Ti": (
+        {"temperature_c": 32, "margin_c": 50, "slowdown_margin_c": -2, "shutdown_margin_c": -7},
+        (84, 89),
+        (72, 76, 79, 69),
+    ),
+    "RTX PRO 2000 laptop": (
+        {"temperature_c": 43, "margin_c": 44, "slowdown_margin_c": -2, "shutdown_margin_c": -5},
+        (89, 92),
+        (77, 81, 84, 74),
+    ),
     "laptop whose old thresholds are left over": (
         {
             "temperature_c": 50,
@@ -37,20 +57,23 @@ REAL_DEVICES = {
             "slowdown_threshold_c": 102,
             "shutdown_threshold_c": 105,
         },
-        89,
-        99,
+        (89, 99),
+        (77, 81, 84, 74),
     ),
-    "GB10: a margin without thresholds": ({"temperature_c": 40, "margin_c": 50}, 90, None),
+    "GB10: a margin without thresholds": ({"temperature_c": 40, "margin_c": 50}, (90, None), (78, 82, 85, 75)),
 }
+"""What it answers → slowdown and shutdown → where it is shown as warm, paced, held, and goes on."""
 
 
-@pytest.mark.parametrize(("answers", "slowdown", "shutdown"), REAL_DEVICES.values(), ids=REAL_DEVICES.keys())
+@pytest.mark.parametrize(("answers", "own", "chosen"), REAL_DEVICES.values(), ids=REAL_DEVICES.keys())
 def test_limits_come_from_the_device_as_real_ones_answer(
-    answers: dict[str, float], slowdown: float | None, shutdown: float | None
+    answers: dict[str, float], own: tuple[float | None, float | None], chosen: tuple[float, ...]
 ) -> None:
     """Margins before thresholds, thresholds before nothing."""
     limits = device_limits(**answers)
-    assert (limits.slowdown_c, limits.shutdown_c) == (slowdown, shutdown)
+    assert (limits.slowdown_c, limits.shutdown_c) == own
+    levels = heat_limits(limits.slowdown_c)
+    assert (levels.colour_c, levels.pace_c, levels.hold_c, levels.resume_c) == chosen
 
 
 def test_a_device_that_says_nothing_counts_as_93_and_that_is_said() -> None:

@@ -51,6 +51,7 @@ SAMPLE = {
     "checkpoint.every": "10m",
     "checkpoint.keep": "3",
     "limits.gpu_temperature_c": "80",
+    "limits.on_battery": "run",
     "training.max_length": "128",
 }
 

@@ -38,6 +38,7 @@ def picture(status: Status, now_unix_s: float) -> list[str]:
         *((f"GPU {gpu.index}", _gpu(gpu)) for gpu in status.gpus),
         ("GPUs", printable(status.gpu_probe) if status.gpu_probe and not status.gpus else None),
         ("heat", _heat(status)),
+        ("cooling", _cooling(status)),
         ("checkpoint", _checkpoint(status)),
         ("last action", _last_action(status, now_unix_s)),
         ("restarts", count(status.restarts) if status.restarts else None),
@@ -149,6 +150,15 @@ def _heat(status: Status) -> str | None:
         return None
     hottest = max(known, key=lambda reading: reading.celsius or 0)
     return f"{printable(hottest.name)} {hottest.celsius:g} °C"
+
+
+def _cooling(status: Status) -> str | None:
+    cooling = status.cooling
+    if cooling is None:
+        return None
+    what = "goes on in about" if cooling.holding else "has to rest in about"
+    ahead = "" if cooling.forecast_s is None else f"; {what} {duration(cooling.forecast_s)}"
+    return click.style(printable(cooling.reason), fg="yellow") + ahead
 
 
 def _checkpoint(status: Status) -> str | None:
