@@ -12,7 +12,7 @@ Worker socket (worker DEALER → supervisor ROUTER):
                           ◄──       Welcome     the limits of this life; nothing is allocated before it came
     Heartbeat …           ──►
                           ◄──       Lease …     the supervisor still guards; when it runs out, the worker leaves
-                          ◄──       an order    (Checkpoint, LimitMicroBatch, Pace, Pause, Resume, Stop)
+                          ◄──       an order    (Checkpoint, LimitMicroBatch, LimitMemory, Pace, Pause, Resume, Stop)
     Accepted              ──►                   at once, from the link's thread
     Done or OrderFailed   ──►                   when the boundary was reached and the order carried out
     OutOfMemory           ──►                   an ordinary event: caught, and the step is redone
@@ -120,6 +120,14 @@ class LimitMicroBatch(Order, frozen=True, tag="limit_micro_batch"):
     may_grow: bool = True
 
 
+class LimitMemory(Order, frozen=True, tag="limit_memory"):
+    """Torch may reserve at most `device_bytes` of the worker's GPU from now on: beyond, it raises its own error, which is an
+    ordinary event. What it keeps beyond that and does not use is given back at once.
+    """
+
+    device_bytes: Count
+
+
 class Pace(Order, frozen=True, tag="pace"):
     """Compute for `duty_fraction` of the time (0 < fraction ≤ 1), with gaps between micro-batches."""
 
@@ -140,7 +148,7 @@ class Stop(Order, frozen=True, tag="stop"):
     checkpoint: bool
 
 
-AnyOrder = Checkpoint | LimitMicroBatch | Pace | Pause | Resume | Stop
+AnyOrder = Checkpoint | LimitMicroBatch | LimitMemory | Pace | Pause | Resume | Stop
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -55,6 +55,8 @@ class Cooling:
     _news: list[str] = field(default_factory=list)
     _lasting: list[str] = field(default_factory=list)
     """What does not pass by itself, each once, the newest last."""
+    crowded: str | None = None
+    """How much more GPU memory other programs hold than before, in one clause, where that is much."""
     _on_battery: bool = False
     _calm: bool = True
 
@@ -145,10 +147,11 @@ class Cooling:
             yield Proposal(hold=HoldReason.POWER, reason="the machine runs on its battery")
         vram = self._vram_decision(now_s, workers, load)
         if vram is not None:
-            yield Proposal(shrink=vram.shrink, may_grow=vram.may_grow, reason=vram.reason)
+            self.crowded = vram.crowded
+            yield Proposal(shrink=vram.shrink, may_grow=vram.may_grow, vram_limit_bytes=vram.limit_bytes, reason=vram.reason)
 
     def _vram_decision(self, now_s: float, workers: tuple[GpuReading, ...], load: Load) -> VramDecision | None:
         """None while the worker has nothing on a GPU."""
-        if load.memory is None or load.memory.cuda_allocated_bytes is None or not workers:
+        if not load.alive or load.memory is None or load.memory.cuda_allocated_bytes is None or not workers:
             return None
         return self._vram.step(now_s, workers[0], load.memory.cuda_allocated_bytes, load.memory.cuda_reserved_bytes)

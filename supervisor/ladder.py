@@ -101,6 +101,7 @@ class Proposal:
     hold: HoldReason | None = None
     shrink: bool = False
     may_grow: bool = True
+    vram_limit_bytes: int | None = None
     reason: str = ""
 
 
@@ -112,6 +113,8 @@ class Stance:
     may_grow: bool = True
     shrink: bool = False
     duty_fraction: float = 1.0
+    vram_limit_bytes: int | None = None
+    """What torch may reserve of the GPU; None: nothing has to be said about that."""
     holds: frozenset[HoldReason] = frozenset()
     release: bool = False
     """Holding did not help: checkpoint, exit, come back when there is room."""
@@ -163,6 +166,7 @@ class Ladder:
             may_grow=self.rung is Rung.GROW and all(p.may_grow for p in proposals),
             shrink=shrink,
             duty_fraction=duty,
+            vram_limit_bytes=min((p.vram_limit_bytes for p in proposals if p.vram_limit_bytes is not None), default=None),
             holds=holds,
             release=release,
             freeze=freeze,

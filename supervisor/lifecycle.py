@@ -37,6 +37,7 @@ from memsup.supervisor.actions import (
 from memsup.supervisor.ladder import HoldReason, Stance, WorkerView
 from memsup.supervisor.orders import OrderBook
 from memsup.supervisor.restarts import Budget, Cause, Death, Verdict, judge, last_words_of
+from memsup.supervisor.words import size
 
 HELLO_WITHIN_S = 120.0
 SILENT_S = 15.0
@@ -128,6 +129,7 @@ class Lifecycle:
     _heard_at_s: float = 0.0
     _told_may_grow: bool = True
     _told_duty: float = 1.0
+    _told_vram_bytes: int | None = None
     _told_to_end: bool = False
     _shrink_asked: bool = False
     _last_words: m.Finished | m.Failed | m.Leaving | None = None
@@ -188,6 +190,7 @@ class Lifecycle:
         fence_oom_kills: int,
         gpu_lost: str | None = None,
         *,
+        gpu_crowded: str | None = None,
         jitter_fraction: float = 0.0,
     ) -> list[Action]:
         """The worker and everything it started are gone. `jitter_fraction`: by chance, for the delay of a restart."""
@@ -200,7 +203,16 @@ class Lifecycle:
         for pending in self.orders.drop_all():
             for token in pending.requests:
                 self._out.append(Answer(token, False, "The worker ended before it could do that; see: memsup logs"))
-        self._judge(now_s, exit_status, fence_oom_kills, gpu_lost, jitter_fraction)
+        death = Death(
+            exit_status=exit_status,
+            last_words=self._last_words,
+            killed_by_us=self._killed_by_us,
+            fence_oom_kills=fence_oom_kills,
+            gpu_lost=gpu_lost,
+            gpu_crowded=gpu_crowded,
+            is_command=self.is_command,
+        )
+        self._judge(now_s, death, jitter_fraction)
         self.held = self.frozen = self.unresponsive = False
         self._last_words = self._killed_by_us = None
         return self._settle(now_s)
@@ -377,18 +389,8 @@ class Lifecycle:
 
     # -- deaths -------------------------------------------------------------------------------------------------------
 
-    def _judge(
-        self, now_s: float, exit_status: int | None, fence_oom_kills: int, gpu_lost: str | None, jitter_fraction: float
-    ) -> None:
+    def _judge(self, now_s: float, death: Death, jitter_fraction: float) -> None:
         ending, self.ending = self.ending, None
-        death = Death(
-            exit_status=exit_status,
-            last_words=self._last_words,
-            killed_by_us=self._killed_by_us,
-            fence_oom_kills=fence_oom_kills,
-            gpu_lost=gpu_lost,
-            is_command=self.is_command,
-        )
         verdict = judge(death, self.budget, self.checkpoint.step if self.checkpoint else None, jitter_fraction)
         if verdict.cause is Cause.FINISHED:
             self.outcome = self._last_words if isinstance(self._last_words, m.Finished) else None
@@ -482,6 +484,10 @@ class Lifecycle:
         if abs(self.stance.duty_fraction - self._told_duty) >= PACE_STEP and not self.orders.in_flight(m.Pace):
             self._told_duty = duty = self.stance.duty_fraction
             self._order(now_s, lambda n: m.Pace(order_id=n, reason=self.stance.reason, duty_fraction=duty))
+        vram_bytes = self.stance.vram_limit_bytes
+        if vram_bytes not in (None, self._told_vram_bytes) and not self.orders.in_flight(m.LimitMemory):
+            self._told_vram_bytes = vram_bytes
+            self._order(now_s, lambda n: m.LimitMemory(order_id=n, reason="what others leave it", device_bytes=vram_bytes))
 
     def _order_end(self, now_s: float) -> None:
         if self._told_to_end:
@@ -531,7 +537,7 @@ class Lifecycle:
     def _enter(self, stage: Stage, now_s: float) -> None:
         self.stage, self._stage_since_s, self._heard_at_s = stage, now_s, now_s
         if stage is Stage.SPAWNED:
-            self._trains = False
+            self._trains, self._told_vram_bytes = False, None
             self._told_may_grow, self._told_duty, self._told_to_end, self._shrink_asked = True, 1.0, False, False
 
     def _order(self, now_s: float, make: OrderMaker, requests: list[int] | None = None) -> None:
@@ -621,6 +627,8 @@ def _order_name(order: m.AnyOrder) -> str:
             return "halve the micro-batch"
         case m.LimitMicroBatch(may_grow=may_grow):
             return "let the micro-batch grow" if may_grow else "stop growing the micro-batch"
+        case m.LimitMemory(device_bytes=device_bytes):
+            return f"take at most {size(device_bytes)} of the GPU"
         case m.Pace(duty_fraction=duty):
             return f"compute {duty:.0%} of the time"
         case m.Pause(mode=mode):

@@ -244,7 +244,8 @@ class Supervisor:
             self.speaks_to = None
             self.memory = self.memory_sensor.read(now_s)  # what is said about given back memory is measured
             chance = random.random()
-            self._perform(now_s, self.life.on_exit(now_s, status, oom_kills, self.cooling.lost, jitter_fraction=chance))
+            lost, crowded = self.cooling.lost, self.cooling.crowded
+            self._perform(now_s, self.life.on_exit(now_s, status, oom_kills, lost, gpu_crowded=crowded, jitter_fraction=chance))
         elif self.life.stage is Stage.LEFTOVER and self.worker.ending is None and self.fence.populated() is False:
             self._perform(now_s, self.life.on_exit(now_s, None, 0))
 

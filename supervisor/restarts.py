@@ -22,6 +22,7 @@ FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
 JITTER = 0.5
 """Up to this part of a delay is left out at random: what died together need not come back together."""
+CROWDED_DELAY_S = 300.0
 BUDGET = 5
 """Deaths in a row without a newer checkpoint; one more and the run is given up."""
 FAILURES_OF_A_STEP = 3
@@ -45,6 +46,8 @@ class Cause(enum.StrEnum):
     ONE_ROW_TOO_LARGE = "one_row_too_large"
     NOT_FINITE = "not_finite"
     DISK_FULL = "disk_full"
+    CROWDED_OUT = "crowded_out"
+    """Other programs took the GPU memory that it needs."""
     GPU_LOST = "gpu_lost"
     """Its GPU has fallen off the bus: nothing but a restart of the machine brings it back."""
     COMMAND_FAILED = "command_failed"
@@ -87,6 +90,8 @@ class Death:
     fence_oom_kills: int = 0
     gpu_lost: str | None = None
     """The sentence about a GPU of the worker's that was lost before it ended."""
+    gpu_crowded: str | None = None
+    """The clause about how much more GPU memory other programs hold than before."""
     is_command: bool = False
 
 
@@ -107,6 +112,9 @@ def judge(death: Death, budget: Budget, durable_step: int | None, jitter_fractio
     sentence = sentence_of(cause, death)
     if cause in (Cause.FINISHED, Cause.LEFT):
         return Verdict(cause=cause, again=False, smaller=False, delay_s=0.0, sentence=sentence, budget=budget)
+    if cause is Cause.CROWDED_OUT:  # for as long as the game lasts; no fault of the run's
+        budget = _refilled(budget, durable_step)
+        return Verdict(cause=cause, again=True, smaller=False, delay_s=CROWDED_DELAY_S, sentence=sentence, budget=budget)
     budget = _charged(_refilled(budget, durable_step), cause, death)
     if cause in _GIVE_UP:
         why_not = ""
@@ -149,7 +157,8 @@ def cause_of(death: Death) -> Cause:
     if death.gpu_lost is not None and not isinstance(death.last_words, Leaving):
         return Cause.GPU_LOST
     if isinstance(death.last_words, Failed):
-        return _OF_FAILURE[death.last_words.cause]
+        cause = _OF_FAILURE[death.last_words.cause]
+        return Cause.CROWDED_OUT if cause is Cause.ONE_ROW_TOO_LARGE and death.gpu_crowded is not None else cause
     if death.killed_by_us is not None:
         return death.killed_by_us
     if death.fence_oom_kills > 0:
@@ -170,6 +179,8 @@ def sentence_of(cause: Cause, death: Death) -> str:
     """One plain sentence on what happened; claims no more than is known."""
     if cause is Cause.GPU_LOST:
         return f"{death.gpu_lost} The run continues from its newest checkpoint with: memsup start"
+    if cause is Cause.CROWDED_OUT:
+        return f"It found no room on the GPU: {death.gpu_crowded}. It tries again every {CROWDED_DELAY_S / 60:.0f} minutes."
     if isinstance(death.last_words, Failed):
         return death.last_words.message
     match cause:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsup.supervisor.gpu.vram import CONTEXT_BYTES, SETTLE_S, VramControl, VramDecision
+from memsup.supervisor.gpu.vram import CALM_S, CONTEXT_BYTES, SETTLE_S, VramControl, VramDecision
 from memsup.supervisor.readings import GpuReading
 
 GIB = 1 << 30
@@ -57,10 +58,14 @@ def test_a_game_that_starts_at_night_shrinks_the_worker() -> None:
         decision = step(control, now, gpu(6.9, worker=6.5), allocated=4, reserved=6.1)
     assert decision.may_grow
     assert not decision.shrink
-    decision = step(control, 41, gpu(9.9, worker=6.5), allocated=4, reserved=6.1)
+    assert decision.limit_bytes == int(0.95 * TOTAL) - int(6.9 * GIB) + int(6.1 * GIB)
+    for now in (41, 42):
+        decision = step(control, now, gpu(9.9, worker=6.5), allocated=4, reserved=6.1)
     assert decision.shrink
     assert "3 GiB less than before" in decision.reason
     assert decision.allowance_bytes == int(0.95 * TOTAL) - int(9.9 * GIB) + int(6.5 * GIB)
+    assert decision.limit_bytes == pytest.approx(int(0.95 * TOTAL) - int(9.9 * GIB) + int(6.1 * GIB), abs=2)
+    assert decision.crowded == "other programs hold 3.4 GiB of GPU 0, 3 GiB more than before"
 
 
 def test_a_program_that_fits_beside_the_worker_changes_nothing() -> None:
@@ -73,11 +78,38 @@ def test_a_program_that_fits_beside_the_worker_changes_nothing() -> None:
 
 def test_it_may_grow_again_after_the_game_has_gone_and_a_while_of_calm() -> None:
     control = VramControl()
-    step(control, 0, gpu(6.9, worker=6.5), 4, 6.1)
+    step(control, -1, gpu(6.9, worker=6.5), 4, 6.1)
+    step(control, 0, gpu(9.9, worker=6.5), 4, 6.1)
     step(control, 1, gpu(9.9, worker=6.5), 4, 6.1)
     states = [step(control, 2 + now, gpu(4.4, worker=4), 3, 3.6).may_grow for now in range(40)]
     assert not any(states[:28])
     assert all(states[30:])
+
+
+def test_the_soft_limit_falls_at_once_and_rises_after_a_while_of_calm() -> None:
+    control = VramControl()
+    limits = [step(control, now, gpu(7, worker=6.5), 4, 6.1).limit_bytes for now in range(10)]
+    limits += [step(control, now, gpu(9, worker=6.5), 4, 6.1).limit_bytes for now in range(10, 20)]
+    limits += [step(control, now, gpu(7, worker=6.5), 4, 6.1).limit_bytes for now in range(20, 60)]
+    in_gib = [round(limit / GIB, 1) for limit in limits if limit is not None]
+    assert in_gib == [8.6] * 11 + [6.6] * (9 + int(CALM_S)) + [8.6] * (40 - int(CALM_S))
+
+
+def test_memory_that_the_worker_has_just_taken_is_not_taken_for_somebody_elses() -> None:
+    """Its heartbeat is a second old: 3 GiB more are used, which the driver ascribes to nobody it knows."""
+    control = VramControl()
+    before = [step(control, now, gpu(4.9), allocated=4, reserved=4) for now in range(5)][-1]
+    during = step(control, 5, gpu(7.9), allocated=4, reserved=4)
+    after = step(control, 6, gpu(7.9), allocated=7, reserved=7)
+    assert before.limit_bytes == during.limit_bytes == after.limit_bytes
+    assert not during.shrink
+    assert during.crowded is None
+
+
+def test_a_little_more_or_less_is_not_worth_an_order() -> None:
+    control = VramControl()
+    limits = {step(control, now, gpu(7 + 0.05 * (now % 3), worker=6.5), 4, 6.1).limit_bytes for now in range(200)}
+    assert len(limits) <= 2
 
 
 def test_without_the_drivers_figure_the_workers_own_and_a_context_are_counted() -> None:
@@ -107,6 +139,7 @@ def test_growth_is_never_allowed_while_it_is_to_shrink_and_shrinks_are_apart(
     shrunk_at = -math.inf
     for second, (used, reserved, share, worker) in enumerate(night):
         decision = step(control, second, gpu(min(used, 10), worker), reserved * share, reserved)
+        assert 0 <= (decision.limit_bytes or 0) <= fraction * TOTAL
         if decision.shrink:
             assert not decision.may_grow
             assert decision.reason

@@ -28,7 +28,7 @@ progress = st.builds(
 
 
 def test_every_message_of_the_design_exists_and_has_a_kind_of_its_own() -> None:
-    orders = {"Checkpoint", "LimitMicroBatch", "Pace", "Pause", "Resume", "Stop"}
+    orders = {"Checkpoint", "LimitMicroBatch", "LimitMemory", "Pace", "Pause", "Resume", "Stop"}
     reports = {"Hello", "Heartbeat", "Accepted", "Done", "OutOfMemory", "Finished", "Failed"}
     assert {kind.__name__ for kind in typing.get_args(m.AnyOrder)} == orders
     assert reports <= {kind.__name__ for kind in typing.get_args(m.AnyReport)}

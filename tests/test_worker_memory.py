@@ -87,7 +87,7 @@ class RecordedDevice:
     def release(self) -> None:
         self.kept_bytes = 0
 
-    def limit(self, fraction: float) -> None:
+    def limit(self, size_bytes: int) -> None:
         raise NotImplementedError
 
 

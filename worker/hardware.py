@@ -53,8 +53,7 @@ def device_memory(device: torch.device, limit: Share | int) -> DeviceMemory | No
     if device.type != "cuda":
         return None
     memory = CudaMemory(device)
-    total_bytes = torch.cuda.get_device_properties(device).total_memory
-    memory.limit(limit.fraction if isinstance(limit, Share) else min(1.0, limit / total_bytes))
+    memory.limit(int(limit.fraction * memory.total_bytes) if isinstance(limit, Share) else limit)
     return memory
 
 

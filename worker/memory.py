@@ -17,7 +17,7 @@ import resource
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from memsup.shared.messages import WorkerMemory
+from memsup.shared.messages import LimitMemory, WorkerMemory
 
 if TYPE_CHECKING:
     import torch
@@ -156,9 +156,19 @@ class DeviceMemory(Protocol):
         """Gives what torch keeps for later back to the device."""
         ...
 
-    def limit(self, fraction: float) -> None:
-        """Torch raises its own error beyond this share of the device, before the device is full for everybody."""
+    def limit(self, size_bytes: int) -> None:
+        """Torch raises its own error rather than reserve more than this, before the device is full for everybody."""
         ...
+
+
+def limit_device(device: DeviceMemory | None, order: LimitMemory) -> str:
+    """Carries the order out, between two micro-batches. What came of it, for its answer."""
+    if device is None:
+        return "it computes on the CPU, so there is nothing to limit"
+    device.limit(order.device_bytes)
+    if device.reserved_bytes() > order.device_bytes:
+        device.release()  # or the cache goes on lying where others have no room
+    return f"at most {order.device_bytes >> 20} MiB of the GPU, of which {device.reserved_bytes() >> 20} MiB are taken"
 
 
 class CudaMemory:
@@ -169,6 +179,7 @@ class CudaMemory:
 
         self._cuda: Any = torch.cuda
         self._device = device
+        self.total_bytes = int(torch.cuda.get_device_properties(device).total_memory)
 
     def allocated_bytes(self) -> int:
         return int(self._cuda.memory_allocated(self._device))
@@ -179,5 +190,5 @@ class CudaMemory:
     def release(self) -> None:
         self._cuda.empty_cache()
 
-    def limit(self, fraction: float) -> None:
-        self._cuda.set_per_process_memory_fraction(fraction, self._device)
+    def limit(self, size_bytes: int) -> None:
+        self._cuda.set_per_process_memory_fraction(min(1.0, size_bytes / self.total_bytes), self._device)

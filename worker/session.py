@@ -23,6 +23,7 @@ from memsup.shared.messages import (
     CheckpointNote,
     Done,
     FailureCause,
+    LimitMemory,
     LimitMicroBatch,
     OrderFailed,
     Pace,
@@ -69,6 +70,8 @@ class Session:
         """
         self.limit_micro_batch: Callable[[LimitMicroBatch], int] | None = None
         """Takes a limit into the plan; returns the `micro_tokens` in force from now on. Unset while there is no plan."""
+        self.limit_memory: Callable[[LimitMemory], str] | None = None
+        """Limits the device's memory; returns what came of it. Unset until the device is chosen."""
         self.held_s = 0.0
         """Time spent in pauses so far; a rate of work leaves it out."""
         self._held = False
@@ -157,6 +160,8 @@ class Session:
                 self._checkpoint(order)
             case LimitMicroBatch():
                 self._limit_micro_batch(order)
+            case LimitMemory():
+                self._limit_memory(order)
             case Pace(duty_fraction=duty_fraction):
                 self._duty_fraction = duty_fraction
                 self._rest_until_s = 0.0  # this gap was measured for the pace before
@@ -210,6 +215,12 @@ class Session:
             return
         micro_tokens = self.limit_micro_batch(order)
         self._done(order, f"micro-batches of at most {micro_tokens} tokens", micro_tokens=micro_tokens)
+
+    def _limit_memory(self, order: LimitMemory) -> None:
+        if self.limit_memory is None:
+            self._postponed.append(order)
+        else:
+            self._done(order, self.limit_memory(order))
 
     def _leave(self, order: Pause | Stop, *, checkpoint: bool) -> None:
         note = self.link.snapshot.checkpoint

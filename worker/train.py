@@ -38,7 +38,7 @@ from memsup.worker.hardware import (
     start_threads,
     to_device,
 )
-from memsup.worker.memory import SoftLimit, hand_back, is_out_of_memory, read_memory
+from memsup.worker.memory import SoftLimit, hand_back, is_out_of_memory, limit_device, read_memory
 from memsup.worker.plan import Entry, Plan
 from memsup.worker.randomness import seed_everything
 from memsup.worker.session import GiveUp, Session
@@ -98,6 +98,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     device = choose_device(settings.training.device)
     memory = device_memory(device, settings.limits.vram)
     session.link.read_memory = lambda: read_memory(memory)
+    session.limit_memory = lambda order: limit_device(memory, order)
     soft_limit = SoftLimit(welcome.memory_limit_bytes if memory is None else None)
 
     def boundary() -> None:

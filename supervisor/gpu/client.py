@@ -32,8 +32,9 @@ from memsup.supervisor.process_tree import Child, spawn
 from memsup.supervisor.readings import GpuReading
 
 MEMORY_EVERY_S = 0.25
+"""Whose it is comes with it."""
 STATE_EVERY_S = 1.0
-"""Temperature, power, processes and events."""
+"""Temperature, power and events."""
 ANSWER_S = 2.0
 FIRST_ANSWER_S, REOPENED_S = 30.0, 10.0
 """Opening the driver takes seconds for each GPU when nothing else keeps it awake; less when it has been open before."""

@@ -48,7 +48,8 @@ def reading_of(
         return _lost(device, at_s, before)
     total, used = _memory(device)
     if not fully and before is not None:
-        return replace(before, at_s=at_s, total_bytes=total, used_bytes=used)
+        worker = _workers_share(device, worker_pids)
+        return replace(before, at_s=at_s, total_bytes=total, used_bytes=used, worker_bytes=worker)
     temperature = _between(device.temperature_c, 0.0, _HOTTEST_C)
     limits = device_limits(
         temperature_c=temperature,

@@ -149,8 +149,13 @@ class _Gpu:
             _told(pynvml.nvmlDeviceRegisterEvents, handle, supported & _EVENTS, self._events)
 
     def _memory(self) -> dict[str, Any]:
+        """With whose it is, or what the worker takes between two looks would seem to be others'."""
         memory = _told(pynvml.nvmlDeviceGetMemoryInfo, self.handle)
-        return {"total_bytes": memory.total, "free_bytes": memory.free} if memory else {}
+        processes = _told(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, self.handle)
+        answers = {"total_bytes": memory.total, "free_bytes": memory.free} if memory else {}
+        if processes is not None:
+            answers["processes"] = [(process.pid, process.usedGpuMemory) for process in processes]
+        return answers
 
     def _state(self) -> dict[str, Any]:
         handle = self.handle
@@ -160,14 +165,12 @@ class _Gpu:
         temperature = _told(pynvml.nvmlDeviceGetTemperatureV, handle, pynvml.NVML_TEMPERATURE_GPU)
         if temperature is None:  # before driver 565
             temperature = _told(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
-        processes = _told(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, handle)
         return {
             "temperature_c": temperature,
             "margin_c": _told(pynvml.nvmlDeviceGetMarginTemperature, handle),
             "power_w": _watts(_told(pynvml.nvmlDeviceGetPowerUsage, handle)),
             "power_limit_w": _watts(_told(pynvml.nvmlDeviceGetPowerManagementLimit, handle)),
             "slowed_by_heat": None if reasons is None else bool(reasons & _HEAT),
-            "processes": None if processes is None else [(process.pid, process.usedGpuMemory) for process in processes],
         }
 
 

@@ -120,6 +120,12 @@ class FakeNvml:
         return {"LD_LIBRARY_PATH": str(self._library_folder), "FAKE_NVML": str(self._file)}
 
 
+def attach(control_file: str) -> Control:
+    """The devices of a library that another process drives."""
+    with open(control_file, "r+b") as file:
+        return Control.from_buffer(mmap.mmap(file.fileno(), ctypes.sizeof(Control)))
+
+
 def compiler() -> str | None:
     return shutil.which(os.environ.get("CC", "cc"))
 
