@@ -302,13 +302,17 @@ class Request(Message, frozen=True, tag="request"):
 
 
 class Reply(Message, frozen=True, tag="reply"):
-    """`ok` False: not done, and `text` says why and what to do. `status_json` is the status document (schema 1)."""
+    """`ok` False: not done, and `text` says why and what to do. `status_json` is the status document (schema 1). After a pause
+    with release, `freed_…` is what the worker gave back; None: not known, or there was none.
+    """
 
     request_id: Count
     ok: bool
     text: Text
     status_json: bytes = b""
     checkpoint_path: str | None = None
+    freed_ram_bytes: Count | None = None
+    freed_vram_bytes: Count | None = None
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from memsup.shared.messages import PauseMode, ToWorker
 from memsup.shared.status import Wanted
+from memsup.supervisor.given_back import GivenBack
 from memsup.supervisor.restarts import Budget
 
 
@@ -45,6 +46,7 @@ class Answer:
     ok: bool
     text: str
     checkpoint_path: str | None = None
+    given_back: GivenBack | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Decides nothing of that itself, and waits for nothing.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ class Cooling:
     vram_fraction: float | None
     power_record: Path
     gpus: tuple[GpuReading, ...] = ()
+    workers: tuple[GpuReading, ...] = ()
+    """Those of them that the worker computes on."""
     temperatures: tuple[TemperatureReading, ...] = ()
     lost: str | None = None
     """Which of the worker's GPUs has fallen off the bus, in one sentence; it stays lost until the machine starts anew."""
@@ -58,6 +61,7 @@ class Cooling:
     crowded: str | None = None
     """How much more GPU memory other programs hold than before, in one clause, where that is much."""
     _on_battery: bool = False
+    _asked_until_s: float = -math.inf
     _calm: bool = True
 
     def __post_init__(self) -> None:
@@ -82,13 +86,18 @@ class Cooling:
     def on_readable(self, now_s: float) -> None:
         self.client.on_readable(now_s)
 
+    def ask_until(self, until_s: float, now_s: float) -> None:
+        """The worker is gone; the device is to be asked what that has freed."""
+        self._asked_until_s = until_s
+        self.client.ask(now_s)
+
     def step(self, now_s: float, load: Load, *, calm: bool) -> tuple[Proposal, ...]:
         """About once a second. `calm` False: memory is short, so no probe is started now."""
         self._calm = calm
         self._tend_probe(now_s, load)
         self.gpus = self.client.readings(now_s)
         self.temperatures = self._sensors.read(now_s)
-        workers = of_worker(self.gpus, self._visible)
+        self.workers = workers = of_worker(self.gpus, self._visible)
         sources = heat_sources(workers, self.limits.gpu_temperature_c)
         sources += cpu_sources(self.temperatures, self._sensors.cpu_use, self.limits.cpu_temperature_c)
         self.heat = self._heat.step(now_s, sources, computing=load.computing, may_cap=self.client.may_cap)
@@ -111,8 +120,9 @@ class Cooling:
         self.client.close()
 
     def _tend_probe(self, now_s: float, load: Load) -> None:
-        self.client.worker_pids = load.pids
-        if self.watches_gpus and load.alive:
+        if load.alive:
+            self.client.worker_pids = load.pids
+        if self.watches_gpus and (load.alive or now_s < self._asked_until_s):
             self.client.wake()
         else:
             self.client.rest(now_s)

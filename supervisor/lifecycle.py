@@ -34,6 +34,7 @@ from memsup.supervisor.actions import (
     Terminate,
     Thaw,
 )
+from memsup.supervisor.given_back import NOTHING_KNOWN, GivenBack
 from memsup.supervisor.ladder import HoldReason, Stance, WorkerView
 from memsup.supervisor.orders import OrderBook
 from memsup.supervisor.restarts import Budget, Cause, Death, Verdict, judge, last_words_of
@@ -117,6 +118,8 @@ class Lifecycle:
     restarts: int = 0
     unresponsive: bool = False
     micro_tokens_limit: int | None = None
+    given_back: GivenBack | None = NOTHING_KNOWN
+    """By the last worker; None: the device is still to be asked, and nothing is started before."""
     stance: Stance = field(default_factory=Stance)
     budget: Budget = field(default_factory=Budget)
     orders: OrderBook = field(default_factory=OrderBook)
@@ -191,9 +194,12 @@ class Lifecycle:
         gpu_lost: str | None = None,
         *,
         gpu_crowded: str | None = None,
+        given_back: GivenBack | None = NOTHING_KNOWN,
         jitter_fraction: float = 0.0,
     ) -> list[Action]:
-        """The worker and everything it started are gone. `jitter_fraction`: by chance, for the delay of a restart."""
+        """The worker and everything it started are gone. `given_back` None: `on_given_back` will follow. `jitter_fraction`: by
+        chance, for the delay of a restart.
+        """
         if self.stage is Stage.LEFTOVER:
             self._enter(Stage.NONE, now_s)
             self._record("left", "the earlier worker is gone")
@@ -213,8 +219,13 @@ class Lifecycle:
             is_command=self.is_command,
         )
         self._judge(now_s, death, jitter_fraction)
+        self._take_back(given_back)
         self.held = self.frozen = self.unresponsive = False
         self._last_words = self._killed_by_us = None
+        return self._settle(now_s)
+
+    def on_given_back(self, now_s: float, given_back: GivenBack) -> list[Action]:
+        self._take_back(given_back)
         return self._settle(now_s)
 
     def on_stance(self, now_s: float, stance: Stance) -> list[Action]:
@@ -431,6 +442,11 @@ class Lifecycle:
         self._record("end", failure or str(state))
         self._out.append(Quit())
 
+    def _take_back(self, given_back: GivenBack | None) -> None:
+        self.given_back = given_back
+        if given_back is not None and (given_back.text or given_back.missing):
+            self._record("given back", given_back.text, result=" ".join(given_back.missing) or None)
+
     # -- making the real what is wanted -------------------------------------------------------------------------------
 
     def _settle(self, now_s: float) -> list[Action]:
@@ -444,6 +460,8 @@ class Lifecycle:
         match self.stage:
             case Stage.NONE if self.ending in (Ending.STOP, Ending.SHUTDOWN):
                 self._end_run(RunState.STOPPED, None)
+            case Stage.NONE if self.given_back is None:
+                pass
             case Stage.NONE if self.wanted is Wanted.RUNNING and not self.stance.holds and now_s >= self._respawn_at_s:
                 self._out.append(Spawn())
                 self._enter(Stage.SPAWNED, now_s)
@@ -576,7 +594,8 @@ class Lifecycle:
             reached = self._reached(waiter.goal)
             if reached is not None:
                 self._waiters.remove(waiter)
-                self._out.append(Answer(waiter.token, *reached))
+                freed = self.given_back if waiter.goal is Goal.RELEASED else None
+                self._out.append(Answer(waiter.token, *reached, given_back=freed))
 
     def _reached(self, goal: Goal) -> tuple[bool, str] | None:
         """Whether the goal is reached (and the sentence), can no longer be reached, or None: not yet."""
@@ -596,8 +615,9 @@ class Lifecycle:
                 return True, f"Paused{where}; its memory is kept. Continue with: memsup resume"
             case Goal.RELEASED if not paused:
                 return False, "Another request came in between."
-            case Goal.RELEASED if self.stage is Stage.NONE:
-                return True, f"Paused{where}; its memory is given back. Continue with: memsup resume"
+            case Goal.RELEASED if self.stage is Stage.NONE and self.given_back is not None:
+                said = self.given_back.text or "its memory is given back"
+                return True, f"Paused{where}; {said}. Continue with: memsup resume"
             case Goal.RUNNING if paused:
                 return False, "Another request came in between."
             case Goal.RUNNING if self.stance.holds:

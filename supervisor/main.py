@@ -31,6 +31,7 @@ from memsup.supervisor import ledger, reporting
 from memsup.supervisor.actions import Action, Answer, Freeze, Keep, Kill, Quit, Record, Remember, Send, Spawn, Terminate, Thaw
 from memsup.supervisor.cooling import Cooling, Load
 from memsup.supervisor.fence import choose_fence
+from memsup.supervisor.given_back import PROOF_WITHIN_S, Held, Proof, held_by
 from memsup.supervisor.gpu.client import facts
 from memsup.supervisor.ladder import HoldReason, Ladder, MemoryLimits, Proposal, Rung
 from memsup.supervisor.lifecycle import Lifecycle, Stage
@@ -87,6 +88,9 @@ class Supervisor:
             power_record=paths.state.parent / ".power-limits.json",
         )
         self.proposals: tuple[Proposal, ...] = ()
+        self.held = Held()
+        """By the worker, before it was asked to leave or died."""
+        self.proof: Proof | None = None
         self.worker = WorkerProcess(paths, record, self.fence)
         self.memory_sensor, self.disk_sensor = MemorySensor(self.fence), DiskSensor(paths.state)
         self.memory = self.memory_sensor.read(monotonic_s())
@@ -169,6 +173,7 @@ class Supervisor:
         if self.cooling.client.fileno() in woken:
             self.cooling.on_readable(now_s)
         self.cooling.on_tick(now_s)
+        self.on_proof(now_s)
         self.on_worker_end(now_s, woken)
         if now_s >= self.next_slow_s:
             self.on_slow_look(now_s)
@@ -243,11 +248,34 @@ class Supervisor:
             status, oom_kills = self.worker.collect()
             self.speaks_to = None
             self.memory = self.memory_sensor.read(now_s)  # what is said about given back memory is measured
-            chance = random.random()
-            lost, crowded = self.cooling.lost, self.cooling.crowded
-            self._perform(now_s, self.life.on_exit(now_s, status, oom_kills, lost, gpu_crowded=crowded, jitter_fraction=chance))
+            self.on_exit(now_s, status, oom_kills)
         elif self.life.stage is Stage.LEFTOVER and self.worker.ending is None and self.fence.populated() is False:
             self._perform(now_s, self.life.on_exit(now_s, None, 0))
+
+    def on_exit(self, now_s: float, status: int | None, oom_kills: int) -> None:
+        proof = Proof(held=self.held, ram_left_bytes=self.memory.worker_bytes, since_s=now_s)
+        self.held = Held()
+        given_back = proof.step(now_s, ())
+        if given_back is None:
+            self.proof = proof
+            self.cooling.ask_until(now_s + PROOF_WITHIN_S, now_s)
+        actions = self.life.on_exit(
+            now_s,
+            status,
+            oom_kills,
+            self.cooling.lost,
+            gpu_crowded=self.cooling.crowded,
+            given_back=given_back,
+            jitter_fraction=random.random(),
+        )
+        self._perform(now_s, actions)
+
+    def on_proof(self, now_s: float) -> None:
+        """What came back is said once the device itself says so, or has had its time."""
+        given_back = self.proof.step(now_s, self.cooling.client.readings(now_s)) if self.proof is not None else None
+        if given_back is not None:
+            self.proof = None
+            self._perform(now_s, self.life.on_given_back(now_s, given_back))
 
     def on_look(self, now_s: float) -> None:
         """The guard's own tick: memory, the ladder, what follows from it, and when to look again."""
@@ -266,7 +294,10 @@ class Supervisor:
         self.disk = self.disk_sensor.read(now_s)
         self.ladder.disk_floor_bytes = disk_floor_bytes(self.life.checkpoint)
         self.fence.renew()
-        self.proposals = self.cooling.step(now_s, self._load(), calm=self.ladder.rung < Rung.HOLD)
+        load = self._load()
+        self.proposals = self.cooling.step(now_s, load, calm=self.ladder.rung < Rung.HOLD)
+        if load.alive and self.life.ending is None:
+            self.held = held_by(self.memory, self.cooling.workers, load.memory)
         for sentence in self.cooling.take_news():
             self._record(now_s, Record(event="attention", reason=sentence))
         if self.speaks_to is not None:
@@ -351,6 +382,8 @@ class Supervisor:
                 text=answer.text,
                 status_json=encode_status(self._status()),
                 checkpoint_path=answer.checkpoint_path,
+                freed_ram_bytes=answer.given_back.ram_bytes if answer.given_back else None,
+                freed_vram_bytes=answer.given_back.vram_bytes if answer.given_back else None,
             )
             self.sockets.reply(client, reply)
 

@@ -151,6 +151,8 @@ def _attention(life: Lifecycle, around: Surroundings) -> list[str]:
     sentences = list(around.attention)
     if life.failure:
         sentences.append(life.failure)
+    if life.given_back is not None:
+        sentences += life.given_back.missing
     if life.unresponsive:
         sentences.append("The worker does not answer; it is killed and started again if that goes on.")
     if life.state is RunState.RECOVERING and life.restarts:

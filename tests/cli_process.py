@@ -121,6 +121,8 @@ def control_server(
                     text=found.text,
                     status_json=found.status_json,
                     checkpoint_path=found.checkpoint_path,
+                    freed_ram_bytes=found.freed_ram_bytes,
+                    freed_vram_bytes=found.freed_vram_bytes,
                 )
                 socket.send_multipart([identity, *m.encode(found)])
         socket.close()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from cli_process import end_supervisors, eventually, memsup
-from fake_nvml import FakeNvml, build, compiler
+from fake_nvml import FakeNvml, Fault, build, compiler
 from lone_supervisor import tiny_settings
 
 from memsup.shared.messages import Done, LimitMemory
@@ -107,16 +107,58 @@ def actions() -> list[str]:
     return [line for line in lines if "of the GPU" in line]
 
 
-@pytest.mark.slow
-def test_a_game_at_night_gets_its_memory_and_the_run_goes_on_smaller(tmp_path: Path, fake: FakeNvml) -> None:
-    """It takes all that is free, gets more as the worker gives way, and leaves. At last one comes that takes everything."""
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
     tiny_settings(tmp_path / "job", rows=240)
     (tmp_path / "job" / "memsup.toml").write_text(
         '[task]\nmodel = "tiny-bert"\ntrain = "reviews.csv"\n'
         "[training]\nepochs = 2000\neffective_batch = 8\nmax_length = 48\nmicro_tokens = 96\nthreads = 1\n"
     )
-    memsup("start", cwd=tmp_path / "job")
-    before = until(lambda seen: (seen["progress"]["step"] or 0) > 20 and seen["gpus"][0]["used_bytes"] > 6 * GIB)
+    return tmp_path / "job"
+
+
+def in_gpu(seen: Any) -> bool:
+    return (seen["progress"]["step"] or 0) > 20 and (seen["gpus"][0]["used_bytes"] or 0) > 6 * GIB
+
+
+@pytest.mark.slow
+def test_pause_release_is_proven_by_the_devices_own_count(job: Path, fake: FakeNvml) -> None:
+    memsup("start", cwd=job)
+    until(in_gpu)
+    released = memsup("pause", "--release", "--json").document
+    assert 6 * GIB < released["freed_vram_bytes"] <= 2448 * MIB + 96 * 50 * MIB
+    assert released["freed_ram_bytes"] > 100 * MIB
+    assert "of VRAM by the device's own count. Continue with: memsup resume" in released["text"]
+    assert released["status"]["attention"] == []
+    given_back = [line for line in memsup("logs", "--events", "--json").stdout.splitlines() if '"given back"' in line]
+    assert len(given_back) == 1
+    memsup("resume")
+    until(in_gpu)
+
+
+@pytest.mark.slow
+def test_vram_that_does_not_come_back_is_said_and_so_is_what_is_not_known(job: Path, fake: FakeNvml) -> None:
+    """A driver that keeps a dead process's memory; then one that does not answer any more."""
+    memsup("start", cwd=job)
+    until(in_gpu)
+    fake.set(frees_of_dead=0)
+    kept = memsup("pause", "--release", "--json").document
+    assert kept["freed_vram_bytes"] == 0
+    assert any("only 0 B came back by the device's own count" in sentence for sentence in kept["status"]["attention"])
+    fake.set(frees_of_dead=1)
+    memsup("resume")
+    until(in_gpu)
+    fake.set(fault=Fault.HANG)
+    unknown = memsup("pause", "--release", "--json").document
+    assert unknown["freed_vram_bytes"] is None
+    assert "how much VRAM came back is not known" in unknown["text"]
+
+
+@pytest.mark.slow
+def test_a_game_at_night_gets_its_memory_and_the_run_goes_on_smaller(job: Path, fake: FakeNvml) -> None:
+    """It takes all that is free, gets more as the worker gives way, and leaves. At last one comes that takes everything."""
+    memsup("start", cwd=job)
+    before = until(in_gpu)
     device = fake[0]
     for tokens in (96, 48):  # of a micro-batch; the game takes what that leaves
         fake.set(others_bytes=device.total_bytes - (2448 + 50 * tokens) * MIB)

@@ -14,11 +14,10 @@ import msgspec
 from memsup.shared.messages import Reply, RequestKind
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import read_record, write_record
-from memsup.shared.status import RunState, Status, Wanted, decode_status
+from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.cli import INTERRUPTED, RefusedError
 from memsup.supervisor.cli.contact import COMES_UP_WITHIN_S, NoAnswerError, NobodyThereError, ask, is_held, see
 from memsup.supervisor.cli.options import command, data, json_data, json_option, message, paths_of, run_option
-from memsup.supervisor.words import size
 
 DONE, NO_ANSWER, NOT_RUNNING = 0, 1, 3
 
@@ -32,14 +31,9 @@ def pause(run_name: str, as_json: bool, release: bool) -> int:
 
     Without --release memory is kept and going on takes no time. Exit code: 0 done, 1 no answer or refused, 3 not running.
     """
-    paths = paths_of(run_name)
-    before = see(paths).status if release else None
-    reply = give(paths, RequestKind.PAUSE_RELEASE if release else RequestKind.PAUSE_HOLD)
-    freed = _given_back(before, _status(reply)) if release and reply.ok else {}
-    text = reply.text
-    if freed:
-        text = f"{text}\nGiven back: " + ", ".join(f"{size(freed[key])} {name}" for key, name in _FREED.items() if key in freed)
-    return tell(reply, text, as_json, **freed)
+    reply = give(paths_of(run_name), RequestKind.PAUSE_RELEASE if release else RequestKind.PAUSE_HOLD)
+    freed = {"freed_ram_bytes": reply.freed_ram_bytes, "freed_vram_bytes": reply.freed_vram_bytes} if release else {}
+    return tell(reply, reply.text, as_json, **freed)
 
 
 @click.command()
@@ -113,29 +107,6 @@ def tell(reply: Reply, text: str, as_json: bool, **more: object) -> int:
     else:
         message(f"memsup: {text}")
     return DONE if reply.ok else NO_ANSWER
-
-
-_FREED = {"freed_ram_bytes": "RAM", "freed_vram_bytes": "VRAM"}
-
-
-def _given_back(before: Status | None, after: Status | None) -> dict[str, int]:
-    """What the worker held before and does not hold now; nothing where a reading is missing."""
-    if before is None or after is None:
-        return {}
-    freed = {}
-    if before.memory.worker_bytes is not None:
-        freed["freed_ram_bytes"] = max(0, before.memory.worker_bytes - (after.memory.worker_bytes or 0))
-    used = [sum(gpu.used_bytes or 0 for gpu in status.gpus) for status in (before, after)]
-    if before.gpus and after.gpus:
-        freed["freed_vram_bytes"] = max(0, used[0] - used[1])
-    return freed
-
-
-def _status(reply: Reply) -> Status | None:
-    try:
-        return decode_status(reply.status_json)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
 
 
 def _want_no_more(paths: RunPaths) -> None:

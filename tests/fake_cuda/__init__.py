@@ -27,6 +27,8 @@ class Allocator:
         self._limit_bytes = total_bytes
         self._device = control.device[0] if control is not None else None
         self.limits: list[int] = []
+        if self._device is not None:
+            self._device.frees_of_dead = 1
         self._show()
 
     def allocated_bytes(self) -> int:

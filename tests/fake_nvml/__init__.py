@@ -44,7 +44,7 @@ class Device(ctypes.Structure):
         ("uuid", ctypes.c_char * 64),
         *_doubles("fault slowdown_c shutdown_c max_operating_c limit_c slowdown_margin_c shutdown_margin_c"),
         *_doubles("has_temperature has_power has_processes has_old_temperature_only"),
-        *_doubles("total_bytes others_bytes worker_bytes worker_pid"),
+        *_doubles("total_bytes others_bytes worker_bytes worker_pid frees_of_dead"),
         ("processes", Process * MOST_PROCESSES),
         *_doubles("ambient_c ambient_c_per_h duty idle_w full_w degrees_per_w cooler_s die_s die_fraction noise_c"),
         *_doubles("power_limit_w power_least_w power_default_w may_cap xid"),

@@ -7,6 +7,7 @@
  */
 #include <fcntl.h>
 #include <math.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,6 +69,7 @@ struct device {
     double slowdown_c, shutdown_c, max_operating_c, limit_c, slowdown_margin_c, shutdown_margin_c;
     double has_temperature, has_power, has_processes, has_old_temperature_only;
     double total_bytes, others_bytes, worker_bytes, worker_pid;
+    double frees_of_dead; /* the worker is a real process, and what a dead one had is free again, as with a real driver */
     struct process processes[MOST_PROCESSES];
     /* How it warms up: `full_w` at duty 1, `degrees_per_w` at rest of the cooler, of which `die_fraction` follows at once. */
     double ambient_c, ambient_c_per_h, duty, idle_w, full_w, degrees_per_w, cooler_s, die_s, die_fraction, noise_c;
@@ -134,6 +136,10 @@ static double temperature(struct device *d) {
     double seen = floor(d->cooler_c + d->die_c + noise(d->noise_c) + 0.5);
     if (d->fault != FAULT_FROZEN) d->frozen_c = seen;
     return d->frozen_c;
+}
+
+static double workers_bytes(const struct device *d) {
+    return d->frees_of_dead && kill((pid_t)d->worker_pid, 0) ? 0 : d->worker_bytes;
 }
 
 static void misbehave(const struct device *d) {
@@ -221,7 +227,7 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) 
     REACH(device);
     NEED(d->total_bytes);
     memory->total = (unsigned long long)d->total_bytes;
-    memory->used = (unsigned long long)(d->others_bytes + d->worker_bytes);
+    memory->used = (unsigned long long)(d->others_bytes + workers_bytes(d));
     memory->free = memory->total - memory->used;
     if (d->fault == FAULT_GARBAGE) memory->free = ~0ULL;
     return NVML_SUCCESS;
@@ -325,8 +331,8 @@ nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsign
     if (!d->has_processes) return NVML_ERROR_NOT_SUPPORTED;
     unsigned int found = 0;
     for (int i = -1; i < MOST_PROCESSES; i++) {
-        double pid = i < 0 ? d->worker_pid : d->processes[i].pid, bytes = i < 0 ? d->worker_bytes : d->processes[i].bytes;
-        if (pid <= 0) continue;
+        double pid = i < 0 ? d->worker_pid : d->processes[i].pid, bytes = i < 0 ? workers_bytes(d) : d->processes[i].bytes;
+        if (pid <= 0 || bytes == 0) continue;
         if (found < *count && infos) {
             infos[found].pid = (unsigned int)pid;
             infos[found].usedGpuMemory = bytes <= UNSUPPORTED ? ~0ULL : (unsigned long long)bytes;
