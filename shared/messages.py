@@ -84,13 +84,15 @@ class FailureCause(enum.StrEnum):
 
 class Welcome(Message, frozen=True, tag="welcome"):
     """Answers `Hello`. `memory_limit_bytes` is what the worker's whole tree may use; `micro_tokens_limit` caps the
-    micro-batch from the first step on (only after a restart because of memory); None means no such limit.
+    micro-batch from the first step on (only after a restart because of memory); None means no such limit. `on_cpu`: whatever
+    the settings say, since the GPU is lost.
     """
 
     run_id: str
     lease_s: float
     memory_limit_bytes: int | None
     micro_tokens_limit: int | None
+    on_cpu: bool = False
 
 
 class Lease(Message, frozen=True, tag="lease"):

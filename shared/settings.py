@@ -87,6 +87,11 @@ class Limits(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a laptop does that is unplugged."""
 
 
+class Recovery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    continue_on_cpu: bool = False
+    """A run whose GPU is lost goes on on the CPU: much slower, and with other rounding."""
+
+
 class Checkpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     every_s: float | None = None
     """Seconds between checkpoints; `auto` (None here) weighs what a save costs against what a death would."""
@@ -107,6 +112,7 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     task: Task = msgspec.field(default_factory=Task)
     training: Training = msgspec.field(default_factory=Training)
     limits: Limits = msgspec.field(default_factory=Limits)
+    recovery: Recovery = msgspec.field(default_factory=Recovery)
     checkpoint: Checkpoint = msgspec.field(default_factory=Checkpoint)
     notify: Notify = msgspec.field(default_factory=Notify)
 

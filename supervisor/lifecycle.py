@@ -105,6 +105,10 @@ class Lifecycle:
     lease_s: float
     memory_limit_bytes: int | None
     is_command: bool = False
+    continue_on_cpu: bool = False
+    """When the GPU is lost; never for a command, which chooses its device itself."""
+    on_cpu: bool = False
+    """The GPU was lost, and the worker is told to leave it alone."""
     stage: Stage = Stage.NONE
     held: bool = False
     frozen: bool = False
@@ -214,7 +218,8 @@ class Lifecycle:
             last_words=self._last_words,
             killed_by_us=self._killed_by_us,
             fence_oom_kills=fence_oom_kills,
-            gpu_lost=gpu_lost,
+            gpu_lost=None if self.on_cpu else gpu_lost,
+            continues_on_cpu=self.continue_on_cpu and not self.is_command,
             gpu_crowded=gpu_crowded,
             is_command=self.is_command,
         )
@@ -336,6 +341,7 @@ class Lifecycle:
                     lease_s=self.lease_s,
                     memory_limit_bytes=self.memory_limit_bytes,
                     micro_tokens_limit=self.micro_tokens_limit,
+                    on_cpu=self.on_cpu,
                 )
             )
         )
@@ -426,6 +432,7 @@ class Lifecycle:
             return
         self.restarts += 1
         self._recovering = True
+        self.on_cpu = self.on_cpu or verdict.cause is Cause.GPU_LOST
         self._respawn_at_s = now_s + verdict.delay_s
         if verdict.smaller:
             self._start_smaller(verdict.sentence)

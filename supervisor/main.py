@@ -103,6 +103,7 @@ class Supervisor:
             lease_s=LEASE_S,
             memory_limit_bytes=self.limits.worker_limit_bytes,
             is_command=record.command is not None,
+            continue_on_cpu=record.settings.recovery.continue_on_cpu,
             checkpoint=_note_of(newest),
             budget=_read_budget(self._budget_file),
         )
@@ -268,6 +269,7 @@ class Supervisor:
             given_back=given_back,
             jitter_fraction=random.random(),
         )
+        self.cooling.watches_gpus = self.cooling.watches_gpus and not self.life.on_cpu
         self._perform(now_s, actions)
 
     def on_proof(self, now_s: float) -> None:

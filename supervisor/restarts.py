@@ -90,6 +90,8 @@ class Death:
     fence_oom_kills: int = 0
     gpu_lost: str | None = None
     """The sentence about a GPU of the worker's that was lost before it ended."""
+    continues_on_cpu: bool = False
+    """The settings let it, when its GPU is lost."""
     gpu_crowded: str | None = None
     """The clause about how much more GPU memory other programs hold than before."""
     is_command: bool = False
@@ -116,7 +118,7 @@ def judge(death: Death, budget: Budget, durable_step: int | None, jitter_fractio
         budget = _refilled(budget, durable_step)
         return Verdict(cause=cause, again=True, smaller=False, delay_s=CROWDED_DELAY_S, sentence=sentence, budget=budget)
     budget = _charged(_refilled(budget, durable_step), cause, death)
-    if cause in _GIVE_UP:
+    if cause in _GIVE_UP and not (cause is Cause.GPU_LOST and death.continues_on_cpu):
         why_not = ""
     elif budget.failures >= FAILURES_OF_A_STEP:
         why_not = f" Step {budget.failed_step:,} has failed {budget.failures} times now, so it is not tried again."
@@ -177,6 +179,8 @@ _CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, s
 
 def sentence_of(cause: Cause, death: Death) -> str:
     """One plain sentence on what happened; claims no more than is known."""
+    if cause is Cause.GPU_LOST and death.continues_on_cpu:
+        return f"{death.gpu_lost} The run continues on the CPU from its newest checkpoint, as recovery.continue_on_cpu allows."
     if cause is Cause.GPU_LOST:
         return f"{death.gpu_lost} The run continues from its newest checkpoint with: memsup start"
     if cause is Cause.CROWDED_OUT:

@@ -126,3 +126,18 @@ def test_a_lost_gpu_ends_the_run_with_the_sentence_when_the_worker_dies_of_it(jo
     failed = until(lambda seen: seen["state"] == "failed")
     assert "only a reboot brings it back" in failed["failure"]
     assert failed["restarts"] == 0
+
+
+def test_a_lost_gpu_moves_the_run_to_the_cpu_where_that_is_allowed(job: Path, fake: FakeNvml) -> None:
+    memsup("start", "--set", "recovery.continue_on_cpu=true", cwd=job)
+    until(lambda seen: step_of(seen) > 3 and seen["gpus"] and seen["gpus"][0]["temperature_c"] is not None)
+    saved = memsup("checkpoint", "--json").document
+    assert saved["ok"]
+    fake.set(fault=Fault.LOST)
+    seen = until(lambda seen: any("fallen off the bus" in sentence for sentence in seen["attention"]))
+    os.kill(seen["worker_pid"], 6)
+    on = until(lambda now: now["worker_pid"] not in (None, seen["worker_pid"]) and now["state"] == "running")
+    assert on["restarts"] == 1
+    assert "this run computes on the CPU" in on["gpu_probe"]
+    assert "The run continues on the CPU" in memsup("logs", "--events").stdout
+    assert until(lambda now: step_of(now) > step_of(on))["restarts"] == 1

@@ -234,6 +234,25 @@ def test_a_lost_gpu_is_told_and_no_restart_loop_follows() -> None:
     assert "only a reboot" in (play.life.failure or "")
 
 
+def test_where_the_settings_allow_it_a_run_whose_gpu_is_lost_goes_on_on_the_cpu_and_later_deaths_are_deaths_again() -> None:
+    lost = "GPU 0 (RTX 3060) is lost: only a reboot brings it back."
+    play = Play(new_life(continue_on_cpu=True)).training()
+    play.do("exit", -6, 0, lost)
+    assert play.life.restarts == 1
+    assert Spawn() in play.do("tick", after_s=5)
+    play.do("spawned")
+    play.seen.clear()
+    play.do("report", HELLO)
+    assert [action.message.on_cpu for action in play.seen if isinstance(action, Send)] == [True]
+    for _ in range(BUDGET):
+        play.do("exit", -9, 0, lost)
+        if play.life.terminal is None:
+            play.do("tick", after_s=100)
+            play.do("spawned")
+    assert play.life.terminal is RunState.FAILED
+    assert "killed by SIGKILL" in (play.life.failure or "")
+
+
 def test_memory_hold_pauses_saves_and_resumes() -> None:
     play = Play(new_life()).training()
     play.do("stance", Stance(rung=Rung.HOLD, holds=frozenset({HoldReason.MEMORY}), may_grow=False, reason="96 %"))

@@ -65,6 +65,7 @@ DEATHS = st.builds(
     killed_by_us=st.sampled_from([None, Cause.MEMORY, Cause.HANG, Cause.UNRESPONSIVE]),
     fence_oom_kills=st.integers(0, 3),
     gpu_lost=st.sampled_from([None, "GPU 0 is lost."]),
+    continues_on_cpu=st.booleans(),
     is_command=st.booleans(),
 )
 CHANCES = st.floats(0, 1)

@@ -52,6 +52,7 @@ SAMPLE = {
     "checkpoint.keep": "3",
     "limits.gpu_temperature_c": "80",
     "limits.on_battery": "run",
+    "recovery.continue_on_cpu": "true",
     "training.max_length": "128",
 }
 

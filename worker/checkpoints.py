@@ -182,10 +182,25 @@ def _refuse_other_training(training: Training, state: State, folder: Path) -> No
             f"{folder} cannot be continued: {'; '.join(differences)}. Put that back, or start anew from its weights with "
             f"memsup start --fresh --set task.model={folder}",
         )
+    _refuse_other_device(training, state)
     if state.threads != training.threads:
         log.warning("%d threads instead of %d: right, but not bit for bit what it was.", training.threads, state.threads)
     if state.torch_version != torch.__version__:
         log.warning("torch %s instead of %s: right, but not bit for bit what it was.", torch.__version__, state.torch_version)
+
+
+def _refuse_other_device(training: Training, state: State) -> None:
+    """A run that lost its GPU must not creep on on the CPU unasked."""
+    settings = training.record.settings
+    moved = state.device == "cuda" and training.device.type == "cpu" and settings.training.device != "cpu"
+    if moved and not settings.recovery.continue_on_cpu:
+        raise GiveUp(
+            FailureCause.BAD_INPUT,
+            f"The run was computed on a GPU up to step {state.step}, and there is none that works now; a lost one comes back "
+            "with a reboot. To go on on the CPU, much slower: memsup start --set recovery.continue_on_cpu=true",
+        )
+    if state.device is not None and state.device != training.device.type:
+        log.warning("On %s instead of %s: right, but not bit for bit what it was.", training.device.type, state.device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -262,6 +277,7 @@ def _state(training: Training) -> State:
         step=training.step,
         seed=training.schedule.seed,
         effective_batch=training.schedule.effective_batch,
+        device=training.device.type,
         threads=training.threads,
         torch_version=str(torch.__version__),
         plan=training.plan.at(training.step + 1),

@@ -29,8 +29,12 @@ def start_threads(wanted: int | None) -> int:
     return threads
 
 
-def choose_device(wanted: str) -> torch.device:
-    """`wanted` is auto, cpu, cuda or cuda:N. Raises `GiveUp`."""
+def choose_device(wanted: str, *, on_cpu: bool = False, or_cpu: bool = False) -> torch.device:
+    """`wanted` is auto, cpu, cuda or cuda:N. `on_cpu`: the CPU all the same; `or_cpu`: where no GPU works, the CPU will do.
+    Raises `GiveUp`.
+    """
+    if on_cpu or (or_cpu and not torch.cuda.is_available()):
+        wanted = "cpu"
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -61,6 +61,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     step: int
     seed: int
     effective_batch: int
+    device: str | None = None
+    """cpu or cuda: where it was computed. None in checkpoints of an earlier version."""
     threads: int
     """Another number gives other bits."""
     torch_version: str

@@ -95,7 +95,8 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     # -----------------------------------------------------------------------------------------------------------------
     # Machine: threads, device, and the limit below the fence at which exhaustion can still be caught
     threads = start_threads(settings.training.threads or (start.state.threads if start.state else None))
-    device = choose_device(settings.training.device)
+    may_move = settings.recovery.continue_on_cpu and start.state is not None
+    device = choose_device(settings.training.device, on_cpu=welcome.on_cpu, or_cpu=may_move)
     memory = device_memory(device, settings.limits.vram)
     session.link.read_memory = lambda: read_memory(memory)
     session.limit_memory = lambda order: limit_device(memory, order)

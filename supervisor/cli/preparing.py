@@ -146,7 +146,7 @@ def merge(has: Settings, loaded: Loaded) -> tuple[Settings, list[Difference], li
 
 def may_change(key: str) -> bool:
     """Whether a run can go on with another value: it guards or saves differently, but learns the same."""
-    return key.startswith(("limits.", "notify.")) or key in {"checkpoint.every", "checkpoint.keep"}
+    return key.startswith(("limits.", "recovery.", "notify.")) or key in {"checkpoint.every", "checkpoint.keep"}
 
 
 def value_of(settings: Settings, key: str) -> Any:
@@ -158,6 +158,8 @@ def shown(value: Any) -> str:
     match value:
         case None:
             return "unset"
+        case bool():
+            return str(value).lower()  # as TOML has it
         case Share():
             return percent(value.fraction)
         case _:
