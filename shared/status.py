@@ -138,6 +138,8 @@ class Status(msgspec.Struct, kw_only=True):
     restarts: int = 0
     worst_stall_s: float | None = None
     """The longest time by which the supervisor's own loop came too late."""
+    recent_stall_s: float | None = None
+    """The same of the last ten to twenty seconds."""
     attention: list[str] = msgspec.field(default_factory=list)
     """Sentences about what a person should look at; empty when all is well."""
     result: dict[str, float] | None = None

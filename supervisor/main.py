@@ -53,6 +53,7 @@ LEASE_S = 30.0
 SLOW_LOOK_S = 1.0
 """Between leases, deadlines, disk readings and what else is in no hurry."""
 STATUS_EVERY_S = 2.0
+RECENT_S = 10.0
 GPU_FACTS_S = 5.0
 """For the first look at the GPUs, before the loop runs: waking a driver takes seconds."""
 DEADMAN_BEAT_S = 0.5
@@ -116,6 +117,9 @@ class Supervisor:
         self.since_unix_s = unix_s()
         self.shown_state = self.life.state
         self.worst_stall_s = 0.0
+        self.recent_stalls_s = [0.0, 0.0]
+        """The worst of the last whole `RECENT_S`, and of those that are running."""
+        self.next_recent_s = 0.0
         self.quitting = False
         self.interrupts = 0
         self.errors = 0
@@ -153,7 +157,7 @@ class Supervisor:
             wait_s = max(0.0, due_s - monotonic_s())
             woken = dict(self.poller.poll(int(wait_s * 1000) + (wait_s > 0)))
             now_s = monotonic_s()
-            self.worst_stall_s = max(self.worst_stall_s, now_s - due_s - 0.001)
+            self.on_stall(now_s, now_s - due_s - 0.001)
             planned_s = now_s
             try:
                 self.on_wake(now_s, woken)
@@ -161,6 +165,14 @@ class Supervisor:
                 self.errors += 1
                 if self.errors.bit_count() == 1:
                     log.exception("error number %d in the supervisor itself", self.errors)
+
+    def on_stall(self, now_s: float, late_s: float) -> None:
+        """The loop came `late_s` after it was due; below 0 it was woken before."""
+        if now_s >= self.next_recent_s:
+            self.next_recent_s = now_s + RECENT_S
+            self.recent_stalls_s = [self.recent_stalls_s[1], 0.0]
+        self.worst_stall_s = max(self.worst_stall_s, late_s)
+        self.recent_stalls_s[1] = max(self.recent_stalls_s[1], late_s)
 
     def on_wake(self, now_s: float, woken: Mapping[object, int]) -> None:
         if now_s >= self.next_look_s:
@@ -442,6 +454,7 @@ class Supervisor:
             heat=self.cooling.heat,
             last_action=self.last_action,
             worst_stall_s=self.worst_stall_s,
+            recent_stall_s=max(self.recent_stalls_s),
             attention=tuple(self._attention()),
         )
         return reporting.status_of(self.record, self.life, around)

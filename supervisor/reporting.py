@@ -42,6 +42,7 @@ class Surroundings:
     heat: HeatDecision
     last_action: ActionStatus | None
     worst_stall_s: float
+    recent_stall_s: float
     attention: tuple[str, ...]
 
 
@@ -66,6 +67,7 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
         last_action=around.last_action,
         restarts=life.restarts,
         worst_stall_s=round(around.worst_stall_s, 4),
+        recent_stall_s=round(around.recent_stall_s, 4),
         attention=_attention(life, around),
         result=life.outcome.metrics if life.outcome else None,
         model_path=life.outcome.model_path if life.outcome else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import select
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import fake_nvml
 import pytest
-from fake_nvml import FakeNvml
+from fake_nvml import FakeNvml, Fault
 
 from memsup.shared.settings import Limits
 from memsup.shared.status import RunState, Status, Wanted
@@ -90,6 +91,25 @@ def test_a_gpu_that_stays_too_hot_for_ten_minutes_is_told_to_a_person_once_and_a
     for second in range(200):
         pass_second(cooling, fake, float(now_s + second))
     assert cooling.attention == ()
+
+
+def test_a_temperature_that_stands_still_is_shown_as_unknown_and_the_duty_does_not_rise_on_it(
+    cooling: Cooling, fake: FakeNvml
+) -> None:
+    """It says 37 °C for ever, while the device goes from idling to full power."""
+    fake.set(0, noise_c=0)
+    seen, duties = [], []
+    for now_s in range(1, 500):
+        fake.set(0, duty=1 if now_s > 60 else 0, fault=Fault.FROZEN if now_s > 10 else Fault.NONE)
+        duties.append(pass_second(cooling, fake, float(now_s))[0].duty_fraction)
+        seen.append(cooling.gpus[0].temperature_c)
+    assert seen[250] is not None
+    assert seen[-1] is None
+    assert (cooling.gpus[0].power_w or 0) > 200
+    assert all(later <= before for before, later in itertools.pairwise(duties[300:]))
+    fake.set(0, fault=Fault.NONE)
+    pass_second(cooling, fake, 500.0)
+    assert cooling.gpus[0].temperature_c is not None
 
 
 # -- battery -----------------------------------------------------------------------------------------------------------
