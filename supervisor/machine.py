@@ -31,6 +31,8 @@ class Machine:
     """What this process may use: the smallest of the machine's RAM and every enclosing cgroup's limit."""
     ram_available_bytes: int | None
     """The smallest of MemAvailable and what is left, page cache not counted, in every enclosing cgroup."""
+    machine_ram_bytes: int | None = None
+    """All RAM of the machine, whatever a cgroup allows."""
     ram_source: str = THIS_MACHINE
     """Where `ram_total_bytes` comes from: "this machine", or "cgroup NAME"."""
     cgroup_limits: tuple[tuple[str, int], ...] = ()
@@ -40,6 +42,8 @@ class Machine:
     """CPUs that can be kept busy: those this process may run on, or the whole part of a cgroup's quota."""
     cpu_source: str = THIS_MACHINE
     cpu_model: str | None = None
+    cpu_bf16: bool | None = None
+    """The CPU multiplies bfloat16 numbers in hardware."""
     gpus: tuple[GpuReading, ...] = ()
     gpu_note: str | None = None
     temperatures: tuple[TemperatureReading, ...] = ()
@@ -67,16 +71,19 @@ def look(state_folder: Path, gpus: tuple[GpuReading, ...] = (), gpu_note: str | 
     meminfo = _meminfo(root)
     total, available, source, limits = _memory(meminfo, root)
     cpus, cpu_source = _cpus(root)
+    cpu_model, cpu_bf16 = _cpu_model(root)
     kernel = _text(root / "proc/sys/kernel/osrelease")
     return Machine(
         ram_total_bytes=total,
         ram_available_bytes=available,
+        machine_ram_bytes=meminfo["MemTotal"],
         ram_source=source,
         cgroup_limits=limits,
         swap_total_bytes=meminfo.get("SwapTotal"),
         cpus=cpus,
         cpu_source=cpu_source,
-        cpu_model=_cpu_model(root),
+        cpu_model=cpu_model,
+        cpu_bf16=cpu_bf16,
         gpus=gpus,
         gpu_note=gpu_note,
         temperatures=TemperatureSensors(root).read(monotonic_s()),
@@ -225,16 +232,27 @@ def _allowed_cpus(root: Path) -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _cpu_model(root: Path) -> str | None:
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""As x86 and ARM spell it. Without one of them torch computes bfloat16 by way of float32, which is slower than float32."""
+
+
+def _cpu_model(root: Path) -> tuple[str | None, bool | None]:
+    """The first CPU's name, and whether it has bfloat16."""
+    model = has_bf16 = None
     try:
         with (root / "proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
             for line in lines:  # not the whole of it: 256 CPUs fill many pages
                 name, _, value = line.partition(":")
-                if name.strip() in {"model name", "Model"}:
-                    return value.strip() or None
+                match name.strip():
+                    case "model name" | "Model":
+                        model = value.strip() or None
+                    case "flags" | "Features":
+                        has_bf16 = not _BF16_FLAGS.isdisjoint(value.split())
+                if model is not None and has_bf16 is not None:
+                    break
     except OSError:
         pass
-    return None
+    return model, has_bf16
 
 
 def _can_sleep(root: Path) -> bool | None:

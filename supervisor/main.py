@@ -96,7 +96,9 @@ class Supervisor:
         self.memory_sensor, self.disk_sensor = MemorySensor(self.fence), DiskSensor(paths.state)
         self.memory = self.memory_sensor.read(monotonic_s())
         self.disk = self.disk_sensor.read(monotonic_s())
-        self.ladder = Ladder(MemoryLimits(worker_bytes=self.limits.worker_limit_bytes, reserve_bytes=self.limits.reserve_bytes))
+        self.ladder = Ladder(
+            MemoryLimits(worker_bytes=self.limits.worker_limit_bytes, reserve_bytes=self.limits.reserve_free_bytes)
+        )
         self.life = Lifecycle(
             wanted=record.wanted,
             pause_mode=record.pause_mode,

@@ -30,6 +30,10 @@ DISK_FLOOR_BYTES = 256 * MIB
 """For logs, ledger and the last words of a run. Room for checkpoints, whose size is known then, is `checkpoint/room.py`."""
 RESERVE_FRACTION = 0.1
 RESERVE_FLOOR_BYTES = 512 * MIB
+CGROUP_RESERVE_FLOOR_BYTES = 128 * MIB
+"""Inside a cgroup the rest of the machine lies outside; what has to live beside the worker is the supervisor and a command."""
+OWN_BYTES = 64 * MIB
+"""What these two take of it."""
 
 
 class TierValues(NamedTuple):
@@ -62,6 +66,8 @@ class Limits:
     reserve_bytes: int
     """What the rest of the machine keeps, come what may."""
     reserve_origin: str
+    reserve_free_bytes: int
+    """The part of the reserve that has to be free. On a machine all of it; in a cgroup of our own we live in the rest."""
     fence_bytes: int
     """Where the kernel stands behind the ladder. Never reaches into the reserve."""
     vram_fraction: float | None
@@ -145,7 +151,7 @@ def _tier_of(name: str, size_bytes: int) -> TierName:
 
 def resolve_limits(settings: Settings, origins: Mapping[str, str], machine: Machine, gpu: GpuReading | None) -> Limits:
     total = machine.ram_total_bytes
-    reserve, reserve_origin = _reserve(settings, origins, total)
+    reserve, reserve_origin = _reserve(settings, origins, machine)
     asked = _bytes_of(settings.limits.ram, total)
     origin = f"limits.ram = {_share_text(settings.limits.ram, total)} ({_origin('limits.ram', origins)})"
     if asked > total - reserve:
@@ -168,15 +174,19 @@ def resolve_limits(settings: Settings, origins: Mapping[str, str], machine: Mach
         worker_limit_origin=limit_origin,
         reserve_bytes=reserve,
         reserve_origin=reserve_origin,
+        reserve_free_bytes=reserve - min(OWN_BYTES, reserve // 2) if _is_contained(machine) else reserve,
         fence_bytes=limit,
         vram_fraction=_vram_fraction(settings.limits.vram, gpu),
     )
 
 
-def _reserve(settings: Settings, origins: Mapping[str, str], total: int) -> tuple[int, str]:
-    asked = settings.limits.ram_reserve
+def _reserve(settings: Settings, origins: Mapping[str, str], machine: Machine) -> tuple[int, str]:
+    total, asked = machine.ram_total_bytes, settings.limits.ram_reserve
+    if asked is None and _is_contained(machine):
+        default = max(int(total * RESERVE_FRACTION), CGROUP_RESERVE_FLOOR_BYTES)
+        return default, f"a tenth of {machine.ram_source}, at least 128 MiB: the rest of the machine lies outside (default)"
     if asked is None:
-        default = max(int(total * RESERVE_FRACTION), RESERVE_FLOOR_BYTES)
+        default = _usual_reserve_bytes(total)
         if default > total // 2:
             return total // 2, "half of the RAM: there is little (default)"
         return default, "a tenth of the RAM, at least 512 MiB (default)"
@@ -191,6 +201,16 @@ def _reserve(settings: Settings, origins: Mapping[str, str], total: int) -> tupl
             f"{origin} is all of the {size(total)} RAM there is, so that nothing is left to train with: lower it."
         )
     return reserve, origin
+
+
+def _usual_reserve_bytes(total: int) -> int:
+    return max(int(total * RESERVE_FRACTION), RESERVE_FLOOR_BYTES)
+
+
+def _is_contained(machine: Machine) -> bool:
+    """A cgroup bounds us so tightly that the machine keeps its usual reserve even when that cgroup is full."""
+    outside = (machine.machine_ram_bytes or 0) - machine.ram_total_bytes
+    return outside > 0 and outside >= _usual_reserve_bytes(machine.machine_ram_bytes or 0)
 
 
 def _vram_fraction(asked: Share | int, gpu: GpuReading | None) -> float | None:
@@ -238,13 +258,26 @@ def _filled(settings: Settings, tier: TierName, machine: Machine) -> Settings:
         max_length=or_else(asked.max_length, row.max_length),
         micro_tokens=or_else(asked.micro_tokens, row.rows * row.max_length),
         gradient_checkpointing=or_else(asked.gradient_checkpointing, row.gradient_checkpointing),
-        # Mixed precision changes results, and its benefit depends on the GPU's generation: only who asks for it gets it.
-        amp=or_else(asked.amp, "off"),
+        amp=or_else(asked.amp, _default_amp(settings, machine)[0]),
         # Tokenised rows are read from a memory-mapped cache, which no further process makes faster.
         loader_processes=or_else(asked.loader_processes, 0),
         threads=or_else(asked.threads, machine.cpus),
     )
     return msgspec.structs.replace(settings, training=training)
+
+
+def _default_amp(settings: Settings, machine: Machine) -> tuple[str, str]:
+    """Mixed precision changes results, so it is chosen here, once, and kept for the run; and why.
+
+    bfloat16 has float32's range, and the weights stay float32, so that nothing has to be scaled. On a GPU the gain depends on
+    its generation: there only who asks for it gets it.
+    """
+    device = settings.training.device
+    if device.startswith("cuda") or (device != "cpu" and machine.gpus):
+        return "off", "on a GPU only where training.amp asks for it (default)"
+    if machine.cpu_bf16:
+        return "bf16", "this CPU computes bfloat16 itself, and the weights stay float32 (default)"
+    return "off", "this CPU does not compute bfloat16 itself (default)"
 
 
 def _limit_lines(settings: Settings, origins: Mapping[str, str], limits: Limits, gpu: GpuReading | None) -> list[Line]:
@@ -294,7 +327,7 @@ def _training_lines(
         Line("micro-batch", f"{training.micro_tokens:,} tokens to begin with", origin("micro_tokens", micro_default)),
         Line("longest text", f"{training.max_length} tokens", origin("max_length", by_tier)),
         Line("activation checkpointing", switch[training.gradient_checkpointing], origin("gradient_checkpointing", by_tier)),
-        Line("mixed precision", f"{training.amp}", origin("amp", by_tier)),
+        Line("mixed precision", f"{training.amp}", origin("amp", _default_amp(asked, machine)[1])),
         Line("threads", f"{training.threads}", origin("threads", cpus)),
         Line("loader processes", f"{training.loader_processes}", origin("loader_processes", by_tier)),
     ]

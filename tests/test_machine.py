@@ -49,6 +49,8 @@ def test_ram_is_the_smallest_of_the_machine_and_every_enclosing_cgroup(
     machine = look(tmp_path, root=recorded(name, tmp_path / "root"))
     assert machine.ram_total_bytes == total
     assert machine.ram_source == source
+    assert machine.machine_ram_bytes is not None
+    assert (machine.machine_ram_bytes > total) == bool(limits)
     assert list(machine.cgroup_limits) == limits
 
 
@@ -104,6 +106,23 @@ def test_affinity_ranges_are_counted(tmp_path: Path) -> None:
     """`taskset` and cpuset cgroups show in /proc/self/status."""
     root = recorded("v2-desktop", tmp_path / "root", **{"/proc/self/status": "Cpus_allowed_list:\t0-3,8,10-11\n"})
     assert look(tmp_path, root=root).cpus == 7
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "bf16"),
+    [
+        ("model name\t: AMD EPYC\nflags\t\t: fpu avx512f avx512_bf16\n", True),
+        ("model name\t: Intel Xeon\nflags\t\t: fpu amx_bf16 amx_tile\n", True),
+        ("model name\t: Intel Core\nflags\t\t: fpu avx2 avx512f\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd i8mm bf16\nCPU implementer\t: 0x41\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd\nModel\t\t: Raspberry Pi 5\n", False),
+        ("processor\t: 0\n", None),
+    ],
+)
+def test_bfloat16_in_hardware_is_told_by_the_cpus_flags(cpuinfo: str, bf16: bool | None, tmp_path: Path) -> None:
+    """As x86 and ARM spell it; where the kernel tells no flags it is unknown."""
+    root = recorded("v2-desktop", tmp_path / "root", **{"/proc/cpuinfo": cpuinfo})
+    assert look(tmp_path, root=root).cpu_bf16 is bf16
 
 
 def test_wsl_is_recognised_by_its_kernel(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsup.shared.settings import Settings, SettingsError, Share, load
+from memsup.supervisor.ladder import Ladder, MemoryLimits, Rung, WorkerView
 from memsup.supervisor.machine import Machine
-from memsup.supervisor.readings import GpuReading
+from memsup.supervisor.readings import GpuReading, MemoryReading
 from memsup.supervisor.tiers import LEAST_RESERVE_BYTES, TIERS, WORKER_NEEDS_BYTES, Resolution, resolve
 
 MIB, GIB = 2**20, 2**30
@@ -129,6 +130,77 @@ def test_by_default_the_rest_keeps_a_tenth_and_half_a_gib_but_never_more_than_ha
     assert limits.reserve_bytes == min(total // 2, max(total // 10, 512 * MIB))
     assert WORKER_NEEDS_BYTES <= limits.worker_limit_bytes <= min(total - limits.reserve_bytes, int(total * 0.9) + 1)
     assert limits.fence_bytes <= total - limits.reserve_bytes
+
+
+def contained(limit: float, within: float = 24, **more: Any) -> Machine:
+    """A cgroup of `limit` GiB on a machine of `within` GiB."""
+    return machine(limit, machine_ram_bytes=int(within * GIB), ram_source="cgroup /box", **more)
+
+
+@pytest.mark.parametrize(
+    ("where", "reserve_mib", "limit_mib"),
+    [
+        (contained(1.0), 128, 896),
+        (contained(1.5), 153, 1382),
+        (contained(4.0), 409, 3686),
+        (contained(5.0, within=5.5), 512, 4608),  # half a GiB outside is not what a machine of 5.5 GiB usually keeps
+        (contained(1.0, within=1.0), 512, 512),  # no cgroup bounds anything
+    ],
+)
+def test_inside_a_cgroup_the_reserve_is_for_ourselves(where: Machine, reserve_mib: int, limit_mib: int) -> None:
+    """The rest of the machine lies outside, as long as it keeps its usual reserve even beside a full cgroup."""
+    limits = resolved(where).limits
+    assert (limits.reserve_bytes // MIB, limits.worker_limit_bytes // MIB) == (reserve_mib, limit_mib)
+    assert limits.worker_limit_bytes + limits.reserve_bytes <= where.ram_total_bytes
+    assert ("cgroup /box" in limits.reserve_origin) == (reserve_mib < 512)
+
+
+def test_what_we_use_ourselves_inside_a_cgroup_is_not_asked_to_be_free_as_well() -> None:
+    """A worker well below its limit, the supervisor and a command fill a cgroup of 1 GiB to 94 %: no reason to hold."""
+    limits = resolved(contained(1.0)).limits
+    worker_bytes, ours_bytes = int(0.89 * limits.worker_limit_bytes), 60 * MIB
+    reading = MemoryReading(
+        at_s=0,
+        ram_total_bytes=GIB,
+        ram_available_bytes=GIB - worker_bytes - ours_bytes,
+        worker_bytes=worker_bytes,
+    )
+    ladder = Ladder(MemoryLimits(worker_bytes=limits.worker_limit_bytes, reserve_bytes=limits.reserve_free_bytes))
+    stance = ladder.step(0, reading, None, WorkerView(alive=True, takes_orders=True))
+    assert stance.rung is Rung.STOP_GROWING
+    assert resolved(machine(24)).limits.reserve_free_bytes == resolved(machine(24)).limits.reserve_bytes
+
+
+@pytest.mark.parametrize(
+    ("where", "flags", "amp"),
+    [
+        (machine(24, cpu_bf16=True), [], "bf16"),
+        (machine(24, cpu_bf16=True), ["training.amp=auto", "tier=low"], "bf16"),
+        (machine(24, cpu_bf16=True), ["training.amp=off"], "off"),
+        (machine(24, cpu_bf16=True), ["training.amp=fp16"], "fp16"),
+        (machine(24, cpu_bf16=False), [], "off"),
+        (machine(24, cpu_bf16=False), ["training.amp=bf16"], "bf16"),
+        (machine(24), [], "off"),
+        (machine(24, 12, cpu_bf16=True), [], "off"),
+        (machine(24, 12, cpu_bf16=True), ["training.device=cpu"], "bf16"),
+        (machine(24, cpu_bf16=True), ["training.device=cuda"], "off"),
+    ],
+)
+def test_bfloat16_is_chosen_where_the_cpu_computes_it(where: Machine, flags: list[str], amp: str) -> None:
+    """By every tier alike, said with its reason; what was asked for wins, and a GPU's owner is not decided for."""
+    found = resolved(where, *flags)
+    assert found.settings.training.amp == amp
+    (line,) = (line for line in found.lines if line.name == "mixed precision")
+    assert line.value == amp
+    assert ("(flag)" in line.origin) == (any("amp" in flag for flag in flags) and "auto" not in flags[0])
+
+
+def test_a_run_keeps_the_precision_that_it_began_with() -> None:
+    """Its record has it filled in, so a CPU that can do more (or less) changes nothing."""
+    began = resolved(machine(24, cpu_bf16=True)).settings
+    assert resolve(began, {}, machine(24, cpu_bf16=False)).settings.training.amp == "bf16"
+    began = resolved(machine(24, cpu_bf16=False)).settings
+    assert resolve(began, {}, machine(24, cpu_bf16=True)).settings.training.amp == "off"
 
 
 @given(sizes, st.floats(0.001, 1), st.none() | st.floats(0.001, 1) | st.integers(1, 8192 * GIB))
