@@ -19,7 +19,7 @@ import subprocess
 import sys
 from typing import Any
 
-from memsup.worker.__main__ import THREADING
+from memsup.worker.__main__ import LIBRARIES
 
 
 class Nursery:
@@ -27,7 +27,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = subprocess.Popen([sys.executable, "-P", __file__], stdin=theirs.fileno(), env=THREADING | os.environ)
+        self._process = subprocess.Popen([sys.executable, "-P", __file__], stdin=theirs.fileno(), env=LIBRARIES | os.environ)
         theirs.close()
 
     def __enter__(self) -> Nursery:

@@ -26,6 +26,7 @@ from memsup.worker.memory import SPARE_BYTES, Held, hand_back, held, is_out_of_m
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 3.81 GiB"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a primitive"),
     ],
 )
 def test_exhaustion_is_recognised(error: Exception) -> None:

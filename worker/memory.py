@@ -117,6 +117,7 @@ _WORDS_OF_EXHAUSTION = (
     "defaultcpuallocator: can't allocate memory",  # torch on the host
     "out of memory",  # CUDA, HIP
     "cublas_status_alloc_failed",
+    "could not create a primitive",  # oneDNN, which had no memory for its generated code
     "std::bad_alloc",
     "bad allocation",
 )
