@@ -1,4 +1,8 @@
-"""What every test gets: folders of its own, no setting from outside, and hypothesis that prints how to repeat a failure."""
+"""What every test gets: folders of its own, no setting from outside, and hypothesis that prints how to repeat a failure.
+
+NVML=absent runs them as on a machine without NVIDIA's library, wherever they run, and NVML=fake as on one with a GPU
+(`fake_nvml/`); unset: as the machine is. Tests that need a certain device bring it themselves.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,32 @@ hypothesis.settings.register_profile("memsup", print_blob=True, deadline=None)
 hypothesis.settings.load_profile("memsup")
 
 
+@pytest.fixture(scope="session")
+def nvml(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment in which the library is found that NVML asks for."""
+    wanted = os.environ.get("NVML", "")
+    folder = tmp_path_factory.mktemp("nvml")
+    match wanted:
+        case "":
+            return {}
+        case "absent":
+            (folder / "libnvidia-ml.so.1").touch()  # found first, and no library
+            return {"LD_LIBRARY_PATH": str(folder)}
+        case "fake":
+            from fake_nvml import FakeNvml, build
+
+            return FakeNvml(build(folder), folder / "control").environment
+        case _:
+            raise pytest.UsageError(f"NVML={wanted} is neither absent nor fake.")
+
+
 @pytest.fixture(autouse=True)
-def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvml: dict[str, str]) -> Path:
     """State and sockets below `tmp_path`, for this process and all its children; nothing of the user's own is touched."""
     for name in [name for name in os.environ if name.startswith("MEMSUP_")]:
         monkeypatch.delenv(name)
+    for name, value in nvml.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("MEMSUP_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("MEMSUP_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))

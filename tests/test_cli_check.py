@@ -17,7 +17,7 @@ def test_check_shows_the_machine_and_rehearses_the_kill_path(tmp_path: Path) -> 
     for words in (
         "RAM",
         "CPUs",
-        "GPUs",
+        "GPU",
         "sensors",
         "disk",
         "sleep",

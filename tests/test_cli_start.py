@@ -194,7 +194,7 @@ def test_a_dry_run_says_everything_and_writes_nothing(job: Path, tmp_path: Path)
     assert done.returncode == 0, done.stderr
     for words in (
         "RAM",
-        "GPUs",
+        "GPU",
         "sensors",
         "60 rows",
         "bad 20, good 40",
