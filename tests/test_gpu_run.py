@@ -6,6 +6,7 @@ The worker computes on the CPU, since there is no GPU; what the supervisor reads
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -146,6 +147,17 @@ def test_a_hot_gpu_is_paced_and_one_at_its_slowdown_holds_the_run_until_it_has_c
     until(lambda seen: (seen["cooling"] or {}).get("forecast_s") is not None)
     assert "goes on in about" in memsup("status").stdout
     until(lambda seen: seen["state"] == "running" and step_of(seen) > step_of(held), within_s=150)
+
+
+def test_a_power_limit_is_set_for_the_run_and_back_when_the_supervisor_is_killed(job: Path, fake: FakeNvml) -> None:
+    memsup("start", "--set", "limits.power_w=250", cwd=job)
+    eventually(lambda: fake[0].power_limit_w == 250)
+    os.kill(status()["pid"], signal.SIGKILL)
+    eventually(lambda: fake[0].power_limit_w == 320)
+    memsup("start", cwd=job)
+    eventually(lambda: fake[0].power_limit_w == 250)
+    assert memsup("stop").returncode == 0
+    eventually(lambda: fake[0].power_limit_w == 320)
 
 
 LAPTOP = {"AC/type": "Mains", "AC/online": "1", "BAT0/type": "Battery", "BAT0/status": "Discharging"}
