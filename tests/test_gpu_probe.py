@@ -184,8 +184,12 @@ def test_the_drivers_errors_are_handed_over_once(loop: Loop, fake: FakeNvml) -> 
     fake.set(1, xid=31)
     loop.look()
     assert loop.client.take_xids() == [(1, 31)]
+    fake.set(0, ecc_errors=2)
     loop.look()
     assert loop.client.take_xids() == []
+    assert loop.client.take_memory_errors() == 2
+    loop.look()
+    assert loop.client.take_memory_errors() == 0
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class Device(ctypes.Structure):
         *_doubles("total_bytes others_bytes worker_bytes worker_pid frees_of_dead"),
         ("processes", Process * MOST_PROCESSES),
         *_doubles("ambient_c ambient_c_per_h duty idle_w full_w degrees_per_w cooler_s die_s die_fraction noise_c"),
-        *_doubles("power_limit_w power_least_w power_default_w may_cap xid"),
+        *_doubles("power_limit_w power_least_w power_default_w may_cap xid ecc_errors"),
         *_doubles("cooler_c die_c at_s slowdowns frozen_c power_sets"),
     ]
 

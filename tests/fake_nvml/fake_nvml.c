@@ -75,6 +75,7 @@ struct device {
     double ambient_c, ambient_c_per_h, duty, idle_w, full_w, degrees_per_w, cooler_s, die_s, die_fraction, noise_c;
     double power_limit_w, power_least_w, power_default_w, may_cap;
     double xid; /* taken once, then 0 */
+    double ecc_errors; /* that cannot be corrected; one event each */
     /* The library's own. */
     double cooler_c, die_c, at_s, slowdowns, frozen_c, power_sets;
 };
@@ -368,12 +369,18 @@ nvmlReturn_t nvmlEventSetWait_v2(nvmlEventSet_t set, nvmlEventData_t *data, unsi
     if (!opened || !set) return NVML_ERROR_UNINITIALIZED;
     for (int i = 0; i < control->devices; i++) {
         struct device *d = &control->device[i];
-        if (d->xid <= 0) continue;
+        if (d->xid <= 0 && d->ecc_errors <= 0) continue;
         data->device = (nvmlDevice_t)d;
-        data->eventType = nvmlEventTypeXidCriticalError;
-        data->eventData = (unsigned long long)d->xid;
         data->gpuInstanceId = data->computeInstanceId = ~0u;
-        d->xid = 0;
+        if (d->xid > 0) {
+            data->eventType = nvmlEventTypeXidCriticalError;
+            data->eventData = (unsigned long long)d->xid;
+            d->xid = 0;
+        } else {
+            data->eventType = 2; /* nvmlEventTypeDoubleBitEccError */
+            data->eventData = 0;
+            d->ecc_errors -= 1;
+        }
         return NVML_SUCCESS;
     }
     return NVML_ERROR_TIMEOUT;
