@@ -20,6 +20,19 @@ class RecordError(Exception):
     """`run.json` cannot be used; the text is one plain sentence with what to do."""
 
 
+class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
+    """What the worker was expected to hold at its peak: `held_bytes` always, and so much for each token computed at once."""
+
+    held_bytes: int
+    token_bytes: float
+    most_tokens: int
+    """A step has no more than that."""
+
+    def peak_bytes(self, micro_tokens: int) -> int:
+        """With micro-batches of `micro_tokens`."""
+        return self.held_bytes + int(self.token_bytes * min(micro_tokens, self.most_tokens))
+
+
 class RunRecord(msgspec.Struct, kw_only=True):
     run: str
     run_id: str
@@ -32,6 +45,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     tier_reason: str
     settings: Settings
     """With every value that the tier decides filled in."""
+    estimate: MemoryEstimate | None = None
+    """Of the worker, as `start` made it; None where the model was not known, or for a GPU."""
     command: list[str] | None = None
     """A supervised command in place of the built-in training."""
     command_folder: str | None = None

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from memsup.shared.settings import Settings, SettingsError, Share, TierName
+from memsup.supervisor.estimate import BASE_BYTES, Estimate, Shape, estimate, longest_that_fits
 from memsup.supervisor.gpu.thresholds import ASSUMED_SLOWDOWN_C
 from memsup.supervisor.machine import Machine
 from memsup.supervisor.readings import GpuReading
@@ -92,24 +93,42 @@ class Resolution:
     reason: str
     limits: Limits
     lines: tuple[Line, ...]
+    needs: Estimate | None
+    """None: the model is not known before it is loaded."""
     notes: tuple[str, ...]
     """Sentences about what was asked for and does not do here what it says."""
 
 
-def resolve(settings: Settings, origins: Mapping[str, str], machine: Machine) -> Resolution:
-    """`origins`: where each key was set (`training.epochs` → "flag"), absent ones are defaults. Raises `SettingsError`."""
+def resolve(settings: Settings, origins: Mapping[str, str], machine: Machine, shape: Shape | None = None) -> Resolution:
+    """`origins`: where each key was set (`training.epochs` → "flag"), absent ones are defaults. `shape`: of the model, where it
+    is known. Raises `SettingsError`.
+    """
     gpu = deciding_gpu(settings, machine)
     earned, earned_reason = earned_tier(machine, gpu)
     tier = earned if settings.tier == "auto" else settings.tier
     reason = earned_reason if settings.tier == "auto" else f"asked for ({_origin('tier', origins)})"
     limits = resolve_limits(settings, origins, machine, gpu)
     filled = _filled(settings, tier, machine)
+    needs = None if shape is None else _estimate(shape, filled)
+    if needs is not None and gpu is not None:
+        _check_fits_gpu(needs, limits, gpu)
+    elif needs is not None and not settings.training.device.startswith("cuda"):
+        _check_fits(needs, limits, filled)
+        if settings.training.gradient_checkpointing is None and needs.row_bytes > limits.worker_limit_bytes:
+            filled.training.gradient_checkpointing = True
+            needs = _estimate(needs.shape, filled)
+    lines = (
+        *_limit_lines(settings, origins, limits, gpu),
+        *_training_lines(settings, filled, origins, tier, machine),
+        *_needs_lines(settings, needs, on_gpu=gpu is not None or settings.training.device.startswith("cuda")),
+    )
     return Resolution(
         settings=filled,
         tier=tier,
         reason=reason,
         limits=limits,
-        lines=(*_limit_lines(settings, origins, limits, gpu), *_training_lines(settings, filled, origins, tier, machine)),
+        lines=lines,
+        needs=needs,
         notes=tuple(_notes(settings, machine, limits, tier=tier, earned=earned, earned_reason=earned_reason)),
     )
 
@@ -326,11 +345,78 @@ def _training_lines(
         Line("effective batch", f"{training.effective_batch} samples a step, always", origin("effective_batch", by_tier)),
         Line("micro-batch", f"{training.micro_tokens:,} tokens to begin with", origin("micro_tokens", micro_default)),
         Line("longest text", f"{training.max_length} tokens", origin("max_length", by_tier)),
-        Line("activation checkpointing", switch[training.gradient_checkpointing], origin("gradient_checkpointing", by_tier)),
+        Line(
+            "activation checkpointing",
+            switch[training.gradient_checkpointing],
+            origin(
+                "gradient_checkpointing",
+                by_tier if training.gradient_checkpointing is row.gradient_checkpointing else "one text would not fit without",
+            ),
+        ),
         Line("mixed precision", f"{training.amp}", origin("amp", _default_amp(asked, machine)[1])),
         Line("threads", f"{training.threads}", origin("threads", cpus)),
         Line("loader processes", f"{training.loader_processes}", origin("loader_processes", by_tier)),
     ]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the model needs
+
+
+def _estimate(shape: Shape, filled: Settings) -> Estimate:
+    """`filled` has every value."""
+    training = filled.training
+    return estimate(
+        shape,
+        amp=training.amp or "off",
+        max_length=training.max_length or 0,
+        micro_tokens=training.micro_tokens or 0,
+        effective_batch=training.effective_batch or 1,
+        checkpointing=bool(training.gradient_checkpointing),
+    )
+
+
+def _check_fits(needs: Estimate, limits: Limits, filled: Settings) -> None:
+    """Raises `SettingsError` for a job that cannot be trained in the worker's memory, however small its micro-batches."""
+    limit = limits.worker_limit_bytes
+    if needs.least_bytes <= limit:
+        return
+    shorter = longest_that_fits(needs.shape, amp=filled.training.amp or "off", below=needs.length, limit_bytes=limit)
+    ways = [] if shorter is None else [f"lower training.max_length to {shorter}"]
+    ways += [
+        f"raise limits.ram (or lower limits.ram_reserve) so that it has {size(needs.least_bytes)}",
+        "choose a smaller model",
+    ]
+    millions, of_a_row = needs.shape.parameters / 1e6, size(needs.least_bytes - needs.held_bytes)
+    raise SettingsError(
+        f"This model cannot be trained here: its {millions:,.3g} million weights with gradients and optimizer take about "
+        f"{size(needs.held_bytes)}, and one text of {needs.length} tokens {of_a_row} more even with activation checkpointing, "
+        f"but the worker may use {size(limit)} ({limits.worker_limit_origin}): {', '.join(ways[:-1])}, or {ways[-1]}."
+    )
+
+
+def _check_fits_gpu(needs: Estimate, limits: Limits, gpu: GpuReading) -> None:
+    held = needs.held_bytes - BASE_BYTES
+    if limits.vram_fraction is None or gpu.total_bytes is None or held <= limits.vram_fraction * gpu.total_bytes:
+        return
+    raise SettingsError(
+        f"This model cannot be trained on {gpu.name or 'this GPU'}: its {needs.shape.parameters / 1e6:,.3g} million weights, "
+        f"gradients and optimizer state take {size(held)}, but the worker may use {percent(limits.vram_fraction)} of "
+        f"{size(gpu.total_bytes)}: choose a smaller model, or train on the CPU with training.device = cpu."
+    )
+
+
+def _needs_lines(settings: Settings, needs: Estimate | None, *, on_gpu: bool) -> list[Line]:
+    if settings.task.model is None:
+        return []
+    if needs is None:
+        return [Line("memory needed", "not known before the model is loaded", "its folder does not tell, or it is at a hub")]
+    origin = f"estimated: {needs.shape.parameters / 1e6:,.3g} million parameters"
+    if on_gpu:
+        held = size(needs.held_bytes - BASE_BYTES)
+        return [Line("memory needed", f"{held} of VRAM, and its activations", f"{origin}, with gradients and optimizer")]
+    value = f"about {size(needs.micro_batch_bytes)} to begin with, at least {size(needs.least_bytes)}"
+    return [Line("memory needed", value, f"{origin}; {needs.rows} × {needs.length} tokens, and one text")]
 
 
 def _notes(

@@ -16,7 +16,7 @@ from memsup.shared.paths import PathError, check_private, run_paths
 from memsup.shared.settings import Loaded, Settings, SettingsError
 from memsup.supervisor.cli.findings import Row, limits_document, machine_document, machine_rows
 from memsup.supervisor.cli.options import command, data, json_data, json_option, run_option
-from memsup.supervisor.cli.preparing import job_file, load_settings, look_around
+from memsup.supervisor.cli.preparing import job_file, load_settings, look_around, model_shape
 from memsup.supervisor.machine import Machine, MemoryUser, largest_users
 from memsup.supervisor.tiers import DISK_FLOOR_BYTES, Resolution, resolve
 from memsup.supervisor.words import columns, plural, printable, size
@@ -61,7 +61,7 @@ def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[
     machine = look_around(state, loaded.settings)
     warnings = wrong + _warnings(machine, state)
     try:
-        resolution = resolve(loaded.settings, loaded.origins, machine)
+        resolution = resolve(loaded.settings, loaded.origins, machine, model_shape(loaded.settings.task.model))
     except SettingsError as error:
         warnings.append(str(error))
     else:
@@ -119,10 +119,11 @@ def _fence_warnings(fence: FenceFound) -> list[str]:
     if fence.problem is not None:
         return [f"The kill path does not work here: {fence.problem}."]
     why = "; ".join(f"{kind}: {reason}" for kind, reason in fence.refused)
+    unproved = "that this machine survives a worker that leaks in ever more processes is not proved"
     if fence.kind == "rlimit":
-        return [f"The kernel bounds each process here, not their sum; memsup watches the sum itself ({why})."]
+        return [f"The kernel bounds each process here, not their sum ({why}). memsup watches the sum itself; {unproved}."]
     if fence.kind == "none":
-        return [f"The kernel enforces no limit here; memsup watches and kills by itself ({why})."]
+        return [f"The kernel enforces no limit here ({why}). memsup watches and kills by itself; {unproved}."]
     return []
 
 
@@ -147,7 +148,8 @@ def _fence_rows(fence: FenceFound | None) -> list[Row]:
         if fence.kill_s is None
         else f"frozen, killed and gone within {fence.kill_s * 1000:.1f} ms in a rehearsal"
     )
-    return [("fence", f"{fence.kind}, {tried}"), *((f"no {kind}", why) for kind, why in fence.refused)]
+    unproved = "; not proved to survive a leaking fork bomb" if fence.kind in ("rlimit", "none") else ""
+    return [("fence", f"{fence.kind}, {tried}{unproved}"), *((f"no {kind}", why) for kind, why in fence.refused)]
 
 
 def _print(found: Checked) -> None:

@@ -6,7 +6,10 @@ training; only limits and the rhythm of checkpoints are taken over. Raises the s
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Loaded, Settings, Share, all_keys, load, user_settings_file
 from memsup.supervisor.cli import RefusedError
+from memsup.supervisor.estimate import Shape, shape_of
 from memsup.supervisor.machine import Machine, disk_free_bytes, look
 from memsup.supervisor.tiers import Resolution, resolve
 from memsup.supervisor.words import percent, size
@@ -29,6 +33,8 @@ GPU_BUDGET_S = 10.0
 """A driver that nobody has open takes seconds to wake, and the tier depends on what it says; where there is none, the answer is
 there in a fraction of a second."""
 AS_CREATED = "as the run was created"
+MOST_HEADER_BYTES = 100_000_000
+"""What safetensors itself allows."""
 CHECKPOINT_SHARES = 3
 """A checkpoint holds the weights and two moments of Adam for each."""
 
@@ -97,7 +103,7 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan
     if settings.checkpoint.resume_from:
         _check_resume(Path(settings.checkpoint.resume_from))
     machine = look_around(paths.state, settings)
-    resolution = resolve(settings, loaded.origins, machine)
+    resolution = resolve(settings, loaded.origins, machine, None if command else model_shape(settings.task.model, task))
     _check_disk(paths, settings, machine, task, resolution)
     return Plan(settings=resolution.settings, resolution=resolution, machine=machine, task=task, command=command)
 
@@ -112,7 +118,8 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: 
     settings, taken, kept = merge(record.settings, loaded)
     task = None if record.command else check_task(settings.task, budget_s=DATA_BUDGET_S)
     machine = look_around(paths.state, settings)
-    resolution = resolve(settings, _origins(settings, taken), machine)
+    shape = None if record.command else model_shape(settings.task.model, task)
+    resolution = resolve(settings, _origins(settings, taken), machine, shape)
     _check_disk(paths, settings, machine, None, resolution)
     return Plan(
         settings=resolution.settings,
@@ -207,6 +214,27 @@ def _check_disk(
                 f"Only {size(free)} are free in {place}, but {why} need {size(needed)}: "
                 "free some space, or choose another disk with MEMSUP_STATE_DIR."
             )
+
+
+def model_shape(model: str | None, task: TaskSummary | None = None) -> Shape | None:
+    """The model's numbers from its folder; None where they are not told there. Reads headers, not weights."""
+    folder = Path(model or "")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weights = sum(_parameters(file) for file in folder.glob("model*.safetensors")) or None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
+        return None  # whether it can be used is for the worker to say
+    return shape_of(config, weights, labels=len(task.train.labels) if task else 2) if isinstance(config, dict) else None
+
+
+def _parameters(file: Path) -> int:
+    """safetensors: eight bytes with the length of a JSON header, which gives each tensor's shape. Raises what `model_shape`
+    catches.
+    """
+    with file.open("rb") as content:
+        (length,) = struct.unpack("<Q", content.read(8))
+        header = json.loads(content.read(min(length, MOST_HEADER_BYTES)))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def _weights_bytes(model: str | None) -> int:

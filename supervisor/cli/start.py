@@ -5,6 +5,7 @@ Everything that can be wrong is found before anything is written (`preparing.py`
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import click
 
 from memsup.shared.paths import RunPaths
-from memsup.shared.record import RunRecord, new_run_id, read_record
+from memsup.shared.record import MemoryEstimate, RunRecord, new_run_id, read_record
 from memsup.shared.status import RunState, Status, Wanted, encode_status
 from memsup.supervisor.cli import RefusedError
 from memsup.supervisor.cli.contact import is_held, see
@@ -185,6 +186,7 @@ def _new_record(paths: RunPaths, plan: Plan) -> RunRecord:
         tier=plan.resolution.tier,
         tier_reason=plan.resolution.reason,
         settings=plan.settings,
+        estimate=_memory_estimate(plan),
         command=plan.command,
         command_folder=str(Path.cwd()) if plan.command else None,
     )
@@ -196,6 +198,17 @@ def _continued_record(record: RunRecord, plan: Plan) -> RunRecord:
         record.wanted = Wanted.RUNNING
     record.settings = plan.settings
     return record
+
+
+def _memory_estimate(plan: Plan) -> MemoryEstimate | None:
+    needs, training = plan.resolution.needs, plan.settings.training
+    if needs is None or training.device.startswith("cuda") or (plan.machine.gpus and training.device != "cpu"):
+        return None
+    return MemoryEstimate(
+        held_bytes=needs.held_bytes,
+        token_bytes=(needs.micro_batch_bytes - needs.held_bytes) / (needs.rows * needs.length),
+        most_tokens=(training.effective_batch or 1) * needs.length,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -272,6 +285,7 @@ def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str
         "tier_reason": plan.resolution.reason if record is None else record.tier_reason,
         "machine": machine_document(plan.machine),
         "limits": limits_document(plan.resolution.limits),
+        "needs": plan.resolution.needs and dataclasses.asdict(plan.resolution.needs),
         "values": [line._asdict() for line in plan.resolution.lines],
         "settings": plan.settings,
         "command": plan.command,

@@ -82,7 +82,8 @@ def figures(material: Material, account: Account) -> Iterator[Figure]:
     most = max((p.worker_bytes for p in material.points if p.worker_bytes is not None), default=None)
     limit = max((p.limit_bytes for p in material.points if p.limit_bytes is not None), default=None)
     if most is not None:
-        yield Figure(size(most), f"most memory, of {size(limit)} allowed" if limit else "most memory")
+        allowed = f", of {size(limit)} allowed" if limit else ""
+        yield Figure(size(most), f"most memory{allowed}{_against_estimate(material, most)}")
     hottest = _hottest(material)
     if hottest is not None:
         yield hottest
@@ -91,6 +92,15 @@ def figures(material: Material, account: Account) -> Iterator[Figure]:
         yield Figure(f"{sorted(speeds)[len(speeds) // 2]:.3g}", "samples/s, the median")
     if status is not None and status.checkpoint.step is not None:
         yield Figure(count(status.checkpoint.step), "step of the newest checkpoint")
+
+
+def _against_estimate(material: Material, most_bytes: int) -> str:
+    """What was expected with the largest micro-batches that there were, and by how much that was off."""
+    tokens = max((p.micro_tokens for p in material.points if p.micro_tokens is not None), default=None)
+    if material.record is None or material.record.estimate is None or tokens is None:
+        return ""
+    expected = material.record.estimate.peak_bytes(tokens)
+    return f" ({size(expected)} were estimated, {expected / most_bytes - 1:+.0%})"
 
 
 def _hottest(material: Material) -> Figure | None:

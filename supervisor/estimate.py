@@ -1,0 +1,162 @@
+"""What training a model will take of memory, told before anything is loaded, from its folder's numbers. Pure.
+
+Covers encoders in the manner of BERT, trained on a CPU: weights, gradients, optimizer, and the activations of a micro-batch
+with and without activation checkpointing. On a GPU only what is held all the time is told: nothing was measured there. A model
+of another build, or one that is still at a hub, is not known (None). The worker's planner learns the truth as it goes; this is
+for the first word, and for refusing what cannot fit.
+
+The constants were fitted by `benchmarks/estimate.py --fit`, which also shows how far the estimate is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+MIB = 2**20
+BASE_BYTES = 340 * MIB
+"""Python with torch, transformers and the tokenised data, and what the allocator keeps; without the pages of mapped files."""
+BYTES_PER_PARAMETER = 16
+"""float32: the weight, its gradient, and Adam's two moments."""
+LENGTH_STEP = 32
+
+
+class Constants(NamedTuple):
+    """Activations that are kept for the backward pass, in bytes."""
+
+    hidden: float
+    """For each token, layer and unit of the hidden size."""
+    intermediate: float
+    """The same for the feed-forward part: before and after its activation function."""
+    attention: float
+    """For each layer, head and pair of tokens."""
+    copies: int
+    """For each weight outside of the embeddings: its copy in the lower precision."""
+
+
+CONSTANTS = {
+    "off": Constants(hidden=85.3, intermediate=8, attention=10.8, copies=0),
+    "bf16": Constants(hidden=60.0, intermediate=4, attention=15.3, copies=2),
+}
+CONSTANTS["fp16"] = CONSTANTS["bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A model's numbers."""
+
+    parameters: int
+    embeddings: int
+    """Of these, in the table of tokens."""
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    positions: int | None
+    """The longest text it can take, in tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Bytes of the worker at its peak."""
+
+    shape: Shape
+    held_bytes: int
+    """All the time: the base, weights, gradients, optimizer."""
+    length: int
+    """Tokens of the longest text, to which the others refer."""
+    rows: int
+    """Of the micro-batch at the start."""
+    micro_batch_bytes: int
+    """With that, as the settings have it."""
+    row_bytes: int
+    """With one text, activations kept."""
+    least_bytes: int
+    """With one text, and activation checkpointing if that takes less: with less memory it cannot be trained."""
+
+
+def shape_of(config: Mapping[str, Any], weights: int | None, labels: int) -> Shape | None:
+    """`config` is the model's config.json, `weights` the number of parameters in its files where there are any."""
+    numbers = [_number(config, *names) for names in _NAMES]
+    if any(number is None for number in numbers):
+        return None
+    vocabulary, hidden, layers, heads, intermediate = (number or 0 for number in numbers)
+    positions = _number(config, "max_position_embeddings")
+    kinds = _number(config, "type_vocab_size") or 0
+    if weights is None:
+        layer = 4 * (hidden * hidden + hidden) + 2 * hidden * intermediate + intermediate + hidden + 4 * hidden
+        weights = (vocabulary + (positions or 0) + kinds) * hidden + 2 * hidden + layers * layer
+        weights += hidden * hidden + hidden + (hidden + 1) * labels  # the pooler and the classifier
+    return Shape(
+        parameters=weights,
+        embeddings=vocabulary * hidden,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        intermediate=intermediate,
+        positions=positions,
+    )
+
+
+_NAMES = (
+    ("vocab_size",),
+    ("hidden_size", "dim"),
+    ("num_hidden_layers", "n_layers"),
+    ("num_attention_heads", "n_heads"),
+    ("intermediate_size", "hidden_dim"),
+)
+"""BERT's words and DistilBERT's."""
+
+
+def _number(config: Mapping[str, Any], *names: str) -> int | None:
+    found = (config[name] for name in names if name in config)
+    return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+def estimate(
+    shape: Shape, *, amp: str, max_length: int, micro_tokens: int, effective_batch: int, checkpointing: bool
+) -> Estimate:
+    length = min(max_length, shape.positions or max_length)
+    rows = max(1, min(effective_batch, micro_tokens // length))
+    return Estimate(
+        shape=shape,
+        held_bytes=held_bytes(shape),
+        length=length,
+        rows=rows,
+        micro_batch_bytes=peak_bytes(shape, amp=amp, rows=rows, length=length, checkpointing=checkpointing),
+        row_bytes=peak_bytes(shape, amp=amp, rows=1, length=length, checkpointing=False),
+        least_bytes=least_bytes(shape, amp=amp, length=length),
+    )
+
+
+def held_bytes(shape: Shape) -> int:
+    return BASE_BYTES + BYTES_PER_PARAMETER * shape.parameters
+
+
+def peak_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing: bool) -> int:
+    """Of the worker, while a micro-batch of `rows` texts of `length` tokens is computed."""
+    constants, tokens = CONSTANTS[amp], rows * length
+    of_a_layer = tokens * (constants.hidden * shape.hidden + constants.intermediate * shape.intermediate)
+    of_a_layer += constants.attention * rows * shape.heads * length**2
+    # The table of tokens gets its gradient last, in a tensor as large as itself; most activations are gone by then.
+    table = 4 * shape.embeddings
+    if checkpointing:
+        # Each layer's input is kept, and one layer at a time computed again, with its gradients beside it.
+        activations = 4 * shape.layers * tokens * shape.hidden + 2 * of_a_layer + table
+    else:
+        activations = max(shape.layers * of_a_layer, table + 2 * of_a_layer)
+    copies = constants.copies * (shape.parameters - shape.embeddings)
+    return held_bytes(shape) + int(activations) + max(0, copies)
+
+
+def least_bytes(shape: Shape, *, amp: str, length: int) -> int:
+    return min(peak_bytes(shape, amp=amp, rows=1, length=length, checkpointing=on) for on in (False, True))
+
+
+def longest_that_fits(shape: Shape, *, amp: str, below: int, limit_bytes: int) -> int | None:
+    """Tokens, fewer than `below`, of a text that fits alone with activation checkpointing; None: however short, it does not."""
+    for length in range((below - 1) // LENGTH_STEP * LENGTH_STEP, 0, -LENGTH_STEP):
+        if least_bytes(shape, amp=amp, length=length) <= limit_bytes:
+            return length
+    return None
