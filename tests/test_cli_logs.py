@@ -112,7 +112,13 @@ def test_ctrl_c_ends_following_without_a_traceback() -> None:
 
     a_run_with_logs()
     following = subprocess.Popen(
-        [*MEMSUP, "logs", "-f"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*MEMSUP, "logs", "-f"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a job in the background of a shell ignores it, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert following.stdout is not None
     eventually(lambda: "line 99" in following.stdout.readline())
