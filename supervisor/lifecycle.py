@@ -472,7 +472,8 @@ class Lifecycle:
             case Stage.NONE if self.wanted is Wanted.RUNNING and not self.stance.holds and now_s >= self._respawn_at_s:
                 self._out.append(Spawn())
                 self._enter(Stage.SPAWNED, now_s)
-            case Stage.SPAWNED | Stage.READY if self.stance.kill:
+            case Stage.SPAWNED | Stage.READY if self.stance.kill or (self.is_command and self.stance.release):
+                # A command cannot be asked to give its memory back: frozen for good it would keep it from everybody.
                 self._kill(now_s, Cause.MEMORY, self.stance.reason)
             case Stage.SPAWNED | Stage.READY:
                 self._reconcile_freeze()

@@ -351,6 +351,21 @@ def test_a_foreign_command_is_frozen_for_a_pause_and_asked_to_end_by_signal() ->
     assert play.life.state is RunState.STOPPED
 
 
+def test_a_foreign_command_that_holding_does_not_help_is_killed_and_begun_anew_when_there_is_room() -> None:
+    """Frozen for good it would keep its memory from everybody and never get on."""
+    full = {"rung": Rung.HOLD, "holds": frozenset({HoldReason.MEMORY}), "reason": "96 %"}
+    play = Play(new_life(is_command=True))
+    play.do("start", leftover=False)
+    play.do("spawned")
+    held = play.do("stance", Stance(**full))  # type: ignore[arg-type]
+    assert Freeze() in held
+    assert Kill() not in held
+    assert Kill() in play.do("stance", Stance(**full, release=True), after_s=20)  # type: ignore[arg-type]
+    play.do("exit", -9, 0)
+    assert Spawn() not in play.do("tick", after_s=100), "memory is still short"
+    assert Spawn() in play.do("stance", Stance(), after_s=1)
+
+
 @pytest.mark.parametrize(("status", "state"), [(0, RunState.FINISHED), (3, RunState.FAILED)])
 def test_a_foreign_commands_exit_code_is_its_outcome(status: int, state: RunState) -> None:
     play = Play(new_life(is_command=True))
