@@ -78,7 +78,8 @@ def test_whatever_it_dies_of_it_is_restarted_a_bounded_number_of_times_without_p
     """Delays stay in bounds, only memory makes it smaller, and what is remembered survives the way to the disk and back."""
     budget, since_progress, best = Budget(), 0, -1
     for death, durable_step, chance in deaths:
-        if durable_step is not None and durable_step > best:
+        ended_well = cause_of(death) in (Cause.FINISHED, Cause.LEFT)  # then nothing is counted, nor refilled
+        if not ended_well and durable_step is not None and durable_step > best:
             best, since_progress = durable_step, 0
         verdict = judge(death, budget, durable_step, chance)
         assert verdict.sentence
@@ -91,7 +92,7 @@ def test_whatever_it_dies_of_it_is_restarted_a_bounded_number_of_times_without_p
             assert verdict.delay_s > 0
             assert since_progress <= BUDGET
             assert budget.failures < FAILURES_OF_A_STEP
-        elif verdict.cause not in (Cause.FINISHED, Cause.LEFT):
+        elif not ended_well:
             since_progress, best = 0, -1
             assert budget == Budget(), "whoever starts it again has looked at it"
 

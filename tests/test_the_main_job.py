@@ -116,7 +116,7 @@ def test_start_pause_resume_checkpoint_kill_stop_start_finished(job: Path) -> No
     assert finished["progress"]["step"] == STEPS, "killed, stopped and started again: not one step more or less"
     assert finished["result"]["accuracy"] > 0.9 > finished["result"]["majority_accuracy"] + 0.3
     events = [(line["event"], line.get("result") or "") for line in ledger()]
-    assert ("death", "") in events
+    assert ("death", "SIGKILL") in events
     assert any(event == "order" and result.startswith("done: checkpoint at step") for event, result in events)
 
     pipeline = "import sys, transformers as t; print(t.pipeline('text-classification', sys.argv[1])('很好 喜欢')[0]['label'])"
