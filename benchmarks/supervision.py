@@ -4,7 +4,8 @@
 
 *With* is `memsup start` as people use it: supervisor, fence, heartbeats, lease, looks at memory. *Without* is the same training
 code in a process of its own that nobody watches: no supervisor, no fence, no link. Both train the same rows of the built-in job
-on the same threads; the rate counts from the first step to the last. Prints a Markdown table and the ratio of each pair.
+on the same threads with the same settings of torch's libraries; the rate counts from the first step to the last. Prints a
+Markdown table and the ratio of each pair.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 
 ALONE = """
 import os, sys
+from memsup.worker.__main__ import LIBRARIES
+os.environ.update(LIBRARIES | os.environ)  # as the worker does, before torch is loaded
 from memsup.shared.messages import Welcome
 from memsup.shared.paths import run_paths
 from memsup.shared.record import read_record
