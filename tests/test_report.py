@@ -165,6 +165,20 @@ def test_a_stop_before_a_reboot_is_nobodys_fault(private_folders: Path) -> None:
     assert "good order" in restart.why
 
 
+def test_a_dead_supervisor_is_no_death_of_the_machine(private_folders: Path) -> None:
+    """Within one boot the machine lived on; and the evidence, of many lines, does not fill the screen."""
+    night = Night(run_paths("killed"))
+    night.run(30, RunState.RUNNING, "training")
+    night.say("postmortem", "The supervisor was killed; the machine lived on.", result="Last record: 9 s ago.\nFor it: much")
+    night.run(30)
+    material, reckoned = read(night)
+    assert [i.kind for i in reckoned.interventions] == [Kind.OTHER]
+    shown = "\n".join(screen(material, reckoned))
+    assert "death of the machine" not in shown
+    assert "Last record: 9 s ago." in shown
+    assert "For it" not in shown
+
+
 def test_what_has_not_ended_has_no_price(private_folders: Path) -> None:
     """A worker that is frozen while the report is written costs an unknown time, not none."""
     night = Night(run_paths("frozen"))

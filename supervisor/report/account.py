@@ -305,7 +305,8 @@ def _intervention(x: float, entry: Entry, later: Sequence[tuple[float, Entry]], 
         case "wanted" | "smaller" | "rung" | "end" | "thaw" | "recovered":
             return None
         case "postmortem":
-            return replace(base, kind=Kind.MACHINE, what="found out what the last death was")
+            # In the same boot: only the supervisor died. What a new boot says of the one before is `_machine_death`'s.
+            return replace(base, kind=Kind.OTHER, what="found out what the last death was")
         case _ if action:
             return base
     return None

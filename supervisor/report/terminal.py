@@ -72,6 +72,11 @@ def _time(account: Account) -> Iterator[str]:
     yield from columns((duration(seconds), share(seconds / total_s), DESCRIPTIONS[name]) for name, seconds in ordered)
 
 
+def _first_line(text: str) -> str:
+    """The rest, evidence or a traceback, is on the page and in the ledger."""
+    return text.partition("\n")[0]
+
+
 def _interventions(account: Account) -> Iterator[str]:
     if not account.interventions:
         return
@@ -79,7 +84,11 @@ def _interventions(account: Account) -> Iterator[str]:
     left = len(account.interventions) - len(dearest)
     yield ""
     yield from columns(
-        (clock(i.x, with_day=True), price(i), printable(f"{i.what} ({i.why})" + (f" → {i.result}" if i.result else "")))
+        (
+            clock(i.x, with_day=True),
+            price(i),
+            printable(f"{i.what} ({i.why})" + (f" → {_first_line(i.result)}" if i.result else "")),
+        )
         for i in sorted(dearest, key=lambda i: i.number)
     )
     if left:
