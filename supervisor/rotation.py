@@ -34,3 +34,9 @@ def rotate(file: Path, most_bytes: int = MOST_BYTES, parts: int = PARTS) -> bool
 def part(file: Path, number: int) -> Path:
     """`ledger.2.jsonl` for number 2 of `ledger.jsonl`."""
     return file.with_name(f"{file.stem}.{number}{file.suffix}")
+
+
+def parts_of(file: Path) -> list[Path]:
+    """Those that there are, the oldest first, and `file` itself."""
+    older = [found for found in file.parent.glob(f"{file.stem}.*{file.suffix}") if found.suffixes[0][1:].isdecimal()]
+    return [*sorted(older, key=lambda found: int(found.suffixes[0][1:]), reverse=True), file]

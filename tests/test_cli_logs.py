@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from zoneinfo import ZoneInfo
 
+import pytest
 from cli_process import MEMSUP, a_run, eventually, memsup
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,6 +61,74 @@ def test_json_lines_name_their_log() -> None:
         {"log": "worker", "line": "line 98"},
         {"log": "worker", "line": "line 99"},
     ]
+
+
+def test_since_takes_what_was_decided_from_then_on_through_all_parts_of_the_ledger() -> None:
+    """Minutes ago or a local time, in the reader's time zone; the lines of older parts come first, torn ones not at all."""
+    paths, now = a_run(), time.time()
+    ago_s = {"ledger.2.jsonl": (9000, 7500), "ledger.1.jsonl": (7000, 3500), "ledger.jsonl": (1700, 20)}
+    for name, ages in ago_s.items():
+        lines = [json.dumps(EVENT | {"at": now - age_s, "reason": f"{age_s} s ago"}) + "\n" for age_s in ages]
+        (paths.state / name).write_text("".join(lines))
+    with paths.ledger.open("a") as file:
+        file.write('{"torn": tr\n')
+    paths.worker_log.write_text("a line without a time\n")
+
+    def told(*arguments: str, **environment: str) -> list[str]:
+        done = memsup("logs", "--json", *arguments, **environment)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line)["event"]["reason"] for line in done.stdout.splitlines()]
+
+    assert told("--events", "--since", "2h") == ["7000 s ago", "3500 s ago", "1700 s ago", "20 s ago"]
+    assert told("--since", "30m") == ["1700 s ago", "20 s ago"]
+    assert told("--since", "1h30m", "-n", "2") == ["1700 s ago", "20 s ago"]
+    for zone in ("UTC", "Asia/Shanghai"):
+        then = datetime.fromtimestamp(now - 5000, ZoneInfo(zone))
+        for when in (f"{then:%Y-%m-%d %H:%M}", f"{then:%H:%M}", f"{then:%Y-%m-%dT%H:%M:%S}"):
+            assert told("--since", when, TZ=zone) == ["3500 s ago", "1700 s ago", "20 s ago"], (zone, when)
+    assert len(told("--since", f"{datetime.fromtimestamp(now - 2 * 86400, ZoneInfo('UTC')):%Y-%m-%d}")) == 6
+    assert "(20 s ago)" in memsup("logs", "--since", "2m").stdout
+    quiet = memsup("logs", "--since", "2s")
+    assert (quiet.returncode, quiet.stdout) == (0, "")
+    assert quiet.stderr.startswith("No decision since 2")
+
+
+@pytest.mark.parametrize("when", ["yesterday", "25:00", "2h ago", "2026-13-01", "-5m", "auto", "", "99999999999999d"])
+def test_a_time_that_is_none_is_refused_in_a_sentence(when: str) -> None:
+    """Exit 2, what was written, and what could be."""
+    a_run_with_logs()
+    refused = memsup("logs", "--events", f"--since={when}")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        f"memsup: --since {when!r} is no time: write how long ago (2h, 30m), a time (06:30), a date (2026-05-12) or both "
+        "('2026-05-12 22:00').\n"
+    )
+
+
+def test_since_is_refused_for_the_future_and_for_the_worker() -> None:
+    a_run_with_logs()
+    future = memsup("logs", "--since", "2999-01-01")
+    assert (future.returncode, future.stderr) == (2, "memsup: --since '2999-01-01' is still to come.\n")
+    worker = memsup("logs", "--worker", "--since", "2h")
+    assert worker.returncode == 2
+    assert "carry no time" in worker.stderr
+
+
+def test_follow_goes_on_where_since_ended() -> None:
+    """No line is told twice."""
+    paths = a_run()
+    first, second = (json.dumps(EVENT | {"at": time.time(), "reason": reason}) + "\n" for reason in ("first", "second"))
+    paths.ledger.write_text(first)
+    following = subprocess.Popen([*MEMSUP, "logs", "-f", "--since", "1h", "--json"], stdout=subprocess.PIPE, text=True)
+    assert following.stdout is not None
+    try:
+        assert json.loads(following.stdout.readline())["event"]["reason"] == "first"
+        with paths.ledger.open("a") as file:
+            file.write(second)
+        assert json.loads(following.stdout.readline())["event"]["reason"] == "second"
+    finally:
+        following.terminate()
+        following.communicate(timeout=30)
 
 
 def test_an_unknown_run_is_exit_4_and_a_young_one_is_told() -> None:

@@ -29,10 +29,11 @@ from memsup.supervisor.history import Point
 from memsup.supervisor.ledger import Entry
 from memsup.supervisor.lifecycle import _order_name
 from memsup.supervisor.report.account import Account, Gap, Kind, account, place
-from memsup.supervisor.report.gather import Material, gather, ledger_files
+from memsup.supervisor.report.gather import Material, gather
 from memsup.supervisor.report.marks import time_ticks, value_ticks
 from memsup.supervisor.report.page import page
 from memsup.supervisor.report.terminal import screen, sparkline
+from memsup.supervisor.rotation import parts_of
 
 
 @pytest.fixture(scope="module")
@@ -428,7 +429,7 @@ def test_rotated_parts_of_the_ledger_are_read_in_order(night: Night) -> None:
     (folder / "ledger.1.jsonl").write_bytes(b"".join(lines[4:9]))
     night.paths.ledger.write_bytes(b"".join(lines[9:]))
     (folder / "ledger.old.jsonl").write_bytes(b"not a part")
-    assert [file.name for file in ledger_files(night.paths.ledger)] == ["ledger.2.jsonl", "ledger.1.jsonl", "ledger.jsonl"]
+    assert [file.name for file in parts_of(night.paths.ledger)] == ["ledger.2.jsonl", "ledger.1.jsonl", "ledger.jsonl"]
     assert len(read(night)[0].entries) == len(lines)
 
 

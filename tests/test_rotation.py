@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from memsup.supervisor.report.gather import ledger_files
-from memsup.supervisor.rotation import rotate
+from memsup.supervisor.rotation import parts_of, rotate
 
 
 def lines_of(file: Path) -> list[bytes]:
-    return [line for part in ledger_files(file) if part.exists() for line in part.read_bytes().splitlines()]
+    return [line for part in parts_of(file) if part.exists() for line in part.read_bytes().splitlines()]
 
 
 def test_the_newest_lines_are_kept_in_order(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--lab", type=Path, required=True)
     parser.add_argument("--wheel", type=Path, required=True)
-    parser.add_argument("deaths", nargs="*", default=list(SAYS), choices=[*SAYS, []])
+    parser.add_argument("deaths", nargs="*", choices=[*SAYS, []], metavar="DEATH")
     options = parser.parse_args()
     failed = 0
     for death in options.deaths or list(SAYS):

@@ -7,9 +7,12 @@ however large the file. Control characters are taken out: what a worker prints m
 from __future__ import annotations
 
 import os
+import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,14 @@ import click
 import msgspec
 
 from memsup.shared.record import read_record
+from memsup.shared.settings import parse_duration_s
 from memsup.supervisor.cli import RefusedError
 from memsup.supervisor.cli.options import command, data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.rotation import parts_of
 from memsup.supervisor.words import printable
 
 UNKNOWN = 4
+LINES = 40
 LOOK_EVERY_S = 0.25
 PIECE_BYTES = 64 * 1024
 LONGEST_LINE_BYTES = 256 * 1024
@@ -32,14 +38,22 @@ LONGEST_LINE_BYTES = 256 * 1024
 @run_option
 @json_option
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
-@click.option("-n", "--lines", default=40, show_default=True, type=click.IntRange(min=0), help="How many lines of the end.")
+@click.option(
+    "-n", "--lines", type=click.IntRange(min=0), help=f"How many lines of the end; {LINES} unless --since says from where."
+)
+@click.option("--since", metavar="WHEN", help="The ledger from then on: 2h or 30m ago, 06:30, 2026-05-12, '2026-05-12 22:00'.")
 @click.option("--events", "only", flag_value="events", help="Only the ledger: each decision with its cause and its result.")
 @click.option("--worker", "only", flag_value="worker", help="Only what the worker printed.")
-def logs(run_name: str, as_json: bool, follow: bool, lines: int, only: str | None) -> int:
+def logs(*, run_name: str, as_json: bool, follow: bool, lines: int | None, since: str | None, only: str | None) -> int:
     """Show the ledger of decisions and the worker's output; both unless one is asked for.
+
+    The worker's lines carry no time, so --since shows the ledger alone.
 
     Exit code: 0, or 4 for an unknown run.
     """
+    since_s = None if since is None else _unix_s(since, datetime.now())
+    if since is not None and only == "worker":
+        raise RefusedError("The lines that the worker printed carry no time; --since is for the ledger: --events.")
     paths = paths_of(run_name)
     if read_record(paths.record) is None:
         raise RefusedError(f"There is no run {run_name!r}. Start it with: {command('start', run_name)}", UNKNOWN)
@@ -47,11 +61,19 @@ def logs(run_name: str, as_json: bool, follow: bool, lines: int, only: str | Non
         Source("events", paths.ledger, event_line),
         Source("worker", paths.worker_log, worker_line),
     ]
+    only = "events" if since_s is not None else only
     sources = [source for source in sources if only in {None, source.name}]
     show = _shower(as_json, headed=len(sources) > 1)
     for source in sources:
-        for line in source.tail.last(lines):
+        first = (
+            source.tail.last(LINES if lines is None else lines) if since_s is None else _events_since(source, since_s, lines)
+        )
+        told = False
+        for line in first:
+            told = True
             show(source, line)
+        if since_s is not None and not told and source.path.exists():
+            message(f"No decision since {datetime.fromtimestamp(since_s):%Y-%m-%d %H:%M:%S}.")
         if not source.path.exists() and not follow:
             message(f"{source.path} does not exist yet.")
     while follow:
@@ -60,6 +82,44 @@ def logs(run_name: str, as_json: bool, follow: bool, lines: int, only: str | Non
             for line in source.tail.more():
                 show(source, line)
     return 0
+
+
+def _unix_s(when: str, now: datetime) -> float:
+    """A duration before `now`, or a local time: of the day (the last time it was that), a date, or both."""
+    text = when.strip()
+    then: datetime | None = None
+    try:
+        if re.fullmatch(r"\d{1,2}:\d\d(:\d\d)?", text):
+            then = datetime.fromisoformat(f"{now:%Y-%m-%d} {text.zfill(5 if text.count(':') == 1 else 8)}")
+            then -= timedelta(days=then > now)
+        elif re.match(r"\d{4}-", text):
+            then = datetime.fromisoformat(text)
+        elif (ago_s := parse_duration_s(text)) is not None:
+            then = now - timedelta(seconds=ago_s)
+        since_s = None if then is None else then.timestamp()
+    except (ValueError, OverflowError, OSError):
+        since_s = None
+    if since_s is None:
+        raise RefusedError(
+            f"--since {printable(when)!r} is no time: write how long ago (2h, 30m), a time (06:30), a date (2026-05-12) or "
+            "both ('2026-05-12 22:00')."
+        )
+    if since_s > now.timestamp():
+        raise RefusedError(f"--since {printable(when)!r} is still to come.")
+    return since_s
+
+
+def _events_since(source: Source, since_s: float, lines: int | None) -> Iterator[bytes]:
+    """From the older parts of the ledger and from the one in use, with which `source.tail.more` goes on; the last `lines`."""
+    *older, _ = parts_of(source.path)
+    tails = [*map(Tail, older), source.tail]
+    found = (line for tail in tails for line in tail.more() if _is_since(line, since_s))
+    return found if lines is None else iter(deque(found, lines))
+
+
+def _is_since(line: bytes, since_s: float) -> bool:
+    at = (_event(line) or {}).get("at")
+    return isinstance(at, int | float) and at >= since_s
 
 
 @dataclass

@@ -21,6 +21,7 @@ from memsup.shared.record import RecordError, RunRecord, read_record
 from memsup.shared.status import Status
 from memsup.supervisor.history import MOST_LINE_BYTES, Point, read_points
 from memsup.supervisor.ledger import Entry
+from memsup.supervisor.rotation import parts_of
 from memsup.supervisor.words import plural
 
 MOST_ENTRIES = 50_000
@@ -69,17 +70,11 @@ def gather(paths: RunPaths, status: Status | None, now_unix_s: float) -> Materia
     )
 
 
-def ledger_files(ledger: Path) -> list[Path]:
-    """The rotated parts, oldest first, and the one in use (docs/ledger.md)."""
-    parts = [file for file in ledger.parent.glob(f"{ledger.stem}.*{ledger.suffix}") if file.suffixes[0][1:].isdecimal()]
-    return [*sorted(parts, key=lambda file: int(file.suffixes[0][1:]), reverse=True), ledger]
-
-
 def _entries(ledger: Path) -> tuple[list[Entry], int]:
     decoder = msgspec.json.Decoder(Entry)
     entries: deque[Entry] = deque(maxlen=MOST_ENTRIES)
     bad = 0
-    for file in ledger_files(ledger):
+    for file in parts_of(ledger):
         for line in _lines(file):
             try:
                 entry = decoder.decode(line)
