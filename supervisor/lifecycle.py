@@ -309,6 +309,11 @@ class Lifecycle:
             return RunState.RUNNING
         return RunState.STARTING
 
+    @property
+    def owes_last_words(self) -> bool:
+        """If the worker has ended by itself, then without a word on why."""
+        return self.stage in (Stage.SPAWNED, Stage.READY) and not self.is_command and self._last_words is None
+
     def view(self) -> WorkerView:
         """For the ladder."""
         alive = self.stage in (Stage.SPAWNED, Stage.READY)

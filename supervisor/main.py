@@ -47,11 +47,15 @@ from memsup.supervisor.service import GO_ON, OVER
 from memsup.supervisor.signals import Signals
 from memsup.supervisor.sockets import Client, Sockets
 from memsup.supervisor.tiers import resolve
+from memsup.supervisor.words import plural
 from memsup.supervisor.worker_process import WorkerProcess
 
 LEASE_S = 30.0
 SLOW_LOOK_S = 1.0
 """Between leases, deadlines, disk readings and what else is in no hurry."""
+LAST_WORDS_WITHIN_S = 0.5
+GARBAGE_EVERY_S = 60.0
+"""Lines of the ledger about it: a flood must not fill the disk."""
 STATUS_EVERY_S = 2.0
 RECENT_S = 10.0
 GPU_FACTS_S = 5.0
@@ -122,6 +126,8 @@ class Supervisor:
         self.recent_stalls_s = [0.0, 0.0]
         """The worst of the last whole `RECENT_S`, and of those that are running."""
         self.next_recent_s = 0.0
+        self.garbage_told, self.next_garbage_s = 0, 0.0
+        self.listens_until_s: float | None = None
         self.quitting = False
         self.interrupts = 0
         self.errors = 0
@@ -257,9 +263,10 @@ class Supervisor:
         if self.worker.pidfd in woken:  # it stays readable while the rest of the tree is ended
             self.poller.unregister(self.worker.pidfd)
         state = self.worker.step(now_s)
-        if state is KillState.KILLING:
+        if state is KillState.KILLING or (state is KillState.GONE and self._may_still_be_heard(now_s)):
             self._look_soon(now_s)
         elif state is KillState.GONE:
+            self.listens_until_s = None
             status, oom_kills = self.worker.collect()
             self.speaks_to = None
             self.memory = self.memory_sensor.read(now_s)  # what is said about given back memory is measured
@@ -293,6 +300,13 @@ class Supervisor:
             self.proof = None
             self._perform(now_s, self.life.on_given_back(now_s, given_back))
 
+    def _may_still_be_heard(self, now_s: float) -> bool:
+        """Its exit is seen at once, but what it said before comes through a thread of the socket's."""
+        if self.worker.exit_status is None or self.worker.exit_status < 0 or not self.life.owes_last_words:
+            return False
+        self.listens_until_s = self.listens_until_s or now_s + LAST_WORDS_WITHIN_S
+        return now_s < self.listens_until_s
+
     def on_look(self, now_s: float) -> None:
         """The guard's own tick: memory, the ladder, what follows from it, and when to look again."""
         self.memory = self.memory_sensor.read(now_s)
@@ -316,6 +330,8 @@ class Supervisor:
             self.held = held_by(self.memory, self.cooling.workers, load.memory)
         for sentence in self.cooling.take_news():
             self._record(now_s, Record(event="attention", reason=sentence))
+        if self.sockets.garbage > self.garbage_told and now_s >= self.next_garbage_s:
+            self._tell_of_garbage(now_s)
         if self.speaks_to is not None:
             self.sockets.send(self.speaks_to, m.Lease(lease_s=LEASE_S))
         self._perform(now_s, self.life.on_tick(now_s))
@@ -331,6 +347,12 @@ class Supervisor:
             self.cooling.temperatures,
         )
         self._record_all(now_s, self.night.take_records())
+
+    def _tell_of_garbage(self, now_s: float) -> None:
+        new = self.sockets.garbage - self.garbage_told
+        self.garbage_told, self.next_garbage_s = self.sockets.garbage, now_s + GARBAGE_EVERY_S
+        what = f"{plural(new, 'message')} on the sockets made no sense and {'was' if new == 1 else 'were'} dropped"
+        self._record(now_s, Record(event="garbage", reason=what))
 
     def on_shown(self, now_s: float) -> None:
         changed = self.life.state is not self.shown_state

@@ -15,12 +15,13 @@ from pathlib import Path
 import msgspec
 
 from memsup.checkpoint.folders import Info
-from memsup.shared.clock import monotonic_s, unix_s
+from memsup.shared.clock import asleep_s, monotonic_s, unix_s
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.shared.status import Status, Wanted
 from memsup.supervisor.actions import Record
 from memsup.supervisor.blackbox import BlackBox, Facts, Heat, Mark, heat_of, read_blackbox
+from memsup.supervisor.dates import DateWatch
 from memsup.supervisor.hang import HangWatch
 from memsup.supervisor.history import Recorder, sample_of
 from memsup.supervisor.inhibit import Inhibitor
@@ -58,6 +59,7 @@ class Overnight:
         self._box = self._open_box()
         self._recorder = Recorder(record.created_unix_s)
         self._hang = HangWatch()
+        self._dates = DateWatch()
         self._stacks: str | None = None
         self._stacks_from_byte = 0
         self._stacks_until_s: float | None = None
@@ -95,6 +97,8 @@ class Overnight:
     ) -> None:
         """About once a second."""
         self._note_history(now_s, status, life.stance.duty_fraction, reserve_bytes)
+        if (why := self._dates.step(now_s, unix_s(), asleep_s())) is not None:
+            self._records.append(Record(event="clock", reason=why))
         if self._box is not None:
             self._box.facts = _facts(status, life, rung, gpus, temperatures)
             self._flush_box(now_s)
@@ -127,7 +131,8 @@ class Overnight:
         self._stacks_until_s = None
         limit_s = self._hang.limit_s(phase)
         silent, limit = duration(overdue_s + limit_s), duration(limit_s)
-        return f"its main thread got nothing done for {silent} ({phase}; at most {limit} was to be expected)", self._stacks
+        what = "not a word came from it" if life.unresponsive else "its main thread got nothing done"
+        return f"{what} for {silent} ({phase}; at most {limit} was to be expected)", self._stacks
 
     def say_goodbye(self, now_s: float, status: Status, duty_fraction: float, reserve_bytes: int) -> None:
         """The worker is gone and the scribe still writes."""
@@ -198,10 +203,11 @@ class Overnight:
     def _keep_awake(self, now_s: float, wanted: bool, calm: bool) -> None:
         if calm or not wanted or self._inhibitor.held(now_s):
             self._inhibitor.step(now_s, wanted)
-        if (why := self._inhibitor.why_not) != self._why_asleep:
+        why = self._inhibitor.why_not
+        if why is not None and why != self._why_asleep:  # it is tried again and again, and told once
+            self._records.append(Record(event="no protection", reason=why))
+        if why is not None or self._inhibitor.held(now_s):
             self._why_asleep = why
-            if why is not None:
-                self._records.append(Record(event="no protection", reason=why))
 
     def _tell(self, now_s: float, status: Status) -> None:
         if self._tells:

@@ -197,7 +197,7 @@ def sentence_of(cause: Cause, death: Death) -> str:
         case Cause.MEMORY:
             return "It stood at its memory limit although frozen, and was killed."
         case Cause.HANG:
-            return "Its main thread got nothing done for too long, and it was killed; the ledger has its stacks."
+            return "It got nothing done for too long, and was killed; the line before has its stacks, if it still wrote them."
         case Cause.UNRESPONSIVE:
             return "It no longer answered and was killed."
         case Cause.KILLED if death.exit_status is not None:

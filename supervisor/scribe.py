@@ -1,11 +1,13 @@
 """Everything the supervisor writes to disk, written by a thread that does nothing else.
 
 The main loop decides and must never wait for a disk that is full, slow or gone: it hands over bytes and goes on. What cannot be
-kept up with is dropped and counted, oldest duties first served. Checkpoints are the worker's and not written here.
+kept up with is dropped and counted, oldest duties first served. Lines that a full disk does not take wait here until it does:
+they are what explains that time afterwards. Checkpoints are the worker's and not written here.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import queue
@@ -18,12 +20,15 @@ from memsup.shared.files import replace_file
 
 MOST_WAITING = 2_000
 """Jobs in the queue before new ones are dropped: minutes of a hung disk, a few MiB of memory."""
+MOST_KEPT_BYTES = 256 << 10
+"""Lines for one file that a full disk has not taken."""
 
 
 class Scribe:
     def __init__(self) -> None:
         self._jobs: queue.Queue[tuple[str, Callable[[], object]] | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
+        self._kept: dict[Path, bytearray] = {}
         self.lost = 0
         """Writes dropped or failed since the start."""
         self.last_error: str | None = None
@@ -32,7 +37,8 @@ class Scribe:
         self._thread.start()
 
     def append(self, path: Path, line: bytes) -> None:
-        self.carry_out(str(path), partial(_append, path, line))
+        """Whole lines, in this order; those that the disk refuses come before the next ones."""
+        self.carry_out(str(path), partial(self._append, path, line))
 
     def replace(self, path: Path, content: bytes, *, durable: bool = True) -> None:
         """The file holds the old or the new content, never a part of either; see `replace_file` for `durable`."""
@@ -60,15 +66,31 @@ class Scribe:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            what, write = job
-            try:
-                write()
-            except OSError as error:
-                self.lost += 1
-                self.last_error = f"{what}: {error.strerror}"
-            except Exception as error:  # one bad job must not end all writing
-                self.lost += 1
-                self.last_error = f"{what}: {error!r}"
+            self._do(*job)
+        for path in list(self._kept):
+            self._do(str(path), partial(_append_whole, path, bytes(self._kept.pop(path))))
+
+    def _do(self, what: str, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self.lost += 1
+            self.last_error = f"{what}: {error.strerror}"
+        except Exception as error:  # one bad job must not end all writing
+            self.lost += 1
+            self.last_error = f"{what}: {error!r}"
+
+    def _append(self, path: Path, line: bytes) -> None:
+        """Raises OSError where the line is lost."""
+        kept = self._kept.setdefault(path, bytearray())
+        try:
+            _append_whole(path, bytes(kept) + line)
+        except OSError:
+            if len(kept) + len(line) > MOST_KEPT_BYTES:
+                raise
+            kept += line
+        else:
+            del self._kept[path]
 
 
 class ScribeHandler(logging.Handler):
@@ -82,9 +104,13 @@ class ScribeHandler(logging.Handler):
         self._scribe.say(self.format(record) + "\n")
 
 
-def _append(path: Path, line: bytes) -> None:
+def _append_whole(path: Path, lines: bytes) -> None:
+    """All of it or, as on a disk that is nearly full, nothing. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, line)
+        size_bytes = os.fstat(fd).st_size
+        if os.write(fd, lines) != len(lines):
+            os.ftruncate(fd, size_bytes)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     finally:
         os.close(fd)

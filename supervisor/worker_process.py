@@ -38,6 +38,11 @@ class WorkerProcess:
         return self._child.pidfd if self._child else None
 
     @property
+    def exit_status(self) -> int | None:
+        """Of the worker itself, its code or minus the signal's number; None while it lives."""
+        return self._child.exit_code() if self._child else None
+
+    @property
     def ending(self) -> TreeKill | None:
         return self._end
 
@@ -86,7 +91,7 @@ class WorkerProcess:
 
     def collect(self) -> tuple[int | None, int]:
         """After `KillState.GONE`: the exit status, and how many processes the kernel killed at the fence in this life."""
-        status = self._child.exit_code() if self._child else None
+        status = self.exit_status
         if self._child:
             self._child.close()
         if self._lifeline is not None:

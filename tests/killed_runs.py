@@ -70,8 +70,8 @@ def make_job(folder: Path, *, epochs: int, every: str = "300ms") -> None:
 
 
 def undisturbed(folder: Path, name: str) -> End:
-    memsup("start", "--run", name, cwd=folder)
-    assert memsup("wait", "--run", name, within_s=900).returncode == 0
+    for done in (memsup("start", "--run", name, cwd=folder), memsup("wait", "--run", name, within_s=900)):
+        assert done.returncode == 0, done.stdout + done.stderr
     return end_of(run_paths(name))
 
 

@@ -202,7 +202,7 @@ COOL_C, WARM_C, HOT_C, CRITICAL_C = 60, 99, 106, 100
 
 def heat(room: Room) -> Iterator[str]:
     _own_view("A simulated sensor")
-    sensor = _simulated_sensor()
+    sensor = simulated_sensor()
     toy = Toy(room, "heat")
     toy.begin()
     try:
@@ -231,7 +231,7 @@ def _own_view(what: str) -> None:
         raise NotRehearsedError(why) from None
 
 
-def _simulated_sensor() -> Path:
+def simulated_sensor() -> Path:
     """A processor's sensor as the kernel shows it, over /sys/class, for the processes of this scene alone."""
     try:
         mount_small_disk(Path("/sys/class"), MIB)

@@ -1,19 +1,78 @@
-"""Imported by every Python below a test that puts this folder on PYTHONPATH: makes a real worker fail as the environment says.
+"""Imported by every Python below a test that puts this folder on PYTHONPATH: makes real processes fail as the environment says.
 
-FAULT_ROW=N: whatever step has row N of the training rows fails in the middle of it, each time.
+FAULT_ROW=N       whatever step has row N of the training rows fails in the middle of it, each time
+FAULT_FOLDER=DIR  a file in DIR is an order to the worker for its next step, and is gone when that is carried out:
+                      hang     get stuck, while the link to the supervisor goes on answering
+                      crash    raise an IndexError
+                      nan      have a loss that is not a number
+                  DIR/balloon says what a process beside the training is to hold (`drill_balloon.py`)
+FAULT_CLOCK=FILE  all processes of memsup have the clock of `night_clock.py`
 """
 
 import os
 import sys
+import threading
+from pathlib import Path
 
-if "memsup.worker" in sys.orig_argv and (fault_row := os.environ.get("FAULT_ROW")):
+if clock_file := os.environ.get("FAULT_CLOCK"):
+    import night_clock
+
+    night_clock.install(clock_file)
+
+
+def fail_at_row(row: int) -> None:
+    before_each_cut(lambda rows: crash() if row in rows else None)
+
+
+def obey(folder: Path) -> None:
+    import subprocess
+
+    from memsup.supervisor.cli import drill_balloon
+
+    balloon = [sys.executable, "-I", "-S", drill_balloon.__file__, str(folder / "balloon")]
+    subprocess.Popen(balloon, stdin=subprocess.DEVNULL)
+
+    def look(_rows: object) -> None:
+        for name, fail in {"hang": threading.Event().wait, "crash": crash, "nan": poison_next_loss}.items():
+            try:
+                (folder / name).unlink()
+            except FileNotFoundError:
+                continue
+            fail()
+
+    before_each_cut(look)
+
+
+def before_each_cut(look) -> None:
     from memsup.worker import batches
 
     right = batches.cut
 
-    def cut(rows, lengths, micro_tokens):  # type: ignore[no-untyped-def]
-        if int(fault_row) in rows:
-            raise IndexError("index out of range in self")
+    def cut(rows, lengths, micro_tokens):
+        look(rows)
         return right(rows, lengths, micro_tokens)
 
     batches.cut = cut
+
+
+def crash() -> None:
+    raise IndexError("index out of range in self")
+
+
+def poison_next_loss() -> None:
+    from torch.nn import functional
+
+    right = functional.cross_entropy
+
+    def wrong(*arguments, **named):
+        functional.cross_entropy = right
+        return right(*arguments, **named) * float("nan")
+
+    functional.cross_entropy = wrong
+
+
+if "memsup.worker" in sys.orig_argv:
+    if fault_row := os.environ.get("FAULT_ROW"):
+        fail_at_row(int(fault_row))
+    if fault_folder := os.environ.get("FAULT_FOLDER"):
+        obey(Path(fault_folder))
