@@ -1,6 +1,7 @@
 """`run.json`: what the user asked for, as it was resolved when the run was created, and what they want of it now.
 
-Everything in it must be the same again after a restart for the training to be the same; only `wanted` changes later.
+Everything in it must be the same again after a restart for the training to be the same; only `wanted` and
+`gentle` change later.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     wanted: Wanted
     pause_mode: PauseMode = PauseMode.HOLD
     """How a wanted pause is to be carried out."""
+    gentle: bool = False
+    """The machine died under it, and nobody has stopped and started it since (`supervisor/footing.py`)."""
     tier: str
     """low, safe or full; `settings.tier` keeps what was asked."""
     tier_reason: str

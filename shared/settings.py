@@ -90,6 +90,8 @@ class Limits(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Recovery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     continue_on_cpu: bool = False
     """A run whose GPU is lost goes on on the CPU: much slower, and with other rounding."""
+    after_power_loss: Literal["ask", "gentle", "same"] = "gentle"
+    """How it goes on when the whole machine has died (`supervisor/footing.py`)."""
 
 
 class Checkpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

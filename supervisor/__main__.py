@@ -44,17 +44,17 @@ def main() -> int:
     handler = ScribeHandler(supervisor.scribe)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    _tell(options.ready_fd, ok=True, text="", postmortem=supervisor.night.postmortem)
+    _tell(options.ready_fd, ok=True, postmortem=supervisor.night.postmortem, waits=supervisor.night.waits is not None)
     supervisor.run()
     lock.release()
     return supervisor.exit_status
 
 
-def _tell(fd: int | None, *, ok: bool, text: str, postmortem: Sequence[str] = ()) -> None:
-    """`postmortem`: what the life before died of, for `memsup start` to say first."""
+def _tell(fd: int | None, *, ok: bool, text: str = "", postmortem: Sequence[str] = (), waits: bool = False) -> None:
+    """For `memsup start` (`Answer` in `cli/spawning.py`)."""
     if fd is not None:
         try:
-            os.write(fd, msgspec.json.encode({"ok": ok, "text": text, "postmortem": postmortem}) + b"\n")
+            os.write(fd, msgspec.json.encode({"ok": ok, "text": text, "postmortem": postmortem, "waits": waits}) + b"\n")
         except BrokenPipeError:
             pass  # whoever started us has gone; that is no reason to go as well
         os.close(fd)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from memsup.shared.messages import WorkerMemory
 from memsup.shared.settings import Limits
 from memsup.supervisor.battery import BatteryControl, PowerSupply
+from memsup.supervisor.footing import AS_EVER, Footing
 from memsup.supervisor.gpu.client import GpuClient
 from memsup.supervisor.gpu.devices import XID_LOST, XIDS, heat_sources, of_worker, power_limits
 from memsup.supervisor.gpu.vram import VramControl, VramDecision
-from memsup.supervisor.heat import HeatControl, HeatDecision
+from memsup.supervisor.heat import LEAST_CAP, HeatControl, HeatDecision
 from memsup.supervisor.ladder import HoldReason, Proposal
 from memsup.supervisor.readings import GpuReading, TemperatureReading
 from memsup.supervisor.temperatures import TemperatureSensors, cpu_sources
@@ -47,6 +48,7 @@ class Cooling:
     watches_gpus: bool
     vram_fraction: float | None
     power_record: Path
+    footing: Footing = AS_EVER
     gpus: tuple[GpuReading, ...] = ()
     workers: tuple[GpuReading, ...] = ()
     """Those of them that the worker computes on."""
@@ -100,9 +102,11 @@ class Cooling:
         self.workers = workers = of_worker(self.gpus, self._visible)
         sources = heat_sources(workers, self.limits.gpu_temperature_c)
         sources += cpu_sources(self.temperatures, self._sensors.cpu_use, self.limits.cpu_temperature_c)
+        sources = [replace(source, limits=source.limits.cooler(self.footing.cooler_by_c)) for source in sources]
         self.heat = self._heat.step(now_s, sources, computing=load.computing, may_cap=self.client.may_cap)
         self._note_trouble(workers)
-        self.client.cap(power_limits(workers, self.heat.power_fraction, self.limits.power_w))
+        power_fraction = max(LEAST_CAP, self.footing.power_fraction * self.heat.power_fraction)
+        self.client.cap(power_limits(workers, power_fraction, self.limits.power_w))
         return tuple(self._proposals(now_s, workers, load))
 
     def take_news(self) -> list[str]:

@@ -122,6 +122,8 @@ class Lifecycle:
     restarts: int = 0
     unresponsive: bool = False
     micro_tokens_limit: int | None = None
+    most_micro_tokens: int | None = None
+    """However calm memory is (`footing.py`)."""
     given_back: GivenBack | None = NOTHING_KNOWN
     """By the last worker; None: the device is still to be asked, and nothing is started before."""
     stance: Stance = field(default_factory=Stance)
@@ -135,6 +137,7 @@ class Lifecycle:
     _stage_since_s: float = 0.0
     _heard_at_s: float = 0.0
     _told_may_grow: bool = True
+    _told_most_tokens: int | None = None
     _told_duty: float = 1.0
     _told_vram_bytes: int | None = None
     _told_to_end: bool = False
@@ -250,6 +253,14 @@ class Lifecycle:
         """The worker still answers, but its main thread does not get on (`hang.py`)."""
         self._record("hang", why, result=stacks)
         self._kill(now_s, Cause.HANG, why)
+        return self._settle(now_s)
+
+    def on_machine_died(self, now_s: float, why: str) -> list[Action]:
+        """A person is to say first whether it goes on."""
+        self.wanted = Wanted.STOPPED
+        self._out.append(Remember(self.wanted, self.pause_mode))
+        self._record("wanted", why, action="stopped")
+        self._end_run(RunState.STOPPED, None)
         return self._settle(now_s)
 
     def on_terminate(self, now_s: float, *, forget: bool) -> list[Action]:
@@ -544,10 +555,15 @@ class Lifecycle:
         if self.orders.in_flight(m.LimitMicroBatch):
             return
         halve, may_grow = self._shrink_asked, self.stance.may_grow
-        if halve or may_grow != self._told_may_grow:
-            self._shrink_asked, self._told_may_grow = False, may_grow
-            why = self.stance.reason or "memory is calm again"
-            self._order(now_s, lambda n: m.LimitMicroBatch(order_id=n, reason=why, halve=halve, may_grow=may_grow))
+        most = self.most_micro_tokens if may_grow and not halve else None  # else it would let a smaller one grow
+        gentler = most is not None and most != self._told_most_tokens
+        if halve or gentler or may_grow != self._told_may_grow:
+            why = self.stance.reason or ("gentler since the machine died" if gentler else "memory is calm again")
+            self._shrink_asked, self._told_may_grow, self._told_most_tokens = False, may_grow, most or self._told_most_tokens
+            self._order(
+                now_s,
+                lambda n: m.LimitMicroBatch(order_id=n, reason=why, micro_tokens=most, halve=halve, may_grow=may_grow),
+            )
 
     def _why_held(self) -> str:
         return "the user asked" if self.wanted is Wanted.PAUSED else self.stance.reason
@@ -568,7 +584,7 @@ class Lifecycle:
     def _enter(self, stage: Stage, now_s: float) -> None:
         self.stage, self._stage_since_s, self._heard_at_s = stage, now_s, now_s
         if stage is Stage.SPAWNED:
-            self._trains, self._told_vram_bytes = False, None
+            self._trains, self._told_vram_bytes, self._told_most_tokens = False, None, None
             self._told_may_grow, self._told_duty, self._told_to_end, self._shrink_asked = True, 1.0, False, False
 
     def _order(self, now_s: float, make: OrderMaker, requests: list[int] | None = None) -> None:
@@ -658,6 +674,8 @@ def _order_name(order: m.AnyOrder) -> str:
     match order:
         case m.LimitMicroBatch(halve=True):
             return "halve the micro-batch"
+        case m.LimitMicroBatch(micro_tokens=int(most)):
+            return f"micro-batches of at most {most:,} tokens"
         case m.LimitMicroBatch(may_grow=may_grow):
             return "let the micro-batch grow" if may_grow else "stop growing the micro-batch"
         case m.LimitMemory(device_bytes=device_bytes):

@@ -31,6 +31,7 @@ from memsup.supervisor import ledger, reporting
 from memsup.supervisor.actions import Action, Answer, Freeze, Keep, Kill, Quit, Record, Remember, Send, Spawn, Terminate, Thaw
 from memsup.supervisor.cooling import Cooling, Load
 from memsup.supervisor.fence import choose_fence
+from memsup.supervisor.footing import footing_of
 from memsup.supervisor.given_back import PROOF_WITHIN_S, Held, Proof, held_by
 from memsup.supervisor.gpu.client import facts
 from memsup.supervisor.ladder import HoldReason, Ladder, MemoryLimits, Proposal, Rung
@@ -81,6 +82,8 @@ class Supervisor:
         gpus, _ = facts(GPU_FACTS_S) if device != "cpu" else ((), None)
         self.limits = resolve(record.settings, {}, look(paths.state, gpus)).limits
         on_gpu = device.startswith("cuda") or bool(gpus)
+        record.gentle = record.gentle or self.night.machine_died
+        self.footing = footing_of(record, watches_gpus=on_gpu)
         chosen = choose_fence(record.run_id, self.limits.fence_bytes, device_is_cuda=on_gpu)
         self.fence = chosen.fence
         self.fence_reason = "; ".join(f"{kind}: {why}" for kind, why in chosen.refused)
@@ -91,6 +94,7 @@ class Supervisor:
             watches_gpus=on_gpu,
             vram_fraction=self.limits.vram_fraction,
             power_record=paths.state.parent / ".power-limits.json",
+            footing=self.footing,
         )
         self.proposals: tuple[Proposal, ...] = ()
         self.held = Held()
@@ -113,6 +117,7 @@ class Supervisor:
             continue_on_cpu=record.settings.recovery.continue_on_cpu,
             checkpoint=_note_of(newest),
             budget=_read_budget(self._budget_file),
+            most_micro_tokens=self.footing.most_micro_tokens,
         )
         self.deadman = Deadman(self.fence.name) if self.fence.folder is None else None
         self.speaks_to: bytes | None = None
@@ -155,6 +160,10 @@ class Supervisor:
         self._record_all(now_s, self.night.take_records())
         for protection in protections:
             self._record(now_s, Record(event="protection" if protection.holds else "no protection", reason=protection.text))
+        if self.night.machine_died:
+            self.scribe.replace(self.paths.record, encode_record(self.record))
+        if self.night.waits is not None:
+            self._perform(now_s, self.life.on_machine_died(now_s, self.night.waits))
         self._perform(now_s, self.life.on_start(now_s, leftover=self.fence.populated() is True))
         self.notifier.ready()
 
@@ -496,6 +505,8 @@ class Supervisor:
         if self.errors:
             yield f"memsup itself had {self.errors} errors; it goes on. Its log has them: {self.paths.supervisor_log}"
         yield from self.night.attention
+        if self.footing.sentence is not None:
+            yield self.footing.sentence
         yield from self.cooling.attention
         if self.scribe.lost:
             yield f"{self.scribe.lost} records could not be written ({self.scribe.last_error or 'the disk is too slow'})."

@@ -33,7 +33,7 @@ class Kind(enum.StrEnum):
     FAILED = "failed"
     ATTENTION = "attention"
     REVIVED = "revived"
-    """Training goes on after a death of the whole machine."""
+    """Training goes on after a death of the whole machine, or waits for a person to say so."""
     PAUSED = "paused"
     DIGEST = "digest"
     TEST = "test"
@@ -72,13 +72,17 @@ class Policy:
         """When each present sentence of attention was first seen."""
         self._paused_told = False
         self._revived: tuple[str, ...] = ()
+        self._waits = False
         self._explained: tuple[str, ...] = ()
         self._next_ping_s = 0.0
 
-    def machine_died(self, sentences: Sequence[str]) -> None:
-        """The post-mortem's words, to be told once training goes on; the first of them needs no message of its own."""
+    def machine_died(self, sentences: Sequence[str], *, waits: bool = False) -> None:
+        """The post-mortem's words, to be told once training goes on. `waits`: for a person, so at once when it is stopped. The
+        first of them, and all when it waits, need no message of their own as attention.
+        """
+        self._waits = waits
         self._revived = tuple(sentences)
-        self._explained = self._revived[:1]
+        self._explained = self._revived if waits else self._revived[:1]
 
     def ping_due(self, now_s: float) -> bool:
         """`now_s` is monotonic."""
@@ -128,10 +132,11 @@ class Policy:
         )
 
     def _revival(self, status: Status) -> Notice | None:
-        if not self._revived or status.state is not RunState.RUNNING:
+        if not self._revived or status.state is not (RunState.STOPPED if self._waits else RunState.RUNNING):
             return None
         sentences, self._revived = self._revived, ()
-        return Notice(Kind.REVIVED, f"{status.run}: goes on after the machine died", "\n".join([*sentences, _progress(status)]))
+        what = "the machine died, and it waits for you" if self._waits else "goes on after the machine died"
+        return Notice(Kind.REVIVED, f"{status.run}: {what}", _sentences(*sentences, _progress(status)))
 
     def _pause(self, unix_s: float, status: Status) -> Notice | None:
         if status.state not in (RunState.PAUSED, RunState.COOLING) or status.since is None:

@@ -22,6 +22,7 @@ from memsup.shared.status import Status, Wanted
 from memsup.supervisor.actions import Record
 from memsup.supervisor.blackbox import BlackBox, Facts, Heat, Mark, heat_of, read_blackbox
 from memsup.supervisor.dates import DateWatch
+from memsup.supervisor.footing import waits
 from memsup.supervisor.hang import HangWatch
 from memsup.supervisor.history import Recorder, sample_of
 from memsup.supervisor.inhibit import Inhibitor
@@ -52,10 +53,14 @@ class Overnight:
         """What `memsup status` says of the death of the machine."""
         self.postmortem: list[str] = []
         """What the life before died of, in lines for a person; empty where it ended well."""
+        self.machine_died = False
+        """Before this start, and with it the life before."""
+        self.waits: str | None = None
+        """Why nothing is started before a person says so, and what to type."""
         self._records: list[Record] = []
         self._policy = Policy(_read_told(paths.state / "told.json"))
         self._told = b""
-        self._explain(checkpoint)
+        self._explain(record, checkpoint)
         self._box = self._open_box()
         self._recorder = Recorder(record.created_unix_s)
         self._hang = HangWatch()
@@ -157,7 +162,7 @@ class Overnight:
 
     # -- black box ----------------------------------------------------------------------------------------------------
 
-    def _explain(self, checkpoint: Info | None) -> None:
+    def _explain(self, record: RunRecord, checkpoint: Info | None) -> None:
         """What the black box of the life before says, and the logs, where it did not end well."""
         history = read_blackbox(self._paths.blackbox)
         if not (history.frames or history.broken):
@@ -171,11 +176,14 @@ class Overnight:
         verdict = judge(evidence)
         if verdict is None:
             return
-        self.postmortem = told(evidence, verdict)
+        self.machine_died = verdict.machine
+        self.waits = waits(record) if verdict.machine else None
+        self.postmortem = told(evidence, verdict, waits=self.waits is not None)
         self._records.append(Record(event="postmortem", reason=verdict.sentence, result="\n".join(self.postmortem[1:])))
         if verdict.machine:
-            self.attention = (verdict.sentence,)
-            self._policy.machine_died(self.postmortem)
+            self.attention = (verdict.sentence, *filter(None, [self.waits]))
+            self.postmortem += filter(None, [self.waits])
+            self._policy.machine_died(self.postmortem, waits=self.waits is not None)
 
     def _open_box(self) -> BlackBox | None:
         try:

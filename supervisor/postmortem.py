@@ -107,7 +107,10 @@ def judge(evidence: Evidence) -> Verdict | None:
         if not evidence.broken:
             return None
         finding = _Finding(
-            Cause.UNKNOWN, False, "The black box of the life before cannot be read, so nothing can be said about it."
+            Cause.UNKNOWN,
+            False,
+            "The black box of the life before cannot be read, so nothing can be said about it.",
+            machine=False,
         )
         return _verdict(evidence, None, finding)
     last = evidence.frames[-1]
@@ -366,8 +369,8 @@ def last_minute(frames: Sequence[Frame]) -> Iterator[str]:
             yield f"{_named(heat)} {heat.celsius:.0f} °C" + ("" if heat.power_w is None else f", {heat.power_w:.0f} W")
 
 
-def told(evidence: Evidence, verdict: Verdict) -> list[str]:
-    """The next start's first words, for a terminal and a message."""
+def told(evidence: Evidence, verdict: Verdict, *, waits: bool = False) -> list[str]:
+    """The next start's first words, for a terminal and a message. `waits`: nothing is started before a person says so."""
     lines = [verdict.sentence]
     if verdict.is_bad:
         if verdict.died_unix_s is not None:
@@ -375,13 +378,13 @@ def told(evidence: Evidence, verdict: Verdict) -> list[str]:
         lines += [f"Then: {text}" for text in last_minute(evidence.frames)]
         lines += [f"For it: {text}" for text in verdict.evidence_for]
         lines += [f"Against it: {text}" for text in verdict.evidence_against]
-        lines.append(_left(evidence, verdict))
+        lines.append(_left(evidence, verdict, "It would go on" if waits else "It goes on"))
     return lines
 
 
-def _left(evidence: Evidence, verdict: Verdict) -> str:
+def _left(evidence: Evidence, verdict: Verdict, it_goes_on: str) -> str:
     if verdict.checkpoint_step is None:
         return "There is no checkpoint yet: it begins again."
     verified = "verified" if evidence.checkpoint_verified else "to be verified when it is loaded"
     lost = "" if verdict.lost_s is None else f", {duration(verdict.lost_s)} of work are done again"
-    return f"It goes on from the checkpoint of step {count(verdict.checkpoint_step)} ({verified}){lost}."
+    return f"{it_goes_on} from the checkpoint of step {count(verdict.checkpoint_step)} ({verified}){lost}."

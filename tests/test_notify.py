@@ -95,6 +95,17 @@ def test_after_a_death_of_the_machine_the_verdict_comes_when_training_goes_on() 
     assert notice.text.startswith("The machine went down without shutting down.\nIt goes on from step 1,200.")
 
 
+def test_a_run_that_waits_for_a_person_after_the_machine_died_says_so_when_it_is_stopped() -> None:
+    """At once, with what to type, and once."""
+    person = Person()
+    sentences = ["The machine went down without shutting down.", "It stays stopped. Go on: memsup start"]
+    person.policy.machine_died(sentences, waits=True)
+    assert person.sees(status_of(RunState.STARTING), minutes=5) == []
+    (notice,) = person.sees(status_of(RunState.STOPPED, attention=sentences), minutes=5)
+    assert notice.title.endswith("the machine died, and it waits for you")
+    assert notice.text.startswith("\n".join(sentences))
+
+
 def test_a_forgotten_pause_is_told_after_a_quarter_of_an_hour() -> None:
     """Once for each pause; a short one is nobody's business."""
     person = Person()

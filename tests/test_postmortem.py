@@ -164,7 +164,7 @@ CASES = [
         True,
         "nothing here can tell",
     ),
-    Case("only torn blocks", evidence(frames=(), broken=5), Cause.UNKNOWN, False, True, "nothing can be said"),
+    Case("only torn blocks", evidence(frames=(), broken=5), Cause.UNKNOWN, False, False, "nothing can be said"),
 ]
 
 

@@ -53,6 +53,7 @@ SAMPLE = {
     "limits.gpu_temperature_c": "80",
     "limits.on_battery": "run",
     "recovery.continue_on_cpu": "true",
+    "recovery.after_power_loss": "ask",
     "training.max_length": "128",
 }
 

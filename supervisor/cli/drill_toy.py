@@ -131,7 +131,7 @@ class Toy:
     def begin_again(self) -> list[str]:
         """After the supervisor was killed: what the next one says of it. Raises `RefusedError`."""
         with spawning.only_start(self.paths):
-            return spawning.spawn(self.paths)
+            return spawning.spawn(self.paths).postmortem
 
     # -- looking ------------------------------------------------------------------------------------------------------
 

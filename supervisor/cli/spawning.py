@@ -79,11 +79,8 @@ def write_run(paths: RunPaths, record: RunRecord) -> None:
         ) from None
 
 
-def spawn(paths: RunPaths) -> list[str]:
-    """Starts the supervisor, detached from this terminal, and waits until it guards. Raises `RefusedError`.
-
-    What the life before died of, in lines for a person; empty where it ended well.
-    """
+def spawn(paths: RunPaths) -> Answer:
+    """Starts the supervisor, detached from this terminal, and waits until it guards. Raises `RefusedError`."""
     ready, told = os.pipe()
     log = _open_log(paths)
     try:
@@ -116,7 +113,7 @@ def spawn(paths: RunPaths) -> list[str]:
     if not verdict.ok:
         process.wait()
         raise RefusedError(f"The supervisor did not start: {verdict.text}", NOT_STARTED)
-    return verdict.postmortem
+    return verdict
 
 
 def become(paths: RunPaths) -> None:
@@ -156,17 +153,21 @@ def _first_line(fd: int, deadline_s: float) -> bytes | None:
     return text
 
 
-class _Answer(msgspec.Struct):
+class Answer(msgspec.Struct):
     """The supervisor's line on `--ready-fd`."""
 
     ok: bool
     text: str = ""
+    """Why it did not come up."""
     postmortem: list[str] = []
+    """What the life before died of, in lines for a person; empty where it ended well."""
+    waits: bool = False
+    """It came up and started nothing: a person is to say first whether the run goes on."""
 
 
-def _verdict(line: bytes) -> _Answer | None:
+def _verdict(line: bytes) -> Answer | None:
     try:
-        return msgspec.json.decode(line, type=_Answer)
+        return msgspec.json.decode(line, type=Answer)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 

@@ -96,10 +96,12 @@ def _go(
             _tell(paths, plan, record, as_json, run_id=fresh_record.run_id)
             message("In the foreground: Ctrl-C checkpoints and stops, a second one stops at once.")
             spawning.become(paths)
-        postmortem = spawning.spawn(paths)
-    for line in postmortem:
+        answer = spawning.spawn(paths)
+    for line in answer.postmortem:
         message(printable(line))
-    _tell(paths, plan, record, as_json, run_id=fresh_record.run_id, postmortem=postmortem)
+    _tell(paths, plan, record, as_json, run_id=fresh_record.run_id, postmortem=answer.postmortem)
+    if answer.waits:
+        return spawning.NOT_STARTED
     if not as_json:
         _tell_next(paths, paused=fresh_record.wanted is Wanted.PAUSED)
     if wait:
@@ -194,6 +196,11 @@ def _new_record(paths: RunPaths, plan: Plan) -> RunRecord:
 
 def _continued_record(record: RunRecord, plan: Plan) -> RunRecord:
     """A pause outlives the supervisor; a stop ends with a start."""
+    if (
+        record.wanted is Wanted.STOPPED
+    ):  # whoever stopped it knows of a death of the machine; gentle now only if asked and told so
+        asked = record.settings.recovery.after_power_loss == "ask"
+        record.gentle = record.gentle and asked and plan.settings.recovery.after_power_loss == "gentle"
     if record.wanted is not Wanted.PAUSED:
         record.wanted = Wanted.RUNNING
     record.settings = plan.settings

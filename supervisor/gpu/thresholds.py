@@ -8,7 +8,7 @@ RTX 40 and later, H100) S follows whichever of the chip's sensors is nearest to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 ASSUMED_SLOWDOWN_C = 93.0
 """For a device that does not say: the lowest that is usual (30-series)."""
@@ -71,6 +71,16 @@ class HeatLimits:
     slowdown_c: float
     assumed: bool = False
     """The device does not say when it slows down."""
+
+    def cooler(self, by_c: float) -> HeatLimits:
+        """The same, everything that memsup does done so many degrees earlier."""
+        return replace(
+            self,
+            colour_c=self.colour_c - by_c,
+            pace_c=self.pace_c - by_c,
+            hold_c=self.hold_c - by_c,
+            resume_c=self.resume_c - by_c,
+        )
 
 
 def heat_limits(slowdown_c: float | None, chosen_c: float | None = None) -> HeatLimits:
