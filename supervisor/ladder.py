@@ -7,6 +7,9 @@ user's wish apart. Behind every rung stands the fence (`fence.py`), which the ke
 Memory is judged by *use*: the part of what the worker may have that is taken, 0 to 1, the worse of two views — the worker's
 tree against its limit, and the machine's used memory against all but the reserve. Climbing is immediate, to the highest rung
 whose `enter` is met; coming down is one rung at a time, after `calm_s` below that rung's `leave`.
+
+Each step leaves in `Ladder.moment` what it was decided on besides the readings. The ledger keeps that of every decision, and
+`replay` comes to the same stance from it.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from __future__ import annotations
 import enum
 from collections import deque
 from dataclasses import dataclass, field
+
+import msgspec
 
 from memsup.supervisor.readings import DiskReading, MemoryReading
 from memsup.supervisor.words import size
@@ -123,6 +128,28 @@ class Stance:
     reason: str = ""
 
 
+class Moment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a step was decided on, besides the readings: the ladder as it stood before, and what was asked of it."""
+
+    now_s: float
+    limits: MemoryLimits
+    disk_floor_bytes: int = 0
+    worker: WorkerView = WorkerView()
+    proposals: tuple[Proposal, ...] = ()
+    """Those that ask for something."""
+    rung: int = Rung.GROW
+    above_since: dict[int, float] = {}
+    calm_since: float | None = None
+    held_since: float | None = None
+    frozen_at: float | None = None
+    thawed_at: float | None = None
+    shrunk_at: float | None = None
+    disk_low: bool = False
+    disk_calm_since: float | None = None
+    used: tuple[float, int] | None = None
+    """The worker's bytes at an earlier time, from which its fill rate was reckoned."""
+
+
 @dataclass
 class Ladder:
     limits: MemoryLimits
@@ -138,6 +165,8 @@ class Ladder:
     _disk_low: bool = False
     _disk_calm_since: float | None = None
     _used: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64))
+    moment: Moment | None = None
+    """Of the last step."""
 
     def step(
         self,
@@ -148,6 +177,7 @@ class Ladder:
         proposals: tuple[Proposal, ...] = (),
     ) -> Stance:
         """One look at everything. Unknown readings keep the rung as it is: unknown is neither fine nor bad."""
+        self.moment = self._moment(now_s, memory, worker, proposals)
         use, why = memory_use(memory, self.limits)
         if use is not None:
             self._note_growth(memory)
@@ -191,6 +221,26 @@ class Ladder:
         if now_s <= then_s or now_bytes <= then_bytes:
             return None
         return (now_bytes - then_bytes) / (now_s - then_s)
+
+    def _moment(self, now_s: float, memory: MemoryReading, worker: WorkerView, proposals: tuple[Proposal, ...]) -> Moment:
+        in_window = (seen for seen in self._used if memory.at_s - seen[0] <= RATE_WINDOW_S)
+        return Moment(
+            now_s=now_s,
+            limits=self.limits,
+            disk_floor_bytes=self.disk_floor_bytes,
+            worker=worker,
+            proposals=tuple(proposal for proposal in proposals if proposal != Proposal()),
+            rung=self.rung,
+            above_since={int(rung): since_s for rung, since_s in self._above_since.items()},
+            calm_since=self._calm_since,
+            held_since=self._held_since,
+            frozen_at=self._frozen_at,
+            thawed_at=self._thawed_at,
+            shrunk_at=self._shrunk_at,
+            disk_low=self._disk_low,
+            disk_calm_since=self._disk_calm_since,
+            used=next(in_window, self._used[-1] if self._used else None),
+        )
 
     # -- up at once, down one at a time -------------------------------------------------------------------------------
 
@@ -290,6 +340,25 @@ class Ladder:
         if holds:
             return Rung.HOLD
         return max(self.rung, Rung.PACE) if duty < 1.0 else self.rung
+
+
+def replay(moment: Moment, memory: MemoryReading, disk: DiskReading | None) -> Stance:
+    """The stance that the ladder came to at `moment` on these readings."""
+    ladder = Ladder(
+        moment.limits,
+        moment.disk_floor_bytes,
+        Rung(moment.rung),
+        {Rung(rung): since_s for rung, since_s in moment.above_since.items()},
+        moment.calm_since,
+        moment.held_since,
+        moment.frozen_at,
+        moment.thawed_at,
+        moment.shrunk_at,
+        moment.disk_low,
+        moment.disk_calm_since,
+        deque([] if moment.used is None else [moment.used], maxlen=64),
+    )
+    return ladder.step(moment.now_s, memory, disk, moment.worker, moment.proposals)
 
 
 def memory_use(memory: MemoryReading, limits: MemoryLimits) -> tuple[float | None, str]:

@@ -1,6 +1,6 @@
 """The ledger's lines: every decision with its cause, its readings and its result, one JSON object a line (docs/ledger.md).
 
-Only makes the lines; `scribe.py` appends them to `ledger.jsonl`.
+Only makes and reads the lines; `scribe.py` appends them to `ledger.jsonl`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from memsup.supervisor.actions import Record
+from memsup.supervisor.ladder import Moment
 from memsup.supervisor.readings import DiskReading, MemoryReading
 
 
@@ -26,9 +27,17 @@ class Entry(msgspec.Struct, kw_only=True, omit_defaults=True):
     step: int | None = None
     memory: MemoryReading | None = None
     disk: DiskReading | None = None
+    ladder: Moment | None = None
+    """Of a decision of the ladder: with `memory` and `disk` all that it was decided on (`replay` in `ladder.py`)."""
 
 
 _encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Entry)
+
+
+def read_entry(line: bytes) -> Entry:
+    """Raises `msgspec.DecodeError` and `UnicodeDecodeError` for a torn line."""
+    return _decoder.decode(line)
 
 
 def line(
@@ -41,6 +50,7 @@ def line(
     step: int | None,
     memory: MemoryReading | None,
     disk: DiskReading | None,
+    ladder: Moment | None = None,
 ) -> bytes:
     entry = Entry(
         at=round(at, 3),
@@ -55,5 +65,6 @@ def line(
         step=step,
         memory=memory,
         disk=disk,
+        ladder=ladder,
     )
     return _encoder.encode(entry) + b"\n"

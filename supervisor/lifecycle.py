@@ -240,6 +240,9 @@ class Lifecycle:
         if stance.rung is not self.stance.rung:
             direction = "up" if stance.rung > self.stance.rung else "down"
             self._record("rung", stance.reason or "calm again", rung=stance.rung.name.lower(), action=f"ladder {direction}")
+        elif stance.shrink or (stance.release and not self.stance.release):
+            action = "shrink" if stance.shrink else "release"
+            self._record("rung", stance.reason, rung=stance.rung.name.lower(), action=action)
         self._shrink_asked = self._shrink_asked or stance.shrink
         self.stance = stance
         return self._settle(now_s)

@@ -13,6 +13,7 @@ import random
 import signal
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -34,7 +35,7 @@ from memsup.supervisor.fence import choose_fence
 from memsup.supervisor.footing import footing_of
 from memsup.supervisor.given_back import PROOF_WITHIN_S, Held, Proof, held_by
 from memsup.supervisor.gpu.client import facts
-from memsup.supervisor.ladder import HoldReason, Ladder, MemoryLimits, Proposal, Rung
+from memsup.supervisor.ladder import HoldReason, Ladder, MemoryLimits, Moment, Proposal, Rung
 from memsup.supervisor.lifecycle import Lifecycle, Stage
 from memsup.supervisor.machine import look
 from memsup.supervisor.overnight import Overnight
@@ -97,6 +98,8 @@ class Supervisor:
             footing=self.footing,
         )
         self.proposals: tuple[Proposal, ...] = ()
+        self.deciding: Moment | None = None
+        """While a stance is carried out: what the ladder came to it on."""
         self.held = Held()
         """By the worker, before it was asked to leave or died."""
         self.proof: Proof | None = None
@@ -325,7 +328,10 @@ class Supervisor:
             if not self.deadman.beat():
                 self.deadman = Deadman(self.fence.name)
         stance = self.ladder.step(now_s, self.memory, self.disk, self.life.view(), self.proposals)
+        self.proposals = tuple(replace(proposal, shrink=False) for proposal in self.proposals)  # asked once
+        self.deciding = self.ladder.moment
         self._perform(now_s, self.life.on_stance(now_s, stance))
+        self.deciding = None
         self.next_look_s = now_s + self._look_again_in_s()
 
     def on_slow_look(self, now_s: float) -> None:
@@ -452,6 +458,7 @@ class Supervisor:
             step=self.life.heartbeat.progress.step if self.life.heartbeat else None,
             memory=self.memory,
             disk=self.disk,
+            ladder=self.deciding if record.rung is not None else None,
         )
         self.scribe.append(self.paths.ledger, line)
         log.info("%s: %s", record.event, " - ".join(filter(None, (record.reason, record.action, record.result))))

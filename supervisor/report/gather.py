@@ -20,7 +20,7 @@ from memsup.shared.paths import RunPaths
 from memsup.shared.record import RecordError, RunRecord, read_record
 from memsup.shared.status import Status
 from memsup.supervisor.history import MOST_LINE_BYTES, Point, read_points
-from memsup.supervisor.ledger import Entry
+from memsup.supervisor.ledger import Entry, read_entry
 from memsup.supervisor.rotation import parts_of
 from memsup.supervisor.words import plural
 
@@ -71,13 +71,12 @@ def gather(paths: RunPaths, status: Status | None, now_unix_s: float) -> Materia
 
 
 def _entries(ledger: Path) -> tuple[list[Entry], int]:
-    decoder = msgspec.json.Decoder(Entry)
     entries: deque[Entry] = deque(maxlen=MOST_ENTRIES)
     bad = 0
     for file in parts_of(ledger):
         for line in _lines(file):
             try:
-                entry = decoder.decode(line)
+                entry = read_entry(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 bad += bool(line.strip())
                 continue
