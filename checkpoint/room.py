@@ -51,9 +51,7 @@ def judge(free_bytes: int, save_bytes: int, *, dispensable: Sequence[Info] = (),
         if free_bytes + gained_bytes >= needed_bytes:
             text = f"The disk is getting full: {numbers}; {len(pruned)} dispensable checkpoints are deleted."
             return Room(Verdict.PRUNE, free_bytes, needed_bytes, tuple(pruned), text)
-    text = (
-        f"The disk is too full for another checkpoint: {numbers}. Free {_size(needed_bytes - free_bytes)} and training goes on."
-    )
+    text = f"The disk is too full for another checkpoint: {numbers}. {_size(needed_bytes - free_bytes)} more would do."
     return Room(Verdict.PAUSE, free_bytes, needed_bytes, (), text)
 
 

@@ -1,7 +1,8 @@
 """The life of a run: events in, actions out. Pure; `main.py` feeds the events and carries out the actions.
 
 Covers what the user wants, what the worker is, the orders on their way, deaths and new lives, and the one `state` that people
-see. Does not read sensors or judge readings (`ladder.py`), classify deaths (`restarts.py`) or time out orders (`orders.py`).
+see. Does not read sensors or judge readings (`ladder.py`), classify deaths (`restarts.py`), time out orders (`orders.py`)
+or decide how a worker leaves that cannot save (`leaving.py`).
 
 Theory of operation. Three things are kept apart: what the user *wants* (running, paused, stopped), what the ladder's *stance*
 asks (holds, shrink, freeze, kill), and what the worker *is* (stage, held, frozen). After every event `_reconcile` compares the
@@ -36,9 +37,9 @@ from memsup.supervisor.actions import (
 )
 from memsup.supervisor.given_back import NOTHING_KNOWN, GivenBack
 from memsup.supervisor.ladder import HoldReason, Stance, WorkerView
-from memsup.supervisor.orders import OrderBook
+from memsup.supervisor.leaving import Ending, Leaving
+from memsup.supervisor.orders import OrderBook, name_of
 from memsup.supervisor.restarts import Budget, Cause, Death, Verdict, judge, last_words_of
-from memsup.supervisor.words import size
 
 HELLO_WITHIN_S = 120.0
 SILENT_S = 15.0
@@ -62,17 +63,6 @@ class Stage(enum.Enum):
     """It has said Hello. (A foreign command is ready at once.)"""
     ENDING = enum.auto()
     """The kill was sent; its tree is not gone yet."""
-
-
-class Ending(enum.Enum):
-    """Why the worker is being asked to leave."""
-
-    STOP = enum.auto()
-    SHUTDOWN = enum.auto()
-    """The supervisor itself was told to go; what the user wants is unchanged."""
-    RELEASE = enum.auto()
-    MAKE_ROOM = enum.auto()
-    """The ladder's release: come back, smaller, when there is room."""
 
 
 class Goal(enum.Enum):
@@ -112,7 +102,6 @@ class Lifecycle:
     stage: Stage = Stage.NONE
     held: bool = False
     frozen: bool = False
-    ending: Ending | None = None
     terminal: RunState | None = None
     heartbeat: m.Heartbeat | None = None
     checkpoint: m.CheckpointNote | None = None
@@ -129,6 +118,7 @@ class Lifecycle:
     stance: Stance = field(default_factory=Stance)
     budget: Budget = field(default_factory=Budget)
     orders: OrderBook = field(default_factory=OrderBook)
+    leaving: Leaving = field(default_factory=Leaving)
     _waiters: list[Waiter] = field(default_factory=list)
     _recovering: bool = False
     _trains: bool = False
@@ -140,7 +130,6 @@ class Lifecycle:
     _told_most_tokens: int | None = None
     _told_duty: float = 1.0
     _told_vram_bytes: int | None = None
-    _told_to_end: bool = False
     _shrink_asked: bool = False
     _last_words: m.Finished | m.Failed | m.Leaving | None = None
     _killed_by_us: Cause | None = None
@@ -179,7 +168,7 @@ class Lifecycle:
             case m.Accepted(order_id=order_id):
                 self.orders.accepted(order_id, now_s)
             case m.Done() | m.OrderFailed():
-                self._answered(report)
+                self._answered(now_s, report)
             case m.OutOfMemory():
                 self._record(
                     "out_of_memory",
@@ -270,11 +259,11 @@ class Lifecycle:
         """The supervisor was told to go: `forget` as by Ctrl-C in the foreground, else as at a shutdown of the machine."""
         if forget:
             self._want(Wanted.STOPPED)
-        self._begin_ending(Ending.STOP if forget else Ending.SHUTDOWN)
+        self.leaving.begin(Ending.STOP if forget else Ending.SHUTDOWN)
         return self._settle(now_s)
 
     def on_request(self, now_s: float, token: int, what: RequestKind) -> list[Action]:
-        if self.ending in (Ending.STOP, Ending.SHUTDOWN) and what not in (RequestKind.STOP, RequestKind.STOP_NOW):
+        if self.leaving.for_good and what not in (RequestKind.STOP, RequestKind.STOP_NOW):
             self._out.append(Answer(token, False, "The run is stopping; start it again with: memsup start"))
             return self._settle(now_s)
         match what:
@@ -286,6 +275,7 @@ class Lifecycle:
                 self._out.append(Answer(token, False, text))
             case RequestKind.PAUSE_RELEASE:
                 self._want(Wanted.PAUSED, PauseMode.RELEASE)
+                self.leaving.asked_again()
                 self._await(token, Goal.RELEASED, now_s)
             case RequestKind.RESUME:
                 self._want(Wanted.RUNNING)
@@ -294,11 +284,11 @@ class Lifecycle:
                 self._checkpoint(now_s, token)
             case RequestKind.STOP:
                 self._want(Wanted.STOPPED)
-                self._begin_ending(Ending.STOP)
+                self.leaving.begin(Ending.STOP)
                 self._await(token, Goal.STOPPED, now_s)
             case RequestKind.STOP_NOW:
                 self._want(Wanted.STOPPED)
-                self._begin_ending(Ending.STOP)
+                self.leaving.begin(Ending.STOP)
                 self._await(token, Goal.STOPPED, now_s)
                 self._kill(now_s, None, "asked to stop now, without a checkpoint")
             case RequestKind.STATUS:
@@ -311,13 +301,13 @@ class Lifecycle:
     def state(self) -> RunState:
         if self.terminal is not None:
             return self.terminal
-        if self.ending in (Ending.STOP, Ending.SHUTDOWN):
+        if self.leaving.for_good:
             return RunState.STOPPING
         if self.wanted is Wanted.PAUSED:
             return RunState.PAUSED if self.stage is Stage.NONE or self._rests else RunState.PAUSING
         if HoldReason.HEAT in self.stance.holds:
             return RunState.COOLING
-        if self.stance.holds or self.frozen or self.ending is Ending.MAKE_ROOM or self._recovering:
+        if self.stance.holds or self.frozen or self.leaving.ending is Ending.MAKE_ROOM or self._recovering:
             return RunState.RECOVERING
         if self.stage is Stage.READY and (self.is_command or self._trains):
             return RunState.RUNNING
@@ -334,7 +324,10 @@ class Lifecycle:
         batch = self.heartbeat.batch if self.heartbeat else None
         return WorkerView(
             alive=alive,
-            takes_orders=self.stage is Stage.READY and not self.is_command and not self.unresponsive and not self.ending,
+            takes_orders=self.stage is Stage.READY
+            and not self.is_command
+            and not self.unresponsive
+            and not self.leaving.ending,
             order_in_flight=self.orders.in_flight(m.LimitMicroBatch),
             can_shrink=batch is not None and (batch.micro_rows is None or batch.micro_rows > 1),
             held=self._rests,
@@ -347,7 +340,8 @@ class Lifecycle:
 
     @property
     def _should_hold(self) -> bool:
-        return (self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.HOLD) or bool(self.stance.holds)
+        asked = self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.HOLD
+        return asked or bool(self.stance.holds) or self.leaving.cannot is not None
 
     # -- reports ------------------------------------------------------------------------------------------------------
 
@@ -382,7 +376,7 @@ class Lifecycle:
             self._recovering = False
             self._record("recovered", f"training again at step {beat.progress.step:,}")
 
-    def _answered(self, report: m.Done | m.OrderFailed) -> None:
+    def _answered(self, now_s: float, report: m.Done | m.OrderFailed) -> None:
         pending = self.orders.settle(report.order_id)
         if pending is None:
             return
@@ -390,12 +384,17 @@ class Lifecycle:
         note = report.checkpoint if isinstance(report, m.Done) else None
         if note is not None:
             self.checkpoint = note
+        known = self.leaving.cannot is not None  # told once, however often it is tried
         match pending.order:
-            case m.Pause():
-                self.held = done and pending.order.mode is PauseMode.HOLD
+            case m.Pause(mode=PauseMode.HOLD):
+                self.held = done
             case m.Resume():
                 self.held = self.held and not done
-        kind = _order_name(pending.order)
+            case m.Stop() | m.Pause() if not done and self.leaving.ending is not None:
+                self.leaving.failed(now_s, report.detail)
+                if known:
+                    return
+        kind = name_of(pending.order)
         self._record("order", pending.order.reason, action=kind, result=("done: " if done else "failed: ") + report.detail)
         for token in pending.requests:
             self._out.append(Answer(token, done, report.detail, note.path if note else None))
@@ -426,17 +425,17 @@ class Lifecycle:
     # -- deaths -------------------------------------------------------------------------------------------------------
 
     def _judge(self, now_s: float, death: Death, jitter_fraction: float) -> None:
-        ending, self.ending = self.ending, None
+        leaves, self.leaving = self.leaving, Leaving()
         verdict = judge(death, self.budget, self.checkpoint.step if self.checkpoint else None, jitter_fraction)
         if verdict.cause is Cause.FINISHED:
             self.outcome = self._last_words if isinstance(self._last_words, m.Finished) else None
             self._end_run(RunState.FINISHED, None)
-        elif ending in (Ending.STOP, Ending.SHUTDOWN):
+        elif leaves.for_good:
             self._end_run(RunState.STOPPED, None)
-        elif verdict.cause is Cause.LEFT or ending is Ending.RELEASE:
+        elif verdict.cause is Cause.LEFT or leaves.ending is Ending.RELEASE:
             self._record("left", verdict.sentence)
             self._respawn_at_s = now_s
-            if ending is Ending.MAKE_ROOM:
+            if leaves.ending is Ending.MAKE_ROOM:
                 self._start_smaller("room has to be made for others")
         else:
             self._died(now_s, verdict, last_words_of(death))
@@ -484,7 +483,7 @@ class Lifecycle:
 
     def _reconcile(self, now_s: float) -> None:
         match self.stage:
-            case Stage.NONE if self.ending in (Ending.STOP, Ending.SHUTDOWN):
+            case Stage.NONE if self.leaving.for_good:
                 self._end_run(RunState.STOPPED, None)
             case Stage.NONE if self.given_back is None:
                 pass
@@ -500,7 +499,7 @@ class Lifecycle:
                     self._reconcile_ready(now_s)
 
     def _reconcile_freeze(self) -> None:
-        wanted = self.stance.freeze or (self.is_command and self._should_hold and self.ending is None)
+        wanted = self.stance.freeze or (self.is_command and self._should_hold and self.leaving.ending is None)
         if wanted and not self.frozen:
             self.frozen = True
             self._out.append(Freeze())
@@ -512,17 +511,19 @@ class Lifecycle:
             self._record("thaw", "it may go on", action="thaw")
 
     def _reconcile_ready(self, now_s: float) -> None:
-        if self.ending is None and self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.RELEASE:
-            self._begin_ending(Ending.RELEASE)
-        elif self.ending is None and self.stance.release and not self.is_command:
-            self._begin_ending(Ending.MAKE_ROOM)
+        if self.leaving.ending is None and self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.RELEASE:
+            self.leaving.begin(Ending.RELEASE)
+        elif self.leaving.ending is None and self.stance.release and not self.is_command:
+            self.leaving.begin(Ending.MAKE_ROOM)
         if self.is_command:
-            if self.ending is not None and not self._told_to_end:
-                self._told_to_end, self._stage_since_s = True, now_s
+            if self.leaving.is_due(now_s):
+                self.leaving.told, self._stage_since_s = True, now_s
                 self._out.append(Terminate())
             return
-        if self.ending is not None:
-            self._order_end(now_s)
+        if self.leaving.cannot is not None and not self._must_leave:
+            self.leaving = Leaving()
+        if self.leaving.ending is not None:
+            self._reconcile_leaving(now_s)
             return
         self._reconcile_hold(now_s)
         self._reconcile_batch(now_s)
@@ -534,22 +535,28 @@ class Lifecycle:
             self._told_vram_bytes = vram_bytes
             self._order(now_s, lambda n: m.LimitMemory(order_id=n, reason="what others leave it", device_bytes=vram_bytes))
 
-    def _order_end(self, now_s: float) -> None:
-        if self._told_to_end:
-            return
-        self._told_to_end = True
-        if self.ending in (Ending.STOP, Ending.SHUTDOWN):
-            why = "the user asked" if self.ending is Ending.STOP else "the supervisor was told to go"
-            self._order(now_s, lambda n: m.Stop(order_id=n, reason=why, checkpoint=True))
-        else:
-            why = "the user asked" if self.ending is Ending.RELEASE else self.stance.reason
-            self._order(now_s, lambda n: m.Pause(order_id=n, reason=why, mode=PauseMode.RELEASE))
+    @property
+    def _must_leave(self) -> bool:
+        match self.leaving.ending:
+            case Ending.RELEASE:
+                return self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.RELEASE
+            case Ending.MAKE_ROOM:
+                return self.stance.release
+            case _:
+                return True
+
+    def _reconcile_leaving(self, now_s: float) -> None:
+        if self.leaving.is_due(now_s):
+            self.leaving.told = True
+            self._order(now_s, lambda n: self.leaving.order(n, self.stance.reason))
+        elif self.leaving.cannot is not None and not self.leaving.told:
+            self._reconcile_hold(now_s)
 
     def _reconcile_hold(self, now_s: float) -> None:
         if self._should_hold and not self.held and not self.orders.in_flight(m.Pause):
             why = self._why_held()
             self._order(now_s, lambda n: m.Pause(order_id=n, reason=why, mode=PauseMode.HOLD))
-            if self.wanted is not Wanted.PAUSED:  # what the ladder holds may have to be killed next
+            if self.wanted is Wanted.RUNNING:  # what the ladder holds may have to be killed next
                 self._order(now_s, lambda n: m.Checkpoint(order_id=n, reason=why))
         elif self.held and not self._should_hold and not self.orders.in_flight(m.Resume):
             self._order(now_s, lambda n: m.Resume(order_id=n, reason="nothing holds it any more"))
@@ -569,12 +576,9 @@ class Lifecycle:
             )
 
     def _why_held(self) -> str:
+        if self.leaving.cannot is not None:
+            return "what it has computed cannot be saved"
         return "the user asked" if self.wanted is Wanted.PAUSED else self.stance.reason
-
-    def _begin_ending(self, ending: Ending) -> None:
-        if self.ending not in (Ending.STOP, Ending.SHUTDOWN):
-            self._told_to_end = self._told_to_end and self.ending is ending
-            self.ending = ending
 
     def _kill(self, now_s: float, cause: Cause | None, why: str) -> None:
         if self.stage not in (Stage.NONE, Stage.ENDING):
@@ -588,7 +592,7 @@ class Lifecycle:
         self.stage, self._stage_since_s, self._heard_at_s = stage, now_s, now_s
         if stage is Stage.SPAWNED:
             self._trains, self._told_vram_bytes, self._told_most_tokens = False, None, None
-            self._told_may_grow, self._told_duty, self._told_to_end, self._shrink_asked = True, 1.0, False, False
+            self._told_may_grow, self._told_duty, self._shrink_asked = True, 1.0, False
 
     def _order(self, now_s: float, make: OrderMaker, requests: list[int] | None = None) -> None:
         self._out.append(Send(self.orders.issue(make, now_s, requests)))
@@ -603,7 +607,7 @@ class Lifecycle:
         elif self.stage is Stage.SPAWNED and in_stage_s > HELLO_WITHIN_S:
             self._kill(now_s, Cause.UNRESPONSIVE, f"no sign of life within {HELLO_WITHIN_S:.0f} s of its start")
         elif self.stage is Stage.READY and self.is_command:
-            if self._told_to_end and in_stage_s > TERM_WITHIN_S:
+            if self.leaving.told and in_stage_s > TERM_WITHIN_S:
                 self._kill(now_s, None, f"the command did not end within {TERM_WITHIN_S:.0f} s of SIGTERM")
         elif self.stage is Stage.READY and not self.frozen:
             self.unresponsive = self.unresponsive or silent_s > SILENT_S
@@ -611,10 +615,10 @@ class Lifecycle:
                 self._kill(now_s, Cause.UNRESPONSIVE, f"not a word for {silent_s:.0f} s")
         for pending in self.orders.overdue(now_s):
             self.unresponsive = True
-            self._record("order", pending.order.reason, action=_order_name(pending.order), result="no answer in time")
+            self._record("order", pending.order.reason, action=name_of(pending.order), result="no answer in time")
             for token in pending.requests:
                 self._out.append(Answer(token, False, "The worker has not answered in time; see: memsup status"))
-            cannot_wait = self._told_to_end or HoldReason.MEMORY in self.stance.holds
+            cannot_wait = self.leaving.told or HoldReason.MEMORY in self.stance.holds
             if isinstance(pending.order, m.Stop | m.Pause) and cannot_wait and self.stage is Stage.READY and not self.frozen:
                 self._kill(now_s, Cause.UNRESPONSIVE, "it did not carry out an order that could not wait")
         for waiter in [w for w in self._waiters if now_s >= w.due_s]:
@@ -640,7 +644,10 @@ class Lifecycle:
             }[self.terminal]
             return goal is Goal.STOPPED, text
         paused = self.wanted is Wanted.PAUSED
+        cannot = self.leaving.sentence(self.checkpoint)
         match goal:
+            case Goal.STOPPED | Goal.RELEASED if cannot is not None:
+                return False, cannot
             case Goal.HELD if not paused or self.pause_mode is not PauseMode.HOLD:
                 return False, "Another request came in between."
             case Goal.HELD if self._rests or self.stage is Stage.NONE:
@@ -671,21 +678,3 @@ class Lifecycle:
         self, event: str, reason: str, *, rung: str | None = None, action: str | None = None, result: str | None = None
     ) -> None:
         self._out.append(Record(event=event, reason=reason, rung=rung, action=action, result=result))
-
-
-def _order_name(order: m.AnyOrder) -> str:
-    match order:
-        case m.LimitMicroBatch(halve=True):
-            return "halve the micro-batch"
-        case m.LimitMicroBatch(micro_tokens=int(most)):
-            return f"micro-batches of at most {most:,} tokens"
-        case m.LimitMicroBatch(may_grow=may_grow):
-            return "let the micro-batch grow" if may_grow else "stop growing the micro-batch"
-        case m.LimitMemory(device_bytes=device_bytes):
-            return f"take at most {size(device_bytes)} of the GPU"
-        case m.Pace(duty_fraction=duty):
-            return f"compute {duty:.0%} of the time"
-        case m.Pause(mode=mode):
-            return f"pause ({mode})"
-        case _:
-            return type(order).__name__.lower()

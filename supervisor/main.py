@@ -341,7 +341,7 @@ class Supervisor:
         self.fence.renew()
         load = self._load()
         self.proposals = self.cooling.step(now_s, load, calm=self.ladder.rung < Rung.HOLD)
-        if load.alive and self.life.ending is None:
+        if load.alive and self.life.leaving.ending is None:
             self.held = held_by(self.memory, self.cooling.workers, load.memory)
         for sentence in self.cooling.take_news():
             self._record(now_s, Record(event="attention", reason=sentence))

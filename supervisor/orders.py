@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from memsup.shared.messages import AnyOrder
+from memsup.shared.messages import AnyOrder, LimitMemory, LimitMicroBatch, Pace, Pause
+from memsup.supervisor.words import size
 
 ACCEPT_WITHIN_S = 10.0
 """The worker's link thread answers within milliseconds, but importing torch holds the interpreter for seconds."""
@@ -69,3 +70,22 @@ class OrderBook:
 
     def in_flight(self, kind: type[AnyOrder] | None = None) -> bool:
         return any(kind is None or isinstance(p.order, kind) for p in self._pending.values())
+
+
+def name_of(order: AnyOrder) -> str:
+    """For the ledger and for people."""
+    match order:
+        case LimitMicroBatch(halve=True):
+            return "halve the micro-batch"
+        case LimitMicroBatch(micro_tokens=int(most)):
+            return f"micro-batches of at most {most:,} tokens"
+        case LimitMicroBatch(may_grow=may_grow):
+            return "let the micro-batch grow" if may_grow else "stop growing the micro-batch"
+        case LimitMemory(device_bytes=device_bytes):
+            return f"take at most {size(device_bytes)} of the GPU"
+        case Pace(duty_fraction=duty):
+            return f"compute {duty:.0%} of the time"
+        case Pause(mode=mode):
+            return f"pause ({mode})"
+        case _:
+            return type(order).__name__.lower()

@@ -153,6 +153,8 @@ def _attention(life: Lifecycle, around: Surroundings) -> list[str]:
     sentences = list(around.attention)
     if life.failure:
         sentences.append(life.failure)
+    if (why := life.leaving.sentence(life.checkpoint)) is not None:
+        sentences.append(why)
     if life.given_back is not None:
         sentences += life.given_back.missing
     if life.unresponsive:

@@ -101,7 +101,7 @@ def test_the_disk_fills_up_over_a_night() -> None:
     assert paused.verdict is Verdict.PAUSE
     assert paused.text == (
         "The disk is too full for another checkpoint: 200.0 MB free, 233.6 MB needed for a checkpoint and an emergency one. "
-        "Free 33.6 MB and training goes on."
+        "33.6 MB more would do."
     )
     assert judge(200 * MB, 100 * MB, emergency=True).verdict is Verdict.FINE
     assert judge(100 * MB, 100 * MB, emergency=True).verdict is Verdict.PAUSE

@@ -389,7 +389,7 @@ def test_the_last_room_is_kept_for_the_emergency_checkpoint(small_disk: Path) ->
     found = store.room()
     assert found is not None
     assert found.verdict is Verdict.PAUSE
-    with pytest.raises(DiskFull, match="training goes on"):
+    with pytest.raises(DiskFull, match="more would do"):
         save_bytes(store, 2, 1 << 20, known=False)
     save_bytes(store, 2, 1 << 20, emergency=True)
     with pytest.raises(DiskFull):

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode, Phase, RequestKind
 from memsup.shared.status import RunState, Wanted
-from memsup.supervisor.actions import Action, Answer, Freeze, Kill, Quit, Remember, Send, Spawn, Terminate, Thaw
+from memsup.supervisor.actions import Action, Answer, Freeze, Kill, Quit, Record, Remember, Send, Spawn, Terminate, Thaw
 from memsup.supervisor.ladder import HoldReason, Rung, Stance
+from memsup.supervisor.leaving import AGAIN_AFTER_S
 from memsup.supervisor.lifecycle import SILENT_FOR_EVER_S, Lifecycle, Stage
 from memsup.supervisor.restarts import BUDGET
 
@@ -298,6 +299,111 @@ def test_a_worker_that_does_not_carry_out_a_stop_is_killed() -> None:
     assert Kill() in actions
     play.do("exit", -9, 0)
     assert play.life.state is RunState.STOPPED
+
+
+FULL = "The checkpoint could not be written: the disk is full."
+
+
+def refuse(play: Play) -> tuple[m.AnyOrder, list[Action]]:
+    """The worker cannot save, and stays; what it was told, and what follows."""
+    (order,) = play.orders()
+    return order, play.do("report", m.OrderFailed(rank=0, order_id=order.order_id, detail=FULL))
+
+
+def test_a_stop_whose_checkpoint_fails_holds_says_why_and_is_tried_until_it_can_be_saved() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 3, RequestKind.STOP)
+    stop, actions = refuse(play)
+    assert isinstance(stop, m.Stop)
+    (answer,) = [a for a in actions if isinstance(a, Answer)]
+    assert not answer.ok
+    assert FULL in answer.text
+    assert "memsup stop --now" in answer.text
+    assert FULL in (play.life.leaving.sentence(None) or "")
+    (hold,) = play.orders()
+    assert isinstance(hold, m.Pause)
+    assert hold.mode is PauseMode.HOLD
+    play.do("report", m.Done(rank=0, order_id=hold.order_id, detail="holding"))
+    play.do("report", beat(Phase.HOLDING, ticks=2), after_s=10)
+    play.do("tick", after_s=AGAIN_AFTER_S - 11)
+    assert play.orders() == []
+    assert play.life.state is RunState.STOPPING
+    play.do("tick", after_s=1)
+    again, actions = refuse(play)
+    assert isinstance(again, m.Stop)
+    assert again.checkpoint
+    assert not any(isinstance(a, Record) for a in actions), "it is told once"
+    play.do("tick", after_s=AGAIN_AFTER_S)
+    play.obey()
+    play.do("report", m.Leaving(rank=0, reason="stop", checkpoint=note(6)))
+    assert Quit() in play.do("exit", 0, 0)
+    assert play.life.state is RunState.STOPPED
+    assert play.life.leaving.sentence(None) is None
+
+
+def test_who_asks_again_after_making_room_does_not_wait() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 3, RequestKind.STOP)
+    refuse(play)
+    play.orders()
+    assert answers(play.do("request", 4, RequestKind.STOP, after_s=1)) == []
+    (stop,) = play.orders()
+    assert isinstance(stop, m.Stop)
+
+
+def test_stop_now_ends_a_run_that_cannot_be_saved() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 3, RequestKind.STOP)
+    refuse(play)
+    assert Kill() in play.do("request", 4, RequestKind.STOP_NOW)
+    assert answers(play.do("exit", -9, 0)) == [(4, True)]
+    assert play.life.state is RunState.STOPPED
+
+
+@pytest.mark.parametrize("stopped_first", [False, True])
+def test_at_a_shutdown_nobody_makes_room_and_the_newest_checkpoint_holds(stopped_first: bool) -> None:
+    play = Play(new_life()).training()
+    if stopped_first:
+        play.do("request", 3, RequestKind.STOP)
+        refuse(play)
+        play.orders()
+    play.do("terminate", forget=False)
+    stop, _ = refuse(play)
+    assert isinstance(stop, m.Stop)
+    assert stop.checkpoint
+    (without,) = play.orders()
+    assert isinstance(without, m.Stop)
+    assert not without.checkpoint
+
+
+@pytest.mark.parametrize("instead", [RequestKind.RESUME, RequestKind.PAUSE_HOLD])
+def test_a_release_that_cannot_be_saved_is_given_up_when_it_is_no_longer_wanted(instead: RequestKind) -> None:
+    play = Play(new_life()).training()
+    play.do("request", 3, RequestKind.PAUSE_RELEASE)
+    release, actions = refuse(play)
+    assert isinstance(release, m.Pause)
+    assert answers(actions) == [(3, False)]
+    play.obey()
+    play.do("report", beat(Phase.HOLDING, ticks=2))
+    actions = play.do("request", 4, instead)
+    if instead is RequestKind.RESUME:
+        actions = play.obey()
+    assert answers(actions) == [(4, True)]
+    play.do("tick", after_s=10)
+    assert play.orders() == []
+    assert play.life.state is (RunState.RUNNING if instead is RequestKind.RESUME else RunState.PAUSED)
+
+
+def test_memory_that_others_need_no_longer_is_kept_by_a_worker_that_could_not_leave() -> None:
+    play = Play(new_life()).training()
+    play.do("stance", Stance(rung=Rung.HOLD, holds=frozenset({HoldReason.MEMORY}), release=True))
+    order, _ = refuse(play)
+    assert isinstance(order, m.Pause)
+    assert order.mode is PauseMode.RELEASE
+    play.orders()
+    play.do("report", beat(Phase.HOLDING, ticks=2))
+    play.do("stance", Stance())
+    assert [type(order) for order in play.orders()] == [m.Resume]
 
 
 def test_a_silent_worker_is_no_longer_trusted_with_orders_and_later_replaced() -> None:

@@ -2,45 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_disk import MIB, fill, on_a_small_disk
 
-from memsup.supervisor.cli.private_mounts import leave_the_common_view, mount_small_disk
 from memsup.supervisor.scribe import MOST_KEPT_BYTES, Scribe, _append_whole
 
 LINE = b"x" * 999 + b"\n"
-
-
-def on_a_small_disk(folder: Path, play: Callable[[], None]) -> None:
-    """In a thread with a mount of its own, which the scribe's thread inherits."""
-    errors: list[BaseException] = []
-
-    def thread() -> None:
-        try:
-            try:
-                leave_the_common_view()
-                mount_small_disk(folder, 1 << 20)
-            except OSError as error:
-                pytest.skip(f"this system lets nobody mount here: {error}")
-            play()
-        except BaseException as error:
-            errors.append(error)
-
-    running = threading.Thread(target=thread)
-    running.start()
-    running.join()
-    if errors:
-        raise errors[0]
-
-
-def fill(folder: Path) -> None:
-    with (folder / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
 
 
 def test_lines_that_a_full_disk_does_not_take_come_when_it_does(tmp_path: Path) -> None:
@@ -63,7 +32,7 @@ def test_lines_that_a_full_disk_does_not_take_come_when_it_does(tmp_path: Path) 
         assert lines[-1] == b"last"
         assert [int(line[:3]) for line in lines[1:-1]] == list(range(50))
 
-    on_a_small_disk(tmp_path, play)
+    on_a_small_disk(tmp_path, MIB, play)
 
 
 def test_a_disk_that_stays_full_costs_bounded_memory_and_is_counted(tmp_path: Path) -> None:
@@ -82,7 +51,7 @@ def test_a_disk_that_stays_full_costs_bounded_memory_and_is_counted(tmp_path: Pa
         assert "No space left" in (scribe.last_error or "")
         assert ledger.read_bytes().endswith(b"\n")
 
-    on_a_small_disk(tmp_path, play)
+    on_a_small_disk(tmp_path, MIB, play)
 
 
 def test_a_part_of_a_line_is_taken_back(tmp_path: Path) -> None:
@@ -96,4 +65,4 @@ def test_a_part_of_a_line_is_taken_back(tmp_path: Path) -> None:
             _append_whole(file, 10 * LINE)
         assert file.read_bytes() == b"before\n"
 
-    on_a_small_disk(tmp_path, play)
+    on_a_small_disk(tmp_path, MIB, play)
