@@ -102,7 +102,8 @@ class Overnight:
     ) -> None:
         """About once a second."""
         self._note_history(now_s, status, life.stance.duty_fraction, reserve_bytes)
-        if (why := self._dates.step(now_s, unix_s(), asleep_s())) is not None:
+        # Both clocks at this instant: `now_s` is from before what was done since, which takes seconds on a starved machine.
+        if (why := self._dates.step(monotonic_s(), unix_s(), asleep_s())) is not None:
             self._records.append(Record(event="clock", reason=why))
         if self._box is not None:
             self._box.facts = _facts(status, life, rung, gpus, temperatures)

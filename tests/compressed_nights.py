@@ -153,6 +153,17 @@ class Night:
             raise UnexplainedError(f"The run failed: {seen.failure}")
         return seen
 
+    def ends(self) -> None:
+        """However slow the machine is, as long as steps get done."""
+        step = -1
+        while self.status().state is not RunState.FINISHED:
+            step = self.until("a further step or the end", lambda done=step: self._step_beyond(done), 60)
+
+    def _step_beyond(self, done: int) -> int | None:
+        seen = self.status()
+        step = seen.progress.step or 0
+        return step if step > done or seen.state is RunState.FINISHED else None
+
     # -- doing --------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -437,7 +448,7 @@ def spend(night: Night, seed: int, left_alone: tuple[RunPaths, End], disturbance
         outcome.disturbances.append(disturb.__name__)
     night.trains()
     with night.clock.fast(FAST):
-        night.until_state(RunState.FINISHED, 120)
+        night.ends()
     night.until_no_supervisor()
     entries = night.ledger()
     outcome.took_s, outcome.covered_s = time.monotonic() - night.begun_s, entries[-1].mono - entries[0].mono
