@@ -76,12 +76,12 @@ def stage(death: str, lab: Path, wheel: Path, scratch: Path) -> list[str]:
     return said
 
 
-def emulator(lab: Path, disk: Path, job: Path, scratch: Path) -> list[str | Path]:
+def emulator(lab: Path, disk: Path, job: Path, scratch: Path, ram_mib: int = 1024) -> list[str | Path]:
     for name, mib in (("job", 64), ("out", 256), ("swap", 64)):
         with (scratch / name).open("ab") as file:
             file.truncate(mib << 20)
     command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max,-erms,-fsrm", "-M", "pc,usb=off,vmport=off"]
-    command += ["-m", "1024", "-smp", "2", "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none"]
+    command += ["-m", str(ram_mib), "-smp", "2", "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none"]
     command += ["-kernel", str(lab / "vmlinux"), "-initrd", str(lab / "initrd"), "-append", COMMAND_LINE]
     command += ["-serial", f"file:{scratch / 'console'}", "-chardev", "stdio,id=job,signal=off", "-serial", "chardev:job"]
     drives = ((disk, "qcow2"), (job, "raw"), (scratch / "out", "raw"), (scratch / "swap", "raw"))

@@ -1,0 +1,75 @@
+"""The systemd unit of an ordinary user, in a virtual machine: kill -9, a standstill, a reboot and a power cut, one line each.
+
+    python benchmarks/deaths/service.py --lab FOLDER
+
+FOLDER is that of `stage.py`; its machine has a user `lab` with a `systemd --user`, and psutil and pyzmq as packages. memsup is
+installed there from its wheel by pip, and used through its command line alone: runs are started, the unit is installed with
+`memsup service install`, and what has to come back does so by itself. Each line says `proved` or `NOT PROVED`; exit code 1 if
+one is not. The VM is emulated: expect ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+from stage import HERE, ROOT, boot, emulator
+
+NEEDED = ("click", "msgspec", "nvidia-ml-py", "platformdirs", "xxhash")
+"""Besides what the machine has; the command line and the supervisor alone."""
+WITHIN_S = 2400.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lab", type=Path, required=True)
+    said = stage_service(parser.parse_args().lab)
+    print(*said, sep="\n", flush=True)
+    return 0 if said[-1:] == ["VERDICT proved"] else 1
+
+
+def stage_service(lab: Path) -> list[str]:
+    """What the guest said, line by line; the last one is its verdict, if it came to one."""
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        disk, job = scratch / "disk.qcow2", scratch / "job"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", lab / "root.img", "-F", "raw", disk], check=True)
+        make_job(job, make_wheels(scratch / "wheels"))
+        said: list[str] = []
+        deadline_s = time.monotonic() + WITHIN_S
+        while time.monotonic() < deadline_s and not any(line.startswith("VERDICT") for line in said):
+            cut_power = not said
+            said += boot(emulator(lab, disk, job, scratch, ram_mib=2048), scratch / "console", cut_power, deadline_s)
+        return said
+
+
+def make_wheels(folder: Path) -> Path:
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wanted = ["--no-deps", "--python-version", "3.13", "--only-binary=:all:", "--dest", str(folder), *NEEDED]
+    subprocess.run([*pip, "download", *wanted], check=True)
+    for left_over in ("lib", "bdist.linux-x86_64"):
+        shutil.rmtree(ROOT / "build" / left_over, ignore_errors=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)], check=True, stdout=subprocess.DEVNULL
+    )
+    return folder
+
+
+def make_job(path: Path, wheels: Path) -> None:
+    with tarfile.open(path, "w") as tar:
+        tar.add(HERE / "service.sh", "script", filter=lambda info: info.replace(mode=0o755, deep=False))
+        tar.add(wheels, "wheels")
+        for name, text in {"env": "export LAB_SWAP_MIB=0 LAB_JOURNAL=0 LAB_NOW=$(date +%s)\n", "args": ""}.items():
+            file = path.parent / "text"
+            file.write_text(text, encoding="utf-8")
+            tar.add(file, name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
