@@ -1,7 +1,7 @@
 """What did the run die of? The evidence in, a verdict out. Pure; `evidence.py` collects.
 
 Claims no more than it can show. That memory was the cause is only said where the kernel (or earlyoom) wrote down that it killed
-this supervisor for it; a machine that went down without a word may have lost its power, been reset, or hung, and unless
+this supervisor for it; a machine that went down without a word may have lost its power, been reset, crashed or hung, and unless
 something tells them apart the sentence says so. Readings from before the death are evidence, not proof.
 """
 
@@ -237,7 +237,10 @@ def _without_a_word(evidence: Evidence, last: Frame, kernel: Sequence[Line]) -> 
         sentence = f"{went}, most likely after it hung: the supervisor itself had stood still for {duration(stood_s)} before."
         return _Finding(Cause.HANG, False, sentence, pro, ["No log says what was stuck."])
     finding = _Finding(
-        Cause.POWER, False, f"{went}: its power was cut, or it was reset or hung. Which of these, nothing here can tell.", pro
+        Cause.POWER,
+        False,
+        f"{went}: its power was cut, or it was reset, crashed or hung. Which of these, nothing here can tell.",
+        pro,
     )
     if gpu_gone is not None or any(heat.lost for heat in _heats(last)):
         finding.pro.append(

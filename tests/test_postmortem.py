@@ -134,7 +134,7 @@ CASES = [
         Cause.POWER,
         False,
         True,
-        "its power was cut, or it was reset or hung",
+        "its power was cut, or it was reset, crashed or hung",
     ),
     Case("an orderly reboot", evidence(journal=(SHUTDOWN,)), Cause.KILLED, True, False, "shut down in good order"),
     Case(

@@ -5,7 +5,7 @@
 FOLDER is that of `stage.py`; its machine has a user `lab` with a `systemd --user`, and psutil and pyzmq as packages. memsup is
 installed there from its wheel by pip, and used through its command line alone: runs are started, the unit is installed with
 `memsup service install`, and what has to come back does so by itself. Each line says `proved` or `NOT PROVED`; exit code 1 if
-one is not. The VM is emulated: expect ten minutes.
+one is not. The VM is emulated: expect a quarter of an hour.
 """
 
 from __future__ import annotations
