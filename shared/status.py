@@ -49,6 +49,10 @@ class BatchStatus(msgspec.Struct, kw_only=True):
     effective: int | None = None
     micro_tokens: int | None = None
     micro_rows: int | None = None
+    peak_bytes: int | None = None
+    """Held at most in the last step, by the training process alone or on its device."""
+    predicted_bytes: int | None = None
+    """What was predicted for that step."""
 
 
 class MemoryStatus(msgspec.Struct, kw_only=True):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from memsup.shared.messages import Phase
-from memsup.shared.status import RunState, Status
+from memsup.shared.status import BatchStatus, RunState, Status
 
 EVERY_S = 10.0
 FULL_RATE_S = 100_000.0
@@ -107,6 +107,8 @@ class Point(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
     """Least."""
     micro_rows: int | None = None
     """Least."""
+    prediction_error: float | None = None
+    """How far the predicted peak of a step was off, as a part of the measured one, whichever way."""
     worker_bytes: int | None = None
     """Most."""
     limit_bytes: int | None = None
@@ -144,6 +146,7 @@ def sample_of(
         duty_fraction=duty_fraction,
         micro_tokens=batch.micro_tokens,
         micro_rows=batch.micro_rows,
+        prediction_error=_prediction_error(batch),
         worker_bytes=memory.worker_bytes,
         limit_bytes=memory.limit_bytes,
         ram_total_bytes=memory.ram_total_bytes,
@@ -164,6 +167,12 @@ def sample_of(
             for gpu in status.gpus
         ),
     )
+
+
+def _prediction_error(batch: BatchStatus) -> float | None:
+    if not batch.peak_bytes or batch.predicted_bytes is None:
+        return None
+    return round(abs(batch.predicted_bytes / batch.peak_bytes - 1), 4)
 
 
 def fold(points: Sequence[Point]) -> Point:
@@ -188,6 +197,7 @@ def fold(points: Sequence[Point]) -> Point:
         loss=mean(lambda p: p.loss, 6),
         samples_per_s=mean(lambda p: p.samples_per_s, 4),
         duty_fraction=mean(lambda p: p.duty_fraction, 4),
+        prediction_error=mean(lambda p: p.prediction_error, 4),
         micro_tokens=min((p.micro_tokens for p in points if p.micro_tokens is not None), default=None),
         micro_rows=min((p.micro_rows for p in points if p.micro_rows is not None), default=None),
         worker_bytes=max((p.worker_bytes for p in points if p.worker_bytes is not None), default=None),

@@ -97,7 +97,13 @@ def _batch(record: RunRecord, life: Lifecycle) -> BatchStatus:
     batch = life.heartbeat.batch if life.heartbeat else None
     if batch is None:
         return BatchStatus(effective=None if life.is_command else record.settings.training.effective_batch)
-    return BatchStatus(effective=batch.effective, micro_tokens=batch.micro_tokens, micro_rows=batch.micro_rows)
+    return BatchStatus(
+        effective=batch.effective,
+        micro_tokens=batch.micro_tokens,
+        micro_rows=batch.micro_rows,
+        peak_bytes=batch.peak_bytes,
+        predicted_bytes=batch.predicted_bytes,
+    )
 
 
 def _memory(around: Surroundings) -> MemoryStatus:

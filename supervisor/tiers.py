@@ -276,6 +276,7 @@ def _filled(settings: Settings, tier: TierName, machine: Machine) -> Settings:
         effective_batch=or_else(asked.effective_batch, row.effective_batch),
         max_length=or_else(asked.max_length, row.max_length),
         micro_tokens=or_else(asked.micro_tokens, row.rows * row.max_length),
+        tune=or_else(asked.tune, asked.micro_tokens is None),
         gradient_checkpointing=or_else(asked.gradient_checkpointing, row.gradient_checkpointing),
         amp=or_else(asked.amp, _default_amp(settings, machine)[0]),
         # Tokenised rows are read from a memory-mapped cache, which no further process makes faster.
@@ -338,12 +339,13 @@ def _training_lines(
         return default if getattr(asked.training, key) is None else f"training.{key} ({_origin('training.' + key, origins)})"
 
     by_tier = f"tier {tier}"
-    micro_default = f"{by_tier}: {row.rows} × {row.max_length}; moves with the memory there is"
+    micro_default = f"{by_tier}: {row.rows} × {row.max_length}; moves to what is fastest and fits"
     cpus = f"usable CPUs ({machine.cpu_source}); kept for the run"
+    to_begin_with = " to begin with" if training.tune else ""
     switch = {True: "on", False: "off", None: "?"}
     return [
         Line("effective batch", f"{training.effective_batch} samples a step, always", origin("effective_batch", by_tier)),
-        Line("micro-batch", f"{training.micro_tokens:,} tokens to begin with", origin("micro_tokens", micro_default)),
+        Line("micro-batch", f"{training.micro_tokens:,} tokens{to_begin_with}", origin("micro_tokens", micro_default)),
         Line("longest text", f"{training.max_length} tokens", origin("max_length", by_tier)),
         Line(
             "activation checkpointing",

@@ -91,6 +91,7 @@ def test_each_tier_gives_the_guides_values() -> None:
             "training.threads": st.integers(1, 64),
             "training.amp": st.sampled_from(["off", "bf16", "fp16"]),
             "training.loader_processes": st.integers(0, 8),
+            "training.tune": st.sampled_from(["true", "false"]),
         }
     )
 )

@@ -10,6 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsup.worker.batches import Order, Schedule, cut, learning_rate, shuffled
+from memsup.worker.plan import Entry
+
+
+def plan(micro_tokens: int, **bounds: object) -> Entry:
+    return Entry(step=1, start=micro_tokens, cause="a test", at_unix_s=0.0, **bounds)  # type: ignore[arg-type]
+
 
 schedules = st.builds(
     Schedule,
@@ -98,7 +104,7 @@ def batches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
 def test_a_cut_keeps_every_row_once_and_stays_within_its_tokens(batch: tuple[np.ndarray, np.ndarray, int]) -> None:
     rows, lengths, micro_tokens = batch
     length_of = dict(zip(rows.tolist(), lengths.tolist(), strict=True))
-    micro_batches = cut(rows, lengths, micro_tokens)
+    micro_batches = cut(rows, lengths, plan(micro_tokens))
     assert sorted(row for micro in micro_batches for row in micro.tolist()) == sorted(rows.tolist())
     for micro in micro_batches:
         longest = max(length_of[row] for row in micro.tolist())
@@ -110,7 +116,7 @@ def test_a_cut_keeps_every_row_once_and_stays_within_its_tokens(batch: tuple[np.
 def test_the_longest_come_first_and_no_micro_batch_could_take_more(batch: tuple[np.ndarray, np.ndarray, int]) -> None:
     rows, lengths, micro_tokens = batch
     length_of = dict(zip(rows.tolist(), lengths.tolist(), strict=True))
-    micro_batches = cut(rows, lengths, micro_tokens)
+    micro_batches = cut(rows, lengths, plan(micro_tokens))
     longest = [length_of[int(micro[0])] for micro in micro_batches]
     assert longest == sorted(longest, reverse=True)
     for micro, first in zip(micro_batches[:-1], longest[:-1], strict=True):
@@ -121,8 +127,8 @@ def test_the_longest_come_first_and_no_micro_batch_could_take_more(batch: tuple[
 def test_every_cut_takes_the_rows_in_the_same_sequence(batch: tuple[np.ndarray, np.ndarray, int], other_tokens: int) -> None:
     """So a position within a step means the same row under every plan."""
     rows, lengths, micro_tokens = batch
-    one = np.concatenate(cut(rows, lengths, micro_tokens))
-    other = np.concatenate(cut(rows, lengths, other_tokens))
+    one = np.concatenate(cut(rows, lengths, plan(micro_tokens)))
+    other = np.concatenate(cut(rows, lengths, plan(other_tokens)))
     assert one.tolist() == other.tolist()
 
 

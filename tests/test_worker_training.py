@@ -17,13 +17,16 @@ from lone_supervisor import tiny_settings
 from one_life import StarvedTask, exhaustions, one_life, reports, without_dropout
 
 from memsup.shared.messages import CheckpointNote, Done, FailureCause, LimitMicroBatch, Pause, PauseMode, Resume
-from memsup.worker import train
+from memsup.worker import exhaustion, train
+from memsup.worker.memory import held
 from memsup.worker.plan import Entry
-from memsup.worker.session import GiveUp
+from memsup.worker.planner import Planner
+from memsup.worker.session import GiveUp, Leave
 from memsup.worker.training import Training
 
 pytestmark = pytest.mark.slow  # torch and transformers take their seconds
 
+MIB = 1 << 20
 FIRST_PLAN = Entry(step=1, start=60, cause="the settings", at_unix_s=0.0)
 
 
@@ -65,6 +68,11 @@ def gradient(training: Training) -> torch.Tensor:
 
 def order(training: Training, **limit: Any) -> None:
     training.session.link.orders.put(LimitMicroBatch(order_id=1, reason="a test", **limit))
+
+
+def take_steps(training: Training, count: int) -> None:
+    for _ in range(count):
+        train.take_step(training)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -208,7 +216,7 @@ def test_the_graph_of_a_failed_step_is_gone_before_it_is_done_again(life: Traini
 
     alive: list[int] = []
     begun = Begun(life)
-    hand_back = train.hand_back
+    hand_back = exhaustion.hand_back
 
     def counted(device: Any) -> None:
         hand_back(device)
@@ -217,11 +225,11 @@ def test_the_graph_of_a_failed_step_is_gone_before_it_is_done_again(life: Traini
         )
 
     life.task = StarvedTask(begun._task, lambda at, rows, number: at == "backward" and number == 2)
-    train.hand_back = counted
+    exhaustion.hand_back = counted
     try:
         train.take_step(life)
     finally:
-        train.hand_back = hand_back
+        exhaustion.hand_back = hand_back
     assert alive == [0]
 
 
@@ -387,3 +395,63 @@ def test_a_full_disk_is_said_and_training_goes_on(life: Training, caplog: pytest
     train.take_step(life)
     assert life.step == 2
     assert "too full" in caplog.text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The planner at work
+
+
+def test_a_tuned_run_changes_its_cuts_and_learns_the_same(tmp_path: Path) -> None:
+    ends = []
+    for tune in (False, True):
+        asked = without_dropout(tiny_settings(tmp_path, training__micro_tokens=60, training__tune=tune, training__epochs=4.0))
+        with one_life(asked, name=f"tuned-{tune}") as life:
+            take_steps(life, 40)
+            assert (len(life.plan._written) > 1) is tune  # on so small a model the fixed costs of a micro-batch are most
+            ends.append((life.audit.digest.split(".")[0], weights(life)))
+            if tune:
+                peak_bytes, predicted_bytes = life.measuring.last
+                assert peak_bytes is not None
+                assert predicted_bytes == pytest.approx(peak_bytes, rel=0.1)
+    assert ends[0][0] == ends[1][0]
+    assert torch.allclose(ends[0][1], ends[1][1], atol=1e-4)
+
+
+def test_steps_that_are_redone_are_cut_as_the_tuned_run_had_cut_them(tmp_path: Path) -> None:
+    """And so have the same bits, dropout included, though the clock would have it otherwise this time."""
+    asked = tiny_settings(tmp_path, training__micro_tokens=60, training__tune=True, training__epochs=4.0)
+    digests = []
+    for _ in range(2):
+        with one_life(asked) as life:  # no checkpoint was written: the second life begins anew, with the first one's journal
+            take_steps(life, 40)
+            assert len(life.plan._written) > 1
+            digests.append(life.audit.digest)
+    assert digests[0] == digests[1]
+
+
+class LeakingTask(StarvedTask):
+    """Keeps some of its memory for ever, each time."""
+
+    def __init__(self, task: Any, leak_bytes: int) -> None:
+        super().__init__(task, lambda *_: False)
+        self._leak_bytes = leak_bytes
+        self.kept: list[bytearray] = []
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        self.kept.append(bytearray(b"1") * self._leak_bytes)
+        return super().loss(model, batch)
+
+
+def test_a_leak_ends_in_a_planned_checkpoint_and_a_new_process_not_in_ever_smaller_micro_batches(tmp_path: Path) -> None:
+    asked = tiny_settings(tmp_path, training__micro_tokens=4000, training__tune=True, training__epochs=50.0)
+    with one_life(asked) as life:
+        life.task = LeakingTask(life.task, 2 * MIB)
+        room = 800 * MIB
+        limit_bytes = held().anonymous_bytes + room
+        life.measuring.planner = Planner(limit_bytes=limit_bytes, longest=100, may_checkpoint=True)
+        with pytest.raises(Leave, match="MiB a step: something leaks") as left:
+            take_steps(life, 300)
+        assert left.value.checkpoint is not None
+        assert left.value.checkpoint.step == life.step
+        assert held().anonymous_bytes < limit_bytes - room / 3
+        assert life.plan.at(life.step + 1).bands == ()

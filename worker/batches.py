@@ -7,11 +7,15 @@ epoch: the last one of an epoch may be smaller, and its loss is averaged over wh
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from memsup.worker.cost import Costs
+from memsup.worker.plan import Entry
 
 Rows = NDArray[np.int64]
 Lengths = NDArray[np.int32]
@@ -81,21 +85,42 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return value ^ (value >> np.uint64(31))
 
 
-def cut(rows: Rows, lengths: Lengths, micro_tokens: int) -> list[Rows]:
-    """Cuts `rows` into micro-batches of at most `micro_tokens` = rows × longest row; one row is always allowed.
+def cut(rows: Rows, lengths: Lengths, plan: Entry) -> list[Rows]:
+    """Cuts `rows` into micro-batches that `plan` allows, in the order in which they are computed; one row is always allowed.
 
     `lengths[i]` is the length of `rows[i]`. The longest come first, so that a step's peak of memory shows at its start;
-    rows of like length come together, so that little is padding.
+    rows of like length come together, so that little is padding. Where the plan knows what a micro-batch costs, the cut is the
+    cheapest there is (the shortest way through all cuts of the sorted rows); else each takes as many rows as it may.
     """
     by_length = np.lexsort((rows, -lengths.astype(np.int64)))
-    micro_batches = []
-    begin = 0
-    while begin < len(rows):
-        longest = int(lengths[by_length[begin]])
-        end = begin + max(1, micro_tokens // max(1, longest))
-        micro_batches.append(rows[by_length[begin:end]])
-        begin = end
-    return micro_batches
+    longest = np.maximum(lengths[by_length], 1).tolist()
+    most = [max(1, plan.most_tokens(length) // length) for length in longest]
+    ends = _greedy(most) if plan.costs is None else _cheapest(longest, most, plan.costs)
+    return [rows[by_length[begin:end]] for begin, end in itertools.pairwise([0, *ends])]
+
+
+def _greedy(most: list[int]) -> list[int]:
+    ends = [min(most[0], len(most))] if most else []
+    while ends and ends[-1] < len(most):
+        ends.append(min(ends[-1] + most[ends[-1]], len(most)))
+    return ends
+
+
+def _cheapest(longest: list[int], most: list[int], costs: Costs) -> list[int]:
+    """Where micro-batches end. From the back: the rows from `begin` on cost what their best first micro-batch and rest cost."""
+    count = len(longest)
+    price, end_of = [0.0] * (count + 1), [0] * count
+    for begin in reversed(range(count)):
+        length = longest[begin]
+        price[begin], end_of[begin] = min(
+            (costs.of((end - begin) * length, length) + price[end], end)
+            for end in range(begin + 1, min(begin + most[begin], count) + 1)
+        )
+    ends, begin = [], 0
+    while begin < count:
+        begin = end_of[begin]
+        ends.append(begin)
+    return ends
 
 
 def learning_rate(step: int, *, peak: float, total_steps: int, warmup_fraction: float) -> float:

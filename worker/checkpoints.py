@@ -113,7 +113,7 @@ def _readable_state(folder: Path) -> State:
 def resume(training: Training, start: Start, welcome: Welcome) -> None:
     """Puts `training` where `start` says, and the plan where the journal and the supervisor say. Raises `GiveUp`."""
     state, plan = start.state, training.plan
-    done_before = training.audit.last_step()
+    training.done_before = done_before = training.audit.last_step()
     if state is None:
         training.loss_scale = _FIRST_LOSS_SCALE if training.settings.amp == "fp16" else 1.0
         training.audit.resume(0)
@@ -140,14 +140,16 @@ def resume(training: Training, start: Start, welcome: Welcome) -> None:
 
 
 def _limit_plan(training: Training, welcome: Welcome, done_before: int) -> None:
-    """Only a restart because of memory makes micro-batches smaller, at once. Without one, a limit that the supervisor set in an
-    earlier life ends; but steps that were done under it (`done_before` of them) are redone under it.
+    """Only a restart because of memory makes micro-batches smaller, at once; where the planner may, it raises that again.
+    Without one, a limit that the supervisor set in an earlier life ends; but steps that were done under it (`done_before` of
+    them) are redone under it.
     """
     plan, next_step = training.plan, training.step + 1
     last = plan.last_change
     if welcome.micro_tokens_limit is not None:
         if welcome.micro_tokens_limit < plan.at(next_step).micro_tokens:
-            plan.change(next_step, "restarted because of memory", limit=welcome.micro_tokens_limit)
+            bound = "ceiling" if training.settings.tune else "limit"
+            plan.change(next_step, "restarted because of memory", **{bound: welcome.micro_tokens_limit})
     elif last.limit is not None:
         plan.change(max(next_step, done_before + 1, last.step + 1), "a limit of an earlier life ends", limit=None)
 

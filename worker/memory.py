@@ -53,6 +53,44 @@ def held() -> Held:
     return Held(pages[1] * _PAGE_BYTES, (pages[1] - pages[2]) * _PAGE_BYTES, pages[5] * _PAGE_BYTES)
 
 
+class Peak:
+    """How much was held at most since `begin`: anonymous memory of this process, or what torch allocated on the device."""
+
+    def __init__(self, device: DeviceMemory | None) -> None:
+        self._device = device
+
+    def begin(self) -> int:
+        """Begins anew; returns what is held now. Raises OSError where the kernel has no such record (proc(5), clear_refs)."""
+        if self._device is not None:
+            self._device.reset_peak()
+            return self._device.allocated_bytes()
+        fd = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"5")
+        finally:
+            os.close(fd)
+        return held().anonymous_bytes
+
+    def end(self) -> int:
+        """Raises OSError."""
+        if self._device is not None:
+            return self._device.peak_bytes()
+        now = held()
+        return max(_resident_peak_bytes() - (now.resident_bytes - now.anonymous_bytes), now.anonymous_bytes)
+
+
+def _resident_peak_bytes() -> int:
+    fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, 4096)
+    finally:
+        os.close(fd)
+    found = text.find(b"VmHWM:")
+    if found < 0:
+        raise OSError("/proc/self/status has no VmHWM")
+    return int(text[found + 6 :].split(None, 1)[0]) << 10
+
+
 def read_memory(device: DeviceMemory | None = None) -> WorkerMemory:
     """For the heartbeat; quick, from any thread. Raises OSError."""
     soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
@@ -147,10 +185,20 @@ def hand_back(device: DeviceMemory | None = None) -> None:
 class DeviceMemory(Protocol):
     """An accelerator's memory, as far as memsup talks to it."""
 
+    total_bytes: int
+
     def allocated_bytes(self) -> int: ...
 
     def reserved_bytes(self) -> int:
         """Allocated, and kept by torch for later."""
+        ...
+
+    def peak_bytes(self) -> int:
+        """Allocated at most since `reset_peak`. Waits until the device has done what it was given."""
+        ...
+
+    def reset_peak(self) -> None:
+        """Waits until the device has done what it was given."""
         ...
 
     def release(self) -> None:
@@ -187,6 +235,14 @@ class CudaMemory:
 
     def reserved_bytes(self) -> int:
         return int(self._cuda.memory_reserved(self._device))
+
+    def peak_bytes(self) -> int:
+        self._cuda.synchronize(self._device)
+        return int(self._cuda.max_memory_allocated(self._device))
+
+    def reset_peak(self) -> None:
+        self._cuda.synchronize(self._device)
+        self._cuda.reset_peak_memory_stats(self._device)
 
     def release(self) -> None:
         self._cuda.empty_cache()

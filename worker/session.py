@@ -123,6 +123,19 @@ class Session:
         self.publish(checkpoint=note)
         return note
 
+    def leave(self, reason: str) -> None:
+        """Unordered: nobody decides what a failed save means, so leave all the same; the newest checkpoint holds.
+
+        Raises `Leave`.
+        """
+        note = self.link.snapshot.checkpoint
+        if self.save is not None:
+            try:
+                note = self.checkpoint_now(last=True)
+            except Exception:
+                log.exception("Leaving without a new checkpoint.")
+        raise Leave(reason, note)
+
     # ---------------------------------------------------------------------------------------------------------------
     # Boundaries
 
@@ -155,7 +168,7 @@ class Session:
     def _carry_out(self, order: AnyOrder | MustLeave) -> None:
         match order:
             case MustLeave(reason):
-                self._leave_unordered(reason)
+                self.leave(reason)
             case Checkpoint():
                 self._checkpoint(order)
             case LimitMicroBatch():
@@ -232,16 +245,6 @@ class Session:
                 return
         self._done(order, f"leaving at step {self.link.snapshot.progress.step}", checkpoint=note)
         raise Leave(order.reason, note)
-
-    def _leave_unordered(self, reason: str) -> None:
-        """Nobody is there to decide what a failed save means: leave all the same, the newest checkpoint holds."""
-        note = self.link.snapshot.checkpoint
-        if self.save is not None:
-            try:
-                note = self.checkpoint_now(last=True)
-            except Exception:
-                log.exception("Leaving without a new checkpoint.")
-        raise Leave(reason, note)
 
     def _done(
         self, order: AnyOrder, detail: str, *, checkpoint: CheckpointNote | None = None, micro_tokens: int | None = None

@@ -4,7 +4,8 @@ One optimizer step takes an effective batch, sorts it by length, cuts it into mi
 weighted by its share of the whole, and steps once. Parameters change only there, so between any two micro-batches the state is
 that of the step's beginning: a checkpoint can be written, and the step done again, at any boundary.
 
-What decides is elsewhere: rows and cuts in `batches.py`, the plan in `plan.py`, what is saved and when in `checkpoints.py`.
+What decides is elsewhere: rows and cuts in `batches.py`, the plan in `plan.py`, which cut is the fastest in `planner.py`, what
+is saved and when in `checkpoints.py`, what is done when memory does not suffice in `exhaustion.py`.
 What is learnt, and from what, is the task's (`tasks/`).
 """
 
@@ -22,12 +23,14 @@ import torch
 
 from memsup.checkpoint.errors import CheckpointError
 from memsup.checkpoint.store import Store
-from memsup.shared.messages import FailureCause, Finished, LimitMicroBatch, OutOfMemory, Phase, Welcome
+from memsup.shared.messages import FailureCause, Finished, Phase, Welcome
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.worker.audit import Audit, Step
 from memsup.worker.batches import Order, Rows, Schedule, cut, learning_rate
 from memsup.worker.checkpoints import export_model, find_start, merit_of, resume, save, save_evaluated, save_if_due
+from memsup.worker.exhaustion import has_to_fit, limit_micro_batch, report_out_of_memory, shrink, shrink_evaluation
+from memsup.worker.footprint import Shape
 from memsup.worker.hardware import (
     autocast,
     choose_device,
@@ -38,17 +41,23 @@ from memsup.worker.hardware import (
     start_threads,
     to_device,
 )
-from memsup.worker.memory import SoftLimit, hand_back, is_out_of_memory, limit_device, read_memory
-from memsup.worker.plan import Entry, Plan
+from memsup.worker.measuring import Measuring
+from memsup.worker.memory import DeviceMemory, Peak, SoftLimit, is_out_of_memory, limit_device, read_memory
+from memsup.worker.plan import Plan
+from memsup.worker.planner import Planner
 from memsup.worker.randomness import seed_everything
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import Evaluated
-from memsup.worker.tasks import find_task
+from memsup.worker.tasks import Prepared, find_task
 from memsup.worker.training import Training
 
 log = logging.getLogger(__name__)
 
 _STEPS_TO_DOUBLE_SCALE = 2000
+PLANNED_FRACTION = 0.8
+"""Of its limit is what micro-batches are planned for: the ladder stops growth at 85 %, and the planner's line has an error."""
+_COMING_STEPS = 32
+"""So many steps ahead decide which cut is the fastest."""
 
 
 def train(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session) -> Finished:
@@ -109,7 +118,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     # -----------------------------------------------------------------------------------------------------------------
     # Task: data, tokenizer and model; then the optimizer with all of its state
     task = find_task(settings.task.kind)
-    with _has_to_fit("The model", welcome):
+    with has_to_fit("The model", welcome):
         boundary()
         prepared = task.load(settings, paths, boundary, checkpoint=start.folder)
         boundary()
@@ -142,6 +151,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         store=store,
         plan=Plan(paths.plan),
         audit=Audit(paths.state / "audit.txt"),
+        measuring=_measuring(prepared, welcome, memory),
     )
     resume(training, start, welcome)
     session.save = lambda last: save(training, last=last)
@@ -150,21 +160,14 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     return training
 
 
-@contextlib.contextmanager
-def _has_to_fit(what: str, welcome: Welcome) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        exhausted = error
-    else:
-        return
-    limit = f" of {welcome.memory_limit_bytes >> 20} MiB" if welcome.memory_limit_bytes else ""
-    raise GiveUp(
-        FailureCause.OUT_OF_MEMORY,
-        f"{what} with its optimizer does not fit in the worker's memory{limit}: choose a smaller model, or raise limits.ram.",
-    ) from exhausted
+def _measuring(prepared: Prepared, welcome: Welcome, memory: DeviceMemory | None) -> Measuring:
+    limit_bytes = welcome.memory_limit_bytes if memory is None else memory.total_bytes
+    planner = Planner(
+        limit_bytes=None if limit_bytes is None else int(limit_bytes * PLANNED_FRACTION),
+        longest=int(prepared.train.lengths.max()),
+        may_checkpoint=bool(prepared.model.supports_gradient_checkpointing),
+    )
+    return Measuring(Peak(memory), planner, waits_for_device=memory is not None)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,6 +205,7 @@ def take_step(training: Training) -> None:
         )
     )
     training.count_rate(len(rows), training.work_s() - began_s)
+    _plan_ahead(training)
     training.publish()
 
 
@@ -244,40 +248,60 @@ def _try_gradient(training: Training, step: int, rows: Rows) -> Gradient | None:
             training.optimizer.zero_grad(set_to_none=True)
         return gradient
     # Out here the exception is gone, and with it the frames and the graph that it kept alive.
-    _shrink(training, step, exhausted)
+    shrink(training, step, exhausted)
     return None
 
 
 def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
     model, examples, task = training.prepared.model, training.prepared.train, training.task
     plan = training.plan.at(step)
-    if training.activation_checkpointing != plan.activation_checkpointing:
-        set_activation_checkpointing(model, plan.activation_checkpointing)
-        training.activation_checkpointing = plan.activation_checkpointing
-    lengths = examples.lengths[rows]
-    micro_batches = cut(rows, lengths, plan.micro_tokens)
-    training.largest_tokens = max(len(micro) * int(examples.lengths[micro[0]]) for micro in micro_batches)
+    micro_batches = cut(rows, examples.lengths[rows], plan)
+    shapes = [Shape(len(micro), int(examples.lengths[micro[0]])) for micro in micro_batches]
+    training.largest_tokens = max(shape.tokens for shape in shapes)
     weight = task.weight(examples, rows)
     total_loss = torch.zeros((), device=training.device)
     model.train()
     training.optimizer.zero_grad(set_to_none=True)
+    training.measuring.begin_step(step)
     position = 0
-    for micro in micro_batches:
+    for micro, shape in zip(micro_batches, shapes, strict=True):
         training.micro_rows, training.where = micro, "forward"
-        seed_everything(training.settings.seed, step, position)
-        batch = to_device(examples.batch(micro), training.device)
-        with autocast(training.device, training.settings.amp):
-            loss = task.loss(model, batch) / weight
-        training.where = "backward"
-        (loss * training.loss_scale).backward()
-        total_loss += loss.detach()
-        del loss, batch  # or they live on beside the next micro-batch's
+        twice = plan.checkpoints_activations(shape.length)
+        if training.activation_checkpointing != twice:
+            set_activation_checkpointing(model, twice)
+            training.activation_checkpointing = twice
+        with training.measuring.micro_batch(shape, twice=twice):
+            seed_everything(training.settings.seed, step, position)
+            batch = to_device(examples.batch(micro), training.device)
+            with autocast(training.device, training.settings.amp):
+                loss = task.loss(model, batch) / weight
+            training.where = "backward"
+            (loss * training.loss_scale).backward()
+            total_loss += loss.detach()
+            del loss, batch  # or they live on beside the next micro-batch's
         position += len(micro)
         training.publish()
         training.boundary()
         if not training.plan.at(step).same_cuts(plan):
             return None
+    training.measuring.end_step()
     return _finish_gradient(training, step, rows, weight, total_loss.item())
+
+
+def _plan_ahead(training: Training) -> None:
+    """Between two steps: takes what was measured into the plan. Raises `Leave` where memory leaks."""
+    step, planner = training.step + 1, training.measuring.planner
+    leak = planner.leak()
+    if leak is not None:
+        training.session.leave(leak)
+    if not training.settings.tune or training.step < training.done_before:  # steps that are redone are cut as they were
+        return
+    last = min(training.step + _COMING_STEPS, training.schedule.total_steps)
+    changes = planner.look(
+        step, training.plan.at(step), lambda: [training.lengths_of(number) for number in range(step, last + 1)]
+    )
+    if changes:
+        training.plan.change(step, "measured: faster within the memory there is", **changes)
 
 
 def _finish_gradient(training: Training, step: int, rows: Rows, weight: float, loss: float) -> Gradient | None:
@@ -316,83 +340,13 @@ def _apply_gradient(training: Training, step: int, rate: float) -> None:
         training.optimizer.zero_grad(set_to_none=True)
         return
     plan = training.plan.at(step)
-    _report_out_of_memory(training, "optimizer", plan, plan.micro_tokens, exhausted)
+    report_out_of_memory(training, "optimizer", plan, plan.micro_tokens, exhausted)
     raise GiveUp(
         FailureCause.CRASH,
         f"Memory ran out within the optimizer's step {step}, so the weights may be half updated: they are dropped, and the run "
         "continues from its newest checkpoint.",
         step=step,
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Memory
-
-
-def _shrink(training: Training, step: int, exhausted: str) -> None:
-    """Makes room for `step` to be done again: smaller micro-batches, or if it was one row, activations computed twice."""
-    training.optimizer.zero_grad(set_to_none=True)
-    hand_back(training.device_memory)
-    training.soft_limit.renew()
-    before = training.plan.at(step)
-    model, rows = training.prepared.model, training.micro_rows
-    tokens = len(rows) * int(training.prepared.train.lengths[rows[0]])
-    with training.soft_limit.spare():
-        if len(rows) > 1:
-            cause = f"out of memory in {training.where} at {len(rows)} rows, {tokens} tokens"
-            after = training.plan.change(step, cause, ceiling=min(before.micro_tokens, tokens) // 2)
-        elif not before.activation_checkpointing and model.supports_gradient_checkpointing:
-            cause = f"out of memory in {training.where} at one row of {tokens} tokens"
-            after = training.plan.change(step, cause, activation_checkpointing=True)
-        else:
-            raise _one_row_too_large(training, step, int(rows[0]), tokens)
-        _report_out_of_memory(training, training.where, before, after.micro_tokens, exhausted)
-
-
-def _one_row_too_large(training: Training, step: int, row: int, tokens: int) -> GiveUp:
-    memory = training.session.link.read_memory()
-    if training.device_memory is not None:
-        held, limit = memory.cuda_allocated_bytes, None
-    else:
-        held, limit = memory.resident_bytes, memory.data_limit_bytes
-    numbers = f"{(held or 0) >> 20} MiB are held" + (f" of at most {limit >> 20} MiB" if limit else "")
-    return GiveUp(
-        FailureCause.OUT_OF_MEMORY,
-        f"Row {row} of the training data with its {tokens} tokens does not fit in memory, alone and with activation "
-        f"checkpointing: {numbers}. Lower training.max_length, choose a smaller model, or raise limits.ram.",
-        step=step,
-    )
-
-
-def _report_out_of_memory(training: Training, where: str, before: Entry, tokens_after: int, exhausted: str) -> None:
-    step = training.step + 1
-    log.warning("Out of memory in %s at step %d: %s", where, step, exhausted)
-    training.session.link.report(
-        OutOfMemory(
-            rank=training.session.link.rank,
-            where=where,
-            device=str(training.device),
-            step=step,
-            micro_tokens_before=before.micro_tokens,
-            micro_tokens_after=tokens_after,
-            detail=exhausted[:2000],
-        )
-    )
-
-
-def limit_micro_batch(training: Training, order: LimitMicroBatch) -> int:
-    """Takes the supervisor's limit into the plan, from the step in hand on: it is done again if its cuts change."""
-    step = training.step + 1
-    in_force = training.plan.at(step).micro_tokens
-    limit = order.micro_tokens
-    if order.halve:
-        in_use = min(in_force, training.largest_tokens or in_force)  # halving what is not used would change nothing
-        limit = max(1, in_use // 2)
-    elif limit is None and not order.may_grow:
-        limit = in_force
-    after = training.plan.change(step, f"ordered: {order.reason}", limit=limit)
-    training.publish()
-    return after.micro_tokens
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -423,25 +377,9 @@ def evaluate(training: Training) -> None:
             if exhausted is None:
                 place += len(rows)
             else:
-                tokens = _shrink_evaluation(training, rows, longest, exhausted)
+                tokens = shrink_evaluation(training, rows, longest, exhausted)
             training.boundary()
     training.evaluated = Evaluated(step=training.step, metrics=metrics.result())
     if training.best is None or merit_of(training.evaluated) > merit_of(training.best):
         training.best = training.evaluated
     log.info("After step %d: %s", training.step, training.evaluated.metrics)
-
-
-def _shrink_evaluation(training: Training, rows: Rows, longest: int, exhausted: str) -> int:
-    """Tokens for the rest of this evaluation; the plan of the training is not concerned."""
-    hand_back(training.device_memory)
-    training.soft_limit.renew()
-    if len(rows) == 1:
-        raise GiveUp(
-            FailureCause.OUT_OF_MEMORY,
-            f"Row {rows[0]} of the evaluation data with its {longest} tokens does not fit in memory. Lower "
-            "training.max_length, choose a smaller model, or raise limits.ram.",
-        )
-    tokens = len(rows) * longest // 2
-    before = training.plan.at(training.step + 1)
-    _report_out_of_memory(training, "evaluate", before, tokens, exhausted)
-    return tokens

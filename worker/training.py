@@ -16,7 +16,8 @@ from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Training as TrainingSettings
 from memsup.worker.audit import Audit
-from memsup.worker.batches import Order, Rows, Schedule
+from memsup.worker.batches import Lengths, Order, Rows, Schedule
+from memsup.worker.measuring import Measuring
 from memsup.worker.memory import DeviceMemory, SoftLimit
 from memsup.worker.plan import Plan
 from memsup.worker.session import Session
@@ -44,6 +45,9 @@ class Training:
     store: Store
     plan: Plan
     audit: Audit
+    measuring: Measuring
+    done_before: int = 0
+    """Steps that an earlier life had taken, some of which may have to be redone."""
 
     # How far the run is.
     step: int = 0
@@ -88,6 +92,10 @@ class Training:
         """Whether `evaluated` is of the parameters as they are."""
         return self.evaluated is not None and self.evaluated.step == self.step
 
+    def lengths_of(self, step: int) -> Lengths:
+        """Of the rows that `step` sees."""
+        return self.prepared.train.lengths[self.order.batch(step)]
+
     def boundary(self) -> None:
         """Between two pieces of work. Raises `Leave`."""
         self.session.boundary()
@@ -113,6 +121,8 @@ class Training:
                 effective=self.schedule.effective_batch,
                 micro_tokens=self.plan.at(self.step + 1).micro_tokens,
                 micro_rows=len(self.micro_rows) or None,
+                peak_bytes=self.measuring.last.peak_bytes,
+                predicted_bytes=self.measuring.last.predicted_bytes,
             ),
             digest=self.audit.digest,
             epoch=self.schedule.epoch_of(self.step),

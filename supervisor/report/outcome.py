@@ -84,6 +84,9 @@ def figures(material: Material, account: Account) -> Iterator[Figure]:
     if most is not None:
         allowed = f", of {size(limit)} allowed" if limit else ""
         yield Figure(size(most), f"most memory{allowed}{_against_estimate(material, most)}")
+    errors = sorted(p.prediction_error for p in material.points if p.prediction_error is not None)
+    if errors:
+        yield Figure(percent(errors[len(errors) // 2]), "off, the prediction of a step's memory; the median")
     hottest = _hottest(material)
     if hottest is not None:
         yield hottest

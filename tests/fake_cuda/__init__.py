@@ -25,6 +25,7 @@ class Allocator:
         self.total_bytes, self._weights, self._token = total_bytes, weights_bytes, token_bytes
         self._allocated = self._reserved = weights_bytes
         self._limit_bytes = total_bytes
+        self._peak = weights_bytes
         self._device = control.device[0] if control is not None else None
         self.limits: list[int] = []
         if self._device is not None:
@@ -36,6 +37,12 @@ class Allocator:
 
     def reserved_bytes(self) -> int:
         return self._reserved
+
+    def peak_bytes(self) -> int:
+        return self._peak
+
+    def reset_peak(self) -> None:
+        self._peak = self._allocated
 
     def release(self) -> None:
         self._allocated = self._reserved = self._weights
@@ -58,6 +65,7 @@ class Allocator:
                 )
             self._reserved = need
         self._allocated = need
+        self._peak = max(self._peak, need)
         self._show()
 
     def _show(self) -> None:

@@ -1,0 +1,110 @@
+"""What a micro-batch takes of memory, learnt from what earlier ones took. Pure.
+
+Covers one straight-line model: peak = floor + a · tokens + b · tokens · length, for rows × length = tokens; the second part is
+what attention keeps where a library computes it as a whole matrix (Vaswani et al. 2017: quadratic in the length). Activation
+checkpointing and mixed precision change a and b, so each has a model of its own. What is done about a prediction is decided in
+`planner.py`, and how peaks are measured is in `memory.py`.
+
+Peaks of the host are resident sizes, which fall late: after a large micro-batch a small one is told of with the large one's
+peak. So a peak that did not rise above what was resident before says only that the micro-batch needs no more than that. The
+least that was ever held before one is the floor: what a micro-batch of no tokens would take.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+MANY_TOKENS = 10**9
+"""More than any micro-batch has."""
+_REMEMBERED = 256
+_LEAST_SEEN, _NEWS_TO_FIT = 8, 32
+_LEAST_RISES = 3
+_LEAST_MARGIN_BYTES = 8 << 20
+
+
+class Shape(NamedTuple):
+    rows: int
+    length: int
+    """Padded: of the longest row."""
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+
+class Fit(NamedTuple):
+    """Bytes; `margin_bytes` is what reality has been above the line, and a little."""
+
+    floor_bytes: float
+    per_token: float
+    per_square: float
+    margin_bytes: float
+
+    def peak_bytes(self, shape: Shape) -> float:
+        """The best guess, without the margin."""
+        return self.floor_bytes + (self.per_token + self.per_square * shape.length) * shape.tokens
+
+    def most_tokens(self, length: int, limit_bytes: int) -> int:
+        """Tokens of a micro-batch padded to `length` that stay below `limit_bytes` even with the margin."""
+        room_bytes = limit_bytes - self.floor_bytes - self.margin_bytes
+        a_token = self.per_token + self.per_square * length
+        return int(min(max(room_bytes, 0.0) / max(a_token, 1e-9), MANY_TOKENS))
+
+
+class Footprint:
+    """Observes, and fits when asked and there is news."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[Shape, int, int]] = deque(maxlen=_REMEMBERED)
+        self._fit: Fit | None = None
+        self._news = 0
+
+    def observe(self, shape: Shape, peak_bytes: int, before_bytes: int) -> None:
+        """`before_bytes`: held when the micro-batch began."""
+        self._seen.append((shape, peak_bytes, before_bytes))
+        self._news += 1
+
+    def fit(self) -> Fit | None:
+        """None: too little was seen."""
+        if self._news >= (_LEAST_SEEN if self._fit is None else _NEWS_TO_FIT):
+            self._fit, self._news = self._fitted(), 0
+        return self._fit
+
+    def _fitted(self) -> Fit | None:
+        rose = [(shape, peak) for shape, peak, before in self._seen if peak > before]
+        if len(rose) < _LEAST_RISES:
+            return None
+        floor = (Shape(0, 0), min(before for *_, before in self._seen))
+        no_more = [(shape, peak) for shape, peak, before in self._seen if peak <= before]
+        points = [floor, *rose, *no_more]
+        features = np.array([(1.0, shape.tokens, shape.tokens * shape.length) for shape, _ in points])
+        peaks = np.array([peak for _, peak in points], dtype=float)
+        exact = np.arange(len(points)) <= len(rose)
+        counted = exact
+        for _ in range(4):  # what did not rise counts where the line lies above it
+            weights = non_negative_least_squares(features[counted], peaks[counted])
+            counted = exact | (features @ weights > peaks)
+        over = (peaks - features @ weights)[exact]
+        margin = max(float(np.quantile(over, 0.98)), 0.0) + _LEAST_MARGIN_BYTES
+        return Fit(float(weights[0]), float(weights[1]), float(weights[2]), margin)
+
+
+def non_negative_least_squares(features: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights ≥ 0 of few columns, by leaving out, one after the other, the column whose weight is most negative.
+
+    Columns are scaled to like sizes first: tokens and their squares are of very different ones.
+    """
+    scale = np.maximum(np.abs(features).max(axis=0), 1e-12)
+    kept = list(range(features.shape[1]))
+    weights = np.zeros(features.shape[1])
+    while kept:
+        found = np.linalg.lstsq(features[:, kept] / scale[kept], values, rcond=None)[0]
+        if (found >= 0).all():
+            weights[kept] = found / scale[kept]
+            break
+        del kept[int(found.argmin())]
+    return weights
