@@ -54,6 +54,7 @@ def main() -> int:
             back_s, after = squeezed.until_back(before)
             ended = squeezed.end()
             kills = limits.look().oom_kills
+            told = squeezed.ledger()
         with box(limit) as limits:
             alone = Watched(work, "alone", limits, options.epochs).end()
     plan_half = [str(end["progress"]["digest"]).split(".")[0] for end in (ended, alone)]
@@ -65,6 +66,8 @@ def main() -> int:
         f"{ended['progress']['step']} steps, as undisturbed": ended["progress"]["step"] == alone["progress"]["step"],
         f"digest {plan_half[0]}, as undisturbed": plan_half[0] == plan_half[1],
     }
+    if not all(checks.values()):
+        print(told)
     for what, held in checks.items():
         print(f"{'held  ' if held else 'FAILED'}  {what}")
     return 0 if all(checks.values()) else 1
@@ -111,6 +114,9 @@ class Watched:
         self.watch(OVER_S, "it recovered")
         self.watch(BACK_WITHIN_S - OVER_S, "it recovered", lambda: self.speed() >= BACK_TO * before)
         return time.monotonic() - began_s, self.speed()
+
+    def ledger(self) -> str:
+        return (self._home / "state/bench/ledger.jsonl").read_text(encoding="utf-8")
 
     def end(self) -> dict[str, Any]:
         """The status of the finished run."""

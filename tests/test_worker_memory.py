@@ -131,7 +131,7 @@ def test_exhaustion_at_the_soft_limit_is_caught_again_and_again() -> None:
     """A real limit in a real process: 192 of 256 MiB are used, then a MemoryError, five times alike; 64 MiB are spare."""
     done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True, timeout=60)
     grown, counts, more = json.loads(done.stdout)
-    assert 176 << 20 <= grown <= 192 << 20
+    assert 176 << 20 <= grown <= 193 << 20  # the kernel counts pages in bundles (proc_pid_statm(5): inaccurate)
     assert min(counts) >= 22
     assert max(counts) <= 24
     assert 29 <= more <= 32
