@@ -27,7 +27,7 @@ from memsup.supervisor.cli import RefusedError
 from memsup.supervisor.cli.report import report
 from memsup.supervisor.history import Point
 from memsup.supervisor.ledger import Entry
-from memsup.supervisor.lifecycle import _order_name
+from memsup.supervisor.orders import name_of
 from memsup.supervisor.report.account import Account, Gap, Kind, account, place
 from memsup.supervisor.report.gather import Material, gather
 from memsup.supervisor.report.marks import time_ticks, value_ticks
@@ -206,7 +206,7 @@ def test_the_words_of_the_lifecycle_are_understood() -> None:
             event="order",
             reason=order.reason,
             state="running",
-            action=_order_name(order),
+            action=name_of(order),
             result="done: so",
         )
         for i, order in enumerate(orders)
