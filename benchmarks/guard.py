@@ -146,8 +146,8 @@ def memsup(environment: dict[str, str], *arguments: str) -> str:
 
 
 def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Of all of its threads, in the scheduler's nanoseconds: a tick of /proc/PID/stat is 10 ms, a fifth of what is measured."""
+    return sum(int(file.read_text().split()[0]) for file in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
 
 
 def at(ordered: list[float], share: float) -> float:

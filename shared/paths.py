@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import platformdirs
@@ -29,52 +30,52 @@ class RunPaths:
     state: Path
     runtime: Path
 
-    @property
+    @cached_property
     def record(self) -> Path:
         return self.state / "run.json"
 
-    @property
+    @cached_property
     def status(self) -> Path:
         return self.state / "status.json"
 
-    @property
+    @cached_property
     def ledger(self) -> Path:
         return self.state / "ledger.jsonl"
 
-    @property
+    @cached_property
     def blackbox(self) -> Path:
         return self.state / "blackbox"
 
-    @property
+    @cached_property
     def history(self) -> Path:
         return self.state / "history.jsonl"
 
-    @property
+    @cached_property
     def worker_log(self) -> Path:
         return self.state / "worker.log"
 
-    @property
+    @cached_property
     def supervisor_log(self) -> Path:
         return self.state / "supervisor.log"
 
-    @property
+    @cached_property
     def plan(self) -> Path:
         return self.state / "plan.jsonl"
 
-    @property
+    @cached_property
     def cache(self) -> Path:
         """The data set, tokenised; may be deleted at any time."""
         return self.state / "cache"
 
-    @property
+    @cached_property
     def checkpoints(self) -> Path:
         return self.state / "checkpoints"
 
-    @property
+    @cached_property
     def model(self) -> Path:
         return self.state / "model"
 
-    @property
+    @cached_property
     def lock(self) -> Path:
         """Held by the supervisor for as long as it lives."""
         return self.runtime / "supervisor.lock"

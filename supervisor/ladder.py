@@ -178,7 +178,7 @@ class Ladder:
     ) -> Stance:
         """One look at everything. Unknown readings keep the rung as it is: unknown is neither fine nor bad."""
         self.moment = self._moment(now_s, memory, worker, proposals)
-        use, why = memory_use(memory, self.limits)
+        use = memory_use(memory, self.limits)
         if use is not None:
             self._note_growth(memory)
             self._move(now_s, use)
@@ -188,7 +188,7 @@ class Ladder:
         duty = min((p.duty_fraction for p in proposals), default=1.0)
         reasons = [p.reason for p in proposals if p.reason]
         if self.rung is not Rung.GROW or freeze or kill:
-            reasons.insert(0, why)
+            reasons.insert(0, use_in_words(memory, self.limits))
         if HoldReason.DISK in holds:
             reasons.append("the disk is nearly full")
         return Stance(
@@ -361,15 +361,26 @@ def replay(moment: Moment, memory: MemoryReading, disk: DiskReading | None) -> S
     return ladder.step(moment.now_s, memory, disk, moment.worker, moment.proposals)
 
 
-def memory_use(memory: MemoryReading, limits: MemoryLimits) -> tuple[float | None, str]:
-    """The worse of the two views of `memory`, and that view in words. None when neither can be had."""
-    views: list[tuple[float, str]] = []
-    if memory.worker_bytes is not None:
-        use = memory.worker_bytes / limits.worker_bytes
-        views.append((use, f"the worker uses {size(memory.worker_bytes)} of its {size(limits.worker_bytes)} ({use:.0%})"))
-    if memory.ram_total_bytes is not None and memory.ram_available_bytes is not None:
-        usable = max(1, memory.ram_total_bytes - limits.reserve_bytes)
-        used = memory.ram_total_bytes - memory.ram_available_bytes
+def memory_use(memory: MemoryReading, limits: MemoryLimits) -> float | None:
+    """The worse of the two views of `memory`. None when neither can be had."""
+    return max((use for use in _views(memory, limits) if use is not None), default=None)
+
+
+def use_in_words(memory: MemoryReading, limits: MemoryLimits) -> str:
+    """The worse view, in a clause."""
+    of_worker, of_machine = _views(memory, limits)
+    if of_machine is not None and (of_worker is None or of_machine > of_worker):
         left, reserve = size(memory.ram_available_bytes), size(limits.reserve_bytes)
-        views.append((used / usable, f"the machine has {left} left and {reserve} are its reserve ({used / usable:.0%} in use)"))
-    return max(views, default=(None, "memory cannot be read"))
+        return f"the machine has {left} left and {reserve} are its reserve ({of_machine:.0%} in use)"
+    if of_worker is not None:
+        return f"the worker uses {size(memory.worker_bytes)} of its {size(limits.worker_bytes)} ({of_worker:.0%})"
+    return "memory cannot be read"
+
+
+def _views(memory: MemoryReading, limits: MemoryLimits) -> tuple[float | None, float | None]:
+    """Of the worker's limit, and of the machine's memory without the reserve."""
+    of_worker = None if memory.worker_bytes is None else memory.worker_bytes / limits.worker_bytes
+    if memory.ram_total_bytes is None or memory.ram_available_bytes is None:
+        return of_worker, None
+    used = memory.ram_total_bytes - memory.ram_available_bytes
+    return of_worker, used / max(1, memory.ram_total_bytes - limits.reserve_bytes)

@@ -97,6 +97,7 @@ class Supervisor:
             power_record=paths.state.parent / ".power-limits.json",
             footing=self.footing,
         )
+        self.gpu_fd = self.cooling.client.fileno()
         self.proposals: tuple[Proposal, ...] = ()
         self.deciding: Moment | None = None
         """While a stance is carried out: what the ladder came to it on."""
@@ -155,7 +156,7 @@ class Supervisor:
         protections = protect()
         self.scribe.start()
         self.poller = zmq.Poller()
-        for watched in (self.sockets.worker, self.sockets.control, self.signals.fd, self.cooling.client.fileno()):
+        for watched in (self.sockets.worker, self.sockets.control, self.signals.fd, self.gpu_fd):
             self.poller.register(watched, zmq.POLLIN)
         now_s = monotonic_s()
         self.next_look_s = self.next_slow_s = self.next_status_s = self.next_beat_s = now_s
@@ -203,14 +204,14 @@ class Supervisor:
             self.on_reports(now_s)
         if self.sockets.control in woken:
             self.on_requests(now_s)
-        if self.cooling.client.fileno() in woken:
+        if self.gpu_fd in woken:
             self.cooling.on_readable(now_s)
         self.cooling.on_tick(now_s)
         self.on_proof(now_s)
         self.on_worker_end(now_s, woken)
         if now_s >= self.next_slow_s:
             self.on_slow_look(now_s)
-        self.on_shown(now_s)
+        self.on_changed(now_s)
         self.notifier.alive(now_s)
 
     @property
@@ -234,7 +235,7 @@ class Supervisor:
         self.cooling.close()
         if self.deadman is not None:
             self.deadman.goodbye()
-        self._show(now_s, durable=True)
+        self._show(now_s, self._status(), durable=True)
         self.night.say_goodbye(now_s, self._status(), self.life.stance.duty_fraction, self.limits.reserve_bytes)
         self._record_all(now_s, self.night.take_records())
         if self.scribe.finish(within_s=5.0):
@@ -352,9 +353,12 @@ class Supervisor:
         self._perform(now_s, self.life.on_tick(now_s))
         if (hang := self.night.hung(now_s, self.life, self.worker)) is not None:
             self._perform(now_s, self.life.on_hang(now_s, *hang))
+        status = self._status()
+        if now_s >= self.next_status_s:
+            self._show(now_s, status, durable=False)
         self.night.on_slow_look(
             now_s,
-            self._status(),
+            status,
             self.life,
             self.ladder.rung,
             self.limits.reserve_bytes,
@@ -369,13 +373,11 @@ class Supervisor:
         what = f"{plural(new, 'message')} on the sockets made no sense and {'was' if new == 1 else 'were'} dropped"
         self._record(now_s, Record(event="garbage", reason=what))
 
-    def on_shown(self, now_s: float) -> None:
-        changed = self.life.state is not self.shown_state
-        if changed:
+    def on_changed(self, now_s: float) -> None:
+        if self.life.state is not self.shown_state:
             self.shown_state, self.since_unix_s = self.life.state, unix_s()
             self.notifier.tell(f"{self.shown_state}: run {self.paths.name}")
-        if changed or now_s >= self.next_status_s:
-            self._show(now_s, durable=changed)
+            self._show(now_s, self._status(), durable=True)
 
     # -- actions ------------------------------------------------------------------------------------------------------
 
@@ -465,10 +467,10 @@ class Supervisor:
 
     # -- what others see ----------------------------------------------------------------------------------------------
 
-    def _show(self, now_s: float, *, durable: bool) -> None:
+    def _show(self, now_s: float, status: Status, *, durable: bool) -> None:
         """Every two seconds; flushed only when it says something new: to flush each costs a disk 2.4 GB a day."""
         self.next_status_s = now_s + STATUS_EVERY_S
-        self.scribe.replace(self.paths.status, encode_status(self._status()), durable=durable)
+        self.scribe.replace(self.paths.status, encode_status(status), durable=durable)
 
     def _good_end(self) -> str | None:
         """For the black box: why the supervisor ends; None where it does not know."""

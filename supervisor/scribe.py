@@ -26,7 +26,7 @@ MOST_KEPT_BYTES = 256 << 10
 
 class Scribe:
     def __init__(self) -> None:
-        self._jobs: queue.Queue[tuple[str, Callable[[], object]] | None] = queue.Queue(MOST_WAITING)
+        self._jobs: queue.SimpleQueue[tuple[str, Callable[[], object]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
         self._kept: dict[Path, bytearray] = {}
         self.lost = 0
@@ -50,17 +50,14 @@ class Scribe:
 
     def carry_out(self, what: str, job: Callable[[], object]) -> None:
         """`job` may wait for the disk, and raise OSError; `what` names it where it failed."""
-        try:
-            self._jobs.put_nowait((what, job))
-        except queue.Full:
+        if self._jobs.qsize() < MOST_WAITING:
+            self._jobs.put((what, job))
+        else:
             self.lost += 1
 
     def finish(self, within_s: float) -> bool:
         """Writes what is waiting and ends; False when the disk did not take it in time."""
-        try:
-            self._jobs.put(None, timeout=within_s)
-        except queue.Full:
-            return False
+        self._jobs.put(None)
         self._thread.join(within_s)
         return not self._thread.is_alive()
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memsup.supervisor import launch
+from memsup.supervisor.cgroups import MemoryUse
 from memsup.supervisor.descent import MARK
 
 WORKER_OOM_SCORE_ADJ = 700
@@ -74,6 +75,12 @@ class Fence(ABC):
     @abstractmethod
     def renew(self) -> None:
         """Once a second: brings the kernel's limit nearer to what is wanted, also where somebody else changed it."""
+
+    def _next_bytes(self, use: MemoryUse) -> int:
+        """The limit to set now. What is held is read only where it matters."""
+        if self._wanted_bytes >= self.limit_bytes:
+            return self._wanted_bytes
+        return next_limit(self._wanted_bytes, self.limit_bytes, use.held_bytes(), use.charged_bytes())
 
     @abstractmethod
     def used_bytes(self) -> int | None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from memsup.supervisor.cgroups import Hierarchy, MemoryUse, find_hierarchy
 from memsup.supervisor.descent import send_listed
-from memsup.supervisor.fence.base import Fence, FenceError, Kind, launcher, next_limit
-from memsup.supervisor.fence.kernel import make_folder, page_floor, pids_below, put, remove_folders, take, take_number
+from memsup.supervisor.fence.base import Fence, FenceError, Kind, launcher
+from memsup.supervisor.fence.kernel import hold, make_folder, page_floor, pids_below, put, remove_folders, take, take_number
 from memsup.supervisor.kept_file import KeptFile
 
 _UNLIMITED_BYTES = 1 << 62
@@ -40,6 +40,8 @@ class Cgroup1Fence(Fence):
         except OSError as error:
             raise FenceError(f"{error.filename} cannot be made ({error.strerror})") from None
         self._use = MemoryUse(self._folder, 1)
+        self._limit = KeptFile(self._folder / "memory.limit_in_bytes", 64)
+        self._with_swap_limit = KeptFile(self._folder / "memory.memsw.limit_in_bytes", 64)
         self._oom_control = KeptFile(self._folder / "memory.oom_control")
         self._kills_before = self._kill_count() or 0
         put(self._folder / "memory.use_hierarchy", "1")  # kernels before 5.11 leave it to us
@@ -56,13 +58,14 @@ class Cgroup1Fence(Fence):
         return launcher(self.name, writes=[(folder / "cgroup.procs", "0") for folder in (self._folder, self._freezer)])
 
     def renew(self) -> None:
-        target = next_limit(self._wanted_bytes, self.limit_bytes, self._use.held_bytes(), self._use.charged_bytes())
-        memory, with_swap = self._folder / "memory.limit_in_bytes", self._folder / "memory.memsw.limit_in_bytes"
+        target = self._next_bytes(self._use)
+        text = str(page_floor(target))
         # Memory may never be above memory with swap, so the order depends on the direction. Refused: EBUSY, tried again later.
-        _limit(with_swap, target)
-        if _limit(memory, target):
+        swap_as_well = hold(self._with_swap_limit, text)
+        if hold(self._limit, text):
             self.limit_bytes = target
-        _limit(with_swap, target)
+        if not swap_as_well:
+            hold(self._with_swap_limit, text)
 
     def used_bytes(self) -> int | None:
         return self._use.held_bytes()
@@ -102,10 +105,6 @@ class Cgroup1Fence(Fence):
 
     def _kill_count(self) -> int | None:
         return self._oom_control.number_after(b"\noom_kill ") if self._oom_control.read() else None
-
-
-def _limit(file: Path, limit_bytes: int) -> bool:
-    return take_number(file) == page_floor(limit_bytes) or put(file, str(limit_bytes))
 
 
 def _limiting_folder(memory: Hierarchy) -> Path:

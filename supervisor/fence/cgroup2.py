@@ -13,8 +13,8 @@ from pathlib import Path
 
 from memsup.supervisor.cgroups import MemoryUse, find_hierarchy
 from memsup.supervisor.descent import send_listed
-from memsup.supervisor.fence.base import Fence, FenceError, Kind, fence_name, launcher, next_limit
-from memsup.supervisor.fence.kernel import make_folder, page_floor, pids_below, put, remove_folders, take
+from memsup.supervisor.fence.base import Fence, FenceError, Kind, fence_name, launcher
+from memsup.supervisor.fence.kernel import hold, make_folder, page_floor, pids_below, put, remove_folders, take
 from memsup.supervisor.kept_file import KeptFile
 
 
@@ -25,6 +25,8 @@ class Cgroup2(Fence):
         super().__init__(run, limit_bytes)
         self._folder = folder
         self._use = MemoryUse(folder, 2)
+        self._limit, self._swap_limit = KeptFile(folder / "memory.max", 64), KeptFile(folder / "memory.swap.max", 64)
+        self._oom_group = KeptFile(folder / "memory.oom.group", 64)
         self._pressure = KeptFile(folder / "memory.pressure")
         self._memory_events = KeptFile(folder / "memory.events")
         self._kills_before = self._kill_count() or 0
@@ -34,11 +36,11 @@ class Cgroup2(Fence):
         return self._folder
 
     def renew(self) -> None:
-        target = next_limit(self._wanted_bytes, self.limit_bytes, self._use.held_bytes(), self._use.charged_bytes())
-        if take(self._folder / "memory.max") == str(page_floor(target)) or put(self._folder / "memory.max", str(target)):
+        target = self._next_bytes(self._use)
+        if hold(self._limit, str(page_floor(target))):
             self.limit_bytes = target
-        put(self._folder / "memory.swap.max", "0")
-        put(self._folder / "memory.oom.group", "1")
+        hold(self._swap_limit, "0")
+        hold(self._oom_group, "1")
 
     def used_bytes(self) -> int | None:
         return self._use.held_bytes()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from memsup.supervisor.kept_file import KeptFile
+
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -24,6 +26,11 @@ def put(file: Path, text: str) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def hold(file: KeptFile, text: str) -> bool:
+    """Whether the file says `text`, from before or from now on. Costs one read where it does."""
+    return (file.read() and file.text().strip() == text) or put(file.path, text)
 
 
 def take(file: Path) -> str | None:
