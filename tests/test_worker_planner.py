@@ -16,7 +16,7 @@ from memsup.worker.batches import Lengths, Rows, cut
 from memsup.worker.cost import Costs, Stopwatch
 from memsup.worker.footprint import Footprint, Shape, non_negative_least_squares
 from memsup.worker.plan import Entry
-from memsup.worker.planner import LEAST_OFTEN_STEPS, REFUSED_STEPS, Planner
+from memsup.worker.planner import LEAST_OFTEN_STEPS, REFUSED_STEPS, Begun, Planner
 
 MIB = 1 << 20
 EFFECTIVE = 16
@@ -79,12 +79,15 @@ class Night:
     seed: int = 3
     uniform: bool = False
     """All texts are as long as the longest."""
+    begun: Begun | None = None
     step: int = 0
     peaks: list[int] = field(default_factory=list)
     changes: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.planner = Planner(limit_bytes=self.limit_bytes, longest=self.longest, may_checkpoint=True)
+        self.planner = Planner(
+            limit_bytes=self.limit_bytes, longest=self.longest, may_checkpoint=True, begun=self.begun, layers=6
+        )
 
     def lengths(self, step: int) -> Lengths:
         if self.uniform:
@@ -181,6 +184,26 @@ def test_where_there_is_room_activations_are_kept_although_the_tier_began_withou
     night.run(30)
     assert not night.entry.activation_checkpointing
     assert night.entry.checkpointed_from is None
+
+
+@pytest.mark.parametrize("kept_before", [False, True])
+def test_a_run_that_begins_close_to_its_limit_keeps_what_it_began_with(kept_before: bool) -> None:
+    """What is held before a micro-batch may take more than growth keeps to; rows computed alone and twice save nothing then."""
+    machine = Machine(floor_bytes=700 * MIB, token_bytes=MIB // 8)
+    begin = plan(128, activation_checkpointing=kept_before)
+    night = Night(machine, limit_bytes=717 * MIB, entry=begin, begun=Begun(128, 788 * MIB))
+    night.run(100)
+    assert night.entry.most_tokens(16) == 128
+    assert not night.entry.checkpoints_activations(512)
+    assert max(night.peaks) <= 788 * MIB
+
+
+def test_what_it_began_with_is_taken_away_where_it_does_not_fit() -> None:
+    machine = Machine(floor_bytes=700 * MIB, token_bytes=MIB)
+    night = Night(machine, limit_bytes=717 * MIB, entry=plan(128), begun=Begun(128, 788 * MIB))
+    night.run(100)
+    assert night.entry.most_tokens(16) < 88
+    assert night.entry.checkpoints_activations(300)
 
 
 def test_what_ran_out_of_memory_is_not_tried_again_for_a_while_and_then_is() -> None:

@@ -27,10 +27,11 @@ WORTH_FRACTION, WORTH_FRACTION_LATER, LATER_STEPS = 0.03, 0.10, 256
 """A cut that is not faster by this much is not worth a change: it gives other bits. More so when the run has settled."""
 FIRST_LOOK_STEPS, LEAST_OFTEN_STEPS = 4, 256
 """The plan is looked at after so many steps, then after twice as many each time, down to the latter."""
-KEPT_PER_RECOMPUTED = 16
-"""Activations that are kept take at most so many times the memory of those computed twice, until it is measured: a layer keeps
-some 34 numbers a token and position of the hidden size (Korthikanti et al. 2022, "Reducing Activation Recomputation"), and one
-when they are computed twice, beside one layer's 34."""
+NUMBERS_OF_A_LAYER = 34
+"""That a layer keeps for a token and position of the hidden size, and one if they are computed twice, beside one layer's 34
+(Korthikanti et al. 2022, "Reducing Activation Recomputation"). So far is guessed until it is measured."""
+MANY_LAYERS = 32
+"""Taken for a model that does not say how many it has."""
 REFUSED_STEPS = 256
 """Other programs give memory back: what did not fit is predicted anew, and may be tried again, after so many steps."""
 LEAKED_FRACTION = 0.2
@@ -45,13 +46,31 @@ class Refusal(NamedTuple):
     until_step: int
 
 
+class Begun(NamedTuple):
+    """What the run began with is only taken from it for a good reason: where every row is computed alone, all is slow."""
+
+    tokens: int
+    """Of a micro-batch, as the settings have it."""
+    most_bytes: int
+    """Micro-batches of so many tokens, and single rows, may take this much: more than what growth keeps to."""
+
+
 class Planner:
     """Of one life of the worker. What it found out is in the plan, and so outlives it."""
 
-    def __init__(self, *, limit_bytes: int | None, longest: int, may_checkpoint: bool) -> None:
+    def __init__(
+        self,
+        *,
+        limit_bytes: int | None,
+        longest: int,
+        may_checkpoint: bool,
+        begun: Begun | None = None,
+        layers: int | None = None,
+    ) -> None:
         """`limit_bytes`: what the worker may hold when all is well; None: nobody knows. `longest`: of all rows, in tokens.
-        `may_checkpoint`: activations.
+        `may_checkpoint`: activations. `layers`: of the model, where it says so.
         """
+        self._begun, self._layers = begun, layers or MANY_LAYERS
         self._limit_bytes, self._longest = limit_bytes, longest
         self._may_checkpoint = may_checkpoint
         self._stopwatch = {False: Stopwatch(), True: Stopwatch()}
@@ -141,11 +160,11 @@ class Planner:
         checkpointed_from = None
         for band in range(band_of(self._longest) + 1):
             length = min(band_length(band), self._longest)
-            tokens = min(kept.most_tokens(length, self._limit_bytes), self._not_refused(step, band, checkpointed=False))
+            tokens = min(self._most_tokens(kept, length), self._not_refused(step, band, checkpointed=False))
             if self._may_checkpoint and (checkpointed_from is not None or tokens < length):
                 if checkpointed_from is None:
                     checkpointed_from = band_length(band - 1) + 1 if band else 1
-                tokens = twice.most_tokens(length, self._limit_bytes) if twice else length
+                tokens = self._most_tokens(twice, length) if twice else length
                 tokens = min(tokens, self._not_refused(step, band, checkpointed=True))
             bands.append(max(tokens, 1))
         if (
@@ -155,6 +174,14 @@ class Planner:
         ):
             return {"bands": tuple(bands), "checkpointed_from": checkpointed_from, "activation_checkpointing": False}
         return {}
+
+    def _most_tokens(self, fit: Fit, length: int) -> int:
+        """That fit: as far as growth goes, or what the run began with, where that takes a little more."""
+        assert self._limit_bytes is not None
+        most = fit.most_tokens(length, self._limit_bytes)
+        if self._begun is None:
+            return most
+        return max(most, min(max(self._begun.tokens, length), fit.most_tokens(length, self._begun.most_bytes)))
 
     def _not_refused(self, step: int, band: int, *, checkpointed: bool) -> int:
         """Tokens that are no more than half of those with which memory ran out lately."""
@@ -166,9 +193,9 @@ class Planner:
         fit = self._footprint[False].fit()
         twice = self._footprint[True].fit()
         if fit is None and twice is not None:
-            return twice._replace(
-                per_token=KEPT_PER_RECOMPUTED * twice.per_token, per_square=KEPT_PER_RECOMPUTED * twice.per_square
-            )
+            layers = self._layers
+            numbers = layers * NUMBERS_OF_A_LAYER / (layers + NUMBERS_OF_A_LAYER)
+            return twice._replace(per_token=numbers * twice.per_token, per_square=layers * twice.per_square)
         return fit
 
     # -- time ---------------------------------------------------------------------------------------------------------

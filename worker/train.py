@@ -44,7 +44,7 @@ from memsup.worker.hardware import (
 from memsup.worker.measuring import Measuring
 from memsup.worker.memory import DeviceMemory, Peak, SoftLimit, is_out_of_memory, limit_device, read_memory
 from memsup.worker.plan import Plan
-from memsup.worker.planner import Planner
+from memsup.worker.planner import Begun, Planner
 from memsup.worker.randomness import seed_everything
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import Evaluated
@@ -54,8 +54,9 @@ from memsup.worker.training import Training
 log = logging.getLogger(__name__)
 
 _STEPS_TO_DOUBLE_SCALE = 2000
-PLANNED_FRACTION = 0.8
-"""Of its limit is what micro-batches are planned for: the ladder stops growth at 85 %, and the planner's line has an error."""
+PLANNED_FRACTION, BEGUN_FRACTION = 0.8, 0.88
+"""Of its limit is what micro-batches are planned for, and what those with which the run began may take: the ladder stops growth
+at 85 %, asks for less at 90 %, and the planner's line has an error."""
 _COMING_STEPS = 32
 """So many steps ahead decide which cut is the fastest."""
 
@@ -151,7 +152,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         store=store,
         plan=Plan(paths.plan),
         audit=Audit(paths.state / "audit.txt"),
-        measuring=_measuring(prepared, welcome, memory),
+        measuring=_measuring(prepared, welcome, memory, settings.training.micro_tokens),
     )
     resume(training, start, welcome)
     session.save = lambda last: save(training, last=last)
@@ -160,12 +161,14 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     return training
 
 
-def _measuring(prepared: Prepared, welcome: Welcome, memory: DeviceMemory | None) -> Measuring:
+def _measuring(prepared: Prepared, welcome: Welcome, memory: DeviceMemory | None, first_tokens: int | None) -> Measuring:
     limit_bytes = welcome.memory_limit_bytes if memory is None else memory.total_bytes
     planner = Planner(
         limit_bytes=None if limit_bytes is None else int(limit_bytes * PLANNED_FRACTION),
         longest=int(prepared.train.lengths.max()),
         may_checkpoint=bool(prepared.model.supports_gradient_checkpointing),
+        begun=Begun(first_tokens, int(limit_bytes * BEGUN_FRACTION)) if first_tokens and limit_bytes else None,
+        layers=getattr(prepared.model.config, "num_hidden_layers", None),
     )
     return Measuring(Peak(memory), planner, waits_for_device=memory is not None)
 
