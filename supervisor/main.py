@@ -81,7 +81,8 @@ class Supervisor:
         self.night = Overnight(paths, record, self.scribe, self.boot, newest)
         device = record.settings.training.device
         gpus, _ = facts(GPU_FACTS_S) if device != "cpu" else ((), None)
-        self.limits = resolve(record.settings, {}, look(paths.state, gpus)).limits
+        machine = look(paths.state, gpus)
+        self.limits = resolve(record.settings, {}, machine).limits
         on_gpu = device.startswith("cuda") or bool(gpus)
         record.gentle = record.gentle or self.night.machine_died
         self.footing = footing_of(record, watches_gpus=on_gpu)
@@ -104,7 +105,7 @@ class Supervisor:
         self.held = Held()
         """By the worker, before it was asked to leave or died."""
         self.proof: Proof | None = None
-        self.worker = WorkerProcess(paths, record, self.fence)
+        self.worker = WorkerProcess(paths, record, self.fence, machine.cpus)
         self.memory_sensor, self.disk_sensor = MemorySensor(self.fence), DiskSensor(paths.state)
         self.memory = self.memory_sensor.read(monotonic_s())
         self.disk = self.disk_sensor.read(monotonic_s())

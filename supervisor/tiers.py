@@ -281,8 +281,9 @@ def _filled(settings: Settings, tier: TierName, machine: Machine) -> Settings:
         amp=or_else(asked.amp, _default_amp(settings, machine)[0]),
         # Tokenised rows are read from a memory-mapped cache, which no further process makes faster.
         loader_processes=or_else(asked.loader_processes, 0),
-        threads=or_else(asked.threads, machine.cpus),
     )
+    if not training.tune:
+        training.threads = asked.threads or machine.cpus
     return msgspec.structs.replace(settings, training=training)
 
 
@@ -340,7 +341,8 @@ def _training_lines(
 
     by_tier = f"tier {tier}"
     micro_default = f"{by_tier}: {row.rows} × {row.max_length}; moves to what is fastest and fits"
-    cpus = f"usable CPUs ({machine.cpu_source}); kept for the run"
+    fastest = "" if training.threads else "the fastest number is found out by trying and "
+    cpus = f"usable CPUs ({machine.cpu_source}); {fastest}kept for the run"
     to_begin_with = " to begin with" if training.tune else ""
     switch = {True: "on", False: "off", None: "?"}
     return [
@@ -356,7 +358,7 @@ def _training_lines(
             ),
         ),
         Line("mixed precision", f"{training.amp}", origin("amp", _default_amp(asked, machine)[1])),
-        Line("threads", f"{training.threads}", origin("threads", cpus)),
+        Line("threads", f"{training.threads or f'at most {machine.cpus}'}", origin("threads", cpus)),
         Line("loader processes", f"{training.loader_processes}", origin("loader_processes", by_tier)),
     ]
 

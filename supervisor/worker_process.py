@@ -21,8 +21,9 @@ LOG_LIMIT_BYTES = 16 << 20
 
 
 class WorkerProcess:
-    def __init__(self, paths: RunPaths, record: RunRecord, fence: Fence) -> None:
-        self._paths, self._record, self._fence = paths, record, fence
+    def __init__(self, paths: RunPaths, record: RunRecord, fence: Fence, cpus: int) -> None:
+        """`cpus`: how many it may compute on."""
+        self._paths, self._record, self._fence, self._cpus = paths, record, fence, cpus
         self._child: Child | None = None
         self._lifeline: int | None = None
         self._end: TreeKill | None = None
@@ -111,7 +112,7 @@ class WorkerProcess:
         environment["PYTHONUNBUFFERED"] = "1"
         if self._record.command is not None:
             return environment
-        threads = str(self._record.settings.training.threads or 1)
+        threads = str(self._record.settings.training.threads or self._cpus)
         return environment | {
             "MEMSUP_STATE_DIR": str(self._paths.state.parent),
             "MEMSUP_RUNTIME_DIR": str(self._paths.runtime.parent),

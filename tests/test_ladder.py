@@ -19,6 +19,7 @@ from memsup.supervisor.ladder import (
     Stance,
     WorkerView,
     memory_use,
+    use_in_words,
 )
 from memsup.supervisor.readings import DiskReading, MemoryReading
 
@@ -199,7 +200,7 @@ def test_climbing_is_never_late_and_coming_down_is_one_rung_at_a_time(walk: list
 )
 def test_no_reading_is_an_error(worker: int | None, total: int | None, available: int | None) -> None:
     memory = MemoryReading(at_s=1.0, ram_total_bytes=total, ram_available_bytes=available, worker_bytes=worker)
-    use, sentence = memory_use(memory, LIMITS)
-    assert sentence
+    use, sentence = memory_use(memory, LIMITS), use_in_words(memory, LIMITS)
     assert (use is None) == (worker is None and (total is None or available is None))
+    assert ("cannot be read" if use is None else f"{use:.0%}") in sentence
     Ladder(LIMITS).step(1.0, memory, None, WORKER)

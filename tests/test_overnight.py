@@ -107,7 +107,7 @@ def test_a_worker_that_stands_still_is_dumped_killed_and_started_again(tmp_path:
     scribe = Scribe()
     scribe.start()
     night = Overnight(paths, record, scribe, "0b4f3b5c-6f2e-4d38-9c5d-0123456789ab", None)
-    worker = WorkerProcess(paths, record, NoFence(record.run_id, 1 << 30))
+    worker = WorkerProcess(paths, record, NoFence(record.run_id, 1 << 30), cpus=1)
     life = Lifecycle(
         wanted=record.wanted, pause_mode=record.pause_mode, run_id=record.run_id, lease_s=10.0, memory_limit_bytes=None
     )

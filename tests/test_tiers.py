@@ -77,7 +77,7 @@ def test_each_tier_gives_the_guides_values() -> None:
         training = resolved(machine(64), f"tier={name}").settings.training
         assert (training.micro_tokens, training.max_length, training.effective_batch) == (tokens, length, 16)
         assert training.gradient_checkpointing is checkpointing
-        assert (training.amp, training.threads, training.loader_processes) == ("off", 4, 0)
+        assert (training.amp, training.threads, training.loader_processes) == ("off", None, 0)
 
 
 @given(
@@ -105,10 +105,14 @@ def test_what_is_set_is_kept(asked: dict[str, object]) -> None:
 
 
 def test_nothing_is_left_open_for_the_run_record() -> None:
-    """Every value that the tier decides is filled in, and the settings passed in stay as they were."""
+    """Every value that the tier decides is filled in, and the settings passed in stay as they were.
+
+    How many threads are the fastest is found out by the worker, unless the run is to be the same bit for bit.
+    """
     asked = Settings()
+    asked.training.tune = False
     training = resolve(asked, {}, machine(23.5)).settings.training
-    assert asked == Settings()
+    assert (asked.training.micro_tokens, asked.training.threads) == (None, None)
     for name in (
         "effective_batch",
         "max_length",

@@ -160,6 +160,7 @@ def _first_plan(training: Training) -> Entry:
         start=training.settings.micro_tokens or 1024,
         activation_checkpointing=bool(training.settings.gradient_checkpointing)
         and training.prepared.model.supports_gradient_checkpointing,
+        threads=training.threads,
         cause="the settings",
         at_unix_s=unix_s(),
     )

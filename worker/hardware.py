@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import Any
 
 import torch
@@ -12,15 +11,16 @@ from memsup.shared.messages import FailureCause
 from memsup.shared.settings import Share
 from memsup.worker.memory import CudaMemory, DeviceMemory
 from memsup.worker.session import GiveUp
+from memsup.worker.threads import find_threads
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def start_threads(wanted: int | None) -> int:
-    """Fixes the number of threads that compute, and starts them; returns it. Call it before memory is limited: a library that
-    cannot start a thread aborts.
+    """Fixes the number of threads that compute, and starts them; returns it. None: the fastest, found out by trying, of at most
+    `OMP_NUM_THREADS`. Call it before memory is limited: a library that cannot start a thread aborts.
     """
-    threads = wanted or len(os.sched_getaffinity(0))
+    threads = wanted or find_threads(torch.get_num_threads())
     torch.set_num_threads(threads)
     if torch.get_num_interop_threads() != 1:  # may be set once only
         torch.set_num_interop_threads(1)

@@ -38,6 +38,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """For those that are padded to this length or more."""
     bands: tuple[int, ...] = ()
     """Most tokens that fit, as predicted, of a micro-batch padded to at most 16, 32, 64, … tokens; longer ones as the last."""
+    threads: int | None = None
+    """That compute: another number gives other bits."""
     costs: Costs | None = None
     """What micro-batches cost: the cheapest cut is taken. None: as few as may be."""
     cause: str
@@ -118,6 +120,11 @@ class Plan:
         self._put(after)
         log.info("From step %d on at most %d tokens in a micro-batch: %s.", step, after.micro_tokens, cause)
         return after
+
+    @property
+    def threads(self) -> int | None:
+        """With which the run began. None: it has not, or is older than the question."""
+        return self._entries[-1].threads if self._entries else None
 
     @property
     def last_change(self) -> Entry:

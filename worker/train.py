@@ -104,7 +104,8 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
 
     # -----------------------------------------------------------------------------------------------------------------
     # Machine: threads, device, and the limit below the fence at which exhaustion can still be caught
-    threads = start_threads(settings.training.threads or (start.state.threads if start.state else None))
+    plan = Plan(paths.plan)
+    threads = start_threads(settings.training.threads or plan.threads or (start.state.threads if start.state else None))
     may_move = settings.recovery.continue_on_cpu and start.state is not None
     device = choose_device(settings.training.device, on_cpu=welcome.on_cpu, or_cpu=may_move)
     memory = device_memory(device, settings.limits.vram)
@@ -150,7 +151,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         order=Order(schedule),
         optimizer=optimizer,
         store=store,
-        plan=Plan(paths.plan),
+        plan=plan,
         audit=Audit(paths.state / "audit.txt"),
         measuring=_measuring(prepared, welcome, memory, settings.training.micro_tokens),
     )
