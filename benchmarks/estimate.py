@@ -53,6 +53,7 @@ def measure(size: str, amp: str) -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
     import memsup.worker.train  # noqa: F401 - what the worker imports counts as its base
+    from memsup.worker.embedding import add_in_place
     from memsup.worker.hardware import autocast, make_optimizer, place_model, set_activation_checkpointing, start_threads
     from memsup.worker.memory import hand_back, held
 
@@ -70,6 +71,7 @@ def measure(size: str, amp: str) -> None:
     )
     model = BertForSequenceClassification(config)
     place_model(model, device)
+    add_in_place(model)
     optimizer = make_optimizer(model, weight_decay=0.01)
     model.train()
 

@@ -139,13 +139,11 @@ def peak_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing:
     constants, tokens = CONSTANTS[amp], rows * length
     of_a_layer = tokens * (constants.hidden * shape.hidden + constants.intermediate * shape.intermediate)
     of_a_layer += constants.attention * rows * shape.heads * length**2
-    # The table of tokens gets its gradient last, in a tensor as large as itself; most activations are gone by then.
-    table = 4 * shape.embeddings
     if checkpointing:
         # Each layer's input is kept, and one layer at a time computed again, with its gradients beside it.
-        activations = 4 * shape.layers * tokens * shape.hidden + 2 * of_a_layer + table
+        activations = 4 * shape.layers * tokens * shape.hidden + 2 * of_a_layer
     else:
-        activations = max(shape.layers * of_a_layer, table + 2 * of_a_layer)
+        activations = max(shape.layers, 2) * of_a_layer
     copies = constants.copies * (shape.parameters - shape.embeddings)
     return held_bytes(shape) + int(activations) + max(0, copies)
 

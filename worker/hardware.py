@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -61,8 +61,11 @@ def device_memory(device: torch.device, limit: Share | int) -> DeviceMemory | No
     return memory
 
 
-def autocast(device: torch.device, amp: str | None) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast(device.type, dtype=_AMP[amp]) if amp in _AMP else contextlib.nullcontext()
+def autocast(device: torch.device, amp: str | None) -> AbstractContextManager[Any]:
+    """Forward passes in the lower precision `amp`, if it is one. None: not here, as in a backward pass, which has the precision
+    of each forward operation anyway.
+    """
+    return torch.autocast(device.type, dtype=_AMP[amp]) if amp in _AMP else torch.autocast(device.type, enabled=False)
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -29,6 +29,7 @@ from memsup.shared.record import RunRecord
 from memsup.worker.audit import Audit, Step
 from memsup.worker.batches import Order, Rows, Schedule, cut, learning_rate
 from memsup.worker.checkpoints import export_model, find_start, merit_of, resume, save, save_evaluated, save_if_due
+from memsup.worker.embedding import add_in_place
 from memsup.worker.exhaustion import has_to_fit, limit_micro_batch, report_out_of_memory, shrink, shrink_evaluation
 from memsup.worker.footprint import Shape
 from memsup.worker.hardware import (
@@ -125,6 +126,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         prepared = task.load(settings, paths, boundary, checkpoint=start.folder)
         boundary()
         place_model(prepared.model, device)
+        add_in_place(prepared.model)
         optimizer = make_optimizer(prepared.model, weight_decay=settings.training.weight_decay)
     for heading, fact in prepared.facts.items():
         log.info("%s: %s", heading, fact)
@@ -268,26 +270,27 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
     training.optimizer.zero_grad(set_to_none=True)
     training.measuring.begin_step(step)
     position = 0
-    for micro, shape in zip(micro_batches, shapes, strict=True):
-        training.micro_rows, training.where = micro, "forward"
-        twice = plan.checkpoints_activations(shape.length)
-        if training.activation_checkpointing != twice:
-            set_activation_checkpointing(model, twice)
-            training.activation_checkpointing = twice
-        with training.measuring.micro_batch(shape, twice=twice):
-            seed_everything(training.settings.seed, step, position)
-            batch = to_device(examples.batch(micro), training.device)
-            with autocast(training.device, training.settings.amp):
+    with autocast(training.device, training.settings.amp):  # for the whole step, so that weights are converted once
+        for micro, shape in zip(micro_batches, shapes, strict=True):
+            training.micro_rows, training.where = micro, "forward"
+            twice = plan.checkpoints_activations(shape.length)
+            if training.activation_checkpointing != twice:
+                set_activation_checkpointing(model, twice)
+                training.activation_checkpointing = twice
+            with training.measuring.micro_batch(shape, twice=twice):
+                seed_everything(training.settings.seed, step, position)
+                batch = to_device(examples.batch(micro), training.device)
                 loss = task.loss(model, batch) / weight
-            training.where = "backward"
-            (loss * training.loss_scale).backward()
-            total_loss += loss.detach()
-            del loss, batch  # or they live on beside the next micro-batch's
-        position += len(micro)
-        training.publish()
-        training.boundary()
-        if not training.plan.at(step).same_cuts(plan):
-            return None
+                training.where = "backward"
+                with autocast(training.device, None):
+                    (loss * training.loss_scale).backward()
+                total_loss += loss.detach()
+                del loss, batch  # or they live on beside the next micro-batch's
+            position += len(micro)
+            training.publish()
+            training.boundary()
+            if not training.plan.at(step).same_cuts(plan):
+                return None
     training.measuring.end_step()
     return _finish_gradient(training, step, rows, weight, total_loss.item())
 
