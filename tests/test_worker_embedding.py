@@ -41,9 +41,7 @@ class Tiny(nn.Module):
         return self.outer(torch.tanh(self.inner(self.words(ids)))).square().mean()
 
 
-def gradients(
-    model: nn.Module, seen: list[Any], amp: str | None = None, *, opened_once: bool = False
-) -> dict[str, torch.Tensor]:
+def gradients(model: nn.Module, seen: list[Any], amp: str | None = None, *, once: bool = False) -> dict[str, torch.Tensor]:
     model.zero_grad(set_to_none=True)
     with autocast(CPU, amp if once else None):
         for ids in seen:
