@@ -153,14 +153,14 @@ def test_a_state_folder_that_cannot_be_made_is_named(job: Path, tmp_path: Path) 
     assert left_behind(tmp_path) == ["state"]
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk takes root")
+@pytest.mark.skipif(os.getuid() != 0, reason="NOT RUN: mounting a small disk takes root")
 def test_a_full_disk_is_refused_before_anything_is_written(job: Path, tmp_path: Path) -> None:
     """A real file system of 4 MiB: the sentence names what is free and what is needed."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], check=False)
     if mounted.returncode:
-        pytest.skip("this container may not mount")
+        pytest.skip("NOT RUN: this container may not mount")
     try:
         done = memsup("start", cwd=job, MEMSUP_STATE_DIR=str(disk / "state"))
         assert done.returncode == 2

@@ -311,7 +311,7 @@ def test_the_worker_is_in_no_terminals_scope(fence: Fence) -> None:
 def test_a_user_without_a_manager_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Logged in by `su` or `cron`: no bus of one's own."""
     if os.geteuid() == 0 or not Path("/run/systemd/system").is_dir():
-        pytest.skip("needs an ordinary user on a machine run by systemd")
+        pytest.skip("NOT RUN: needs an ordinary user on a machine run by systemd")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/nonexistent")
     monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
     with pytest.raises(FenceError, match="this user's systemd manager makes no scope"):
