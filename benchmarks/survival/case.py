@@ -1,6 +1,9 @@
 """Inside a throw-away virtual machine, as root: a runaway allocator against one kind of protection, and what the machine felt.
 
-    case.py run PROTECTION USER RATE      PROTECTION none, earlyoom, oomd or memsup; USER lab or root; RATE full or MiB/s
+    case.py run PROTECTION USER RATE    PROTECTION none, earlyoom, oomd, memsup or beside; USER lab or root; RATE full or MiB/s
+
+*beside* is no protection: the allocator is nobody's, as with none, and memsup guards a command that sleeps. It shows how long
+the supervisor itself stands still while the machine thrashes.
 
 Beside it runs a bystander with 80 MiB of its own in the user's session, and two canaries: one wakes every 10 ms, one starts
 /bin/true every 200 ms; each notes the longest time by which it was late. Leaves result.json in $OUT. `run` (beside this file)
@@ -21,7 +24,7 @@ from pathlib import Path
 
 STEP = 4 << 20
 WANTS = 4096 << 20
-ENDS_WITHIN_S = 60.0
+ENDS_WITHIN_S = 30.0
 LIMITS = ("--set", "limits.ram=600MiB", "--set", "limits.ram_reserve=300MiB")
 """Of 968 MiB; the reserve is lower than the default, which would leave a worker too little to begin with here."""
 NOTES = Path("/dev/shm/hog")
@@ -92,18 +95,18 @@ def run(protection: str, user: str, rate: str) -> None:
         for kind in ("tick", "fork")
     ]
     command = ["python3", HERE, "hog", rate]
-    if protection == "memsup":
+    if protection in ("memsup", "beside"):
         folders = [f"MEMSUP_STATE_DIR=/tmp/{user}-state", f"MEMSUP_RUNTIME_DIR=/tmp/{user}-runtime"]
         memsup = ["env", *folders, f"PYTHONPATH={os.environ['PYTHONPATH']}", "python3", "-c"]
         memsup += ["import sys; from memsup.supervisor.cli import main; sys.exit(main())"]
         hold = [*memsup, "start", *LIMITS, "--", "sleep", "1"]  # everything is read from the disk once, as on a machine in use
         subprocess.run([*as_user, *hold], check=True, stdout=subprocess.DEVNULL)
     time.sleep(5)
-    if protection == "memsup":
-        subprocess.run(
-            [*as_user, *memsup, "start", "--run", "hog", *LIMITS, "--", *command], check=True, stdout=subprocess.DEVNULL
-        )
-    else:
+    guarded = {"memsup": command, "beside": ["sleep", "1000"]}.get(protection)
+    if guarded is not None:
+        start = [*as_user, *memsup, "start", "--run", "hog", *LIMITS, "--", *guarded]
+        subprocess.run(start, check=True, stdout=subprocess.DEVNULL)
+    if protection != "memsup":
         scope = ["systemd-run", *(["--user"] if user == "lab" else []), "--scope", "-q", "--unit=hog"]
         process = subprocess.Popen([*as_user, *scope, *command])
     ends(lambda: NOTES.stat().st_size > 0)
@@ -115,11 +118,14 @@ def run(protection: str, user: str, rate: str) -> None:
     for one in canaries:
         one.terminate()
         one.wait()
-    if protection == "memsup":
-        said = subprocess.run([*as_user, *memsup, "status", "--run", "hog"], capture_output=True, text=True, check=False).stdout
+    said, own_stall_s = "", None
+    if guarded is not None:
+        status = [*as_user, *memsup, "status", "--json", "--run", "hog"]
+        said = subprocess.run(status, capture_output=True, text=True, check=False).stdout
+        own_stall_s = json.loads(said)["worst_stall_s"]
         subprocess.run([*as_user, *memsup, "stop", "--now", "--run", "hog"], check=False, stdout=subprocess.DEVNULL)
-    else:
-        said = f"exit status {process.poll()}"
+    if protection != "memsup":
+        said += f"exit status {process.poll()}"
         subprocess.run(["pkill", "-KILL", "-f", "case.py hog"], check=False)  # in this throw-away machine only
     notes = (NOTES.read_text().split() or ["0", "0", "0"])[:3]
     active = subprocess.run(
@@ -136,7 +142,8 @@ def run(protection: str, user: str, rate: str) -> None:
         "fork": json.loads((out / "fork.json").read_text()),
         "canaries_alive": alive,
         "bystander": active.stdout.strip(),
-        "said": said[-1500:],
+        "own_stall_s": own_stall_s,
+        "said": said[-3000:],
     }
     (out / "result.json").write_text(json.dumps(result, indent=1))
     print(json.dumps({key: result[key] for key in ("protection", "ended", "ran_s", "took_mib", "tick", "fork", "bystander")}))

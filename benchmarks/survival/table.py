@@ -19,8 +19,8 @@ def main(results: Path) -> None:
         "| allocator | swap | user | protection | runs | machine alive | hog ended | it ran, s | 10 ms canary late by, s |",
         end="",
     )
-    print(" fork+exec late by, s | bystander alive |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print(" fork+exec late by, s | bystander alive | supervisor late by, s |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     for (rate, swap, user, protection), runs in sorted(groups.items()):
         seen = [run for run in runs if run is not None]
         rate = "full speed" if rate == "full" else f"{rate} MiB/s"
@@ -28,7 +28,8 @@ def main(results: Path) -> None:
             f"| {rate} | {swap.removeprefix('swap')} MiB | {user} | {protection} | {len(runs)} | {len(seen)} "
             f"| {sum(run['ended'] for run in seen)} | {span(run['ran_s'] for run in seen)} "
             f"| {span(run['tick']['worst_s'] for run in seen)} | {span(run['fork']['worst_s'] for run in seen)} "
-            f"| {sum(run['bystander'] == 'active' for run in seen)} |"
+            f"| {sum(run['bystander'] == 'active' for run in seen)} "
+            f"| {span(run['own_stall_s'] for run in seen if run.get('own_stall_s') is not None)} |"
         )
 
 
