@@ -85,9 +85,7 @@ class Night:
     changes: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.planner = Planner(
-            limit_bytes=self.limit_bytes, longest=self.longest, may_checkpoint=True, begun=self.begun, layers=6
-        )
+        self.planner = Planner(limit_bytes=self.limit_bytes, longest=self.longest, may_checkpoint=True, begun=self.begun)
 
     def lengths(self, step: int) -> Lengths:
         if self.uniform:
