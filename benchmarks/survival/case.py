@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,7 @@ def run(protection: str, user: str, rate: str) -> None:
         status = [*as_user, *memsup, "status", "--json", "--run", "hog"]
         said = subprocess.run(status, capture_output=True, text=True, check=False).stdout
         own_stall_s = json.loads(said)["worst_stall_s"]
+        shutil.copy(f"/tmp/{user}-state/hog/ledger.jsonl", out)
         subprocess.run([*as_user, *memsup, "stop", "--now", "--run", "hog"], check=False, stdout=subprocess.DEVNULL)
     if protection != "memsup":
         said += f"exit status {process.poll()}"
