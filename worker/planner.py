@@ -29,7 +29,7 @@ FIRST_LOOK_STEPS, LEAST_OFTEN_STEPS = 4, 256
 """The plan is looked at after so many steps, then after twice as many each time, down to the latter."""
 NUMBERS_OF_A_LAYER = 34
 """That a layer keeps for a token and position of the hidden size, and one if they are computed twice, beside one layer's 34
-(Korthikanti et al. 2022, "Reducing Activation Recomputation"). So far is guessed until it is measured."""
+(Korthikanti et al. 2022, "Reducing Activation Recomputation"). Guessed by that until it is measured."""
 MANY_LAYERS = 32
 """Taken for a model that does not say how many it has."""
 REFUSED_STEPS = 256
