@@ -27,6 +27,8 @@ from memsup.supervisor.temperatures import TemperatureSensors, cpu_sources
 
 MOST_LASTING = 3
 """Sentences that `status` shows; the ledger has them all."""
+FAR_C = 15.0
+"""So far below its pace level a CPU's sensor may be read half as often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,8 @@ class Cooling:
     """What does not pass by itself, each once, the newest last."""
     crowded: str | None = None
     """How much more GPU memory other programs hold than before, in one clause, where that is much."""
+    is_calm: bool = True
+    """No GPU is computed on, and every CPU's sensor is far from where something is done about it."""
     _on_battery: bool = False
     _asked_until_s: float = -math.inf
     _calm: bool = True
@@ -103,6 +107,9 @@ class Cooling:
         sources = heat_sources(workers, self.limits.gpu_temperature_c)
         sources += cpu_sources(self.temperatures, self._sensors.cpu_use, self.limits.cpu_temperature_c)
         sources = [replace(source, limits=source.limits.cooler(self.footing.cooler_by_c)) for source in sources]
+        self.is_calm = not workers and all(
+            source.temperature_c is not None and source.temperature_c < source.limits.pace_c - FAR_C for source in sources
+        )
         self.heat = self._heat.step(now_s, sources, computing=load.computing, may_cap=self.client.may_cap)
         self._note_trouble(workers)
         power_fraction = max(LEAST_CAP, self.footing.power_fraction * self.heat.power_fraction)

@@ -69,6 +69,10 @@ class KeptFile:
             os.close(self._fd)
             self._fd = -1
 
+    def __del__(self) -> None:
+        """A cgroup that was removed lives on in the kernel while somebody has a file of it open."""
+        self.close()
+
     def _open(self) -> bool:
         now_s = monotonic_s()
         if now_s < self._look_at_s:

@@ -237,7 +237,7 @@ class Lifecycle:
         return self._settle(now_s)
 
     def on_tick(self, now_s: float) -> list[Action]:
-        """Deadlines; to be called at least every second."""
+        """Deadlines; to be called every second or two."""
         self._deadlines(now_s)
         return self._settle(now_s)
 
@@ -317,6 +317,12 @@ class Lifecycle:
     def owes_last_words(self) -> bool:
         """If the worker has ended by itself, then without a word on why."""
         return self.stage in (Stage.SPAWNED, Stage.READY) and not self.is_command and self._last_words is None
+
+    @property
+    def is_settled(self) -> bool:
+        """The worker is what it is meant to be, and nothing is on its way."""
+        moves = self.orders.in_flight() or self._waiters or self.leaving.ending or self.frozen or self.unresponsive
+        return self.stage is Stage.READY and not moves
 
     def view(self) -> WorkerView:
         """For the ladder."""

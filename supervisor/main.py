@@ -43,7 +43,7 @@ from memsup.supervisor.process_tree import Deadman, KillState, become_subreaper,
 from memsup.supervisor.restarts import Budget
 from memsup.supervisor.scribe import Scribe
 from memsup.supervisor.sd_notify import Notifier
-from memsup.supervisor.self_protection import protect
+from memsup.supervisor.self_protection import protect, settle
 from memsup.supervisor.sensors import REST_S, DiskSensor, MemorySensor, poll_interval_s
 from memsup.supervisor.service import GO_ON, OVER
 from memsup.supervisor.signals import Signals
@@ -55,10 +55,13 @@ from memsup.supervisor.worker_process import WorkerProcess
 LEASE_S = 30.0
 SLOW_LOOK_S = 1.0
 """Between leases, deadlines, disk readings and what else is in no hurry."""
+CALM_LOOK_S = 2.0
+"""The same while nothing is in motion: what the supervisor takes of the processor at rest, it takes here."""
 LAST_WORDS_WITHIN_S = 0.5
 GARBAGE_EVERY_S = 60.0
 """Lines of the ledger about it: a flood must not fill the disk."""
-STATUS_EVERY_S = 2.0
+STATUS_EVERY_S = 10.0
+"""Each new state is written at once; in between the file is for who asks after the supervisor's death."""
 RECENT_S = 10.0
 GPU_FACTS_S = 5.0
 """For the first look at the GPUs, before the loop runs: waking a driver takes seconds."""
@@ -155,6 +158,7 @@ class Supervisor:
     def startup(self) -> None:
         become_subreaper()
         protections = protect()
+        self.began_s = self.settled_s = monotonic_s()
         self.scribe.start()
         self.poller = zmq.Poller()
         for watched in (self.sockets.worker, self.sockets.control, self.signals.fd, self.gpu_fd):
@@ -274,9 +278,10 @@ class Supervisor:
     def on_worker_end(self, now_s: float, woken: Mapping[object, int]) -> None:
         """Sees the end of a worker through: its own exit, what it left behind, and a kill that was ordered."""
         reap_orphans()
-        if self.worker.pidfd in woken:  # it stays readable while the rest of the tree is ended
-            self.poller.unregister(self.worker.pidfd)
         state = self.worker.step(now_s)
+        # Its end stays readable while the rest of the tree is ended, and a closed descriptor would wake the loop for ever.
+        if self.worker.pidfd in woken or (state is KillState.GONE and self.worker.pidfd in self.poller):
+            self.poller.unregister(self.worker.pidfd)
         if state is KillState.KILLING or (state is KillState.GONE and self._may_still_be_heard(now_s)):
             self._look_soon(now_s)
         elif state is KillState.GONE:
@@ -335,9 +340,14 @@ class Supervisor:
         self._perform(now_s, self.life.on_stance(now_s, stance))
         self.deciding = None
         self.next_look_s = now_s + self._look_again_in_s()
+        if self.ladder.rung is not Rung.GROW:
+            self.next_slow_s = min(self.next_slow_s, now_s + SLOW_LOOK_S)
 
     def on_slow_look(self, now_s: float) -> None:
-        self.next_slow_s = now_s + SLOW_LOOK_S
+        self.next_slow_s = now_s + (CALM_LOOK_S if self._is_calm() else SLOW_LOOK_S)
+        if now_s >= self.settled_s and self.ladder.rung < Rung.HOLD:  # after 1, 2, 4, 8, … s: more and more has been through
+            self.settled_s = now_s + max(SLOW_LOOK_S, now_s - self.began_s)
+            settle()
         self.disk = self.disk_sensor.read(now_s)
         self.ladder.disk_floor_bytes = disk_floor_bytes(self.life.checkpoint)
         self.fence.renew()
@@ -421,6 +431,7 @@ class Supervisor:
             self._perform(now_s, self.life.on_spawn_failed(now_s, f"{error.strerror}: {error.filename}"))
             return
         self.poller.register(self.worker.pidfd, zmq.POLLIN)
+        self._look_soon(now_s)
         self._perform(now_s, self.life.on_spawned(now_s))
 
     def _request(self, now_s: float, client: Client | None, what: RequestKind) -> None:
@@ -469,7 +480,7 @@ class Supervisor:
     # -- what others see ----------------------------------------------------------------------------------------------
 
     def _show(self, now_s: float, status: Status, *, durable: bool) -> None:
-        """Every two seconds; flushed only when it says something new: to flush each costs a disk 2.4 GB a day."""
+        """Flushed only when it says something new."""
         self.next_status_s = now_s + STATUS_EVERY_S
         self.scribe.replace(self.paths.status, encode_status(status), durable=durable)
 
@@ -525,12 +536,18 @@ class Supervisor:
         if self.worker.ending is not None and self.worker.ending.state is KillState.UNDEAD:
             yield f"{len(self.worker.ending.left())} processes of the worker cannot be ended; nothing is started beside them."
 
+    def _is_calm(self) -> bool:
+        """Nothing is short or warm, nothing was ordered, and nobody waits for anything."""
+        return self.ladder.rung is Rung.GROW and self.life.is_settled and self.cooling.is_calm
+
     def _look_soon(self, now_s: float) -> None:
         """What was just done changes memory: no decision on a reading from before (kubelet#51745)."""
         self.next_look_s = min(self.next_look_s, now_s + ENDING_STEP_S)
 
     def _look_again_in_s(self) -> float:
         rest_s = DEADMAN_BEAT_S if self.deadman is not None else REST_S
+        if self.life.stage is Stage.NONE:  # nothing here could be slowed down or ended, however short memory is
+            return rest_s
         return min(rest_s, poll_interval_s(self.ladder.headroom_bytes(self.memory), self.ladder.fill_rate_bytes_per_s()))
 
 

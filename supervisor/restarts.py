@@ -195,7 +195,7 @@ def sentence_of(cause: Cause, death: Death) -> str:
         case Cause.MEMORY if death.killed_by_us is None:
             return f"The kernel killed {death.fence_oom_kills} of its processes at the fence, for memory."
         case Cause.MEMORY:
-            return "It stood at its memory limit although frozen, and was killed."
+            return "Memory stayed short although it was frozen, and it was killed."
         case Cause.HANG:
             return "It got nothing done for too long, and was killed; the line before has its stacks, if it still wrote them."
         case Cause.UNRESPONSIVE:

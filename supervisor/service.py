@@ -93,6 +93,7 @@ def unit_text(unit: Unit) -> str:
         "OOMPolicy=continue",
         f"OOMScoreAdjust={-800 if unit.for_root else 100}",
         f"MemoryMin={SUPERVISOR_MIB}M",
+        "MemorySwapMax=0",
         "# The fence makes a cgroup of its own below this unit's.",
         "Delegate=yes",
         *(["# Below system.slice, which has none, MemoryMin would protect nothing.", "Slice=-.slice"] if unit.for_root else []),

@@ -181,9 +181,9 @@ def eventful(paths: RunPaths) -> Night:
     night.run(2, RunState.RECOVERING, worker_bytes=int(11.7 * GIB))
     night.say("kill", "the worker uses 11.90 GiB of its 12.00 GiB (99%)", rung="kill", action="kill the whole tree")
     night.run(1)
-    night.say("death", "It stood at its memory limit although frozen, and was killed.", action="restart in 1 s (memory)")
+    night.say("death", "Memory stayed short although it was frozen, and it was killed.", action="restart in 1 s (memory)")
     night.say(
-        "smaller", "It stood at its memory limit although frozen, and was killed.", action="micro-batch 1,024 → 512 tokens"
+        "smaller", "Memory stayed short although it was frozen, and it was killed.", action="micro-batch 1,024 → 512 tokens"
     )
     reached = night.step
     night.run(21, phase="loading", worker_bytes=GIB)

@@ -117,11 +117,14 @@ def test_a_run_starts_welcomes_its_worker_and_runs() -> None:
 
 def test_pause_is_done_when_the_worker_says_so_and_resume_continues() -> None:
     play = Play(new_life()).training()
+    assert play.life.is_settled
     play.do("request", 7, RequestKind.PAUSE_HOLD)
+    assert not play.life.is_settled
     assert Remember(Wanted.PAUSED, PauseMode.HOLD) in play.seen
     assert play.life.state is RunState.PAUSING
     assert answers(play.obey()) == [(7, True)]
     assert play.life.state is RunState.PAUSED
+    assert play.life.is_settled
     play.do("report", beat(Phase.HOLDING))
     play.do("request", 8, RequestKind.RESUME)
     assert answers(play.obey()) == [(8, True)]

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from memsup.supervisor import self_protection
+
 CODE = """
 import json, resource, sys
 from pathlib import Path
@@ -67,9 +69,11 @@ def test_without_privileges_it_says_so_and_can_still_allocate(limit_mib: int) ->
     (locked, scored), locked_kib, _, score = protected(WITHOUT_CAPABILITIES, limit)
     assert score == 0
     assert scored[0] is True
-    assert locked[0] is (locked_kib > 0)
-    if not locked[0]:
+    if locked_kib == 0:
         assert f"this user may lock {limit_mib} MiB" in locked[1]
+    if limit_mib == 64:
+        assert locked_kib > 8000
+        assert locked[0] is True
 
 
 @needs_root
@@ -99,3 +103,47 @@ def test_locking_does_not_swell_it() -> None:
     """Without ONFAULT every thread would lock a stack of 8 MiB."""
     _, _, resident_kib, _ = protected([])
     assert resident_kib < (64 + 40) << 10
+
+
+KEPT = """
+import ctypes, hashlib, json, os, threading
+from pathlib import Path
+import memsup.supervisor.main
+from memsup.supervisor import self_protection
+def programs():
+    digest = hashlib.sha256()
+    with open("/proc/self/mem", "rb", buffering=0) as memory:
+        for begin, end, writable in self_protection._private_files():
+            if not writable:
+                memory.seek(begin)
+                digest.update(memory.read(end - begin))
+    return digest.hexdigest()
+def kib(name):
+    return int(dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())[name].split()[0])
+digest, before = programs(), (kib("RssFile"), kib("VmRSS"))
+kept = self_protection.keep_programs()
+after = kib("RssFile"), kib("VmRSS")
+print(json.dumps([kept, before, after, digest == programs()]))
+"""
+
+
+@needs_root
+def test_who_may_not_lock_makes_the_programs_it_runs_its_own() -> None:
+    """So that the kernel, which first drops what it can read again from files, finds nothing to drop."""
+    done = subprocess.run([*WITHOUT_CAPABILITIES, sys.executable, "-c", KEPT], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    kept, (of_files_kib, resident_kib), (of_files_after_kib, resident_after_kib), unchanged = json.loads(done.stdout)
+    assert kept is True
+    assert unchanged is True
+    assert of_files_kib > 8 << 10
+    assert of_files_after_kib < 1 << 10
+    assert resident_after_kib < resident_kib + (2 << 10)
+
+
+def test_what_can_be_swapped_is_not_called_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the supervisor's own cgroup has no swap limit, or there is no such cgroup."""
+    texts = {"/proc/swaps": "Filename Type Size Used Priority\n/dev/vda2 partition 1048572 0 -2\n"}
+    monkeypatch.setattr(self_protection, "_text", lambda path: texts.get(path, ""))
+    assert self_protection._may_be_swapped() is True
+    texts["/proc/swaps"] = "Filename Type Size Used Priority\n"
+    assert self_protection._may_be_swapped() is False

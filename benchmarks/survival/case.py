@@ -107,6 +107,8 @@ def run(protection: str, user: str, rate: str) -> None:
     if guarded is not None:
         start = [*as_user, *memsup, "start", "--run", "hog", *LIMITS, "--", *guarded]
         subprocess.run(start, check=True, stdout=subprocess.DEVNULL)
+    if protection == "beside":
+        time.sleep(15)  # as in the middle of a night
     if protection != "memsup":
         scope = ["systemd-run", *(["--user"] if user == "lab" else []), "--scope", "-q", "--unit=hog"]
         process = subprocess.Popen([*as_user, *scope, *command])

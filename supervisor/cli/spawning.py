@@ -21,6 +21,8 @@ import msgspec
 from memsup.shared.paths import PathError, RunPaths, check_private, open_private, prepare
 from memsup.shared.record import RunRecord, write_record
 from memsup.supervisor.cli import RefusedError
+from memsup.supervisor.fence.base import fence_name
+from memsup.supervisor.self_protection import own_scope
 
 READY_WITHIN_S = 60.0
 """Importing and trying out the fence takes half a second; a machine under pressure is slower."""
@@ -81,26 +83,10 @@ def write_run(paths: RunPaths, record: RunRecord) -> None:
 
 def spawn(paths: RunPaths) -> Answer:
     """Starts the supervisor, detached from this terminal, and waits until it guards. Raises `RefusedError`."""
-    ready, told = os.pipe()
-    log = _open_log(paths)
-    try:
-        process = subprocess.Popen(
-            [*command(paths), "--ready-fd", str(told)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            env=environment(paths),
-            pass_fds=(told,),
-            start_new_session=True,
-        )
-    finally:
-        os.close(log)
-        os.close(told)
-    try:
-        answer = _first_line(ready, time.monotonic() + READY_WITHIN_S)
-    finally:
-        os.close(ready)
+    scope = own_scope(f"{fence_name(paths.name)}_supervisor_{os.getpid()}")
+    process, answer = _spawn(paths, scope)
+    if scope and answer == b"":  # without a word: it was systemd that failed
+        process, answer = _spawn(paths, [])
     if answer is None:
         raise RefusedError(
             f"The supervisor did not come up within {READY_WITHIN_S:.0f} s; it may still. Its log: {paths.supervisor_log}",
@@ -114,6 +100,30 @@ def spawn(paths: RunPaths) -> Answer:
         process.wait()
         raise RefusedError(f"The supervisor did not start: {verdict.text}", NOT_STARTED)
     return verdict
+
+
+def _spawn(paths: RunPaths, prefix: list[str]) -> tuple[subprocess.Popen[bytes], bytes | None]:
+    """The process, and its line: empty if it ended without one, None if neither happened in time."""
+    ready, told = os.pipe()
+    log = _open_log(paths)
+    try:
+        process = subprocess.Popen(
+            [*prefix, *command(paths), "--ready-fd", str(told)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env=environment(paths),
+            pass_fds=(told,),
+            start_new_session=True,
+        )
+    finally:
+        os.close(log)
+        os.close(told)
+    try:
+        return process, _first_line(ready, time.monotonic() + READY_WITHIN_S)
+    finally:
+        os.close(ready)
 
 
 def become(paths: RunPaths) -> None:
