@@ -109,6 +109,9 @@ def run(protection: str, user: str, rate: str) -> None:
         subprocess.run(start, check=True, stdout=subprocess.DEVNULL)
     if protection == "beside":
         time.sleep(15)  # as in the middle of a night
+    if guarded is not None:
+        status = [*as_user, *memsup, "status", "--json", "--run", "hog"]
+        faults_before = major_faults(json.loads(subprocess.run(status, capture_output=True, check=True).stdout)["pid"])
     if protection != "memsup":
         scope = ["systemd-run", *(["--user"] if user == "lab" else []), "--scope", "-q", "--unit=hog"]
         process = subprocess.Popen([*as_user, *scope, *command])
@@ -121,11 +124,11 @@ def run(protection: str, user: str, rate: str) -> None:
     for one in canaries:
         one.terminate()
         one.wait()
-    said, own_stall_s = "", None
+    said, own_stall_s, own_major_faults = "", None, None
     if guarded is not None:
-        status = [*as_user, *memsup, "status", "--json", "--run", "hog"]
         said = subprocess.run(status, capture_output=True, text=True, check=False).stdout
         own_stall_s = json.loads(said)["worst_stall_s"]
+        own_major_faults = major_faults(json.loads(said)["pid"]) - faults_before
         shutil.copy(f"/tmp/{user}-state/hog/ledger.jsonl", out)
         subprocess.run([*as_user, *memsup, "stop", "--now", "--run", "hog"], check=False, stdout=subprocess.DEVNULL)
     if protection != "memsup":
@@ -147,6 +150,7 @@ def run(protection: str, user: str, rate: str) -> None:
         "canaries_alive": alive,
         "bystander": active.stdout.strip(),
         "own_stall_s": own_stall_s,
+        "own_major_faults": own_major_faults,
         "said": said[-3000:],
     }
     (out / "result.json").write_text(json.dumps(result, indent=1))
@@ -160,6 +164,11 @@ def ends(over: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def major_faults(pid: int) -> int:
+    """Pages that the process, all its threads, has had to wait for (proc_pid_stat(5))."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[9])
 
 
 def deaths(user: str) -> int:
