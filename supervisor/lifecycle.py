@@ -1,8 +1,8 @@
 """The life of a run: events in, actions out. Pure; `main.py` feeds the events and carries out the actions.
 
 Covers what the user wants, what the worker is, the orders on their way, deaths and new lives, and the one `state` that people
-see. Does not read sensors or judge readings (`ladder.py`), classify deaths (`restarts.py`), time out orders (`orders.py`)
-or decide how a worker leaves that cannot save (`leaving.py`).
+see. Does not read sensors or judge readings (`ladder.py`), classify deaths (`restarts.py`), time out orders (`orders.py`),
+say what people who wait are told (`waiting.py`) or decide how a worker leaves that cannot save (`leaving.py`).
 
 Theory of operation. Three things are kept apart: what the user *wants* (running, paused, stopped), what the ladder's *stance*
 asks (holds, shrink, freeze, kill), and what the worker *is* (stage, held, frozen). After every event `_reconcile` compares the
@@ -40,6 +40,7 @@ from memsup.supervisor.ladder import HoldReason, Stance, WorkerView
 from memsup.supervisor.leaving import Ending, Leaving
 from memsup.supervisor.orders import OrderBook, name_of
 from memsup.supervisor.restarts import Budget, Cause, Death, Verdict, judge, last_words_of
+from memsup.supervisor.waiting import Goal, Standing, Waiters
 
 HELLO_WITHIN_S = 120.0
 SILENT_S = 15.0
@@ -65,25 +66,8 @@ class Stage(enum.Enum):
     """The kill was sent; its tree is not gone yet."""
 
 
-class Goal(enum.Enum):
-    """What a request of the control socket waits for."""
-
-    HELD = enum.auto()
-    RELEASED = enum.auto()
-    RUNNING = enum.auto()
-    STOPPED = enum.auto()
-
-
-@dataclass
-class Waiter:
-    token: int
-    goal: Goal
-    due_s: float
-
-
 OrderMaker = Callable[[int], m.AnyOrder]
 
-WAIT_S = 120.0
 TERM_WITHIN_S = 10.0
 
 
@@ -119,7 +103,7 @@ class Lifecycle:
     budget: Budget = field(default_factory=Budget)
     orders: OrderBook = field(default_factory=OrderBook)
     leaving: Leaving = field(default_factory=Leaving)
-    _waiters: list[Waiter] = field(default_factory=list)
+    _waiters: Waiters = field(default_factory=Waiters)
     _recovering: bool = False
     _trains: bool = False
     """The worker of this life has come as far as training."""
@@ -269,27 +253,27 @@ class Lifecycle:
         match what:
             case RequestKind.PAUSE_HOLD:
                 self._want(Wanted.PAUSED, PauseMode.HOLD)
-                self._await(token, Goal.HELD, now_s)
+                self._waiters.add(token, Goal.HELD, now_s)
             case RequestKind.PAUSE_RELEASE if self.is_command:
                 text = "A foreign command cannot give its memory back and go on later; use memsup pause, or memsup stop."
                 self._out.append(Answer(token, False, text))
             case RequestKind.PAUSE_RELEASE:
                 self._want(Wanted.PAUSED, PauseMode.RELEASE)
                 self.leaving.asked_again()
-                self._await(token, Goal.RELEASED, now_s)
+                self._waiters.add(token, Goal.RELEASED, now_s)
             case RequestKind.RESUME:
                 self._want(Wanted.RUNNING)
-                self._await(token, Goal.RUNNING, now_s)
+                self._waiters.add(token, Goal.RUNNING, now_s)
             case RequestKind.CHECKPOINT:
                 self._checkpoint(now_s, token)
             case RequestKind.STOP:
                 self._want(Wanted.STOPPED)
                 self.leaving.begin(Ending.STOP)
-                self._await(token, Goal.STOPPED, now_s)
+                self._waiters.add(token, Goal.STOPPED, now_s)
             case RequestKind.STOP_NOW:
                 self._want(Wanted.STOPPED)
                 self.leaving.begin(Ending.STOP)
-                self._await(token, Goal.STOPPED, now_s)
+                self._waiters.add(token, Goal.STOPPED, now_s)
                 self._kill(now_s, None, "asked to stop now, without a checkpoint")
             case RequestKind.STATUS:
                 raise AssertionError("status is answered from `reporting.py`, not from here")
@@ -368,8 +352,7 @@ class Lifecycle:
     def _heard(self, now_s: float, beat: m.Heartbeat) -> None:
         if self.heartbeat is None or beat.progress.ticks != self.heartbeat.progress.ticks:
             self.orders.progressed(now_s)
-            for waiter in self._waiters:
-                waiter.due_s = now_s + WAIT_S
+            self._waiters.progressed(now_s)
         self._trains = self._trains or beat.progress.phase not in (Phase.STARTING, Phase.LOADING)
         if not self._trains and self.heartbeat is not None:  # until it has loaded, the run is where the life before left it
             last = self.heartbeat.progress
@@ -413,9 +396,6 @@ class Lifecycle:
             self.wanted, self.pause_mode = wanted, mode
             self._out.append(Remember(wanted, mode))
             self._record("wanted", "the user asked", action=f"{wanted} ({mode})" if wanted is Wanted.PAUSED else str(wanted))
-
-    def _await(self, token: int, goal: Goal, now_s: float) -> None:
-        self._waiters.append(Waiter(token, goal, now_s + WAIT_S))
 
     def _checkpoint(self, now_s: float, token: int) -> None:
         if self.is_command:
@@ -483,7 +463,8 @@ class Lifecycle:
     def _settle(self, now_s: float) -> list[Action]:
         if self.terminal is None:
             self._reconcile(now_s)
-        self._answer_waiters()
+        if self._waiters:
+            self._out += self._waiters.answers(self._standing())
         out, self._out = self._out, []
         return out
 
@@ -627,52 +608,23 @@ class Lifecycle:
             cannot_wait = self.leaving.told or HoldReason.MEMORY in self.stance.holds
             if isinstance(pending.order, m.Stop | m.Pause) and cannot_wait and self.stage is Stage.READY and not self.frozen:
                 self._kill(now_s, Cause.UNRESPONSIVE, "it did not carry out an order that could not wait")
-        for waiter in [w for w in self._waiters if now_s >= w.due_s]:
-            self._waiters.remove(waiter)
-            self._out.append(Answer(waiter.token, False, "No answer from the worker in time; see: memsup status"))
+        self._out += self._waiters.overdue(now_s)
 
-    def _answer_waiters(self) -> None:
-        for waiter in list(self._waiters):
-            reached = self._reached(waiter.goal)
-            if reached is not None:
-                self._waiters.remove(waiter)
-                freed = self.given_back if waiter.goal is Goal.RELEASED else None
-                self._out.append(Answer(waiter.token, *reached, given_back=freed))
-
-    def _reached(self, goal: Goal) -> tuple[bool, str] | None:
-        """Whether the goal is reached (and the sentence), can no longer be reached, or None: not yet."""
-        where = self._where()
-        if self.terminal is not None:
-            text = {
-                RunState.STOPPED: f"Stopped{where}. Continue with: memsup start",
-                RunState.FINISHED: f"The run is finished{where}.",
-                RunState.FAILED: f"The run failed: {self.failure}",
-            }[self.terminal]
-            return goal is Goal.STOPPED, text
-        paused = self.wanted is Wanted.PAUSED
-        cannot = self.leaving.sentence(self.checkpoint)
-        match goal:
-            case Goal.STOPPED | Goal.RELEASED if cannot is not None:
-                return False, cannot
-            case Goal.HELD if not paused or self.pause_mode is not PauseMode.HOLD:
-                return False, "Another request came in between."
-            case Goal.HELD if self._rests or self.stage is Stage.NONE:
-                return True, f"Paused{where}; its memory is kept. Continue with: memsup resume"
-            case Goal.RELEASED if not paused:
-                return False, "Another request came in between."
-            case Goal.RELEASED if self.stage is Stage.NONE and self.given_back is not None:
-                said = self.given_back.text or "its memory is given back"
-                return True, f"Paused{where}; {said}. Continue with: memsup resume"
-            case Goal.RUNNING if paused:
-                return False, "Another request came in between."
-            case Goal.RUNNING if self.stance.holds:
-                return True, f"No longer paused by you, but still held: {self.stance.reason}."
-            case Goal.RUNNING if self.stage in (Stage.SPAWNED, Stage.LEFTOVER) or (
-                self.stage is Stage.READY and not self._rests
-            ):
-                return True, f"Running{where}."
-            case _:
-                return None
+    def _standing(self) -> Standing:
+        starts = self.stage in (Stage.SPAWNED, Stage.LEFTOVER)
+        return Standing(
+            terminal=self.terminal,
+            failure=self.failure,
+            wanted=self.wanted,
+            pause_mode=self.pause_mode,
+            is_gone=self.stage is Stage.NONE,
+            rests=self._rests,
+            runs=starts or (self.stage is Stage.READY and not self._rests),
+            held_because=self.stance.reason if self.stance.holds else None,
+            cannot_leave=self.leaving.sentence(self.checkpoint),
+            given_back=self.given_back,
+            where=self._where(),
+        )
 
     def _where(self) -> str:
         if self.heartbeat is None or (not self._trains and self.checkpoint is not None):
