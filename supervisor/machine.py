@@ -8,6 +8,7 @@ readings taken all the time while training are `sensors.py`; GPUs are seen by th
 from __future__ import annotations
 
 import os
+import pwd
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class Machine:
     """None where there is no battery."""
     can_sleep: bool | None = None
     """The kernel can suspend this machine."""
+    ends_with_ssh: bool = False
+    """This is a login by ssh, and with the last of them systemd ends what this user runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ def look(state_folder: Path, gpus: tuple[GpuReading, ...] = (), gpu_note: str | 
         is_wsl="microsoft" in (kernel or "").lower(),
         on_battery=PowerSupply(root).on_battery(),
         can_sleep=_can_sleep(root),
+        ends_with_ssh=_ends_with_ssh(root),
     )
 
 
@@ -253,6 +257,16 @@ def _cpu_model(root: Path) -> tuple[str | None, bool | None]:
     except OSError:
         pass
     return model, has_bf16
+
+
+def _ends_with_ssh(root: Path) -> bool:
+    """Who does not linger loses the service manager, and the scopes in it, with the last session (loginctl(1))."""
+    if os.geteuid() == 0 or "SSH_CONNECTION" not in os.environ or not (root / "run/systemd/system").is_dir():
+        return False
+    try:
+        return not (root / "var/lib/systemd/linger" / pwd.getpwuid(os.getuid()).pw_name).exists()
+    except KeyError:  # nobody whom logind could know
+        return False
 
 
 def _can_sleep(root: Path) -> bool | None:

@@ -438,6 +438,11 @@ def _notes(
             f"Only {size(free)} RAM are free now, and the reserve is {size(limits.reserve_bytes)}: "
             "training will hold until others give memory back (memsup check names the largest users)."
         )
+    if machine.ends_with_ssh:
+        notes.append(
+            "This is a login by ssh, and your account does not linger: systemd ends the run when your last login ends. "
+            "So that it goes on: loginctl enable-linger"
+        )
     device, threads = settings.training.device, settings.training.threads
     if device.startswith("cuda") and not machine.gpus:
         notes.append(f"training.device is {device}, but no GPU was seen ({machine.gpu_note or 'there is none'}).")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from memsup.shared.settings import Settings
 from memsup.supervisor.machine import THIS_MACHINE, disk_free_bytes, largest_users, look
+from memsup.supervisor.tiers import resolve
 
 MACHINES = Path(__file__).parent / "machines"
 MIB = 2**20
@@ -212,3 +216,20 @@ def test_this_machine_is_seen_quickly_and_without_a_fork(tmp_path: Path) -> None
     assert kernel == os.uname().release
     assert seconds < 0.3 or os.getloadavg()[0] > 4, f"a look took {seconds:.3f} s"
     assert users > 0
+
+
+def test_who_came_by_ssh_is_told_that_the_run_ends_with_the_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = recorded("v2-desktop", tmp_path / "root")
+    (root / "run/systemd/system").mkdir(parents=True)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.delenv("SSH_CONNECTION", raising=False)
+    assert not look(tmp_path, root=root).ends_with_ssh
+    monkeypatch.setenv("SSH_CONNECTION", "192.0.2.1 50000 192.0.2.2 22")
+    machine = look(tmp_path, root=root)
+    assert machine.ends_with_ssh
+    large = replace(machine, ram_total_bytes=8 << 30)
+    assert any("loginctl enable-linger" in note for note in resolve(Settings(), {}, large).notes)
+    linger = root / "var/lib/systemd/linger"
+    linger.mkdir(parents=True)
+    (linger / pwd.getpwuid(os.getuid()).pw_name).touch()
+    assert not look(tmp_path, root=root).ends_with_ssh
