@@ -71,6 +71,8 @@ class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """auto, cpu, cuda or cuda:N."""
     amp: Literal["off", "bf16", "fp16"] | None = None
     gradient_checkpointing: bool | None = None
+    optimizer_on_host: bool | None = None
+    """On a GPU: the optimizer's moments lie in host memory."""
     loader_processes: NotNegative | None = None
     threads: Positive | None = None
     """Threads of CPU computation; chosen once and kept for the run, since another number gives other bits."""

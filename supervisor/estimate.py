@@ -19,6 +19,8 @@ BASE_BYTES = 340 * MIB
 """Python with torch, transformers and the tokenised data, and what the allocator keeps; without the pages of mapped files."""
 BYTES_PER_PARAMETER = 16
 """float32: the weight, its gradient, and Adam's two moments."""
+MOMENTS_BYTES = 8
+"""Of these, the moments."""
 LENGTH_STEP = 32
 
 
@@ -132,6 +134,13 @@ def estimate(
 
 def held_bytes(shape: Shape) -> int:
     return BASE_BYTES + BYTES_PER_PARAMETER * shape.parameters
+
+
+def device_bytes(shape: Shape, *, optimizer_on_host: bool) -> int:
+    """What a GPU holds all the time. With Adam's moments on the host: room for those of the largest parameter."""
+    if not optimizer_on_host:
+        return BYTES_PER_PARAMETER * shape.parameters
+    return (BYTES_PER_PARAMETER - MOMENTS_BYTES) * shape.parameters + MOMENTS_BYTES * shape.embeddings
 
 
 def peak_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing: bool) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from memsup.shared.settings import Settings, SettingsError, Share, TierName
-from memsup.supervisor.estimate import BASE_BYTES, Estimate, Shape, estimate, longest_that_fits
+from memsup.supervisor.estimate import BASE_BYTES, MOMENTS_BYTES, Estimate, Shape, device_bytes, estimate, longest_that_fits
 from memsup.supervisor.gpu.thresholds import ASSUMED_SLOWDOWN_C
 from memsup.supervisor.machine import Machine
 from memsup.supervisor.readings import GpuReading
@@ -29,6 +29,9 @@ LEAST_RESERVE_BYTES = 64 * MIB
 """Twice what the supervisor may take itself; with less there is nobody left to act."""
 DISK_FLOOR_BYTES = 256 * MIB
 """For logs, ledger and the last words of a run. Room for checkpoints, whose size is known then, is `checkpoint/room.py`."""
+MOST_HELD_FRACTION = 0.75
+"""Of the worker's share of a GPU that weights, gradients and moments may hold before the moments go to the host: activations
+need the rest."""
 RESERVE_FRACTION = 0.1
 RESERVE_FLOOR_BYTES = 512 * MIB
 CGROUP_RESERVE_FLOOR_BYTES = 128 * MIB
@@ -111,7 +114,7 @@ def resolve(settings: Settings, origins: Mapping[str, str], machine: Machine, sh
     filled = _filled(settings, tier, machine)
     needs = None if shape is None else _estimate(shape, filled)
     if needs is not None and gpu is not None:
-        _check_fits_gpu(needs, limits, gpu)
+        filled.training.optimizer_on_host = _fit_gpu(needs, limits, gpu, filled.training.optimizer_on_host)
     elif needs is not None and not settings.training.device.startswith("cuda"):
         _check_fits(needs, limits, filled)
         if settings.training.gradient_checkpointing is None and needs.row_bytes > limits.worker_limit_bytes:
@@ -120,7 +123,7 @@ def resolve(settings: Settings, origins: Mapping[str, str], machine: Machine, sh
     lines = (
         *_limit_lines(settings, origins, limits, gpu),
         *_training_lines(settings, filled, origins, tier, machine),
-        *_needs_lines(settings, needs, on_gpu=gpu is not None or settings.training.device.startswith("cuda")),
+        *_needs_lines(filled, needs, on_gpu=gpu is not None or settings.training.device.startswith("cuda")),
     )
     return Resolution(
         settings=filled,
@@ -399,15 +402,29 @@ def _check_fits(needs: Estimate, limits: Limits, filled: Settings) -> None:
     )
 
 
-def _check_fits_gpu(needs: Estimate, limits: Limits, gpu: GpuReading) -> None:
-    held = needs.held_bytes - BASE_BYTES
-    if limits.vram_fraction is None or gpu.total_bytes is None or held <= limits.vram_fraction * gpu.total_bytes:
-        return
-    raise SettingsError(
-        f"This model cannot be trained on {gpu.name or 'this GPU'}: its {needs.shape.parameters / 1e6:,.3g} million weights, "
-        f"gradients and optimizer state take {size(held)}, but the worker may use {percent(limits.vram_fraction)} of "
-        f"{size(gpu.total_bytes)}: choose a smaller model, or train on the CPU with training.device = cpu."
-    )
+def _fit_gpu(needs: Estimate, limits: Limits, gpu: GpuReading, asked: bool | None) -> bool:
+    """Whether the optimizer's moments lie in host memory. Raises `SettingsError` where the model does not even fit so."""
+    if limits.vram_fraction is None or gpu.total_bytes is None:
+        return bool(asked)
+    has = int(limits.vram_fraction * gpu.total_bytes)
+    on_host = device_bytes(needs.shape, optimizer_on_host=False) > MOST_HELD_FRACTION * has if asked is None else asked
+    held, on_the_host = device_bytes(needs.shape, optimizer_on_host=on_host), MOMENTS_BYTES * needs.shape.parameters
+    millions, name = f"{needs.shape.parameters / 1e6:,.3g} million", gpu.name or "this GPU"
+    if held > has:
+        what = "weights and gradients alone" if on_host else "weights, gradients and optimizer state"
+        ways = [] if on_host else ["set training.optimizer_on_host = true"]
+        ways += ["choose a smaller model", "train on the CPU with training.device = cpu"]
+        raise SettingsError(
+            f"This model cannot be trained on {name}: its {millions} {what} take {size(held)}, but the worker may use "
+            f"{percent(limits.vram_fraction)} of {size(gpu.total_bytes)}: {', '.join(ways[:-1])}, or {ways[-1]}."
+        )
+    if on_host and BASE_BYTES + on_the_host > limits.worker_limit_bytes:
+        raise SettingsError(
+            f"This model's optimizer does not fit: {name} has no room for the state of {millions} weights, and neither has "
+            f"host memory: it takes {size(on_the_host)} there, and the worker may use {size(limits.worker_limit_bytes)} "
+            f"({limits.worker_limit_origin}): choose a smaller model, or raise limits.ram."
+        )
+    return on_host
 
 
 def _needs_lines(settings: Settings, needs: Estimate | None, *, on_gpu: bool) -> list[Line]:
@@ -417,8 +434,10 @@ def _needs_lines(settings: Settings, needs: Estimate | None, *, on_gpu: bool) ->
         return [Line("memory needed", "not known before the model is loaded", "its folder does not tell, or it is at a hub")]
     origin = f"estimated: {needs.shape.parameters / 1e6:,.3g} million parameters"
     if on_gpu:
-        held = size(needs.held_bytes - BASE_BYTES)
-        return [Line("memory needed", f"{held} of VRAM, and its activations", f"{origin}, with gradients and optimizer")]
+        on_host = bool(settings.training.optimizer_on_host)
+        held = size(device_bytes(needs.shape, optimizer_on_host=on_host))
+        optimizer = f"the optimizer's {size(MOMENTS_BYTES * needs.shape.parameters)} on the host" if on_host else "optimizer"
+        return [Line("memory needed", f"{held} of VRAM, and its activations", f"{origin}, with gradients and {optimizer}")]
     value = f"about {size(needs.micro_batch_bytes)} to begin with, at least {size(needs.least_bytes)}"
     return [Line("memory needed", value, f"{origin}; {needs.rows} × {needs.length} tokens, and one text")]
 

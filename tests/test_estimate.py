@@ -160,8 +160,24 @@ def test_on_a_gpu_what_is_held_must_fit_its_memory() -> None:
 
     found = resolved(24, CHINESE, gpus=gpu(8))
     assert "VRAM" in next(line.value for line in found.lines if line.name == "memory needed")
+    assert found.settings.training.optimizer_on_host is False
     with pytest.raises(SettingsError, match=r"GTX 1080.*training\.device = cpu"):
-        resolved(24, CHINESE, gpus=gpu(1))
+        resolved(24, CHINESE, gpus=gpu(0.75))
+
+
+def test_where_a_gpu_has_no_room_for_the_optimizer_its_moments_go_to_the_host() -> None:
+    """BERT base: 1.5 GiB with them, 0.9 without. Who says otherwise is obeyed, or told what would fit."""
+    gpus = (GpuReading(at_s=0, index=0, name="MX150", total_bytes=2 * GIB),)
+    found = resolved(24, CHINESE, gpus=gpus)
+    assert found.settings.training.optimizer_on_host is True
+    assert "on the host" in next(line.origin for line in found.lines if line.name == "memory needed")
+    asked = resolved(24, CHINESE, "training.optimizer_on_host=false", gpus=gpus)
+    assert asked.settings.training.optimizer_on_host is False
+    small = (GpuReading(at_s=0, index=0, name="MX130", total_bytes=int(1.25 * GIB)),)
+    with pytest.raises(SettingsError, match=r"optimizer_on_host = true"):
+        resolved(24, CHINESE, "training.optimizer_on_host=false", gpus=small)
+    with pytest.raises(SettingsError, match=r"neither has host memory.*limits\.ram"):
+        resolved(24, CHINESE, "limits.ram=900MiB", gpus=small)
 
 
 def test_settings_passed_in_stay_as_they_were() -> None:

@@ -38,6 +38,20 @@ def allocator(monkeypatch: pytest.MonkeyPatch) -> Any:
     return allocator
 
 
+@pytest.mark.parametrize("on_host", [False, True])
+def test_a_step_on_a_gpu_takes_the_moments_from_where_the_settings_say(tmp_path: Path, allocator: Any, on_host: bool) -> None:
+    from one_life import one_life
+
+    from memsup.worker.hosted import HostedAdamW
+    from memsup.worker.train import take_step
+
+    with one_life(tiny_settings(tmp_path, training__optimizer_on_host=on_host)) as life:
+        assert isinstance(life.optimizer, HostedAdamW) is on_host
+        take_step(life)
+        assert life.step == 1
+        assert all(state["exp_avg_sq"].device.type == "cpu" for state in life.optimizer.state.values())
+
+
 def test_what_was_ordered_becomes_torchs_own_limit_and_beyond_it_the_step_is_done_again_smaller(
     tmp_path: Path, allocator: Any
 ) -> None:

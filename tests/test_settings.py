@@ -47,6 +47,7 @@ SAMPLE = {
     "task.kind": "text-classification",
     "training.amp": "bf16",
     "training.gradient_checkpointing": "true",
+    "training.optimizer_on_host": "true",
     "training.eval_share": "0.2",
     "checkpoint.every": "10m",
     "checkpoint.keep": "3",

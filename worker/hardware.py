@@ -9,6 +9,7 @@ import torch
 
 from memsup.shared.messages import FailureCause
 from memsup.shared.settings import Share
+from memsup.worker.hosted import HostedAdamW
 from memsup.worker.memory import CudaMemory, DeviceMemory
 from memsup.worker.session import GiveUp
 from memsup.worker.threads import find_threads
@@ -97,25 +98,23 @@ def place_model(model: Any, device: torch.device) -> None:
             tensor.data = tensor.data.clone(memory_format=torch.preserve_format)
 
 
-def make_optimizer(model: Any, *, weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(model: Any, *, weight_decay: float, on_host: bool = False) -> torch.optim.Optimizer:
     """AdamW with all of its state allocated, and touched: it must not run out of memory when parameters change.
 
     Biases and normalisation weights are not decayed, as usual. Fused: in place, so a step needs no memory of its own, and the
-    fastest on the CPU as well. The learning rate is set at each step.
+    fastest on the CPU as well. The learning rate is set at each step. `on_host`: its moments lie in host memory (`hosted.py`).
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=0.0,
-        fused=True,
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = HostedAdamW(groups) if on_host else torch.optim.AdamW(groups, lr=0.0, fused=True)
+    new_moment = optimizer.host_moment if isinstance(optimizer, HostedAdamW) else torch.zeros_like
     for parameter in trained:
         optimizer.state[parameter] = {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            "exp_avg": new_moment(parameter),
+            "exp_avg_sq": new_moment(parameter),
         }
     return optimizer

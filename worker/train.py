@@ -127,7 +127,11 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         boundary()
         place_model(prepared.model, device)
         add_in_place(prepared.model)
-        optimizer = make_optimizer(prepared.model, weight_decay=settings.training.weight_decay)
+        optimizer = make_optimizer(
+            prepared.model,
+            weight_decay=settings.training.weight_decay,
+            on_host=bool(settings.training.optimizer_on_host) and memory is not None,
+        )
     for heading, fact in prepared.facts.items():
         log.info("%s: %s", heading, fact)
 

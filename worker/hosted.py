@@ -1,0 +1,65 @@
+"""AdamW whose moments lie in host memory, for a GPU that has no room for them: half of what training holds there all the time.
+
+Exact: a step brings the moments of one parameter at a time to the device, where the same kernel works on the same numbers, and
+takes them back. It costs the way there and back of eight bytes for each parameter, once for each effective batch. Tensors keep
+their names and types, so checkpoints are the same with and without. On which machine this is done is the supervisor's to say
+(`training.optimizer_on_host`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.adamw import adamw
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class HostedAdamW(torch.optim.AdamW):
+    """Fused, without AMSGrad. The room on the device, twice the largest parameter, is taken once, at the start: so a step
+    allocates nothing, as with moments that live there.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, lr=0.0, fused=True)
+        largest = max((parameter for group in groups for parameter in group["params"]), key=torch.Tensor.numel)
+        self._room = [torch.zeros(largest.numel(), dtype=largest.dtype, device=largest.device) for _ in MOMENTS]
+
+    def host_moment(self, parameter: torch.Tensor) -> torch.Tensor:
+        """A moment that was never used. Page-locked where that makes the way to the device faster."""
+        return torch.zeros(parameter.shape, dtype=parameter.dtype, device="cpu", pin_memory=parameter.is_cuda)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        """`closure` has to be None."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_of(parameter, group)
+
+    def _step_of(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        moments = [room[: parameter.numel()].view(parameter.shape) for room in self._room]
+        for name, moment in zip(MOMENTS, moments, strict=True):
+            moment.copy_(state[name], non_blocking=True)
+        beta1, beta2 = group["betas"]
+        adamw(
+            [parameter],
+            [parameter.grad],
+            *([moment] for moment in moments),
+            [],
+            [state["step"]],
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        for name, moment in zip(MOMENTS, moments, strict=True):
+            state[name].copy_(moment)  # waits for the device: a checkpoint may read it next
