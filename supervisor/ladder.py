@@ -62,8 +62,11 @@ FREEZE_USE = 0.97
 takes to work."""
 FREEZE_FROM_USE = 0.90
 ORDER_TAKES_S = 0.5
-CRITICAL_RESERVE = 0.5
-"""Whoever fills the machine: with less than this part of the reserve left, the worker is frozen as well."""
+CRITICAL_RESERVE, LAST_RESERVE = 0.5, 0.25
+"""Whoever fills the machine: with less than the first part of the reserve left, the worker is frozen as well. If what is left
+does not fall any more (a container's limit was lowered, say), it is thawed to obey; below the second part it is not."""
+STANDS_RESERVE = 0.05
+"""What is left has not fallen if it fell by less than this part of the reserve while the worker was frozen."""
 FREEZE_S = 0.5
 """A frozen worker is looked at again after this time: killed if it still stands at the limit, else thawed to obey."""
 THAW_GRACE_S = 3.0
@@ -142,6 +145,7 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     calm_since: float | None = None
     held_since: float | None = None
     frozen_at: float | None = None
+    left_when_frozen: int | None = None
     thawed_at: float | None = None
     shrunk_at: float | None = None
     disk_low: bool = False
@@ -160,6 +164,8 @@ class Ladder:
     _calm_since: float | None = None
     _held_since: float | None = None
     _frozen_at: float | None = None
+    _left_when_frozen: int | None = None
+    """Of the machine's memory."""
     _thawed_at: float | None = None
     _shrunk_at: float | None = None
     _disk_low: bool = False
@@ -235,6 +241,7 @@ class Ladder:
             calm_since=self._calm_since,
             held_since=self._held_since,
             frozen_at=self._frozen_at,
+            left_when_frozen=self._left_when_frozen,
             thawed_at=self._thawed_at,
             shrunk_at=self._shrunk_at,
             disk_low=self._disk_low,
@@ -306,10 +313,10 @@ class Ladder:
             self._frozen_at = self._thawed_at = None
             self._used.clear()
             return False, False
-        at_limit = self._at_limit(memory)
+        at_limit = self._at_limit(now_s, memory)
         if self._frozen_at is None:
             if at_limit or self._racing(memory):
-                self._frozen_at = now_s
+                self._frozen_at, self._left_when_frozen = now_s, memory.ram_available_bytes
             return self._frozen_at is not None, False
         if now_s - self._frozen_at < FREEZE_S or at_limit is None:
             return True, False
@@ -319,12 +326,16 @@ class Ladder:
         self._used.clear()
         return False, False
 
-    def _at_limit(self, memory: MemoryReading) -> bool | None:
+    def _at_limit(self, now_s: float, memory: MemoryReading) -> bool | None:
         if memory.worker_bytes is not None and memory.worker_bytes >= FREEZE_USE * self.limits.worker_bytes:
             return True
-        if memory.ram_available_bytes is None:
+        left = memory.ram_available_bytes
+        if left is None:
             return None if memory.worker_bytes is None else False
-        return memory.ram_available_bytes < CRITICAL_RESERVE * self.limits.reserve_bytes
+        reserve, left_before = self.limits.reserve_bytes, self._left_when_frozen
+        obeys = self._thawed_at is not None and now_s - self._thawed_at < THAW_GRACE_S
+        stands = self._frozen_at is not None and left_before is not None and left_before - left < STANDS_RESERVE * reserve
+        return left < (LAST_RESERVE if obeys or stands else CRITICAL_RESERVE) * reserve
 
     def _racing(self, memory: MemoryReading) -> bool:
         if memory.worker_bytes is None or memory.worker_bytes < FREEZE_FROM_USE * self.limits.worker_bytes:
@@ -352,6 +363,7 @@ def replay(moment: Moment, memory: MemoryReading, disk: DiskReading | None) -> S
         moment.calm_since,
         moment.held_since,
         moment.frozen_at,
+        moment.left_when_frozen,
         moment.thawed_at,
         moment.shrunk_at,
         moment.disk_low,

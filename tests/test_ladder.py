@@ -138,9 +138,32 @@ def test_other_programs_filling_the_machine_hold_the_worker_although_it_is_small
     assert "2.5 GiB left" in stance.reason
 
 
-def test_half_of_the_reserve_gone_freezes_and_kills_whoever_is_to_blame(night: Night) -> None:
+def test_half_of_the_reserve_gone_freezes_and_if_it_falls_on_kills_whoever_is_to_blame(night: Night) -> None:
     assert night.at(0.20, available=GIB - 1).freeze
-    assert night.at(0.20, after_s=0.6, available=GIB - 1).kill
+    assert night.at(0.20, after_s=0.6, available=GIB - GIB // 8).kill
+
+
+def test_a_limit_that_was_lowered_to_where_the_worker_stands_leaves_it_time_to_obey(night: Night) -> None:
+    """A container's limit falls at once: what is left does not fall on, and a frozen worker can give nothing back."""
+    assert night.at(0.20, available=GIB - 1).freeze
+    thawed = night.at(0.20, after_s=0.6, available=GIB - 1)
+    assert (thawed.freeze, thawed.kill) == (False, False)
+    held = night.at(0.20, after_s=1.0, available=GIB - 1)
+    assert (held.freeze, held.holds) == (False, {HoldReason.MEMORY})
+    assert night.at(0.15, after_s=1.0, available=GIB + GIB // 2).rung is Rung.HOLD
+    assert night.at(0.10, after_s=5.0, available=3 * GIB).holds == frozenset({HoldReason.MEMORY})
+
+
+def test_three_quarters_of_the_reserve_gone_is_no_time_to_obey(night: Night) -> None:
+    assert night.at(0.20, available=GIB // 2 - 1).freeze
+    assert night.at(0.20, after_s=0.6, available=GIB // 2 - 1).kill
+
+
+def test_who_is_thawed_to_obey_and_takes_more_is_killed(night: Night) -> None:
+    assert night.at(0.20, available=GIB - 1).freeze
+    assert not night.at(0.20, after_s=0.6, available=GIB - 1).freeze
+    assert night.at(0.20, after_s=0.5, available=GIB // 2 - 1).freeze
+    assert night.at(0.20, after_s=0.6, available=GIB // 2 - 1).kill
 
 
 @pytest.mark.parametrize("use", [0.91, 0.96])

@@ -338,6 +338,28 @@ def test_halving_halves_what_is_used_not_what_is_allowed(life: Training) -> None
     assert life.plan.at(2).micro_tokens <= life.largest_tokens <= used // 2 + 48
 
 
+def test_single_rows_are_not_halved_but_compute_their_activations_twice(life: Training) -> None:
+    """Half of a row is that row again, and only slower: the next lever is pulled instead, and the planner may take it back."""
+    life.settings.tune = True
+    order(life, micro_tokens=1)
+    train.take_step(life)
+    longest = life.largest_tokens
+    order(life, micro_tokens=longest)
+    order(life, halve=True)
+    train.take_step(life)
+    after = life.plan.at(2)
+    assert after.activation_checkpointing
+    assert after.limit is not None
+    assert longest // 2 < after.limit <= longest
+    order(life, halve=True)
+    train.take_step(life)
+    assert life.plan.at(3).activation_checkpointing
+    assert life.plan.at(3).micro_tokens > longest // 2
+    order(life)
+    train.take_step(life)
+    assert life.plan.at(4).limit is None
+
+
 def test_growth_is_free_again_when_the_limit_is_lifted(life: Training) -> None:
     order(life, micro_tokens=10)
     train.take_step(life)

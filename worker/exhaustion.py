@@ -96,16 +96,20 @@ def limit_micro_batch(training: Training, order: LimitMicroBatch) -> int:
     """Takes the supervisor's limit into the plan, from the step in hand on: it is done again if its cuts change."""
     step = training.step + 1
     before = training.plan.at(step)
-    in_force, limit, ceiling = before.micro_tokens, order.micro_tokens, before.ceiling
+    in_force, limit, ceiling, twice = before.micro_tokens, order.micro_tokens, before.ceiling, before.activation_checkpointing
     if order.halve:
         in_use = min(in_force, training.largest_tokens or in_force)  # halving what is not used would change nothing
-        limit = max(1, in_use // 2)
+        if training.settings.tune and training.largest is not None and training.largest.rows == 1:
+            # The largest is one row, and halving would only cost time. The planner takes this back when the limit is lifted.
+            limit, twice = in_use, twice or training.prepared.model.supports_gradient_checkpointing
+        else:
+            limit = max(1, in_use // 2)
     elif limit is None and not order.may_grow:
         limit = in_force
     elif limit is None and before.limit is not None and training.settings.tune:
         ceiling = 2 * in_force  # from there the planner goes on, and sees whether the room is really back
         training.measuring.planner.look_soon()
-    after = training.plan.change(step, f"ordered: {order.reason}", limit=limit, ceiling=ceiling)
+    after = training.plan.change(step, f"ordered: {order.reason}", limit=limit, ceiling=ceiling, activation_checkpointing=twice)
     training.publish()
     return after.micro_tokens
 

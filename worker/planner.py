@@ -147,6 +147,7 @@ class Planner:
             changes["ceiling"] = 2 * plan.ceiling if 2 * plan.ceiling < plan.start else None
         if changes.keys() & {"start", "ceiling"}:
             self.look_soon()
+            self._floor = Floor()  # larger micro-batches leave more behind than smaller ones did, which is no leak
         return changes or None
 
     # -- memory -------------------------------------------------------------------------------------------------------

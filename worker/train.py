@@ -267,7 +267,7 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
     plan = training.plan.at(step)
     micro_batches = cut(rows, examples.lengths[rows], plan)
     shapes = [Shape(len(micro), int(examples.lengths[micro[0]])) for micro in micro_batches]
-    training.largest_tokens = max(shape.tokens for shape in shapes)
+    training.largest = max(shapes, key=lambda shape: shape.tokens)
     weight = task.weight(examples, rows)
     total_loss = torch.zeros((), device=training.device)
     model.train()

@@ -17,6 +17,7 @@ from memsup.shared.record import RunRecord
 from memsup.shared.settings import Training as TrainingSettings
 from memsup.worker.audit import Audit
 from memsup.worker.batches import Lengths, Order, Rows, Schedule
+from memsup.worker.footprint import Shape
 from memsup.worker.measuring import Measuring
 from memsup.worker.memory import DeviceMemory, SoftLimit
 from memsup.worker.plan import Plan
@@ -62,8 +63,8 @@ class Training:
     # The step in hand.
     micro_rows: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """Of the micro-batch in hand; the first row is the longest."""
-    largest_tokens: int = 0
-    """Rows × padded length of the step's largest micro-batch."""
+    largest: Shape | None = None
+    """The step's largest micro-batch."""
     where: str = "forward"
     activation_checkpointing: bool = False
     """As the model is set now."""
@@ -86,6 +87,11 @@ class Training:
     @property
     def settings(self) -> TrainingSettings:
         return self.record.settings.training
+
+    @property
+    def largest_tokens(self) -> int:
+        """Rows × padded length of the step's largest micro-batch; 0 before the first."""
+        return self.largest.tokens if self.largest else 0
 
     @property
     def is_evaluated(self) -> bool:
