@@ -283,6 +283,8 @@ class Ladder:
             return False
         if self._shrunk_at is not None and now_s - self._shrunk_at < SHRINK_SETTLES_S:
             return False
+        if self._calm_since is not None:  # on the way down there is no need for less
+            return False
         self._shrunk_at = now_s
         return True
 
@@ -313,7 +315,7 @@ class Ladder:
             self._frozen_at = self._thawed_at = None
             self._used.clear()
             return False, False
-        at_limit = self._at_limit(now_s, memory)
+        at_limit = self._at_limit(now_s, memory, worker)
         if self._frozen_at is None:
             if at_limit or self._racing(memory):
                 self._frozen_at, self._left_when_frozen = now_s, memory.ram_available_bytes
@@ -326,14 +328,14 @@ class Ladder:
         self._used.clear()
         return False, False
 
-    def _at_limit(self, now_s: float, memory: MemoryReading) -> bool | None:
+    def _at_limit(self, now_s: float, memory: MemoryReading, worker: WorkerView) -> bool | None:
         if memory.worker_bytes is not None and memory.worker_bytes >= FREEZE_USE * self.limits.worker_bytes:
             return True
         left = memory.ram_available_bytes
         if left is None:
             return None if memory.worker_bytes is None else False
         reserve, left_before = self.limits.reserve_bytes, self._left_when_frozen
-        obeys = self._thawed_at is not None and now_s - self._thawed_at < THAW_GRACE_S
+        obeys = worker.held or (self._thawed_at is not None and now_s - self._thawed_at < THAW_GRACE_S)
         stands = self._frozen_at is not None and left_before is not None and left_before - left < STANDS_RESERVE * reserve
         return left < (LAST_RESERVE if obeys or stands else CRITICAL_RESERVE) * reserve
 

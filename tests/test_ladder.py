@@ -154,6 +154,14 @@ def test_a_limit_that_was_lowered_to_where_the_worker_stands_leaves_it_time_to_o
     assert night.at(0.10, after_s=5.0, available=3 * GIB).holds == frozenset({HoldReason.MEMORY})
 
 
+def test_a_held_worker_is_not_frozen_again_and_again_while_it_waits_to_give_back_what_it_has(night: Night) -> None:
+    night.worker = WorkerView(alive=True, takes_orders=True, held=True)
+    night.at(0.20, available=GIB - 1)
+    stance = night.at(0.20, after_s=1.0, available=GIB - 1)
+    assert (stance.freeze, stance.holds, stance.release) == (False, {HoldReason.MEMORY}, False)
+    assert night.at(0.20, after_s=HOLD_HELPS_WITHIN_S, available=GIB - 1).release
+
+
 def test_three_quarters_of_the_reserve_gone_is_no_time_to_obey(night: Night) -> None:
     assert night.at(0.20, available=GIB // 2 - 1).freeze
     assert night.at(0.20, after_s=0.6, available=GIB // 2 - 1).kill

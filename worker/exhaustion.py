@@ -104,6 +104,7 @@ def limit_micro_batch(training: Training, order: LimitMicroBatch) -> int:
             limit, twice = in_use, twice or training.prepared.model.supports_gradient_checkpointing
         else:
             limit = max(1, in_use // 2)
+        hand_back(training.device_memory)
     elif limit is None and not order.may_grow:
         limit = in_force
     elif limit is None and before.limit is not None and training.settings.tune:

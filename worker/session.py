@@ -34,6 +34,7 @@ from memsup.shared.messages import (
     Stop,
 )
 from memsup.worker.link import Link, MustLeave, Snapshot
+from memsup.worker.memory import hand_back
 
 SIGN_OF_LIFE_S = 1.0
 """While the main thread waits (held, or in a gap of its pace) it counts as moving this often."""
@@ -196,6 +197,7 @@ class Session:
             self._held_since_s = monotonic_s()
             self._phase_before_hold = self.link.snapshot.progress.phase
             self.publish(phase=Phase.HOLDING)
+            hand_back()  # nothing is computed now, and others may be short
 
     def _resume(self) -> None:
         if self._held:
