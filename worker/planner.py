@@ -35,8 +35,8 @@ MANY_LAYERS = 32
 REFUSED_STEPS = 256
 """Other programs give memory back: what did not fit is predicted anew, and may be tried again, after so many steps."""
 LEAKED_FRACTION = 0.5
-"""A leak costs a restart, some seconds, each time it has eaten this part of the room. In 1.5 GiB, what libraries keep for each new
-shape takes a fifth of it within the first fifty steps, and looks like a leak."""
+"""A leak costs a restart, some seconds, each time it has eaten this part of the room. In 1.5 GiB, what libraries keep for each
+new shape takes a fifth of it within the first fifty steps, and looks like a leak."""
 SMALLEST_CHANGE = 1.15
 """Bounds in memory are moved by this factor at least, or when they are passed."""
 
