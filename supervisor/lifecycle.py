@@ -360,7 +360,8 @@ class Lifecycle:
             beat = msgspec.structs.replace(beat, progress=known, batch=self.heartbeat.batch)
         self.heartbeat = beat
         self.checkpoint = beat.checkpoint or self.checkpoint
-        self.held = beat.progress.phase is Phase.HOLDING
+        phase = beat.progress.phase
+        self.held = phase is Phase.HOLDING or (self.held and phase is Phase.SAVING)  # a held worker saves what it has
         if self._recovering and beat.progress.phase is Phase.TRAINING:
             self._recovering = False
             self._record("recovered", f"training again at step {beat.progress.step:,}")

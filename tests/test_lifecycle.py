@@ -260,9 +260,13 @@ def test_where_the_settings_allow_it_a_run_whose_gpu_is_lost_goes_on_on_the_cpu_
 def test_memory_hold_pauses_saves_and_resumes() -> None:
     play = Play(new_life()).training()
     play.do("stance", Stance(rung=Rung.HOLD, holds=frozenset({HoldReason.MEMORY}), may_grow=False, reason="96 %"))
-    assert [type(o) for o in play.orders()] == [m.Pause, m.Checkpoint, m.LimitMicroBatch]
+    orders = play.orders()
+    assert [type(o) for o in orders] == [m.Pause, m.Checkpoint, m.LimitMicroBatch]
+    play.do("report", m.Done(rank=0, order_id=orders[0].order_id, detail="holding"))
     play.do("report", beat(Phase.HOLDING, ticks=2))
     assert play.life.state is RunState.RECOVERING
+    play.do("report", beat(Phase.SAVING, ticks=3))
+    assert play.orders() == [], "it holds while it saves, and is not told so again"
 
 
 def test_a_runaway_is_frozen_then_killed_and_started_smaller() -> None:
