@@ -133,6 +133,9 @@ class Lifecycle:
 
     def on_spawned(self, now_s: float) -> list[Action]:
         self._enter(Stage.READY if self.is_command else Stage.SPAWNED, now_s)
+        if self.is_command and self._recovering:  # nobody tells when it has found back to its work
+            self._recovering = False
+            self._record("recovered", "the command runs again")
         return self._settle(now_s)
 
     def on_spawn_failed(self, now_s: float, why: str) -> list[Action]:

@@ -260,6 +260,11 @@ def test_worker_output_cannot_drive_the_terminal(line: bytes) -> None:
     assert event_line(line) is None or event_line(line).isprintable()  # type: ignore[union-attr]
 
 
+def test_a_postmortem_of_several_sentences_is_one_readable_line() -> None:
+    line = json.dumps({"at": 0, "event": "postmortem", "reason": "It died.", "result": "First.\nSecond."}).encode()
+    assert str(event_line(line)).endswith("It died. → First. / Second.")
+
+
 def test_a_progress_bar_shows_its_last_state() -> None:
     """Tqdm redraws one line with carriage returns."""
     assert worker_line(b" 10%|#    |\r 50%|###  |\r100%|#####|\r") == "100%|#####|"

@@ -180,6 +180,18 @@ def test_nothing_is_started_beside_a_worker_that_a_dead_supervisor_left() -> Non
     assert Spawn() in play.do("exit", None, 0, after_s=20)
 
 
+def test_a_command_that_was_begun_anew_runs_and_does_not_recover_for_ever() -> None:
+    play = Play(new_life(is_command=True))
+    play.do("start", leftover=False)
+    play.do("spawned")
+    play.do("exit", -9, 0)
+    assert play.life.state is RunState.RECOVERING
+    assert Spawn() in play.do("tick", after_s=60)
+    play.do("spawned")
+    assert play.life.state is RunState.RUNNING
+    assert play.life.is_settled
+
+
 def test_a_command_that_a_dead_supervisor_left_is_ended_at_once_and_begun_anew() -> None:
     play = Play(new_life(is_command=True))
     actions = play.do("start", leftover=True)

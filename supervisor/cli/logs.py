@@ -220,6 +220,7 @@ def event_line(line: bytes) -> str | None:
     at = event.get("at")
     when = time.strftime("%m-%d %H:%M:%S", time.localtime(at)) if isinstance(at, int | float) else "?"
     action, reason, result = event.get("action"), event.get("reason"), event.get("result")
+    result = " / ".join(result.splitlines()) if isinstance(result, str) else result  # a post-mortem has several sentences
     text = f"{action} ({reason})" if action and reason else action or reason or ""
     step = event.get("step")
     at_step = f"step {step:,}: " if isinstance(step, int) else ""
