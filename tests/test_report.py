@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from nights import Night, eventful
 
@@ -259,6 +259,7 @@ def test_ticks_of_time_are_few_and_inside(begin: float, lasts_s: float) -> None:
 
 
 @given(st.floats(-1e14, 1e14), st.floats(-1e14, 1e14))
+@example(-5e-324, 0.0)
 def test_ticks_of_value_are_few_and_inside(low: float, high: float) -> None:
     ticks = value_ticks(low, high)
     assert len(ticks) <= 12

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
@@ -54,9 +55,9 @@ def time_ticks(begin: float, end: float, most: int = 9) -> Iterator[tuple[float,
 
 def value_ticks(low: float, high: float, most: int = 4) -> list[float]:
     """Round numbers from `low` to `high`."""
-    if not high > low:
-        return [low]
     rough = (high - low) / most
+    if not rough > sys.float_info.min:  # no range at all, or one that no number has the digits for
+        return [low]
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
