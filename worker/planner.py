@@ -78,6 +78,7 @@ class Planner:
         self._footprint = {False: Footprint(), True: Footprint()}
         self._floor = Floor()
         self._first_floor_bytes: int | None = None
+        self._held_bytes = 0
         self._refused: dict[tuple[bool, int], Refusal] = {}
         """By whether activations were computed twice, and band."""
         self._interval_steps = FIRST_LOOK_STEPS
@@ -108,7 +109,7 @@ class Planner:
 
     def begin_step(self, held_bytes: int) -> None:
         """What is held when nothing is computed."""
-        self._first_floor_bytes = self._first_floor_bytes or held_bytes
+        self._first_floor_bytes, self._held_bytes = self._first_floor_bytes or held_bytes, held_bytes
         self._floor.observe(held_bytes)
 
     def leak(self) -> str | None:
@@ -119,10 +120,11 @@ class Planner:
         leak = self._floor.leak()
         if leak is None or self._limit_bytes is None or self._first_floor_bytes is None:
             return None
-        if leak.rise_bytes < LEAKED_FRACTION * (self._limit_bytes - self._first_floor_bytes):
+        risen_bytes = max(leak.rise_bytes, self._held_bytes - self._first_floor_bytes)
+        if risen_bytes < LEAKED_FRACTION * (self._limit_bytes - self._first_floor_bytes):
             return None
         return (
-            f"the memory held between steps has risen by {leak.rise_bytes >> 20} MiB and goes on rising, by "
+            f"the memory held between steps has risen by {risen_bytes >> 20} MiB and goes on rising, by "
             f"{leak.per_step_bytes / 2**20:.2f} MiB a step: something leaks, and a new process begins without it"
         )
 
