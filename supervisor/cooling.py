@@ -64,7 +64,7 @@ class Cooling:
     """What does not pass by itself, each once, the newest last."""
     crowded: str | None = None
     """How much more GPU memory other programs hold than before, in one clause, where that is much."""
-    is_calm: bool = True
+    is_cool: bool = True
     """No GPU is computed on, and every CPU's sensor is far from where something is done about it."""
     _on_battery: bool = False
     _asked_until_s: float = -math.inf
@@ -107,7 +107,7 @@ class Cooling:
         sources = heat_sources(workers, self.limits.gpu_temperature_c)
         sources += cpu_sources(self.temperatures, self._sensors.cpu_use, self.limits.cpu_temperature_c)
         sources = [replace(source, limits=source.limits.cooler(self.footing.cooler_by_c)) for source in sources]
-        self.is_calm = not workers and all(
+        self.is_cool = not workers and all(
             source.temperature_c is not None and source.temperature_c < source.limits.pace_c - FAR_C for source in sources
         )
         self.heat = self._heat.step(now_s, sources, computing=load.computing, may_cap=self.client.may_cap)

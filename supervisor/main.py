@@ -538,7 +538,7 @@ class Supervisor:
 
     def _is_calm(self) -> bool:
         """Nothing is short or warm, nothing was ordered, and nobody waits for anything."""
-        return self.ladder.rung is Rung.GROW and self.life.is_settled and self.cooling.is_calm
+        return self.ladder.rung is Rung.GROW and self.life.is_settled and self.cooling.is_cool
 
     def _look_soon(self, now_s: float) -> None:
         """What was just done changes memory: no decision on a reading from before (kubelet#51745)."""

@@ -107,11 +107,11 @@ def run(protection: str, user: str, rate: str) -> None:
     if guarded is not None:
         start = [*as_user, *memsup, "start", "--run", "hog", *LIMITS, "--", *guarded]
         subprocess.run(start, check=True, stdout=subprocess.DEVNULL)
+        status = [*as_user, *memsup, "status", "--json", "--run", "hog"]
     if protection == "beside":
         time.sleep(15)  # as in the middle of a night
-    if guarded is not None:
-        status = [*as_user, *memsup, "status", "--json", "--run", "hog"]
-        faults_before = major_faults(json.loads(subprocess.run(status, capture_output=True, check=True).stdout)["pid"])
+        pid = json.loads(subprocess.run(status, capture_output=True, check=True).stdout)["pid"]
+        faults_before = major_faults(pid)
     if protection != "memsup":
         scope = ["systemd-run", *(["--user"] if user == "lab" else []), "--scope", "-q", "--unit=hog"]
         process = subprocess.Popen([*as_user, *scope, *command])
@@ -128,7 +128,7 @@ def run(protection: str, user: str, rate: str) -> None:
     if guarded is not None:
         said = subprocess.run(status, capture_output=True, text=True, check=False).stdout
         own_stall_s = json.loads(said)["worst_stall_s"]
-        own_major_faults = major_faults(json.loads(said)["pid"]) - faults_before
+        own_major_faults = major_faults(pid) - faults_before if protection == "beside" else None
         shutil.copy(f"/tmp/{user}-state/hog/ledger.jsonl", out)
         subprocess.run([*as_user, *memsup, "stop", "--now", "--run", "hog"], check=False, stdout=subprocess.DEVNULL)
     if protection != "memsup":
