@@ -26,9 +26,9 @@ from memsup.worker.session import GiveUp, Leave, Session
 WELCOME_S = 60.0
 
 LIBRARIES = {
-    # A thread that waits for the others spins a while, then sleeps. libgomp's own 300,000 turns are ruinous as soon as anybody
-    # else wants a core, and with few turns it sleeps between any two operations, which costs a tenth (benchmarks/spinning.py).
-    "GOMP_SPINCOUNT": "30000",
+    # A thread that waits for the others spins a moment, then sleeps. With 30,000 turns a step takes a tenth less on an idle
+    # machine, and twice the time as soon as anybody else wants a core (benchmarks/spinning.py); libgomp's own are 300,000.
+    "GOMP_SPINCOUNT": "1000",
     # Another number of threads, chosen by a library on its own, would give other bits.
     "OMP_DYNAMIC": "FALSE",
     "MKL_DYNAMIC": "FALSE",
