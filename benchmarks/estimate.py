@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from memsup.supervisor.estimate import CONSTANTS, MIB, Shape, peak_bytes
+from memsup.supervisor.estimate import BLOCK_NUMBERS, CONSTANTS, MIB, Shape, peak_bytes
 from memsup.worker.__main__ import LIBRARIES
 
 SIZES = {"2 x 128": (2, 128, 2, 512), "6 x 384": (6, 384, 6, 1536), "12 x 768": (12, 768, 12, 3072)}
@@ -53,6 +53,8 @@ def measure(size: str, amp: str) -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
     import memsup.worker.train  # noqa: F401 - what the worker imports counts as its base
+    from memsup.worker.attention import attend_in_blocks
+    from memsup.worker.dropout import draw_cheaply
     from memsup.worker.embedding import add_in_place
     from memsup.worker.hardware import autocast, make_optimizer, place_model, set_activation_checkpointing, start_threads
     from memsup.worker.memory import hand_back, held
@@ -72,6 +74,8 @@ def measure(size: str, amp: str) -> None:
     model = BertForSequenceClassification(config)
     place_model(model, device)
     add_in_place(model)
+    draw_cheaply(model)
+    attend_in_blocks()
     optimizer = make_optimizer(model, weight_decay=0.01)
     model.train()
 
@@ -133,8 +137,9 @@ def fit(found: list[dict[str, Any]]) -> None:
             activations -= constants.copies * (model.parameters - model.embeddings)
             weight = 1 / (activations + 30 * MIB)
             known = model.layers * tokens * constants.intermediate * model.intermediate
-            pairs = line["rows"] * line["length"] ** 2
-            rows.append([weight * x for x in (model.layers * tokens * model.hidden, model.layers * model.heads * pairs, MIB)])
+            pairs = line["length"] ** 2
+            block = min(line["rows"] * model.heads * pairs, max(BLOCK_NUMBERS, pairs))
+            rows.append([weight * x for x in (model.layers * tokens * model.hidden, block, MIB)])
             wanted.append(weight * (activations - known))
         if rows:
             (hidden, attention, _), *_ = np.linalg.lstsq(np.array(rows), np.array(wanted), rcond=None)

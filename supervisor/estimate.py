@@ -21,25 +21,27 @@ BYTES_PER_PARAMETER = 16
 """float32: the weight, its gradient, and Adam's two moments."""
 MOMENTS_BYTES = 8
 """Of these, the moments."""
+BLOCK_NUMBERS = 1 << 20
+"""Of attention's matrices the worker computes so many at a time, or one head's if that has more (`worker/attention.py`)."""
 LENGTH_STEP = 32
 
 
 class Constants(NamedTuple):
-    """Activations that are kept for the backward pass, in bytes."""
+    """Activations, in bytes: kept for the backward pass unless said otherwise."""
 
     hidden: float
     """For each token, layer and unit of the hidden size."""
     intermediate: float
     """The same for the feed-forward part: before and after its activation function."""
     attention: float
-    """For each layer, head and pair of tokens."""
+    """For each head and pair of tokens of a block: not kept, needed one block at a time."""
     copies: int
     """For each weight outside of the embeddings: its copy in the lower precision."""
 
 
 CONSTANTS = {
-    "off": Constants(hidden=85.3, intermediate=8, attention=10.8, copies=0),
-    "bf16": Constants(hidden=60.0, intermediate=4, attention=15.3, copies=2),
+    "off": Constants(hidden=49.9, intermediate=8, attention=27.7, copies=0),
+    "bf16": Constants(hidden=37.8, intermediate=4, attention=11.4, copies=2),
 }
 CONSTANTS["fp16"] = CONSTANTS["bf16"]
 
@@ -147,12 +149,12 @@ def peak_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing:
     """Of the worker, while a micro-batch of `rows` texts of `length` tokens is computed."""
     constants, tokens = CONSTANTS[amp], rows * length
     of_a_layer = tokens * (constants.hidden * shape.hidden + constants.intermediate * shape.intermediate)
-    of_a_layer += constants.attention * rows * shape.heads * length**2
+    of_a_block = constants.attention * min(rows * shape.heads * length**2, max(BLOCK_NUMBERS, length**2))
     if checkpointing:
         # Each layer's input is kept, and one layer at a time computed again, with its gradients beside it.
-        activations = 4 * shape.layers * tokens * shape.hidden + 2 * of_a_layer
+        activations = 4 * shape.layers * tokens * shape.hidden + 2 * of_a_layer + of_a_block
     else:
-        activations = max(shape.layers, 2) * of_a_layer
+        activations = max(shape.layers, 2) * of_a_layer + of_a_block
     copies = constants.copies * (shape.parameters - shape.embeddings)
     return held_bytes(shape) + int(activations) + max(0, copies)
 

@@ -144,11 +144,11 @@ def test_activation_checkpointing_is_switched_on_where_a_text_needs_it() -> None
         return next(f"{line.value} {line.origin}" for line in found.lines if line.name == "activation checkpointing")
 
     flags = ["training.max_length=512", "tier=full"]
-    tight, roomy = resolved(24, CHINESE, *flags, "limits.ram=2.6GiB"), resolved(24, CHINESE, *flags, "limits.ram=4GiB")
+    tight, roomy = resolved(24, CHINESE, *flags, "limits.ram=2.1GiB"), resolved(24, CHINESE, *flags, "limits.ram=4GiB")
     assert "would not fit without" in line(tight)
     assert tight.settings.training.gradient_checkpointing is True
     assert roomy.settings.training.gradient_checkpointing is False
-    asked = resolved(24, CHINESE, *flags, "limits.ram=2.6GiB", "training.gradient_checkpointing=false")
+    asked = resolved(24, CHINESE, *flags, "limits.ram=2.1GiB", "training.gradient_checkpointing=false")
     assert asked.settings.training.gradient_checkpointing is False
 
 

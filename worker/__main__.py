@@ -26,9 +26,8 @@ from memsup.worker.session import GiveUp, Leave, Session
 WELCOME_S = 60.0
 
 LIBRARIES = {
-    # A thread that waits for the others spins a moment, then sleeps. libgomp's own 300,000 turns are ruinous as soon as anybody
-    # else wants a core: steps of the built-in job, two threads, took 0.09 s on two idle cores, but 1.4 to 5.8 s on busy ones.
-    # With 1,000 turns: 0.09 s, and 0.14 to 0.4 s. Without spinning: 0.11 to 0.14 s, and 0.2 to 0.27 s.
+    # A thread that waits for the others spins a moment, then sleeps. With 30,000 turns a step takes a tenth less on an idle
+    # machine, and twice the time as soon as anybody else wants a core (benchmarks/spinning.py); libgomp's own are 300,000.
     "GOMP_SPINCOUNT": "1000",
     # Another number of threads, chosen by a library on its own, would give other bits.
     "OMP_DYNAMIC": "FALSE",

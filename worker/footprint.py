@@ -1,9 +1,9 @@
 """What a micro-batch takes of memory, learnt from what earlier ones took. Pure.
 
 Covers one straight-line model: peak = floor + a · tokens + b · tokens · length, for rows × length = tokens; the second part is
-what attention keeps where a library computes it as a whole matrix (Vaswani et al. 2017: quadratic in the length). Activation
-checkpointing and mixed precision change a and b, so each has a model of its own. What is done about a prediction is decided in
-`planner.py`, and how peaks are measured is in `memory.py`.
+what attention takes, quadratic in the length (Vaswani et al. 2017): much where whole matrices are kept, little where
+`attention.py` computes them in blocks. Activation checkpointing and mixed precision change a and b, so each has a model of its
+own. What is done about a prediction is decided in `planner.py`, and how peaks are measured is in `memory.py`.
 
 Peaks of the host are resident sizes, which fall late: after a large micro-batch a small one is told of with the large one's
 peak. So a peak that did not rise above what was resident before says only that the micro-batch needs no more than that. The

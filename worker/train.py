@@ -26,9 +26,11 @@ from memsup.checkpoint.store import Store
 from memsup.shared.messages import FailureCause, Finished, Phase, Welcome
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
+from memsup.worker.attention import attend_in_blocks
 from memsup.worker.audit import Audit, Step
 from memsup.worker.batches import Order, Rows, Schedule, cut, learning_rate
 from memsup.worker.checkpoints import export_model, find_start, merit_of, resume, save, save_evaluated, save_if_due
+from memsup.worker.dropout import draw_cheaply
 from memsup.worker.embedding import add_in_place
 from memsup.worker.exhaustion import has_to_fit, limit_micro_batch, report_out_of_memory, shrink, shrink_evaluation
 from memsup.worker.footprint import Shape
@@ -127,6 +129,8 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         boundary()
         place_model(prepared.model, device)
         add_in_place(prepared.model)
+        draw_cheaply(prepared.model)
+        attend_in_blocks()
         optimizer = make_optimizer(
             prepared.model,
             weight_decay=settings.training.weight_decay,

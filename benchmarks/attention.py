@@ -1,0 +1,121 @@
+"""What it saves to draw dropout and to compute attention as `worker/dropout.py` and `worker/attention.py` do: taking turns.
+
+    python benchmarks/attention.py [--rounds 8]
+
+BERT 6 x 384 with dropout 0.1, micro-batches of several shapes, on all CPUs; each pair gives a ratio. Memory is how far the
+process rose above what it held before, at most. Then the error of attention itself in bfloat16, result and gradients, as a part
+of what they are in float64, for scores of several sizes, beside transformers' "eager" way and torch's; there without dropout,
+which each draws in its own way. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+from memsup.worker.__main__ import LIBRARIES
+
+os.environ.update(LIBRARIES | os.environ)  # read once, when torch is loaded
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, BertConfig, BertForSequenceClassification
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from memsup.worker.attention import _Attention, attend_in_blocks
+from memsup.worker.dropout import draw_cheaply
+from memsup.worker.embedding import add_in_place
+from memsup.worker.hardware import autocast, start_threads
+from memsup.worker.memory import Peak, hand_back
+
+WORDS = 21_128
+SHAPES = ((16, 32), (8, 128), (2, 200), (1, 512), (4, 512))
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=8)
+    options = parser.parse_args()
+    start_threads(len(os.sched_getaffinity(0)))
+    config = BertConfig(vocab_size=WORDS, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536)
+    usual, cheap = (BertForSequenceClassification(config).train() for _ in range(2))
+    draw_cheaply(cheap)
+    for model in (usual, cheap):
+        add_in_place(model)
+        micro_batch(model, "off", 1, 8)  # its gradients have their memory
+    print("| micro-batch | AMP | torch's | memsup's | ratio of time, median | torch's rise | memsup's |", flush=True)
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for amp in ("off", "bf16"):
+        for rows, length in SHAPES:
+            pairs = []
+            for _ in range(options.rounds + 1):
+                AttentionInterface.register("sdpa", sdpa_attention_forward)
+                before = micro_batch(usual, amp, rows, length)
+                attend_in_blocks()
+                pairs.append((before, micro_batch(cheap, amp, rows, length)))
+            times = pairs[1:]  # the first generates code
+            (before_s, after_s), ratio = (
+                [statistics.median(pair[side][0] for pair in times) for side in (0, 1)],
+                statistics.median(after[0] / before[0] for before, after in times),
+            )
+            rises = [max(pair[side][1] for pair in times) >> 20 for side in (0, 1)]
+            print(
+                f"| {rows} x {length} | {amp} | {before_s * 1e3:.0f} ms | {after_s * 1e3:.0f} ms | {ratio:.2f} "
+                f"| {rises[0]} MiB | {rises[1]} MiB |",
+                flush=True,
+            )
+    print("\n| standard deviation of the scores | memsup's | eager | torch's |\n|---|---|---|---|", flush=True)
+    for deviation in (1, 3, 6):
+        print(f"| {deviation} | " + " | ".join(f"{error:.2%}" for error in errors(deviation)) + " |", flush=True)
+
+
+def errors(deviation: float) -> list[float]:
+    """The largest of result and three gradients, each by its norm."""
+    torch.manual_seed(1)
+    query, key, value, direction = (torch.randn(2, 6, 200, 64) for _ in range(4))
+    inputs = [part.bfloat16() for part in (query * deviation, key, value)]
+
+    def memsups(*parts: torch.Tensor) -> torch.Tensor:
+        return _Attention.apply(*parts, None, 64**-0.5, 2**-18).transpose(1, 2)  # a probability that is rounded to none
+
+    def eager(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        scores = query @ key.transpose(2, 3) * 64**-0.5
+        return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype) @ value
+
+    def found(way: Callable[..., torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+        parts = [part.to(dtype).requires_grad_() for part in inputs]
+        result = way(*parts)
+        return [result.detach(), *torch.autograd.grad(result, parts, direction.bfloat16().to(dtype))]
+
+    exact = found(scaled_dot_product_attention, torch.float64)
+    return [
+        max(
+            float((part.double() - right).norm() / right.norm())
+            for part, right in zip(found(way, torch.bfloat16), exact, strict=True)
+        )
+        for way in (memsups, eager, scaled_dot_product_attention)
+    ]
+
+
+def micro_batch(model: torch.nn.Module, amp: str, rows: int, length: int) -> tuple[float, int]:
+    """Seconds and bytes."""
+    ids, labels = torch.randint(1, WORDS, (rows, length)), torch.zeros(rows, dtype=torch.long)
+    mask = torch.ones_like(ids)
+    mask[-1, length - length // 16 :] = 0
+    hand_back()
+    peak = Peak(None)
+    held_bytes = peak.begin()
+    began_s = time.perf_counter()
+    with autocast(CPU, amp):
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        with autocast(CPU, None):
+            loss.backward()
+    return time.perf_counter() - began_s, peak.end() - held_bytes
+
+
+if __name__ == "__main__":
+    main()
