@@ -18,6 +18,8 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import msgspec
 import platformdirs
 
+from memsup.shared.lanes import MOST_LANES
+
 
 class SettingsError(Exception):
     """A setting is unknown or makes no sense; the text is one plain sentence with what to do."""
@@ -76,6 +78,8 @@ class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     loader_processes: NotNegative | None = None
     threads: Positive | None = None
     """Threads of CPU computation; chosen once and kept for the run, since another number gives other bits."""
+    lanes: Annotated[int, msgspec.Meta(ge=1, le=MOST_LANES)] | None = None
+    """Parts of a micro-batch computed side by side on a CPU. Left open: as memory allows (`shared/lanes.py`)."""
 
 
 class Limits(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

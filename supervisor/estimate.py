@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from memsup.shared.lanes import lane_bytes
+
 MIB = 2**20
 BASE_BYTES = 340 * MIB
 """Python with torch, transformers and the tokenised data, and what the allocator keeps; without the pages of mapped files."""
@@ -72,6 +74,8 @@ class Estimate:
     """Tokens of the longest text, to which the others refer."""
     rows: int
     """Of the micro-batch at the start."""
+    lane_bytes: int
+    """What further lanes take besides their activations, where memory allows them."""
     micro_batch_bytes: int
     """With that, as the settings have it."""
     row_bytes: int
@@ -119,16 +123,25 @@ def _number(config: Mapping[str, Any], *names: str) -> int | None:
 
 
 def estimate(
-    shape: Shape, *, amp: str, max_length: int, micro_tokens: int, effective_batch: int, checkpointing: bool
+    shape: Shape,
+    *,
+    amp: str,
+    max_length: int,
+    micro_tokens: int,
+    effective_batch: int,
+    checkpointing: bool,
+    lanes: int = 1,
 ) -> Estimate:
     length = min(max_length, shape.positions or max_length)
     rows = max(1, min(effective_batch, micro_tokens // length))
+    of_lanes = (lanes - 1) * lane_bytes(parameters=shape.parameters, amp=amp)
     return Estimate(
         shape=shape,
         held_bytes=held_bytes(shape),
         length=length,
         rows=rows,
-        micro_batch_bytes=peak_bytes(shape, amp=amp, rows=rows, length=length, checkpointing=checkpointing),
+        lane_bytes=of_lanes,
+        micro_batch_bytes=peak_bytes(shape, amp=amp, rows=rows, length=length, checkpointing=checkpointing) + of_lanes,
         row_bytes=peak_bytes(shape, amp=amp, rows=1, length=length, checkpointing=False),
         least_bytes=least_bytes(shape, amp=amp, length=length),
     )

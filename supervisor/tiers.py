@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from memsup.shared.lanes import MOST_FRACTION, lanes_for
 from memsup.shared.settings import Settings, SettingsError, Share, TierName
 from memsup.supervisor.estimate import BASE_BYTES, MOMENTS_BYTES, Estimate, Shape, device_bytes, estimate, longest_that_fits
 from memsup.supervisor.gpu.thresholds import ASSUMED_SLOWDOWN_C
@@ -112,17 +113,19 @@ def resolve(settings: Settings, origins: Mapping[str, str], machine: Machine, sh
     reason = earned_reason if settings.tier == "auto" else f"asked for ({_origin('tier', origins)})"
     limits = resolve_limits(settings, origins, machine, gpu)
     filled = _filled(settings, tier, machine)
-    needs = None if shape is None else _estimate(shape, filled)
+    lanes = 1 if shape is None or gpu is not None else _lanes(shape, filled, limits, machine)
+    needs = None if shape is None else _estimate(shape, filled, lanes)
     if needs is not None and gpu is not None:
         filled.training.optimizer_on_host = _fit_gpu(needs, limits, gpu, filled.training.optimizer_on_host)
     elif needs is not None and not settings.training.device.startswith("cuda"):
         _check_fits(needs, limits, filled)
         if settings.training.gradient_checkpointing is None and needs.row_bytes > limits.worker_limit_bytes:
             filled.training.gradient_checkpointing = True
-            needs = _estimate(needs.shape, filled)
+            needs = _estimate(needs.shape, filled, lanes)
     lines = (
         *_limit_lines(settings, origins, limits, gpu),
         *_training_lines(settings, filled, origins, tier, machine),
+        *_lane_lines(filled, origins, None if shape is None else lanes, on_gpu=gpu is not None),
         *_needs_lines(filled, needs, on_gpu=gpu is not None or settings.training.device.startswith("cuda")),
     )
     return Resolution(
@@ -366,11 +369,41 @@ def _training_lines(
     ]
 
 
+def _lane_lines(filled: Settings, origins: Mapping[str, str], lanes: int | None, *, on_gpu: bool) -> list[Line]:
+    """`lanes` None: the model is not known yet."""
+    if on_gpu or filled.training.device.startswith("cuda"):
+        return []
+    if filled.training.lanes is not None:
+        return [Line("lanes", f"{filled.training.lanes}", f"training.lanes ({_origin('training.lanes', origins)})")]
+    if lanes is None:
+        return [Line("lanes", "as many as memory allows", "decided when the model is loaded (default)")]
+    if lanes > 1:
+        return [Line("lanes", f"{lanes}, of half of the threads each", "there is room for another gradient (default)")]
+    return [
+        Line(
+            "lanes",
+            f"{lanes}",
+            f"a second needs an even number of threads, and {percent(MOST_FRACTION)} of the memory (default)",
+        )
+    ]
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # What the model needs
 
 
-def _estimate(shape: Shape, filled: Settings) -> Estimate:
+def _lanes(shape: Shape, filled: Settings, limits: Limits, machine: Machine) -> int:
+    """As the worker will decide, if it takes as many threads as there are CPUs."""
+    training = filled.training
+    return training.lanes or lanes_for(
+        parameters=shape.parameters,
+        amp=training.amp or "off",
+        threads=training.threads or machine.cpus,
+        limit_bytes=limits.worker_limit_bytes,
+    )
+
+
+def _estimate(shape: Shape, filled: Settings, lanes: int) -> Estimate:
     """`filled` has every value."""
     training = filled.training
     return estimate(
@@ -380,6 +413,7 @@ def _estimate(shape: Shape, filled: Settings) -> Estimate:
         micro_tokens=training.micro_tokens or 0,
         effective_batch=training.effective_batch or 1,
         checkpointing=bool(training.gradient_checkpointing),
+        lanes=lanes,
     )
 
 
@@ -469,6 +503,9 @@ def _notes(
         notes.append(
             f"training.threads is {threads}, but only {machine.cpus} CPUs can be used: they will get in each other's way."
         )
+    lanes = settings.training.lanes or 1
+    if (threads or machine.cpus) % lanes:
+        notes.append(f"training.lanes is {lanes}, which does not divide {threads or machine.cpus} threads: one lane is used.")
     return notes
 
 

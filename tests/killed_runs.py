@@ -37,7 +37,8 @@ effective_batch = 8
 max_length = 48
 micro_tokens = 96
 learning_rate = 1e-3
-threads = 1
+threads = 2
+lanes = 2
 [checkpoint]
 every = "{every}"
 """

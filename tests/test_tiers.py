@@ -89,6 +89,7 @@ def test_each_tier_gives_the_guides_values() -> None:
             "training.micro_tokens": st.integers(1, 10**6),
             "training.gradient_checkpointing": st.sampled_from(["true", "false"]),
             "training.threads": st.integers(1, 64),
+            "training.lanes": st.integers(1, 2),
             "training.amp": st.sampled_from(["off", "bf16", "fp16"]),
             "training.loader_processes": st.integers(0, 8),
             "training.tune": st.sampled_from(["true", "false"]),

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsup.worker.batches import Order, Schedule, cut, learning_rate, shuffled
+from memsup.worker.batches import Order, Schedule, cut, learning_rate, shuffled, split
+from memsup.worker.cost import Costs
+from memsup.worker.footprint import shape_of
 from memsup.worker.plan import Entry
 
 
@@ -130,6 +132,47 @@ def test_every_cut_takes_the_rows_in_the_same_sequence(batch: tuple[np.ndarray, 
     one = np.concatenate(cut(rows, lengths, plan(micro_tokens)))
     other = np.concatenate(cut(rows, lengths, plan(other_tokens)))
     assert one.tolist() == other.tolist()
+
+
+known = st.builds(Costs, start=st.floats(0, 1e4), per_square=st.floats(0, 0.1), per_size=st.floats(0, 0.1))
+
+
+@given(batches(), st.one_of(st.none(), known))
+def test_in_two_lanes_every_row_is_computed_once_and_both_parts_stay_within_the_tokens(
+    batch: tuple[np.ndarray, np.ndarray, int], costs: Costs | None
+) -> None:
+    rows, lengths, micro_tokens = batch
+    length_of = dict(zip(rows.tolist(), lengths.tolist(), strict=True))
+    entry, alone = plan(micro_tokens, lanes=2, costs=costs), plan(micro_tokens, costs=costs)
+    micro_batches = cut(rows, lengths, entry)
+    assert np.concatenate(micro_batches).tolist() == np.concatenate(cut(rows, lengths, alone)).tolist()
+    for micro in micro_batches:
+        of_micro = np.array([length_of[row] for row in micro.tolist()], np.int32)
+        parts = split(micro, of_micro, entry)
+        assert [part.tolist() for part in split(micro, of_micro, alone)] == [micro.tolist()]
+        assert np.concatenate(parts).tolist() == micro.tolist()
+        assert len(parts) == (1 if len(micro) == 1 else 2)
+        tokens = shape_of([np.array([length_of[row] for row in part.tolist()]) for part in parts]).tokens
+        assert len(micro) == 1 or tokens <= micro_tokens
+
+
+@given(batches(), known)
+def test_the_parts_of_a_micro_batch_cost_as_nearly_the_same_as_can_be(
+    batch: tuple[np.ndarray, np.ndarray, int], costs: Costs
+) -> None:
+    rows, lengths, _ = batch
+    rows, lengths = rows, np.sort(lengths)[::-1]
+
+    def longer(middle: int) -> float:
+        return max(
+            costs.of(count * int(lengths[first]), int(lengths[first]))
+            for first, count in ((0, middle), (middle, len(rows) - middle))
+            if count
+        )
+
+    parts = split(rows, lengths, plan(10**9, lanes=2, costs=costs))
+    best = min(longer(middle) for middle in range(1, max(len(rows), 2)))
+    assert longer(len(parts[0])) == pytest.approx(best)
 
 
 @given(total=st.integers(1, 2000), warmup=st.floats(0, 1), peak=st.floats(1e-8, 1))

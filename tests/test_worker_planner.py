@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memsup.worker.batches import Lengths, Rows, cut
+from memsup.worker.batches import Lengths, Rows, cut, split
 from memsup.worker.cost import Costs, Stopwatch
-from memsup.worker.footprint import Footprint, Shape, non_negative_least_squares
+from memsup.worker.footprint import Footprint, Shape, non_negative_least_squares, shape_of
 from memsup.worker.plan import Entry
 from memsup.worker.planner import LEAST_OFTEN_STEPS, REFUSED_STEPS, Begun, Planner
 
@@ -52,17 +52,21 @@ class Machine:
 
     def peak_bytes(self, shape: Shape, *, twice: bool = False) -> int:
         part = self.recomputed if twice else 1.0
-        return self.floor_bytes + int(part * shape.tokens * (self.token_bytes + self.square_bytes * shape.length))
+        return self.floor_bytes + int(part * (shape.tokens * self.token_bytes + shape.squares * self.square_bytes))
 
     def step(self, lengths: Lengths, entry: Entry, planner: Planner | None = None) -> tuple[float, int]:
         """Seconds, and the peak in bytes."""
         seconds, peaks = 0.0, []
+        if planner is not None:
+            planner.compute_in(entry.lanes_used)
         for rows in cut(np.arange(len(lengths)), lengths, entry):
-            shape = Shape(len(rows), int(lengths[rows[0]]))
+            parts = split(rows, lengths[rows], entry)
+            shape = shape_of([lengths[part] for part in parts])
             twice = entry.checkpoints_activations(shape.length)
-            took_s, peak_bytes = self.took_s(shape, twice=twice), self.peak_bytes(shape, twice=twice)
+            took_s, peak_bytes = self.took_s(shape.heaviest, twice=twice), self.peak_bytes(shape, twice=twice)
             if planner is not None:
-                planner.observe(shape, checkpointed=twice, took_s=took_s, peak_bytes=peak_bytes, before_bytes=self.floor_bytes)
+                timed_s = took_s if len(parts) == entry.lanes_used else None
+                planner.observe(shape, checkpointed=twice, took_s=timed_s, peak_bytes=peak_bytes, before_bytes=self.floor_bytes)
             seconds += took_s
             peaks.append(peak_bytes)
         return seconds, max(peaks)
@@ -110,7 +114,8 @@ class Night:
         return sum(quiet.step(self.lengths(step), entry)[0] for step in range(10_000, 10_100))
 
     def best_fixed_s(self) -> float:
-        return min(self.seconds(plan(tokens)) for tokens in (64, 128, 256, 512, 1024, 2048, 4096, 8192))
+        sizes = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+        return min(self.seconds(plan(tokens, lanes=self.entry.lanes)) for tokens in sizes)
 
 
 # -- the whole ---------------------------------------------------------------------------------------------------------
@@ -121,8 +126,9 @@ SMALL_IS_FAST = Machine(start_s=0.003, token_s=1e-4, size_s=1.2e-7)
 
 @pytest.mark.parametrize("machine", [LARGE_IS_FAST, SMALL_IS_FAST], ids=["a device", "a processor with small caches"])
 @pytest.mark.parametrize("start", [128, 1024, 4096])
-def test_wherever_it_starts_it_is_soon_as_fast_as_the_best_fixed_size(machine: Machine, start: int) -> None:
-    night = Night(machine, limit_bytes=16 << 30, entry=plan(start))
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_wherever_it_starts_it_is_soon_as_fast_as_the_best_fixed_size(machine: Machine, start: int, lanes: int) -> None:
+    night = Night(machine, limit_bytes=16 << 30, entry=plan(start, lanes=lanes))
     night.run(120)
     assert night.seconds(night.entry) <= 1.05 * night.best_fixed_s()
 
@@ -148,13 +154,14 @@ def test_texts_of_one_length_are_learnt_from_as_well(start: int) -> None:
     square_bytes=st.sampled_from([0, 64, 512]),
     limit_mib=st.integers(700, 6000),
     seed=st.integers(0, 1000),
+    lanes=st.integers(1, 2),
 )
 @settings(max_examples=30, deadline=None)
 def test_whatever_a_token_takes_it_grows_to_the_limit_and_not_beyond(
-    token_bytes: int, square_bytes: int, limit_mib: int, seed: int
+    token_bytes: int, square_bytes: int, limit_mib: int, seed: int, lanes: int
 ) -> None:
     machine = Machine(start_s=0.05, token_s=1e-5, token_bytes=token_bytes, square_bytes=square_bytes, seed=seed)
-    begin = plan(64, activation_checkpointing=True)
+    begin = plan(64, activation_checkpointing=True, lanes=lanes)
     night = Night(machine, limit_bytes=limit_mib * MIB, entry=begin, seed=seed)
     night.run(100)
     one_row = max(machine.peak_bytes(Shape(1, 512), twice=True), limit_mib * MIB)  # one row is always computed
@@ -232,10 +239,20 @@ def test_a_ceiling_is_raised_step_by_step() -> None:
     assert [c for c in seen if c is not None] == [64 << i for i in range(len(seen) - 1)]
 
 
+def test_a_lane_that_memory_took_comes_back_with_the_last_ceiling() -> None:
+    night = Night(SMALL_IS_FAST, limit_bytes=16 << 30, entry=plan(4096, ceiling=64, lanes=2, single=True))
+    while night.entry.ceiling is not None:
+        assert night.entry.lanes_used == 1
+        night.run(1)
+    night.run(LEAST_OFTEN_STEPS)
+    assert night.entry.lanes_used == 2
+    assert night.seconds(night.entry) <= 1.05 * night.best_fixed_s(), "and what two lanes cost is learnt anew"
+
+
 def test_the_supervisors_word_is_not_argued_with() -> None:
-    night = Night(LARGE_IS_FAST, limit_bytes=16 << 30, entry=plan(4096, limit=256))
+    night = Night(LARGE_IS_FAST, limit_bytes=16 << 30, entry=plan(4096, limit=256, lanes=2, single=True))
     night.run(60)
-    assert night.entry == plan(4096, limit=256)
+    assert night.entry == plan(4096, limit=256, lanes=2, single=True)
 
 
 def test_what_a_step_will_take_is_known_beforehand() -> None:

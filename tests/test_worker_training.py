@@ -27,13 +27,14 @@ from memsup.worker.training import Training
 pytestmark = pytest.mark.slow  # torch and transformers take their seconds
 
 MIB = 1 << 20
-FIRST_PLAN = Entry(step=1, start=60, cause="the settings", at_unix_s=0.0)
 
 
-@pytest.fixture
-def life(tmp_path: Path) -> Iterator[Training]:
+@pytest.fixture(params=[1, 2], ids=["one lane", "two lanes"])
+def life(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Training]:
     """Without dropout, so that results depend on cuts by rounding alone."""
-    with one_life(without_dropout(tiny_settings(tmp_path, training__micro_tokens=60))) as training:
+    settings = tiny_settings(tmp_path, training__micro_tokens=60, training__threads=2, training__lanes=request.param)
+    with one_life(without_dropout(settings)) as training:
+        assert training.plan.at(1).lanes_used == len(training.lanes) == request.param
         yield training
 
 
@@ -45,6 +46,7 @@ class Begun:
         self._model = copy.deepcopy(training.prepared.model.state_dict())
         self._optimizer = copy.deepcopy(training.optimizer.state_dict())
         self._task = training.task
+        self.plan = training.plan.at(1)
 
     def again(self) -> Training:
         training = self._training
@@ -53,7 +55,7 @@ class Begun:
         training.task = self._task
         training.step, training.evaluated, training.best = 0, None, None
         training.audit.resume(0)
-        training.plan._put(FIRST_PLAN)
+        training.plan._put(self.plan)
         reports(training)
         return training
 
@@ -87,19 +89,22 @@ def test_any_split_gives_the_whole_batchs_gradient(life: Training) -> None:
     rows = np.flatnonzero(labels == 1)[:24]
     life.settings.clip_norm = 1e9
     life.plan.change(1, "all rows at once", limit=None)
-    life.plan._put(Entry(step=1, start=10_000, cause="all at once", at_unix_s=0.0))
+    life.plan._put(Entry(step=1, start=10_000, lanes=len(life.lanes), cause="all at once", at_unix_s=0.0))
     whole = train._accumulate(life, 1, rows)
     assert whole is not None
-    assert life.largest_tokens == 24 * int(life.prepared.train.lengths[rows].max())
+    assert life.largest_tokens <= 24 * int(life.prepared.train.lengths[rows].max())
+    assert life.micro_rows.size == 24
     expected = gradient(life)
 
-    @given(micro_tokens=st.integers(1, 2000), activation_checkpointing=st.booleans())
+    @given(micro_tokens=st.integers(1, 2000), activation_checkpointing=st.booleans(), single=st.booleans())
     @settings(max_examples=40)
-    def any_split(micro_tokens: int, activation_checkpointing: bool) -> None:
+    def any_split(micro_tokens: int, activation_checkpointing: bool, single: bool) -> None:
         life.plan._put(
             Entry(
                 step=1,
                 start=micro_tokens,
+                lanes=len(life.lanes),
+                single=single,
                 activation_checkpointing=activation_checkpointing,
                 cause="another split",
                 at_unix_s=0.0,
@@ -113,9 +118,13 @@ def test_any_split_gives_the_whole_batchs_gradient(life: Training) -> None:
     any_split()
 
 
-def test_a_step_done_twice_has_the_same_bits(tmp_path: Path) -> None:
-    """With dropout: what is drawn depends on seed, step and position alone."""
-    with one_life(tiny_settings(tmp_path)) as life:
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("twice", [False, True], ids=["activations kept", "activations computed twice"])
+def test_a_step_done_twice_has_the_same_bits(tmp_path: Path, lanes: int, twice: bool) -> None:
+    """With dropout: what is drawn depends on seed, step and position alone, in whatever order lanes come to it."""
+    given_settings = tiny_settings(tmp_path, training__threads=2, training__lanes=lanes, training__gradient_checkpointing=twice)
+    with one_life(given_settings) as life:
+        assert len(life.lanes) == lanes
         begun = Begun(life)
         rows = life.order.batch(3)
         life.settings.clip_norm = 1e9
@@ -291,7 +300,7 @@ def test_evaluation_shrinks_as_well_and_counts_every_row_once(life: Training) ->
     assert life.evaluated.metrics["accuracy"] == undisturbed.metrics["accuracy"]
     assert life.evaluated.metrics["loss"] == pytest.approx(undisturbed.metrics["loss"], rel=1e-5)
     assert {report.where for report in exhaustions(life)} == {"evaluate"}
-    assert life.plan.at(life.step + 1) == FIRST_PLAN or life.plan.at(life.step + 1).ceiling is None, "training is not concerned"
+    assert life.plan.at(life.step + 1).ceiling is None, "training is not concerned"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -322,8 +331,9 @@ def test_a_limit_holds_at_once_and_the_step_is_done_again(life: Training) -> Non
 
     life.task.loss = seen  # type: ignore[method-assign]
     train.take_step(life)
-    assert rows_seen[0] > 1
-    assert rows_seen[1:] == [1] * life.schedule.effective_batch
+    lanes = len(life.lanes)
+    assert sum(rows_seen[:lanes]) > 1
+    assert rows_seen[lanes:] == [1] * life.schedule.effective_batch
     assert [done.micro_tokens for done in reports(life) if isinstance(done, Done)] == [1]
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memsup.worker.cost import Costs
+from memsup.worker.cost import BY_TOKENS, Costs
 from memsup.worker.plan import Entry
 
 Rows = NDArray[np.int64]
@@ -94,27 +96,79 @@ def cut(rows: Rows, lengths: Lengths, plan: Entry) -> list[Rows]:
     """
     by_length = np.lexsort((rows, -lengths.astype(np.int64)))
     longest = np.maximum(lengths[by_length], 1).tolist()
-    most = [max(1, plan.most_tokens(length) // length) for length in longest]
-    ends = _greedy(most) if plan.costs is None else _cheapest(longest, most, plan.costs)
+    ends = _greedy(longest, plan) if plan.costs is None else _cheapest(longest, plan)
     return [rows[by_length[begin:end]] for begin, end in itertools.pairwise([0, *ends])]
 
 
-def _greedy(most: list[int]) -> list[int]:
-    ends = [min(most[0], len(most))] if most else []
-    while ends and ends[-1] < len(most):
-        ends.append(min(ends[-1] + most[ends[-1]], len(most)))
+def split(rows: Rows, lengths: Lengths, plan: Entry) -> list[Rows]:
+    """The parts of a micro-batch, as `cut` made it, that lanes compute side by side: one where the plan has one lane, else two.
+
+    Each is padded to its own longest row, so that a long row is no waste beside many short ones. They cost as nearly the same
+    as can be: the one waits for the other. A single row is one part.
+    """
+    *_, whole = _reaches(np.maximum(lengths, 1).tolist(), 0, plan)
+    return [part for part in (rows[: whole.middle], rows[whole.middle :]) if len(part)]
+
+
+class _Reach(NamedTuple):
+    """A micro-batch of the sorted rows."""
+
+    end: int
+    middle: int
+    """Where its second part begins; `end`: nowhere."""
+    tokens: int
+    cost: float
+    """Of the part that takes longer."""
+
+
+def _reaches(longest: list[int], begin: int, plan: Entry) -> Iterator[_Reach]:
+    """Every micro-batch that begins at `begin`, one row more each time, whatever its size."""
+    costs, middle = plan.costs or BY_TOKENS, begin + 1
+    for end in range(begin + 1, len(longest) + 1):
+        if plan.lanes_used == 1:
+            middle = end
+        cost, tokens = _of_parts(longest, begin, middle, end, costs)
+        while middle + 1 < end:
+            further, tokens_further = _of_parts(longest, begin, middle + 1, end, costs)
+            if further >= cost:
+                break
+            middle, cost, tokens = middle + 1, further, tokens_further
+        yield _Reach(end, middle, tokens, cost)
+
+
+def _of_parts(longest: list[int], begin: int, middle: int, end: int, costs: Costs) -> tuple[float, int]:
+    """Cost and tokens."""
+    first = (middle - begin) * longest[begin]
+    if middle == end:
+        return costs.of(first, longest[begin]), first
+    second = (end - middle) * longest[middle]
+    return max(costs.of(first, longest[begin]), costs.of(second, longest[middle])), first + second
+
+
+def _allowed(longest: list[int], begin: int, plan: Entry) -> Iterator[_Reach]:
+    most = plan.most_tokens(longest[begin])
+    for reach in _reaches(longest, begin, plan):
+        if reach.tokens > most and reach.end > begin + 1:
+            return
+        yield reach
+
+
+def _greedy(longest: list[int], plan: Entry) -> list[int]:
+    ends, end = [], 0
+    while end < len(longest):
+        *_, furthest = _allowed(longest, end, plan)
+        end = furthest.end
+        ends.append(end)
     return ends
 
 
-def _cheapest(longest: list[int], most: list[int], costs: Costs) -> list[int]:
+def _cheapest(longest: list[int], plan: Entry) -> list[int]:
     """Where micro-batches end. From the back: the rows from `begin` on cost what their best first micro-batch and rest cost."""
     count = len(longest)
     price, end_of = [0.0] * (count + 1), [0] * count
     for begin in reversed(range(count)):
-        length = longest[begin]
         price[begin], end_of[begin] = min(
-            (costs.of((end - begin) * length, length) + price[end], end)
-            for end in range(begin + 1, min(begin + most[begin], count) + 1)
+            (reach.cost + price[reach.end], reach.end) for reach in _allowed(longest, begin, plan)
         )
     ends, begin = [], 0
     while begin < count:

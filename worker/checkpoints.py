@@ -110,8 +110,10 @@ def _readable_state(folder: Path) -> State:
         ) from None
 
 
-def resume(training: Training, start: Start, welcome: Welcome) -> None:
-    """Puts `training` where `start` says, and the plan where the journal and the supervisor say. Raises `GiveUp`."""
+def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int) -> None:
+    """Puts `training` where `start` says, and the plan where the journal and the supervisor say; a new run begins in so many
+    `lanes`. Raises `GiveUp`.
+    """
     state, plan = start.state, training.plan
     training.done_before = done_before = training.audit.last_step()
     if state is None:
@@ -133,7 +135,7 @@ def resume(training: Training, start: Start, welcome: Welcome) -> None:
         training.newest, training.newest_state = start.note, state
         plan.begin(state.plan, saved=True)
     else:
-        plan.begin(_first_plan(training), saved=False)
+        plan.begin(_first_plan(training, lanes), saved=False)
     _limit_plan(training, welcome, done_before)
     training.publish()
     training.session.publish(checkpoint=start.note)
@@ -149,18 +151,20 @@ def _limit_plan(training: Training, welcome: Welcome, done_before: int) -> None:
     if welcome.micro_tokens_limit is not None:
         if welcome.micro_tokens_limit < plan.at(next_step).micro_tokens:
             bound = "ceiling" if training.settings.tune else "limit"
-            plan.change(next_step, "restarted because of memory", **{bound: welcome.micro_tokens_limit})
+            changes = {bound: welcome.micro_tokens_limit, "single": last.lanes > 1}
+            plan.change(next_step, "restarted because of memory", **changes)
     elif last.limit is not None:
-        plan.change(max(next_step, done_before + 1, last.step + 1), "a limit of an earlier life ends", limit=None)
+        plan.change(max(next_step, done_before + 1, last.step + 1), "a limit of an earlier life ends", limit=None, single=False)
 
 
-def _first_plan(training: Training) -> Entry:
+def _first_plan(training: Training, lanes: int) -> Entry:
     return Entry(
         step=1,
         start=training.settings.micro_tokens or 1024,
         activation_checkpointing=bool(training.settings.gradient_checkpointing)
         and training.prepared.model.supports_gradient_checkpointing,
         threads=training.threads,
+        lanes=lanes,
         cause="the settings",
         at_unix_s=unix_s(),
     )

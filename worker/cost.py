@@ -2,7 +2,8 @@
 
 Covers one straight-line model: seconds = start + a · tokens + b · tokens · length + c · tokens². The start makes many small
 micro-batches slow, padding and the last part large ones: on a CPU what does not fit into its caches is slower a token, so the
-largest micro-batch is not the fastest. Only the ratios matter for a cut; they go into the plan as `Costs`.
+largest micro-batch is not the fastest. Of one that is computed in lanes, tokens are those of the part that the others wait for.
+Only the ratios matter for a cut; they go into the plan as `Costs`.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return self.start + tokens * (1 + self.per_square * length + self.per_size * tokens)
 
 
+BY_TOKENS = Costs(start=0.0, per_square=0.0, per_size=0.0)
+"""What is taken before anything was measured."""
+
+
 class Stopwatch:
     """Observes, and fits when asked."""
 
@@ -61,7 +66,7 @@ class Stopwatch:
         smallest, largest = self.tokens_seen
         if len(self._seen) < _LEAST_SEEN or largest < _LEAST_SPREAD * smallest:
             return None
-        shapes = [shape for shape, _ in self._seen]
+        shapes = [shape.heaviest for shape, _ in self._seen]
         features = np.array([(1.0, s.tokens, s.tokens * s.length, float(s.tokens) ** 2) for s in shapes])
         seconds = np.array([took_s for _, took_s in self._seen])
         importance = 1 / np.maximum(seconds, 1e-9)

@@ -6,8 +6,8 @@ the difference). A probability is rounded to a multiple of 1/65,536, and what is
 expectation is exact.
 
 Covers `torch.nn.Dropout` itself, and the draws for `attention.py`. On a GPU, where drawing costs nothing, and for the kinds
-that drop whole channels torch's way stays. Each seed is drawn from torch's own generator, so the seeds of `randomness.py` hold,
-and activations that are computed twice drop the same units twice.
+that drop whole channels torch's way stays. Each seed is the next of the thread's stream (`randomness.py`), so rows that are
+computed side by side draw as they would alone, and activations that are computed twice drop the same units twice.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import dropout
+
+from memsup.worker.randomness import next_seed
 
 _CHANCES = 1 << 16
 
@@ -37,7 +39,7 @@ class Draws:
 
     @classmethod
     def new(cls, probability: float) -> Draws:
-        return cls(int(torch.randint(2**63 - 1, ())), probability)
+        return cls(next_seed(), probability)
 
     def again(self) -> Draws:
         """From the beginning."""

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 
 from memsup.shared.messages import FailureCause, LimitMicroBatch, OutOfMemory, Welcome
 from memsup.worker.batches import Rows
-from memsup.worker.footprint import Shape
 from memsup.worker.memory import hand_back, is_out_of_memory
 from memsup.worker.plan import Entry
 from memsup.worker.session import GiveUp
@@ -41,18 +40,21 @@ def has_to_fit(what: str, welcome: Welcome) -> Iterator[None]:
 
 def shrink(training: Training, step: int, exhausted: str) -> None:
     """Makes room for `step` to be done again: smaller micro-batches, or if it was one row, activations computed twice."""
-    training.optimizer.zero_grad(set_to_none=True)
+    training.lanes.drop()
     hand_back(training.device_memory)
     training.soft_limit.renew()
     before = training.plan.at(step)
-    model, rows = training.prepared.model, training.micro_rows
-    shape = Shape(len(rows), int(training.prepared.train.lengths[rows[0]]))
+    model, rows, shape = training.prepared.model, training.micro_rows, training.micro_shape
+    assert shape is not None
     tokens = shape.tokens
     training.measuring.planner.out_of_memory(shape, checkpointed=training.activation_checkpointing, step=step)
     with training.soft_limit.spare():
         if len(rows) > 1:
             cause = f"out of memory in {training.where} at {len(rows)} rows, {tokens} tokens"
-            after = training.plan.change(step, cause, ceiling=min(before.micro_tokens, tokens) // 2)
+            after = training.plan.change(step, cause, ceiling=min(before.micro_tokens, tokens) // 2, single=before.lanes > 1)
+        elif before.lanes_used > 1:
+            cause = f"out of memory in {training.where} at one row of {tokens} tokens, with a second lane's gradients"
+            after = training.plan.change(step, cause, single=True)
         elif not training.activation_checkpointing and model.supports_gradient_checkpointing:
             cause = f"out of memory in {training.where} at one row of {tokens} tokens"
             after = training.plan.change(step, cause, activation_checkpointing=True)
@@ -97,20 +99,23 @@ def limit_micro_batch(training: Training, order: LimitMicroBatch) -> int:
     step = training.step + 1
     before = training.plan.at(step)
     in_force, limit, ceiling, twice = before.micro_tokens, order.micro_tokens, before.ceiling, before.activation_checkpointing
+    single = before.single
     if order.halve:
         in_use = min(in_force, training.largest_tokens or in_force)  # halving what is not used would change nothing
-        if training.settings.tune and training.largest is not None and training.largest.rows == 1:
+        if training.settings.tune and training.largest is not None and training.largest.all_rows == 1:
             # The largest is one row, and halving would only cost time. The planner takes this back when the limit is lifted.
             limit, twice = in_use, twice or training.prepared.model.supports_gradient_checkpointing
         else:
             limit = max(1, in_use // 2)
+        single = before.lanes > 1
         hand_back(training.device_memory)
     elif limit is None and not order.may_grow:
         limit = in_force
     elif limit is None and before.limit is not None and training.settings.tune:
         ceiling = 2 * in_force  # from there the planner goes on, and sees whether the room is really back
         training.measuring.planner.look_soon()
-    after = training.plan.change(step, f"ordered: {order.reason}", limit=limit, ceiling=ceiling, activation_checkpointing=twice)
+    changes = {"limit": limit, "ceiling": ceiling, "activation_checkpointing": twice, "single": single and limit is not None}
+    after = training.plan.change(step, f"ordered: {order.reason}", **changes)
     training.publish()
     return after.micro_tokens
 

@@ -13,7 +13,8 @@ least that was ever held before one is the floor: what a micro-batch of no token
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +28,38 @@ _LEAST_MARGIN_BYTES = 8 << 20
 
 
 class Shape(NamedTuple):
+    """Of a micro-batch, or of the part of it that one lane computes."""
+
     rows: int
     length: int
     """Padded: of the longest row."""
+    beside: Shape | None = None
+    """What is computed at the same time in another lane; its rows are no longer than these."""
+
+    @property
+    def all_rows(self) -> int:
+        return self.rows + (self.beside.all_rows if self.beside else 0)
 
     @property
     def tokens(self) -> int:
-        return self.rows * self.length
+        return self.rows * self.length + (self.beside.tokens if self.beside else 0)
+
+    @property
+    def squares(self) -> int:
+        """Tokens, each times the length to which it is padded."""
+        return self.rows * self.length**2 + (self.beside.squares if self.beside else 0)
+
+    @property
+    def heaviest(self) -> Shape:
+        """The part for which the others wait."""
+        alone = self._replace(beside=None)
+        return max(alone, self.beside.heaviest, key=lambda part: part.tokens) if self.beside else alone
+
+
+def shape_of(parts: Sequence[NDArray[np.integer[Any]]]) -> Shape:
+    """`parts`: the lengths of the rows that each lane computes, the longest first."""
+    first, *others = parts
+    return Shape(len(first), int(first[0]), shape_of(others) if others else None)
 
 
 class Fit(NamedTuple):
@@ -46,7 +72,7 @@ class Fit(NamedTuple):
 
     def peak_bytes(self, shape: Shape) -> float:
         """The best guess, without the margin."""
-        return self.floor_bytes + (self.per_token + self.per_square * shape.length) * shape.tokens
+        return self.floor_bytes + self.per_token * shape.tokens + self.per_square * shape.squares
 
     def most_tokens(self, length: int, limit_bytes: int) -> int:
         """Tokens of a micro-batch padded to `length` that stay below `limit_bytes` even with the margin."""
@@ -81,7 +107,7 @@ class Footprint:
         floor = (Shape(0, 0), min(before for *_, before in self._seen))
         no_more = [(shape, peak) for shape, peak, before in self._seen if peak <= before]
         points = [floor, *rose, *no_more]
-        features = np.array([(1.0, shape.tokens, shape.tokens * shape.length) for shape, _ in points])
+        features = np.array([(1.0, shape.tokens, shape.squares) for shape, _ in points])
         peaks = np.array([peak for _, peak in points], dtype=float)
         exact = np.arange(len(points)) <= len(rose)
         counted = exact

@@ -11,6 +11,7 @@ from memsup.shared.messages import FailureCause
 from memsup.shared.settings import Share
 from memsup.worker.hosted import HostedAdamW
 from memsup.worker.memory import CudaMemory, DeviceMemory
+from memsup.worker.randomness import repeated
 from memsup.worker.session import GiveUp
 from memsup.worker.threads import find_threads
 
@@ -80,7 +81,7 @@ def set_activation_checkpointing(model: Any, on: bool) -> None:
     else:
         enable, disable = model.gradient_checkpointing_enable, model.gradient_checkpointing_disable
     if on:
-        enable({"use_reentrant": False})
+        enable({"use_reentrant": False, "context_fn": repeated})
     else:
         disable()
 

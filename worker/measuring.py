@@ -37,13 +37,16 @@ class Measuring:
     _peaks: list[int] = field(default_factory=list)
     _predicted: list[int | None] = field(default_factory=list)
 
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, lanes: int = 1) -> None:
+        self.planner.compute_in(lanes)
         self._measures = not self.waits_for_device or step <= _ALL_STEPS_MEASURED or step % _MEASURED_EVERY == 0
         self._peaks, self._predicted = [], []
 
     @contextmanager
-    def micro_batch(self, shape: Shape, *, twice: bool) -> Iterator[None]:
-        """Around its forward and backward pass. `twice`: its activations are computed twice."""
+    def micro_batch(self, shape: Shape, *, twice: bool, timed: bool = True) -> Iterator[None]:
+        """Around its forward and backward pass. `twice`: its activations are computed twice. `timed` False: it does not use all
+        lanes, and so says nothing of what others cost.
+        """
         try:
             before_bytes = self.peak.begin() if self._measures else None
         except OSError:
@@ -60,7 +63,7 @@ class Measuring:
             peak_bytes = self.peak.end()
         except OSError:
             return
-        took_s = monotonic_s() - began_s
+        took_s = monotonic_s() - began_s if timed else None
         self.planner.observe(shape, checkpointed=twice, took_s=took_s, peak_bytes=peak_bytes, before_bytes=before_bytes)
         self._peaks.append(peak_bytes)
 

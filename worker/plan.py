@@ -42,6 +42,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """That compute: another number gives other bits."""
     costs: Costs | None = None
     """What micro-batches cost: the cheapest cut is taken. None: as few as may be."""
+    lanes: int = 1
+    """Parts of a micro-batch that are computed side by side where memory allows it (`lanes.py`): 1 or 2."""
+    single: bool = False
+    """Memory is short, so one lane has to do."""
     cause: str
     at_unix_s: float
 
@@ -55,6 +59,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         fits = self.bands[min(band_of(length), len(self.bands) - 1)] if self.bands else None
         return min(bound for bound in (self.start, self.limit, self.ceiling, fits) if bound is not None)
 
+    @property
+    def lanes_used(self) -> int:
+        return 1 if self.single else self.lanes
+
     def checkpoints_activations(self, length: int) -> bool:
         """Whether a micro-batch padded to `length` computes its activations twice instead of keeping them."""
         return self.activation_checkpointing or (self.checkpointed_from is not None and length >= self.checkpointed_from)
@@ -65,7 +73,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def _cuts(self) -> tuple[object, ...]:
         bounds = tuple(self.most_tokens(band_length(band)) for band in range(max(len(self.bands), 1)))
-        return self.costs, bounds, self.activation_checkpointing, self.checkpointed_from
+        return self.costs, bounds, self.activation_checkpointing, self.checkpointed_from, self.lanes_used
 
 
 def band_of(length: int) -> int:

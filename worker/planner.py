@@ -11,15 +11,15 @@ one size, another size is tried first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from memsup.worker.batches import Lengths, Rows, cut
+from memsup.worker.batches import Lengths, Rows, cut, split
 from memsup.worker.cost import Costs, Stopwatch
-from memsup.worker.footprint import MANY_TOKENS, Fit, Footprint, Shape
+from memsup.worker.footprint import MANY_TOKENS, Fit, Footprint, Shape, shape_of
 from memsup.worker.leak import Floor
 from memsup.worker.plan import Entry, band_length, band_of
 
@@ -74,8 +74,8 @@ class Planner:
         self._begun, self._layers = begun, layers or MANY_LAYERS
         self._limit_bytes, self._longest = limit_bytes, longest
         self._may_checkpoint = may_checkpoint
-        self._stopwatch = {False: Stopwatch(), True: Stopwatch()}
-        self._footprint = {False: Footprint(), True: Footprint()}
+        self._lanes = 0
+        self.compute_in(1)
         self._floor = Floor()
         self._first_floor_bytes: int | None = None
         self._held_bytes = 0
@@ -83,6 +83,13 @@ class Planner:
         """By whether activations were computed twice, and band."""
         self._interval_steps = FIRST_LOOK_STEPS
         self._looked_at_step: int | None = None
+
+    def compute_in(self, lanes: int) -> None:
+        """Another number takes other times and other memory: these are learnt anew."""
+        if lanes != self._lanes:
+            self._lanes = lanes
+            self._stopwatch = {False: Stopwatch(), True: Stopwatch()}
+            self._footprint = {False: Footprint(), True: Footprint()}
 
     def observe(self, shape: Shape, *, checkpointed: bool, took_s: float | None, peak_bytes: int, before_bytes: int) -> None:
         """One micro-batch. `took_s` None: not measured, or disturbed."""
@@ -148,7 +155,9 @@ class Planner:
         changes |= self._faster(_with(plan, changes), steps, worth)
         if plan.ceiling is not None:  # one step of trust at a time
             changes["ceiling"] = 2 * plan.ceiling if 2 * plan.ceiling < plan.start else None
-        if changes.keys() & {"start", "ceiling"}:
+        if plan.single and plan.ceiling is None and plan.limit is None:
+            changes["single"] = False
+        if changes.keys() & {"start", "ceiling", "single"}:
             self.look_soon()
             self._floor = Floor()  # larger micro-batches leave more behind than smaller ones did, which is no leak
         return changes or None
@@ -215,7 +224,7 @@ class Planner:
             after = _with(plan, better)
             price = _price(after, coming, costs)
             if price < best * (1 - worth):
-                largest_used = max(len(rows) * int(lengths[rows[0]]) for lengths in coming for rows in _cut(lengths, after))
+                largest_used = max(shape.tokens for lengths in coming for shape in _shapes(lengths, after))
                 best, changes = price, better | {"start": largest_used}  # further would only take memory
         return changes
 
@@ -229,13 +238,20 @@ class Planner:
 
 
 def _price(plan: Entry, coming: Sequence[Lengths], costs: Costs) -> float:
-    """Of the coming steps, in tokens, if they are cut as `plan` has it."""
+    """Of the coming steps, in tokens, if they are cut as `plan` has it. Of a micro-batch in lanes that part counts which takes
+    longer.
+    """
     price = 0.0
     for lengths in coming:
-        for rows in _cut(lengths, plan):
-            longest = int(lengths[rows[0]])
-            price += costs.of(len(rows) * longest, longest)
+        for shape in _shapes(lengths, plan):
+            part = shape.heaviest
+            price += costs.of(part.tokens, part.length)
     return price
+
+
+def _shapes(lengths: Lengths, plan: Entry) -> Iterator[Shape]:
+    for rows in _cut(lengths, plan):
+        yield shape_of([lengths[part] for part in split(rows, lengths[rows], plan)])
 
 
 def _cut(lengths: Lengths, plan: Entry) -> list[Rows]:

@@ -14,26 +14,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from memsup.checkpoint.errors import CheckpointError
 from memsup.checkpoint.store import Store
+from memsup.shared.lanes import lanes_for
 from memsup.shared.messages import FailureCause, Finished, Phase, Welcome
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.worker.attention import attend_in_blocks
 from memsup.worker.audit import Audit, Step
-from memsup.worker.batches import Order, Rows, Schedule, cut, learning_rate
+from memsup.worker.batches import Order, Rows, Schedule, cut, learning_rate, split
 from memsup.worker.checkpoints import export_model, find_start, merit_of, resume, save, save_evaluated, save_if_due
 from memsup.worker.dropout import draw_cheaply
 from memsup.worker.embedding import add_in_place
 from memsup.worker.exhaustion import has_to_fit, limit_micro_batch, report_out_of_memory, shrink, shrink_evaluation
-from memsup.worker.footprint import Shape
+from memsup.worker.footprint import shape_of
 from memsup.worker.hardware import (
     autocast,
     choose_device,
@@ -44,11 +47,12 @@ from memsup.worker.hardware import (
     start_threads,
     to_device,
 )
+from memsup.worker.lanes import Lanes, draws_elsewhere
 from memsup.worker.measuring import Measuring
 from memsup.worker.memory import DeviceMemory, Peak, SoftLimit, is_out_of_memory, limit_device, read_memory
 from memsup.worker.plan import Plan
 from memsup.worker.planner import Begun, Planner
-from memsup.worker.randomness import seed_everything
+from memsup.worker.randomness import seed_everything, seed_stream
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import Evaluated
 from memsup.worker.tasks import Prepared, find_task
@@ -165,11 +169,33 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         audit=Audit(paths.state / "audit.txt"),
         measuring=_measuring(prepared, welcome, memory, settings.training.micro_tokens),
     )
-    resume(training, start, welcome)
+    resume(training, start, welcome, lanes=_lanes_for(training, welcome))
+    training.lanes = Lanes(prepared.model, plan.at(training.step + 1).lanes, threads)
     session.save = lambda last: save(training, last=last)
     session.limit_micro_batch = lambda order: limit_micro_batch(training, order)
     boundary()
     return training
+
+
+def _lanes_for(training: Training, welcome: Welcome) -> int:
+    """With how many lanes the run begins."""
+    settings, examples, model = training.settings, training.prepared.train, training.prepared.model
+    if training.device.type != "cpu":
+        return 1
+    lanes = settings.lanes or lanes_for(
+        parameters=model.num_parameters(),
+        amp=settings.amp or "off",
+        threads=training.threads,
+        limit_bytes=welcome.memory_limit_bytes,
+    )
+    if lanes == 1 or training.threads % lanes:
+        return 1
+    shortest = examples.batch(np.array([examples.lengths.argmin()], dtype=np.int64))
+    with autocast(training.device, settings.amp):
+        if draws_elsewhere(lambda: training.task.loss(model.train(), shortest)):
+            log.info("The model draws random numbers of its own, so micro-batches are computed in one lane.")
+            return 1
+    return lanes
 
 
 def _measuring(prepared: Prepared, welcome: Welcome, memory: DeviceMemory | None, first_tokens: int | None) -> Measuring:
@@ -259,7 +285,7 @@ def _try_gradient(training: Training, step: int, rows: Rows) -> Gradient | None:
         exhausted = str(error)
     else:
         if gradient is None:
-            training.optimizer.zero_grad(set_to_none=True)
+            training.lanes.drop()
         return gradient
     # Out here the exception is gone, and with it the frames and the graph that it kept alive.
     shrink(training, step, exhausted)
@@ -267,40 +293,57 @@ def _try_gradient(training: Training, step: int, rows: Rows) -> Gradient | None:
 
 
 def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
-    model, examples, task = training.prepared.model, training.prepared.train, training.task
+    examples, lanes = training.prepared.train, training.lanes
     plan = training.plan.at(step)
-    micro_batches = cut(rows, examples.lengths[rows], plan)
-    shapes = [Shape(len(micro), int(examples.lengths[micro[0]])) for micro in micro_batches]
+    cuts = [split(micro, examples.lengths[micro], plan) for micro in cut(rows, examples.lengths[rows], plan)]
+    shapes = [shape_of([examples.lengths[part] for part in parts]) for parts in cuts]
     training.largest = max(shapes, key=lambda shape: shape.tokens)
-    weight = task.weight(examples, rows)
+    weight = training.task.weight(examples, rows)
     total_loss = torch.zeros((), device=training.device)
-    model.train()
-    training.optimizer.zero_grad(set_to_none=True)
-    training.measuring.begin_step(step)
+    for one in lanes.models:
+        one.train()
+    lanes.drop()
+    training.measuring.begin_step(step, plan.lanes_used)
     position = 0
-    with autocast(training.device, training.settings.amp):  # for the whole step, so that weights are converted once
-        for micro, shape in zip(micro_batches, shapes, strict=True):
-            training.micro_rows, training.where = micro, "forward"
+    with lanes.step(partial(autocast, training.device, training.settings.amp)):  # a whole step: weights are converted once
+        for parts, shape in zip(cuts, shapes, strict=True):
+            training.micro_rows, training.micro_shape = np.concatenate(parts), shape
             twice = plan.checkpoints_activations(shape.length)
             if training.activation_checkpointing != twice:
-                set_activation_checkpointing(model, twice)
+                for one in lanes.models:
+                    set_activation_checkpointing(one, twice)
                 training.activation_checkpointing = twice
-            with training.measuring.micro_batch(shape, twice=twice):
-                seed_everything(training.settings.seed, step, position)
-                batch = to_device(examples.batch(micro), training.device)
-                loss = task.loss(model, batch) / weight
-                training.where = "backward"
-                with autocast(training.device, None):
-                    (loss * training.loss_scale).backward()
-                total_loss += loss.detach()
-                del loss, batch  # or they live on beside the next micro-batch's
-            position += len(micro)
+            work = []
+            for part in parts:
+                seeded = partial(seed_stream if len(parts) > 1 else seed_everything, training.settings.seed, step, position)
+                work.append(partial(_add_gradient, training, part, weight, seeded))
+                position += len(part)
+            with training.measuring.micro_batch(shape, twice=twice, timed=len(parts) == plan.lanes_used):
+                for loss in lanes.run(work):
+                    total_loss += loss
             training.publish()
             training.boundary()
             if not training.plan.at(step).same_cuts(plan):
                 return None
     training.measuring.end_step()
+    lanes.gather()
     return _finish_gradient(training, step, rows, weight, total_loss.item())
+
+
+def _add_gradient(training: Training, rows: Rows, weight: float, seeded: Callable[[], None], model: Any) -> torch.Tensor:
+    """Of these rows, in one lane, into the gradients of its `model`; returns their share of the step's loss."""
+    where = "forward"
+    try:
+        seeded()
+        batch = to_device(training.prepared.train.batch(rows), training.device)
+        loss = training.task.loss(model, batch) / weight
+        where = "backward"
+        with autocast(training.device, None):
+            (loss * training.loss_scale).backward()
+    except Exception:
+        training.where = where
+        raise
+    return loss.detach()  # and nothing else lives on beside the next micro-batch's
 
 
 def _plan_ahead(training: Training) -> None:

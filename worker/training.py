@@ -18,6 +18,7 @@ from memsup.shared.settings import Training as TrainingSettings
 from memsup.worker.audit import Audit
 from memsup.worker.batches import Lengths, Order, Rows, Schedule
 from memsup.worker.footprint import Shape
+from memsup.worker.lanes import Lanes
 from memsup.worker.measuring import Measuring
 from memsup.worker.memory import DeviceMemory, SoftLimit
 from memsup.worker.plan import Plan
@@ -47,6 +48,8 @@ class Training:
     plan: Plan
     audit: Audit
     measuring: Measuring
+    lanes: Lanes = field(init=False)
+    """Made when weights and plan are where they belong."""
     done_before: int = 0
     """Steps that an earlier life had taken, some of which may have to be redone."""
 
@@ -63,9 +66,12 @@ class Training:
     # The step in hand.
     micro_rows: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """Of the micro-batch in hand; the first row is the longest."""
+    micro_shape: Shape | None = None
+    """Of the micro-batch in hand."""
     largest: Shape | None = None
     """The step's largest micro-batch."""
     where: str = "forward"
+    """Where memory ran out last."""
     activation_checkpointing: bool = False
     """As the model is set now."""
 
@@ -90,7 +96,7 @@ class Training:
 
     @property
     def largest_tokens(self) -> int:
-        """Rows × padded length of the step's largest micro-batch; 0 before the first."""
+        """Rows × padded length of the step's largest micro-batch, all parts together; 0 before the first."""
         return self.largest.tokens if self.largest else 0
 
     @property

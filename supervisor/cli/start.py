@@ -212,8 +212,8 @@ def _memory_estimate(plan: Plan) -> MemoryEstimate | None:
     if needs is None or training.device.startswith("cuda") or (plan.machine.gpus and training.device != "cpu"):
         return None
     return MemoryEstimate(
-        held_bytes=needs.held_bytes,
-        token_bytes=(needs.micro_batch_bytes - needs.held_bytes) / (needs.rows * needs.length),
+        held_bytes=needs.held_bytes + needs.lane_bytes,
+        token_bytes=(needs.micro_batch_bytes - needs.held_bytes - needs.lane_bytes) / (needs.rows * needs.length),
         most_tokens=(training.effective_batch or 1) * needs.length,
     )
 

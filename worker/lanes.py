@@ -1,0 +1,108 @@
+"""Lanes: two parts of a micro-batch computed side by side, each by half of the threads, instead of one after the other by all.
+
+Threads that share each single operation wait for one another some thousand times a micro-batch, and for whichever of them the
+kernel has put aside. Lanes wait once (`benchmarks/lanes.py` has what that saves). Each has a copy of the model that shares its
+weights, with gradients of its own, which are added in the order of the lanes when a step is done: the bits do not depend on who
+was faster. So a lane costs the memory of one more gradient, and of the weights in the lower precision where there is one.
+
+Covers CPUs. Which rows a lane computes is in `batches.py`; how many lanes there are is asked of `shared/lanes.py`, and where
+memory becomes short one has to do (`Entry.single`). Lanes need a model that draws its random numbers from `randomness.py`'s
+streams: torch's generators belong to all threads at once (`draws_elsewhere`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import torch
+
+Model = Any
+Result = TypeVar("Result")
+
+
+class Lanes:
+    """The main thread is the first lane. No lane computes anything but inside of `run`."""
+
+    def __init__(self, model: Model, count: int, threads: int) -> None:
+        """`threads`: of all lanes together. Weights must lie where they are from now on."""
+        self._threads = threads
+        self.models = [model, *(_sharing(model) for _ in range(count - 1))]
+        self._others = [ThreadPoolExecutor(1, f"lane-{number}") for number in range(2, count + 1)]
+        for other in self._others:
+            other.submit(_start, threads // count).result()
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    @contextlib.contextmanager
+    def step(self, precision: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+        """Around all `run`s of a step. `precision` is entered in each lane, so that it converts the weights once."""
+        entered = [precision() for _ in self._others]
+        for other, context in zip(self._others, entered, strict=True):
+            other.submit(context.__enter__).result()
+        try:
+            with precision():
+                yield
+        finally:
+            for other, context in zip(self._others, entered, strict=True):
+                other.submit(context.__exit__, None, None, None).result()
+
+    def run(self, parts: Sequence[Callable[[Model], Result]]) -> list[Result]:
+        """Each part in a lane of its own, with that lane's model; a single one with all threads. Raises what a part raised,
+        when all have ended.
+        """
+        if len(parts) == 1:
+            return [parts[0](self.models[0])]
+        futures: list[Future[Result]] = []
+        torch.set_num_threads(self._threads // len(self))
+        try:
+            for other, model, part in zip(self._others, self.models[1:], parts[1:], strict=False):
+                futures.append(other.submit(part, model))
+            first = parts[0](self.models[0])
+        finally:
+            wait(futures)
+            torch.set_num_threads(self._threads)
+        return [first, *(future.result() for future in futures)]
+
+    def gather(self) -> None:
+        """Adds the gradients of all lanes into the first one's, and forgets them."""
+        for parameter, *others in zip(*(model.parameters() for model in self.models), strict=True):
+            for other in others:
+                if parameter.grad is None:
+                    parameter.grad = other.grad
+                elif other.grad is not None:
+                    parameter.grad.add_(other.grad)
+                other.grad = None
+
+    def drop(self) -> None:
+        """Forgets all gradients."""
+        for model in self.models:
+            model.zero_grad(set_to_none=True)
+
+
+def draws_elsewhere(forward: Callable[[], object]) -> bool:
+    """Whether `forward()`, of a model that is trained, draws from torch's generator, which it leaves as it was."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        before = torch.get_rng_state()
+        forward()
+        return not torch.equal(before, torch.get_rng_state())
+
+
+def _sharing(model: Model) -> Model:
+    """A copy whose weights and buffers are the same memory. Its gradients are its own."""
+    same: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        same[id(parameter)] = torch.nn.Parameter(parameter.data, requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, same)
+
+
+def _start(threads: int) -> None:
+    """In a lane's own thread: the number of threads that it computes with is its own, and they start now."""
+    torch.set_num_threads(threads)
+    square = torch.ones(256, 256)
+    (square @ square).add_(1).exp_()
