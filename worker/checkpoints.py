@@ -160,7 +160,7 @@ def _limit_plan(training: Training, welcome: Welcome, done_before: int) -> None:
 def _first_plan(training: Training, lanes: int) -> Entry:
     return Entry(
         step=1,
-        start=training.settings.micro_tokens or 1024,
+        start=(training.settings.micro_tokens or 1024) * (lanes if training.settings.tune else 1),
         activation_checkpointing=bool(training.settings.gradient_checkpointing)
         and training.prepared.model.supports_gradient_checkpointing,
         threads=training.threads,

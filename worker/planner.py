@@ -25,7 +25,7 @@ from memsup.worker.plan import Entry, band_length, band_of
 
 WORTH_FRACTION, WORTH_FRACTION_LATER, LATER_STEPS = 0.03, 0.10, 256
 """A cut that is not faster by this much is not worth a change: it gives other bits. More so when the run has settled."""
-FIRST_LOOK_STEPS, LEAST_OFTEN_STEPS = 4, 256
+FIRST_LOOK_STEPS, LEAST_OFTEN_STEPS = 2, 256
 """The plan is looked at after so many steps, then after twice as many each time, down to the latter."""
 NUMBERS_OF_A_LAYER = 34
 """That a layer keeps for a token and position of the hidden size, and one if they are computed twice, beside one layer's 34
@@ -229,10 +229,11 @@ class Planner:
         return changes
 
     def _wider(self, plan: Entry, coming: Sequence[Lengths], smallest: int, largest: int) -> dict[str, Any]:
-        """Micro-batches of nearly one size were seen: tries another, a smaller one if there is any that is not a single row."""
-        for start in (smallest // 4, 2 * largest):
-            other = _with(plan, {"start": start})
-            if start > 0 and any(len(_cut(lengths, other)) != len(_cut(lengths, plan)) for lengths in coming):
+        """Micro-batches of nearly one size were seen: tries others, larger ones if memory allows them, or smaller ones."""
+        now = [len(_cut(lengths, plan)) for lengths in coming]
+        for start in (2 * largest, smallest // 4):
+            others = [_cut(lengths, _with(plan, {"start": start})) for lengths in coming]
+            if any(len(rows) > 1 for cut in others for rows in cut) and [len(cut) for cut in others] != now:
                 return {"start": start}
         return {}
 
