@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from boxed import CONFIG, LOOK_S, MEMSUP, Steps, box, environment, make_job, memsup_start
 
-from memsup.worker.batches import cut
-from memsup.worker.footprint import Shape
+from memsup.worker.batches import cut, split
+from memsup.worker.footprint import shape_of
 from memsup.worker.plan import Entry
 from memsup.worker.planner import Planner
 
@@ -96,14 +96,15 @@ def own_time_s(count: int = 1000) -> float:
     random = np.random.default_rng(1)
     planner, plan = (
         Planner(limit_bytes=4 * GIB, longest=512, may_checkpoint=True),
-        Entry(step=1, start=128, activation_checkpointing=True, cause="the settings", at_unix_s=0.0),
+        Entry(step=1, start=128, lanes=2, activation_checkpointing=True, cause="the settings", at_unix_s=0.0),
     )
     lengths = np.clip(random.lognormal(4.0, 0.9, (count + 40, 16)), 4, 512).astype(np.int32)
     took_s = 0.0
     for step in range(1, count + 1):
         began_s = time.perf_counter()
+        planner.compute_in(plan.lanes_used)
         for rows in cut(np.arange(16), lengths[step], plan):
-            shape = Shape(len(rows), int(lengths[step][rows[0]]))
+            shape = shape_of([lengths[step][part] for part in split(rows, lengths[step][rows], plan)])
             twice = plan.checkpoints_activations(shape.length)
             planner.predicted_peak_bytes(shape, checkpointed=twice)
             measured_s, peak = 0.003 + shape.tokens * 3e-4 * (1 + random.exponential(0.1)), 500_000_000 + 600_000 * shape.tokens
