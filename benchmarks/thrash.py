@@ -7,8 +7,8 @@ nobody guards and that takes all but `--left` MiB, two readers of a file that is
 10 ms; another canary is outside. Once as root, whose supervisor is locked in memory, and once as user 65534 with 8 MiB to lock,
 whose is not. All in the box run a copy of this Python: what is read first by somebody outside is charged to him and would never
 be taken back here, and an ordinary user may read it. After 20 s memsup by design ends a command for which there is no room.
-TMPDIR must be on a disk. The kernel's own figures show that it thrashed; some kernels leave memory.failcnt at 0 whatever happens.
-Prints Markdown. How fast the guard acts is measured by `guard.py`.
+TMPDIR must be on a disk. The kernel's own figures show that it thrashed; some kernels leave memory.failcnt at 0 whatever
+happens. Prints Markdown. How fast the guard acts is measured by `guard.py`.
 """
 
 from __future__ import annotations

@@ -139,6 +139,19 @@ def test_a_step_done_twice_has_the_same_bits(tmp_path: Path, lanes: int, twice: 
         assert not torch.equal(first, gradient(life)), "another step draws other masks"
 
 
+def test_a_run_that_has_room_for_fewer_lanes_than_it_began_with_goes_on_in_fewer(tmp_path: Path) -> None:
+    """Steps that had been done already are redone in as many as before: their bits are known."""
+    with one_life(tiny_settings(tmp_path, training__threads=2, training__lanes=2)) as first:
+        take_steps(first, 3)
+    with one_life(tiny_settings(tmp_path, training__threads=2, training__lanes=1)) as second:
+        assert second.step == 0, "nothing was saved"
+        assert [second.plan.at(step).lanes_used for step in (1, 2, 3, 4, 5)] == [2, 2, 2, 1, 1]
+        take_steps(second, 5)
+        assert second.step == 5
+    with one_life(tiny_settings(tmp_path, training__threads=2, training__lanes=2)) as third:
+        assert third.plan.at(6).lanes_used == 1, "and does not change its bits again for it"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Steps under pressure
 

@@ -56,6 +56,7 @@ class Lanes:
         """Each part in a lane of its own, with that lane's model; a single one with all threads. Raises what a part raised,
         when all have ended.
         """
+        assert len(parts) <= len(self), "a part without a lane would be left out"
         if len(parts) == 1:
             return [parts[0](self.models[0])]
         futures: list[Future[Result]] = []

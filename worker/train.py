@@ -169,8 +169,13 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         audit=Audit(paths.state / "audit.txt"),
         measuring=_measuring(prepared, welcome, memory, settings.training.micro_tokens),
     )
-    resume(training, start, welcome, lanes=_lanes_for(training, welcome))
+    lanes = _lanes_for(training, welcome)
+    resume(training, start, welcome, lanes=lanes)
+    if plan.last_change.lanes > lanes:
+        redone = training.done_before if device.type == "cpu" else 0  # another device has other bits anyway
+        plan.change(max(training.step, redone) + 1, "there is no room for so many lanes any more", lanes=lanes)
     training.lanes = Lanes(prepared.model, plan.at(training.step + 1).lanes, threads)
+    log.info("%d threads compute, in %d lanes.", threads, len(training.lanes))
     session.save = lambda last: save(training, last=last)
     session.limit_micro_batch = lambda order: limit_micro_batch(training, order)
     boundary()
