@@ -9,9 +9,10 @@ rows, cut at the same length, 16 samples a step, each run alone in a cgroup of i
   Five steps to warm up, then one whole pass.
 * *Trainer*: dynamic padding and grouping by length, at 1, 2, 4, 8 and 16 rows, gradients accumulated to 16; float32, and as a
   row of its own bfloat16. All are tried at the largest limit, and at smaller ones those that are not too large for it, the
-  fastest first, until two survive; these two (one in bfloat16) are repeated. The second of two whole passes counts.
-* *memsup*: `memsup start --tier auto --wait`, and as a row of its own the same with training.amp = off. The second of two whole
-  passes counts, without its first step, into which the evaluation between the passes falls.
+  fastest first, until two survive (one in bfloat16); the fastest of each is repeated, in turns with memsup. The second of two
+  whole passes counts.
+* *memsup*: `memsup start --tier auto --wait`, and as a row of its own, once, the same with training.amp = off. The second of
+  two whole passes counts, without its first step, into which the evaluation between the passes falls.
 
 Loading, evaluation and saving are not counted. What died at a limit, or took more than a smaller one has, is dead there.
 `--results` takes one line of JSON for each run; started again, what is in there is not run again.
@@ -261,15 +262,17 @@ def measure(results: Results, limits: list[float], lengths: list[int], repeats: 
             for rows in TRAINER_ROWS:
                 results.have(f"Trainer {rows}", amp, length, limits[0])
         for limit in limits:
-            repeated = [("memsup", "auto"), ("memsup", "off")]
+            results.have("memsup", "off", length, limit)
+            repeated = [("memsup", "auto")]
             for amp, most in (("off", 2), ("bf16", 1)):
-                repeated += best_trainers(results, amp, length, limit, limits[0], most)
+                repeated += best_trainers(results, amp, length, limit, limits[0], most)[:1]
             for times in range(1, repeats + 1):  # alternating
                 for contestant, amp in repeated:
                     results.have(contestant, amp, length, limit, times)
 
 
 def best_trainers(results: Results, amp: str, length: int, limit: float, top: float, most: int) -> list[tuple[str, str]]:
+    """`most` that survive at this limit, the fastest first."""
     names = [f"Trainer {rows}" for rows in TRAINER_ROWS]
     names.sort(key=lambda name: -(results.speed(name, amp, length, top) or 0.0))
     survivors: list[tuple[str, str]] = []
@@ -279,7 +282,7 @@ def best_trainers(results: Results, amp: str, length: int, limit: float, top: fl
             survivors.append((name, amp))
         if len(survivors) == most:
             break
-    return survivors
+    return sorted(survivors, key=lambda one: -(results.speed(*one, length, limit) or 0.0))
 
 
 # --------------------------------------------------------------------------------------------------------------------
