@@ -122,10 +122,12 @@ def resolve(settings: Settings, origins: Mapping[str, str], machine: Machine, sh
         if settings.training.gradient_checkpointing is None and needs.row_bytes > limits.worker_limit_bytes:
             filled.training.gradient_checkpointing = True
             needs = _estimate(needs.shape, filled, lanes)
+    *training_lines, last_line = _training_lines(settings, filled, origins, tier, machine)
     lines = (
         *_limit_lines(settings, origins, limits, gpu),
-        *_training_lines(settings, filled, origins, tier, machine),
+        *training_lines,
         *_lane_lines(filled, origins, None if shape is None else lanes, on_gpu=gpu is not None),
+        last_line,
         *_needs_lines(filled, needs, on_gpu=gpu is not None or settings.training.device.startswith("cuda")),
     )
     return Resolution(
@@ -378,7 +380,9 @@ def _lane_lines(filled: Settings, origins: Mapping[str, str], lanes: int | None,
     if lanes is None:
         return [Line("lanes", "as many as memory allows", "decided when the model is loaded (default)")]
     if lanes > 1:
-        return [Line("lanes", f"{lanes}, of half of the threads each", "there is room for another gradient (default)")]
+        tokens = f" and {filled.training.micro_tokens:,} tokens" if filled.training.tune else ""
+        value = f"{lanes}, each with half of the threads{tokens}"
+        return [Line("lanes", value, "there is room for another gradient (default)")]
     return [
         Line(
             "lanes",
@@ -410,7 +414,7 @@ def _estimate(shape: Shape, filled: Settings, lanes: int) -> Estimate:
         shape,
         amp=training.amp or "off",
         max_length=training.max_length or 0,
-        micro_tokens=training.micro_tokens or 0,
+        micro_tokens=(training.micro_tokens or 0) * (lanes if training.tune else 1),
         effective_batch=training.effective_batch or 1,
         checkpointing=bool(training.gradient_checkpointing),
         lanes=lanes,
