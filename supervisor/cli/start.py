@@ -97,17 +97,22 @@ def _go(
             message("In the foreground: Ctrl-C checkpoints and stops, a second one stops at once.")
             spawning.become(paths)
         answer = spawning.spawn(paths)
-    for line in answer.postmortem:
-        message(printable(line))
-    _tell(paths, plan, record, as_json, run_id=fresh_record.run_id, postmortem=answer.postmortem)
-    if answer.waits:
-        return spawning.NOT_STARTED
-    if not as_json:
-        _tell_next(paths, paused=fresh_record.wanted is Wanted.PAUSED)
-    if wait:
-        from memsup.supervisor.cli.wait import follow
+    try:
+        for line in answer.postmortem:
+            message(printable(line))
+        _tell(paths, plan, record, as_json, run_id=fresh_record.run_id, postmortem=answer.postmortem)
+        if answer.waits:
+            return spawning.NOT_STARTED
+        if not as_json:
+            _tell_next(paths, paused=fresh_record.wanted is Wanted.PAUSED)
+        if wait:
+            from memsup.supervisor.cli.wait import follow
 
-        return follow(paths, as_json)
+            return follow(paths, as_json)
+    except KeyboardInterrupt:  # before anybody looked on; the run has begun
+        from memsup.supervisor.cli.wait import goes_on
+
+        return goes_on(paths)
     return 0
 
 

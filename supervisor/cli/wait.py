@@ -44,15 +44,18 @@ def follow(paths: RunPaths, as_json: bool) -> int:
     try:
         last = _on_a_terminal(paths) if colour(sys.stderr) and not as_json else _in_lines(paths)
     except KeyboardInterrupt:
-        message(
-            f"\nThe run goes on. Look at it with: {command('status', paths.name)}   End it with: {command('stop', paths.name)}"
-        )
-        return INTERRUPTED
+        return goes_on(paths)
     if as_json:
         json_data(encode_status(last))
     else:
         _tell_end(last, paths)
     return FINISHED if last.state is RunState.FINISHED else NOT_FINISHED
+
+
+def goes_on(paths: RunPaths) -> int:
+    """Ctrl-C ends the looking on only; returns the exit code."""
+    message(f"\nThe run goes on. Look at it with: {command('status', paths.name)}   End it with: {command('stop', paths.name)}")
+    return INTERRUPTED
 
 
 def _tell_end(last: Status, paths: RunPaths) -> None:
