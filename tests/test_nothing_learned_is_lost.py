@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[Path]:
-    make_job(tmp_path / "job", epochs=60)
+    make_job(tmp_path / "job", epochs=30)
     yield tmp_path / "job"
     end_supervisors()
 
@@ -27,6 +27,6 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_the_undisturbed_run(
     print(f"seed {seed}")
     tally = Tally()
     expected = undisturbed(job, "undisturbed")
-    assert expected.step == 27 * 60
+    assert expected.step == 27 * 30
     assert disturbed(job, "killed", random.Random(seed), tally, kills=8, longest_life_s=5.0) == expected, f"seed {seed}"
     assert tally.total >= 4, tally
