@@ -7,6 +7,7 @@ NVML=absent runs them as on a machine without NVIDIA's library, wherever they ru
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -14,6 +15,10 @@ import pytest
 
 hypothesis.settings.register_profile("memsup", print_blob=True, deadline=None)
 hypothesis.settings.load_profile("memsup")
+
+# A shell leaves it ignored to what it runs in the background, and children would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
