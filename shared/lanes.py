@@ -4,19 +4,27 @@ loaded, the worker asks it when it is.
 
 from __future__ import annotations
 
+BASE_BYTES = 340 << 20
+"""Python with torch, transformers and the tokenised data, and what the allocator keeps; without the pages of mapped files."""
+BYTES_PER_PARAMETER = 16
+"""float32: the weight, its gradient, and Adam's two moments."""
 MOST_LANES = 2
 GRADIENT_BYTES = 4
 """Of a weight, in each lane beyond the first; its copy in a lower precision takes half as much again."""
 COPY_BYTES = 2
-MOST_FRACTION = 0.1
-"""Of the worker's limit that further lanes may take: what is faster must not be what fills the memory."""
+MOST_FRACTION, MOST_HELD_FRACTION = 0.1, 0.7
+"""Of the worker's limit that further lanes may take, and that may then be held all the time: what is faster must not be what
+fills the memory."""
 
 
 def lanes_for(*, parameters: int, amp: str, threads: int, limit_bytes: int | None) -> int:
     """`limit_bytes` None: nobody knows, and nothing is spent."""
     if threads % MOST_LANES or limit_bytes is None:
         return 1
-    return MOST_LANES if lane_bytes(parameters=parameters, amp=amp) <= MOST_FRACTION * limit_bytes else 1
+    further_bytes = lane_bytes(parameters=parameters, amp=amp)
+    held_bytes = BASE_BYTES + BYTES_PER_PARAMETER * parameters + further_bytes
+    fits = further_bytes <= MOST_FRACTION * limit_bytes and held_bytes <= MOST_HELD_FRACTION * limit_bytes
+    return MOST_LANES if fits else 1
 
 
 def lane_bytes(*, parameters: int, amp: str) -> int:

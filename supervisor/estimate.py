@@ -14,13 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from memsup.shared.lanes import lane_bytes
+from memsup.shared.lanes import BASE_BYTES, BYTES_PER_PARAMETER, lane_bytes
 
 MIB = 2**20
-BASE_BYTES = 340 * MIB
-"""Python with torch, transformers and the tokenised data, and what the allocator keeps; without the pages of mapped files."""
-BYTES_PER_PARAMETER = 16
-"""float32: the weight, its gradient, and Adam's two moments."""
 MOMENTS_BYTES = 8
 """Of these, the moments."""
 BLOCK_NUMBERS = 1 << 20

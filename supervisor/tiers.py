@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from memsup.shared.lanes import MOST_FRACTION, lanes_for
+from memsup.shared.lanes import BASE_BYTES, MOST_FRACTION, lanes_for
 from memsup.shared.settings import Settings, SettingsError, Share, TierName
-from memsup.supervisor.estimate import BASE_BYTES, MOMENTS_BYTES, Estimate, Shape, device_bytes, estimate, longest_that_fits
+from memsup.supervisor.estimate import MOMENTS_BYTES, Estimate, Shape, device_bytes, estimate, longest_that_fits
 from memsup.supervisor.gpu.thresholds import ASSUMED_SLOWDOWN_C
 from memsup.supervisor.machine import Machine
 from memsup.supervisor.readings import GpuReading

@@ -28,8 +28,8 @@ WORTH_FRACTION, WORTH_FRACTION_LATER, LATER_STEPS = 0.03, 0.10, 256
 FIRST_LOOK_STEPS, LEAST_OFTEN_STEPS = 2, 256
 """The plan is looked at after so many steps, then after twice as many each time, down to the latter."""
 NUMBERS_OF_A_LAYER = 34
-"""That a layer keeps for a token and position of the hidden size, and one if they are computed twice, beside one layer's 34
-(Korthikanti et al. 2022, "Reducing Activation Recomputation"). Guessed by that until it is measured."""
+"""That a layer keeps for a token and position of the hidden size. If they are computed twice it keeps one, and one layer at a
+time has all, with their gradients (Korthikanti et al. 2022, "Reducing Activation Recomputation"). A guess until measured."""
 MANY_LAYERS = 32
 """Taken for a model that does not say how many it has."""
 REFUSED_STEPS = 256
@@ -157,6 +157,8 @@ class Planner:
             changes["ceiling"] = 2 * plan.ceiling if 2 * plan.ceiling < plan.start else None
         if plan.single and plan.ceiling is None and plan.limit is None:
             changes["single"] = False
+        if changes.get("checkpointed_from", plan.checkpointed_from) != plan.checkpointed_from:
+            self.look_soon()  # rows that were not kept before are: what they take is seen now
         if changes.keys() & {"start", "ceiling", "single"}:
             self.look_soon()
             self._floor = Floor()  # larger micro-batches leave more behind than smaller ones did, which is no leak
@@ -207,8 +209,8 @@ class Planner:
         twice = self._footprint[True].fit()
         if fit is None and twice is not None:
             layers = self._layers
-            numbers = layers * NUMBERS_OF_A_LAYER / (layers + NUMBERS_OF_A_LAYER)
-            return twice._replace(per_token=numbers * twice.per_token, per_square=layers * twice.per_square)
+            times = max(1.0, layers * NUMBERS_OF_A_LAYER / (layers + 2 * NUMBERS_OF_A_LAYER))
+            return twice._replace(per_token=times * twice.per_token, per_square=layers * twice.per_square)
         return fit
 
     # -- time ---------------------------------------------------------------------------------------------------------
