@@ -110,7 +110,7 @@ def own_time_s(count: int = 1000) -> float:
             measured_s, peak = 0.003 + shape.tokens * 3e-4 * (1 + random.exponential(0.1)), 500_000_000 + 600_000 * shape.tokens
             planner.observe(shape, checkpointed=twice, took_s=measured_s, peak_bytes=peak, before_bytes=500_000_000)
         planner.begin_step(500_000_000)
-        planner.leak()
+        planner.leak(lambda: 500_000_000)
         changes = planner.look(step + 1, plan, lambda: list(lengths[step + 1 : step + 33]))  # noqa: B023
         took_s += time.perf_counter() - began_s
         if changes:

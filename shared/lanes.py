@@ -12,9 +12,9 @@ MOST_LANES = 2
 GRADIENT_BYTES = 4
 """Of a weight, in each lane beyond the first; its copy in a lower precision takes half as much again."""
 COPY_BYTES = 2
-MOST_FRACTION, MOST_HELD_FRACTION = 0.1, 0.7
+MOST_FRACTION, MOST_HELD_FRACTION = 0.1, 0.5
 """Of the worker's limit that further lanes may take, and that may then be held all the time: what is faster must not be what
-fills the memory."""
+fills the memory. With 0.7 a limit that fell to 60 % cost a death (`benchmarks/squeeze.py --limit 1.5`)."""
 
 
 def lanes_for(*, parameters: int, amp: str, threads: int, limit_bytes: int | None) -> int:

@@ -6,7 +6,7 @@ measured is in `memory.py`, what is made of it in `planner.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -66,6 +66,15 @@ class Measuring:
         took_s = monotonic_s() - began_s if timed else None
         self.planner.observe(shape, checkpointed=twice, took_s=took_s, peak_bytes=peak_bytes, before_bytes=before_bytes)
         self._peaks.append(peak_bytes)
+
+    def leak(self, hand_back: Callable[[], None]) -> str | None:
+        """See `Planner.leak`. Raises OSError."""
+
+        def held_bytes() -> int:
+            hand_back()
+            return self.peak.begin()
+
+        return self.planner.leak(held_bytes)
 
     def end_step(self) -> None:
         if self._peaks:

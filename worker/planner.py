@@ -119,16 +119,22 @@ class Planner:
         self._first_floor_bytes, self._held_bytes = self._first_floor_bytes or held_bytes, held_bytes
         self._floor.observe(held_bytes)
 
-    def leak(self) -> str | None:
+    def leak(self, hand_back: Callable[[], int]) -> str | None:
         """Why this process had better leave to a new one, before it comes to the limit and has to. None: it had not.
 
-        It may go on until a leak has eaten `LEAKED_FRACTION` of the room that there was.
+        It may go on until a leak has eaten `LEAKED_FRACTION` of the room that there was. `hand_back` gives to the system what
+        nobody uses and returns what is held then: what an allocator keeps for later is no leak.
         """
         leak = self._floor.leak()
         if leak is None or self._limit_bytes is None or self._first_floor_bytes is None:
             return None
         risen_bytes = max(leak.rise_bytes, self._held_bytes - self._first_floor_bytes)
-        if risen_bytes < LEAKED_FRACTION * (self._limit_bytes - self._first_floor_bytes):
+        most_bytes = LEAKED_FRACTION * (self._limit_bytes - self._first_floor_bytes)
+        if risen_bytes < most_bytes:
+            return None
+        risen_bytes = hand_back() - self._first_floor_bytes
+        if risen_bytes < most_bytes:
+            self._floor = Floor()
             return None
         return (
             f"the memory held between steps has risen by {risen_bytes >> 20} MiB and goes on rising, by "

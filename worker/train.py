@@ -49,7 +49,7 @@ from memsup.worker.hardware import (
 )
 from memsup.worker.lanes import Lanes, draws_elsewhere
 from memsup.worker.measuring import Measuring
-from memsup.worker.memory import DeviceMemory, Peak, SoftLimit, is_out_of_memory, limit_device, read_memory
+from memsup.worker.memory import DeviceMemory, Peak, SoftLimit, hand_back, is_out_of_memory, limit_device, read_memory
 from memsup.worker.plan import Plan
 from memsup.worker.planner import Begun, Planner
 from memsup.worker.randomness import seed_everything, seed_stream
@@ -291,6 +291,7 @@ def _try_gradient(training: Training, step: int, rows: Rows) -> Gradient | None:
     else:
         if gradient is None:
             training.lanes.drop()
+            hand_back(training.device_memory)  # an order for less waits for what the gradients had
         return gradient
     # Out here the exception is gone, and with it the frames and the graph that it kept alive.
     shrink(training, step, exhausted)
@@ -354,7 +355,7 @@ def _add_gradient(training: Training, rows: Rows, weight: float, seeded: Callabl
 def _plan_ahead(training: Training) -> None:
     """Between two steps: takes what was measured into the plan. Raises `Leave` where memory leaks."""
     step, planner = training.step + 1, training.measuring.planner
-    leak = planner.leak()
+    leak = training.measuring.leak(partial(hand_back, training.device_memory))
     if leak is not None:
         training.session.leave(leak)
     if not training.settings.tune or training.step < training.done_before:  # steps that are redone are cut as they were
