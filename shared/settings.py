@@ -86,7 +86,7 @@ class Limits(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ram: Share | int = Share(0.9)
     """Bounds the worker's whole tree: bytes, or a share of the RAM this machine (or cgroup) has."""
     ram_reserve: Share | int | None = None
-    """What the rest of the machine keeps; unset: a tenth of the RAM, at least 512 MiB (128 MiB inside a cgroup)."""
+    """What the rest of the machine keeps; unset: a tenth of the RAM, at least 512 MiB (96 MiB inside a cgroup)."""
     vram: Share | int = Share(0.95)
     gpu_temperature_c: Annotated[float, msgspec.Meta(gt=0, lt=150)] | None = None
     cpu_temperature_c: Annotated[float, msgspec.Meta(gt=0, lt=150)] | None = None

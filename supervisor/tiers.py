@@ -35,7 +35,7 @@ MOST_HELD_FRACTION = 0.75
 need the rest."""
 RESERVE_FRACTION = 0.1
 RESERVE_FLOOR_BYTES = 512 * MIB
-CGROUP_RESERVE_FLOOR_BYTES = 128 * MIB
+CGROUP_RESERVE_FLOOR_BYTES = 96 * MIB
 """Inside a cgroup the rest of the machine lies outside; what has to live beside the worker is the supervisor and a command."""
 OWN_BYTES = 64 * MIB
 """What these two take of it."""
@@ -201,7 +201,7 @@ def resolve_limits(settings: Settings, origins: Mapping[str, str], machine: Mach
         worker_limit_origin=limit_origin,
         reserve_bytes=reserve,
         reserve_origin=reserve_origin,
-        reserve_free_bytes=reserve - min(OWN_BYTES, reserve // 2) if _is_contained(machine) else reserve,
+        reserve_free_bytes=reserve - min(OWN_BYTES, reserve * 2 // 3) if _is_contained(machine) else reserve,
         fence_bytes=limit,
         vram_fraction=_vram_fraction(settings.limits.vram, gpu),
     )
@@ -211,7 +211,7 @@ def _reserve(settings: Settings, origins: Mapping[str, str], machine: Machine) -
     total, asked = machine.ram_total_bytes, settings.limits.ram_reserve
     if asked is None and _is_contained(machine):
         default = max(int(total * RESERVE_FRACTION), CGROUP_RESERVE_FLOOR_BYTES)
-        return default, f"a tenth of {machine.ram_source}, at least 128 MiB: the rest of the machine lies outside (default)"
+        return default, f"a tenth of {machine.ram_source}, at least 96 MiB: the rest of the machine lies outside (default)"
     if asked is None:
         default = _usual_reserve_bytes(total)
         if default > total // 2:

@@ -146,7 +146,8 @@ def contained(limit: float, within: float = 24, **more: Any) -> Machine:
 @pytest.mark.parametrize(
     ("where", "reserve_mib", "limit_mib"),
     [
-        (contained(1.0), 128, 896),
+        (contained(1.0), 102, 921),
+        (contained(0.9), 96, 825),
         (contained(1.5), 153, 1382),
         (contained(4.0), 409, 3686),
         (contained(5.0, within=5.5), 512, 4608),  # half a GiB outside is not what a machine of 5.5 GiB usually keeps

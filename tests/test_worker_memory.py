@@ -135,3 +135,37 @@ def test_exhaustion_at_the_soft_limit_is_caught_again_and_again() -> None:
     assert min(counts) >= 22
     assert max(counts) <= 24
     assert 29 <= more <= 32
+
+
+HOLES = """
+import json
+from memsup.worker.footprint import Shape
+from memsup.worker.measuring import Measuring
+from memsup.worker.memory import Peak, held, trim
+from memsup.worker.planner import Planner
+peak = Peak(None)
+planned = peak.begin() + (32 << 20)
+measuring = Measuring(peak, Planner(limit_bytes=planned, longest=8, may_checkpoint=False), waits_for_device=False)
+def step():
+    measuring.begin_step(1)
+    with measuring.micro_batch(Shape(1, 8), twice=False):
+        pass
+    measuring.end_step()
+    return measuring.is_tight
+tight = [step()]
+blocks = [b"x" * 100_000 for _ in range(640)]
+last = blocks.pop()  # what lies above the holes keeps the heap from shrinking by itself
+del blocks
+full = held().anonymous_bytes
+tight.append(step())
+trim()
+print(json.dumps([tight + [step()], full - held().anonymous_bytes]))
+"""
+
+
+def test_holes_that_make_memory_tight_are_given_back() -> None:
+    """A step that took more than is planned for is known, and what lay between used memory is back before the next one."""
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True, timeout=60)
+    tight, returned_bytes = json.loads(done.stdout)
+    assert tight == [False, True, False]
+    assert returned_bytes > 48 << 20

@@ -76,6 +76,11 @@ class Measuring:
 
         return self.planner.leak(held_bytes)
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether the last step took more of the host's memory than was planned for: holes between what is used count there."""
+        return not self.waits_for_device and bool(self._peaks) and self.planner.passed(max(self._peaks))
+
     def end_step(self) -> None:
         if self._peaks:
             known = [predicted for predicted in self._predicted if predicted is not None]

@@ -114,6 +114,10 @@ class Planner:
         fit = self._footprint[checkpointed].fit()
         return None if fit is None else int(fit.peak_bytes(shape))
 
+    def passed(self, peak_bytes: int) -> bool:
+        """Whether that is more than micro-batches are planned for."""
+        return self._limit_bytes is not None and peak_bytes > self._limit_bytes
+
     def begin_step(self, held_bytes: int) -> None:
         """What is held when nothing is computed."""
         self._first_floor_bytes, self._held_bytes = self._first_floor_bytes or held_bytes, held_bytes

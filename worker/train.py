@@ -49,7 +49,7 @@ from memsup.worker.hardware import (
 )
 from memsup.worker.lanes import Lanes, draws_elsewhere
 from memsup.worker.measuring import Measuring
-from memsup.worker.memory import DeviceMemory, Peak, SoftLimit, hand_back, is_out_of_memory, limit_device, read_memory
+from memsup.worker.memory import DeviceMemory, Peak, SoftLimit, hand_back, is_out_of_memory, limit_device, read_memory, trim
 from memsup.worker.plan import Plan
 from memsup.worker.planner import Begun, Planner
 from memsup.worker.randomness import seed_everything, seed_stream
@@ -61,7 +61,7 @@ from memsup.worker.training import Training
 log = logging.getLogger(__name__)
 
 _STEPS_TO_DOUBLE_SCALE = 2000
-PLANNED_FRACTION, BEGUN_FRACTION = 0.8, 0.88
+PLANNED_FRACTION, BEGUN_FRACTION = 0.84, 0.88
 """Of its limit is what micro-batches are planned for, and what those with which the run began may take: the ladder stops growth
 at 85 %, asks for less at 90 %, and the planner's line has an error."""
 _COMING_STEPS = 32
@@ -107,6 +107,8 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     for swept in store.sweep():
         log.info("%s", swept)
     start = find_start(record, store)
+    if start.state is not None:
+        session.publish(step=start.state.step, checkpoint=start.note)  # loading takes a while, and people ask
     session.boundary()
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -355,6 +357,8 @@ def _add_gradient(training: Training, rows: Rows, weight: float, seeded: Callabl
 def _plan_ahead(training: Training) -> None:
     """Between two steps: takes what was measured into the plan. Raises `Leave` where memory leaks."""
     step, planner = training.step + 1, training.measuring.planner
+    if training.measuring.is_tight:
+        trim()  # before the ladder asks for less
     leak = training.measuring.leak(partial(hand_back, training.device_memory))
     if leak is not None:
         training.session.leave(leak)
@@ -366,6 +370,8 @@ def _plan_ahead(training: Training) -> None:
     )
     if changes:
         training.plan.change(step, "measured: faster within the memory there is", **changes)
+        if not training.measuring.waits_for_device:
+            trim()  # or what the new cuts take hides in holes that the old ones left
 
 
 def _finish_gradient(training: Training, step: int, rows: Rows, weight: float, loss: float) -> Gradient | None:
