@@ -48,7 +48,7 @@ JOB = f"""
 model = "tiny-bert"
 train = "reviews.csv"
 [training]
-epochs = 75
+epochs = 150
 effective_batch = 8
 max_length = 48
 micro_tokens = 96
