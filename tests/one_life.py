@@ -83,8 +83,8 @@ class StarvedTask:
     real one would: out of the forward pass, or out of torch's backward pass when a part of the gradient has been added.
     """
 
-    def __init__(self, task: Any, fails: Any) -> None:
-        self._task, self._fails = task, fails
+    def __init__(self, task: Any, fails: Any, error: str = EXHAUSTED) -> None:
+        self._task, self._fails, self._error = task, fails, error
         self.calls = 0
 
     def load(self, *arguments: Any, **named: Any) -> Prepared:
@@ -100,7 +100,7 @@ class StarvedTask:
             def add(self, model: Any, batch: Any) -> None:
                 starved.calls += 1
                 if starved._fails("evaluate", len(batch["labels"]), starved.calls):
-                    raise RuntimeError(EXHAUSTED)
+                    raise RuntimeError(starved._error)
                 metrics.add(model, batch)
 
             def result(self) -> dict[str, float]:
@@ -112,12 +112,12 @@ class StarvedTask:
         self.calls += 1
         rows = len(batch["labels"])
         if self._fails("forward", rows, self.calls):
-            raise RuntimeError(EXHAUSTED)
+            raise RuntimeError(self._error)
         if not self._fails("backward", rows, self.calls):
             return self._task.loss(model, batch)
 
         def exhausted(_gradient: Any) -> None:
-            raise RuntimeError(EXHAUSTED)
+            raise RuntimeError(self._error)
 
         def watch(_module: Any, _inputs: Any, output: Any) -> None:
             output.register_hook(exhausted)

@@ -255,6 +255,20 @@ def test_the_graph_of_a_failed_step_is_gone_before_it_is_done_again(life: Traini
     assert alive == [0]
 
 
+@pytest.mark.parametrize("where", ["forward", "evaluate"])
+def test_where_generated_code_finds_no_memory_a_new_process_goes_on_smaller(life: Training, where: str) -> None:
+    """In this process oneDNN does not get over it, so no micro-batch would be small enough here."""
+    train.take_step(life)
+    before = life.plan.at(2).micro_tokens
+    life.task = StarvedTask(life.task, lambda at, rows, number: at == where and rows > 1, "could not create a primitive")
+    with pytest.raises(Leave, match="a new one goes on") as left:
+        train.take_step(life) if where == "forward" else train.evaluate(life)
+    assert left.value.checkpoint is not None
+    assert left.value.checkpoint.step == life.step == 1
+    assert life.plan.at(2).micro_tokens < before
+    assert life.paths.plan.read_bytes().splitlines()[-1].count(b"out of memory in") == 1
+
+
 def test_one_row_that_does_not_fit_first_gets_activation_checkpointing(life: Training) -> None:
     life.task = StarvedTask(life.task, lambda at, rows, number: at == "backward" and not life.activation_checkpointing)
     train.take_step(life)

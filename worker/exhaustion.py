@@ -13,12 +13,17 @@ from collections.abc import Iterator
 
 from memsup.shared.messages import FailureCause, LimitMicroBatch, OutOfMemory, Welcome
 from memsup.worker.batches import Rows
-from memsup.worker.memory import hand_back, is_out_of_memory
+from memsup.worker.memory import hand_back, is_out_of_memory, lasts
 from memsup.worker.plan import Entry
 from memsup.worker.session import GiveUp
 from memsup.worker.training import Training
 
 log = logging.getLogger(__name__)
+
+_NEW_PROCESS = (
+    "memory ran out while code for the processor was generated, which a process does not get over: a new one goes on from here "
+    "with smaller micro-batches"
+)
 
 
 @contextlib.contextmanager
@@ -39,7 +44,10 @@ def has_to_fit(what: str, welcome: Welcome) -> Iterator[None]:
 
 
 def shrink(training: Training, step: int, exhausted: str) -> None:
-    """Makes room for `step` to be done again: smaller micro-batches, or if it was one row, activations computed twice."""
+    """Makes room for `step` to be done again: smaller micro-batches, or if it was one row, activations computed twice.
+
+    Raises `Leave` where only a new process gets over it.
+    """
     training.lanes.drop()
     hand_back(training.device_memory)
     training.soft_limit.renew()
@@ -61,6 +69,8 @@ def shrink(training: Training, step: int, exhausted: str) -> None:
         else:
             raise _one_row_too_large(training, step, int(rows[0]), tokens)
         report_out_of_memory(training, training.where, before, after.micro_tokens, exhausted)
+    if lasts(exhausted):
+        training.session.leave(_NEW_PROCESS)
 
 
 def _one_row_too_large(training: Training, step: int, row: int, tokens: int) -> GiveUp:
@@ -133,4 +143,8 @@ def shrink_evaluation(training: Training, rows: Rows, longest: int, exhausted: s
     tokens = len(rows) * longest // 2
     before = training.plan.at(training.step + 1)
     report_out_of_memory(training, "evaluate", before, tokens, exhausted)
+    if lasts(exhausted):
+        step = training.step + 1
+        training.plan.change(step, f"out of memory in an evaluation at {len(rows)} rows", ceiling=tokens)
+        training.session.leave(_NEW_PROCESS)
     return tokens

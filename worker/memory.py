@@ -151,11 +151,12 @@ class SoftLimit:
 # --------------------------------------------------------------------------------------------------------------------
 # Exhaustion
 
+_NO_MORE_CODE = "could not create a primitive"
 _WORDS_OF_EXHAUSTION = (
     "defaultcpuallocator: can't allocate memory",  # torch on the host
     "out of memory",  # CUDA, HIP
     "cublas_status_alloc_failed",
-    "could not create a primitive",  # oneDNN, which had no memory for its generated code
+    _NO_MORE_CODE,  # oneDNN, which had no memory for its generated code
     "std::bad_alloc",
     "bad allocation",
 )
@@ -167,6 +168,15 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(words in text for words in _WORDS_OF_EXHAUSTION)
+
+
+def lasts(exhausted: str) -> bool:
+    """Whether this process will not get over it, however much memory there is again. `exhausted`: the error's text.
+
+    oneDNN generates code with Xbyak, which keeps its first error for good in the thread where it happened: whatever shape comes
+    next, its code cannot be made in that thread either.
+    """
+    return _NO_MORE_CODE in exhausted.lower()
 
 
 def hand_back(device: DeviceMemory | None = None) -> None:
