@@ -173,8 +173,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def lasts(exhausted: str) -> bool:
     """Whether this process will not get over it, however much memory there is again. `exhausted`: the error's text.
 
-    oneDNN generates code with Xbyak, which keeps its first error for good in the thread where it happened: whatever shape comes
-    next, its code cannot be made in that thread either.
+    Once oneDNN had no memory for its generated code, it makes none in that thread any more, whatever the shape; in another
+    thread it does. So it looks as if the generator kept its first error for each thread.
     """
     return _NO_MORE_CODE in exhausted.lower()
 
@@ -188,7 +188,7 @@ def hand_back(device: DeviceMemory | None = None) -> None:
 
 
 def trim() -> None:
-    """Returns the holes between what is used to the system, malloc_trim(3): 15 ms for 100 MiB, and as long to fill them."""
+    """Returns the holes between what is used to the system, malloc_trim(3). It takes time, and filling them again as well."""
     with contextlib.suppress(AttributeError, OSError):  # a C library other than glibc
         ctypes.CDLL(None).malloc_trim(0)
 
