@@ -2,7 +2,8 @@
 
 Covers what the user wants, what the worker is, the orders on their way, deaths and new lives, and the one `state` that people
 see. Does not read sensors or judge readings (`ladder.py`), classify deaths (`restarts.py`), time out orders (`orders.py`),
-say what people who wait are told (`waiting.py`) or decide how a worker leaves that cannot save (`leaving.py`).
+say what people who wait are told (`waiting.py`), decide how a worker leaves that cannot save (`leaving.py`) or remember what
+it was told of micro-batch and pace (`tuning.py`).
 
 Theory of operation. Three things are kept apart: what the user *wants* (running, paused, stopped), what the ladder's *stance*
 asks (holds, shrink, freeze, kill), and what the worker *is* (stage, held, frozen). After every event `_reconcile` compares the
@@ -13,7 +14,6 @@ that has cooled down never ends a pause that a person asked for. `state` is deri
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -38,8 +38,9 @@ from memsup.supervisor.actions import (
 from memsup.supervisor.given_back import NOTHING_KNOWN, GivenBack
 from memsup.supervisor.ladder import HoldReason, Stance, WorkerView
 from memsup.supervisor.leaving import Ending, Leaving
-from memsup.supervisor.orders import OrderBook, name_of
+from memsup.supervisor.orders import OrderBook, OrderMaker, name_of
 from memsup.supervisor.restarts import Budget, Cause, Death, Verdict, judge, last_words_of
+from memsup.supervisor.tuning import Tuning
 from memsup.supervisor.waiting import Goal, Standing, Waiters
 
 HELLO_WITHIN_S = 120.0
@@ -47,8 +48,6 @@ SILENT_S = 15.0
 """Without a heartbeat for this long the worker counts as unresponsive: orders are useless, freeze and kill are not."""
 SILENT_FOR_EVER_S = 120.0
 """Silent for this long, it is killed and started again from its newest checkpoint."""
-PACE_STEP = 0.02
-"""Smaller changes of the duty cycle are not worth an order."""
 LEFTOVER_LEAVES_WITHIN_S = 90.0
 """A worker whose supervisor died checkpoints and leaves; after this time it is killed."""
 
@@ -65,8 +64,6 @@ class Stage(enum.Enum):
     ENDING = enum.auto()
     """The kill was sent; its tree is not gone yet."""
 
-
-OrderMaker = Callable[[int], m.AnyOrder]
 
 TERM_WITHIN_S = 10.0
 
@@ -110,11 +107,7 @@ class Lifecycle:
     _respawn_at_s: float = 0.0
     _stage_since_s: float = 0.0
     _heard_at_s: float = 0.0
-    _told_may_grow: bool = True
-    _told_most_tokens: int | None = None
-    _told_duty: float = 1.0
-    _told_vram_bytes: int | None = None
-    _shrink_asked: bool = False
+    _tuning: Tuning = field(default_factory=Tuning)
     _last_words: m.Finished | m.Failed | m.Leaving | None = None
     _killed_by_us: Cause | None = None
     _out: list[Action] = field(default_factory=list)
@@ -219,7 +212,7 @@ class Lifecycle:
         elif stance.shrink or (stance.release and not self.stance.release):
             action = "shrink" if stance.shrink else "release"
             self._record("rung", stance.reason, rung=stance.rung.name.lower(), action=action)
-        self._shrink_asked = self._shrink_asked or stance.shrink
+        self._tuning.ask(stance)
         self.stance = stance
         return self._settle(now_s)
 
@@ -517,14 +510,8 @@ class Lifecycle:
             self._reconcile_leaving(now_s)
             return
         self._reconcile_hold(now_s)
-        self._reconcile_batch(now_s)
-        if abs(self.stance.duty_fraction - self._told_duty) >= PACE_STEP and not self.orders.in_flight(m.Pace):
-            self._told_duty = duty = self.stance.duty_fraction
-            self._order(now_s, lambda n: m.Pace(order_id=n, reason=self.stance.reason, duty_fraction=duty))
-        vram_bytes = self.stance.vram_limit_bytes
-        if vram_bytes not in (None, self._told_vram_bytes) and not self.orders.in_flight(m.LimitMemory):
-            self._told_vram_bytes = vram_bytes
-            self._order(now_s, lambda n: m.LimitMemory(order_id=n, reason="what others leave it", device_bytes=vram_bytes))
+        for make in self._tuning.due(self.stance, self.orders):
+            self._order(now_s, make)
 
     @property
     def _must_leave(self) -> bool:
@@ -552,20 +539,6 @@ class Lifecycle:
         elif self.held and not self._should_hold and not self.orders.in_flight(m.Resume):
             self._order(now_s, lambda n: m.Resume(order_id=n, reason="nothing holds it any more"))
 
-    def _reconcile_batch(self, now_s: float) -> None:
-        if self.orders.in_flight(m.LimitMicroBatch):
-            return
-        halve, may_grow = self._shrink_asked, self.stance.may_grow
-        most = self.most_micro_tokens if may_grow and not halve else None  # else it would let a smaller one grow
-        gentler = most is not None and most != self._told_most_tokens
-        if halve or gentler or may_grow != self._told_may_grow:
-            why = self.stance.reason or ("gentler since the machine died" if gentler else "memory is calm again")
-            self._shrink_asked, self._told_may_grow, self._told_most_tokens = False, may_grow, most or self._told_most_tokens
-            self._order(
-                now_s,
-                lambda n: m.LimitMicroBatch(order_id=n, reason=why, micro_tokens=most, halve=halve, may_grow=may_grow),
-            )
-
     def _why_held(self) -> str:
         if self.leaving.cannot is not None:
             return "what it has computed cannot be saved"
@@ -582,8 +555,7 @@ class Lifecycle:
     def _enter(self, stage: Stage, now_s: float) -> None:
         self.stage, self._stage_since_s, self._heard_at_s = stage, now_s, now_s
         if stage is Stage.SPAWNED:
-            self._trains, self._told_vram_bytes, self._told_most_tokens = False, None, None
-            self._told_may_grow, self._told_duty, self._shrink_asked = True, 1.0, False
+            self._trains, self._tuning = False, Tuning(self.most_micro_tokens)
 
     def _order(self, now_s: float, make: OrderMaker, requests: list[int] | None = None) -> None:
         self._out.append(Send(self.orders.issue(make, now_s, requests)))

@@ -19,8 +19,6 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from memsup.checkpoint.folders import Info
-from memsup.checkpoint.store import Store
 from memsup.shared import messages as m
 from memsup.shared.clock import monotonic_s, unix_s
 from memsup.shared.endpoints import SocketFolder
@@ -35,12 +33,13 @@ from memsup.supervisor.fence import choose_fence
 from memsup.supervisor.footing import footing_of
 from memsup.supervisor.given_back import PROOF_WITHIN_S, Held, Proof, held_by
 from memsup.supervisor.gpu.client import facts
+from memsup.supervisor.inherited import newest_checkpoint, note_of, read_budget
 from memsup.supervisor.ladder import HoldReason, Ladder, MemoryLimits, Moment, Proposal, Rung
+from memsup.supervisor.lateness import Lateness
 from memsup.supervisor.lifecycle import Lifecycle, Stage
 from memsup.supervisor.machine import look
 from memsup.supervisor.overnight import Overnight
 from memsup.supervisor.process_tree import Deadman, KillState, become_subreaper, reap_orphans
-from memsup.supervisor.restarts import Budget
 from memsup.supervisor.scribe import Scribe
 from memsup.supervisor.sd_notify import Notifier
 from memsup.supervisor.self_protection import protect, settle
@@ -62,7 +61,6 @@ GARBAGE_EVERY_S = 60.0
 """Lines of the ledger about it: a flood must not fill the disk."""
 STATUS_EVERY_S = 10.0
 """Each new state is written at once; in between the file is for who asks after the supervisor's death."""
-RECENT_S = 10.0
 GPU_FACTS_S = 5.0
 """For the first look at the GPUs, before the loop runs: waking a driver takes seconds."""
 DEADMAN_BEAT_S = 0.5
@@ -80,7 +78,7 @@ class Supervisor:
         self.notifier = Notifier(os.environ)
         self.boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         self.scribe = Scribe()
-        newest = _newest_checkpoint(paths, record)
+        newest = newest_checkpoint(paths, record)
         self.night = Overnight(paths, record, self.scribe, self.boot, newest)
         device = record.settings.training.device
         gpus, _ = facts(GPU_FACTS_S) if device != "cpu" else ((), None)
@@ -123,8 +121,8 @@ class Supervisor:
             memory_limit_bytes=self.limits.worker_limit_bytes,
             is_command=record.command is not None,
             continue_on_cpu=record.settings.recovery.continue_on_cpu,
-            checkpoint=_note_of(newest),
-            budget=_read_budget(self._budget_file),
+            checkpoint=note_of(newest),
+            budget=read_budget(self._budget_file),
             most_micro_tokens=self.footing.most_micro_tokens,
         )
         self.deadman = Deadman(self.fence.name) if self.fence.folder is None else None
@@ -135,10 +133,7 @@ class Supervisor:
         self.last_action: ActionStatus | None = None
         self.since_unix_s = unix_s()
         self.shown_state = self.life.state
-        self.worst_stall_s = 0.0
-        self.recent_stalls_s = [0.0, 0.0]
-        """The worst of the last whole `RECENT_S`, and of those that are running."""
-        self.next_recent_s = 0.0
+        self.lateness = Lateness()
         self.garbage_told, self.next_garbage_s = 0, 0.0
         self.listens_until_s: float | None = None
         self.quitting = False
@@ -183,7 +178,7 @@ class Supervisor:
             wait_s = max(0.0, due_s - monotonic_s())
             woken = dict(self.poller.poll(int(wait_s * 1000) + (wait_s > 0)))
             now_s = monotonic_s()
-            self.on_stall(now_s, now_s - due_s - 0.001)
+            self.lateness.note(now_s, now_s - due_s - 0.001)  # the poll's own grain is no lateness
             planned_s = now_s
             try:
                 self.on_wake(now_s, woken)
@@ -191,14 +186,6 @@ class Supervisor:
                 self.errors += 1
                 if self.errors.bit_count() == 1:
                     log.exception("error number %d in the supervisor itself", self.errors)
-
-    def on_stall(self, now_s: float, late_s: float) -> None:
-        """The loop came `late_s` after it was due; below 0 it was woken before."""
-        if now_s >= self.next_recent_s:
-            self.next_recent_s = now_s + RECENT_S
-            self.recent_stalls_s = [self.recent_stalls_s[1], 0.0]
-        self.worst_stall_s = max(self.worst_stall_s, late_s)
-        self.recent_stalls_s[1] = max(self.recent_stalls_s[1], late_s)
 
     def on_wake(self, now_s: float, woken: Mapping[object, int]) -> None:
         if now_s >= self.next_look_s:
@@ -507,8 +494,8 @@ class Supervisor:
             temperatures=self.cooling.temperatures,
             heat=self.cooling.heat,
             last_action=self.last_action,
-            worst_stall_s=self.worst_stall_s,
-            recent_stall_s=max(self.recent_stalls_s),
+            worst_stall_s=self.lateness.worst_s,
+            recent_stall_s=self.lateness.recent_s,
             attention=tuple(self._attention()),
         )
         return reporting.status_of(self.record, self.life, around)
@@ -554,32 +541,3 @@ class Supervisor:
 def disk_floor_bytes(newest: m.CheckpointNote | None) -> int:
     """Below this much free disk training holds: the room for one more checkpoint, and for the records about it."""
     return LEAST_FREE_DISK_BYTES + ((newest.size_bytes or 0) if newest else 0)
-
-
-def _read_budget(file: Path) -> Budget:
-    """A whole one where the file is missing or damaged: at worst a run is restarted a few times too often."""
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=Budget)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return Budget()
-
-
-def _newest_checkpoint(paths: RunPaths, record: RunRecord) -> Info | None:
-    """What lies in the folder, by its manifest alone; the worker verifies in full when it loads."""
-    folder = Path(record.settings.checkpoint.folder) if record.settings.checkpoint.folder else paths.checkpoints
-    if not folder.is_dir():
-        return None
-    return next((info for info in Store(folder).list() if info.problem is None), None)  # the newest comes first
-
-
-def _note_of(newest: Info | None) -> m.CheckpointNote | None:
-    if newest is None or newest.step is None or newest.created_unix_s is None:
-        return None
-    return m.CheckpointNote(
-        path=str(newest.path),
-        step=newest.step,
-        at_unix_s=newest.created_unix_s,
-        verified=False,
-        save_s=None,
-        size_bytes=newest.bytes,
-    )

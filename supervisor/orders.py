@@ -16,6 +16,9 @@ ACCEPT_WITHIN_S = 10.0
 DONE_WITHIN_S = 120.0
 """Progress made meanwhile extends this: a large checkpoint takes its time."""
 
+OrderMaker = Callable[[int], AnyOrder]
+"""Makes an order of the number that it is given."""
+
 
 @dataclass
 class Pending:
@@ -33,7 +36,7 @@ class OrderBook:
     _next_id: int = 1
     _pending: dict[int, Pending] = field(default_factory=dict)
 
-    def issue(self, make: Callable[[int], AnyOrder], now_s: float, requests: list[int] | None = None) -> AnyOrder:
+    def issue(self, make: OrderMaker, now_s: float, requests: list[int] | None = None) -> AnyOrder:
         """Numbers the order and remembers it; the caller sends it."""
         order = make(self._next_id)
         self._next_id += 1

@@ -121,6 +121,49 @@ def trains_beyond(step: int) -> Any:
     return eventually(look, 120)
 
 
+@pytest.mark.parametrize("disobeys", ["computing", "saving", "without-a-link"])
+def test_a_worker_that_takes_all_it_can_get_is_ended_at_its_limit_and_the_run_goes_on(
+    disobeys: str, job: Path, tmp_path: Path, bystander: subprocess.Popen[bytes]
+) -> None:
+    """The built-in training, gone wrong in native code that holds the GIL: no order can be heard, let alone carried out."""
+    orders = tmp_path / "orders"
+    orders.mkdir()
+    faults = {"PYTHONPATH": str(Path(__file__).with_name("faults")), "FAULT_FOLDER": str(orders)}
+    started = memsup("start", "--set", f"limits.ram={LIMIT_MIB}MiB", cwd=job, **faults)
+    assert started.returncode == 0, started.stderr
+    trains_beyond(3)
+    saved = memsup("checkpoint", "--json")
+    assert saved.returncode == 0, saved.stderr
+    before = trains_beyond(status()["checkpoint"]["step"])
+    match disobeys:
+        case "computing":
+            (orders / "gorge").touch()
+        case "saving":
+            (orders / "save").touch()
+            eventually(lambda: not (orders / "save").exists())
+            assert memsup("checkpoint").returncode != 0
+        case "without-a-link":
+            (orders / "mute").touch()
+            eventually(lambda: any("does not answer" in sentence for sentence in status()["attention"]))
+            (orders / "gorge").touch()
+    peaks: list[int] = []
+
+    def goes_on() -> bool:
+        seen = status()
+        peaks.append(seen["memory"]["worker_bytes"] or 0)
+        return seen["worker_pid"] not in (None, before["worker_pid"]) and seen["progress"]["step"] > before["progress"]["step"]
+
+    eventually(goes_on, 120)
+    deaths = [line for line in ledger() if line["event"] == "death"]
+    assert ["memory" in death["action"] for death in deaths] == [True], deaths
+    readings = [line["memory"]["worker_bytes"] or 0 for line in ledger() if line.get("memory")]
+    assert max(peaks + readings) <= LIMIT_MIB * MIB
+    assert bystander.poll() is None
+    assert memsup("stop").returncode == 0
+    eventually(lambda: not of_this_run(), 30)
+    assert not [path.name for path in run_paths("default").checkpoints.iterdir() if path.name.startswith(".")]
+
+
 def test_a_supervisor_that_is_stopped_loses_its_worker_to_the_lease_and_goes_on_afterwards(job: Path) -> None:
     """The worker does not train on unguarded: it checkpoints and leaves."""
     memsup("start", cwd=job)

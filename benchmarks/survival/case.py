@@ -1,9 +1,12 @@
 """Inside a throw-away virtual machine, as root: a runaway allocator against one kind of protection, and what the machine felt.
 
-    case.py run PROTECTION USER RATE    PROTECTION none, earlyoom, oomd, memsup or beside; USER lab or root; RATE full or MiB/s
+    case.py run PROTECTION USER RATE
 
-*beside* is no protection: the allocator is nobody's, as with none, and memsup guards a command that sleeps. It shows how long
-the supervisor itself stands still while the machine thrashes.
+PROTECTION is none, earlyoom, oomd, memsup, or one of three that protect nothing. *idle*: there is no allocator, a program
+sleeps for six seconds in its place; it shows what the canaries find on a machine with all the memory it wants. *beside*: the
+allocator is nobody's, as with none, and memsup guards a command that sleeps; it shows how long the supervisor itself stands
+still while the machine thrashes. *stopped*: the same, with the supervisor stopped before the allocator begins, to show what it
+does to the machine. USER is lab or root, RATE full or MiB/s.
 
 Beside it runs a bystander with 80 MiB of its own in the user's session, and two canaries: one wakes every 10 ms, one starts
 /bin/true every 200 ms; each notes the longest time by which it was late. Leaves result.json in $OUT. `run` (beside this file)
@@ -26,6 +29,8 @@ from pathlib import Path
 STEP = 4 << 20
 WANTS = 4096 << 20
 ENDS_WITHIN_S = 30.0
+NOT_ITS_OWN = ("beside", "stopped")
+"""The allocator is not what memsup guards."""
 LIMITS = ("--set", "limits.ram=600MiB", "--set", "limits.ram_reserve=300MiB")
 """Of 968 MiB; the reserve is lower than the default, which would leave a worker too little to begin with here."""
 NOTES = Path("/dev/shm/hog")
@@ -95,27 +100,30 @@ def run(protection: str, user: str, rate: str) -> None:
         subprocess.Popen(["choom", "-n", "0", "--", "python3", HERE, "canary", kind, str(out / f"{kind}.json")])
         for kind in ("tick", "fork")
     ]
-    command = ["python3", HERE, "hog", rate]
-    if protection in ("memsup", "beside"):
+    command = ["sleep", "6"] if protection == "idle" else ["python3", HERE, "hog", rate]
+    if protection in ("memsup", *NOT_ITS_OWN):
         folders = [f"MEMSUP_STATE_DIR=/tmp/{user}-state", f"MEMSUP_RUNTIME_DIR=/tmp/{user}-runtime"]
         memsup = ["env", *folders, f"PYTHONPATH={os.environ['PYTHONPATH']}", "python3", "-c"]
         memsup += ["import sys; from memsup.supervisor.cli import main; sys.exit(main())"]
         hold = [*memsup, "start", *LIMITS, "--", "sleep", "1"]  # everything is read from the disk once, as on a machine in use
         subprocess.run([*as_user, *hold], check=True, stdout=subprocess.DEVNULL)
     time.sleep(5)
-    guarded = {"memsup": command, "beside": ["sleep", "1000"]}.get(protection)
+    guarded = ["sleep", "1000"] if protection in NOT_ITS_OWN else command if protection == "memsup" else None
     if guarded is not None:
         start = [*as_user, *memsup, "start", "--run", "hog", *LIMITS, "--", *guarded]
         subprocess.run(start, check=True, stdout=subprocess.DEVNULL)
         status = [*as_user, *memsup, "status", "--json", "--run", "hog"]
-    if protection == "beside":
+    if protection in NOT_ITS_OWN:
         time.sleep(15)  # as in the middle of a night
         pid = json.loads(subprocess.run(status, capture_output=True, check=True).stdout)["pid"]
         faults_before = major_faults(pid)
+    if protection == "stopped":
+        os.kill(pid, signal.SIGSTOP)
     if protection != "memsup":
         scope = ["systemd-run", *(["--user"] if user == "lab" else []), "--scope", "-q", "--unit=hog"]
         process = subprocess.Popen([*as_user, *scope, *command])
-    ends(lambda: NOTES.stat().st_size > 0)
+    if protection != "idle":
+        ends(lambda: NOTES.stat().st_size > 0)
     for one in canaries:  # what counts begins with the hog, not with the start of programs on emulated processors
         one.send_signal(signal.SIGUSR1)
     ended = ends(lambda: deaths(user) > 0 if protection == "memsup" else process.poll() is not None)
@@ -125,10 +133,12 @@ def run(protection: str, user: str, rate: str) -> None:
         one.terminate()
         one.wait()
     said, own_stall_s, own_major_faults = "", None, None
+    if protection == "stopped":
+        os.kill(pid, signal.SIGCONT)
     if guarded is not None:
         said = subprocess.run(status, capture_output=True, text=True, check=False).stdout
         own_stall_s = json.loads(said)["worst_stall_s"]
-        own_major_faults = major_faults(pid) - faults_before if protection == "beside" else None
+        own_major_faults = major_faults(pid) - faults_before if protection in NOT_ITS_OWN else None
         shutil.copy(f"/tmp/{user}-state/hog/ledger.jsonl", out)
         subprocess.run([*as_user, *memsup, "stop", "--now", "--run", "hog"], check=False, stdout=subprocess.DEVNULL)
     if protection != "memsup":

@@ -5,10 +5,15 @@ FAULT_FOLDER=DIR  a file in DIR is an order to the worker for its next step, and
                       hang     get stuck, while the link to the supervisor goes on answering
                       crash    raise an IndexError
                       nan      have a loss that is not a number
+                      mute     its link to the supervisor stops, and training goes on
+                      gorge    take memory without end, in one native call that never gives up the GIL
+                      save     the next checkpoint takes memory without end
                   DIR/balloon says what a process beside the training is to hold (`drill_balloon.py`)
 FAULT_CLOCK=FILE  all processes of memsup have the clock of `night_clock.py`
 """
 
+import ctypes
+import mmap
 import os
 import sys
 import threading
@@ -31,9 +36,17 @@ def obey(folder: Path) -> None:
 
     balloon = [sys.executable, "-I", "-S", drill_balloon.__file__, str(folder / "balloon")]
     subprocess.Popen(balloon, stdin=subprocess.DEVNULL)
+    faults = {
+        "hang": threading.Event().wait,
+        "crash": crash,
+        "nan": poison_next_loss,
+        "mute": stop_the_link,
+        "gorge": gorge,
+        "save": gorge_in_the_next_save,
+    }
 
     def look(_rows: object) -> None:
-        for name, fail in {"hang": threading.Event().wait, "crash": crash, "nan": poison_next_loss}.items():
+        for name, fail in faults.items():
             try:
                 (folder / name).unlink()
             except FileNotFoundError:
@@ -69,6 +82,29 @@ def poison_next_loss() -> None:
         return right(*arguments, **named) * float("nan")
 
     functional.cross_entropy = wrong
+
+
+def stop_the_link() -> None:
+    from memsup.worker import link
+
+    link.encode = lambda _message: threading.Event().wait()
+
+
+def gorge() -> None:
+    """Of shared pages, which the soft limit (RLIMIT_DATA) does not see, as it does not see a library's own."""
+    python = ctypes.PyDLL(None)  # unlike CDLL it keeps the GIL during the call
+    python.mmap.restype = ctypes.c_void_p
+    python.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    python.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    everything = 4 << 30
+    shared = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+    python.memset(python.mmap(None, everything, mmap.PROT_READ | mmap.PROT_WRITE, shared, -1, 0), 1, everything)
+
+
+def gorge_in_the_next_save() -> None:
+    from memsup.worker import checkpoints
+
+    checkpoints.write_state = lambda *_arguments, **_named: gorge()
 
 
 if "memsup.worker" in sys.orig_argv:
