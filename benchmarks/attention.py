@@ -25,9 +25,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, BertConfig, BertForSequenceClassification
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from memsup.worker.attention import _Attention, attend_in_blocks
-from memsup.worker.dropout import draw_cheaply
-from memsup.worker.embedding import add_in_place
+from memsup.worker.compute.attention import _Attention, attend_in_blocks
+from memsup.worker.compute.dropout import draw_cheaply
+from memsup.worker.compute.embedding import add_in_place
 from memsup.worker.hardware import autocast, start_threads
 from memsup.worker.memory import Peak, hand_back
 

@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from memsup.supervisor import blackbox
-from memsup.supervisor.readings import MemoryReading
+from memsup.supervisor.decide.readings import MemoryReading
+from memsup.supervisor.record import blackbox
 
 SECONDS = int(sys.argv[1]) if len(sys.argv) > 1 else 60
 BUDGET_BYTES = 600e12 / (5 * 365)

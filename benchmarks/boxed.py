@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memsup.shared.inputs import find_columns, is_blank, locate, read_examples
+from memsup.shared.task_data import find_columns, is_blank, locate, read_examples
 from memsup.worker.audit import LINE_BYTES
 
 LOOK_S = 0.02

@@ -32,9 +32,9 @@ def measure(way: str, amp: str, rounds: int) -> dict[str, Any]:
     from boxed import CONFIG, VOCABULARY
     from transformers import BertConfig, BertForSequenceClassification
 
-    from memsup.worker.attention import attend_in_blocks
-    from memsup.worker.dropout import draw_cheaply
-    from memsup.worker.embedding import add_in_place
+    from memsup.worker.compute.attention import attend_in_blocks
+    from memsup.worker.compute.dropout import draw_cheaply
+    from memsup.worker.compute.embedding import add_in_place
     from memsup.worker.hardware import autocast, start_threads
 
     start_threads(len(os.sched_getaffinity(0)))

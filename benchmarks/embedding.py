@@ -19,7 +19,7 @@ os.environ.update(LIBRARIES | os.environ)  # read once, when torch is loaded
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from memsup.worker.embedding import add_in_place
+from memsup.worker.compute.embedding import add_in_place
 from memsup.worker.hardware import autocast, start_threads
 
 MICRO_BATCHES, WORDS = 8, 30_522

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from memsup.supervisor.estimate import BLOCK_NUMBERS, CONSTANTS, MIB, Shape, peak_bytes
+from memsup.supervisor.decide.estimate import BLOCK_NUMBERS, CONSTANTS, MIB, Shape, peak_bytes
 from memsup.worker.__main__ import LIBRARIES
 
 SIZES = {"2 x 128": (2, 128, 2, 512), "6 x 384": (6, 384, 6, 1536), "12 x 768": (12, 768, 12, 3072)}
@@ -53,9 +53,9 @@ def measure(size: str, amp: str) -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
     import memsup.worker.train  # noqa: F401 - what the worker imports counts as its base
-    from memsup.worker.attention import attend_in_blocks
-    from memsup.worker.dropout import draw_cheaply
-    from memsup.worker.embedding import add_in_place
+    from memsup.worker.compute.attention import attend_in_blocks
+    from memsup.worker.compute.dropout import draw_cheaply
+    from memsup.worker.compute.embedding import add_in_place
     from memsup.worker.hardware import autocast, make_optimizer, place_model, set_activation_checkpointing, start_threads
     from memsup.worker.memory import hand_back, held
 

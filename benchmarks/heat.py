@@ -21,10 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-import fake_nvml
-from fake_nvml.night import Night, best_constant_duty, controlled_night, hottest
+from kit import fake_nvml
+from kit.fake_nvml.night import Night, best_constant_duty, controlled_night, hottest
 
-from memsup.supervisor.gpu.client import GpuClient, facts
+from memsup.supervisor.sense.gpu.client import GpuClient, facts
 
 SLOWDOWN_C, PACE_C, HOLD_C = 95, 87, 90
 ROOM_C, WARMER_C = 26.0, 12.0

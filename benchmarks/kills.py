@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from killed_runs import Tally, disturbed, end_supervisors, make_job, undisturbed
+from kit.killed_runs import Tally, disturbed, end_supervisors, make_job, undisturbed
 
 
 def main() -> int:

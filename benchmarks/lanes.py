@@ -29,16 +29,16 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from memsup.worker.attention import attend_in_blocks
-from memsup.worker.batches import cut, split
-from memsup.worker.cost import Costs
-from memsup.worker.dropout import draw_cheaply
-from memsup.worker.embedding import add_in_place
+from memsup.worker.compute.attention import attend_in_blocks
+from memsup.worker.compute.dropout import draw_cheaply
+from memsup.worker.compute.embedding import add_in_place
+from memsup.worker.compute.lanes import Lanes
+from memsup.worker.compute.randomness import seed_stream
 from memsup.worker.hardware import autocast, make_optimizer, start_threads
-from memsup.worker.lanes import Lanes
 from memsup.worker.memory import Peak, hand_back
-from memsup.worker.plan import Entry
-from memsup.worker.randomness import seed_stream
+from memsup.worker.plan.batches import cut, split
+from memsup.worker.plan.cost import Costs
+from memsup.worker.plan.journal import Entry
 
 CPU = torch.device("cpu")
 EFFECTIVE, TOKENS, WARM_UP_STEPS = 16, 512, 3

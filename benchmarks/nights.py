@@ -30,15 +30,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import msgspec
-from cli_process import end_supervisors
-from compressed_nights import DISTURBANCES, FAST, MIB, NEED_A_MOUNT, Night, Outcome, Sensor, make_job, schedule, spend
-from faults.night_clock import NightClock
-from killed_runs import undisturbed
+from kit.cli_process import end_supervisors
+from kit.compressed_nights import DISTURBANCES, FAST, MIB, NEED_A_MOUNT, Night, Outcome, Sensor, make_job, schedule, spend
+from kit.faults.night_clock import NightClock
+from kit.killed_runs import undisturbed
 
 from memsup.shared.paths import run_paths
-from memsup.supervisor.cli.drill_scenes import COOL_C, simulated_sensor
-from memsup.supervisor.cli.drill_toy import NotRehearsedError
-from memsup.supervisor.cli.private_mounts import enter_user_namespace, leave_the_common_view, mount_small_disk
+from memsup.supervisor.drill.private_mounts import enter_user_namespace, leave_the_common_view, mount_small_disk
+from memsup.supervisor.drill.scenes import COOL_C, simulated_sensor
+from memsup.supervisor.drill.toy import NotRehearsedError
 
 DISK_BYTES = 448 * MIB
 
@@ -81,7 +81,7 @@ def run(seeds: list[int], results: Path) -> list[Outcome]:
             "MEMSUP_STATE_DIR": str(folder / "state"),
             "MEMSUP_RUNTIME_DIR": str(folder / "runtime"),
             "XDG_CONFIG_HOME": str(folder / "config"),
-            "PYTHONPATH": str(Path(__file__).parent.parent / "tests" / "faults"),
+            "PYTHONPATH": str(Path(__file__).parent.parent / "tests" / "kit" / "faults"),
             "FAULT_FOLDER": str(folder / "faults"),
             "FAULT_CLOCK": str(clock.file),
         }

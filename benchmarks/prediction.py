@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from boxed import CONFIG, LOOK_S, MEMSUP, Steps, box, environment, make_job, memsup_start
 
-from memsup.worker.batches import cut, split
-from memsup.worker.footprint import shape_of
-from memsup.worker.plan import Entry
-from memsup.worker.planner import Planner
+from memsup.worker.plan.batches import cut, split
+from memsup.worker.plan.footprint import shape_of
+from memsup.worker.plan.journal import Entry
+from memsup.worker.plan.planner import Planner
 
 GIB = 2**30
 SIZES = {

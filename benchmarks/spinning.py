@@ -76,9 +76,9 @@ def steps() -> None:
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from memsup.worker.attention import attend_in_blocks
-    from memsup.worker.dropout import draw_cheaply
-    from memsup.worker.embedding import add_in_place
+    from memsup.worker.compute.attention import attend_in_blocks
+    from memsup.worker.compute.dropout import draw_cheaply
+    from memsup.worker.compute.embedding import add_in_place
     from memsup.worker.hardware import autocast
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))

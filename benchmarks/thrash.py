@@ -36,7 +36,7 @@ from guard import MEMSUP, ms, private_folder
 
 from memsup.shared.endpoints import CONTROL_SOCKET
 from memsup.shared.messages import Request, RequestKind, decode_reply, encode
-from memsup.supervisor.cgroups import MemoryUse
+from memsup.supervisor.kernel.cgroups import MemoryUse
 
 BOX_BYTES = 640 << 20
 """The least in which memsup guards a worker: 512 MiB and a reserve of 64 MiB, and some."""
@@ -56,7 +56,7 @@ CANARY = Path(__file__).parent / "survival/case.py"
 HOG = """
 import mmap, sys, time
 from pathlib import Path
-from memsup.supervisor.cgroups import MemoryUse
+from memsup.supervisor.kernel.cgroups import MemoryUse
 use, most, step, ones, held = MemoryUse(Path(sys.argv[1]), 1), int(sys.argv[2]), int(sys.argv[3]), b"1" * 256, []
 while True:
     now = use.held_bytes()

@@ -17,10 +17,10 @@ import zmq
 from memsup.shared.paths import PathError, prepare, run_paths
 from memsup.shared.record import RecordError, read_record
 from memsup.shared.settings import SettingsError
-from memsup.supervisor.lock import AlreadyRunningError, Lock
+from memsup.supervisor.daemon.lock import AlreadyRunningError, Lock
+from memsup.supervisor.daemon.systemd import GUARDED
 from memsup.supervisor.main import Supervisor
-from memsup.supervisor.scribe import ScribeHandler
-from memsup.supervisor.service import GUARDED
+from memsup.supervisor.record.scribe import ScribeHandler
 
 
 def main() -> int:

@@ -26,30 +26,44 @@ from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord, encode_record
 from memsup.shared.status import ActionStatus, RunState, Status, Wanted, encode_status
-from memsup.supervisor import ledger, reporting
-from memsup.supervisor.actions import Action, Answer, Freeze, Keep, Kill, Quit, Record, Remember, Send, Spawn, Terminate, Thaw
-from memsup.supervisor.cooling import Cooling, Load
+from memsup.supervisor.daemon.lateness import Lateness
+from memsup.supervisor.daemon.sd_notify import Notifier
+from memsup.supervisor.daemon.self_protection import protect, settle
+from memsup.supervisor.daemon.signals import Signals
+from memsup.supervisor.daemon.sockets import Client, Sockets
+from memsup.supervisor.daemon.systemd import GO_ON, OVER
+from memsup.supervisor.decide.after_power_loss import footing_of
+from memsup.supervisor.decide.ladder import HoldReason, Ladder, MemoryLimits, Moment, Proposal, Rung
+from memsup.supervisor.decide.run.actions import (
+    Action,
+    Answer,
+    Freeze,
+    Keep,
+    Kill,
+    Quit,
+    Record,
+    Remember,
+    Send,
+    Spawn,
+    Terminate,
+    Thaw,
+)
+from memsup.supervisor.decide.run.freed import PROOF_WITHIN_S, Held, Proof, held_by
+from memsup.supervisor.decide.run.lifecycle import Lifecycle, Stage
+from memsup.supervisor.decide.tiers import resolve
+from memsup.supervisor.devices import Cooling, Load
 from memsup.supervisor.fence import choose_fence
-from memsup.supervisor.footing import footing_of
-from memsup.supervisor.given_back import PROOF_WITHIN_S, Held, Proof, held_by
-from memsup.supervisor.gpu.client import facts
-from memsup.supervisor.inherited import newest_checkpoint, note_of, read_budget
-from memsup.supervisor.ladder import HoldReason, Ladder, MemoryLimits, Moment, Proposal, Rung
-from memsup.supervisor.lateness import Lateness
-from memsup.supervisor.lifecycle import Lifecycle, Stage
-from memsup.supervisor.machine import look
-from memsup.supervisor.overnight import Overnight
-from memsup.supervisor.process_tree import Deadman, KillState, become_subreaper, reap_orphans
-from memsup.supervisor.scribe import Scribe
-from memsup.supervisor.sd_notify import Notifier
-from memsup.supervisor.self_protection import protect, settle
-from memsup.supervisor.sensors import REST_S, DiskSensor, MemorySensor, poll_interval_s
-from memsup.supervisor.service import GO_ON, OVER
-from memsup.supervisor.signals import Signals
-from memsup.supervisor.sockets import Client, Sockets
-from memsup.supervisor.tiers import resolve
+from memsup.supervisor.fence.worker import WorkerProcess
+from memsup.supervisor.kernel.children import Deadman, KillState, become_subreaper, reap_orphans
+from memsup.supervisor.night import Overnight
+from memsup.supervisor.record import ledger
+from memsup.supervisor.record import status as reporting
+from memsup.supervisor.record.earlier_life import newest_checkpoint, note_of, read_budget
+from memsup.supervisor.record.scribe import Scribe
+from memsup.supervisor.sense.gpu.client import facts
+from memsup.supervisor.sense.machine import look
+from memsup.supervisor.sense.memory import REST_S, DiskSensor, MemorySensor, poll_interval_s
 from memsup.supervisor.words import plural
-from memsup.supervisor.worker_process import WorkerProcess
 
 LEASE_S = 30.0
 SLOW_LOOK_S = 1.0

@@ -33,7 +33,7 @@ def nvml(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             (folder / "libnvidia-ml.so.1").touch()  # found first, and no library
             return {"LD_LIBRARY_PATH": str(folder)}
         case "fake":
-            from fake_nvml import FakeNvml, build
+            from kit.fake_nvml import FakeNvml, build
 
             return FakeNvml(build(folder), folder / "control").environment
         case _:

@@ -16,10 +16,10 @@ import sys
 import traceback
 
 from memsup.checkpoint.errors import DiskFull
-from memsup.shared.inputs import InputError
 from memsup.shared.messages import AnyReport, Failed, FailureCause, Leaving, Phase
 from memsup.shared.paths import PathError, RunPaths, run_paths
 from memsup.shared.record import RecordError, RunRecord, read_record
+from memsup.shared.task_data import InputError
 from memsup.worker.link import Link, MustLeave
 from memsup.worker.session import GiveUp, Leave, Session
 

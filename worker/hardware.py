@@ -9,11 +9,11 @@ import torch
 
 from memsup.shared.messages import FailureCause
 from memsup.shared.settings import Share
-from memsup.worker.hosted import HostedAdamW
+from memsup.worker.compute.offloaded_adam import HostedAdamW
+from memsup.worker.compute.randomness import repeated
+from memsup.worker.compute.threads import find_threads
 from memsup.worker.memory import CudaMemory, DeviceMemory
-from memsup.worker.randomness import repeated
 from memsup.worker.session import GiveUp
-from memsup.worker.threads import find_threads
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

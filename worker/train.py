@@ -29,14 +29,13 @@ from memsup.shared.lanes import lanes_for
 from memsup.shared.messages import FailureCause, Finished, Phase, Welcome
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
-from memsup.worker.attention import attend_in_blocks
 from memsup.worker.audit import Audit, Step
-from memsup.worker.batches import Order, Rows, Schedule, cut, learning_rate, split
-from memsup.worker.checkpoints import export_model, find_start, merit_of, resume, save, save_evaluated, save_if_due
-from memsup.worker.dropout import draw_cheaply
-from memsup.worker.embedding import add_in_place
+from memsup.worker.compute.attention import attend_in_blocks
+from memsup.worker.compute.dropout import draw_cheaply
+from memsup.worker.compute.embedding import add_in_place
+from memsup.worker.compute.lanes import Lanes, draws_elsewhere
+from memsup.worker.compute.randomness import seed_everything, seed_stream
 from memsup.worker.exhaustion import has_to_fit, limit_micro_batch, report_out_of_memory, shrink, shrink_evaluation
-from memsup.worker.footprint import shape_of
 from memsup.worker.hardware import (
     autocast,
     choose_device,
@@ -47,12 +46,13 @@ from memsup.worker.hardware import (
     start_threads,
     to_device,
 )
-from memsup.worker.lanes import Lanes, draws_elsewhere
-from memsup.worker.measuring import Measuring
 from memsup.worker.memory import DeviceMemory, Peak, SoftLimit, hand_back, is_out_of_memory, limit_device, read_memory, trim
-from memsup.worker.plan import Plan
-from memsup.worker.planner import Begun, Planner
-from memsup.worker.randomness import seed_everything, seed_stream
+from memsup.worker.plan.batches import Order, Rows, Schedule, cut, learning_rate, split
+from memsup.worker.plan.footprint import shape_of
+from memsup.worker.plan.journal import Plan
+from memsup.worker.plan.measuring import Measuring
+from memsup.worker.plan.planner import Begun, Planner
+from memsup.worker.saving import export_model, find_start, merit_of, resume, save, save_evaluated, save_if_due
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import Evaluated
 from memsup.worker.tasks import Prepared, find_task

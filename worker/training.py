@@ -16,12 +16,12 @@ from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Training as TrainingSettings
 from memsup.worker.audit import Audit
-from memsup.worker.batches import Lengths, Order, Rows, Schedule
-from memsup.worker.footprint import Shape
-from memsup.worker.lanes import Lanes
-from memsup.worker.measuring import Measuring
+from memsup.worker.compute.lanes import Lanes
 from memsup.worker.memory import DeviceMemory, SoftLimit
-from memsup.worker.plan import Plan
+from memsup.worker.plan.batches import Lengths, Order, Rows, Schedule
+from memsup.worker.plan.footprint import Shape
+from memsup.worker.plan.journal import Plan
+from memsup.worker.plan.measuring import Measuring
 from memsup.worker.session import Session
 from memsup.worker.state import Evaluated, State
 from memsup.worker.tasks import Prepared, Task

@@ -7,9 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, ".")
 
-from memsup.supervisor import evidence, postmortem
-from memsup.supervisor.blackbox import BlackBox, Facts, read_blackbox
-from memsup.supervisor.sensors import MemorySensor
+from memsup.supervisor.record import evidence, postmortem
+from memsup.supervisor.record.blackbox import BlackBox, Facts, read_blackbox
+from memsup.supervisor.sense.memory import MemorySensor
 
 
 def boot_id() -> str:

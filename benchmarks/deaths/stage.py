@@ -4,8 +4,8 @@
 
 FOLDER has a Debian VM's `vmlinux`, `initrd` and `root.img` whose `lab-job.service` runs `script` out of a tar on /dev/vdb after
 a line on its second serial port. The wheel is msgspec for the VM's Python. In the VM a process notes real readings into a real
-black box, dies together with its machine or alone, and after the next boot (of the same disk) `memsup.supervisor.evidence` and
-`postmortem` are asked. The VM is emulated: expect two minutes a boot.
+black box, dies together with its machine or alone, and after the next boot (of the same disk) `evidence` and
+`postmortem` (`memsup.supervisor.record`) are asked. The VM is emulated: expect two minutes a boot.
 
     power     the emulator is killed: what the guest had not flushed is gone
     panic     sysrq c; the dump is kept by ramoops in a corner of RAM that survives the reset

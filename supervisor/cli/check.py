@@ -16,9 +16,9 @@ from memsup.shared.paths import PathError, check_private, run_paths
 from memsup.shared.settings import Loaded, Settings, SettingsError
 from memsup.supervisor.cli.findings import Row, limits_document, machine_document, machine_rows
 from memsup.supervisor.cli.options import command, data, json_data, json_option, run_option
-from memsup.supervisor.cli.preparing import job_file, load_settings, look_around, model_shape
-from memsup.supervisor.machine import Machine, MemoryUser, largest_users
-from memsup.supervisor.tiers import DISK_FLOOR_BYTES, Resolution, resolve
+from memsup.supervisor.client.preparing import job_file, load_settings, look_around, model_shape
+from memsup.supervisor.decide.tiers import DISK_FLOOR_BYTES, Resolution, resolve
+from memsup.supervisor.sense.machine import Machine, MemoryUser, largest_users
 from memsup.supervisor.words import columns, plural, printable, size
 
 READY, WARNINGS = 0, 1

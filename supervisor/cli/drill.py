@@ -23,11 +23,11 @@ from typing import NamedTuple
 import click
 
 from memsup.supervisor.cli import INTERRUPTED, RefusedError
-from memsup.supervisor.cli.drill_scenes import SCENES, Scene
-from memsup.supervisor.cli.drill_toy import NotProvedError, NotRehearsedError, OverError, Room
 from memsup.supervisor.cli.options import data, json_data, json_option, message
-from memsup.supervisor.cli.private_mounts import enter_user_namespace
-from memsup.supervisor.machine import look
+from memsup.supervisor.drill.private_mounts import enter_user_namespace
+from memsup.supervisor.drill.scenes import SCENES, Scene
+from memsup.supervisor.drill.toy import NotProvedError, NotRehearsedError, OverError, Room
+from memsup.supervisor.sense.machine import look
 from memsup.supervisor.words import duration, pad, printable
 
 AT_A_TIME = 2
@@ -106,7 +106,7 @@ def _room(over: threading.Event) -> Iterator[Room]:
     except OSError as error:
         raise RefusedError(f"No temporary folder can be made: {error.strerror}. Set TMPDIR.") from None
     os.environ["TMPDIR"] = str(folder)  # torch leaves a folder behind where it finds room for temporary things
-    command = [sys.executable, "-P", "-m", "memsup.supervisor.cli.drill_janitor", str(folder)]
+    command = [sys.executable, "-P", "-m", "memsup.supervisor.drill.janitor", str(folder)]
     janitor = subprocess.Popen(command, stdin=subprocess.PIPE, cwd="/", start_new_session=True)
     assert janitor.stdin is not None
     try:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memsup.supervisor.machine import THIS_MACHINE
+from memsup.supervisor.sense.machine import THIS_MACHINE
 from memsup.supervisor.words import count, percent, plural, printable, size
 
 if TYPE_CHECKING:
-    from memsup.shared.inputs import DataSummary, TaskSummary
     from memsup.shared.settings import Settings
-    from memsup.supervisor.machine import Machine
-    from memsup.supervisor.readings import GpuReading, TemperatureReading
-    from memsup.supervisor.tiers import Limits
+    from memsup.shared.task_data import DataSummary, TaskSummary
+    from memsup.supervisor.decide.readings import GpuReading, TemperatureReading
+    from memsup.supervisor.decide.tiers import Limits
+    from memsup.supervisor.sense.machine import Machine
 
 Row = tuple[str, str]
 _MODEL_SOURCES = {

@@ -23,7 +23,7 @@ from memsup.shared.record import read_record
 from memsup.shared.settings import parse_duration_s
 from memsup.supervisor.cli import RefusedError
 from memsup.supervisor.cli.options import command, data, json_data, json_option, message, paths_of, run_option
-from memsup.supervisor.rotation import parts_of
+from memsup.supervisor.record.rotation import parts_of
 from memsup.supervisor.words import printable
 
 UNKNOWN = 4

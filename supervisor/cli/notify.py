@@ -27,8 +27,8 @@ def notify(run_name: str, as_json: bool, test: bool, flags: tuple[str, ...]) -> 
     The settings are those that a run started here would have. Exit code: 0 all reached, 1 not, 2 nothing to send to.
     """
     from memsup.shared.settings import load, user_settings_file
-    from memsup.supervisor.messenger import Messenger
-    from memsup.supervisor.notify import trial_notice
+    from memsup.supervisor.tell.messenger import Messenger
+    from memsup.supervisor.tell.policy import trial_notice
 
     if not test:
         raise RefusedError("Say memsup notify --test to send a test message.")

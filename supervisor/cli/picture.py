@@ -9,7 +9,7 @@ import click
 
 from memsup.shared.status import GpuStatus, RunState, Status
 from memsup.supervisor.cli.options import OVER
-from memsup.supervisor.gpu.thresholds import COLOUR_BELOW_C
+from memsup.supervisor.decide.thresholds import COLOUR_BELOW_C
 from memsup.supervisor.words import columns, count, duration, percent, plural, printable, size
 
 BAR_CELLS = 30

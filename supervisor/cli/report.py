@@ -10,8 +10,8 @@ import click
 
 from memsup.shared.files import replace_file
 from memsup.supervisor.cli import RefusedError
-from memsup.supervisor.cli.contact import see
 from memsup.supervisor.cli.options import command, data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.client.contact import see
 
 UNKNOWN = 4
 

@@ -15,9 +15,9 @@ import click
 from memsup.shared.files import replace_file
 from memsup.shared.record import read_record
 from memsup.supervisor.cli import RefusedError
-from memsup.supervisor.cli.contact import Guard, see
 from memsup.supervisor.cli.options import command, data, json_data, json_option, message, paths_of, run_option
-from memsup.supervisor.service import Unit, UnitError, is_wanted, unit_name, unit_text
+from memsup.supervisor.client.contact import Guard, see
+from memsup.supervisor.daemon.systemd import Unit, UnitError, is_wanted, unit_name, unit_text
 
 ANSWERS_WITHIN_S = 30.0
 DONE, NOT_DONE, NOT_INSTALLED = 0, 1, 3

@@ -19,12 +19,12 @@ from memsup.shared.paths import RunPaths
 from memsup.shared.record import MemoryEstimate, RunRecord, new_run_id, read_record
 from memsup.shared.status import RunState, Status, Wanted, encode_status
 from memsup.supervisor.cli import RefusedError
-from memsup.supervisor.cli.contact import is_held, see
 from memsup.supervisor.cli.findings import Row, data_rows, limits_document, machine_document, machine_rows
 from memsup.supervisor.cli.options import command as typed
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line, result_line
-from memsup.supervisor.cli.preparing import AS_CREATED, Plan, load_settings, plan_continued, plan_new, shown
+from memsup.supervisor.client.contact import is_held, see
+from memsup.supervisor.client.preparing import AS_CREATED, Plan, load_settings, plan_continued, plan_new, shown
 from memsup.supervisor.words import columns, printable
 
 EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input. With --wait: 0 only if the run finished."
@@ -81,7 +81,7 @@ def start(
 def _go(
     paths: RunPaths, plan: Plan, record: RunRecord | None, *, fresh: bool, as_json: bool, wait: bool, foreground: bool
 ) -> int:
-    from memsup.supervisor.cli import spawning
+    from memsup.supervisor.client import spawning
 
     with spawning.only_start(paths):
         # Another start may have come first while the data were looked at.
@@ -121,7 +121,7 @@ def _run_id(record: RunRecord | None) -> str | None:
 
 
 def _set_aside(paths: RunPaths) -> Path | None:
-    from memsup.supervisor.cli import spawning
+    from memsup.supervisor.client import spawning
 
     try:
         return spawning.set_aside(paths)

@@ -8,9 +8,9 @@ import time
 import click
 
 from memsup.shared.status import RunState, Status, encode_status
-from memsup.supervisor.cli.contact import see
 from memsup.supervisor.cli.options import OVER, colour, command, data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import picture
+from memsup.supervisor.client.contact import see
 
 ALIVE, ATTENTION, STOPPED, UNKNOWN = 0, 1, 3, 4
 WATCH_EVERY_S = 1.0

@@ -11,9 +11,9 @@ import click
 from memsup.shared.paths import RunPaths
 from memsup.shared.status import RunState, Status, Wanted, encode_status
 from memsup.supervisor.cli import INTERRUPTED
-from memsup.supervisor.cli.contact import see
 from memsup.supervisor.cli.options import OVER, colour, command, data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line, result_line
+from memsup.supervisor.client.contact import see
 from memsup.supervisor.words import duration, printable, size
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
-from memsup.supervisor import launch
-from memsup.supervisor.cgroups import MemoryUse
-from memsup.supervisor.descent import MARK
+from memsup.supervisor.fence import launch
+from memsup.supervisor.kernel.cgroups import MemoryUse
+from memsup.supervisor.kernel.processes import MARK
 
 WORKER_OOM_SCORE_ADJ = 700
 """Well above a user service's 200 (systemd#38492), so that the kernel, when it must choose, takes the worker."""

@@ -12,9 +12,9 @@ from memsup.shared.clock import monotonic_s
 from memsup.supervisor.fence.base import Fence, FenceError, Kind
 from memsup.supervisor.fence.cgroup1 import Cgroup1Fence
 from memsup.supervisor.fence.cgroup2 import DelegatedFence
-from memsup.supervisor.fence.processes import NoFence, RlimitFence
+from memsup.supervisor.fence.rlimit import NoFence, RlimitFence
 from memsup.supervisor.fence.scope import ScopeFence
-from memsup.supervisor.process_tree import Child, KillState, TreeKill, spawn
+from memsup.supervisor.kernel.children import Child, KillState, TreeKill, spawn
 
 _PATIENCE_S = 20.0
 

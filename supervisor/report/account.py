@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from memsup.supervisor.history import Activity, Point, thin
-from memsup.supervisor.ledger import Entry
+from memsup.supervisor.record.history import Activity, Point, thin
+from memsup.supervisor.record.ledger import Entry
 from memsup.supervisor.report.gather import LAST_SECOND, Material
 from memsup.supervisor.words import duration, plural
 

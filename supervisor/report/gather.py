@@ -19,9 +19,9 @@ from memsup.checkpoint.store import Store
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RecordError, RunRecord, read_record
 from memsup.shared.status import Status
-from memsup.supervisor.history import MOST_LINE_BYTES, Point, read_points
-from memsup.supervisor.ledger import Entry, read_entry
-from memsup.supervisor.rotation import parts_of
+from memsup.supervisor.record.history import MOST_LINE_BYTES, Point, read_points
+from memsup.supervisor.record.ledger import Entry, read_entry
+from memsup.supervisor.record.rotation import parts_of
 from memsup.supervisor.words import plural
 
 MOST_ENTRIES = 50_000

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from memsup.shared.status import RunState, Status, Wanted
 from memsup.supervisor.cli.picture import result_line
-from memsup.supervisor.history import Activity
+from memsup.supervisor.record.history import Activity
 from memsup.supervisor.report.account import Account, Kind
 from memsup.supervisor.report.gather import Material
 from memsup.supervisor.report.marks import clock

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from memsup.shared.settings import Settings, Share
-from memsup.supervisor.ledger import Entry
+from memsup.supervisor.record.ledger import Entry
 from memsup.supervisor.report import plots
 from memsup.supervisor.report.account import Account, Intervention
 from memsup.supervisor.report.gather import Material

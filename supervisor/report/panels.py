@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from memsup.supervisor.history import Point
+from memsup.supervisor.record.history import Point
 from memsup.supervisor.report.account import Account
 
 _GIB = 2.0**30

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from memsup.supervisor.history import Activity
+from memsup.supervisor.record.history import Activity
 from memsup.supervisor.report.account import Account, Gap, Intervention, Moment
 from memsup.supervisor.report.marks import at, clock, number, text, time_ticks, value_ticks
 from memsup.supervisor.report.panels import Panel, Series

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from memsup.supervisor.history import Point, thin
+from memsup.supervisor.record.history import Point, thin
 from memsup.supervisor.report.account import Account
 from memsup.supervisor.report.gather import Material
 from memsup.supervisor.report.marks import clock

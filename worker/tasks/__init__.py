@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from memsup.shared.inputs import InputError
+from memsup.shared.task_data import InputError
 
 if TYPE_CHECKING:
     import numpy as np

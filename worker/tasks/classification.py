@@ -20,13 +20,13 @@ import transformers
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from memsup.shared.inputs import InputError, ModelSource, check_model
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
-from memsup.worker.data import Corpus, Rows, Source, open_corpus
+from memsup.shared.task_data import InputError, ModelSource, check_model
 from memsup.worker.memory import is_out_of_memory
 from memsup.worker.tasks import Boundary, Examples, Prepared
 from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
+from memsup.worker.tasks.corpus import Corpus, Rows, Source, open_corpus
 
 log = logging.getLogger(__name__)
 

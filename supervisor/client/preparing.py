@@ -1,0 +1,249 @@
+"""What a start would do, before anything is written: settings laid together, data and machine looked at, limits resolved.
+
+A new run takes the settings as given now. A run that exists keeps those it was created with, since other ones would be other
+training; only limits and the rhythm of checkpoints are taken over. Raises the sentences that a person gets; writes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from memsup.shared.paths import RunPaths
+from memsup.shared.record import RunRecord
+from memsup.shared.settings import Loaded, Settings, Share, all_keys, load, user_settings_file
+from memsup.shared.task_data import ModelSource, TaskSummary, check_task
+from memsup.supervisor.cli import RefusedError
+from memsup.supervisor.decide.estimate import Shape, shape_of
+from memsup.supervisor.decide.tiers import Resolution, resolve
+from memsup.supervisor.sense.machine import Machine, disk_free_bytes, look
+from memsup.supervisor.words import percent, size
+
+JOB_FILE = "memsup.toml"
+DATA_BUDGET_S = 1.0
+"""How long the data may be looked at: `start` answers within two seconds, whatever their size."""
+GPU_BUDGET_S = 10.0
+"""A driver that nobody has open takes seconds to wake, and the tier depends on what it says; where there is none, the answer is
+there in a fraction of a second."""
+AS_CREATED = "as the run was created"
+MOST_HEADER_BYTES = 100_000_000
+"""What safetensors itself allows."""
+CHECKPOINT_SHARES = 3
+"""A checkpoint holds the weights and two moments of Adam for each."""
+
+
+class Difference(NamedTuple):
+    """A setting given now that is not what the run has."""
+
+    key: str
+    has: Any
+    asked: Any
+    origin: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be started; all checks passed."""
+
+    settings: Settings
+    """Every value filled in."""
+    resolution: Resolution
+    machine: Machine
+    task: TaskSummary | None
+    """None for a foreign command."""
+    command: list[str] | None
+    taken: tuple[Difference, ...] = ()
+    kept: tuple[Difference, ...] = ()
+
+
+def job_file(*, demo: bool) -> Path | None:
+    """The file that describes the job: the demo's, or `memsup.toml` in this folder, if there is one."""
+    if demo:
+        import memsup.shared
+
+        return Path(memsup.shared.__file__).parent / "demo" / JOB_FILE
+    here = Path.cwd() / JOB_FILE
+    return here if here.is_file() else None
+
+
+def load_settings(*, demo: bool, tier: str | None, assignments: Sequence[str], environment: Mapping[str, str]) -> Loaded:
+    """Raises `SettingsError`."""
+    flags = ([f"tier={tier}"] if tier else []) + list(assignments)
+    return load(job_file=job_file(demo=demo), flags=flags, environment=environment, user_file=user_settings_file())
+
+
+def look_around(state: Path, settings: Settings) -> Machine:
+    """This machine with its GPUs, which their probe looks at unless they are not to be used."""
+    if settings.training.device == "cpu":
+        return look(state, gpu_note="not looked at: training.device is cpu")
+    from memsup.supervisor.sense.gpu.client import facts
+
+    gpus, note = facts(GPU_BUDGET_S)
+    return look(state, gpus, note)
+
+
+def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan:
+    """Raises `RefusedError`, `SettingsError`, `InputError`."""
+    settings = loaded.settings
+    if command is None and settings.task.model is None and settings.task.train is None and job_file(demo=False) is None:
+        raise RefusedError(
+            f"There is no {JOB_FILE} in {Path.cwd()} and no task in the settings. Go on with one of:\n"
+            "  memsup start --demo                                        the built-in job, from anywhere\n"
+            "  memsup start --set task.model=MODEL --set task.train=FILE  your model and your data\n"
+            "  memsup start -- python train.py                            a training command of your own"
+        )
+    task = None if command else check_task(settings.task, budget_s=DATA_BUDGET_S)
+    if settings.checkpoint.resume_from:
+        _check_resume(Path(settings.checkpoint.resume_from))
+    machine = look_around(paths.state, settings)
+    resolution = resolve(settings, loaded.origins, machine, None if command else model_shape(settings.task.model, task))
+    _check_disk(paths, settings, machine, task, resolution)
+    return Plan(settings=resolution.settings, resolution=resolution, machine=machine, task=task, command=command)
+
+
+def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: list[str] | None) -> Plan:
+    """Raises `RefusedError`, `SettingsError`, `InputError`."""
+    if command is not None and command != record.command:
+        had = "the built-in training" if record.command is None else " ".join(record.command)
+        raise RefusedError(
+            f"Run {record.run!r} exists and runs {had}. Choose another name with --run, or begin anew with --fresh."
+        )
+    settings, taken, kept = merge(record.settings, loaded)
+    task = None if record.command else check_task(settings.task, budget_s=DATA_BUDGET_S)
+    machine = look_around(paths.state, settings)
+    shape = None if record.command else model_shape(settings.task.model, task)
+    resolution = resolve(settings, _origins(settings, taken), machine, shape)
+    _check_disk(paths, settings, machine, None, resolution)
+    return Plan(
+        settings=resolution.settings,
+        resolution=resolution,
+        machine=machine,
+        task=task,
+        command=record.command,
+        taken=tuple(taken),
+        kept=tuple(kept),
+    )
+
+
+def merge(has: Settings, loaded: Loaded) -> tuple[Settings, list[Difference], list[Difference]]:
+    """The settings to go on with, what was taken over into them, and what was asked for and would be another training."""
+    settings = deepcopy(has)
+    taken, kept = [], []
+    for key, origin in loaded.origins.items():
+        section, name = _place(settings, key)
+        now, asked = getattr(section, name), value_of(loaded.settings, key)
+        if now == asked or (asked is None and key.startswith("training.")):
+            continue
+        is_secret = key.startswith("notify.")  # where messages go has keys in it, and differences are printed
+        difference = Difference(key, "hidden" if is_secret else now, "hidden" if is_secret else asked, origin)
+        if may_change(key):
+            setattr(section, name, asked)
+            taken.append(difference)
+        else:
+            kept.append(difference)
+    return settings, taken, kept
+
+
+def may_change(key: str) -> bool:
+    """Whether a run can go on with another value: it guards or saves differently, but learns the same."""
+    return key.startswith(("limits.", "recovery.", "notify.")) or key in {"checkpoint.every", "checkpoint.keep"}
+
+
+def value_of(settings: Settings, key: str) -> Any:
+    """`key` as a person writes it: `training.epochs`."""
+    return getattr(*_place(settings, key))
+
+
+def shown(value: Any) -> str:
+    match value:
+        case None:
+            return "unset"
+        case bool():
+            return str(value).lower()  # as TOML has it
+        case Share():
+            return percent(value.fraction)
+        case _:
+            return str(value)
+
+
+def _place(settings: Settings, key: str) -> tuple[Any, str]:
+    """The struct and the field that hold `key`; a field may carry its unit (`checkpoint.every` is `every_s`)."""
+    section_name, _, name = key.rpartition(".")
+    section = getattr(settings, section_name) if section_name else settings
+    return section, name if hasattr(section, name) else f"{name}_s"
+
+
+def _origins(settings: Settings, taken: Sequence[Difference]) -> dict[str, str]:
+    """Where each value of a run that goes on comes from; defaults stay defaults."""
+    default = Settings()
+    differs = (key for key in all_keys() if value_of(settings, key) != value_of(default, key))
+    return dict.fromkeys(differs, AS_CREATED) | {difference.key: difference.origin for difference in taken}
+
+
+def _check_resume(folder: Path) -> None:
+    from memsup.checkpoint.errors import CheckpointError
+    from memsup.checkpoint.reading import verify
+
+    try:
+        verify(folder, full=False)
+    except CheckpointError as error:
+        raise RefusedError(f"checkpoint.resume_from = {folder} cannot be used: {error}") from None
+
+
+def _check_disk(
+    paths: RunPaths, settings: Settings, machine: Machine, task: TaskSummary | None, resolution: Resolution
+) -> None:
+    """Room for the logs, and for a new run's checkpoints as far as their size can be told from the model's folder."""
+    folder = Path(settings.checkpoint.folder) if settings.checkpoint.folder else paths.state
+    needed = resolution.limits.disk_floor_bytes
+    why = "logs and the last words of a run"
+    weights = _weights_bytes(settings.task.model) if task is not None and task.model is ModelSource.FOLDER else 0
+    if weights:
+        needed += weights * (CHECKPOINT_SHARES * (settings.checkpoint.keep + 1) + 1)
+        why = f"{settings.checkpoint.keep} checkpoints of this model, one being written, and its result"
+    for place, free in ((paths.state, machine.disk_free_bytes), (folder, disk_free_bytes(folder))):
+        if free is not None and free < needed:
+            raise RefusedError(
+                f"Only {size(free)} are free in {place}, but {why} need {size(needed)}: "
+                "free some space, or choose another disk with MEMSUP_STATE_DIR."
+            )
+
+
+def model_shape(model: str | None, task: TaskSummary | None = None) -> Shape | None:
+    """The model's numbers from its folder; None where they are not told there. Reads headers, not weights."""
+    folder = Path(model or "")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weights = sum(_parameters(file) for file in folder.glob("model*.safetensors")) or None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
+        return None  # whether it can be used is for the worker to say
+    return shape_of(config, weights, labels=len(task.train.labels) if task else 2) if isinstance(config, dict) else None
+
+
+def _parameters(file: Path) -> int:
+    """safetensors: eight bytes with the length of a JSON header, which gives each tensor's shape. Raises what `model_shape`
+    catches.
+    """
+    with file.open("rb") as content:
+        (length,) = struct.unpack("<Q", content.read(8))
+        header = json.loads(content.read(min(length, MOST_HEADER_BYTES)))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _weights_bytes(model: str | None) -> int:
+    folder = Path(model or "")
+    try:
+        for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+            sizes = [os.stat(file).st_size for file in folder.glob(pattern)]
+            if sizes:
+                return sum(sizes)
+    except OSError:
+        pass
+    return 0

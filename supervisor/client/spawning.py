@@ -1,0 +1,189 @@
+"""Making a run's folder and leaving a supervisor behind that outlives the terminal.
+
+Covers the order in which things come to be on disk, so that a refused start leaves nothing and two starts at once make one
+run. What is started is decided in `preparing.py`; the process itself is `supervisor/__main__.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from memsup.shared.paths import PathError, RunPaths, check_private, open_private, prepare
+from memsup.shared.record import RunRecord, write_record
+from memsup.supervisor.cli import RefusedError
+from memsup.supervisor.daemon.self_protection import own_scope
+from memsup.supervisor.fence.base import fence_name
+
+READY_WITHIN_S = 60.0
+"""Importing and trying out the fence takes half a second; a machine under pressure is slower."""
+NOT_STARTED = 1
+
+
+@contextlib.contextmanager
+def only_start(paths: RunPaths) -> Iterator[None]:
+    """Makes the run's folders and lets one start at a time go on. Raises `PathError`, and leaves nothing then."""
+    folders = (paths.state.parent, paths.state, paths.runtime.parent, paths.runtime)
+    for folder in folders:
+        if os.path.lexists(folder):
+            check_private(folder)
+    missing = [folder for folder in folders if not folder.exists()]
+    try:
+        prepare(paths)
+        fd = open_private(paths.runtime)
+    except PathError:
+        remove_empty(missing)
+        raise
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    except RefusedError:
+        remove_empty(missing)
+        raise
+    finally:
+        os.close(fd)
+
+
+def remove_empty(folders: list[Path]) -> None:
+    for folder in reversed(folders):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def set_aside(paths: RunPaths) -> Path | None:
+    """Moves what lies in the state folder out of the way of a new run; None where nothing does. Raises OSError."""
+    if not any(paths.state.iterdir()):
+        return None
+    number = 1
+    while os.path.lexists(aside := paths.state.with_name(f"{paths.state.name}.old-{number}")):
+        number += 1
+    paths.state.rename(aside)
+    paths.state.mkdir(mode=0o700)
+    return aside
+
+
+def write_run(paths: RunPaths, record: RunRecord) -> None:
+    """Raises `RefusedError`, and leaves no half-written run."""
+    try:
+        write_record(paths.record, record)
+    except OSError as error:
+        raise RefusedError(
+            f"{paths.record} cannot be written: {error.strerror}. Free some space, or set MEMSUP_STATE_DIR."
+        ) from None
+
+
+def spawn(paths: RunPaths) -> Answer:
+    """Starts the supervisor, detached from this terminal, and waits until it guards. Raises `RefusedError`."""
+    scope = own_scope(f"{fence_name(paths.name)}_supervisor_{os.getpid()}")
+    process, answer = _spawn(paths, scope)
+    if scope and answer == b"":  # without a word: it was systemd that failed
+        process, answer = _spawn(paths, [])
+    if answer is None:
+        raise RefusedError(
+            f"The supervisor did not come up within {READY_WITHIN_S:.0f} s; it may still. Its log: {paths.supervisor_log}",
+            NOT_STARTED,
+        )
+    verdict = _verdict(answer)
+    if verdict is None:
+        process.wait()
+        raise RefusedError(f"The supervisor did not come up. {_last_words(paths)}", NOT_STARTED)
+    if not verdict.ok:
+        process.wait()
+        raise RefusedError(f"The supervisor did not start: {verdict.text}", NOT_STARTED)
+    return verdict
+
+
+def _spawn(paths: RunPaths, prefix: list[str]) -> tuple[subprocess.Popen[bytes], bytes | None]:
+    """The process, and its line: empty if it ended without one, None if neither happened in time."""
+    ready, told = os.pipe()
+    log = _open_log(paths)
+    try:
+        process = subprocess.Popen(
+            [*prefix, *command(paths), "--ready-fd", str(told)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env=environment(paths),
+            pass_fds=(told,),
+            start_new_session=True,
+        )
+    finally:
+        os.close(log)
+        os.close(told)
+    try:
+        return process, _first_line(ready, time.monotonic() + READY_WITHIN_S)
+    finally:
+        os.close(ready)
+
+
+def become(paths: RunPaths) -> None:
+    """Turns this process into the supervisor, in this terminal. Does not return."""
+    os.chdir("/")
+    os.execve(sys.executable, command(paths), environment(paths))  # noqa: S606 - a list of arguments, no shell
+
+
+def command(paths: RunPaths) -> list[str]:
+    """`-P`: what lies in the current folder is not imported."""
+    return [sys.executable, "-P", "-m", "memsup.supervisor", "--run", paths.name]
+
+
+def environment(paths: RunPaths) -> dict[str, str]:
+    """The folders by their full names: they may be relative to this folder, and differ between login sessions."""
+    return os.environ | {"MEMSUP_STATE_DIR": str(paths.state.parent), "MEMSUP_RUNTIME_DIR": str(paths.runtime.parent)}
+
+
+def _open_log(paths: RunPaths) -> int:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(paths.supervisor_log, flags, 0o600)
+    except OSError as error:
+        raise RefusedError(f"{paths.supervisor_log} cannot be opened: {error.strerror}.", NOT_STARTED) from None
+
+
+def _first_line(fd: int, deadline_s: float) -> bytes | None:
+    """What comes before the line or the writer ends; None when neither happens in time."""
+    text = b""
+    while not text.endswith(b"\n"):
+        if not select.select([fd], [], [], max(0.0, deadline_s - time.monotonic()))[0]:
+            return None
+        more = os.read(fd, 64 * 1024)
+        if not more:
+            break
+        text += more
+    return text
+
+
+class Answer(msgspec.Struct):
+    """The supervisor's line on `--ready-fd`."""
+
+    ok: bool
+    text: str = ""
+    """Why it did not come up."""
+    postmortem: list[str] = []
+    """What the life before died of, in lines for a person; empty where it ended well."""
+    waits: bool = False
+    """It came up and started nothing: a person is to say first whether the run goes on."""
+
+
+def _verdict(line: bytes) -> Answer | None:
+    try:
+        return msgspec.json.decode(line, type=Answer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _last_words(paths: RunPaths) -> str:
+    from memsup.supervisor.cli.logs import Tail, worker_line
+
+    lines = [worker_line(line) for line in Tail(paths.supervisor_log).last(1)]
+    return f"Its last words: {lines[0]}" if lines else f"It left no word in {paths.supervisor_log}."

@@ -1,0 +1,78 @@
+"""How a run goes on after the death of the whole machine: gentler, as it was, or not before a person says so. Pure.
+
+Covers `recovery.after_power_loss`: what is wanted, and what it means in numbers and words. That the machine died is
+`postmortem.py`'s verdict; the bounds are kept by `lifecycle.py` (micro-batch) and `cooling.py` (set point, power limit). What a
+death of the machine was about is seldom known, so gentler is less of everything that can bring one down: memory, heat, and
+the current that a power supply has to give.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memsup.shared.record import RunRecord
+from memsup.shared.settings import TierName
+from memsup.shared.status import Wanted
+from memsup.supervisor.decide.tiers import TIERS
+from memsup.supervisor.words import count, percent
+
+COOLER_BY_C = 5.0
+POWER_FRACTION = 0.85
+"""Of what the card is allowed else: it costs a few percent of speed, and takes the peaks off its current."""
+_TIER_BELOW: dict[str, TierName] = {"full": "safe", "safe": "low"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footing:
+    most_micro_tokens: int | None = None
+    """Bound of a micro-batch; None: none but the settings'."""
+    cooler_by_c: float = 0.0
+    """Taken off every temperature at which something is done."""
+    power_fraction: float = 1.0
+    """Of the GPU's power limit."""
+    sentence: str | None = None
+    """What is so and how to end it, for a person; None: nothing is other than usual."""
+
+
+AS_EVER = Footing()
+
+
+def footing_of(record: RunRecord, *, watches_gpus: bool) -> Footing:
+    """What the run stands on now."""
+    if not record.gentle or record.settings.recovery.after_power_loss != "gentle":
+        return AS_EVER
+    most_tokens = None if record.command is not None else _tokens_of_the_tier_below(record)
+    how = [] if most_tokens is None else [f"micro-batches of at most {count(most_tokens)} tokens"]
+    how.append(f"everything {COOLER_BY_C:.0f} °C cooler")
+    how += [f"{percent(POWER_FRACTION)} of the GPU's power limit, where the driver lets it be set"] if watches_gpus else []
+    listed = " and ".join(filter(None, [", ".join(how[:-1]), how[-1]]))
+    return Footing(
+        most_micro_tokens=most_tokens,
+        cooler_by_c=COOLER_BY_C,
+        power_fraction=POWER_FRACTION if watches_gpus else 1.0,
+        sentence=f"Since the machine died it goes on gently: {listed}. As before: {_typed('stop', record)}, then "
+        f"{_typed('start', record)}; never so: --set recovery.after_power_loss=same",
+    )
+
+
+def waits(record: RunRecord) -> str | None:
+    """The machine has died: why nothing is started, and what to type; None: it goes on."""
+    if record.settings.recovery.after_power_loss != "ask" or record.wanted is not Wanted.RUNNING:
+        return None
+    start = _typed("start", record)
+    return (
+        f"It stays stopped, as recovery.after_power_loss is ask. Go on as before: {start}   "
+        f"Go on gently: {start} --set recovery.after_power_loss=gentle"
+    )
+
+
+def _tokens_of_the_tier_below(record: RunRecord) -> int | None:
+    asked = record.settings.training.micro_tokens
+    if asked is None:
+        return None
+    below = TIERS[_TIER_BELOW.get(record.tier, "low")]
+    return max(1, min(asked // 2, below.rows * below.max_length))
+
+
+def _typed(what: str, record: RunRecord) -> str:
+    return f"memsup {what}" + ("" if record.run == "default" else f" --run {record.run}")

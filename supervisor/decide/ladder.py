@@ -1,0 +1,400 @@
+"""The ladder: readings over time and the worker's state in, a stance out. Pure, and the whole of it on this page.
+
+Covers host memory, disk, and what the heat and VRAM controls propose (`heat.py`, `gpu/vram.py`); joins them into one
+`Stance`. Does not know what the user asked for and sends no orders: `lifecycle.py` turns the stance into orders and keeps the
+user's wish apart. Behind every rung stands the fence (`fence.py`), which the kernel enforces.
+
+Memory is judged by *use*: the part of what the worker may have that is taken, 0 to 1, the worse of two views — the worker's
+tree against its limit, and the machine's used memory against all but the reserve. Climbing is immediate, to the highest rung
+whose `enter` is met; coming down is one rung at a time, after `calm_s` below that rung's `leave`.
+
+Each step leaves in `Ladder.moment` what it was decided on besides the readings. The ledger keeps that of every decision, and
+`replay` comes to the same stance from it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from dataclasses import dataclass, field
+
+import msgspec
+
+from memsup.supervisor.decide.readings import DiskReading, MemoryReading
+from memsup.supervisor.words import size
+
+
+class Rung(enum.IntEnum):
+    GROW = 1
+    STOP_GROWING = 2
+    SHRINK = 3
+    PACE = 4
+    HOLD = 5
+    FREEZE = 6
+    KILL = 7
+
+
+class HoldReason(enum.StrEnum):
+    MEMORY = "memory"
+    HEAT = "heat"
+    DISK = "disk"
+    POWER = "power"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One memory rung: entered at `enter` use (kept for `hold_s`), left below `leave` after `calm_s`."""
+
+    rung: Rung
+    enter: float
+    hold_s: float
+    leave: float
+    calm_s: float
+
+
+MEMORY_STEPS = (
+    Step(Rung.STOP_GROWING, enter=0.85, hold_s=0.0, leave=0.78, calm_s=20.0),
+    Step(Rung.SHRINK, enter=0.90, hold_s=0.0, leave=0.82, calm_s=10.0),
+    Step(Rung.HOLD, enter=0.95, hold_s=1.0, leave=0.85, calm_s=5.0),
+)
+FREEZE_USE = 0.97
+"""The worker is frozen at this part of its own limit, or from `FREEZE_FROM_USE` on when the limit is nearer than an order
+takes to work."""
+FREEZE_FROM_USE = 0.90
+ORDER_TAKES_S = 0.5
+CRITICAL_RESERVE, LAST_RESERVE = 0.5, 0.25
+"""Whoever fills the machine: with less than the first part of the reserve left, the worker is frozen as well. If what is left
+does not fall any more (a container's limit was lowered, say), it is thawed to obey; below the second part it is not."""
+STANDS_RESERVE = 0.05
+"""What is left has not fallen if it fell by less than this part of the reserve while the worker was frozen."""
+FREEZE_S = 0.5
+"""A frozen worker is looked at again after this time: killed if it still stands at the limit, else thawed to obey."""
+THAW_GRACE_S = 3.0
+"""Racing towards the limit again within this time of a thaw is answered by the kill."""
+SHRINK_SETTLES_S = 3.0
+"""A halved micro-batch shows in memory after this time; only then is it halved again."""
+HOLD_HELPS_WITHIN_S = 20.0
+"""Holding keeps memory. If that is not enough, the worker is asked to checkpoint, exit and give everything back."""
+RATE_WINDOW_S = 0.3
+DISK_CALM_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryLimits:
+    worker_bytes: int
+    """What the worker's tree may use."""
+    reserve_bytes: int
+    """What the rest of the machine keeps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerView:
+    """What the ladder must know of the worker. Everything False: there is none."""
+
+    alive: bool = False
+    takes_orders: bool = False
+    """It has said Hello and answers; False for a foreign command and for an unresponsive worker."""
+    order_in_flight: bool = False
+    can_shrink: bool = True
+    """False once a micro-batch is a single row."""
+    held: bool = False
+    frozen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What the heat and VRAM controls ask for."""
+
+    duty_fraction: float = 1.0
+    hold: HoldReason | None = None
+    shrink: bool = False
+    may_grow: bool = True
+    vram_limit_bytes: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stance:
+    """What should be so now. `shrink` is asked once; everything else holds until a later stance says otherwise."""
+
+    rung: Rung = Rung.GROW
+    may_grow: bool = True
+    shrink: bool = False
+    duty_fraction: float = 1.0
+    vram_limit_bytes: int | None = None
+    """What torch may reserve of the GPU; None: nothing has to be said about that."""
+    holds: frozenset[HoldReason] = frozenset()
+    release: bool = False
+    """Holding did not help: checkpoint, exit, come back when there is room."""
+    freeze: bool = False
+    kill: bool = False
+    reason: str = ""
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a step was decided on, besides the readings: the ladder as it stood before, and what was asked of it."""
+
+    now_s: float
+    limits: MemoryLimits
+    disk_floor_bytes: int = 0
+    worker: WorkerView = WorkerView()
+    proposals: tuple[Proposal, ...] = ()
+    """Those that ask for something."""
+    rung: int = Rung.GROW
+    above_since: dict[int, float] = {}
+    calm_since: float | None = None
+    held_since: float | None = None
+    frozen_at: float | None = None
+    left_when_frozen: int | None = None
+    thawed_at: float | None = None
+    shrunk_at: float | None = None
+    disk_low: bool = False
+    disk_calm_since: float | None = None
+    used: tuple[float, int] | None = None
+    """The worker's bytes at an earlier time, from which its fill rate was reckoned."""
+
+
+@dataclass
+class Ladder:
+    limits: MemoryLimits
+    disk_floor_bytes: int = 0
+    """Below this much free disk training holds: the room for one emergency checkpoint."""
+    rung: Rung = Rung.GROW
+    _above_since: dict[Rung, float] = field(default_factory=dict)
+    _calm_since: float | None = None
+    _held_since: float | None = None
+    _frozen_at: float | None = None
+    _left_when_frozen: int | None = None
+    """Of the machine's memory."""
+    _thawed_at: float | None = None
+    _shrunk_at: float | None = None
+    _disk_low: bool = False
+    _disk_calm_since: float | None = None
+    _used: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64))
+    moment: Moment | None = None
+    """Of the last step."""
+
+    def step(
+        self,
+        now_s: float,
+        memory: MemoryReading,
+        disk: DiskReading | None,
+        worker: WorkerView,
+        proposals: tuple[Proposal, ...] = (),
+    ) -> Stance:
+        """One look at everything. Unknown readings keep the rung as it is: unknown is neither fine nor bad."""
+        self.moment = self._moment(now_s, memory, worker, proposals)
+        use = memory_use(memory, self.limits)
+        if use is not None:
+            self._note_growth(memory)
+            self._move(now_s, use)
+        freeze, kill = self._emergency(now_s, memory, worker)
+        holds, release = self._holds(now_s, disk, proposals)
+        shrink = self._shrink(now_s, worker) or any(p.shrink for p in proposals)
+        duty = min((p.duty_fraction for p in proposals), default=1.0)
+        reasons = [p.reason for p in proposals if p.reason]
+        if self.rung is not Rung.GROW or freeze or kill:
+            reasons.insert(0, use_in_words(memory, self.limits))
+        if HoldReason.DISK in holds:
+            reasons.append("the disk is nearly full")
+        return Stance(
+            rung=self._shown_rung(freeze, kill, holds, duty),
+            may_grow=self.rung is Rung.GROW and all(p.may_grow for p in proposals),
+            shrink=shrink,
+            duty_fraction=duty,
+            vram_limit_bytes=min((p.vram_limit_bytes for p in proposals if p.vram_limit_bytes is not None), default=None),
+            holds=holds,
+            release=release,
+            freeze=freeze,
+            kill=kill,
+            reason="; ".join(reasons),
+        )
+
+    def headroom_bytes(self, memory: MemoryReading) -> int | None:
+        """To where emergencies begin, in the worse of the two views; negative beyond. None: not known."""
+        left = []
+        if memory.worker_bytes is not None:
+            left.append(int(FREEZE_FROM_USE * self.limits.worker_bytes) - memory.worker_bytes)
+        if memory.ram_available_bytes is not None:
+            left.append(memory.ram_available_bytes - self.limits.reserve_bytes)
+        return min(left, default=None)
+
+    def fill_rate_bytes_per_s(self) -> float | None:
+        """How fast the worker's memory grew over the last moments; None when it did not or is not known."""
+        if len(self._used) < 2:
+            return None
+        (then_s, then_bytes), (now_s, now_bytes) = self._used[0], self._used[-1]
+        if now_s <= then_s or now_bytes <= then_bytes:
+            return None
+        return (now_bytes - then_bytes) / (now_s - then_s)
+
+    def _moment(self, now_s: float, memory: MemoryReading, worker: WorkerView, proposals: tuple[Proposal, ...]) -> Moment:
+        in_window = (seen for seen in self._used if memory.at_s - seen[0] <= RATE_WINDOW_S)
+        return Moment(
+            now_s=now_s,
+            limits=self.limits,
+            disk_floor_bytes=self.disk_floor_bytes,
+            worker=worker,
+            proposals=tuple(proposal for proposal in proposals if proposal != Proposal()),
+            rung=self.rung,
+            above_since={int(rung): since_s for rung, since_s in self._above_since.items()},
+            calm_since=self._calm_since,
+            held_since=self._held_since,
+            frozen_at=self._frozen_at,
+            left_when_frozen=self._left_when_frozen,
+            thawed_at=self._thawed_at,
+            shrunk_at=self._shrunk_at,
+            disk_low=self._disk_low,
+            disk_calm_since=self._disk_calm_since,
+            used=next(in_window, self._used[-1] if self._used else None),
+        )
+
+    # -- up at once, down one at a time -------------------------------------------------------------------------------
+
+    def _move(self, now_s: float, use: float) -> None:
+        highest = Rung.GROW
+        for step in MEMORY_STEPS:
+            if use < step.enter:
+                self._above_since.pop(step.rung, None)
+            elif now_s - self._above_since.setdefault(step.rung, now_s) >= step.hold_s:
+                highest = step.rung
+        if highest >= self.rung:
+            self.rung, self._calm_since = highest, None
+            return
+        standing = next(step for step in MEMORY_STEPS if step.rung is self.rung)
+        if use >= standing.leave:
+            self._calm_since = None
+        elif self._calm_since is None:
+            self._calm_since = now_s
+        elif now_s - self._calm_since >= standing.calm_s:
+            below = [step.rung for step in MEMORY_STEPS if step.rung < self.rung]
+            self.rung, self._calm_since = max(below, default=Rung.GROW), now_s
+
+    def _note_growth(self, memory: MemoryReading) -> None:
+        if memory.worker_bytes is not None:
+            self._used.append((memory.at_s, memory.worker_bytes))
+            while len(self._used) > 2 and memory.at_s - self._used[0][0] > RATE_WINDOW_S:
+                self._used.popleft()
+
+    # -- the rungs that do something ----------------------------------------------------------------------------------
+
+    def _shrink(self, now_s: float, worker: WorkerView) -> bool:
+        if self.rung < Rung.SHRINK or not worker.takes_orders or worker.order_in_flight or not worker.can_shrink or worker.held:
+            return False
+        if self._shrunk_at is not None and now_s - self._shrunk_at < SHRINK_SETTLES_S:
+            return False
+        if self._calm_since is not None:  # on the way down there is no need for less
+            return False
+        self._shrunk_at = now_s
+        return True
+
+    def _holds(
+        self, now_s: float, disk: DiskReading | None, proposals: tuple[Proposal, ...]
+    ) -> tuple[frozenset[HoldReason], bool]:
+        holds = {p.hold for p in proposals if p.hold is not None}
+        release = False
+        if self.rung >= Rung.HOLD:
+            holds.add(HoldReason.MEMORY)
+            self._held_since = now_s if self._held_since is None else self._held_since
+            release = now_s - self._held_since >= HOLD_HELPS_WITHIN_S
+        else:
+            self._held_since = None
+        if disk is not None and disk.free_bytes is not None:
+            if disk.free_bytes < self.disk_floor_bytes:
+                self._disk_low, self._disk_calm_since = True, None
+            elif self._disk_low:
+                self._disk_calm_since = now_s if self._disk_calm_since is None else self._disk_calm_since
+                self._disk_low = now_s - self._disk_calm_since < DISK_CALM_S
+        if self._disk_low:
+            holds.add(HoldReason.DISK)
+        return frozenset(holds), release
+
+    def _emergency(self, now_s: float, memory: MemoryReading, worker: WorkerView) -> tuple[bool, bool]:
+        """Freeze when memory falls faster than orders work, and kill what is at the limit although frozen."""
+        if not worker.alive:
+            self._frozen_at = self._thawed_at = None
+            self._used.clear()
+            return False, False
+        at_limit = self._at_limit(now_s, memory, worker)
+        if self._frozen_at is None:
+            if at_limit or self._racing(memory):
+                self._frozen_at, self._left_when_frozen = now_s, memory.ram_available_bytes
+            return self._frozen_at is not None, False
+        if now_s - self._frozen_at < FREEZE_S or at_limit is None:
+            return True, False
+        if at_limit or (self._thawed_at is not None and self._frozen_at - self._thawed_at < THAW_GRACE_S):
+            return True, True
+        self._frozen_at, self._thawed_at = None, now_s
+        self._used.clear()
+        return False, False
+
+    def _at_limit(self, now_s: float, memory: MemoryReading, worker: WorkerView) -> bool | None:
+        if memory.worker_bytes is not None and memory.worker_bytes >= FREEZE_USE * self.limits.worker_bytes:
+            return True
+        left = memory.ram_available_bytes
+        if left is None:
+            return None if memory.worker_bytes is None else False
+        reserve, left_before = self.limits.reserve_bytes, self._left_when_frozen
+        obeys = worker.held or (self._thawed_at is not None and now_s - self._thawed_at < THAW_GRACE_S)
+        stands = self._frozen_at is not None and left_before is not None and left_before - left < STANDS_RESERVE * reserve
+        return left < (LAST_RESERVE if obeys or stands else CRITICAL_RESERVE) * reserve
+
+    def _racing(self, memory: MemoryReading) -> bool:
+        if memory.worker_bytes is None or memory.worker_bytes < FREEZE_FROM_USE * self.limits.worker_bytes:
+            return False
+        rate = self.fill_rate_bytes_per_s()
+        return rate is not None and self.limits.worker_bytes - memory.worker_bytes < rate * ORDER_TAKES_S
+
+    def _shown_rung(self, freeze: bool, kill: bool, holds: frozenset[HoldReason], duty: float) -> Rung:
+        if kill:
+            return Rung.KILL
+        if freeze:
+            return Rung.FREEZE
+        if holds:
+            return Rung.HOLD
+        return max(self.rung, Rung.PACE) if duty < 1.0 else self.rung
+
+
+def replay(moment: Moment, memory: MemoryReading, disk: DiskReading | None) -> Stance:
+    """The stance that the ladder came to at `moment` on these readings."""
+    ladder = Ladder(
+        moment.limits,
+        moment.disk_floor_bytes,
+        Rung(moment.rung),
+        {Rung(rung): since_s for rung, since_s in moment.above_since.items()},
+        moment.calm_since,
+        moment.held_since,
+        moment.frozen_at,
+        moment.left_when_frozen,
+        moment.thawed_at,
+        moment.shrunk_at,
+        moment.disk_low,
+        moment.disk_calm_since,
+        deque([] if moment.used is None else [moment.used], maxlen=64),
+    )
+    return ladder.step(moment.now_s, memory, disk, moment.worker, moment.proposals)
+
+
+def memory_use(memory: MemoryReading, limits: MemoryLimits) -> float | None:
+    """The worse of the two views of `memory`. None when neither can be had."""
+    return max((use for use in _views(memory, limits) if use is not None), default=None)
+
+
+def use_in_words(memory: MemoryReading, limits: MemoryLimits) -> str:
+    """The worse view, in a clause."""
+    of_worker, of_machine = _views(memory, limits)
+    if of_machine is not None and (of_worker is None or of_machine > of_worker):
+        left, reserve = size(memory.ram_available_bytes), size(limits.reserve_bytes)
+        return f"the machine has {left} left and {reserve} are its reserve ({of_machine:.0%} in use)"
+    if of_worker is not None:
+        return f"the worker uses {size(memory.worker_bytes)} of its {size(limits.worker_bytes)} ({of_worker:.0%})"
+    return "memory cannot be read"
+
+
+def _views(memory: MemoryReading, limits: MemoryLimits) -> tuple[float | None, float | None]:
+    """Of the worker's limit, and of the machine's memory without the reserve."""
+    of_worker = None if memory.worker_bytes is None else memory.worker_bytes / limits.worker_bytes
+    if memory.ram_total_bytes is None or memory.ram_available_bytes is None:
+        return of_worker, None
+    used = memory.ram_total_bytes - memory.ram_available_bytes
+    return of_worker, used / max(1, memory.ram_total_bytes - limits.reserve_bytes)

@@ -1,0 +1,121 @@
+"""GPU memory: when the worker must take less, because it or somebody else fills the device. Pure.
+
+PyTorch keeps freed memory in a cache, so that a full device is its normal state and says little: what counts is what the worker
+*holds* (allocated, and its context), against what others leave it. So another program that starts at night, a game, a browser,
+makes the worker smaller instead of killing either: it is told to shrink, and from when on torch is to raise its own error,
+which the worker catches, rather than take what others need. What the worker does about it (halve the micro-batch, give its
+cache back) is its own; the effective batch stays as it is.
+
+The worker's figures come with its heartbeats and are up to a second older than the device's. So memory that it has just taken
+looks like others' for a moment, or like its CUDA context: others count once they were there in two looks, and the context is
+the middle of the last ones.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from memsup.supervisor.decide.readings import GpuReading
+from memsup.supervisor.words import size
+
+CALM_FRACTION = 0.85
+"""Of its allowance: below, the worker may grow (again, after `CALM_S`)."""
+CALM_S = 30.0
+SETTLE_S = 10.0
+"""A halved micro-batch shows in memory after this time; only then is it halved again."""
+NEWCOMER_BYTES = 256 << 20
+"""Others who took this much more, on a device that is full, want more than they got."""
+CONTEXT_BYTES = 400 << 20
+"""CUDA's own share of a process, where the driver does not tell what the process holds in all."""
+LIMIT_STEP_BYTES = 128 << 20
+"""The soft limit follows changes of at least this much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VramDecision:
+    shrink: bool = False
+    """Asked once, then not before `SETTLE_S`."""
+    may_grow: bool = True
+    reason: str = ""
+    allowance_bytes: int | None = None
+    """What others leave the worker of its share, its context included."""
+    limit_bytes: int | None = None
+    """What torch may reserve: the least that others left it in the last `CALM_S`. None: not known yet."""
+    crowded: str | None = None
+    """How much more others hold than the least they held, in one clause; None while it is less than a newcomer's."""
+
+
+@dataclass
+class VramControl:
+    """Follows the GPU that the worker computes on."""
+
+    vram_fraction: float = 0.95
+    _others_bytes: int | None = None
+    """Of others, when the worker's size last fitted."""
+    _least_others_bytes: int | None = None
+    _others: deque[int] = field(default_factory=lambda: deque(maxlen=2))
+    _contexts: deque[int] = field(default_factory=lambda: deque(maxlen=9))
+    _room: deque[tuple[float, int]] = field(default_factory=deque)
+    """What was left to torch, in time and rising: the first is the least of the last `CALM_S`."""
+    _limit_bytes: int | None = None
+    _crowded: str | None = None
+    _shrunk_at_s: float | None = None
+    _tight_at_s: float | None = None
+
+    def step(self, now_s: float, gpu: GpuReading, allocated_bytes: int | None, reserved_bytes: int | None) -> VramDecision:
+        """`allocated_bytes` and `reserved_bytes` are the worker's own figures. What is not known neither shrinks nor grows."""
+        total, used = gpu.total_bytes, gpu.used_bytes
+        if total is None or used is None or allocated_bytes is None or reserved_bytes is None:
+            return VramDecision(may_grow=False, limit_bytes=self._limit_bytes, crowded=self._crowded)
+        process = gpu.worker_bytes if gpu.worker_bytes is not None else reserved_bytes + CONTEXT_BYTES
+        self._contexts.append(max(0, process - reserved_bytes))
+        context = sorted(self._contexts)[len(self._contexts) // 2]
+        self._others.append(max(0, used - process))
+        others = min(self._others)
+        holds = allocated_bytes + context
+        allowance = max(0, int(self.vram_fraction * total) - others)
+        if self._others_bytes is None or others < self._others_bytes:
+            self._others_bytes = others
+        if self._least_others_bytes is None or others < self._least_others_bytes:
+            self._least_others_bytes = others
+        newcomers = others - self._others_bytes if others - self._others_bytes >= NEWCOMER_BYTES else 0
+
+        tight = holds > allowance or (newcomers > 0 and used > self.vram_fraction * total)
+        if tight or holds > CALM_FRACTION * allowance:
+            self._tight_at_s = now_s
+        shrink = tight and (self._shrunk_at_s is None or now_s - self._shrunk_at_s >= SETTLE_S)
+        if shrink:
+            self._shrunk_at_s, self._others_bytes = now_s, others
+        self._crowded = _crowded(gpu.index, others, others - self._least_others_bytes)
+        return VramDecision(
+            shrink=shrink,
+            may_grow=self._tight_at_s is None or now_s - self._tight_at_s >= CALM_S,
+            reason=_reason(gpu.index, holds, allowance, newcomers) if tight else "",
+            allowance_bytes=allowance,
+            limit_bytes=self._soft_limit(now_s, max(0, allowance - context)),
+            crowded=self._crowded,
+        )
+
+    def _soft_limit(self, now_s: float, room_bytes: int) -> int:
+        """Down at once, up after calm."""
+        while self._room and self._room[-1][1] >= room_bytes:
+            self._room.pop()
+        self._room.append((now_s, room_bytes))
+        while now_s - self._room[0][0] > CALM_S:
+            self._room.popleft()
+        least = self._room[0][1]
+        if self._limit_bytes is None or abs(least - self._limit_bytes) >= LIMIT_STEP_BYTES:
+            self._limit_bytes = least
+        return self._limit_bytes
+
+
+def _reason(index: int, holds: int, allowance: int, newcomers: int) -> str:
+    left = f"the worker holds {size(holds)} of the {size(allowance)} that others leave it on GPU {index}"
+    return f"{left}, {size(newcomers)} less than before" if newcomers else left
+
+
+def _crowded(index: int, others: int, more: int) -> str | None:
+    if more < NEWCOMER_BYTES:
+        return None
+    return f"other programs hold {size(others)} of GPU {index}, {size(more)} more than before"

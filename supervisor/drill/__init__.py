@@ -1,0 +1,1 @@
+"""`memsup drill`: rehearses a bad night with tiny runs of its own."""

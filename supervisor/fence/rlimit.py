@@ -1,0 +1,92 @@
+"""Where no cgroup can be had: limits that each process carries itself, and the tree found by walking through /proc.
+
+RLIMIT_DATA bounds each process, not their sum, so the ladder bounds the sum; `deadman.py` stands behind the ladder.
+"""
+
+from __future__ import annotations
+
+import resource
+
+from memsup.shared.clock import monotonic_s
+from memsup.supervisor.fence.base import Fence, Kind, launcher
+from memsup.supervisor.kernel import processes as descent
+
+_WALK_SHARE = 0.05
+"""Of the time that walks through /proc may take."""
+
+
+class NoFence(Fence):
+    """Nothing that the kernel enforces."""
+
+    kind = Kind.NONE
+
+    def __init__(self, run: str, limit_bytes: int) -> None:
+        super().__init__(run, limit_bytes)
+        self._at_walk: dict[int, tuple[int, int]] = {}
+        """For each process at the last walk: its proportional and its resident bytes."""
+        self._walk_at_s = 0.0
+
+    def launch_prefix(self) -> list[str]:
+        return launcher(self.name)
+
+    def renew(self) -> None:
+        self.limit_bytes = self._wanted_bytes
+
+    def used_bytes(self) -> int | None:
+        """Shared pages are divided at each walk; in between each process's growth is added, so a leak shows at once."""
+        now_s = monotonic_s()
+        if now_s >= self._walk_at_s:
+            self._walk()
+            self._walk_at_s = now_s + max(0.5, (monotonic_s() - now_s) / _WALK_SHARE)
+        total = 0
+        for pid, (proportional, resident_then) in self._at_walk.items():
+            resident = descent.resident_bytes(pid)
+            total += 0 if resident is None else max(0, proportional + resident - resident_then)
+        return total
+
+    def pids(self) -> list[int]:
+        return sorted(pid for pid, process in descent.members(self.name).items() if not process.dead)
+
+    def populated(self) -> bool:
+        return bool(self.pids())
+
+    def freeze(self) -> None:
+        descent.stop_all(self.name)
+
+    def thaw(self) -> None:
+        descent.continue_all(self.name)
+
+    def frozen(self) -> bool:
+        return all(process.state in "TtZX" for process in descent.members(self.name).values())
+
+    def kill(self) -> None:
+        descent.kill_all(self.name)
+
+    def remove(self) -> bool:
+        return not self.populated()
+
+    def _walk(self) -> None:
+        self._at_walk = {}
+        for pid in self.pids():
+            resident = descent.resident_bytes(pid)
+            if resident is not None:
+                proportional = descent.proportional_bytes(pid)
+                self._at_walk[pid] = (resident if proportional is None else proportional, resident)
+
+
+class RlimitFence(NoFence):
+    """Each process of the worker's tree is limited on its own."""
+
+    kind = Kind.RLIMIT
+
+    def launch_prefix(self) -> list[str]:
+        return launcher(self.name, data_limit_bytes=self.limit_bytes)
+
+    def renew(self) -> None:
+        self.limit_bytes = self._wanted_bytes
+        for pid in self.pids():
+            try:
+                _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
+                resource.prlimit(pid, resource.RLIMIT_DATA, (min(self.limit_bytes, hard), hard))
+            except (OSError, ValueError):
+                continue

@@ -1,0 +1,1 @@
+"""Files, cgroups and processes as Linux gives them. The lowest floor of the supervisor."""

@@ -1,0 +1,46 @@
+"""What an earlier supervisor of the run left on the disk, read once before the loop begins: the budget of restarts, the newest
+checkpoint. Nothing here raises for what is missing or damaged. Its worker, if one still lives, is found at the fence.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from memsup.checkpoint.folders import Info
+from memsup.checkpoint.store import Store
+from memsup.shared.messages import CheckpointNote
+from memsup.shared.paths import RunPaths
+from memsup.shared.record import RunRecord
+from memsup.supervisor.decide.run.restarts import Budget
+
+
+def read_budget(file: Path) -> Budget:
+    """A whole one where the file is missing or damaged: at worst a run is restarted a few times too often."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Budget)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return Budget()
+
+
+def newest_checkpoint(paths: RunPaths, record: RunRecord) -> Info | None:
+    """What lies in the folder, by its manifest alone; the worker verifies in full when it loads."""
+    folder = Path(record.settings.checkpoint.folder) if record.settings.checkpoint.folder else paths.checkpoints
+    if not folder.is_dir():
+        return None
+    return next((info for info in Store(folder).list() if info.problem is None), None)  # the newest comes first
+
+
+def note_of(newest: Info | None) -> CheckpointNote | None:
+    """As the worker would tell of it."""
+    if newest is None or newest.step is None or newest.created_unix_s is None:
+        return None
+    return CheckpointNote(
+        path=str(newest.path),
+        step=newest.step,
+        at_unix_s=newest.created_unix_s,
+        verified=False,
+        save_s=None,
+        size_bytes=newest.bytes,
+    )

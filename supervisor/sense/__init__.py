@@ -1,0 +1,1 @@
+"""What the machine says: memory, temperatures, power, GPUs. Reads; decides nothing."""

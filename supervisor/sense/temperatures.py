@@ -1,0 +1,174 @@
+"""CPU and board temperatures, from the kernel's hwmon files (kernel docs, hwmon/sysfs-interface: millidegrees).
+
+Covers finding the sensors once, reading them again and again through kept descriptors, and which limits follow for those of the
+CPU. psutil reads the same files but opens each of them every time. A sensor that is missing, absurd or never moves is unknown;
+one that takes long to read (some firmware answers slowly) is left out, since the loop that reads it has more urgent work. GPUs
+are `gpu/`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from memsup.shared.clock import monotonic_s
+from memsup.supervisor.decide.heat import HeatSource
+from memsup.supervisor.decide.readings import TemperatureReading
+from memsup.supervisor.decide.stuck_sensor import FrozenWatch
+from memsup.supervisor.decide.thresholds import HOLD_BELOW_C, PACE_BELOW_C, HeatLimits, heat_limits
+from memsup.supervisor.kernel.kernel_file import KeptFile
+
+SLOW_READ_S = 0.01
+SLOW_READS = 3
+"""A sensor that took longer than this so many times in a row is read no more."""
+CPU_CHIPS = ("coretemp", "k10temp", "k8temp", "zenpower", "fam15h_power", "cpu_thermal", "cpu", "soc_thermal", "x86_pkg_temp")
+CPU_PACE_BELOW_C = 3.0
+"""Pace this much below the critical temperature: CPUs are made to run right up to it (a Ryzen 7000 sits at 95 by design), so
+nothing is done before, and nothing at all where the sensor names no critical temperature and the user no limit."""
+_LEAST_LIMIT_C, _MOST_C = 40.0, 150.0
+
+
+@dataclass(slots=True)
+class _Sensor:
+    name: str
+    file: KeptFile
+    high_c: float | None
+    critical_c: float | None
+    watch: FrozenWatch
+    slow_reads: int = 0
+
+
+class TemperatureSensors:
+    """All sensors of this machine; it may have none. `root` is where `/sys` and `/proc` are found."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._sensors = list(_find(root))
+        self._use = _CpuUse(root)
+        self.left_out: list[str] = []
+        """Names of sensors that are too slow to be read."""
+
+    def read(self, now_s: float) -> tuple[TemperatureReading, ...]:
+        """Every sensor that is still read. Takes some 10 µs for each."""
+        if not self._sensors:
+            return ()
+        use = self._use.since_last_time()
+        return tuple(self._read(sensor, now_s, use) for sensor in list(self._sensors))
+
+    @property
+    def cpu_use(self) -> float | None:
+        """Part of all CPUs in use between the last two readings, 0 to 1."""
+        return self._use.fraction
+
+    def _read(self, sensor: _Sensor, now_s: float, use: float | None) -> TemperatureReading:
+        began_s = monotonic_s()
+        celsius = _sensible(sensor.file.number() if sensor.file.read() else None, 0.0)
+        sensor.slow_reads = sensor.slow_reads + 1 if monotonic_s() - began_s > SLOW_READ_S else 0
+        if sensor.slow_reads >= SLOW_READS:
+            self._sensors.remove(sensor)
+            sensor.file.close()
+            self.left_out.append(sensor.name)
+        if not sensor.watch.trusts(now_s, celsius, use):
+            celsius = None
+        return TemperatureReading(
+            at_s=now_s, name=sensor.name, celsius=celsius, high_c=sensor.high_c, critical_c=sensor.critical_c
+        )
+
+
+def limit_c(reading: TemperatureReading) -> float | None:
+    """What `status` shows as the sensor's limit: its critical temperature, else what it calls high."""
+    return reading.critical_c if reading.critical_c is not None else reading.high_c
+
+
+def cpu_limits(reading: TemperatureReading, chosen_c: float | None) -> HeatLimits | None:
+    """At which temperatures to act for a CPU's sensor; None: at none, and so for every other sensor of the board.
+
+    `high` is not used: k10temp called 70 high for years, and laptops name there what they run at all day.
+    """
+    if not reading.name.split(" ", 1)[0].startswith(CPU_CHIPS):
+        return None
+    if chosen_c is not None:
+        return heat_limits((reading.critical_c or chosen_c) + HOLD_BELOW_C, chosen_c)  # never past the critical one
+    if reading.critical_c is None:
+        return None
+    return heat_limits(reading.critical_c - CPU_PACE_BELOW_C + PACE_BELOW_C)
+
+
+def cpu_sources(
+    readings: Iterable[TemperatureReading], cpu_use: float | None, chosen_c: float | None = None
+) -> list[HeatSource]:
+    """What the heat control is to keep cool besides GPUs. `chosen_c` is the user's `limits.cpu_temperature_c`."""
+    sources = []
+    for reading in readings:
+        limits = cpu_limits(reading, chosen_c)
+        if limits is not None:
+            sources.append(HeatSource(name=reading.name, temperature_c=reading.celsius, limits=limits, heat=cpu_use))
+    return sources
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The files
+
+
+class _CpuUse:
+    """From the first line of /proc/stat (proc_stat(5)): ticks of all CPUs since boot."""
+
+    def __init__(self, root: Path) -> None:
+        self._file = KeptFile(root / "proc/stat", size_bytes=256)
+        self._busy = self._all = 0
+        self.fraction: float | None = None
+
+    def since_last_time(self) -> float | None:
+        if not self._file.read():
+            self.fraction = None
+            return None
+        words = self._file.text().split("\n", 1)[0].split()
+        ticks = [int(word) for word in words[1:9] if word.isdigit()]
+        if words[:1] != ["cpu"] or len(ticks) < 5:
+            self.fraction = None
+            return None
+        everything, busy = sum(ticks), sum(ticks) - ticks[3] - ticks[4]  # without idle and iowait
+        passed = everything - self._all
+        self.fraction = min(1.0, max(0.0, (busy - self._busy) / passed)) if self._all and passed > 0 else None
+        self._busy, self._all = busy, everything
+        return self.fraction
+
+
+def _find(root: Path) -> Iterable[_Sensor]:
+    for chip_folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
+        chip = _text(chip_folder / "name") or chip_folder.name
+        for file in sorted(chip_folder.glob("temp*_input")):
+            stem = file.name.removesuffix("_input")
+            label = _text(chip_folder / f"{stem}_label") or stem
+            yield _Sensor(
+                name=f"{chip} {label}",
+                file=KeptFile(file, size_bytes=64),
+                high_c=_sensible(_number(chip_folder / f"{stem}_max"), _LEAST_LIMIT_C),
+                critical_c=_sensible(_number(chip_folder / f"{stem}_crit"), _LEAST_LIMIT_C),
+                watch=FrozenWatch(),
+            )
+
+
+def _sensible(millidegrees: int | None, least_c: float) -> float | None:
+    """In °C; None for what no chip survives or no limit can be: 0, -128 and 65261.85 mean that a sensor is not connected."""
+    celsius = None if millidegrees is None else millidegrees / 1000
+    return celsius if celsius is not None and least_c < celsius < _MOST_C else None
+
+
+def _number(file: Path) -> int | None:
+    text = _text(file)
+    return int(text) if text and text.isdigit() else None
+
+
+def _text(file: Path) -> str | None:
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, 256).decode(errors="replace").strip() or None
+    except OSError:
+        return None
+    finally:
+        os.close(fd)

@@ -1,0 +1,153 @@
+"""The supervisor's end of the herald: hands jobs over, takes answers, and never waits for either.
+
+The herald is started once, before the worker, since starting a process is slow just when memory is short. When it dies or hangs
+it is replaced, at most every `AGAIN_AFTER_S`. What is to be told is decided in `notify.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from memsup.supervisor.kernel.processes import started_here
+from memsup.supervisor.tell.policy import Notice
+
+AGAIN_AFTER_S = 300.0
+MOST_WAITING_BYTES = 128 * 1024
+"""Jobs that the herald has not read; more are dropped."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What came of a notice (`ping` False) or a ping."""
+
+    ping: bool
+    ok: bool
+    text: str
+
+
+class Messenger:
+    """`urls` and `ping_url` as in the settings. Without either nothing is ever started."""
+
+    def __init__(self, urls: Sequence[str], ping_url: str | None) -> None:
+        self._urls, self._ping_url = list(urls), ping_url
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_s = float("-inf")
+        self._waiting = b""
+        self._read = b""
+        self._asked: dict[int, bool] = {}
+        """Jobs without an answer, and whether they are pings."""
+        self._next = 1
+        self.dropped = 0
+
+    @property
+    def fd(self) -> int | None:
+        """Readable when there are answers; None while there is no herald."""
+        return self._process.stdout.fileno() if self._process and self._process.stdout else None
+
+    def start(self, now_s: float) -> None:
+        """Does nothing where nobody is to be told, or where the herald lives. May take milliseconds: not for a tight moment."""
+        if not (self._urls or self._ping_url) or now_s - self._started_s < AGAIN_AFTER_S:
+            return
+        if self._process is not None:
+            if self._process.poll() is None:
+                return
+            self._forget()
+        self._started_s = now_s
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "memsup.supervisor.tell.sender"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+        started_here(self._process.pid)
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                os.set_blocking(stream.fileno(), False)
+
+    def send(self, notice: Notice, *, retry: bool = True) -> None:
+        if self._urls:
+            job = {"urls": self._urls, "title": notice.title, "text": notice.text, "retry": retry}
+            self._hand_over(job, ping=False)
+
+    def ping(self) -> None:
+        """Dropped while an earlier one is on its way."""
+        if self._ping_url and True not in self._asked.values():
+            self._hand_over({"ping": self._ping_url}, ping=True)
+
+    @property
+    def on_its_way(self) -> bool:
+        """A message, not a ping, was handed over and nothing has come back yet."""
+        return False in self._asked.values()
+
+    def answers(self) -> list[Sent]:
+        """What came back since the last call. To be called when `fd` is readable, and about once a second."""
+        self._push()
+        fd = self.fd
+        if fd is None:
+            return []
+        try:
+            while more := os.read(fd, 64 * 1024):
+                self._read += more
+        except BlockingIOError:
+            pass
+        except OSError:
+            return []
+        *lines, self._read = self._read.split(b"\n")
+        return [sent for line in lines if (sent := self._answered(line)) is not None]
+
+    def close(self) -> None:
+        """The herald ends when it has delivered what it has; it is not waited for."""
+        if self._process is not None:
+            self._push()
+            self._forget()
+
+    def _answered(self, line: bytes) -> Sent | None:
+        try:
+            answer = json.loads(line)
+            ping = self._asked.pop(int(answer["id"]))
+            return Sent(ping, answer["ok"] is True, str(answer["text"])[:500])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def _hand_over(self, job: dict[str, Any], *, ping: bool) -> None:
+        line = json.dumps(job | {"id": self._next}).encode() + b"\n"
+        if self._process is None or len(self._waiting) + len(line) > MOST_WAITING_BYTES:
+            self.dropped += 1
+            return
+        self._asked[self._next] = ping
+        self._next += 1
+        self._waiting += line
+        self._push()
+
+    def _push(self) -> None:
+        """As much as the pipe takes."""
+        if self._process is None or self._process.stdin is None:
+            return
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[os.write(self._process.stdin.fileno(), self._waiting) :]
+        except BlockingIOError:
+            pass
+        except OSError:  # it died: `start` replaces it
+            self._waiting = b""
+
+    def _forget(self) -> None:
+        process, self._process = self._process, None
+        self._waiting = self._read = b""
+        self._asked.clear()
+        if process is not None:
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    try:
+                        stream.close()
+                    except OSError:
+                        pass
+            process.poll()

@@ -1,0 +1,216 @@
+"""`python -m memsup.supervisor.tell.sender`: carries messages out, so that the guard never waits for a network.
+
+A small child of the supervisor. It reads one job a line from stdin (JSON: what, and to whom), forks for each, and the fork
+tries until it was delivered, or `GIVE_UP_S` is over. What came of it goes to stdout, one JSON line a job, without an address in
+it. When the supervisor ends, stdin ends: what is on its way is still given `FAREWELL_S`.
+
+Addresses hold secrets (a bot's token, a mail password). They come over the pipe, or, as `file:/PATH` and `env:NAME`, are only
+looked up here; they are in no argument, no log and no answer. `apprise` is imported by the fork alone, and only where there is
+something for it; nothing heavy stays.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import signal
+import stat
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+RETRY_AFTER_S = (5.0, 30.0, 120.0, 300.0, 300.0)
+GIVE_UP_S = 900.0
+PING_WITHIN_S = 20.0
+FAREWELL_S = 120.0
+MOST_AT_ONCE = 8
+MOST_LINE_BYTES = 256 * 1024
+
+
+class AddressError(Exception):
+    """An address cannot be used; the text says why without it."""
+
+
+def addresses(specs: list[str], environment: Mapping[str, str]) -> list[str]:
+    """What `specs` stand for. Raises `AddressError`."""
+    found: list[str] = []
+    for spec in specs:
+        if spec.startswith("env:"):
+            value = environment.get(spec[4:], "")
+            if not value:
+                raise AddressError(f"The environment variable {spec[4:]} is not set.")
+            found += value.split()
+        elif spec.startswith("file:"):
+            found += _file(spec[5:])
+        else:
+            found.append(spec)
+    return found
+
+
+def _file(path: str) -> list[str]:
+    """One address a line; `#` begins a comment."""
+    try:
+        fd = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_CLOEXEC)
+        with os.fdopen(fd, encoding="utf-8") as file:
+            if os.fstat(fd).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+                raise AddressError(f"{path} can be read by others. Close it with: chmod 600 '{path}'")
+            lines = [line.strip() for line in file.read(64 * 1024).splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise AddressError(f"{path} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}).") from None
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def named(address: str) -> str:
+    """The kind of address: all that may be said about it."""
+    scheme = address.partition(":")[0]
+    return scheme if scheme.isascii() and scheme.isalnum() and len(scheme) <= 20 else "address"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# One job, in its own process
+
+
+def deliver(job: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[bool, str]:
+    """Until done or given up. Whether it was, and a sentence."""
+    try:
+        if "ping" in job:
+            return ping(addresses([str(job["ping"])], environment)[0])
+        waiting = addresses([str(spec) for spec in job["urls"]], environment)
+        tries = RETRY_AFTER_S if job.get("retry", True) else ()
+        return _notify(waiting, str(job["title"]), str(job["text"]), tries)
+    except AddressError as error:
+        return False, str(error)
+    except (KeyError, IndexError, TypeError):
+        return False, "The job made no sense."
+
+
+def _notify(waiting: list[str], title: str, text: str, tries: tuple[float, ...]) -> tuple[bool, str]:
+    try:
+        import apprise
+    except ImportError:
+        return False, "Messages need apprise, which is not installed: pip install 'memsup[notify]'"
+    begun_s, reached, senders = time.monotonic(), [], []
+    for address in waiting:
+        sender = apprise.Apprise()
+        if not sender.add(address):
+            return False, f"One of notify.urls ({named(address)}) is not an address that apprise knows."
+        senders.append((named(address), sender))
+    if not senders:
+        return False, "notify.urls is empty."
+    for wait_s in (*tries, None):
+        for name, sender in list(senders):
+            if _sent(sender, title, text):
+                senders.remove((name, sender))
+                reached.append(name)
+        if not senders or wait_s is None or time.monotonic() - begun_s + wait_s > GIVE_UP_S:
+            break
+        time.sleep(wait_s)
+    to = ", ".join(reached)
+    if senders:
+        return False, f"Not delivered to: {', '.join(name for name, _ in senders)}" + (f"; delivered to: {to}." if to else ".")
+    return True, f"Delivered to: {to}."
+
+
+def _sent(sender: Any, title: str, text: str) -> bool:
+    try:
+        return bool(sender.notify(title=title, body=text))
+    except Exception:  # a plugin's fault, and its text may hold the address
+        return False
+
+
+def ping(address: str) -> tuple[bool, str]:
+    """One GET; anything below 400 is an answer. It is tried again with the next one."""
+    import http.client
+    import urllib.error
+    import urllib.parse
+    import urllib.request
+
+    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
+        return False, "notify.ping_url is not an http address."
+    try:
+        with urllib.request.urlopen(address, timeout=PING_WITHIN_S) as answer:  # noqa: S310 - checked above
+            answer.read(1)
+    except urllib.error.HTTPError as error:
+        return False, f"The ping was answered with {error.code}."
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        return False, f"The ping was not answered ({type(error).__name__})."
+    return True, "Pinged."
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The child
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the foreground is the supervisor's to answer
+    _be_a_good_victim()
+    working: set[int] = set()
+    rest = b""
+    os.set_blocking(0, False)
+    while True:
+        readable = select.select([0], [], [], 1.0 if working else None)[0]
+        working -= _ended(working)
+        if not readable:
+            continue
+        more = os.read(0, 64 * 1024)
+        if not more:
+            break
+        *lines, rest = (rest + more).split(b"\n")
+        for line in lines:
+            _begin(line, working)
+        if len(rest) > MOST_LINE_BYTES:
+            rest = b""
+    deadline_s = time.monotonic() + FAREWELL_S
+    while working and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+        working -= _ended(working)
+    for pid in working:
+        os.kill(pid, signal.SIGKILL)
+    return 0
+
+
+def _begin(line: bytes, working: set[int]) -> None:
+    try:
+        job = json.loads(line)
+        number = int(job["id"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return
+    if len(working) >= MOST_AT_ONCE:
+        _answer(number, False, "Too many messages are on their way already.")
+        return
+    pid = os.fork()
+    if pid:
+        working.add(pid)
+        return
+    try:
+        logging.disable(logging.CRITICAL)  # apprise logs the addresses
+        _answer(number, *deliver(job, os.environ))
+    finally:
+        os._exit(0)
+
+
+def _answer(number: int, ok: bool, text: str) -> None:
+    try:
+        os.write(1, json.dumps({"id": number, "ok": ok, "text": text}).encode() + b"\n")
+    except OSError:  # nobody listens any more
+        pass
+
+
+def _ended(working: set[int]) -> set[int]:
+    return {pid for pid in working if os.waitpid(pid, os.WNOHANG)[0] == pid}
+
+
+def _be_a_good_victim() -> None:
+    try:
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(fd, b"800")
+        os.close(fd)
+    except OSError:
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main())

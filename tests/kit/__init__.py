@@ -1,0 +1,9 @@
+"""What tests and benchmarks share: real processes, supervisors, kills, limits, disks and devices to try memsup on."""
+
+from pathlib import Path
+
+KIT = Path(__file__).parent
+TESTS = KIT.parent
+ROOT = TESTS.parent
+FAULTS = KIT / "faults"
+"""In `PYTHONPATH`, its `sitecustomize` spoils a child's day; which fault, the environment says."""

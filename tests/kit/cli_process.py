@@ -1,0 +1,139 @@
+"""The command line as people use it: real processes in folders of their own, and a control socket that answers as told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from memsup.shared import messages as m
+from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
+from memsup.shared.paths import RunPaths, prepare, run_paths
+from memsup.shared.record import RunRecord, write_record
+from memsup.shared.settings import Settings
+from memsup.shared.status import Status, Wanted, encode_status
+from memsup.supervisor.client.contact import is_held
+
+RUN_ID = f"test{uuid.uuid4().hex[:8]}"
+"""Of the runs of this test process: fences are named after it, and tests of others may run beside us."""
+MEMSUP = [sys.executable, "-c", "import sys; from memsup.supervisor.cli import main; sys.exit(main())"]
+
+
+class Done(subprocess.CompletedProcess[str]):
+    """With `document`: stdout as JSON."""
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.stdout)
+
+
+def memsup(*arguments: str, cwd: Path | None = None, within_s: float = 120, **environment: str) -> Done:
+    """Runs `memsup ARGUMENTS` to its end, away from any terminal."""
+    done = subprocess.run(
+        [*MEMSUP, *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=within_s,
+        check=False,
+    )
+    return Done(done.args, done.returncode, done.stdout, done.stderr)
+
+
+def eventually(true: Callable[[], Any], within_s: float = 60) -> Any:
+    """What `true` returns as soon as it is true; fails after `within_s`."""
+    deadline_s = time.monotonic() + within_s
+    while not (found := true()):
+        assert time.monotonic() < deadline_s, f"not within {within_s} s"
+        time.sleep(0.02)
+    return found
+
+
+def end_supervisors() -> None:
+    """Ends what a test started, by the pids in the locks of its own folders."""
+    runtime = Path(os.environ["MEMSUP_RUNTIME_DIR"])
+    for folder in runtime.iterdir() if runtime.exists() else ():
+        paths = run_paths(folder.name)
+        if is_held(paths):
+            memsup("stop", "--now", "--run", folder.name)
+        if is_held(paths):
+            os.kill(int(paths.lock.read_text()), signal.SIGKILL)
+            eventually(lambda paths=paths: not is_held(paths))
+
+
+def a_run(name: str = "default", **fields: Any) -> RunPaths:
+    """A run's folders with a `run.json`, as `start` leaves them."""
+    paths = run_paths(name)
+    prepare(paths)
+    record: dict[str, Any] = {
+        "run": name,
+        "run_id": RUN_ID,
+        "created_unix_s": time.time(),
+        "wanted": Wanted.RUNNING,
+        "tier": "full",
+        "tier_reason": "there is plenty",
+        "settings": Settings(),
+    }
+    write_record(paths.record, RunRecord(**(record | fields)))
+    return paths
+
+
+@contextmanager
+def control_server(
+    paths: RunPaths, answer: Callable[[m.RequestKind], Status | m.Reply | None]
+) -> Iterator[list[m.RequestKind]]:
+    """A real control socket. `answer` gives a status or a reply to each request, or None: silence. Yields what was asked."""
+    folder = SocketFolder(paths)
+    context = zmq.Context()
+    socket = context.socket(zmq.ROUTER)
+    socket.linger = 500
+    socket.bind(folder.endpoint(CONTROL_SOCKET))
+    over = threading.Event()
+    asked: list[m.RequestKind] = []
+
+    def serve() -> None:
+        while not over.is_set():
+            if not socket.poll(20):
+                continue
+            identity, *frames = socket.recv_multipart()
+            request = m.decode_request(frames)
+            asked.append(request.what)
+            found = answer(request.what)
+            if isinstance(found, Status):
+                found = m.Reply(request_id=request.request_id, ok=True, text="", status_json=encode_status(found))
+            if found is not None:
+                found = m.Reply(
+                    request_id=request.request_id,
+                    ok=found.ok,
+                    text=found.text,
+                    status_json=found.status_json,
+                    checkpoint_path=found.checkpoint_path,
+                    freed_ram_bytes=found.freed_ram_bytes,
+                    freed_vram_bytes=found.freed_vram_bytes,
+                )
+                socket.send_multipart([identity, *m.encode(found)])
+        socket.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield asked
+    finally:
+        over.set()
+        thread.join()
+        context.term()
+        folder.close()
+        (paths.runtime / CONTROL_SOCKET).unlink(missing_ok=True)

@@ -1,0 +1,70 @@
+"""Makes a corpus in a process of its own, which may be killed at a boundary or short of memory. Run by `test_data.py`.
+
+python corpus_child.py CACHE DATA [--kill-at N] [--spare-bytes N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from memsup.worker.tasks.corpus import Source, open_corpus
+
+
+class Codepoints:
+    """An encoder that needs no model: each character is a token."""
+
+    vocabulary_size = 1 << 21
+
+    def encode(self, texts: list[str]) -> Sequence[Sequence[int]]:
+        return [np.frombuffer(text.encode("utf-32-le"), np.uint32) for text in texts]  # type: ignore[misc]
+
+
+def codepoints(texts: Iterator[list[str]], folder: Path) -> Codepoints:
+    return Codepoints()
+
+
+def source(train: Path, evaluation: Path | None = None, *, seed: int = 1) -> Source:
+    return Source(
+        train=str(train),
+        evaluation=None if evaluation is None else str(evaluation),
+        text=None,
+        label=None,
+        eval_share=0.25,
+        seed=seed,
+        encoder="codepoints",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--kill-at", type=int)
+    parser.add_argument("--spare-bytes", type=int)
+    arguments = parser.parse_args()
+    left = arguments.kill_at or 0
+
+    def boundary() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if arguments.spare_bytes:
+        import datasets  # noqa: F401 - libraries come before the limit, as in the worker
+
+        held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_DATA, (held + arguments.spare_bytes, resource.RLIM_INFINITY))
+    corpus = open_corpus(arguments.cache, source(arguments.data), codepoints, boundary)
+    print(len(corpus.train) + len(corpus.evaluation), corpus.fingerprint)
+
+
+if __name__ == "__main__":
+    main()

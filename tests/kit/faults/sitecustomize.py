@@ -1,0 +1,114 @@
+"""Imported by every Python below a test that puts this folder on PYTHONPATH: makes real processes fail as the environment says.
+
+FAULT_ROW=N       whatever step has row N of the training rows fails in the middle of it, each time
+FAULT_FOLDER=DIR  a file in DIR is an order to the worker for its next step, and is gone when that is carried out:
+                      hang     get stuck, while the link to the supervisor goes on answering
+                      crash    raise an IndexError
+                      nan      have a loss that is not a number
+                      mute     its link to the supervisor stops, and training goes on
+                      gorge    take memory without end, in one native call that never gives up the GIL
+                      save     the next checkpoint takes memory without end
+                  DIR/balloon says what a process beside the training is to hold (`drill_balloon.py`)
+FAULT_CLOCK=FILE  all processes of memsup have the clock of `night_clock.py`
+"""
+
+import ctypes
+import mmap
+import os
+import sys
+import threading
+from pathlib import Path
+
+if clock_file := os.environ.get("FAULT_CLOCK"):
+    import night_clock
+
+    night_clock.install(clock_file)
+
+
+def fail_at_row(row: int) -> None:
+    before_each_cut(lambda rows: crash() if row in rows else None)
+
+
+def obey(folder: Path) -> None:
+    import subprocess
+
+    from memsup.supervisor.drill import balloon as drill_balloon
+
+    balloon = [sys.executable, "-I", "-S", drill_balloon.__file__, str(folder / "balloon")]
+    subprocess.Popen(balloon, stdin=subprocess.DEVNULL)
+    faults = {
+        "hang": threading.Event().wait,
+        "crash": crash,
+        "nan": poison_next_loss,
+        "mute": stop_the_link,
+        "gorge": gorge,
+        "save": gorge_in_the_next_save,
+    }
+
+    def look(_rows: object) -> None:
+        for name, fail in faults.items():
+            try:
+                (folder / name).unlink()
+            except FileNotFoundError:
+                continue
+            fail()
+
+    before_each_cut(look)
+
+
+def before_each_cut(look) -> None:
+    from memsup.worker.plan import batches
+
+    right = batches.cut
+
+    def cut(rows, lengths, micro_tokens):
+        look(rows)
+        return right(rows, lengths, micro_tokens)
+
+    batches.cut = cut
+
+
+def crash() -> None:
+    raise IndexError("index out of range in self")
+
+
+def poison_next_loss() -> None:
+    from torch.nn import functional
+
+    right = functional.cross_entropy
+
+    def wrong(*arguments, **named):
+        functional.cross_entropy = right
+        return right(*arguments, **named) * float("nan")
+
+    functional.cross_entropy = wrong
+
+
+def stop_the_link() -> None:
+    from memsup.worker import link
+
+    link.encode = lambda _message: threading.Event().wait()
+
+
+def gorge() -> None:
+    """Of shared pages, which the soft limit (RLIMIT_DATA) does not see, as it does not see a library's own."""
+    python = ctypes.PyDLL(None)  # unlike CDLL it keeps the GIL during the call
+    python.mmap.restype = ctypes.c_void_p
+    python.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    python.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    everything = 4 << 30
+    shared = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+    python.memset(python.mmap(None, everything, mmap.PROT_READ | mmap.PROT_WRITE, shared, -1, 0), 1, everything)
+
+
+def gorge_in_the_next_save() -> None:
+    from memsup.worker import saving as checkpoints
+
+    checkpoints.write_state = lambda *_arguments, **_named: gorge()
+
+
+if "memsup.worker" in sys.orig_argv:
+    if fault_row := os.environ.get("FAULT_ROW"):
+        fail_at_row(int(fault_row))
+    if fault_folder := os.environ.get("FAULT_FOLDER"):
+        obey(Path(fault_folder))

@@ -1,0 +1,147 @@
+"""Runs of the tiny job through the real command line, killed at random instants, and what is left of them at the end.
+
+Used by `test_nothing_learned_is_lost.py` (a few kills) and `benchmarks/kills.py` (hundreds). A victim is the worker, the
+supervisor or both; the instant is random, so it falls into loading, training, saving or evaluating, which are all frequent
+here. Whatever died is started again as a person would: the supervisor restarts the worker, `memsup start` the supervisor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from kit.cli_process import end_supervisors, eventually, memsup
+from kit.lone_supervisor import tiny_settings
+from memsup.checkpoint.reading import verify
+from memsup.checkpoint.store import Store
+from memsup.checkpoint.tensors import open_tensors
+from memsup.shared.paths import RunPaths, run_paths
+
+JOB = """
+[task]
+model = "tiny-bert"
+train = "reviews.csv"
+[training]
+epochs = {epochs}
+effective_batch = 8
+max_length = 48
+micro_tokens = 96
+learning_rate = 1e-3
+threads = 2
+lanes = 2
+[checkpoint]
+every = "{every}"
+"""
+
+
+@dataclass(frozen=True)
+class End:
+    """What must be equal: every byte of weights and optimizer state, the audit's digest, the steps."""
+
+    tensors: str
+    digest: str
+    step: int
+
+
+@dataclass
+class Tally:
+    """Kills so far, by victim and by the phase that the worker was in."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    phases: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        return sum(self.kills.values())
+
+
+def make_job(folder: Path, *, epochs: int, every: str = "300ms") -> None:
+    tiny_settings(folder, rows=240)
+    (folder / "memsup.toml").write_text(JOB.format(epochs=epochs, every=every), encoding="utf-8")
+
+
+def undisturbed(folder: Path, name: str) -> End:
+    for done in (memsup("start", "--run", name, cwd=folder), memsup("wait", "--run", name, within_s=900)):
+        assert done.returncode == 0, done.stdout + done.stderr
+    return end_of(run_paths(name))
+
+
+def disturbed(folder: Path, name: str, draw: random.Random, tally: Tally, *, kills: int, longest_life_s: float) -> End:
+    """A run that is killed `kills` times, or as often as fits into it, and then left to finish."""
+    memsup("start", "--run", name, cwd=folder)
+    for _ in range(kills):
+        if draw.random() < 0.75:  # loading takes most of a life here, but it is in training that something can be lost
+            eventually(lambda: _phase(name) in ("training", "saving", "evaluating", None), 120)
+            time.sleep(draw.uniform(0, 2))
+        else:
+            time.sleep(draw.uniform(0.05, longest_life_s))
+        seen = memsup("status", "--json", "--run", name).document
+        if seen["state"] == "finished":
+            break
+        victim = draw.choice(["worker", "supervisor", "both"])
+        pids = {"worker": [seen["worker_pid"]], "supervisor": [seen["pid"]], "both": [seen["worker_pid"], seen["pid"]]}[victim]
+        if None in pids or not all(_kill(pid) for pid in pids if pid):
+            continue
+        tally.kills[victim] += 1
+        tally.phases[str(seen["progress"]["phase"])] += 1
+        if victim != "worker":
+            eventually(lambda pid=seen["pid"]: not psutil.pid_exists(pid), 30)
+            memsup("start", "--run", name, cwd=folder)
+    finished = memsup("wait", "--run", name, within_s=900)
+    while finished.returncode != 0 and "start" in finished.stderr + finished.stdout:
+        memsup("start", "--run", name, cwd=folder)  # it was killed so often that it had been given up
+        finished = memsup("wait", "--run", name, within_s=900)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return end_of(run_paths(name))
+
+
+def _phase(name: str) -> str | None:
+    """What the worker does; None when the run is over."""
+    seen = memsup("status", "--json", "--run", name).document
+    return None if seen["state"] in ("finished", "failed", "stopped") else str(seen["progress"]["phase"])
+
+
+def _kill(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def end_of(paths: RunPaths) -> End:
+    """Of the newest checkpoint, which the finished run was exported from."""
+    info, aside = Store(paths.checkpoints).newest_valid()
+    assert info is not None
+    assert not aside, f"a kill left a damaged checkpoint: {aside}"
+    state = json.loads((info.path / "state.json").read_text())
+    return End(tensors=hash_of_tensors(info.path), digest=state["digest"], step=state["step"])
+
+
+def hash_of_tensors(checkpoint: Path) -> str:
+    verify(checkpoint)
+    whole = hashlib.sha256()
+    for stem in ("model", "optimizer"):
+        for tensor in sorted(_tensors(checkpoint, stem)):
+            whole.update(tensor)
+    return whole.hexdigest()
+
+
+def _tensors(checkpoint: Path, stem: str) -> Iterator[bytes]:
+    for tensor in open_tensors(checkpoint, stem):
+        yield f"{stem} {tensor.name} {tensor.dtype} {tensor.shape} ".encode() + b"".join(
+            bytes(chunk) for chunk in tensor.chunks()
+        )
+
+
+__all__ = ["End", "Tally", "disturbed", "end_supervisors", "make_job", "undisturbed"]

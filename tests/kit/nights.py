@@ -1,0 +1,211 @@
+"""A night as data: what a supervisor would have recorded, second by second, through the real `Recorder` and `ledger.line`.
+
+`Night` is driven like a tape: `run(seconds, ...)` lets time pass, `say(...)` writes to the ledger, `boot()` is a new boot.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+
+from memsup.shared.paths import RunPaths, prepare
+from memsup.shared.status import (
+    BatchStatus,
+    GpuStatus,
+    MemoryStatus,
+    ProgressStatus,
+    RunState,
+    Status,
+    TemperatureStatus,
+    Wanted,
+)
+from memsup.supervisor.decide.run.actions import Record
+from memsup.supervisor.record import ledger
+from memsup.supervisor.record.history import Recorder, sample_of
+
+GIB = 2**30
+TOTAL_STEPS = 6_000
+
+
+@dataclass
+class Night:
+    paths: RunPaths
+    at: float = 1_780_000_000.0
+    mono: float = 500.0
+    boot_id: str = "boot-a"
+    state: RunState = RunState.STARTING
+    phase: str | None = "loading"
+    step: int = 0
+    step_s: float = 2.0
+    micro_tokens: int = 2048
+    worker_bytes: int = 3 * GIB
+    gpu_c: float = 61.0
+    duty_fraction: float = 1.0
+    gpu: bool = True
+    chance: random.Random = field(default_factory=lambda: random.Random(7))
+
+    def __post_init__(self) -> None:
+        prepare(self.paths)
+        self._recorder = Recorder(self.at)
+        self._worked_s = 0.0
+
+    def run(self, seconds: float, state: RunState | None = None, phase: str | None = None, **changes: float) -> None:
+        self.state, self.phase = state or self.state, phase or self.phase
+        for name, value in changes.items():
+            setattr(self, name, value)
+        for _ in range(int(seconds)):
+            self.note()
+            self.at += 1
+            self.mono += 1
+            if self.state is RunState.RUNNING and self.phase == "training":
+                self._worked_s += self.duty_fraction
+                while self._worked_s >= self.step_s:
+                    self._worked_s -= self.step_s
+                    self.step += 1
+        self.note()
+
+    def note(self) -> None:
+        line = self._recorder.note(
+            sample_of(
+                self.status(),
+                at=self.at,
+                mono=self.mono,
+                boot=self.boot_id,
+                duty_fraction=self.duty_fraction,
+                reserve_bytes=2 * GIB,
+            )
+        )
+        self._append("history.jsonl", line)
+
+    def rest(self) -> None:
+        self._append("history.jsonl", self._recorder.rest())
+
+    def say(
+        self, event: str, reason: str, action: str | None = None, result: str | None = None, rung: str | None = None
+    ) -> None:
+        record = Record(event=event, reason=reason, rung=rung, action=action, result=result)
+        self._append(
+            "ledger.jsonl",
+            ledger.line(
+                record,
+                at=self.at,
+                mono=self.mono,
+                boot=self.boot_id,
+                state=str(self.state),
+                step=self.step,
+                memory=None,
+                disk=None,
+            ),
+        )
+
+    def pass_unrecorded(self, seconds: float, *, slept: bool = False) -> None:
+        """Nobody records; or, `slept`, the machine sleeps and its own clock stands still."""
+        self.at += seconds
+        if not slept:
+            self.mono += seconds
+
+    def new_supervisor(self) -> None:
+        self._recorder = Recorder(1_780_000_000.0)
+
+    def new_boot(self, name: str) -> None:
+        self.boot_id, self.mono = name, 25.0
+        self.new_supervisor()
+
+    def status(self) -> Status:
+        wobble = self.chance.uniform(-1, 1)
+        trains = self.state is RunState.RUNNING and self.phase == "training"
+        return Status(
+            run=self.paths.name,
+            run_id="0123456789ab",
+            state=self.state,
+            wanted=Wanted.RUNNING,
+            tier="safe",
+            progress=ProgressStatus(
+                phase=self.phase,
+                step=self.step,
+                total_steps=TOTAL_STEPS,
+                samples=self.step * 16,
+                loss=0.18 + 0.55 * math.exp(-self.step / 900) + 0.03 * wobble if self.step else None,
+                samples_per_s=(16 / self.step_s * self.duty_fraction + wobble * 0.4) if trains else None,
+            ),
+            batch=BatchStatus(effective=16, micro_tokens=self.micro_tokens, micro_rows=8),
+            memory=MemoryStatus(
+                ram_total_bytes=16 * GIB,
+                ram_available_bytes=int(13 * GIB - self.worker_bytes + wobble * GIB / 8),
+                worker_bytes=int(self.worker_bytes * (1 + 0.03 * wobble)),
+                limit_bytes=12 * GIB,
+                fence="scope",
+                fence_bytes=13 * GIB,
+            ),
+            gpus=[
+                GpuStatus(
+                    index=0,
+                    name="GTX 1080",
+                    used_bytes=6 * GIB,
+                    total_bytes=8 * GIB,
+                    temperature_c=round(self.gpu_c + wobble),
+                    slowdown_c=96.0,
+                    power_w=170.0,
+                )
+            ]
+            if self.gpu
+            else [],
+            temperatures=[TemperatureStatus(name="k10temp", celsius=66 + wobble, limit_c=95.0)],
+        )
+
+    def _append(self, name: str, line: bytes | None) -> None:
+        if line is not None:
+            with open(self.paths.state / name, "ab") as file:
+                file.write(line)
+
+
+def eventful(paths: RunPaths) -> Night:
+    """Seven hours with everything in them: squeeze, heat, a kill, a person's pause, a power cut, and a good end."""
+    night = Night(paths)
+    night.run(40)
+    night.run(3600, RunState.RUNNING, "training")
+    night.say("rung", "the worker uses 10.90 GiB of its 12.00 GiB (91%)", rung="shrink", action="ladder up")
+    night.run(30, worker_bytes=int(10.9 * GIB))
+    night.say(
+        "order", "the worker uses 10.90 GiB of its 12.00 GiB (91%)", action="halve the micro-batch", result="done: 1,024 tokens"
+    )
+    night.run(3000, micro_tokens=1024, worker_bytes=int(2.4 * GIB))
+    night.run(12, phase="saving")
+    night.run(1500, phase="training", gpu_c=84)
+    night.say("order", "GPU 0 is at 90 °C", action="compute 70% of the time", result="done: pacing")
+    night.run(2400, duty_fraction=0.7, gpu_c=87)
+    night.say("order", "GPU 0 is cooler", action="compute 100% of the time", result="done: full speed")
+    night.run(900, duty_fraction=1.0, gpu_c=80)
+    night.say("freeze", "the worker uses 11.70 GiB of its 12.00 GiB (97%)", rung="freeze", action="freeze")
+    night.run(2, RunState.RECOVERING, worker_bytes=int(11.7 * GIB))
+    night.say("kill", "the worker uses 11.90 GiB of its 12.00 GiB (99%)", rung="kill", action="kill the whole tree")
+    night.run(1)
+    night.say("death", "Memory stayed short although it was frozen, and it was killed.", action="restart in 1 s (memory)")
+    night.say(
+        "smaller", "Memory stayed short although it was frozen, and it was killed.", action="micro-batch 1,024 → 512 tokens"
+    )
+    reached = night.step
+    night.run(21, phase="loading", worker_bytes=GIB)
+    night.step = reached - 120
+    night.say("recovered", f"training again at step {night.step:,}")
+    night.run(1800, RunState.RUNNING, "training", micro_tokens=512, worker_bytes=2 * GIB)
+    night.say("wanted", "the user asked", action="paused (release)")
+    night.run(2700, RunState.PAUSED, "holding", worker_bytes=0)
+    night.say("wanted", "the user asked", action="running")
+    night.run(15, RunState.STARTING, "loading")
+    night.run(1500, RunState.RUNNING, "training", worker_bytes=2 * GIB, gpu_c=79)
+    reached = night.step
+    night.pass_unrecorded(780)
+    night.new_boot("boot-b")
+    night.say("postmortem", "The machine went down 13 min ago without shutting down: most likely the power was cut.")
+    night.run(30, RunState.STARTING, "loading", worker_bytes=GIB, gpu_c=45)
+    night.step = reached - 300
+    night.run(4000, RunState.RUNNING, "training", worker_bytes=2 * GIB, gpu_c=74)
+    night.run(60, phase="evaluating")
+    night.run(8, phase="finishing")
+    night.state = RunState.FINISHED
+    night.note()
+    night.rest()
+    night.say("end", "finished")
+    return night

@@ -1,0 +1,126 @@
+"""A run that is told to leave and cannot save: it holds, says why, and leaves by itself when there is room. Nothing is lost.
+
+The histories are in `test_lifecycle.py`; here a real run lies on a real disk that is full.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit.cli_process import end_supervisors, eventually, memsup
+from kit.killed_runs import end_of, make_job, undisturbed
+from kit.small_disk import MIB, fill, on_a_small_disk
+
+from memsup.checkpoint.store import Store
+from memsup.shared.paths import run_paths
+from memsup.supervisor.client.contact import is_held
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+DISK_BYTES = 448 * MIB
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """Where the run's state will lie, and a job beside it."""
+    make_job(tmp_path / "job", epochs=20, every="1s")
+    (tmp_path / "state").mkdir()
+    return tmp_path / "state"
+
+
+def on_the_disk(state: Path, play: Callable[[Path], None]) -> None:
+    def with_an_end() -> None:
+        try:
+            play(state.parent / "job")
+        finally:
+            end_supervisors()
+
+    on_a_small_disk(state, DISK_BYTES, with_an_end)
+
+
+def status() -> Any:
+    return memsup("status", "--json", "--run", "night").document
+
+
+def start(job: Path) -> None:
+    done = memsup("start", "--run", "night", cwd=job)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def has_saved() -> bool:
+    seen = status()
+    return seen["state"] == "running" and seen["progress"]["phase"] == "training" and newest_step() > 0
+
+
+def newest_step() -> int:
+    """0 where there is no checkpoint."""
+    folder = run_paths("night").checkpoints
+    return max((info.step or 0 for info in Store(folder).list() if info.problem is None), default=0) if folder.exists() else 0
+
+
+def orders_to_stop() -> list[str]:
+    entries = map(json.loads, run_paths("night").ledger.read_text().splitlines())
+    return [entry["result"].partition(":")[0] for entry in entries if entry.get("action") == "stop"]
+
+
+def test_a_stop_that_cannot_be_saved_waits_for_room_and_loses_nothing(state: Path) -> None:
+    def play(job: Path) -> None:
+        left_alone = undisturbed(job, "undisturbed")
+        start(job)
+        eventually(has_saved)
+        ballast = fill(state)
+        refused = memsup("stop", "--run", "night")
+        assert refused.returncode == 1
+        assert "The run cannot stop" in refused.stdout + refused.stderr
+        assert "memsup stop --now" in refused.stdout + refused.stderr
+        seen = eventually(lambda: (now := status())["progress"]["phase"] == "holding" and now)
+        assert seen["state"] == "stopping"
+        assert any("The run cannot stop" in sentence for sentence in seen["attention"])
+        assert newest_step() < seen["progress"]["step"]
+        ballast.unlink()
+        eventually(lambda: not is_held(run_paths("night")))
+        assert newest_step() == seen["progress"]["step"], "it held, and all of it was saved"
+        assert orders_to_stop() == ["failed", "done"]
+        start(job)
+        assert memsup("wait", "--run", "night").returncode == 0
+        assert end_of(run_paths("night")) == left_alone
+
+    on_the_disk(state, play)
+
+
+def test_a_machine_that_goes_down_does_not_wait_for_room(state: Path) -> None:
+    def play(job: Path) -> None:
+        start(job)
+        eventually(has_saved)
+        fill(state)
+        os.kill(status()["pid"], signal.SIGTERM)
+        eventually(lambda: not is_held(run_paths("night")), within_s=20)
+        seen = status()
+        assert (seen["state"], seen["wanted"]) == ("stopped", "running")
+        assert newest_step() > 0
+
+    on_the_disk(state, play)
+
+
+def test_memory_that_cannot_be_given_back_yet_is_said_and_who_resumes_goes_on(state: Path) -> None:
+    def play(job: Path) -> None:
+        start(job)
+        eventually(has_saved)
+        ballast = fill(state)
+        refused = memsup("pause", "--release", "--run", "night")
+        assert refused.returncode == 1
+        assert "cannot give its memory back" in refused.stdout + refused.stderr
+        held = eventually(lambda: (now := status())["progress"]["phase"] == "holding" and now)
+        ballast.unlink()
+        assert memsup("resume", "--run", "night").returncode == 0
+        assert status()["worker_pid"] == held["worker_pid"], "nothing was loaded anew"
+        assert memsup("wait", "--run", "night").returncode == 0
+        end = status()
+        assert (end["state"], end["restarts"]) == ("finished", 0)
+
+    on_the_disk(state, play)

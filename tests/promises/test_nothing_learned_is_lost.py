@@ -1,0 +1,32 @@
+"""Promise 2: kill -9 of either process at any instant, and training goes on bit-identically. The long version, with hundreds of
+kills, is `benchmarks/kills.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit.cli_process import end_supervisors
+from kit.killed_runs import Tally, disturbed, make_job, undisturbed
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Path]:
+    make_job(tmp_path / "job", epochs=30)
+    yield tmp_path / "job"
+    end_supervisors()
+
+
+def test_a_run_killed_again_and_again_ends_with_the_bits_of_the_undisturbed_run(job: Path) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    tally = Tally()
+    expected = undisturbed(job, "undisturbed")
+    assert expected.step == 27 * 30
+    assert disturbed(job, "killed", random.Random(seed), tally, kills=8, longest_life_s=5.0) == expected, f"seed {seed}"
+    assert tally.total >= 4, tally

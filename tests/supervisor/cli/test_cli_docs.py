@@ -1,0 +1,80 @@
+"""docs/settings.md and docs/commands.md say what the program does: every setting with its default, every command and option."""
+
+from __future__ import annotations
+
+import re
+
+import click
+import msgspec
+import pytest
+from kit import ROOT
+
+from memsup.shared.settings import Settings, all_keys
+from memsup.shared.status import ActionStatus, GpuStatus, RunState, Status, TemperatureStatus, Wanted, encode_status
+from memsup.supervisor.cli import COMMANDS
+from memsup.supervisor.cli import memsup as group
+from memsup.supervisor.client.preparing import may_change, shown, value_of
+from memsup.supervisor.decide.tiers import TIERS
+
+DOCS = ROOT / "docs"
+SETTINGS = (DOCS / "settings.md").read_text(encoding="utf-8")
+COMMANDS_PAGE = (DOCS / "commands.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| `([a-z_.]+)` \| ([^|]*) \| ([^|]*) \|$", SETTINGS, flags=re.MULTILINE)
+
+
+def test_every_setting_stands_on_the_page_once() -> None:
+    """And none that does not exist."""
+    assert sorted(key for key, _, _ in ROWS) == sorted(all_keys())
+
+
+@pytest.mark.parametrize(("key", "default", "meaning"), ROWS, ids=[key for key, _, _ in ROWS])
+def test_each_default_is_the_one_in_force(key: str, default: str, meaning: str) -> None:
+    """With its mark where a run that exists may take another value."""
+    assert default.strip() == shown(value_of(Settings(), key))
+    assert ("↻" in meaning) == may_change(key)
+
+
+def test_the_table_of_tiers_is_the_one_in_force() -> None:
+    """Micro-batch, length, effective batch, activation checkpointing."""
+    for name, row in TIERS.items():
+        switch = "on" if row.gradient_checkpointing else "off"
+        cells = f"| {row.rows} × {row.max_length} | {row.max_length} | {row.effective_batch} | {switch} |"
+        assert re.search(rf"^\| {name} \|.*{re.escape(cells)}$", SETTINGS, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_option_stands_on_the_page(name: str) -> None:
+    """`--run` and `--json` once for all of them."""
+    assert f"| `memsup {name}` |" in COMMANDS_PAGE
+    command = group.get_command(None, name)  # type: ignore[arg-type]
+    assert command is not None
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            for option in parameter.opts:
+                assert option in COMMANDS_PAGE, option
+
+
+def test_every_key_of_the_status_document_stands_on_the_page() -> None:
+    """Nested ones, too."""
+    document = msgspec.json.decode(
+        encode_status(
+            Status(
+                run="default",
+                state=RunState.RUNNING,
+                wanted=Wanted.RUNNING,
+                gpus=[GpuStatus(index=0)],
+                temperatures=[TemperatureStatus(name="x")],
+                last_action=ActionStatus(at=0, rung=None, action="", reason=""),
+            )
+        )
+    )
+
+    def keys(value: object) -> set[str]:
+        if isinstance(value, list):
+            return set().union(*map(keys, value))
+        return set(value) | set().union(*map(keys, value.values())) if isinstance(value, dict) else set()
+
+    for key in keys(document):
+        assert f'"{key}"' in COMMANDS_PAGE, key
+    for state in RunState:
+        assert state in COMMANDS_PAGE

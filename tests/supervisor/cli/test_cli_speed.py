@@ -1,0 +1,94 @@
+"""The command line answers at once: nothing is imported that a command does not need."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from kit.cli_process import MEMSUP, RUN_ID, a_run, control_server, memsup
+
+from memsup.shared.messages import RequestKind
+from memsup.shared.status import RunState, Status, Wanted
+from memsup.supervisor.cli import COMMANDS
+from memsup.supervisor.cli import memsup as group
+
+HEAVY = {"torch", "transformers", "numpy", "datasets", "rich", "psutil", "asyncio", "pyarrow", "safetensors"}
+
+
+def imported(*arguments: str) -> set[str]:
+    """The modules that `memsup ARGUMENTS` has loaded at its end."""
+    code = (
+        "import sys; from memsup.supervisor.cli import main\n"
+        "main(sys.argv[1:]); print('\\0' + ' '.join(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=True)
+    return set(done.stderr.rpartition("\0")[2].split())
+
+
+def assert_answers_within(promised_s: float, *arguments: str) -> None:
+    """By the CPU time of the best of several runs, which others on this machine cannot stretch much, and by the clock, on
+    which they can: as far as they outnumber the CPUs.
+    """
+    taken = []
+    for _ in range(7):
+        began_s = time.perf_counter()
+        process = subprocess.Popen([*MEMSUP, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        _, _, used = os.wait4(process.pid, 0)
+        process.returncode = 0  # it was waited for
+        taken.append((time.perf_counter() - began_s, used.ru_utime + used.ru_stime))
+    assert min(cpu_s for _, cpu_s in taken) < promised_s
+    crowd = max(1.0, 1.5 * os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+    assert min(wall_s for wall_s, _ in taken) < promised_s * crowd
+
+
+def test_help_imports_nothing_but_click() -> None:
+    """`memsup --help` has to come at once."""
+    modules = imported("--help")
+    assert "click" in modules
+    assert not modules & (HEAVY | {"zmq", "msgspec", "platformdirs", "subprocess", "tomllib"})
+    assert not {name for name in modules if name.startswith("memsup.") and name != "memsup.supervisor.cli"} - {
+        "memsup.supervisor"
+    }
+
+
+def test_status_imports_no_heavy_library() -> None:
+    """It asks a socket and prints a few lines."""
+    paths = a_run()
+    status = Status(run="default", run_id=RUN_ID, state=RunState.RUNNING, wanted=Wanted.RUNNING)
+    with control_server(paths, lambda _: status):
+        modules = imported("status")
+    assert "zmq" in modules
+    assert not modules & HEAVY
+    assert not modules & {"memsup.supervisor.main", "memsup.shared.settings", "tomllib"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_on_the_help_page_exists_and_takes_run_and_json(name: str) -> None:
+    """The help page is a table of its own, so that it need not import them all."""
+    command = group.get_command(None, name)  # type: ignore[arg-type]
+    assert command is not None
+    parts = getattr(command, "commands", None)  # `service` has commands of its own, and not all have something to tell
+    for one in parts.values() if parts else [command]:
+        assert {"run_name"} | (set() if parts else {"as_json"}) <= {parameter.name for parameter in one.params}
+    done = memsup(name, "--help")
+    assert done.returncode == 0
+    assert "Usage: memsup " + name in done.stdout
+    assert done.stderr == ""
+
+
+def test_help_answers_within_150_ms() -> None:
+    """A promise in numbers."""
+    assert_answers_within(0.150, "--help")
+
+
+def test_status_answers_within_250_ms() -> None:
+    """With a supervisor that answers at once, and without one."""
+    paths = a_run()
+    assert_answers_within(0.250, "status")
+    status = Status(run="default", run_id=RUN_ID, state=RunState.RUNNING, wanted=Wanted.RUNNING)
+    with control_server(paths, lambda _: status) as asked:
+        assert_answers_within(0.250, "status")
+    assert set(asked) == {RequestKind.STATUS}

@@ -1,0 +1,78 @@
+"""What a worker is told of micro-batch, pace and GPU memory: each change once, and one order of a kind at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memsup.shared.messages import AnyOrder, LimitMemory, LimitMicroBatch, Pace
+from memsup.supervisor.decide.ladder import Stance
+from memsup.supervisor.decide.run.orders import OrderBook
+from memsup.supervisor.decide.run.tuning import PACE_STEP, Tuning
+
+STANCES = st.builds(
+    Stance,
+    may_grow=st.booleans(),
+    shrink=st.booleans(),
+    duty_fraction=st.sampled_from([1.0, 0.99, 0.8, 0.3]),
+    vram_limit_bytes=st.sampled_from([None, 1 << 30, 3 << 30]),
+    reason=st.sampled_from(["", "memory is short"]),
+)
+
+
+def told(tuning: Tuning, stance: Stance, orders: OrderBook) -> list[AnyOrder]:
+    tuning.ask(stance)
+    return [orders.issue(make, 0.0) for make in tuning.due(stance, orders)]
+
+
+def test_a_calm_machine_has_nothing_to_say() -> None:
+    assert told(Tuning(), Stance(), OrderBook()) == []
+
+
+def test_a_run_that_goes_on_gently_is_bounded_once_and_not_let_grow_by_that_when_memory_is_short() -> None:
+    tuning, orders = Tuning(most_micro_tokens=512), OrderBook()
+    (first,) = told(tuning, Stance(may_grow=False, shrink=True, reason="memory is short"), orders)
+    assert first == LimitMicroBatch(order_id=1, reason="memory is short", halve=True, may_grow=False)
+    orders.settle(first.order_id)
+    (then,) = told(tuning, Stance(), orders)
+    assert then == LimitMicroBatch(order_id=2, reason="gentler since the machine died", micro_tokens=512, may_grow=True)
+    orders.settle(then.order_id)
+    assert told(tuning, Stance(), orders) == []
+
+
+def test_a_halving_that_is_asked_for_while_another_order_is_on_its_way_is_not_forgotten() -> None:
+    tuning, orders = Tuning(), OrderBook()
+    (first,) = told(tuning, Stance(may_grow=False), orders)
+    assert told(tuning, Stance(may_grow=False, shrink=True), orders) == []
+    orders.settle(first.order_id)
+    (second,) = told(tuning, Stance(may_grow=False), orders)
+    assert isinstance(second, LimitMicroBatch)
+    assert second.halve
+
+
+@given(st.lists(st.tuples(STANCES, st.booleans()), max_size=40))
+def test_in_the_end_the_worker_has_been_told_what_the_last_stance_says(steps: list[tuple[Stance, bool]]) -> None:
+    tuning, orders, sent = Tuning(), OrderBook(), list[AnyOrder]()
+    asked = 0
+    for stance, answered in steps:
+        sent += told(tuning, stance, orders)
+        asked += stance.shrink
+        for kind in (LimitMicroBatch, Pace, LimitMemory):
+            assert sum(isinstance(pending.order, kind) for pending in orders._pending.values()) <= 1
+        if answered:
+            orders.drop_all()
+    orders.drop_all()
+    last = steps[-1][0] if steps else Stance()
+    sent += told(tuning, replace(last, shrink=False), orders)
+    cuts = [order for order in sent if isinstance(order, LimitMicroBatch)]
+    paces = [order.duty_fraction for order in sent if isinstance(order, Pace)]
+    limits = [order.device_bytes for order in sent if isinstance(order, LimitMemory)]
+    assert (cuts[-1].may_grow if cuts else True) == last.may_grow
+    assert sum(cut.halve for cut in cuts) <= asked
+    assert any(cut.halve for cut in cuts) == (asked > 0)
+    assert abs((paces[-1] if paces else 1.0) - last.duty_fraction) < PACE_STEP
+    assert last.vram_limit_bytes in (None, limits[-1] if limits else None)
+    orders.drop_all()
+    assert told(tuning, replace(last, shrink=False), orders) == []

@@ -1,0 +1,302 @@
+"""Tiers: every machine gets limits that leave the rest its share, and every value says where it came from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memsup.shared.settings import Settings, SettingsError, Share, load
+from memsup.supervisor.decide.ladder import Ladder, MemoryLimits, Rung, WorkerView
+from memsup.supervisor.decide.readings import GpuReading, MemoryReading
+from memsup.supervisor.decide.tiers import LEAST_RESERVE_BYTES, TIERS, WORKER_NEEDS_BYTES, Resolution, resolve
+from memsup.supervisor.sense.machine import Machine
+
+MIB, GIB = 2**20, 2**30
+RANK = list(TIERS)
+
+
+def machine(ram: float, *vram: float | None, **more: Any) -> Machine:
+    """A machine with `ram` and one GPU for each of `vram`, all in GiB (None: a GPU that does not tell its size)."""
+    gpus = tuple(
+        GpuReading(at_s=0, index=i, name=f"GPU {i}", total_bytes=None if g is None else int(g * GIB))
+        for i, g in enumerate(vram)
+    )
+    fields: dict[str, Any] = {"ram_available_bytes": None, "cpus": 4, "gpus": gpus} | more
+    return Machine(ram_total_bytes=int(ram * GIB), **fields)
+
+
+def resolved(where: Machine, *flags: str) -> Resolution:
+    loaded = load(job_file=None, flags=flags, environment={})
+    return resolve(loaded.settings, loaded.origins, where)
+
+
+@pytest.mark.parametrize(
+    ("where", "tier"),
+    [
+        (machine(3.8), "low"),
+        (machine(7.0), "low"),
+        (machine(7.6), "safe"),  # sold with 8 GB
+        (machine(15.5), "safe"),  # sold with 16 GB
+        (machine(16.0), "safe"),  # a container of 16 GiB
+        (machine(23.5), "full"),
+        (machine(31.2), "full"),
+        (machine(31.2, 2.0), "low"),
+        (machine(31.2, 4.0), "safe"),
+        (machine(31.2, 6.0), "safe"),
+        (machine(31.2, 8.0), "safe"),  # "8 GB" cards have 8 GiB
+        (machine(31.2, 11.0), "full"),
+        (machine(31.2, 24.0), "full"),
+        (machine(15.5, 24.0), "safe"),
+        (machine(7.0, 24.0), "low"),
+        (machine(31.2, None), "full"),  # unknown is neither fine nor nought
+        (machine(31.2, 24.0, 2.0), "low"),
+    ],
+)
+def test_auto_follows_the_table(where: Machine, tier: str) -> None:
+    """As machines are sold: firmware keeps a part of the RAM, and a card's gigabytes are binary."""
+    found = resolved(where)
+    assert found.tier == tier
+    assert found.reason
+
+
+def test_a_gpu_that_is_not_used_does_not_count() -> None:
+    """`training.device = cpu` on a machine with a small GPU earns what its RAM earns."""
+    assert resolved(machine(31.2, 2.0), "training.device=cpu").tier == "full"
+
+
+def test_each_tier_gives_the_guides_values() -> None:
+    """Micro-batch, length, effective batch and activation checkpointing as in the table."""
+    for name, tokens, length, checkpointing in (
+        ("low", 128, 128, True),
+        ("safe", 1024, 256, False),
+        ("full", 4096, 512, False),
+    ):
+        training = resolved(machine(64), f"tier={name}").settings.training
+        assert (training.micro_tokens, training.max_length, training.effective_batch) == (tokens, length, 16)
+        assert training.gradient_checkpointing is checkpointing
+        assert (training.amp, training.threads, training.loader_processes) == ("off", None, 0)
+
+
+@given(
+    st.fixed_dictionaries(
+        {
+            "tier": st.sampled_from(RANK),
+            "training.effective_batch": st.integers(1, 4096),
+            "training.max_length": st.integers(4, 8192),
+            "training.micro_tokens": st.integers(1, 10**6),
+            "training.gradient_checkpointing": st.sampled_from(["true", "false"]),
+            "training.threads": st.integers(1, 64),
+            "training.lanes": st.integers(1, 2),
+            "training.amp": st.sampled_from(["off", "bf16", "fp16"]),
+            "training.loader_processes": st.integers(0, 8),
+            "training.tune": st.sampled_from(["true", "false"]),
+        }
+    )
+)
+def test_what_is_set_is_kept(asked: dict[str, object]) -> None:
+    """A tier fills in what was left open and changes nothing else; what was asked for keeps its name in `settings.tier`."""
+    loaded = load(job_file=None, flags=[f"{key}={value}" for key, value in asked.items()], environment={})
+    found = resolve(loaded.settings, loaded.origins, machine(64))
+    assert found.settings == loaded.settings
+    origins = {line.origin for line in found.lines if line.name not in {"worker memory", "reserve"}}
+    assert all("(flag)" in origin for origin in origins)
+
+
+def test_nothing_is_left_open_for_the_run_record() -> None:
+    """Every value that the tier decides is filled in, and the settings passed in stay as they were.
+
+    How many threads are the fastest is found out by the worker, unless the run is to be the same bit for bit.
+    """
+    asked = Settings()
+    asked.training.tune = False
+    training = resolve(asked, {}, machine(23.5)).settings.training
+    assert (asked.training.micro_tokens, asked.training.threads) == (None, None)
+    for name in (
+        "effective_batch",
+        "max_length",
+        "micro_tokens",
+        "gradient_checkpointing",
+        "amp",
+        "loader_processes",
+        "threads",
+    ):
+        assert getattr(training, name) is not None, name
+
+
+sizes = st.integers(GIB, 4096 * GIB)
+
+
+@given(sizes)
+def test_by_default_the_rest_keeps_a_tenth_and_half_a_gib_but_never_more_than_half(total: int) -> None:
+    """Promise 1: whatever the machine, the reserve and the worker's limit never overlap."""
+    limits = resolve(Settings(), {}, Machine(ram_total_bytes=total, ram_available_bytes=None)).limits
+    assert limits.reserve_bytes == min(total // 2, max(total // 10, 512 * MIB))
+    assert WORKER_NEEDS_BYTES <= limits.worker_limit_bytes <= min(total - limits.reserve_bytes, int(total * 0.9) + 1)
+    assert limits.fence_bytes <= total - limits.reserve_bytes
+
+
+def contained(limit: float, within: float = 24, **more: Any) -> Machine:
+    """A cgroup of `limit` GiB on a machine of `within` GiB."""
+    return machine(limit, machine_ram_bytes=int(within * GIB), ram_source="cgroup /box", **more)
+
+
+@pytest.mark.parametrize(
+    ("where", "reserve_mib", "limit_mib"),
+    [
+        (contained(1.0), 102, 921),
+        (contained(0.9), 96, 825),
+        (contained(1.5), 153, 1382),
+        (contained(4.0), 409, 3686),
+        (contained(5.0, within=5.5), 512, 4608),  # half a GiB outside is not what a machine of 5.5 GiB usually keeps
+        (contained(1.0, within=1.0), 512, 512),  # no cgroup bounds anything
+    ],
+)
+def test_inside_a_cgroup_the_reserve_is_for_ourselves(where: Machine, reserve_mib: int, limit_mib: int) -> None:
+    """The rest of the machine lies outside, as long as it keeps its usual reserve even beside a full cgroup."""
+    limits = resolved(where).limits
+    assert (limits.reserve_bytes // MIB, limits.worker_limit_bytes // MIB) == (reserve_mib, limit_mib)
+    assert limits.worker_limit_bytes + limits.reserve_bytes <= where.ram_total_bytes
+    assert ("cgroup /box" in limits.reserve_origin) == (reserve_mib < 512)
+
+
+def test_what_we_use_ourselves_inside_a_cgroup_is_not_asked_to_be_free_as_well() -> None:
+    """A worker well below its limit, the supervisor and a command fill a cgroup of 1 GiB to 94 %: no reason to hold."""
+    limits = resolved(contained(1.0)).limits
+    worker_bytes, ours_bytes = int(0.89 * limits.worker_limit_bytes), 60 * MIB
+    reading = MemoryReading(
+        at_s=0,
+        ram_total_bytes=GIB,
+        ram_available_bytes=GIB - worker_bytes - ours_bytes,
+        worker_bytes=worker_bytes,
+    )
+    ladder = Ladder(MemoryLimits(worker_bytes=limits.worker_limit_bytes, reserve_bytes=limits.reserve_free_bytes))
+    stance = ladder.step(0, reading, None, WorkerView(alive=True, takes_orders=True))
+    assert stance.rung is Rung.STOP_GROWING
+    assert resolved(machine(24)).limits.reserve_free_bytes == resolved(machine(24)).limits.reserve_bytes
+
+
+@pytest.mark.parametrize(
+    ("where", "flags", "amp"),
+    [
+        (machine(24, cpu_bf16=True), [], "bf16"),
+        (machine(24, cpu_bf16=True), ["training.amp=auto", "tier=low"], "bf16"),
+        (machine(24, cpu_bf16=True), ["training.amp=off"], "off"),
+        (machine(24, cpu_bf16=True), ["training.amp=fp16"], "fp16"),
+        (machine(24, cpu_bf16=False), [], "off"),
+        (machine(24, cpu_bf16=False), ["training.amp=bf16"], "bf16"),
+        (machine(24), [], "off"),
+        (machine(24, 12, cpu_bf16=True), [], "off"),
+        (machine(24, 12, cpu_bf16=True), ["training.device=cpu"], "bf16"),
+        (machine(24, cpu_bf16=True), ["training.device=cuda"], "off"),
+    ],
+)
+def test_bfloat16_is_chosen_where_the_cpu_computes_it(where: Machine, flags: list[str], amp: str) -> None:
+    """By every tier alike, said with its reason; what was asked for wins, and a GPU's owner is not decided for."""
+    found = resolved(where, *flags)
+    assert found.settings.training.amp == amp
+    (line,) = (line for line in found.lines if line.name == "mixed precision")
+    assert line.value == amp
+    assert ("(flag)" in line.origin) == (any("amp" in flag for flag in flags) and "auto" not in flags[0])
+
+
+def test_a_run_keeps_the_precision_that_it_began_with() -> None:
+    """Its record has it filled in, so a CPU that can do more (or less) changes nothing."""
+    began = resolved(machine(24, cpu_bf16=True)).settings
+    assert resolve(began, {}, machine(24, cpu_bf16=False)).settings.training.amp == "bf16"
+    began = resolved(machine(24, cpu_bf16=False)).settings
+    assert resolve(began, {}, machine(24, cpu_bf16=True)).settings.training.amp == "off"
+
+
+@given(sizes, st.floats(0.001, 1), st.none() | st.floats(0.001, 1) | st.integers(1, 8192 * GIB))
+def test_any_limit_is_either_refused_or_leaves_the_reserve_alone(total: int, ram: float, reserve: float | int | None) -> None:
+    """No combination of limits reaches into what belongs to the rest of the machine."""
+    settings = Settings()
+    settings.limits.ram = Share(ram)
+    settings.limits.ram_reserve = Share(reserve) if isinstance(reserve, float) else reserve
+    try:
+        limits = resolve(settings, {}, Machine(ram_total_bytes=total, ram_available_bytes=None)).limits
+    except SettingsError:
+        return
+    assert limits.worker_limit_bytes + limits.reserve_bytes <= total
+    assert limits.fence_bytes + limits.reserve_bytes <= total
+    assert limits.worker_limit_bytes <= max(total * ram, 1)
+    assert limits.worker_limit_bytes >= WORKER_NEEDS_BYTES
+    assert limits.reserve_bytes >= LEAST_RESERVE_BYTES
+
+
+@given(sizes, sizes)
+def test_more_memory_never_earns_less(one: int, other: int) -> None:
+    """Neither a lower tier nor a smaller limit."""
+    less, more = (resolve(Settings(), {}, Machine(ram_total_bytes=t, ram_available_bytes=None)) for t in sorted((one, other)))
+    assert less.limits.worker_limit_bytes <= more.limits.worker_limit_bytes
+    assert RANK.index(less.tier) <= RANK.index(more.tier)
+
+
+@given(st.floats(1, 100), st.lists(st.floats(0.5, 100), min_size=1, max_size=3))
+def test_a_gpu_never_earns_more_than_the_ram_alone(ram: float, vram: list[float]) -> None:
+    """The weaker memory decides, and of several GPUs the smallest."""
+    alone, beside = resolved(machine(ram)), resolved(machine(ram, *vram))
+    assert RANK.index(beside.tier) <= RANK.index(alone.tier)
+    assert resolved(machine(ram, min(vram))).tier == beside.tier
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("limits.ram=300MiB", ["limits.ram", "300 MiB", "(flag)", "512 MiB", "--set limits.ram=21GiB"]),
+        ("limits.ram=1%", ["limits.ram", "1 %", "512 MiB"]),
+        ("limits.ram_reserve=100%", ["limits.ram_reserve", "nothing is left"]),
+        ("limits.ram_reserve=64GiB", ["limits.ram_reserve", "64 GiB", "23.5 GiB"]),
+        ("limits.ram_reserve=23.3GiB", ["reserve", "23.3 GiB", "512 MiB", "lower limits.ram_reserve"]),
+        ("limits.ram_reserve=1MiB", ["limits.ram_reserve", "1 MiB", "64 MiB"]),
+    ],
+)
+def test_a_limit_that_makes_no_sense_is_refused_in_one_sentence(flag: str, words: list[str]) -> None:
+    """It names the setting, its origin, both numbers, and what to do."""
+    with pytest.raises(SettingsError) as refused:
+        resolved(machine(23.5), flag)
+    for word in words:
+        assert word in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_machine_too_small_for_any_worker_is_told_so() -> None:
+    """Half of 900 MiB does not hold a worker."""
+    with pytest.raises(SettingsError, match="find more memory"):
+        resolved(machine(0.9))
+
+
+def test_a_gpu_limit_above_the_devices_own_is_refused() -> None:
+    """It would never act: the device slows itself down before."""
+    hot = machine(32, gpus=(GpuReading(at_s=0, index=0, name="GTX 1080", total_bytes=8 * GIB, slowdown_c=96.0),))
+    with pytest.raises(SettingsError, match="slows itself down at 96"):
+        resolved(hot, "limits.gpu_temperature_c=100")
+    assert any("85 °C" in line.value for line in resolved(hot, "limits.gpu_temperature_c=85").lines)
+    assert any("96 °C" in line.value for line in resolved(hot).lines)
+
+
+def test_vram_in_bytes_is_a_share_of_the_gpu_that_decides() -> None:
+    """Of 8 GiB, 6 GiB are three quarters; more than there is counts as all; of an unknown size it is unknown, not nought."""
+    assert resolved(machine(32, 8), "limits.vram=6GiB").limits.vram_fraction == 0.75
+    assert resolved(machine(32, 8), "limits.vram=64GiB").limits.vram_fraction == 1.0
+    assert resolved(machine(32, None), "limits.vram=6GiB").limits.vram_fraction is None
+    assert resolved(machine(32, None)).limits.vram_fraction == 0.95
+
+
+def test_what_was_asked_for_and_does_nothing_here_is_said() -> None:
+    """Nothing is silently clamped."""
+    assert "earns low" in " ".join(resolved(machine(4), "tier=full").notes)
+    assert "more than there is" in " ".join(resolved(machine(16), "limits.ram=64GiB").notes)
+    assert "no GPU was seen" in " ".join(resolved(machine(16), "training.device=cuda").notes)
+    assert "only 4 CPUs" in " ".join(resolved(machine(16), "training.threads=32").notes)
+    assert "are free now" in " ".join(resolved(machine(16, ram_available_bytes=GIB)).notes)
+    assert resolved(machine(16, ram_available_bytes=8 * GIB)).notes == ()
+
+
+def test_a_cgroup_that_decides_is_named() -> None:
+    """Who wonders why 64 GiB earn "low" is told which cgroup says so."""
+    where = machine(4, ram_source="cgroup /docker/3f5a", cgroup_limits=(("/docker/3f5a", 4 * GIB),))
+    assert "cgroup /docker/3f5a" in resolved(where).reason

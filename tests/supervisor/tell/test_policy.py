@@ -1,0 +1,179 @@
+"""People are told what matters, once, and not more often than they can bear."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memsup.shared.status import ActionStatus, CheckpointStatus, ProgressStatus, RunState, Status, Wanted
+from memsup.supervisor.tell.policy import MOST_A_DAY, PAUSED_LONG_S, PING_EVERY_S, Kind, Notice, Policy, Told
+
+DAY = 1_780_012_800.0
+"""A midnight, as good as any."""
+
+
+def status_of(state: RunState = RunState.RUNNING, **changes: object) -> Status:
+    status = Status(
+        run="night",
+        run_id="abc",
+        state=state,
+        wanted=Wanted.RUNNING,
+        since=DAY,
+        progress=ProgressStatus(step=1240, total_steps=6585, loss=0.21, eta_s=7200.0),
+        checkpoint=CheckpointStatus(path="/c", step=1200, age_s=60.0, verified=True),
+    )
+    for name, value in changes.items():
+        setattr(status, name, value)
+    return status
+
+
+class Person:
+    """Who gets the messages of a run whose status is looked at once a minute."""
+
+    def __init__(self, told: Told | None = None, begin_s: float = DAY) -> None:
+        self.policy, self.now_s = Policy(told or Told()), begin_s
+        self.got: list[Notice] = []
+
+    def sees(self, status: Status, minutes: float = 1) -> list[Notice]:
+        fresh: list[Notice] = []
+        for _ in range(max(1, int(minutes))):
+            hours = (self.now_s - DAY) / 3600
+            fresh += self.policy.step(self.now_s, int(hours % 24), f"day {int(hours // 24)}", status)
+            self.now_s += 60
+        self.got += fresh
+        return fresh
+
+    @property
+    def kinds(self) -> list[Kind]:
+        return [notice.kind for notice in self.got]
+
+
+def test_a_quiet_night_is_a_digest_and_an_end() -> None:
+    """From evening to noon: good morning at eight, then finished; nothing else."""
+    person = Person(begin_s=DAY + 20 * 3600)
+    person.sees(status_of(), minutes=14 * 60)
+    person.sees(status_of(RunState.FINISHED, result={"accuracy": 0.93}), minutes=300)
+    assert person.kinds == [Kind.DIGEST, Kind.FINISHED]
+    assert "Step 1,240 of 6,585" in person.got[0].text
+    assert "accuracy 0.93" in person.got[1].text
+
+
+def test_the_end_of_a_command_is_told_in_words_although_it_has_no_metrics() -> None:
+    """Apprise takes an empty text for a message that could not be delivered."""
+    bare = Status(run="default", run_id="r", state=RunState.FINISHED, wanted=Wanted.RUNNING)
+    assert [notice.text for notice in Policy(Told()).step(DAY, 3, "day 0", bare)] == ["It ran to its end."]
+
+
+def test_a_failure_is_told_with_its_reason_and_once() -> None:
+    """Also over a restart of the supervisor."""
+    person = Person()
+    failed = status_of(RunState.FAILED, failure="The disk is full.", attention=["The disk is full."])
+    person.sees(failed, minutes=600)
+    again = Person(msgspec.json.decode(msgspec.json.encode(person.policy.told), type=Told))
+    again.sees(failed, minutes=60)
+    assert person.kinds == [Kind.FAILED]
+    assert person.got[0].text.startswith("The disk is full.")
+    assert again.kinds == []
+
+
+def test_a_new_run_is_told_anew() -> None:
+    """`start --fresh` under the same name."""
+    person = Person()
+    person.sees(status_of(RunState.FINISHED))
+    person.sees(status_of(RunState.FINISHED, run_id="def"))
+    assert person.kinds == [Kind.FINISHED, Kind.FINISHED]
+
+
+def test_after_a_death_of_the_machine_the_verdict_comes_when_training_goes_on() -> None:
+    """Not before: it might die again while loading."""
+    person = Person()
+    person.policy.machine_died(["The machine went down without shutting down.", "It goes on from step 1,200."])
+    assert person.sees(status_of(RunState.STARTING), minutes=5) == []
+    (notice,) = person.sees(status_of(), minutes=5)
+    assert notice.kind is Kind.REVIVED
+    assert notice.text.startswith("The machine went down without shutting down.\nIt goes on from step 1,200.")
+
+
+def test_a_run_that_waits_for_a_person_after_the_machine_died_says_so_when_it_is_stopped() -> None:
+    """At once, with what to type, and once."""
+    person = Person()
+    sentences = ["The machine went down without shutting down.", "It stays stopped. Go on: memsup start"]
+    person.policy.machine_died(sentences, waits=True)
+    assert person.sees(status_of(RunState.STARTING), minutes=5) == []
+    (notice,) = person.sees(status_of(RunState.STOPPED, attention=sentences), minutes=5)
+    assert notice.title.endswith("the machine died, and it waits for you")
+    assert notice.text.startswith("\n".join(sentences))
+
+
+def test_a_forgotten_pause_is_told_after_a_quarter_of_an_hour() -> None:
+    """Once for each pause; a short one is nobody's business."""
+    person = Person()
+    person.sees(status_of(RunState.PAUSED, since=person.now_s), minutes=14)
+    person.sees(status_of(), minutes=60)
+    person.sees(status_of(RunState.PAUSED, since=person.now_s), minutes=300)
+    assert person.kinds == [Kind.PAUSED]
+    assert f"{PAUSED_LONG_S / 60:.0f} min" in person.got[0].text
+
+
+def test_a_cooling_that_lasts_says_why() -> None:
+    person = Person()
+    action = ActionStatus(at=DAY, rung="hold", action="pause (hold)", reason="GPU 0 is at 93 °C")
+    person.sees(status_of(RunState.COOLING, since=person.now_s, last_action=action), minutes=20)
+    assert person.kinds == [Kind.PAUSED]
+    assert "GPU 0 is at 93 °C" in person.got[0].text
+
+
+def test_what_passes_within_a_minute_needs_nobody() -> None:
+    """A worker that did not answer for a moment."""
+    person = Person()
+    person.sees(status_of(attention=["The worker does not answer."]))
+    person.sees(status_of(), minutes=100)
+    assert person.kinds == []
+
+
+def test_the_same_complaint_with_another_number_is_told_once() -> None:
+    """The disk has 60, then 59 MiB left."""
+    person = Person()
+    for mib in range(60, 10, -1):
+        person.sees(status_of(attention=[f"The disk has only {mib} MiB left."]), minutes=5)
+    assert person.kinds == [Kind.ATTENTION]
+
+
+def test_a_bad_night_does_not_ring_all_night() -> None:
+    """A new complaint every ten minutes: a few messages, and the rest with the digest."""
+    person = Person(begin_s=DAY + 20 * 3600)
+    words = [f"complaint {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(72)]
+    for word in words:
+        person.sees(status_of(attention=[word]), minutes=10)
+    person.sees(status_of(), minutes=60)
+    assert person.kinds.count(Kind.ATTENTION) <= MOST_A_DAY
+    digest = next(notice for notice in person.got if notice.kind is Kind.DIGEST)
+    assert "Held back: complaint" in digest.text
+
+
+def test_the_ping_comes_once_a_minute() -> None:
+    """However often the loop comes by."""
+    policy = Policy(Told())
+    assert sum(policy.ping_due(tenth / 10) for tenth in range(6000)) == 600 / PING_EVERY_S
+
+
+states = st.sampled_from(list(RunState))
+looks = st.lists(
+    st.tuples(states, st.lists(st.text(max_size=20), max_size=3), st.integers(1, 120), st.floats(-1e6, 1e6)), max_size=40
+)
+
+
+@settings(max_examples=60)
+@given(looks)
+def test_never_too_many_messages_whatever_happens(sequence: list[tuple[RunState, list[str], int, float]]) -> None:
+    """Any history, clocks that jump included: each end once, at most so many others a day, and no exception."""
+    person = Person()
+    for state, attention, minutes, jump_s in sequence:
+        person.now_s = max(0.0, person.now_s + (jump_s if abs(jump_s) > 5e5 else 0))
+        person.sees(status_of(state, attention=attention, since=person.now_s, failure="x"), minutes=minutes)
+    assert person.kinds.count(Kind.FINISHED) + person.kinds.count(Kind.FAILED) <= max(1, len(sequence))
+    for at in range(len(person.policy.told.sent)):
+        window = [t for t in person.policy.told.sent if 0 <= person.policy.told.sent[at] - t < 86_400]
+        assert len(window) <= MOST_A_DAY
+    msgspec.json.decode(msgspec.json.encode(person.policy.told), type=Told)

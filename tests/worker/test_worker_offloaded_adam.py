@@ -1,0 +1,84 @@
+"""Moments in host memory: the bits of a run whose moments lie beside its weights, and checkpoints that fit either.
+
+There is no GPU here, so device and host are the same memory; what is copied, and when, is the same code.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from memsup.worker.compute.offloaded_adam import MOMENTS, HostedAdamW
+from memsup.worker.hardware import make_optimizer
+from memsup.worker.state import optimizer_tensors
+
+
+class Odd(torch.nn.Module):
+    """Sizes that no vector register divides, a matrix, a bias, and one that gets no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.large = torch.nn.Linear(53, 31)
+        self.small = torch.nn.Linear(31, 3)
+        self.idle = torch.nn.Parameter(torch.ones(5))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.small(torch.tanh(self.large(rows)))
+
+
+def train(model: Odd, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        torch.manual_seed(step)
+        optimizer.zero_grad(set_to_none=True)
+        model(torch.randn(8, 53)).pow(2).mean().backward()
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 / (step + 1)
+        optimizer.step()
+
+
+def tensors(model: Odd, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return dict(model.state_dict()) | optimizer_tensors(model, optimizer)
+
+
+def assert_same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def test_a_run_has_the_same_bits_wherever_its_moments_lie() -> None:
+    usual, hosted = Odd(), Odd()
+    beside, on_host = make_optimizer(usual, weight_decay=0.01), make_optimizer(hosted, weight_decay=0.01, on_host=True)
+    assert isinstance(on_host, HostedAdamW)
+    train(usual, beside, range(20))
+    train(hosted, on_host, range(20))
+    assert_same_bits(tensors(usual, beside), tensors(hosted, on_host))
+    assert float(on_host.state[hosted.large.weight]["exp_avg_sq"].sum()) > 0
+
+
+@pytest.mark.parametrize("first_on_host", [False, True])
+def test_a_run_goes_on_from_either_kind_of_checkpoint(first_on_host: bool) -> None:
+    undisturbed = Odd()
+    optimizer = make_optimizer(undisturbed, weight_decay=0.01)
+    train(undisturbed, optimizer, range(20))
+    before, after = Odd(), Odd()
+    first = make_optimizer(before, weight_decay=0.01, on_host=first_on_host)
+    train(before, first, range(9))
+    second = make_optimizer(after, weight_decay=0.01, on_host=not first_on_host)
+    saved = {name: tensor.clone() for name, tensor in tensors(before, first).items()}
+    with torch.no_grad():
+        for name, tensor in tensors(after, second).items():
+            tensor.copy_(saved[name])
+    train(after, second, range(9, 20))
+    assert_same_bits(tensors(undisturbed, optimizer), tensors(after, second))
+
+
+def test_a_step_keeps_nothing_on_the_device_but_room_for_the_largest_parameter() -> None:
+    model = Odd()
+    optimizer = make_optimizer(model, weight_decay=0.01, on_host=True)
+    assert isinstance(optimizer, HostedAdamW)
+    moments = [optimizer.state[parameter][name].data_ptr() for parameter in model.parameters() for name in MOMENTS]
+    train(model, optimizer, range(2))
+    assert moments == [optimizer.state[parameter][name].data_ptr() for parameter in model.parameters() for name in MOMENTS]
+    assert [room.numel() for room in optimizer._room] == [model.large.weight.numel()] * 2

@@ -1,0 +1,327 @@
+"""The planner finds the fastest cut that fits, without being told anything: on made-up machines with known costs and memory."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memsup.worker.plan.batches import Lengths, Rows, cut, split
+from memsup.worker.plan.cost import Costs, Stopwatch
+from memsup.worker.plan.footprint import Footprint, Shape, non_negative_least_squares, shape_of
+from memsup.worker.plan.journal import Entry
+from memsup.worker.plan.planner import LEAST_OFTEN_STEPS, REFUSED_STEPS, Begun, Planner
+
+MIB = 1 << 20
+EFFECTIVE = 16
+
+
+def plan(start: int, **bounds: Any) -> Entry:
+    return Entry(step=1, start=start, cause="a test", at_unix_s=0.0, **bounds)
+
+
+@dataclass
+class Machine:
+    """What micro-batches really take here. `noise`: others make some of them slower."""
+
+    start_s: float = 0.002
+    token_s: float = 1e-4
+    square_s: float = 0.0
+    size_s: float = 0.0
+    floor_bytes: int = 500 * MIB
+    token_bytes: int = MIB // 4
+    square_bytes: int = 0
+    noise: float = 0.0
+    seed: int = 1
+    recomputed: float = 1 / 8
+    """Part of a token's memory that is taken when activations are computed twice."""
+    random: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.random = np.random.default_rng(self.seed)
+
+    def took_s(self, shape: Shape, *, twice: bool = False) -> float:
+        seconds = self.start_s + shape.tokens * (self.token_s + self.square_s * shape.length + self.size_s * shape.tokens)
+        return seconds * (4 / 3 if twice else 1) * (1 + self.noise * self.random.exponential())
+
+    def peak_bytes(self, shape: Shape, *, twice: bool = False) -> int:
+        part = self.recomputed if twice else 1.0
+        return self.floor_bytes + int(part * (shape.tokens * self.token_bytes + shape.squares * self.square_bytes))
+
+    def step(self, lengths: Lengths, entry: Entry, planner: Planner | None = None) -> tuple[float, int]:
+        """Seconds, and the peak in bytes."""
+        seconds, peaks = 0.0, []
+        if planner is not None:
+            planner.compute_in(entry.lanes_used)
+        for rows in cut(np.arange(len(lengths)), lengths, entry):
+            parts = split(rows, lengths[rows], entry)
+            shape = shape_of([lengths[part] for part in parts])
+            twice = entry.checkpoints_activations(shape.length)
+            took_s, peak_bytes = self.took_s(shape.heaviest, twice=twice), self.peak_bytes(shape, twice=twice)
+            if planner is not None:
+                timed_s = took_s if len(parts) == entry.lanes_used else None
+                planner.observe(shape, checkpointed=twice, took_s=timed_s, peak_bytes=peak_bytes, before_bytes=self.floor_bytes)
+            seconds += took_s
+            peaks.append(peak_bytes)
+        return seconds, max(peaks)
+
+
+@dataclass
+class Night:
+    """Steps over reviews of many lengths under one planner."""
+
+    machine: Machine
+    limit_bytes: int | None
+    entry: Entry
+    longest: int = 512
+    seed: int = 3
+    uniform: bool = False
+    """All texts are as long as the longest."""
+    begun: Begun | None = None
+    step: int = 0
+    peaks: list[int] = field(default_factory=list)
+    changes: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.planner = Planner(limit_bytes=self.limit_bytes, longest=self.longest, may_checkpoint=True, begun=self.begun)
+
+    def lengths(self, step: int) -> Lengths:
+        if self.uniform:
+            return np.full(EFFECTIVE, self.longest, np.int32)
+        drawn = np.random.default_rng([self.seed, step]).lognormal(4.0, 0.9, EFFECTIVE)
+        return np.clip(drawn, 4, self.longest).astype(np.int32)
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.step += 1
+            _, peak_bytes = self.machine.step(self.lengths(self.step), self.entry, self.planner)
+            self.peaks.append(peak_bytes)
+            coming = range(self.step + 1, self.step + 33)
+            changes = self.planner.look(self.step + 1, self.entry, lambda: [self.lengths(s) for s in coming])  # noqa: B023
+            if changes:
+                self.entry = msgspec.structs.replace(self.entry, step=self.step + 1, **changes)
+                self.changes.append(self.step + 1)
+
+    def seconds(self, entry: Entry) -> float:
+        """Of a hundred steps that are cut like this, without the noise."""
+        quiet = Machine(**{f: getattr(self.machine, f) for f in ("start_s", "token_s", "square_s", "size_s")})
+        return sum(quiet.step(self.lengths(step), entry)[0] for step in range(10_000, 10_100))
+
+    def best_fixed_s(self) -> float:
+        sizes = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+        return min(self.seconds(plan(tokens, lanes=self.entry.lanes)) for tokens in sizes)
+
+
+# -- the whole ---------------------------------------------------------------------------------------------------------
+
+LARGE_IS_FAST = Machine(start_s=0.02, token_s=2e-5)
+SMALL_IS_FAST = Machine(start_s=0.003, token_s=1e-4, size_s=1.2e-7)
+
+
+@pytest.mark.parametrize("machine", [LARGE_IS_FAST, SMALL_IS_FAST], ids=["a device", "a processor with small caches"])
+@pytest.mark.parametrize("start", [128, 1024, 4096])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_wherever_it_starts_it_is_soon_as_fast_as_the_best_fixed_size(machine: Machine, start: int, lanes: int) -> None:
+    night = Night(machine, limit_bytes=16 << 30, entry=plan(start, lanes=lanes))
+    night.run(120)
+    assert night.seconds(night.entry) <= 1.05 * night.best_fixed_s()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_noise_of_others_does_not_lead_it_astray(seed: int) -> None:
+    machine = Machine(start_s=0.003, token_s=1e-4, size_s=1.2e-7, noise=0.4, seed=seed)
+    night = Night(machine, limit_bytes=16 << 30, entry=plan(1024), seed=seed)
+    night.run(200)
+    assert night.seconds(night.entry) <= 1.10 * night.best_fixed_s()
+
+
+@pytest.mark.parametrize("start", [128, 4096])
+def test_texts_of_one_length_are_learnt_from_as_well(start: int) -> None:
+    """Micro-batches of one size tell nothing of others, so others are tried."""
+    night = Night(LARGE_IS_FAST, limit_bytes=16 << 30, entry=plan(start), longest=128, uniform=True)
+    night.run(60)
+    assert night.seconds(night.entry) <= 1.05 * night.best_fixed_s()
+
+
+@given(
+    token_bytes=st.integers(MIB // 64, MIB),
+    square_bytes=st.sampled_from([0, 64, 512]),
+    limit_mib=st.integers(700, 6000),
+    seed=st.integers(0, 1000),
+    lanes=st.integers(1, 2),
+)
+@settings(max_examples=30, deadline=None)
+def test_whatever_a_token_takes_it_grows_to_the_limit_and_not_beyond(
+    token_bytes: int, square_bytes: int, limit_mib: int, seed: int, lanes: int
+) -> None:
+    machine = Machine(start_s=0.05, token_s=1e-5, token_bytes=token_bytes, square_bytes=square_bytes, seed=seed)
+    begin = plan(64, activation_checkpointing=True, lanes=lanes)
+    night = Night(machine, limit_bytes=limit_mib * MIB, entry=begin, seed=seed)
+    night.run(100)
+    one_row = max(machine.peak_bytes(Shape(1, 512), twice=True), limit_mib * MIB)  # one row is always computed
+    assert max(night.peaks) <= 1.02 * one_row
+    assert len(night.changes) < 25, "the plan flutters"
+
+
+def test_a_quiet_run_is_left_alone() -> None:
+    night = Night(SMALL_IS_FAST, limit_bytes=16 << 30, entry=plan(1024))
+    night.run(800)
+    assert not [step for step in night.changes if step > 200]
+
+
+def test_rows_that_do_not_fit_otherwise_are_computed_twice_and_only_they() -> None:
+    machine = Machine(token_bytes=MIB)
+    night = Night(machine, limit_bytes=(500 + 330) * MIB, entry=plan(128))
+    night.run(100)
+    assert night.entry.checkpointed_from == 257
+    assert not night.entry.checkpoints_activations(200)
+    assert max(night.peaks[50:]) <= (500 + 330) * MIB
+
+
+def test_where_there_is_room_activations_are_kept_although_the_tier_began_without() -> None:
+    night = Night(Machine(), limit_bytes=8 << 30, entry=plan(128, activation_checkpointing=True))
+    night.run(30)
+    assert not night.entry.activation_checkpointing
+    assert night.entry.checkpointed_from is None
+
+
+@pytest.mark.parametrize("kept_before", [False, True])
+def test_a_run_that_begins_close_to_its_limit_keeps_what_it_began_with(kept_before: bool) -> None:
+    """What is held before a micro-batch may take more than growth keeps to; rows computed alone and twice save nothing then."""
+    machine = Machine(floor_bytes=700 * MIB, token_bytes=MIB // 8)
+    begin = plan(128, activation_checkpointing=kept_before)
+    night = Night(machine, limit_bytes=717 * MIB, entry=begin, begun=Begun(128, 788 * MIB))
+    night.run(100)
+    assert night.entry.most_tokens(16) == 128
+    assert not night.entry.checkpoints_activations(512)
+    assert max(night.peaks) <= 788 * MIB
+
+
+def test_what_it_began_with_is_taken_away_where_it_does_not_fit() -> None:
+    machine = Machine(floor_bytes=700 * MIB, token_bytes=MIB)
+    night = Night(machine, limit_bytes=717 * MIB, entry=plan(128), begun=Begun(128, 788 * MIB))
+    night.run(100)
+    assert night.entry.most_tokens(16) < 88
+    assert night.entry.checkpoints_activations(300)
+
+
+def test_what_ran_out_of_memory_is_not_tried_again_for_a_while_and_then_is() -> None:
+    """Somebody else had the memory: what the lines say is not what is there."""
+    night = Night(LARGE_IS_FAST, limit_bytes=16 << 30, entry=plan(4096))
+    night.run(60)
+    before = night.entry.most_tokens(64)
+    night.planner.out_of_memory(Shape(16, 64), checkpointed=False, step=night.step + 1)
+    night.entry = msgspec.structs.replace(night.entry, ceiling=512)
+    night.run(20)
+    assert night.entry.most_tokens(64) == 512
+    assert night.entry.most_tokens(16) == before, "other lengths have nothing to do with it"
+    assert night.entry.ceiling is None
+    night.run(REFUSED_STEPS + LEAST_OFTEN_STEPS)
+    assert night.entry.most_tokens(64) == before
+
+
+def test_a_ceiling_is_raised_step_by_step() -> None:
+    """After a death for memory, or when the supervisor's limit has ended: the room may be back, or not."""
+    night = Night(SMALL_IS_FAST, limit_bytes=16 << 30, entry=plan(4096, ceiling=64))
+    ceilings = []
+    for _ in range(60):
+        night.run(1)
+        ceilings.append(night.entry.ceiling)
+    seen = [ceiling for ceiling, _ in itertools.groupby(ceilings)]
+    assert seen[-1] is None
+    assert seen[:3] == [64, 128, 256]
+    assert [c for c in seen if c is not None] == [64 << i for i in range(len(seen) - 1)]
+
+
+def test_a_lane_that_memory_took_comes_back_with_the_last_ceiling() -> None:
+    night = Night(SMALL_IS_FAST, limit_bytes=16 << 30, entry=plan(4096, ceiling=64, lanes=2, single=True))
+    while night.entry.ceiling is not None:
+        assert night.entry.lanes_used == 1
+        night.run(1)
+    night.run(LEAST_OFTEN_STEPS)
+    assert night.entry.lanes_used == 2
+    assert night.seconds(night.entry) <= 1.05 * night.best_fixed_s(), "and what two lanes cost is learnt anew"
+
+
+def test_the_supervisors_word_is_not_argued_with() -> None:
+    night = Night(LARGE_IS_FAST, limit_bytes=16 << 30, entry=plan(4096, limit=256, lanes=2, single=True))
+    night.run(60)
+    assert night.entry == plan(4096, limit=256, lanes=2, single=True)
+
+
+def test_what_a_step_will_take_is_known_beforehand() -> None:
+    machine = Machine(square_bytes=256)
+    night = Night(machine, limit_bytes=16 << 30, entry=plan(1024))
+    night.run(50)
+    shape = Shape(3, 400)
+    assert night.planner.predicted_peak_bytes(shape, checkpointed=False) == pytest.approx(machine.peak_bytes(shape), rel=0.03)
+    assert night.planner.predicted_peak_bytes(shape, checkpointed=True) is None, "that was never seen"
+
+
+# -- its parts ---------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(1, 600), min_size=1, max_size=7),
+    st.integers(1, 3000),
+    st.builds(Costs, start=st.floats(0, 500), per_square=st.floats(0, 0.1), per_size=st.floats(0, 0.01)),
+)
+def test_no_cut_of_the_sorted_rows_is_cheaper(lengths: list[int], most: int, costs: Costs) -> None:
+    ordered = sorted(lengths, reverse=True)
+
+    def price(ends: tuple[int, ...]) -> float | None:
+        total = 0.0
+        for begin, end in itertools.pairwise([0, *ends, len(ordered)]):
+            tokens = (end - begin) * ordered[begin]
+            if end - begin > 1 and tokens > most:
+                return None
+            total += costs.of(tokens, ordered[begin])
+        return total
+
+    places = range(1, len(ordered))
+    every = [price(ends) for count in range(len(ordered)) for ends in itertools.combinations(places, count)]
+    found: list[Rows] = cut(np.arange(len(lengths)), np.array(lengths, np.int32), plan(most, costs=costs))
+    ends = tuple(np.cumsum([len(rows) for rows in found])[:-1].tolist())
+    assert price(ends) == pytest.approx(min(p for p in every if p is not None))
+
+
+@given(st.lists(st.floats(0, 100), min_size=3, max_size=3), st.integers(0, 10_000))
+def test_lines_are_found_again(weights: list[float], seed: int) -> None:
+    features = np.random.default_rng(seed).uniform(0, 1, (50, 3)) * [1, 1e3, 1e6]
+    found = non_negative_least_squares(features, features @ np.array(weights))
+    assert found == pytest.approx(weights, rel=1e-4, abs=1e-4)
+
+
+@given(st.lists(st.tuples(st.integers(1, 32), st.integers(1, 512), st.floats(0, 1e10)), min_size=1, max_size=60))
+def test_no_measurements_make_a_line_that_lets_more_tokens_need_less(seen: list[tuple[int, int, float]]) -> None:
+    footprint, watch = Footprint(), Stopwatch()
+    for rows, length, size in seen:
+        footprint.observe(Shape(rows, length), int(size), int(size / 2))
+        watch.observe(Shape(rows, length), size / 1e9)
+    fit, costs = footprint.fit(), watch.fit()
+    if fit is not None:
+        assert 0 <= fit.peak_bytes(Shape(1, 10)) <= fit.peak_bytes(Shape(2, 10)) <= fit.peak_bytes(Shape(1, 20))
+        assert fit.most_tokens(16, 2 << 30) >= fit.most_tokens(512, 2 << 30) >= 0
+    if costs is not None:
+        assert costs.of(100, 10) <= costs.of(200, 10) <= costs.of(200, 20)
+
+
+def test_peaks_that_hide_behind_an_earlier_one_do_not_bend_the_line() -> None:
+    """Resident memory falls late: after a large micro-batch, the small ones show its peak."""
+    footprint = Footprint()
+    largest = 0
+    for number in range(80):
+        shape = Shape(1 + number % 8, 100)
+        true_peak = 400 * MIB + shape.tokens * MIB
+        largest = max(int(0.97 * largest), true_peak)
+        footprint.observe(shape, largest, 400 * MIB if largest == true_peak else largest)
+    fit = footprint.fit()
+    assert fit is not None
+    assert fit.peak_bytes(Shape(8, 100)) == pytest.approx(1200 * MIB, rel=0.03)
+    assert fit.peak_bytes(Shape(2, 100)) == pytest.approx(600 * MIB, rel=0.10)

@@ -1,0 +1,254 @@
+"""What is written is what is read, in small pieces; and a checkpoint that belongs to something else is not continued."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from kit.lone_supervisor import tiny_settings
+from kit.one_life import one_life
+
+from memsup.checkpoint.errors import Damaged
+from memsup.checkpoint.store import Store
+from memsup.shared.messages import FailureCause
+from memsup.worker import train
+from memsup.worker.session import GiveUp
+from memsup.worker.state import PIECE_BYTES, _outgoing, model_tensors, optimizer_tensors, read_tensors
+from memsup.worker.training import Training
+
+pytestmark = pytest.mark.slow  # torch takes its seconds
+
+
+def nothing() -> None:
+    pass
+
+
+def written(tensors: dict[str, torch.Tensor], folder: Path) -> Path:
+    with Store(folder).draft(1) as draft:
+        draft.write_tensors("model", [_outgoing(name, tensor, nothing) for name, tensor in tensors.items()])
+        return draft.commit().path
+
+
+TENSORS = {
+    "large": torch.randn(3_000_001),
+    "scalar": torch.tensor(3.5),
+    "empty": torch.zeros(0, 7),
+    "half": torch.randn(5, 3).half(),
+    "brain": torch.randn(5, 3).bfloat16(),
+    "double": torch.randn(2, 2, 2).double(),
+    "counts": torch.arange(10),
+    "mask": torch.tensor([True, False, True]),
+    "turned": torch.randn(700, 900).t(),
+    "large and turned": torch.randn(1500, 1500).t(),
+    "every second": torch.randn(40, 6)[::2, 1:5],
+}
+
+
+def test_every_kind_of_tensor_comes_back_with_its_bits(tmp_path: Path) -> None:
+    folder = written(TENSORS, tmp_path)
+    into = {name: torch.full_like(tensor, 1) for name, tensor in TENSORS.items()}
+    assert not into["turned"].is_contiguous()
+    read_tensors(folder, "model", into, nothing)
+    assert all(torch.equal(into[name], tensor) for name, tensor in TENSORS.items())
+
+    from safetensors.torch import load_file
+
+    others = load_file(folder / "model.safetensors")
+    assert all(torch.equal(others[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_pieces_are_small_and_each_is_a_sign_of_life() -> None:
+    ticks: list[int] = []
+    for name, tensor in TENSORS.items():
+        pieces = [len(piece) for piece in _outgoing(name, tensor, lambda: ticks.append(1)).chunks()]
+        assert sum(pieces) == tensor.numel() * tensor.element_size()
+        assert max(pieces, default=0) <= PIECE_BYTES
+    assert len(ticks) >= 12_000_004 // PIECE_BYTES
+
+
+def test_on_the_host_a_piece_is_the_tensors_own_memory() -> None:
+    """Nothing is copied: a save needs no memory for it."""
+    tensor = torch.zeros(10)
+    (piece,) = _outgoing("ten", tensor, nothing).chunks()
+    tensor.fill_(1)
+    assert bytes(piece) == tensor.numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("targets", "complaint"),
+    [
+        ({"a": torch.zeros(3)}, "which the model does not have"),
+        ({"a": torch.zeros(3), "b": torch.zeros(2), "c": torch.zeros(1)}, "lacks 1 tensors, among them c"),
+        ({"a": torch.zeros(4), "b": torch.zeros(2)}, "the model as"),
+        ({"a": torch.zeros(3).double(), "b": torch.zeros(2)}, "the model as"),
+    ],
+)
+def test_another_models_tensors_are_refused(tmp_path: Path, targets: dict[str, torch.Tensor], complaint: str) -> None:
+    folder = written({"a": torch.ones(3), "b": torch.ones(2)}, tmp_path)
+    with pytest.raises(Damaged, match=complaint):
+        read_tensors(folder, "model", targets, nothing)
+
+
+def test_tied_weights_are_written_once_under_the_name_that_loads(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    model = BertForMaskedLM(config)
+    tensors = model_tensors(model)
+    assert "bert.embeddings.word_embeddings.weight" in tensors
+    assert "cls.predictions.decoder.weight" not in tensors
+    folder = written(tensors, tmp_path)
+    config.save_pretrained(folder)
+    loaded = BertForMaskedLM.from_pretrained(folder)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Going on
+
+
+def tensors_of(training: Training) -> dict[str, torch.Tensor]:
+    both = model_tensors(training.prepared.model) | optimizer_tensors(training.prepared.model, training.optimizer)
+    return {name: tensor.clone() for name, tensor in both.items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_resumed_training_has_every_bit_of_the_one_that_was_saved(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path)
+    with one_life(settings) as training:
+        for _ in range(3):
+            train.take_step(training)
+        training.session.checkpoint_now()
+        saved = tensors_of(training)
+        for _ in range(2):
+            train.take_step(training)
+        ahead, digest = tensors_of(training), training.audit.digest
+    with one_life(settings) as training:
+        assert training.step == 3
+        assert same(tensors_of(training), saved)
+        assert {value.data_ptr() % 64 for value in training.prepared.model.parameters()} == {0}, "or products would differ"
+        for _ in range(2):
+            train.take_step(training)
+        assert same(tensors_of(training), ahead)
+        assert training.audit.digest == digest
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = tiny_settings(tmp_path)
+    with one_life(settings) as training:
+        for _ in range(2):
+            train.take_step(training)
+            note = training.session.checkpoint_now()
+        damaged = Path(note.path) / "optimizer.safetensors"
+        content = bytearray(damaged.read_bytes())
+        content[len(content) // 2] ^= 1
+        damaged.write_bytes(content)
+    with one_life(settings) as training:
+        assert training.step == 1
+    assert "set aside" in caplog.text
+
+
+def test_a_checkpoint_that_was_damaged_since_is_written_again_when_it_is_asked_for(tmp_path: Path) -> None:
+    with one_life(tiny_settings(tmp_path)) as training:
+        train.take_step(training)
+        first = training.session.checkpoint_now()
+        assert training.session.checkpoint_now() == first
+        (Path(first.path) / "model.safetensors").unlink()
+        second = training.session.checkpoint_now()
+        assert second.path != first.path
+        assert second.step == 1
+
+
+def test_resuming_from_another_runs_checkpoint_goes_on_with_its_steps(tmp_path: Path) -> None:
+    with one_life(tiny_settings(tmp_path), name="one") as training:
+        for _ in range(3):
+            train.take_step(training)
+        note = training.session.checkpoint_now()
+        saved, digest = tensors_of(training), training.audit.digest
+    settings = tiny_settings(tmp_path, checkpoint__resume_from=note.path)
+    with one_life(settings, name="other", run_id="ba9876543210") as training:
+        assert training.step == 3
+        assert same(tensors_of(training), saved)
+        assert training.audit.digest == digest
+        train.take_step(training)
+        own = training.session.checkpoint_now()
+    with one_life(settings, name="other", run_id="ba9876543210") as training:
+        assert training.step == 4, "from now on its own checkpoints count"
+        assert training.newest is not None
+        assert training.newest.path == own.path
+
+
+def test_resuming_from_a_plain_folder_takes_its_weights_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with one_life(tiny_settings(tmp_path), name="one") as training:
+        for _ in range(3):
+            train.take_step(training)
+        note = training.session.checkpoint_now()
+        weights = {name: tensor.clone() for name, tensor in model_tensors(training.prepared.model).items()}
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for file in Path(note.path).iterdir():
+        if not file.name.startswith("optimizer") and file.name not in {"state.json", "manifest.json"}:
+            shutil.copy(file, plain)
+    settings = tiny_settings(tmp_path, checkpoint__resume_from=plain)
+    with one_life(settings, name="other", run_id="ba9876543210") as training:
+        assert training.step == 0
+        assert same(dict(model_tensors(training.prepared.model)), weights)
+        assert all(not state["exp_avg"].any() for state in training.optimizer.state.values())
+    assert "only its weights" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"training__seed": 7}, "training.seed was 42"),
+        ({"training__effective_batch": 4}, "training.effective_batch was 8"),
+        ({"rows": 150}, "the data, its split or its length limit changed"),
+        ({"training__max_length": 10}, "the data, its split or its length limit changed"),
+        ({"training__epochs": 0.05}, "set more training.epochs"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_refused_in_plain_words(
+    tmp_path: Path, change: dict[str, int], complaint: str
+) -> None:
+    with one_life(tiny_settings(tmp_path)) as training:
+        for _ in range(3):
+            train.take_step(training)
+        training.session.checkpoint_now()
+    with pytest.raises(GiveUp, match=complaint) as refused, one_life(tiny_settings(tmp_path, **change)):
+        pass
+    assert refused.value.cause is FailureCause.BAD_INPUT
+
+
+def test_a_folder_with_another_runs_checkpoints_is_not_taken_over(tmp_path: Path) -> None:
+    with one_life(tiny_settings(tmp_path, checkpoint__folder=tmp_path / "shared"), name="one") as training:
+        train.take_step(training)
+        training.session.checkpoint_now()
+    settings = tiny_settings(tmp_path, checkpoint__folder=tmp_path / "shared")
+    with (
+        pytest.raises(GiveUp, match="checkpoints of another run"),
+        one_life(settings, name="other", run_id="ba9876543210"),
+    ):
+        pass
+
+
+def test_a_checkpoint_of_a_later_version_is_not_thrown_away(tmp_path: Path) -> None:
+    """It is whole; only this program cannot read it."""
+    settings = tiny_settings(tmp_path)
+    with one_life(settings) as training:
+        train.take_step(training)
+        note = training.session.checkpoint_now()
+        state = msgspec.json.decode((Path(note.path) / "state.json").read_bytes()) | {"format": 2}
+        shutil.rmtree(note.path)
+        with training.store.draft(1) as draft:
+            draft.write_json("state.json", state)
+            draft.commit()
+    with pytest.raises(GiveUp, match="not written by this version"), one_life(settings):
+        pass
+    assert Path(note.path).exists()

@@ -1,0 +1,1 @@
+"""How a gradient is made: attention, dropout, embedding, lanes, threads, optimizer state in host memory."""

@@ -1,0 +1,153 @@
+"""Attention with dropout on a CPU, in less time, and in memory that grows with the length instead of its square.
+
+torch's fast way on a CPU knows no dropout. With it, torch computes whole matrices of rows x heads x length x length, in float32
+whatever the inputs, and keeps some of them for the backward pass. Here such a matrix is computed block by block, small enough
+for a cache, nothing of it is kept, and the backward pass computes each block again, as FlashAttention does (Dao et al. 2022).
+The result is the same but for rounding; in bfloat16 scores are rounded to bfloat16, as in transformers' own "eager" way.
+`benchmarks/attention.py` compares time, memory and error.
+
+Covers models that call attention by transformers' interface under the name "sdpa". Without dropout, on a GPU, with grouped
+heads or biases that are learnt, and in causal models without padding, torch's way stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from memsup.worker.compute.dropout import Draws, can_draw
+
+BLOCK_NUMBERS = 1 << 20
+"""Of a matrix at a time: with 2 MiB in bfloat16 it is as fast as it gets where the second cache has 1 MiB a core."""
+_HIDDEN = -30_000.0
+"""Added to a score that does not count: e to that is 0, and where none counts all are alike, instead of not a number."""
+_ONLY_TORCHS = ("position_bias", "cache", "softcap")
+
+
+def attend_in_blocks() -> None:
+    """From now on, in this process."""
+    AttentionInterface.register("sdpa", _attend)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    """`query`, `key`, `value`: rows x heads x length x width. `attention_mask`: rows x (1 or heads) x length x length, True
+    where it counts, or numbers that are added. Returns rows x length x heads x width, and no weights.
+    """
+    is_plain = query.shape == key.shape == value.shape and all(more.get(name) is None for name in _ONLY_TORCHS)
+    if attention_mask is not None:
+        is_plain = is_plain and not attention_mask.requires_grad
+    elif getattr(module, "is_causal", True) if is_causal is None else is_causal:
+        is_plain = False
+    if query.device.type != "cpu" or not can_draw(dropout) or not is_plain:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **more
+        )
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
+    with torch.autocast("cpu", enabled=False):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return _Attention.apply(query, key, value, attention_mask, scale, dropout), None
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scale: float,
+        probability: float,
+    ) -> torch.Tensor:
+        context.save_for_backward(query, key, value, mask)
+        context.scale, context.draws = scale, Draws.new(probability)
+        bias, draws = _bias(mask, query), context.draws
+        found = _like(query)
+        for block in _blocks(query.shape):
+            queries, keys, values = (_matrices(part[block]) for part in (query, key, value))
+            weights = _weights(queries * scale, keys, bias, block)
+            weights.mul_(draws.kept(weights.shape, weights.dtype))
+            _put(found[block], weights @ values, draws.scale)
+        return found.transpose(1, 2)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, mask = context.saved_tensors
+        scale, draws = context.scale, context.draws.again()
+        bias, of_found = _bias(mask, query), gradients[0].transpose(1, 2)
+        of_query, of_key, of_value = _like(query), _like(key), _like(value)
+        for block in _blocks(query.shape):
+            queries, keys, values, of_sums = (_matrices(part[block]) for part in (query, key, value, of_found))
+            queries = queries * scale
+            of_sums = of_sums * draws.scale
+            weights = _weights(queries, keys, bias, block)
+            kept = draws.kept(weights.shape, weights.dtype)
+            of_weights = (of_sums @ values.transpose(1, 2)).mul_(kept)
+            _put(of_value[block], kept.mul_(weights).transpose(1, 2) @ of_sums)
+            of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            _put(of_query[block], of_scores @ keys, scale)
+            _put(of_key[block], of_scores.transpose(1, 2) @ queries)
+        return of_query, of_key, of_value, None, None, None
+
+
+Block = tuple[slice, slice]
+"""Of rows, and of heads."""
+
+
+def _blocks(shape: torch.Size) -> Iterator[Block]:
+    """All rows and heads: some rows, or if one is too large, some of its heads at a time."""
+    rows, heads, length, _ = shape
+    heads_at_a_time = min(heads, max(1, BLOCK_NUMBERS // length**2))
+    rows_at_a_time = max(1, BLOCK_NUMBERS // (heads * length**2))
+    for row in range(0, rows, rows_at_a_time):
+        for head in range(0, heads, heads_at_a_time):
+            yield slice(row, row + rows_at_a_time), slice(head, head + heads_at_a_time)
+
+
+def _bias(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
+    """To be added to the scores, for every row and head."""
+    if mask is None:
+        return None
+    bias = mask.to(query.dtype)
+    if mask.dtype is torch.bool:
+        bias = bias.sub_(1.0).mul_(-_HIDDEN)
+    length = query.shape[2]
+    return bias.clamp(min=_HIDDEN).expand(*query.shape[:2], length, length)
+
+
+def _weights(queries: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | None, block: Block) -> torch.Tensor:
+    """What each token takes of each other: rows and heads x length x length."""
+    scores = queries @ keys.transpose(1, 2)
+    if bias is not None:
+        scores.view(bias[block].shape).add_(bias[block])
+    return torch.softmax(scores, dim=-1)
+
+
+def _matrices(part: torch.Tensor) -> torch.Tensor:
+    """Rows and heads as one dimension; copies only where there is more than one row."""
+    return part.reshape(-1, *part.shape[2:])
+
+
+def _like(part: torch.Tensor) -> torch.Tensor:
+    """Rows x heads x length x width, with a token's heads side by side, as the layers before and after have them."""
+    rows, heads, length, width = part.shape
+    return torch.empty(rows, length, heads, width, dtype=part.dtype).transpose(1, 2)
+
+
+def _put(where: torch.Tensor, matrices: torch.Tensor, factor: float = 1.0) -> None:
+    torch.mul(matrices.view(where.shape), factor, out=where)

@@ -1,0 +1,185 @@
+"""Which rows which optimizer step sees, and how a step is cut into micro-batches. Pure.
+
+The order of samples is a function of seed and epoch, and the place in it is the number of steps taken, so that resuming
+replays nothing. The *effective batch* of a step never depends on memory; only the cut does. No batch crosses the end of an
+epoch: the last one of an epoch may be smaller, and its loss is averaged over what it has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memsup.worker.plan.cost import BY_TOKENS, Costs
+from memsup.worker.plan.journal import Entry
+
+Rows = NDArray[np.int64]
+Lengths = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a run over `rows` samples. Steps are counted from 1; step 0 is the state before training."""
+
+    rows: int
+    effective_batch: int
+    epochs: float
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.rows // self.effective_batch)
+
+    @property
+    def total_steps(self) -> int:
+        """A part of an epoch is rounded up to whole steps."""
+        return max(1, math.ceil(self.epochs * self.steps_per_epoch - 1e-9))
+
+    def epoch_of(self, step: int) -> float:
+        """Epochs completed after `step` steps."""
+        return step / self.steps_per_epoch
+
+    def samples_after(self, step: int) -> int:
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        return epochs * self.rows + rest * self.effective_batch
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether the model is evaluated after `step`: at the end of each epoch and of the run."""
+        return step > 0 and (step % self.steps_per_epoch == 0 or step == self.total_steps)
+
+
+class Order:
+    """The effective batches of a schedule. Keeps one epoch's order, 8 bytes a row."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._epoch = -1
+        self._shuffled: Rows = np.empty(0, dtype=np.int64)
+
+    def batch(self, step: int) -> Rows:
+        """The rows that `step` (from 1) sees."""
+        epoch, place = divmod(step - 1, self._schedule.steps_per_epoch)
+        if epoch != self._epoch:
+            self._shuffled = shuffled(self._schedule.rows, self._schedule.seed, epoch)
+            self._epoch = epoch
+        begin = place * self._schedule.effective_batch
+        return self._shuffled[begin : begin + self._schedule.effective_batch]
+
+
+def shuffled(rows: int, seed: int, epoch: int) -> Rows:
+    """0 … rows-1 in the order of a hash of (seed, epoch, row): the same for ever, whatever numpy does to its generators."""
+    with np.errstate(over="ignore"):
+        stream = _mix(_mix(np.array([seed], dtype=np.uint64)) + np.uint64(epoch))
+        return np.argsort(_mix(np.arange(rows, dtype=np.uint64) + stream), kind="stable").astype(np.int64, copy=False)
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64 (Steele, Lea and Flood 2014): the increment and the finaliser of one step, modulo 2**64."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def cut(rows: Rows, lengths: Lengths, plan: Entry) -> list[Rows]:
+    """Cuts `rows` into micro-batches that `plan` allows, in the order in which they are computed; one row is always allowed.
+
+    `lengths[i]` is the length of `rows[i]`. The longest come first, so that a step's peak of memory shows at its start;
+    rows of like length come together, so that little is padding. Where the plan knows what a micro-batch costs, the cut is the
+    cheapest there is (the shortest way through all cuts of the sorted rows); else each takes as many rows as it may.
+    """
+    by_length = np.lexsort((rows, -lengths.astype(np.int64)))
+    longest = np.maximum(lengths[by_length], 1).tolist()
+    ends = _greedy(longest, plan) if plan.costs is None else _cheapest(longest, plan)
+    return [rows[by_length[begin:end]] for begin, end in itertools.pairwise([0, *ends])]
+
+
+def split(rows: Rows, lengths: Lengths, plan: Entry) -> list[Rows]:
+    """The parts of a micro-batch, as `cut` made it, that lanes compute side by side: one where the plan has one lane, else two.
+
+    Each is padded to its own longest row, so that a long row is no waste beside many short ones. They cost as nearly the same
+    as can be: the one waits for the other. A single row is one part.
+    """
+    *_, whole = _reaches(np.maximum(lengths, 1).tolist(), 0, plan)
+    return [part for part in (rows[: whole.middle], rows[whole.middle :]) if len(part)]
+
+
+class _Reach(NamedTuple):
+    """A micro-batch of the sorted rows."""
+
+    end: int
+    middle: int
+    """Where its second part begins; `end`: nowhere."""
+    tokens: int
+    cost: float
+    """Of the part that takes longer."""
+
+
+def _reaches(longest: list[int], begin: int, plan: Entry) -> Iterator[_Reach]:
+    """Every micro-batch that begins at `begin`, one row more each time, whatever its size."""
+    costs, middle = plan.costs or BY_TOKENS, begin + 1
+    for end in range(begin + 1, len(longest) + 1):
+        if plan.lanes_used == 1:
+            middle = end
+        cost, tokens = _of_parts(longest, begin, middle, end, costs)
+        while middle + 1 < end:
+            further, tokens_further = _of_parts(longest, begin, middle + 1, end, costs)
+            if further >= cost:
+                break
+            middle, cost, tokens = middle + 1, further, tokens_further
+        yield _Reach(end, middle, tokens, cost)
+
+
+def _of_parts(longest: list[int], begin: int, middle: int, end: int, costs: Costs) -> tuple[float, int]:
+    """Cost and tokens."""
+    first = (middle - begin) * longest[begin]
+    if middle == end:
+        return costs.of(first, longest[begin]), first
+    second = (end - middle) * longest[middle]
+    return max(costs.of(first, longest[begin]), costs.of(second, longest[middle])), first + second
+
+
+def _allowed(longest: list[int], begin: int, plan: Entry) -> Iterator[_Reach]:
+    most = plan.most_tokens(longest[begin])
+    for reach in _reaches(longest, begin, plan):
+        if reach.tokens > most and reach.end > begin + 1:
+            return
+        yield reach
+
+
+def _greedy(longest: list[int], plan: Entry) -> list[int]:
+    ends, end = [], 0
+    while end < len(longest):
+        *_, furthest = _allowed(longest, end, plan)
+        end = furthest.end
+        ends.append(end)
+    return ends
+
+
+def _cheapest(longest: list[int], plan: Entry) -> list[int]:
+    """Where micro-batches end. From the back: the rows from `begin` on cost what their best first micro-batch and rest cost."""
+    count = len(longest)
+    price, end_of = [0.0] * (count + 1), [0] * count
+    for begin in reversed(range(count)):
+        price[begin], end_of[begin] = min(
+            (reach.cost + price[reach.end], reach.end) for reach in _allowed(longest, begin, plan)
+        )
+    ends, begin = [], 0
+    while begin < count:
+        begin = end_of[begin]
+        ends.append(begin)
+    return ends
+
+
+def learning_rate(step: int, *, peak: float, total_steps: int, warmup_fraction: float) -> float:
+    """Of `step` (from 1): rises linearly to `peak`, then falls linearly; the step after the last would have 0."""
+    warmup_steps = math.ceil(total_steps * warmup_fraction)
+    if step <= warmup_steps:
+        return peak * (step / warmup_steps)
+    return peak * ((total_steps + 1 - step) / (total_steps + 1 - warmup_steps))

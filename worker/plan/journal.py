@@ -1,0 +1,184 @@
+"""How steps are cut, and since which step: the plan in force and its journal, `plan.jsonl`.
+
+A change is written and flushed before it takes effect, with the step from which it holds, so that steps redone after a kill
+are cut as they were: another cut gives other bits. A change that holds from a step replaces all that was written before for
+that step and later ones. Four bounds make a micro-batch: where the settings start, what the supervisor allows now (`limit`),
+what running out of memory has taught (`ceiling`), and what is predicted to fit (`bands`). Who changes what and why is decided
+in `planner.py` (what was measured) and `train.py` (what happened).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from memsup.shared.clock import unix_s
+from memsup.worker.plan.cost import Costs
+
+log = logging.getLogger(__name__)
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What holds from `step` (counted from 1) on. Tokens are rows × padded length."""
+
+    step: int
+    start: int
+    """Most tokens of a micro-batch: as the settings have it, and as far as the planner has gone since."""
+    limit: int | None = None
+    """What the supervisor allows."""
+    ceiling: int | None = None
+    """What running out of memory has taught; the planner raises it again, step by step."""
+    activation_checkpointing: bool = False
+    """For all micro-batches."""
+    checkpointed_from: int | None = None
+    """For those that are padded to this length or more."""
+    bands: tuple[int, ...] = ()
+    """Most tokens that fit, as predicted, of a micro-batch padded to at most 16, 32, 64, … tokens; longer ones as the last."""
+    threads: int | None = None
+    """That compute: another number gives other bits."""
+    costs: Costs | None = None
+    """What micro-batches cost: the cheapest cut is taken. None: as few as may be."""
+    lanes: int = 1
+    """Parts of a micro-batch that are computed side by side where memory allows it (`lanes.py`): 1 or 2."""
+    single: bool = False
+    """Memory is short, so one lane has to do."""
+    cause: str
+    at_unix_s: float
+
+    @property
+    def micro_tokens(self) -> int:
+        """The bound for short rows; long ones may have a lower one."""
+        return self.most_tokens(1)
+
+    def most_tokens(self, length: int) -> int:
+        """Of a micro-batch padded to `length`. Fewer than `length`: one row."""
+        fits = self.bands[min(band_of(length), len(self.bands) - 1)] if self.bands else None
+        return min(bound for bound in (self.start, self.limit, self.ceiling, fits) if bound is not None)
+
+    @property
+    def lanes_used(self) -> int:
+        return 1 if self.single else self.lanes
+
+    def checkpoints_activations(self, length: int) -> bool:
+        """Whether a micro-batch padded to `length` computes its activations twice instead of keeping them."""
+        return self.activation_checkpointing or (self.checkpointed_from is not None and length >= self.checkpointed_from)
+
+    def same_cuts(self, other: Entry) -> bool:
+        """Whether a step computed under the one has the bits it has under the other."""
+        return self._cuts() == other._cuts()
+
+    def _cuts(self) -> tuple[object, ...]:
+        bounds = tuple(self.most_tokens(band_length(band)) for band in range(max(len(self.bands), 1)))
+        return self.costs, bounds, self.activation_checkpointing, self.checkpointed_from, self.lanes_used
+
+
+def band_of(length: int) -> int:
+    """Which of `Entry.bands` speaks of micro-batches that are padded to `length`."""
+    return max(0, (length - 1).bit_length() - 4)
+
+
+def band_length(band: int) -> int:
+    """The greatest length of a band."""
+    return 16 << band
+
+
+def in_force(entries: list[Entry], step: int) -> Entry | None:
+    """What holds for `step`; `entries` in the order of their steps."""
+    return next((entry for entry in reversed(entries) if entry.step <= step), None)
+
+
+def appended(entries: list[Entry], new: Entry) -> list[Entry]:
+    """`entries`, in the order of their steps, with `new` in place of all that would hold from its step on."""
+    return [entry for entry in entries if entry.step < new.step] + [new]
+
+
+class Plan:
+    """What the journal says, and the only writer of it."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._written = read_journal(file)
+        self._entries: list[Entry] = []
+        for entry in self._written:
+            self._entries = appended(self._entries, entry)
+
+    def begin(self, entry: Entry, *, saved: bool) -> None:
+        """With what the run begins where the journal says nothing: from the settings, or as a checkpoint has it (`saved`).
+
+        A saved entry that the journal does not have was lost from it, and holds. Otherwise the journal knows better.
+        """
+        if not self._entries or (saved and entry not in self._written):
+            self._put(entry)
+
+    def at(self, step: int) -> Entry:
+        found = in_force(self._entries, step)
+        assert found is not None, "the plan has not begun"
+        return found
+
+    def change(self, step: int, cause: str, **changes: Any) -> Entry:
+        """From `step` on, what was last known with `changes`. Returns what holds then, when that is on disk."""
+        concerned = [entry for entry in self._entries if entry.step > step] + [self.at(step)]
+        if all(getattr(entry, name) == value for entry in concerned for name, value in changes.items()):
+            return self.at(step)
+        after = msgspec.structs.replace(self._entries[-1], step=step, cause=cause, at_unix_s=unix_s(), **changes)
+        self._put(after)
+        log.info("From step %d on at most %d tokens in a micro-batch: %s.", step, after.micro_tokens, cause)
+        return after
+
+    @property
+    def threads(self) -> int | None:
+        """With which the run began. None: it has not, or is older than the question."""
+        return self._entries[-1].threads if self._entries else None
+
+    @property
+    def last_change(self) -> Entry:
+        return self._entries[-1]
+
+    def _put(self, entry: Entry) -> None:
+        try:
+            append_line(self._file, msgspec.json.encode(entry))
+        except OSError as error:
+            # A full disk must not keep the worker from shrinking. The run stays right; only its bits are not
+            # reproducible if it is killed before the next checkpoint, which has the plan as well.
+            log.error("The change of plan is not on disk: %s.", error)
+        self._written.append(entry)
+        self._entries = appended(self._entries, entry)
+
+
+def read_journal(file: Path) -> list[Entry]:
+    """All entries as they were written. A torn end, as after a power cut, is cut off; other damage is skipped, and said."""
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return []
+    *lines, torn = content.split(b"\n")
+    if torn:
+        log.warning("%s ends in the middle of a line, which is dropped.", file)
+        os.truncate(file, len(content) - len(torn))
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entries.append(msgspec.json.decode(line, type=Entry))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.warning("%s, line %d is unreadable and skipped: %s.", file, number, error)
+    return entries
+
+
+def append_line(file: Path, line: bytes) -> None:
+    """Durably, or not at all. Raises OSError."""
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        size = os.fstat(fd).st_size
+        try:
+            if os.write(fd, line + b"\n") != len(line) + 1:
+                raise OSError(f"{file} took a part of the line only")
+            os.fsync(fd)
+        except OSError:
+            os.ftruncate(fd, size)
+            raise
+    finally:
+        os.close(fd)

@@ -1,0 +1,337 @@
+"""When and what the training saves, where it begins, and the model it leaves behind.
+
+Covers the decisions around a checkpoint and its meaning for the run. Which bytes it consists of is in `state.py`; how they
+become durable, verified and old is in `checkpoint/`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from memsup.checkpoint import manifest
+from memsup.checkpoint.cadence import OVERHEAD_FRACTION, Experience, is_due
+from memsup.checkpoint.errors import CheckpointError, Damaged
+from memsup.checkpoint.reading import verify
+from memsup.checkpoint.store import Store, remove_tree
+from memsup.shared.clock import unix_s
+from memsup.shared.files import flush_folder
+from memsup.shared.messages import CheckpointNote, FailureCause, Welcome
+from memsup.shared.record import RunRecord
+from memsup.worker.memory import is_out_of_memory
+from memsup.worker.plan.journal import Entry
+from memsup.worker.session import GiveUp, Session
+from memsup.worker.state import (
+    OPTIMIZER,
+    STATE_FILE,
+    WEIGHTS,
+    Evaluated,
+    State,
+    model_tensors,
+    optimizer_tensors,
+    read_state,
+    read_tensors,
+    write_state,
+)
+from memsup.worker.training import Training
+
+log = logging.getLogger(__name__)
+
+_FIRST_LOSS_SCALE = 2.0**16
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where the run begins
+
+
+@dataclass(frozen=True)
+class Start:
+    """From where this life goes on. All None: from the settings alone."""
+
+    folder: Path | None = None
+    """Where model and tokenizer come from."""
+    state: State | None = None
+    """None with a folder: only its weights are taken."""
+    note: CheckpointNote | None = None
+    """The run's own newest checkpoint."""
+
+
+def find_start(record: RunRecord, store: Store) -> Start:
+    """The run's newest checkpoint that is whole, or what `checkpoint.resume_from` names. Raises `GiveUp`."""
+    info, set_aside = store.newest_valid()
+    for damaged in set_aside:
+        log.warning("A damaged checkpoint was set aside as %s: %s", damaged.path, damaged.reason)
+    if info is not None:
+        state = _readable_state(info.path)
+        if state.run_id != record.run_id:
+            raise GiveUp(
+                FailureCause.BAD_INPUT,
+                f"{store.folder} has checkpoints of another run: choose an empty checkpoint.folder, or name the checkpoint to "
+                "go on from as checkpoint.resume_from.",
+            )
+        log.info("Going on after step %d, from %s.", state.step, info.path)
+        note = CheckpointNote(
+            path=str(info.path),
+            step=state.step,
+            at_unix_s=info.created_unix_s or unix_s(),
+            verified=True,
+            save_s=None,
+            size_bytes=info.bytes,
+        )
+        return Start(info.path, state, note)
+    if record.settings.checkpoint.resume_from is None:
+        return Start()
+    folder = Path(record.settings.checkpoint.resume_from)
+    if not (folder / manifest.NAME).exists():
+        log.warning("%s is no checkpoint of memsup: only its weights are taken; steps and optimizer begin anew.", folder)
+        return Start(folder)
+    try:
+        verify(folder)
+    except CheckpointError as error:
+        raise GiveUp(FailureCause.BAD_INPUT, f"{folder} cannot be resumed from: {error}") from None
+    state = _readable_state(folder)
+    log.info("Going on after step %d of run %s, from %s.", state.step, state.run_id, folder)
+    return Start(folder, state)
+
+
+def _readable_state(folder: Path) -> State:
+    """A whole checkpoint of another version of memsup is not damaged, and the older ones will be no different."""
+    try:
+        return read_state(folder)
+    except Damaged as error:
+        raise GiveUp(
+            FailureCause.BAD_INPUT,
+            f"{folder} was not written by this version of memsup ({error}): start anew with memsup start --fresh.",
+        ) from None
+
+
+def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int) -> None:
+    """Puts `training` where `start` says, and the plan where the journal and the supervisor say; a new run begins in so many
+    `lanes`. Raises `GiveUp`.
+    """
+    state, plan = start.state, training.plan
+    training.done_before = done_before = training.audit.last_step()
+    if state is None:
+        training.loss_scale = _FIRST_LOSS_SCALE if training.settings.amp == "fp16" else 1.0
+        training.audit.resume(0)
+    else:
+        assert start.folder is not None
+        _refuse_other_training(training, state, start.folder)
+        tick = training.session.tick
+        read_tensors(start.folder, WEIGHTS, model_tensors(training.prepared.model), tick)
+        read_tensors(start.folder, OPTIMIZER, optimizer_tensors(training.prepared.model, training.optimizer), tick)
+        training.step = state.step
+        training.loss = state.loss
+        training.loss_scale, training.steps_at_scale = state.loss_scale, state.steps_at_scale
+        training.evaluated, training.best = state.evaluated, state.best
+        training.trained_s = state.trained_s
+        training.audit.resume(state.step, state.digest)
+    if state is not None and state.run_id == training.record.run_id:
+        training.newest, training.newest_state = start.note, state
+        plan.begin(state.plan, saved=True)
+    else:
+        plan.begin(_first_plan(training, lanes), saved=False)
+    _limit_plan(training, welcome, done_before)
+    training.publish()
+    training.session.publish(checkpoint=start.note)
+
+
+def _limit_plan(training: Training, welcome: Welcome, done_before: int) -> None:
+    """Only a restart because of memory makes micro-batches smaller, at once; where the planner may, it raises that again.
+    Without one, a limit that the supervisor set in an earlier life ends; but steps that were done under it (`done_before` of
+    them) are redone under it.
+    """
+    plan, next_step = training.plan, training.step + 1
+    last = plan.last_change
+    if welcome.micro_tokens_limit is not None:
+        if welcome.micro_tokens_limit < plan.at(next_step).micro_tokens:
+            bound = "ceiling" if training.settings.tune else "limit"
+            changes = {bound: welcome.micro_tokens_limit, "single": last.lanes > 1}
+            plan.change(next_step, "restarted because of memory", **changes)
+    elif last.limit is not None:
+        plan.change(max(next_step, done_before + 1, last.step + 1), "a limit of an earlier life ends", limit=None, single=False)
+
+
+def _first_plan(training: Training, lanes: int) -> Entry:
+    return Entry(
+        step=1,
+        start=(training.settings.micro_tokens or 1024) * (lanes if training.settings.tune else 1),
+        activation_checkpointing=bool(training.settings.gradient_checkpointing)
+        and training.prepared.model.supports_gradient_checkpointing,
+        threads=training.threads,
+        lanes=lanes,
+        cause="the settings",
+        at_unix_s=unix_s(),
+    )
+
+
+def _refuse_other_training(training: Training, state: State, folder: Path) -> None:
+    """A checkpoint can only be continued by the same training on the same rows."""
+    schedule = training.schedule
+    differences = [
+        what
+        for what, differs in {
+            "the data, its split or its length limit changed": state.fingerprint != training.prepared.fingerprint,
+            f"training.seed was {state.seed}": state.seed != schedule.seed,
+            f"training.effective_batch was {state.effective_batch}": state.effective_batch != schedule.effective_batch,
+            f"all of its {state.step} steps are done already, set more training.epochs": state.step > schedule.total_steps,
+        }.items()
+        if differs
+    ]
+    if differences:
+        raise GiveUp(
+            FailureCause.BAD_INPUT,
+            f"{folder} cannot be continued: {'; '.join(differences)}. Put that back, or start anew from its weights with "
+            f"memsup start --fresh --set task.model={folder}",
+        )
+    _refuse_other_device(training, state)
+    if state.threads != training.threads:
+        log.warning("%d threads instead of %d: right, but not bit for bit what it was.", training.threads, state.threads)
+    if state.torch_version != torch.__version__:
+        log.warning("torch %s instead of %s: right, but not bit for bit what it was.", torch.__version__, state.torch_version)
+
+
+def _refuse_other_device(training: Training, state: State) -> None:
+    """A run that lost its GPU must not creep on on the CPU unasked."""
+    settings = training.record.settings
+    moved = state.device == "cuda" and training.device.type == "cpu" and settings.training.device != "cpu"
+    if moved and not settings.recovery.continue_on_cpu:
+        raise GiveUp(
+            FailureCause.BAD_INPUT,
+            f"The run was computed on a GPU up to step {state.step}, and there is none that works now; a lost one comes back "
+            "with a reboot. To go on on the CPU, much slower: memsup start --set recovery.continue_on_cpu=true",
+        )
+    if state.device is not None and state.device != training.device.type:
+        log.warning("On %s instead of %s: right, but not bit for bit what it was.", training.device.type, state.device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Saving
+
+
+def save(training: Training, *, last: bool) -> CheckpointNote:
+    """Writes the state after the last whole step, unless the newest checkpoint has it. Raises CheckpointError."""
+    state = _state(training)
+    if training.newest is not None and _means_the_same(state, training.newest_state) and _is_whole(training.newest):
+        return training.newest
+    merit = merit_of(training.evaluated) if training.evaluated and training.is_evaluated else None
+    with training.soft_limit.spare(), training.store.draft(training.step, emergency=last) as draft:
+        write_state(
+            draft,
+            state,
+            model=training.prepared.model,
+            tokenizer=training.prepared.tokenizer,
+            optimizer=training.optimizer,
+            tick=training.session.tick,
+        )
+        saved = draft.commit(metric=merit)
+    training.newest = CheckpointNote(
+        path=str(saved.path),
+        step=saved.step,
+        at_unix_s=unix_s(),
+        verified=saved.verified,
+        save_s=saved.seconds,
+        size_bytes=saved.bytes,
+    )
+    training.newest_state = state
+    training.save_s = saved.seconds
+    training.saved_s = training.work_s()
+    log.info("Checkpoint after step %d in %.1f s: %s. %s", saved.step, saved.seconds, saved.path, saved.note or "")
+    return training.newest
+
+
+def save_if_due(training: Training) -> None:
+    # Deaths are not known here; the supervisor, who knows, orders checkpoints before what is risky.
+    experience = Experience(save_s=training.save_s, trained_s=training.trained_s + training.work_s(), deaths=0)
+    if is_due(training.work_s(), training.saved_s, experience, training.record.settings.checkpoint.every_s):
+        save_if_possible(training)
+
+
+def save_evaluated(training: Training) -> None:
+    """The best so far is worth a checkpoint as soon as that takes no more than its share of the time."""
+    share_s = (training.save_s or 0.0) / OVERHEAD_FRACTION
+    if training.best is training.evaluated and training.work_s() - training.saved_s >= share_s:
+        save_if_possible(training)
+    else:
+        save_if_due(training)
+
+
+def save_if_possible(training: Training) -> None:
+    """Training does not end because a save failed: what a full disk means is the supervisor's to decide."""
+    try:
+        training.session.checkpoint_now()
+    except Exception as error:
+        if not isinstance(error, CheckpointError) and not is_out_of_memory(error):
+            raise
+        log.error("No checkpoint after step %d: %s", training.step, error)
+        training.saved_s = training.work_s()  # or it would be tried again at each step
+
+
+def merit_of(evaluated: Evaluated) -> float:
+    """The greater the better."""
+    return evaluated.metrics["accuracy"] if "accuracy" in evaluated.metrics else -evaluated.metrics["loss"]
+
+
+def _state(training: Training) -> State:
+    return State(
+        run_id=training.record.run_id,
+        fingerprint=training.prepared.fingerprint,
+        step=training.step,
+        seed=training.schedule.seed,
+        effective_batch=training.schedule.effective_batch,
+        device=training.device.type,
+        threads=training.threads,
+        torch_version=str(torch.__version__),
+        plan=training.plan.at(training.step + 1),
+        digest=training.audit.digest,
+        loss=training.loss,
+        loss_scale=training.loss_scale,
+        steps_at_scale=training.steps_at_scale,
+        evaluated=training.evaluated,
+        best=training.best,
+        trained_s=round(training.trained_s + training.work_s(), 1),
+    )
+
+
+def _means_the_same(state: State, other: State | None) -> bool:
+    return other is not None and (state.step, state.plan, state.evaluated) == (other.step, other.plan, other.evaluated)
+
+
+def _is_whole(note: CheckpointNote) -> bool:
+    try:
+        verify(Path(note.path))
+    except CheckpointError:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The result
+
+
+def export_model(checkpoint: Path, target: Path, session: Session) -> None:
+    """Makes `target` the model of a verified checkpoint: written beside it, flushed, renamed. Raises OSError."""
+    beside, old = target.with_name(target.name + ".new"), target.with_name(target.name + ".old")
+    for leftover in (beside, old):
+        if leftover.exists():
+            remove_tree(leftover)
+    beside.mkdir(mode=0o700)
+    for file in sorted(checkpoint.iterdir()):
+        if file.name.startswith(OPTIMIZER) or file.name in (STATE_FILE, manifest.NAME):
+            continue
+        shutil.copyfile(file, beside / file.name)
+        with (beside / file.name).open("rb") as copy:
+            os.fsync(copy.fileno())
+        session.tick()
+    flush_folder(beside)
+    if target.exists():
+        target.rename(old)
+    beside.rename(target)
+    flush_folder(target.parent)
+    if old.exists():
+        remove_tree(old)
