@@ -1,4 +1,4 @@
-"""What it saves to draw dropout and to compute attention as `worker/dropout.py` and `worker/attention.py` do: taking turns.
+"""What it saves to draw dropout and to compute attention as `worker/compute/dropout.py` and `attention.py` do: taking turns.
 
     python benchmarks/attention.py [--rounds 8]
 

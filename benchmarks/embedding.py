@@ -1,4 +1,4 @@
-"""What it saves to add an embedding's gradient where it is kept (`worker/embedding.py`): steps with and without, taking turns.
+"""Adding an embedding's gradient where it is kept (`worker/compute/embedding.py`): steps with and without, taking turns.
 
     python benchmarks/embedding.py [--rounds 12]
 

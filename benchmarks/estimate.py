@@ -1,4 +1,4 @@
-"""What `supervisor/estimate.py` says against what training really takes, for three sizes of BERT, and the fit of its constants.
+"""What `supervisor/decide/estimate.py` says against what training takes, for three sizes of BERT, and the fit of its constants.
 
     python benchmarks/estimate.py [--fit]
 

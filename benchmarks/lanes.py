@@ -1,4 +1,4 @@
-"""What it saves to compute two parts of a micro-batch side by side, as `worker/lanes.py` does: taking turns, step against step.
+"""Two parts of a micro-batch computed side by side (`worker/compute/lanes.py`) against one: taking turns, step against step.
 
     python benchmarks/lanes.py [--steps 20]
 
@@ -38,7 +38,7 @@ from memsup.worker.hardware import autocast, make_optimizer, start_threads
 from memsup.worker.memory import Peak, hand_back
 from memsup.worker.plan.batches import cut, split
 from memsup.worker.plan.cost import Costs
-from memsup.worker.plan.journal import Entry
+from memsup.worker.plan.entry import Entry
 
 CPU = torch.device("cpu")
 EFFECTIVE, TOKENS, WARM_UP_STEPS = 16, 512, 3

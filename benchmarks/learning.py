@@ -36,15 +36,15 @@ def learn(seed: int, way: str, amp: str, home: Path) -> Result:
     import numpy as np
     import torch
 
+    from memsup.shared.loading import load
     from memsup.shared.paths import RunPaths
-    from memsup.shared.settings import load
     from memsup.worker.compute.attention import attend_in_blocks
     from memsup.worker.compute.dropout import draw_cheaply
     from memsup.worker.compute.embedding import add_in_place
     from memsup.worker.compute.randomness import seed_everything
     from memsup.worker.hardware import autocast, make_optimizer, place_model, start_threads
     from memsup.worker.plan.batches import Order, Schedule, cut, learning_rate
-    from memsup.worker.plan.journal import Entry
+    from memsup.worker.plan.entry import Entry
     from memsup.worker.tasks import find_task
 
     start_threads(1)

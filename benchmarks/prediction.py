@@ -24,8 +24,8 @@ import numpy as np
 from boxed import CONFIG, LOOK_S, MEMSUP, Steps, box, environment, make_job, memsup_start
 
 from memsup.worker.plan.batches import cut, split
+from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.footprint import shape_of
-from memsup.worker.plan.journal import Entry
 from memsup.worker.plan.planner import Planner
 
 GIB = 2**30

@@ -42,7 +42,7 @@ from memsup.worker.__main__ import LIBRARIES
 os.environ.update(LIBRARIES | os.environ)  # as the worker does, before torch is loaded
 from memsup.shared.messages import Welcome
 from memsup.shared.paths import run_paths
-from memsup.shared.record import read_record
+from memsup.shared.run_file import read_record
 from memsup.worker.link import Link
 from memsup.worker.session import Session
 from memsup.worker.train import train

@@ -1,5 +1,5 @@
-"""How many lanes a micro-batch is computed in on a CPU (`worker/lanes.py`). Pure; the supervisor tells it before the model is
-loaded, the worker asks it when it is.
+"""How many lanes a micro-batch is computed in on a CPU (`worker/compute/lanes.py`). Pure; the supervisor tells it before the
+model is loaded, the worker asks it when it is.
 """
 
 from __future__ import annotations

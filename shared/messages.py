@@ -2,7 +2,7 @@
 
 A message is two frames: the protocol's name with its version, then one msgpack map whose `kind` names the struct. A frame
 that does not decode raises `BadFrameError`; the receiver counts it, logs it and drops it. What the messages cause is decided
-elsewhere: `supervisor/lifecycle.py` for the supervisor, `worker/session.py` for the worker. Sockets are opened in
+elsewhere: `supervisor/decide/run/lifecycle.py` for the supervisor, `worker/session.py` for the worker. Sockets are opened in
 `shared/endpoints.py`.
 
 Worker socket (worker DEALER → supervisor ROUTER):

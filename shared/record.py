@@ -1,17 +1,13 @@
-"""`run.json`: what the user asked for, as it was resolved when the run was created, and what they want of it now.
+"""What `run.json` holds: what the user asked for, resolved when the run was created, and what they want of it now. Pure.
 
-Everything in it must be the same again after a restart for the training to be the same; only `wanted` and
-`gentle` change later.
+Everything in it must be the same again after a restart for the training to be the same. What may change later: `wanted`,
+`pause_mode`, `gentle`, and of the settings those that change no training. `run_file.py` reads and writes it.
 """
 
 from __future__ import annotations
 
-import uuid
-from pathlib import Path
-
 import msgspec
 
-from memsup.shared.files import replace_file
 from memsup.shared.messages import PauseMode
 from memsup.shared.settings import Settings
 from memsup.shared.status import Wanted
@@ -42,7 +38,7 @@ class RunRecord(msgspec.Struct, kw_only=True):
     pause_mode: PauseMode = PauseMode.HOLD
     """How a wanted pause is to be carried out."""
     gentle: bool = False
-    """The machine died under it, and nobody has stopped and started it since (`supervisor/footing.py`)."""
+    """The machine died under it, and nobody has stopped and started it since (`supervisor/decide/after_power_loss.py`)."""
     tier: str
     """low, safe or full; `settings.tier` keeps what was asked."""
     tier_reason: str
@@ -55,28 +51,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     command_folder: str | None = None
 
 
-def new_run_id() -> str:
-    return uuid.uuid4().hex[:12]
-
-
 _encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(RunRecord)
 
 
 def encode_record(record: RunRecord) -> bytes:
     return msgspec.json.format(_encoder.encode(record), indent=2) + b"\n"
-
-
-def write_record(path: Path, record: RunRecord) -> None:
-    """Raises OSError."""
-    replace_file(path, encode_record(record))
-
-
-def read_record(path: Path) -> RunRecord | None:
-    """None where there is no run yet. Raises `RecordError` for a damaged one."""
-    try:
-        return _decoder.decode(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
-        raise RecordError(f"{path} cannot be read ({error}). Start anew with: memsup start --fresh") from None

@@ -1,7 +1,7 @@
 """Rows of a data file, one by one and in bounded memory, with the line on which each begins.
 
 Covers CSV, TSV, JSONL, Parquet and folders of `<label>.txt`, and what can be wrong with one row of them. Which columns hold
-text and label, and whether the rows make a task, is `shared/inputs.py`. Only the standard library is imported, and pyarrow
+text and label, and whether the rows make a task, is `shared/task_data.py`. Only the standard library is imported, and pyarrow
 where a Parquet file is opened.
 """
 

@@ -1,22 +1,16 @@
-"""Every setting, once: name, type, default and meaning; and how flags, environment and files are laid over each other.
+"""Every setting, once: name, type, default and meaning, and values as people write them. Pure.
 
 The struct below is the only place in which a setting is declared; `--set section.key=value`, `MEMSUP_SECTION_KEY` and
-`memsup.toml` are all read against it, and the origin of each value is kept so that `start` can say where a limit came from.
-What a tier puts in for an unset value (`None` here) is decided in `supervisor/tiers.py`.
+`memsup.toml` are all read against it (`loading.py`).
+What a tier puts in for an unset value (`None` here) is decided in `supervisor/decide/tiers.py`.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Literal
 
 import msgspec
-import platformdirs
 
 from memsup.shared.lanes import MOST_LANES
 
@@ -99,7 +93,7 @@ class Recovery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     continue_on_cpu: bool = False
     """A run whose GPU is lost goes on on the CPU: much slower, and with other rounding."""
     after_power_loss: Literal["ask", "gentle", "same"] = "gentle"
-    """How it goes on when the whole machine has died (`supervisor/footing.py`)."""
+    """How it goes on when the whole machine has died (`supervisor/decide/after_power_loss.py`)."""
 
 
 class Checkpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -127,53 +121,11 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     notify: Notify = msgspec.field(default_factory=Notify)
 
 
-class Loaded(msgspec.Struct, frozen=True):
-    """The settings in force, and for each key that was set (`training.epochs`) the place that set it."""
-
-    settings: Settings
-    origins: dict[str, str]
-
-
 # The name a person writes → the field that holds it, where they differ: the field carries its unit.
 _WRITTEN = {"checkpoint.every": "checkpoint.every_s"}
 _DURATIONS = {"checkpoint.every"}
 _SIZES = {"limits.ram", "limits.ram_reserve", "limits.vram"}
 _PATHS = {"task.model", "task.train", "task.eval", "checkpoint.folder", "checkpoint.resume_from"}
-_NOT_SETTINGS = {"MEMSUP_STATE_DIR", "MEMSUP_RUNTIME_DIR"}
-
-
-def load(
-    *, job_file: Path | None, flags: Iterable[str], environment: Mapping[str, str], user_file: Path | None = None
-) -> Loaded:
-    """Flags > environment > `job_file` > `user_file` > defaults. Flags look like `training.epochs=2`.
-
-    Raises `SettingsError` for the first setting that is unknown, malformed or senseless.
-    """
-    layers: list[tuple[str, Path, dict[str, Any]]] = []
-    here = Path.cwd()
-    for file in (user_file, job_file):
-        if file is not None:
-            layers.append((str(file), file.resolve().parent, _flatten(_read_toml(file), str(file))))
-    from_environment = {}
-    for name, value in sorted(environment.items()):
-        if name.startswith("MEMSUP_") and name not in _NOT_SETTINGS:
-            from_environment[_key_of_variable(name)] = value
-    layers.append(("environment", here, from_environment))
-    layers.append(("flag", here, dict(_split_flag(flag) for flag in flags)))
-
-    values: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for origin, folder, layer in layers:
-        for key, value in layer.items():
-            values[key] = _typed(key, value, origin, folder)
-            origins[key] = origin
-    return Loaded(settings=_build(values, origins), origins=origins)
-
-
-def user_settings_file() -> Path | None:
-    """The user's own `memsup.toml`, if there is one."""
-    file = Path(platformdirs.user_config_path("memsup")) / "memsup.toml"
-    return file if file.is_file() else None
 
 
 def all_keys() -> list[str]:
@@ -227,106 +179,3 @@ def parse_duration_s(text: str) -> float | None:
     if total <= 0:
         raise ValueError("a duration must be more than nothing")
     return total
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Reading the layers
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{file} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{file} is not valid TOML: {error}.") from None
-
-
-def _flatten(table: dict[str, Any], origin: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            for inner, inner_value in value.items():
-                flat[_known(f"{key}.{inner}", origin)] = inner_value
-        else:
-            flat[_known(key, origin)] = value
-    return flat
-
-
-def _split_flag(flag: str) -> tuple[str, str]:
-    key, equals, value = flag.partition("=")
-    if not equals:
-        raise SettingsError(f"--set {flag}: write it as KEY=VALUE, for example training.epochs=2.")
-    return _known(key.strip(), "--set"), value.strip()
-
-
-def _key_of_variable(name: str) -> str:
-    wanted = name.removeprefix("MEMSUP_").lower()
-    for key in all_keys():
-        if key.replace(".", "_") == wanted:
-            return key
-    return _known(wanted, f"the environment variable {name}")
-
-
-def _known(key: str, origin: str) -> str:
-    keys = all_keys()
-    if key in keys:
-        return key
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5) or difflib.get_close_matches(
-        key.rpartition(".")[2], [k.rpartition(".")[2] for k in keys], n=1, cutoff=0.5
-    )
-    hint = next((k for k in keys if near and (k == near[0] or k.endswith("." + near[0]))), None)
-    advice = f"Did you mean {hint}?" if hint else "docs/settings.md lists them all."
-    raise SettingsError(f"Unknown setting {key!r} in {origin}. {advice}")
-
-
-def _typed(key: str, value: Any, origin: str, folder: Path) -> Any:
-    """The value with its type: text from flags and environment becomes what TOML would have given."""
-    try:
-        if key in _SIZES:
-            return parse_size(str(value))
-        if key in _DURATIONS:
-            return parse_duration_s(str(value))
-    except ValueError as error:
-        raise SettingsError(f"{key} = {value} ({origin}) is not usable: {error}.") from None
-    if key == "notify.urls" and isinstance(value, str):
-        return value.split()
-    if key in _PATHS and isinstance(value, str):
-        return _located(value, folder, hub_allowed=key == "task.model")
-    return value
-
-
-def _located(value: str, folder: Path, *, hub_allowed: bool) -> str:
-    if value.startswith("package:"):
-        return value
-    path = Path(os.path.expanduser(value))
-    if not path.is_absolute():
-        path = folder / path
-    if hub_allowed and not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
-        return value  # a hub id such as bert-base-chinese or hfl/chinese-roberta-wwm-ext
-    return os.path.normpath(path)
-
-
-def _build(values: dict[str, Any], origins: dict[str, str]) -> Settings:
-    """Converts key by key, so that an error names its key and its origin."""
-    settings = Settings()
-    for key, value in values.items():
-        section_name, _, field_name = _WRITTEN.get(key, key).rpartition(".")
-        target = getattr(settings, section_name) if section_name else settings
-        kind = get_type_hints(type(target), include_extras=True)[field_name]
-        if value in ("auto", "") and type(None) in get_args(kind):
-            setattr(target, field_name, None)
-            continue
-        from_text = origins[key] in ("flag", "environment")
-        try:
-            converted = value if isinstance(value, Share) else msgspec.convert(value, kind, strict=not from_text)
-        except msgspec.ValidationError as error:
-            raise SettingsError(f"{key} = {value} ({origins[key]}) is not usable: {_plain(str(error))}.") from None
-        setattr(target, field_name, converted)
-    return settings
-
-
-def _plain(text: str) -> str:
-    return text[:1].lower() + text[1:].replace("`", "")

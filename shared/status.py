@@ -1,6 +1,6 @@
 """The status document (schema 1): what `memsup status --json` prints and `status.json` keeps. Absent readings are null.
 
-Filled by `supervisor/reporting.py`, read by the command line; nothing is computed here.
+Filled by `supervisor/record/status.py`, read by the command line; nothing is computed here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ class RunState(enum.StrEnum):
     STOPPED = "stopped"
     FINISHED = "finished"
     FAILED = "failed"
+
+
+OVER = (RunState.STOPPED, RunState.FINISHED, RunState.FAILED)
+"""Nothing more happens by itself."""
 
 
 class Wanted(enum.StrEnum):

@@ -15,7 +15,8 @@ import msgspec
 import zmq
 
 from memsup.shared.paths import PathError, prepare, run_paths
-from memsup.shared.record import RecordError, read_record
+from memsup.shared.record import RecordError
+from memsup.shared.run_file import read_record
 from memsup.shared.settings import SettingsError
 from memsup.supervisor.daemon.lock import AlreadyRunningError, Lock
 from memsup.supervisor.daemon.systemd import GUARDED

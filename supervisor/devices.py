@@ -16,13 +16,14 @@ from pathlib import Path
 from memsup.shared.messages import WorkerMemory
 from memsup.shared.settings import Limits
 from memsup.supervisor.decide.after_power_loss import AS_EVER, Footing
-from memsup.supervisor.decide.battery import BatteryControl, PowerSupply
+from memsup.supervisor.decide.battery import BatteryControl
 from memsup.supervisor.decide.heat import LEAST_CAP, HeatControl, HeatDecision
 from memsup.supervisor.decide.ladder import HoldReason, Proposal
 from memsup.supervisor.decide.readings import GpuReading, TemperatureReading
 from memsup.supervisor.decide.vram import VramControl, VramDecision
 from memsup.supervisor.sense.gpu.client import GpuClient
 from memsup.supervisor.sense.gpu.devices import XID_LOST, XIDS, heat_sources, of_worker, power_limits
+from memsup.supervisor.sense.power_supply import PowerSupply
 from memsup.supervisor.sense.temperatures import TemperatureSensors, cpu_sources
 
 MOST_LASTING = 3

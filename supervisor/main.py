@@ -53,8 +53,9 @@ from memsup.supervisor.decide.run.lifecycle import Lifecycle, Stage
 from memsup.supervisor.decide.tiers import resolve
 from memsup.supervisor.devices import Cooling, Load
 from memsup.supervisor.fence import choose_fence
+from memsup.supervisor.fence.kill import Deadman, KillState
 from memsup.supervisor.fence.worker import WorkerProcess
-from memsup.supervisor.kernel.children import Deadman, KillState, become_subreaper, reap_orphans
+from memsup.supervisor.kernel.children import become_subreaper, reap_orphans
 from memsup.supervisor.night import Overnight
 from memsup.supervisor.record import ledger
 from memsup.supervisor.record import status as reporting

@@ -1,7 +1,7 @@
 """What a night alone needs, joined: black box and post-mortem, history, hang watch, messages, sleep, the ledger's size.
 
 Covers the hand-over of what the main loop knows to the modules that decide (`postmortem.py`, `hang.py`, `notify.py`) or keep
-(`blackbox.py`, `history.py`, `rotation.py`, `messenger.py`, `inhibit.py`). Decides nothing itself, and waits for nothing,
+(`blackbox.py`, `history.py`, `rotation.py`, `messenger.py`, `keep_awake.py`). Decides nothing itself, and waits for nothing,
 but for the logs of a bad death before the worker exists, and for the last message when it is gone.
 """
 

@@ -7,6 +7,10 @@ everywhere. Widths count in terminal cells: a run or a path may have a Chinese n
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memsup.shared.status import Status
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
@@ -78,3 +82,22 @@ def columns(rows: Iterable[Sequence[str]], gap: str = "  ") -> list[str]:
 def printable(text: str) -> str:
     """`text` without control characters, which could drive the terminal: worker output and file names are others' words."""
     return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def command(name: str, run_name: str) -> str:
+    """A command to be suggested, as it has to be typed."""
+    return f"memsup {name}" + ("" if run_name == "default" else f" --run {run_name}")
+
+
+def result_line(status: Status) -> str | None:
+    """Accuracy beside what guessing the most frequent label would reach: without that it says little."""
+    if not status.result:
+        return None
+    metrics = dict(status.result)
+    parts = []
+    if (accuracy := metrics.pop("accuracy", None)) is not None:
+        majority = metrics.pop("majority_accuracy", None)
+        beside = "" if majority is None else f" (always the most frequent label: {majority:.1%})"
+        parts.append(f"accuracy {accuracy:.1%}{beside}")
+    parts += [f"{printable(name).replace('_', ' ')} {value:.4g}" for name, value in metrics.items()]
+    return ", ".join(parts)

@@ -3,7 +3,7 @@
 Nothing here decides about the machine; orders come from the supervisor. The link and the session import no torch: they are up
 before that takes its seconds. To be read in this order: `__main__.py`, `link.py`, `session.py`, `train.py`.
 
-Pure: `batches.py` (which rows which step sees, and the cuts). With a file each: `plan.py` (cuts, journalled), `audit.py` (what
-each step did). With torch: `hardware.py`, `state.py` (state to checkpoint and back), `checkpoints.py` (when, and where a run
-begins), `training.py` (what a life trains with), `randomness.py`.
+`plan/` says how a step is cut, `compute/` how a gradient is made, `tasks/` from what. Beside `train.py`: `training.py` (what a
+life trains with), `saving.py` (when it saves, and where a run begins), `state.py` (state to checkpoint and back), `audit.py`
+(what each step did), `exhaustion.py` and `memory.py` (when memory does not suffice), `hardware.py`.
 """

@@ -18,7 +18,8 @@ import traceback
 from memsup.checkpoint.errors import DiskFull
 from memsup.shared.messages import AnyReport, Failed, FailureCause, Leaving, Phase
 from memsup.shared.paths import PathError, RunPaths, run_paths
-from memsup.shared.record import RecordError, RunRecord, read_record
+from memsup.shared.record import RecordError, RunRecord
+from memsup.shared.run_file import read_record
 from memsup.shared.task_data import InputError
 from memsup.worker.link import Link, MustLeave
 from memsup.worker.session import GiveUp, Leave, Session

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from memsup.shared.messages import FailureCause, LimitMicroBatch, OutOfMemory, Welcome
 from memsup.worker.memory import hand_back, is_out_of_memory, lasts
 from memsup.worker.plan.batches import Rows
-from memsup.worker.plan.journal import Entry
+from memsup.worker.plan.entry import Entry
 from memsup.worker.session import GiveUp
 from memsup.worker.training import Training
 

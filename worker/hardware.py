@@ -103,7 +103,8 @@ def make_optimizer(model: Any, *, weight_decay: float, on_host: bool = False) ->
     """AdamW with all of its state allocated, and touched: it must not run out of memory when parameters change.
 
     Biases and normalisation weights are not decayed, as usual. Fused: in place, so a step needs no memory of its own, and the
-    fastest on the CPU as well. The learning rate is set at each step. `on_host`: its moments lie in host memory (`hosted.py`).
+    fastest on the CPU as well. The learning rate is set at each step. `on_host`: its moments lie in host memory
+    (`compute/offloaded_adam.py`).
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [

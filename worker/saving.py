@@ -24,7 +24,7 @@ from memsup.shared.files import flush_folder
 from memsup.shared.messages import CheckpointNote, FailureCause, Welcome
 from memsup.shared.record import RunRecord
 from memsup.worker.memory import is_out_of_memory
-from memsup.worker.plan.journal import Entry
+from memsup.worker.plan.entry import Entry
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import (
     OPTIMIZER,

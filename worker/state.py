@@ -22,7 +22,7 @@ from memsup.checkpoint.draft import Draft
 from memsup.checkpoint.errors import Damaged
 from memsup.checkpoint.reading import read_json
 from memsup.checkpoint.tensors import Tensor, open_tensors
-from memsup.worker.plan.journal import Entry
+from memsup.worker.plan.entry import Entry
 
 FORMAT = 1
 STATE_FILE = "state.json"

@@ -4,9 +4,8 @@ One optimizer step takes an effective batch, sorts it by length, cuts it into mi
 weighted by its share of the whole, and steps once. Parameters change only there, so between any two micro-batches the state is
 that of the step's beginning: a checkpoint can be written, and the step done again, at any boundary.
 
-What decides is elsewhere: rows and cuts in `batches.py`, the plan in `plan.py`, which cut is the fastest in `planner.py`, what
-is saved and when in `checkpoints.py`, what is done when memory does not suffice in `exhaustion.py`.
-What is learnt, and from what, is the task's (`tasks/`).
+What decides is elsewhere: rows, cuts and which cut is the fastest in `plan/`, what is saved and when in `saving.py`, what is
+done when memory does not suffice in `exhaustion.py`. What is learnt, and from what, is the task's (`tasks/`).
 """
 
 from __future__ import annotations

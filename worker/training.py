@@ -1,5 +1,5 @@
 """What one life of the worker trains with, and how far the run is. Holds; what is done with it is in `train.py` and
-`checkpoints.py`.
+`saving.py`.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from importlib import import_module
 
 import click
 
+from memsup.supervisor.client.errors import REFUSED, RefusedError
+
 # The order of the help page. Module, and the one line on the help page (so that it need not import them all).
 COMMANDS = {
     "start": ("start", "Start or continue a run in the background."),
@@ -29,17 +31,8 @@ COMMANDS = {
     "check": ("check", "What this machine has, and the tier it earns."),
     "drill": ("drill", "Rehearse a bad night on this machine in about two minutes."),
 }
-REFUSED = 2
 INTERRUPTED = 130
 PIPE_CLOSED = 141
-
-
-class RefusedError(Exception):
-    """The command cannot do what was asked; the text is one plain sentence with what to do. `code` becomes the exit code."""
-
-    def __init__(self, text: str, code: int = REFUSED) -> None:
-        super().__init__(text)
-        self.code = code
 
 
 class LazyGroup(click.Group):

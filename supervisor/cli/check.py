@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 
 import click
 
+from memsup.shared.loading import Loaded
 from memsup.shared.paths import PathError, check_private, run_paths
-from memsup.shared.settings import Loaded, Settings, SettingsError
+from memsup.shared.settings import Settings, SettingsError
 from memsup.supervisor.cli.findings import Row, limits_document, machine_document, machine_rows
-from memsup.supervisor.cli.options import command, data, json_data, json_option, run_option
+from memsup.supervisor.cli.options import data, json_data, json_option, run_option
 from memsup.supervisor.client.preparing import job_file, load_settings, look_around, model_shape
+from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.tiers import DISK_FLOOR_BYTES, Resolution, resolve
-from memsup.supervisor.sense.machine import Machine, MemoryUser, largest_users
-from memsup.supervisor.words import columns, plural, printable, size
+from memsup.supervisor.sense.machine import MemoryUser, largest_users
+from memsup.supervisor.words import columns, command, plural, printable, size
 
 READY, WARNINGS = 0, 1
 KEEPS_AWAKE = "systemd-inhibit --what=idle:sleep memsup wait"

@@ -12,11 +12,11 @@ from memsup.checkpoint.errors import CheckpointError
 from memsup.checkpoint.folders import Info
 from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths
-from memsup.shared.record import read_record
-from memsup.supervisor.cli import RefusedError
-from memsup.supervisor.cli.options import command, data, json_data, json_option, message, paths_of, run_option
+from memsup.shared.run_file import read_record
+from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.orders import DONE, NO_ANSWER, NOT_RUNNING, give, tell
-from memsup.supervisor.words import columns, count, duration, printable, size
+from memsup.supervisor.client.errors import RefusedError
+from memsup.supervisor.words import columns, command, count, duration, printable, size
 
 DAMAGED = 1
 

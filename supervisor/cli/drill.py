@@ -1,6 +1,6 @@
 """`memsup drill`: a bad night in two minutes, on this machine, and what of it was proved.
 
-Covers the order of the scenes, two at a time, and what is said. What happens in them is in `drill_scenes.py`.
+Covers the order of the scenes, two at a time, and what is said. What happens in them is in `scenes.py`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from typing import NamedTuple
 
 import click
 
-from memsup.supervisor.cli import INTERRUPTED, RefusedError
+from memsup.supervisor.cli import INTERRUPTED
 from memsup.supervisor.cli.options import data, json_data, json_option, message
+from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.drill.private_mounts import enter_user_namespace
 from memsup.supervisor.drill.scenes import SCENES, Scene
 from memsup.supervisor.drill.toy import NotProvedError, NotRehearsedError, OverError, Room

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memsup.supervisor.sense.machine import THIS_MACHINE
+from memsup.supervisor.decide.readings import THIS_MACHINE
 from memsup.supervisor.words import count, percent, plural, printable, size
 
 if TYPE_CHECKING:
     from memsup.shared.settings import Settings
     from memsup.shared.task_data import DataSummary, TaskSummary
-    from memsup.supervisor.decide.readings import GpuReading, TemperatureReading
+    from memsup.supervisor.decide.readings import GpuReading, Machine, TemperatureReading
     from memsup.supervisor.decide.tiers import Limits
-    from memsup.supervisor.sense.machine import Machine
 
 Row = tuple[str, str]
 _MODEL_SOURCES = {

@@ -19,12 +19,12 @@ from typing import Any
 import click
 import msgspec
 
-from memsup.shared.record import read_record
+from memsup.shared.run_file import read_record
 from memsup.shared.settings import parse_duration_s
-from memsup.supervisor.cli import RefusedError
-from memsup.supervisor.cli.options import command, data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.record.rotation import parts_of
-from memsup.supervisor.words import printable
+from memsup.supervisor.words import command, printable
 
 UNKNOWN = 4
 LINES = 40

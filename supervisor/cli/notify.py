@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from memsup.supervisor.cli import RefusedError
 from memsup.supervisor.cli.options import data, json_data, json_option, message, run_option
+from memsup.supervisor.client.errors import RefusedError
 
 ARRIVES_WITHIN_S = 60.0
 REACHED, NOT_REACHED = 0, 1
@@ -26,7 +26,7 @@ def notify(run_name: str, as_json: bool, test: bool, flags: tuple[str, ...]) -> 
 
     The settings are those that a run started here would have. Exit code: 0 all reached, 1 not, 2 nothing to send to.
     """
-    from memsup.shared.settings import load, user_settings_file
+    from memsup.shared.loading import load, user_settings_file
     from memsup.supervisor.tell.messenger import Messenger
     from memsup.supervisor.tell.policy import trial_notice
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memsup.shared.status import RunState
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -19,15 +17,6 @@ run_option: Callable[[Any], Any] = click.option(
     "--run", "run_name", default="default", metavar="NAME", help="Which run.", show_default=True
 )
 json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-
-
-OVER = (RunState.STOPPED, RunState.FINISHED, RunState.FAILED)
-"""Nothing more happens by itself."""
-
-
-def command(name: str, run_name: str) -> str:
-    """A command to be suggested, as it has to be typed."""
-    return f"memsup {name}" + ("" if run_name == "default" else f" --run {run_name}")
 
 
 def paths_of(run_name: str) -> RunPaths:

@@ -13,11 +13,13 @@ import msgspec
 
 from memsup.shared.messages import Reply, RequestKind
 from memsup.shared.paths import RunPaths
-from memsup.shared.record import read_record, write_record
+from memsup.shared.run_file import read_record, write_record
 from memsup.shared.status import RunState, Wanted
-from memsup.supervisor.cli import INTERRUPTED, RefusedError
-from memsup.supervisor.cli.options import command, data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli import INTERRUPTED
+from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.client.contact import COMES_UP_WITHIN_S, NoAnswerError, NobodyThereError, ask, is_held, see
+from memsup.supervisor.client.errors import RefusedError
+from memsup.supervisor.words import command
 
 DONE, NO_ANSWER, NOT_RUNNING = 0, 1, 3
 

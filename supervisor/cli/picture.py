@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import click
 
-from memsup.shared.status import GpuStatus, RunState, Status
-from memsup.supervisor.cli.options import OVER
+from memsup.shared.status import OVER, GpuStatus, RunState, Status
 from memsup.supervisor.decide.thresholds import COLOUR_BELOW_C
-from memsup.supervisor.words import columns, count, duration, percent, plural, printable, size
+from memsup.supervisor.words import columns, count, duration, percent, plural, printable, result_line, size
 
 BAR_CELLS = 30
 _COLOURS = {
@@ -55,20 +54,6 @@ def one_line(status: Status) -> str:
     if status.memory.worker_bytes is not None:
         parts.append(f"{size(status.memory.worker_bytes)} of {size(status.memory.limit_bytes)}")
     return ", ".join(part for part in parts if part)
-
-
-def result_line(status: Status) -> str | None:
-    """Accuracy beside what guessing the most frequent label would reach: without that it says little."""
-    if not status.result:
-        return None
-    metrics = dict(status.result)
-    parts = []
-    if (accuracy := metrics.pop("accuracy", None)) is not None:
-        majority = metrics.pop("majority_accuracy", None)
-        beside = "" if majority is None else f" (always the most frequent label: {majority:.1%})"
-        parts.append(f"accuracy {accuracy:.1%}{beside}")
-    parts += [f"{printable(name).replace('_', ' ')} {value:.4g}" for name, value in metrics.items()]
-    return ", ".join(parts)
 
 
 def _bar(status: Status) -> str | None:

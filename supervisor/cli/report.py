@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 
 from memsup.shared.files import replace_file
-from memsup.supervisor.cli import RefusedError
-from memsup.supervisor.cli.options import command, data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.client.contact import see
+from memsup.supervisor.client.errors import RefusedError
+from memsup.supervisor.words import command
 
 UNKNOWN = 4
 

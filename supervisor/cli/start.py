@@ -16,16 +16,17 @@ from typing import Any
 import click
 
 from memsup.shared.paths import RunPaths
-from memsup.shared.record import MemoryEstimate, RunRecord, new_run_id, read_record
+from memsup.shared.record import MemoryEstimate, RunRecord
+from memsup.shared.run_file import new_run_id, read_record
 from memsup.shared.status import RunState, Status, Wanted, encode_status
-from memsup.supervisor.cli import RefusedError
 from memsup.supervisor.cli.findings import Row, data_rows, limits_document, machine_document, machine_rows
-from memsup.supervisor.cli.options import command as typed
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
-from memsup.supervisor.cli.picture import one_line, result_line
+from memsup.supervisor.cli.picture import one_line
 from memsup.supervisor.client.contact import is_held, see
+from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.client.preparing import AS_CREATED, Plan, load_settings, plan_continued, plan_new, shown
-from memsup.supervisor.words import columns, printable
+from memsup.supervisor.words import columns, printable, result_line
+from memsup.supervisor.words import command as typed
 
 EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input. With --wait: 0 only if the run finished."
 

@@ -21,9 +21,8 @@ import msgspec
 from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
 from memsup.shared.messages import BadFrameError, Reply, Request, RequestKind, decode_reply, encode
 from memsup.shared.paths import RunPaths, open_private
-from memsup.shared.status import RunState, Status, Wanted, decode_status
-from memsup.supervisor.cli.options import OVER, command
-from memsup.supervisor.words import count, duration
+from memsup.shared.status import OVER, RunState, Status, Wanted, decode_status
+from memsup.supervisor.words import command, count, duration
 
 if TYPE_CHECKING:
     import zmq
@@ -206,7 +205,7 @@ def _gone(paths: RunPaths) -> Seen:
 
 
 def _record(paths: RunPaths) -> RunRecord | None:
-    from memsup.shared.record import read_record  # with all settings: not needed where a supervisor answers
+    from memsup.shared.run_file import read_record
 
     return read_record(paths.record)
 

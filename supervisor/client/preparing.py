@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from memsup.shared.loading import Loaded, load, user_settings_file
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
-from memsup.shared.settings import Loaded, Settings, Share, all_keys, load, user_settings_file
+from memsup.shared.settings import Settings, Share, all_keys
 from memsup.shared.task_data import ModelSource, TaskSummary, check_task
-from memsup.supervisor.cli import RefusedError
+from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.decide.estimate import Shape, shape_of
+from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.tiers import Resolution, resolve
-from memsup.supervisor.sense.machine import Machine, disk_free_bytes, look
+from memsup.supervisor.sense.machine import disk_free_bytes, look
 from memsup.supervisor.words import percent, size
 
 JOB_FILE = "memsup.toml"

@@ -19,8 +19,9 @@ from pathlib import Path
 import msgspec
 
 from memsup.shared.paths import PathError, RunPaths, check_private, open_private, prepare
-from memsup.shared.record import RunRecord, write_record
-from memsup.supervisor.cli import RefusedError
+from memsup.shared.record import RunRecord
+from memsup.shared.run_file import write_record
+from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.daemon.self_protection import own_scope
 from memsup.supervisor.fence.base import fence_name
 

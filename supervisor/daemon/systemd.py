@@ -135,7 +135,8 @@ def main(arguments: Sequence[str]) -> int:
     import msgspec
 
     from memsup.shared.paths import PathError, run_paths
-    from memsup.shared.record import RecordError, read_record
+    from memsup.shared.record import RecordError
+    from memsup.shared.run_file import read_record
     from memsup.shared.status import decode_status
 
     try:

@@ -1,7 +1,7 @@
 """How a run goes on after the death of the whole machine: gentler, as it was, or not before a person says so. Pure.
 
 Covers `recovery.after_power_loss`: what is wanted, and what it means in numbers and words. That the machine died is
-`postmortem.py`'s verdict; the bounds are kept by `lifecycle.py` (micro-batch) and `cooling.py` (set point, power limit). What a
+`postmortem.py`'s verdict; the bounds are kept by `lifecycle.py` (micro-batch) and `devices.py` (set point, power limit). What a
 death of the machine was about is seldom known, so gentler is less of everything that can bring one down: memory, heat, and
 the current that a power supply has to give.
 """

@@ -20,7 +20,7 @@ MIB = 2**20
 MOMENTS_BYTES = 8
 """Of these, the moments."""
 BLOCK_NUMBERS = 1 << 20
-"""Of attention's matrices the worker computes so many at a time, or one head's if that has more (`worker/attention.py`)."""
+"""Of attention's matrices the worker (`compute/attention.py`) computes so many at a time, or one head's if that has more."""
 LENGTH_STEP = 32
 
 

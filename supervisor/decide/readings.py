@@ -1,4 +1,4 @@
-"""What the sensors saw, as values: the words in which `sensors.py`, `ladder.py`, the ledger and the black box talk.
+"""What the sensors saw, as values: the words in which `memory.py`, `ladder.py`, the ledger and the black box talk.
 
 Every field may be None: unknown, which is neither fine nor zero. Nothing here reads anything.
 """
@@ -71,3 +71,42 @@ class TemperatureReading:
     celsius: float | None = None
     high_c: float | None = None
     critical_c: float | None = None
+
+
+THIS_MACHINE = "this machine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """None: not known. An empty tuple: looked, and there is none (`gpu_note` says why there are no GPUs)."""
+
+    ram_total_bytes: int
+    """What this process may use: the smallest of the machine's RAM and every enclosing cgroup's limit."""
+    ram_available_bytes: int | None
+    """The smallest of MemAvailable and what is left, page cache not counted, in every enclosing cgroup."""
+    machine_ram_bytes: int | None = None
+    """All RAM of the machine, whatever a cgroup allows."""
+    ram_source: str = THIS_MACHINE
+    """Where `ram_total_bytes` comes from: "this machine", or "cgroup NAME"."""
+    cgroup_limits: tuple[tuple[str, int], ...] = ()
+    """Every enclosing cgroup that allows less than the machine has: its name and its bytes, innermost first."""
+    swap_total_bytes: int | None = None
+    cpus: int = 1
+    """CPUs that can be kept busy: those this process may run on, or the whole part of a cgroup's quota."""
+    cpu_source: str = THIS_MACHINE
+    cpu_model: str | None = None
+    cpu_bf16: bool | None = None
+    """The CPU multiplies bfloat16 numbers in hardware."""
+    gpus: tuple[GpuReading, ...] = ()
+    gpu_note: str | None = None
+    temperatures: tuple[TemperatureReading, ...] = ()
+    disk_free_bytes: int | None = None
+    """Where the run's state lies, for this user."""
+    kernel: str | None = None
+    is_wsl: bool = False
+    on_battery: bool | None = None
+    """None where there is no battery."""
+    can_sleep: bool | None = None
+    """The kernel can suspend this machine."""
+    ends_with_ssh: bool = False
+    """This is a login by ssh, and with the last of them systemd ends what this user runs."""

@@ -16,9 +16,8 @@ import msgspec
 from memsup.shared.lanes import BASE_BYTES, MOST_FRACTION, lanes_for
 from memsup.shared.settings import Settings, SettingsError, Share, TierName
 from memsup.supervisor.decide.estimate import MOMENTS_BYTES, Estimate, Shape, device_bytes, estimate, longest_that_fits
-from memsup.supervisor.decide.readings import GpuReading
+from memsup.supervisor.decide.readings import GpuReading, Machine
 from memsup.supervisor.decide.thresholds import ASSUMED_SLOWDOWN_C
-from memsup.supervisor.sense.machine import Machine
 from memsup.supervisor.words import percent, size
 
 MIB = 2**20

@@ -23,7 +23,7 @@ from memsup.shared.messages import RequestKind
 from memsup.shared.paths import PathError, RunPaths
 from memsup.supervisor.client.contact import NoAnswerError, NobodyThereError, ask
 from memsup.supervisor.fence import choose_fence
-from memsup.supervisor.kernel.children import KillState, TreeKill
+from memsup.supervisor.fence.kill import KillState, TreeKill
 
 STOPS_WITHIN_S = 10.0
 STEP_S = 0.01

@@ -16,7 +16,7 @@ from memsup.shared.messages import RequestKind
 from memsup.shared.settings import Limits
 from memsup.shared.status import RunState
 from memsup.supervisor.decide.ladder import DISK_CALM_S, MEMORY_STEPS, Rung
-from memsup.supervisor.drill import balloon as drill_balloon
+from memsup.supervisor.drill import balloon as balloon_program
 from memsup.supervisor.drill.private_mounts import leave_the_common_view, mount_small_disk
 from memsup.supervisor.drill.toy import EFFECTIVE_BATCH, NotProvedError, NotRehearsedError, Room, Toy
 from memsup.supervisor.record.ledger import Entry
@@ -48,7 +48,7 @@ def memory(room: Room) -> Iterator[str]:
 
 
 def _with_balloon(room: Room, toy: Toy) -> Path:
-    """Makes every worker of `toy` begin with `drill_balloon.py` beside it; returns the file that tells it what to hold.
+    """Makes every worker of `toy` begin with `balloon.py` beside it; returns the file that tells it what to hold.
 
     Python itself runs a module called `sitecustomize` wherever it finds one, so the worker need not know.
     """
@@ -58,7 +58,7 @@ def _with_balloon(room: Room, toy: Toy) -> Path:
         f"""import sys
 if "memsup.worker" in sys.orig_argv and {toy.paths.name!r} in sys.orig_argv:
     import subprocess
-    subprocess.Popen([sys.executable, "-I", "-S", {drill_balloon.__file__!r}, {str(told)!r}], stdin=subprocess.DEVNULL)
+    subprocess.Popen([sys.executable, "-I", "-S", {balloon_program.__file__!r}, {str(told)!r}], stdin=subprocess.DEVNULL)
 """,
         encoding="utf-8",
     )

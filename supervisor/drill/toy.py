@@ -1,7 +1,7 @@
 """A drill's runs: a tiny BERT on made-up reviews, trained by the real worker under a real supervisor, in the drill's folder.
 
 Covers making such a run, looking at it, waiting for something with a deadline, killing its processes, and what its last
-checkpoint has in it. What is rehearsed with it is in `drill_scenes.py`; its end is the business of `drill_janitor.py`.
+checkpoint has in it. What is rehearsed with it is in `scenes.py`; its end is the business of `janitor.py`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ import msgspec
 from memsup.checkpoint.store import Store
 from memsup.checkpoint.tensors import open_tensors
 from memsup.shared.messages import Reply, RequestKind
-from memsup.shared.record import RunRecord, new_run_id
+from memsup.shared.record import RunRecord
+from memsup.shared.run_file import new_run_id
 from memsup.shared.settings import Checkpoint, Limits, Settings, Task, Training
 from memsup.shared.status import RunState, Status, Wanted
 from memsup.supervisor.client import spawning
 from memsup.supervisor.client.contact import NoAnswerError, NobodyThereError, ask, see
+from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.tiers import resolve
 from memsup.supervisor.drill.janitor import run_folders
 from memsup.supervisor.kernel.processes import look_at
 from memsup.supervisor.record.ledger import Entry
-from memsup.supervisor.sense.machine import Machine
 
 T = TypeVar("T")
 

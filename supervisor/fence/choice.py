@@ -12,9 +12,10 @@ from memsup.shared.clock import monotonic_s
 from memsup.supervisor.fence.base import Fence, FenceError, Kind
 from memsup.supervisor.fence.cgroup1 import Cgroup1Fence
 from memsup.supervisor.fence.cgroup2 import DelegatedFence
+from memsup.supervisor.fence.kill import KillState, TreeKill
 from memsup.supervisor.fence.rlimit import NoFence, RlimitFence
 from memsup.supervisor.fence.scope import ScopeFence
-from memsup.supervisor.kernel.children import Child, KillState, TreeKill, spawn
+from memsup.supervisor.kernel.children import Child, spawn
 
 _PATIENCE_S = 20.0
 

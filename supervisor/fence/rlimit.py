@@ -9,7 +9,7 @@ import resource
 
 from memsup.shared.clock import monotonic_s
 from memsup.supervisor.fence.base import Fence, Kind, launcher
-from memsup.supervisor.kernel import processes as descent
+from memsup.supervisor.kernel import processes
 
 _WALK_SHARE = 0.05
 """Of the time that walks through /proc may take."""
@@ -40,27 +40,27 @@ class NoFence(Fence):
             self._walk_at_s = now_s + max(0.5, (monotonic_s() - now_s) / _WALK_SHARE)
         total = 0
         for pid, (proportional, resident_then) in self._at_walk.items():
-            resident = descent.resident_bytes(pid)
+            resident = processes.resident_bytes(pid)
             total += 0 if resident is None else max(0, proportional + resident - resident_then)
         return total
 
     def pids(self) -> list[int]:
-        return sorted(pid for pid, process in descent.members(self.name).items() if not process.dead)
+        return sorted(pid for pid, process in processes.members(self.name).items() if not process.dead)
 
     def populated(self) -> bool:
         return bool(self.pids())
 
     def freeze(self) -> None:
-        descent.stop_all(self.name)
+        processes.stop_all(self.name)
 
     def thaw(self) -> None:
-        descent.continue_all(self.name)
+        processes.continue_all(self.name)
 
     def frozen(self) -> bool:
-        return all(process.state in "TtZX" for process in descent.members(self.name).values())
+        return all(process.state in "TtZX" for process in processes.members(self.name).values())
 
     def kill(self) -> None:
-        descent.kill_all(self.name)
+        processes.kill_all(self.name)
 
     def remove(self) -> bool:
         return not self.populated()
@@ -68,9 +68,9 @@ class NoFence(Fence):
     def _walk(self) -> None:
         self._at_walk = {}
         for pid in self.pids():
-            resident = descent.resident_bytes(pid)
+            resident = processes.resident_bytes(pid)
             if resident is not None:
-                proportional = descent.proportional_bytes(pid)
+                proportional = processes.proportional_bytes(pid)
                 self._at_walk[pid] = (resident if proportional is None else proportional, resident)
 
 

@@ -1,7 +1,7 @@
 """The worker as a process: started inside the fence with its lifeline, log and environment, and ended for certain.
 
 Covers the built-in worker and a foreign command alike. When to start and end it is decided in `lifecycle.py`; how a tree is
-killed, in `process_tree.py`.
+killed, in `children.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.supervisor.fence.base import Fence
-from memsup.supervisor.kernel.children import Child, KillState, TreeKill, spawn
+from memsup.supervisor.fence.kill import KillState, TreeKill
+from memsup.supervisor.kernel.children import Child, spawn
 
 LOG_LIMIT_BYTES = 16 << 20
 """A larger log is set aside (one generation is kept) when the next worker starts."""

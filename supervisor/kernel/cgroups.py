@@ -1,7 +1,7 @@
 """The kernel's cgroup hierarchies, version 1 and 2: where this process stands in them, and what memory is used in one.
 
 Covers finding the mounts and this process's own folder in each, also inside containers. What follows from a reading is for
-`sensors.py`, and cgroups are made in `fence/`.
+`memory.py`, and cgroups are made in `fence/`.
 """
 
 from __future__ import annotations

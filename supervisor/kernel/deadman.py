@@ -2,7 +2,7 @@
 
 Only for runs without a cgroup around the worker; with one the kernel holds the limit whoever lives. It reads single bytes from
 a pipe: every byte is a sign of life, GOODBYE ends its duty. After two seconds without a byte, or the pipe's end without a
-goodbye and two seconds more, it kills everything that carries the fence's mark (`descent.py`) until nothing is left.
+goodbye and two seconds more, it kills everything that carries the fence's mark (`processes.py`) until nothing is left.
 
     python -I -S deadman.py MARK            the pipe is stdin
 
@@ -18,9 +18,9 @@ import time
 
 if __name__ == "__main__":  # alone, without the package: the sibling is found by its place
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # pathlib costs 1 MiB
-    import processes as descent  # type: ignore[import-not-found, unused-ignore]
+    import processes  # type: ignore[import-not-found, unused-ignore]
 else:
-    from memsup.supervisor.kernel import processes as descent
+    from memsup.supervisor.kernel import processes
 
 SILENCE_S = 2.0
 GOODBYE = b"q"
@@ -51,7 +51,7 @@ def watch(pipe: int) -> bool:
 def main(mark: str) -> int:
     if watch(sys.stdin.fileno()):
         pause_s = 0.02
-        while descent.kill_all(mark):
+        while processes.kill_all(mark):
             time.sleep(pause_s)
             pause_s = min(1.0, pause_s * 2)  # who does not die at once waits in the kernel
     return 0

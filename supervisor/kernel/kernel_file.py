@@ -1,7 +1,7 @@
 """A small file of the kernel's, kept open and read again and again into the same buffer, and the numbers in it.
 
 Covers absence: a file that is missing, vanishes or turns to garbage reads as None, never as an exception, and is looked for
-again a little later. What the numbers mean is the business of `sensors.py` and `fence/`.
+again a little later. What the numbers mean is the business of `memory.py` and `fence/`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Everything that came from the worker, found by walking through /proc, stopped and killed.
 
 Covers what no cgroup holds: descendants that forked twice and changed their session come back to the supervisor as orphans,
-because it is their subreaper (`process_tree.py`), and carry the mark that the fence's `launch_prefix` put into their
+because it is their subreaper (`children.py`), and carry the mark that the fence's `launch_prefix` put into their
 environment. Identity is a pidfd, never a number alone and never a name. A walk costs some 20 µs for each process of the
 machine, so none of this is for the hot path. Few imports, since `deadman.py` runs it in a process that must stay small.
 """

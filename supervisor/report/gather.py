@@ -17,7 +17,8 @@ import msgspec
 from memsup.checkpoint.folders import Info
 from memsup.checkpoint.store import Store
 from memsup.shared.paths import RunPaths
-from memsup.shared.record import RecordError, RunRecord, read_record
+from memsup.shared.record import RecordError, RunRecord
+from memsup.shared.run_file import read_record
 from memsup.shared.status import Status
 from memsup.supervisor.record.history import MOST_LINE_BYTES, Point, read_points
 from memsup.supervisor.record.ledger import Entry, read_entry

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from memsup.shared.status import RunState, Status, Wanted
-from memsup.supervisor.cli.picture import result_line
 from memsup.supervisor.record.history import Activity
 from memsup.supervisor.report.account import Account, Kind
 from memsup.supervisor.report.gather import Material
 from memsup.supervisor.report.marks import clock
-from memsup.supervisor.words import count, duration, percent, plural, size
+from memsup.supervisor.words import count, duration, percent, plural, result_line, size
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Protocol
 
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
-from memsup.supervisor.fence import Fence
 from memsup.supervisor.kernel.cgroups import MemoryUse, find_hierarchy, lineage
 from memsup.supervisor.kernel.kernel_file import KeptFile
 
@@ -39,10 +39,23 @@ def poll_interval_s(headroom_bytes: int | None, fill_rate_bytes_per_s: float | N
     return min(REST_S, max(BURST_S, min(worst_s, measured_s)))
 
 
+class WorkerUse(Protocol):
+    """What the sensor asks of the fence around the worker."""
+
+    @property
+    def folder(self) -> Path | None: ...
+
+    def used_bytes(self) -> int | None: ...
+
+    def pressure_total_us(self) -> int | None: ...
+
+    def oom_kills(self) -> int | None: ...
+
+
 class MemorySensor:
     """Everything about host memory. `fence` holds the worker; `root` is `/`, or a recorded tree in tests."""
 
-    def __init__(self, fence: Fence | None, root: Path = Path("/")) -> None:
+    def __init__(self, fence: WorkerUse | None, root: Path = Path("/")) -> None:
         self._fence = fence
         self._meminfo = KeptFile(root / "proc/meminfo")
         self._pressure = KeptFile(root / "proc/pressure/memory")
@@ -130,7 +143,7 @@ class _EnclosingCgroup:
         return None if self.limit_bytes is None or held is None else max(0, self.limit_bytes - held)
 
 
-def _enclosing_folders(fence: Fence | None, root: Path) -> list[tuple[Path, int]]:
+def _enclosing_folders(fence: WorkerUse | None, root: Path) -> list[tuple[Path, int]]:
     """Every cgroup above this process and above the worker, with its version; each once. The fence's own is not among them."""
     hierarchy = find_hierarchy("memory", root)
     if hierarchy is None:

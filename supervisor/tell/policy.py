@@ -1,4 +1,4 @@
-"""Who is told what, and when: the policy of messages and of the dead man's ping. Pure; `herald.py` sends.
+"""Who is told what, and when: the policy of messages and of the dead man's ping. Pure; `sender.py` sends.
 
 Told at once: finished, failed, going on again after the machine died, needs attention, paused for more than a quarter of an
 hour. What needs attention comes in sentences, each told once in half a day, and no more than a few messages a day in all; what

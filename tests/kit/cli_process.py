@@ -20,7 +20,8 @@ import zmq
 from memsup.shared import messages as m
 from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
 from memsup.shared.paths import RunPaths, prepare, run_paths
-from memsup.shared.record import RunRecord, write_record
+from memsup.shared.record import RunRecord
+from memsup.shared.run_file import write_record
 from memsup.shared.settings import Settings
 from memsup.shared.status import Status, Wanted, encode_status
 from memsup.supervisor.client.contact import is_held

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from memsup.supervisor.fence import Fence
-from memsup.supervisor.kernel.children import Child, KillState, TreeKill, become_subreaper, spawn
+from memsup.supervisor.fence.kill import KillState, TreeKill
+from memsup.supervisor.kernel.children import Child, become_subreaper, spawn
 
 MISBEHAVING = Path(__file__).with_name("misbehaving.py")
 MIB = 1 << 20

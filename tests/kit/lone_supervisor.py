@@ -22,6 +22,7 @@ import zmq
 
 from kit.nursery import Nursery, NurseryChild
 from memsup.shared.endpoints import WORKER_SOCKET, SocketFolder
+from memsup.shared.loading import load
 from memsup.shared.messages import (
     Accepted,
     AnyOrder,
@@ -41,8 +42,9 @@ from memsup.shared.messages import (
     encode,
 )
 from memsup.shared.paths import RunPaths, prepare, run_paths
-from memsup.shared.record import RunRecord, write_record
-from memsup.shared.settings import Settings, load
+from memsup.shared.record import RunRecord
+from memsup.shared.run_file import write_record
+from memsup.shared.settings import Settings
 from memsup.shared.status import Wanted
 
 R = TypeVar("R", bound=AnyReport)

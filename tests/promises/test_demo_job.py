@@ -12,8 +12,9 @@ import pytest
 from kit import ROOT
 
 import memsup.shared
+from memsup.shared.loading import load
 from memsup.shared.paths import RunPaths
-from memsup.shared.settings import Settings, load
+from memsup.shared.settings import Settings
 from memsup.shared.task_data import ModelSource, check_task
 
 DEMO = Path(memsup.shared.__file__).parent / "demo"

@@ -1,4 +1,4 @@
-"""Left alone: what the modules of `supervisor/overnight.py` do in the life of a real supervisor."""
+"""Left alone: what the modules of `supervisor/night.py` do in the life of a real supervisor."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from kit.cli_process import a_run, end_supervisors, eventually, memsup
 from memsup.shared import messages as m
 from memsup.shared.messages import Phase
 from memsup.shared.paths import RunPaths, run_paths
-from memsup.shared.record import read_record
+from memsup.shared.run_file import read_record
 from memsup.shared.status import decode_status
 from memsup.supervisor.client.contact import is_held
 from memsup.supervisor.decide.run.lifecycle import Lifecycle, Stage
+from memsup.supervisor.fence.kill import KillState
 from memsup.supervisor.fence.rlimit import NoFence
 from memsup.supervisor.fence.worker import WorkerProcess
-from memsup.supervisor.kernel.children import KillState
 from memsup.supervisor.night import Overnight
 from memsup.supervisor.record.blackbox import Mark, read_blackbox
 from memsup.supervisor.record.history import read_points

@@ -1,7 +1,7 @@
 """The systemd unit under a systemd of its own: kill -9, a standstill, a reboot and a power cut of a whole machine.
 
 Everything is in `benchmarks/deaths/service.py`, which needs the files of a virtual machine. Whoever has them says where:
-MEMSUP_VM_LAB=FOLDER pytest tests/test_service_in_vm.py. It takes a quarter of an hour, since the machine is emulated.
+MEMSUP_VM_LAB=FOLDER pytest tests/promises/test_service_in_vm.py. It takes a quarter of an hour, since the machine is emulated.
 """
 
 from __future__ import annotations

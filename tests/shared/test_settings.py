@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsup.shared.settings import SettingsError, Share, all_keys, load, parse_duration_s, parse_size
+from memsup.shared.loading import load
+from memsup.shared.settings import SettingsError, Share, all_keys, parse_duration_s, parse_size
 
 
 def load_flags(*flags: str, environment: dict[str, str] | None = None, job_file: Path | None = None):  # type: ignore[no-untyped-def]

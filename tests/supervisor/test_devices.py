@@ -14,11 +14,12 @@ from kit.fake_nvml import FakeNvml, Fault
 
 from memsup.shared.settings import Limits
 from memsup.shared.status import RunState, Status, Wanted
-from memsup.supervisor.decide.battery import HOLD_AFTER_S, RESUME_AFTER_S, PowerSupply
+from memsup.supervisor.decide.battery import HOLD_AFTER_S, RESUME_AFTER_S
 from memsup.supervisor.decide.heat import TELL_HOLD_S
 from memsup.supervisor.decide.ladder import HoldReason, Proposal
 from memsup.supervisor.devices import Cooling, Load
 from memsup.supervisor.sense.gpu.client import ProbeState
+from memsup.supervisor.sense.power_supply import PowerSupply
 from memsup.supervisor.tell.policy import ATTENTION_HOLDS_S, Kind, Policy, Told
 
 PATIENCE_S = 60.0

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from memsup.worker.plan.batches import Order, Schedule, cut, learning_rate, shuffled, split
 from memsup.worker.plan.cost import Costs
+from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.footprint import shape_of
-from memsup.worker.plan.journal import Entry
 
 
 def plan(micro_tokens: int, **bounds: object) -> Entry:

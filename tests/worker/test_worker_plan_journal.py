@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsup.worker.plan.journal import Entry, Plan, appended, in_force
+from memsup.worker.plan.entry import Entry, appended, in_force
+from memsup.worker.plan.journal import Plan
 
 FIRST = Entry(step=1, start=1024, cause="the settings", at_unix_s=1.0)
 

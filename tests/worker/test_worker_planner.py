@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from memsup.worker.plan.batches import Lengths, Rows, cut, split
 from memsup.worker.plan.cost import Costs, Stopwatch
+from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.footprint import Footprint, Shape, non_negative_least_squares, shape_of
-from memsup.worker.plan.journal import Entry
 from memsup.worker.plan.planner import LEAST_OFTEN_STEPS, REFUSED_STEPS, Begun, Planner
 
 MIB = 1 << 20

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from memsup.worker.compute import threads
 from memsup.worker.compute.threads import candidates, cores, fewest_fast, find_threads
-from memsup.worker.plan.journal import Entry, Plan
+from memsup.worker.plan.entry import Entry
+from memsup.worker.plan.journal import Plan
 
 
 @given(st.integers(1, 256), st.none() | st.integers(1, 256))

@@ -19,7 +19,7 @@ from kit.one_life import StarvedTask, exhaustions, one_life, reports, without_dr
 from memsup.shared.messages import CheckpointNote, Done, FailureCause, LimitMicroBatch, Pause, PauseMode, Resume
 from memsup.worker import exhaustion, train
 from memsup.worker.memory import held
-from memsup.worker.plan.journal import Entry
+from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.planner import Planner
 from memsup.worker.session import GiveUp, Leave
 from memsup.worker.training import Training

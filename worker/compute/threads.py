@@ -3,7 +3,7 @@
 Two threads on one core with simultaneous multithreading share its arithmetic, so as many threads as cores may be faster than
 as many as the kernel counts; and the last core gains little where memory is what is waited for, but leaves the machine usable.
 So these numbers are tried, on a layer of a transformer. On fewer than four cores none can be spared, and without
-multithreading there is nothing to try. Where the number is kept is `plan.py`'s.
+multithreading there is nothing to try. Where the number is kept is `journal.py`'s.
 """
 
 from __future__ import annotations

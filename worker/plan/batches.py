@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsup.worker.plan.cost import BY_TOKENS, Costs
-from memsup.worker.plan.journal import Entry
+from memsup.worker.plan.entry import Entry
 
 Rows = NDArray[np.int64]
 Lengths = NDArray[np.int32]

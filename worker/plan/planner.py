@@ -19,8 +19,8 @@ import numpy as np
 
 from memsup.worker.plan.batches import Lengths, Rows, cut, split
 from memsup.worker.plan.cost import Costs, Stopwatch
+from memsup.worker.plan.entry import Entry, band_length, band_of
 from memsup.worker.plan.footprint import MANY_TOKENS, Fit, Footprint, Shape, shape_of
-from memsup.worker.plan.journal import Entry, band_length, band_of
 from memsup.worker.plan.leak import Floor
 
 WORTH_FRACTION, WORTH_FRACTION_LATER, LATER_STEPS = 0.03, 0.10, 256

@@ -1,6 +1,6 @@
 """Text becomes numbers once: a corpus of tokens on disk, memory-mapped, from which any rows are taken without a loop.
 
-Covers reading the data (`shared/inputs.py` knows the formats) into a memory-mapped table of the `datasets` library, the
+Covers reading the data (`shared/task_data.py` knows the formats) into a memory-mapped table of the `datasets` library, the
 held-out split, and the cache of the result below the run's folder. Knows no tokenizer, no padding and no tensor: the task
 brings an encoder, and pads. Memory stays bounded by a chunk and some 100 bytes a row, whatever the data's size; between
 chunks `boundary` is called, so that orders are answered meanwhile.

@@ -2,7 +2,7 @@
 
 Covers what the user wants, what the worker is, the orders on their way, deaths and new lives, and the one `state` that people
 see. Does not read sensors or judge readings (`ladder.py`), classify deaths (`restarts.py`), time out orders (`orders.py`),
-say what people who wait are told (`waiting.py`), decide how a worker leaves that cannot save (`leaving.py`) or remember what
+say what people who wait are told (`requests.py`), decide how a worker leaves that cannot save (`leaving.py`) or remember what
 it was told of micro-batch and pace (`tuning.py`).
 
 Theory of operation. Three things are kept apart: what the user *wants* (running, paused, stopped), what the ladder's *stance*
@@ -93,7 +93,7 @@ class Lifecycle:
     unresponsive: bool = False
     micro_tokens_limit: int | None = None
     most_micro_tokens: int | None = None
-    """However calm memory is (`footing.py`)."""
+    """However calm memory is (`after_power_loss.py`)."""
     given_back: GivenBack | None = NOTHING_KNOWN
     """By the last worker; None: the device is still to be asked, and nothing is started before."""
     stance: Stance = field(default_factory=Stance)
@@ -272,7 +272,7 @@ class Lifecycle:
                 self._waiters.add(token, Goal.STOPPED, now_s)
                 self._kill(now_s, None, "asked to stop now, without a checkpoint")
             case RequestKind.STATUS:
-                raise AssertionError("status is answered from `reporting.py`, not from here")
+                raise AssertionError("status is answered from `status.py`, not from here")
         return self._settle(now_s)
 
     # -- what others ask ----------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ class Tuning:
     """Of one life of the worker: a new process has been told nothing."""
 
     most_micro_tokens: int | None = None
-    """However calm memory is (`footing.py`)."""
+    """However calm memory is (`after_power_loss.py`)."""
     _halve: bool = False
     """The ladder asked, and no order has gone out yet."""
     _told_may_grow: bool = True

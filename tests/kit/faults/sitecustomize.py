@@ -8,7 +8,7 @@ FAULT_FOLDER=DIR  a file in DIR is an order to the worker for its next step, and
                       mute     its link to the supervisor stops, and training goes on
                       gorge    take memory without end, in one native call that never gives up the GIL
                       save     the next checkpoint takes memory without end
-                  DIR/balloon says what a process beside the training is to hold (`drill_balloon.py`)
+                  DIR/balloon says what a process beside the training is to hold (`balloon.py`)
 FAULT_CLOCK=FILE  all processes of memsup have the clock of `night_clock.py`
 """
 
@@ -32,9 +32,9 @@ def fail_at_row(row: int) -> None:
 def obey(folder: Path) -> None:
     import subprocess
 
-    from memsup.supervisor.drill import balloon as drill_balloon
+    from memsup.supervisor.drill import balloon as balloon_program
 
-    balloon = [sys.executable, "-I", "-S", drill_balloon.__file__, str(folder / "balloon")]
+    balloon = [sys.executable, "-I", "-S", balloon_program.__file__, str(folder / "balloon")]
     subprocess.Popen(balloon, stdin=subprocess.DEVNULL)
     faults = {
         "hang": threading.Event().wait,
@@ -102,9 +102,9 @@ def gorge() -> None:
 
 
 def gorge_in_the_next_save() -> None:
-    from memsup.worker import saving as checkpoints
+    from memsup.worker import saving
 
-    checkpoints.write_state = lambda *_arguments, **_named: gorge()
+    saving.write_state = lambda *_arguments, **_named: gorge()
 
 
 if "memsup.worker" in sys.orig_argv:

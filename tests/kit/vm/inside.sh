@@ -4,8 +4,8 @@ mkdir /tmp/memsup-tests && cp -r ./* /tmp/memsup-tests && cd /tmp/memsup-tests |
 chmod -R a+rX .
 export PYTHONPATH=$PWD:$PWD/site PYTHONDONTWRITEBYTECODE=1
 if [ $# = 0 ]; then
-  set -- tests/test_fence_cgroups.py tests/test_fence_choice.py tests/test_fence_processes.py tests/test_process_tree.py \
-    tests/test_deadman.py tests/test_self_protection.py
+  set -- tests/supervisor/fence/test_fence_cgroups.py tests/supervisor/fence/test_fence_choice.py tests/supervisor/fence/test_fence_rlimit.py tests/supervisor/kernel/test_children.py \
+    tests/supervisor/kernel/test_deadman.py tests/supervisor/daemon/test_self_protection.py
 fi
 # Emulated, so patience is stretched.
 tests=(python3 -m pytest -q --color=no -p no:cacheprovider --rootdir "$PWD" -c pyproject.toml --timeout=600 --durations=8 "$@")

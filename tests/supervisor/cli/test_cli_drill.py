@@ -18,7 +18,7 @@ import pytest
 from kit.cli_process import MEMSUP, eventually, memsup
 
 from memsup.supervisor.cli.drill import Finding, Verdict, _findings
-from memsup.supervisor.drill import balloon as drill_balloon
+from memsup.supervisor.drill import balloon as balloon_program
 from memsup.supervisor.drill.private_mounts import leave_the_common_view, mount_small_disk
 from memsup.supervisor.drill.scenes import SCENES, Scene
 from memsup.supervisor.drill.toy import NotProvedError, NotRehearsedError, OverError, Room, made_up_reviews
@@ -119,7 +119,7 @@ def test_the_balloon_holds_what_it_is_told_and_gives_it_back(tmp_path: Path) -> 
     """And an order that was there before it is not for it: after the kill the next worker begins without a burden."""
     told = tmp_path / "told"
     told.write_text(f"{200 * MIB} {4096 * MIB}")
-    balloon = subprocess.Popen([sys.executable, "-I", "-S", drill_balloon.__file__, str(told)])
+    balloon = subprocess.Popen([sys.executable, "-I", "-S", balloon_program.__file__, str(told)])
     try:
         eventually(lambda: not told.exists())
         resident = psutil.Process(balloon.pid).memory_info

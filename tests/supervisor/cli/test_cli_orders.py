@@ -16,7 +16,7 @@ from kit.cli_process import MEMSUP, RUN_ID, a_run, control_server, end_superviso
 from memsup.checkpoint.store import Store
 from memsup.shared.messages import Reply, RequestKind
 from memsup.shared.paths import run_paths
-from memsup.shared.record import read_record
+from memsup.shared.run_file import read_record
 from memsup.shared.status import ProgressStatus, RunState, Status, Wanted, encode_status
 
 GIB = 2**30

@@ -13,7 +13,7 @@ import pytest
 from kit.cli_process import MEMSUP, RUN_ID, a_run, control_server, end_supervisors, eventually, memsup
 
 from memsup.shared.paths import run_paths
-from memsup.shared.record import read_record
+from memsup.shared.run_file import read_record
 from memsup.shared.settings import Share
 from memsup.shared.status import RunState, Status, Wanted, encode_status
 from memsup.supervisor.client.contact import is_held

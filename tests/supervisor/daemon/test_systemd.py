@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from memsup.shared.files import replace_file
 from memsup.shared.messages import PauseMode
 from memsup.shared.paths import RunPaths, prepare, run_paths
-from memsup.shared.record import RunRecord, write_record
+from memsup.shared.record import RunRecord
+from memsup.shared.run_file import write_record
 from memsup.shared.settings import Settings
 from memsup.shared.status import RunState, Status, Wanted, encode_status
 from memsup.supervisor.cli import service as cli

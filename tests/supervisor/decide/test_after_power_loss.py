@@ -19,7 +19,8 @@ from kit.fake_nvml import FakeNvml, build, compiler
 from kit.lone_supervisor import tiny_settings
 
 from memsup.shared.paths import RunPaths, run_paths
-from memsup.shared.record import RunRecord, read_record
+from memsup.shared.record import RunRecord
+from memsup.shared.run_file import read_record
 from memsup.shared.settings import Settings
 from memsup.shared.status import Wanted
 from memsup.supervisor.client.contact import is_held

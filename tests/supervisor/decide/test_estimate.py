@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsup.shared.settings import Settings, SettingsError, load
+from memsup.shared.loading import load
+from memsup.shared.settings import Settings, SettingsError
 from memsup.supervisor.client.preparing import model_shape
 from memsup.supervisor.decide.estimate import Shape, estimate, held_bytes, peak_bytes, shape_of
-from memsup.supervisor.decide.readings import GpuReading
+from memsup.supervisor.decide.readings import GpuReading, Machine
 from memsup.supervisor.decide.tiers import Resolution, resolve
-from memsup.supervisor.sense.machine import Machine
 
 MIB, GIB = 2**20, 2**30
 BASE = {"vocab_size": 21128, "max_position_embeddings": 512, "type_vocab_size": 2}

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsup.shared.settings import Settings, SettingsError, Share, load
+from memsup.shared.loading import load
+from memsup.shared.settings import Settings, SettingsError, Share
 from memsup.supervisor.decide.ladder import Ladder, MemoryLimits, Rung, WorkerView
-from memsup.supervisor.decide.readings import GpuReading, MemoryReading
+from memsup.supervisor.decide.readings import GpuReading, Machine, MemoryReading
 from memsup.supervisor.decide.tiers import LEAST_RESERVE_BYTES, TIERS, WORKER_NEEDS_BYTES, Resolution, resolve
-from memsup.supervisor.sense.machine import Machine
 
 MIB, GIB = 2**20, 2**30
 RANK = list(TIERS)

@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.fenced import kill, misbehave, subreaper, wait_for
 
+from memsup.supervisor.fence.kill import KillState, TreeKill
 from memsup.supervisor.fence.rlimit import NoFence
-from memsup.supervisor.kernel import processes as descent
+from memsup.supervisor.kernel import processes
 from memsup.supervisor.kernel.cgroups import find_hierarchy
-from memsup.supervisor.kernel.children import Child, KillState, TreeKill, reap_orphans, spawn
+from memsup.supervisor.kernel.children import Child, reap_orphans, spawn
 from memsup.supervisor.kernel.processes import Process, look_at, parse_stat, scan, send_to
 
 _numbers = itertools.count()
@@ -78,7 +79,7 @@ def test_orphans_are_reaped_and_children_started_here_keep_their_exit_code() -> 
         misbehaving = misbehave(fence, ESCAPES=1, FORGETS=1)
 
         def orphans() -> list[int]:
-            return [pid for pid, process in scan().items() if descent.is_orphan(process)]
+            return [pid for pid, process in scan().items() if processes.is_orphan(process)]
 
         wait_for("the grandchild is an orphan here", orphans)
         assert set(orphans()) < set(fence.pids())

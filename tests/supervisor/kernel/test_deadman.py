@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from kit.fenced import MISBEHAVING, kill, misbehave, wait_for
 
+from memsup.supervisor.fence.kill import Deadman
 from memsup.supervisor.fence.rlimit import NoFence
 from memsup.supervisor.kernel import deadman
-from memsup.supervisor.kernel.children import Child, Deadman
+from memsup.supervisor.kernel.children import Child
 from memsup.supervisor.kernel.processes import look_at
 
 pytestmark = pytest.mark.slow

@@ -20,11 +20,12 @@ from kit.nights import Night, eventful
 from memsup.shared import messages as m
 from memsup.shared.files import replace_file
 from memsup.shared.paths import RunPaths, run_paths
-from memsup.shared.record import RunRecord, write_record
+from memsup.shared.record import RunRecord
+from memsup.shared.run_file import write_record
 from memsup.shared.settings import Settings
 from memsup.shared.status import RunState, Status, Wanted, encode_status
-from memsup.supervisor.cli import RefusedError
 from memsup.supervisor.cli.report import report
+from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.decide.run.orders import name_of
 from memsup.supervisor.record.history import Point
 from memsup.supervisor.record.ledger import Entry

@@ -14,8 +14,9 @@ import pytest
 from kit import KIT
 
 from memsup.shared.settings import Settings
+from memsup.supervisor.decide.readings import THIS_MACHINE
 from memsup.supervisor.decide.tiers import resolve
-from memsup.supervisor.sense.machine import THIS_MACHINE, disk_free_bytes, largest_users, look
+from memsup.supervisor.sense.machine import disk_free_bytes, largest_users, look
 
 MACHINES = KIT / "machines"
 MIB = 2**20

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from memsup.supervisor.cli.notify import notify as command
-from memsup.supervisor.tell import sender as herald
+from memsup.supervisor.tell import sender
 from memsup.supervisor.tell.messenger import Messenger, Sent
 from memsup.supervisor.tell.policy import Kind, Notice
 from memsup.supervisor.tell.sender import AddressError, addresses, deliver, named
@@ -217,7 +217,7 @@ def test_garbage_on_its_stdin_does_not_end_the_herald(server: Server, messenger:
 @needs_apprise
 def test_a_server_that_is_down_for_a_while_is_tried_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only those who were not reached get it again."""
-    monkeypatch.setattr(herald, "RETRY_AFTER_S", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(sender, "RETRY_AFTER_S", (0.05, 0.05, 0.05))
     server.answers = [500, 503, 200]
     job = {"urls": [f"{server.notify_url}/a"], "title": "t", "text": "x"}
     assert deliver(job, {}) == (True, "Delivered to: json.")
@@ -226,7 +226,7 @@ def test_a_server_that_is_down_for_a_while_is_tried_again(server: Server, monkey
 
 @needs_apprise
 def test_who_is_never_reached_is_named_by_kind(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(herald, "RETRY_AFTER_S", (0.01,))
+    monkeypatch.setattr(sender, "RETRY_AFTER_S", (0.01,))
     server.answers = [500] * 9
     ok, text = deliver({"urls": [server.notify_url], "title": "t", "text": "x"}, {})
     assert (ok, text) == (False, "Not delivered to: json.")

@@ -1,0 +1,173 @@
+"""How flags, environment and files are laid over each other and become `Settings`.
+
+Flags win over `MEMSUP_SECTION_KEY`, that over `memsup.toml`, that over the user's own file; the origin of each value is kept,
+so that `start` can say where a limit came from. What the settings are is in `settings.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import msgspec
+import platformdirs
+
+from memsup.shared.settings import (
+    _DURATIONS,
+    _PATHS,
+    _SIZES,
+    _WRITTEN,
+    Settings,
+    SettingsError,
+    Share,
+    all_keys,
+    parse_duration_s,
+    parse_size,
+)
+
+_NOT_SETTINGS = {"MEMSUP_STATE_DIR", "MEMSUP_RUNTIME_DIR"}
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """The settings in force, and for each key that was set (`training.epochs`) the place that set it."""
+
+    settings: Settings
+    origins: dict[str, str]
+
+
+def load(
+    *, job_file: Path | None, flags: Iterable[str], environment: Mapping[str, str], user_file: Path | None = None
+) -> Loaded:
+    """Flags > environment > `job_file` > `user_file` > defaults. Flags look like `training.epochs=2`.
+
+    Raises `SettingsError` for the first setting that is unknown, malformed or senseless.
+    """
+    layers: list[tuple[str, Path, dict[str, Any]]] = []
+    here = Path.cwd()
+    for file in (user_file, job_file):
+        if file is not None:
+            layers.append((str(file), file.resolve().parent, _flatten(_read_toml(file), str(file))))
+    from_environment = {}
+    for name, value in sorted(environment.items()):
+        if name.startswith("MEMSUP_") and name not in _NOT_SETTINGS:
+            from_environment[_key_of_variable(name)] = value
+    layers.append(("environment", here, from_environment))
+    layers.append(("flag", here, dict(_split_flag(flag) for flag in flags)))
+
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, folder, layer in layers:
+        for key, value in layer.items():
+            values[key] = _typed(key, value, origin, folder)
+            origins[key] = origin
+    return Loaded(settings=_build(values, origins), origins=origins)
+
+
+def user_settings_file() -> Path | None:
+    """The user's own `memsup.toml`, if there is one."""
+    file = Path(platformdirs.user_config_path("memsup")) / "memsup.toml"
+    return file if file.is_file() else None
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{file} is not valid TOML: {error}.") from None
+
+
+def _flatten(table: dict[str, Any], origin: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            for inner, inner_value in value.items():
+                flat[_known(f"{key}.{inner}", origin)] = inner_value
+        else:
+            flat[_known(key, origin)] = value
+    return flat
+
+
+def _split_flag(flag: str) -> tuple[str, str]:
+    key, equals, value = flag.partition("=")
+    if not equals:
+        raise SettingsError(f"--set {flag}: write it as KEY=VALUE, for example training.epochs=2.")
+    return _known(key.strip(), "--set"), value.strip()
+
+
+def _key_of_variable(name: str) -> str:
+    wanted = name.removeprefix("MEMSUP_").lower()
+    for key in all_keys():
+        if key.replace(".", "_") == wanted:
+            return key
+    return _known(wanted, f"the environment variable {name}")
+
+
+def _known(key: str, origin: str) -> str:
+    keys = all_keys()
+    if key in keys:
+        return key
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5) or difflib.get_close_matches(
+        key.rpartition(".")[2], [k.rpartition(".")[2] for k in keys], n=1, cutoff=0.5
+    )
+    hint = next((k for k in keys if near and (k == near[0] or k.endswith("." + near[0]))), None)
+    advice = f"Did you mean {hint}?" if hint else "docs/settings.md lists them all."
+    raise SettingsError(f"Unknown setting {key!r} in {origin}. {advice}")
+
+
+def _typed(key: str, value: Any, origin: str, folder: Path) -> Any:
+    """The value with its type: text from flags and environment becomes what TOML would have given."""
+    try:
+        if key in _SIZES:
+            return parse_size(str(value))
+        if key in _DURATIONS:
+            return parse_duration_s(str(value))
+    except ValueError as error:
+        raise SettingsError(f"{key} = {value} ({origin}) is not usable: {error}.") from None
+    if key == "notify.urls" and isinstance(value, str):
+        return value.split()
+    if key in _PATHS and isinstance(value, str):
+        return _located(value, folder, hub_allowed=key == "task.model")
+    return value
+
+
+def _located(value: str, folder: Path, *, hub_allowed: bool) -> str:
+    if value.startswith("package:"):
+        return value
+    path = Path(os.path.expanduser(value))
+    if not path.is_absolute():
+        path = folder / path
+    if hub_allowed and not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
+        return value  # a hub id such as bert-base-chinese or hfl/chinese-roberta-wwm-ext
+    return os.path.normpath(path)
+
+
+def _build(values: dict[str, Any], origins: dict[str, str]) -> Settings:
+    """Converts key by key, so that an error names its key and its origin."""
+    settings = Settings()
+    for key, value in values.items():
+        section_name, _, field_name = _WRITTEN.get(key, key).rpartition(".")
+        target = getattr(settings, section_name) if section_name else settings
+        kind = get_type_hints(type(target), include_extras=True)[field_name]
+        if value in ("auto", "") and type(None) in get_args(kind):
+            setattr(target, field_name, None)
+            continue
+        from_text = origins[key] in ("flag", "environment")
+        try:
+            converted = value if isinstance(value, Share) else msgspec.convert(value, kind, strict=not from_text)
+        except msgspec.ValidationError as error:
+            raise SettingsError(f"{key} = {value} ({origins[key]}) is not usable: {_plain(str(error))}.") from None
+        setattr(target, field_name, converted)
+    return settings
+
+
+def _plain(text: str) -> str:
+    return text[:1].lower() + text[1:].replace("`", "")

@@ -1,0 +1,32 @@
+"""`run.json` on disk: read, and written so that a kill at any instant leaves the old one or the new one."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import msgspec
+
+from memsup.shared.files import replace_file
+from memsup.shared.record import RecordError, RunRecord, encode_record
+
+_decoder = msgspec.json.Decoder(RunRecord)
+
+
+def new_run_id() -> str:
+    return uuid.uuid4().hex[:12]
+
+
+def write_record(path: Path, record: RunRecord) -> None:
+    """Raises OSError."""
+    replace_file(path, encode_record(record))
+
+
+def read_record(path: Path) -> RunRecord | None:
+    """None where there is no run yet. Raises `RecordError` for a damaged one."""
+    try:
+        return _decoder.decode(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+        raise RecordError(f"{path} cannot be read ({error}). Start anew with: memsup start --fresh") from None

@@ -1,0 +1,13 @@
+"""What a client says no with. Imports nothing: the command line loads it before it knows which command is called."""
+
+from __future__ import annotations
+
+REFUSED = 2
+
+
+class RefusedError(Exception):
+    """The command cannot do what was asked; the text is one plain sentence with what to do. `code` becomes the exit code."""
+
+    def __init__(self, text: str, code: int = REFUSED) -> None:
+        super().__init__(text)
+        self.code = code

@@ -1,0 +1,103 @@
+"""What a line of the ledger can be about, and who or what brought it about: the words that programs match on. Pure.
+
+A line's sentences are for people and may be improved or translated at any time. Report, drill and tests read these enums and the
+typed fields of `run/actions.Record`, never a sentence.
+"""
+
+from __future__ import annotations
+
+import enum
+
+
+class Event(enum.StrEnum):
+    """The kinds of lines that the ledger has (docs/ledger.md)."""
+
+    RUNG = "rung"
+    """The ladder moved, or asked for something on the rung where it stands."""
+    ORDER = "order"
+    """The worker answered an order, or did not in time."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """The worker caught an error for memory and did the step again."""
+    FREEZE = "freeze"
+    THAW = "thaw"
+    KILL = "kill"
+    DEATH = "death"
+    """The worker is gone without having been told to go."""
+    SMALLER = "smaller"
+    """The next life begins with smaller micro-batches."""
+    RECOVERED = "recovered"
+    """It trains again."""
+    WANTED = "wanted"
+    """Another state is wanted of the run."""
+    FOUND = "found"
+    """A worker of an earlier supervisor is still here."""
+    LEFT = "left"
+    """The worker left as it was told."""
+    GIVEN_BACK = "given back"
+    """What came back of the memory of a worker that is gone."""
+    HANG = "hang"
+    END = "end"
+    """The run is over."""
+    CHECKPOINT_DAMAGED = "checkpoint_damaged"
+    """The worker found a checkpoint damaged and set it aside."""
+    CHECKPOINT_USED = "checkpoint_used"
+    """The worker went on from an older checkpoint, since newer ones were damaged."""
+    ROWS_LEFT_OUT = "rows_left_out"
+    """The worker does not train on rows that the data has."""
+    CUT_REFUSED = "cut_refused"
+    """The worker computes in another way than planned, since a cut would have been seen by the model."""
+    PROTECTION = "protection"
+    NO_PROTECTION = "no protection"
+    ATTENTION = "attention"
+    """Something about heat, a GPU or a sensor that a person should look at."""
+    POSTMORTEM = "postmortem"
+    """What the last death of the machine or of the supervisor was, most likely."""
+    GARBAGE = "garbage"
+    CLOCK = "clock"
+    MESSAGE = "message"
+
+
+class By(enum.StrEnum):
+    """Who brought it about."""
+
+    USER = "user"
+    LADDER = "ladder"
+    SUPERVISOR = "supervisor"
+    WORKER = "worker"
+    SYSTEM = "system"
+    """The machine or its service manager, as at a shutdown."""
+
+
+class OrderKind(enum.StrEnum):
+    """What the worker was ordered to do."""
+
+    CHECKPOINT = "checkpoint"
+    HALVE = "halve"
+    STOP_GROWING = "stop_growing"
+    GROW = "grow"
+    LIMIT_TOKENS = "limit_tokens"
+    LIMIT_MEMORY = "limit_memory"
+    PACE = "pace"
+    HOLD = "hold"
+    RELEASE = "release"
+    RESUME = "resume"
+    STOP = "stop"
+
+
+class Outcome(enum.StrEnum):
+    """What became of an order."""
+
+    DONE = "done"
+    FAILED = "failed"
+    UNANSWERED = "unanswered"
+
+
+class Move(enum.StrEnum):
+    """What the ladder did."""
+
+    UP = "up"
+    DOWN = "down"
+    SHRINK = "shrink"
+    """It stays and asks for a smaller micro-batch."""
+    RELEASE = "release"
+    """It stays and asks for all memory back."""

@@ -1,0 +1,42 @@
+"""Mains or battery: what the kernel says (sysfs-class-power). What follows is `decide/battery.py`'s."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from memsup.supervisor.kernel.kernel_file import KeptFile
+
+
+class PowerSupply:
+    """`on_battery()`; None where there is no battery or it does not say. `root` is where `/sys` is found."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._batteries: list[KeptFile] = []
+        self._mains: list[KeptFile] = []
+        for supply in sorted((root / "sys/class/power_supply").glob("*")):
+            kind = _word(supply / "type")
+            if kind == "Battery" and _word(supply / "scope") != "Device":  # a mouse's battery says nothing about the machine
+                self._batteries.append(KeptFile(supply / "status", size_bytes=64))
+            elif kind in ("Mains", "USB"):
+                self._mains.append(KeptFile(supply / "online", size_bytes=64))
+
+    def on_battery(self) -> bool | None:
+        plugged = [file.number() for file in self._mains if file.read()]
+        states = [file.text().strip() for file in self._batteries if file.read()]
+        if not states:
+            return None
+        return "Discharging" in states and 1 not in plugged
+
+
+def _word(file: Path) -> str | None:
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, 64).decode(errors="replace").strip()
+    except OSError:
+        return None
+    finally:
+        os.close(fd)

@@ -1,0 +1,85 @@
+"""The plan in force from a step on, as a value. Pure; `journal.py` keeps it.
+
+Four bounds make a micro-batch: where the settings start, what the supervisor allows now (`limit`), what running out of memory
+has taught (`ceiling`), and what is predicted to fit (`bands`).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from memsup.worker.plan.cost import Costs
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What holds from `step` (counted from 1) on. Tokens are rows × padded length."""
+
+    step: int
+    start: int
+    """Most tokens of a micro-batch: as the settings have it, and as far as the planner has gone since."""
+    limit: int | None = None
+    """What the supervisor allows."""
+    ceiling: int | None = None
+    """What running out of memory has taught; the planner raises it again, step by step."""
+    activation_checkpointing: bool = False
+    """For all micro-batches."""
+    checkpointed_from: int | None = None
+    """For those that are padded to this length or more."""
+    bands: tuple[int, ...] = ()
+    """Most tokens that fit, as predicted, of a micro-batch padded to at most 16, 32, 64, … tokens; longer ones as the last."""
+    threads: int | None = None
+    """That compute: another number gives other bits."""
+    costs: Costs | None = None
+    """What micro-batches cost: the cheapest cut is taken. None: as few as may be."""
+    lanes: int = 1
+    """Parts of a micro-batch that are computed side by side where memory allows it (`lanes.py`): 1 or 2."""
+    single: bool = False
+    """Memory is short, so one lane has to do."""
+    cause: str
+    at_unix_s: float
+
+    @property
+    def micro_tokens(self) -> int:
+        """The bound for short rows; long ones may have a lower one."""
+        return self.most_tokens(1)
+
+    def most_tokens(self, length: int) -> int:
+        """Of a micro-batch padded to `length`. Fewer than `length`: one row."""
+        fits = self.bands[min(band_of(length), len(self.bands) - 1)] if self.bands else None
+        return min(bound for bound in (self.start, self.limit, self.ceiling, fits) if bound is not None)
+
+    @property
+    def lanes_used(self) -> int:
+        return 1 if self.single else self.lanes
+
+    def checkpoints_activations(self, length: int) -> bool:
+        """Whether a micro-batch padded to `length` computes its activations twice instead of keeping them."""
+        return self.activation_checkpointing or (self.checkpointed_from is not None and length >= self.checkpointed_from)
+
+    def same_cuts(self, other: Entry) -> bool:
+        """Whether a step computed under the one has the bits it has under the other."""
+        return self._cuts() == other._cuts()
+
+    def _cuts(self) -> tuple[object, ...]:
+        bounds = tuple(self.most_tokens(band_length(band)) for band in range(max(len(self.bands), 1)))
+        return self.costs, bounds, self.activation_checkpointing, self.checkpointed_from, self.lanes_used
+
+
+def band_of(length: int) -> int:
+    """Which of `Entry.bands` speaks of micro-batches that are padded to `length`."""
+    return max(0, (length - 1).bit_length() - 4)
+
+
+def band_length(band: int) -> int:
+    """The greatest length of a band."""
+    return 16 << band
+
+
+def in_force(entries: list[Entry], step: int) -> Entry | None:
+    """What holds for `step`; `entries` in the order of their steps."""
+    return next((entry for entry in reversed(entries) if entry.step <= step), None)
+
+
+def appended(entries: list[Entry], new: Entry) -> list[Entry]:
+    """`entries`, in the order of their steps, with `new` in place of all that would hold from its step on."""
+    return [entry for entry in entries if entry.step < new.step] + [new]
