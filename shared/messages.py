@@ -278,6 +278,31 @@ class Failed(Report, frozen=True, tag="failed"):
     step: int | None = None
 
 
+class DecisionKind(enum.StrEnum):
+    """What a worker decides by itself and has to answer for in the ledger."""
+
+    CHECKPOINT_DAMAGED = "checkpoint_damaged"
+    """A checkpoint was found damaged and set aside."""
+    CHECKPOINT_USED = "checkpoint_used"
+    """An older checkpoint is gone on from, since newer ones were damaged."""
+    ROWS_LEFT_OUT = "rows_left_out"
+    """Rows of the data are not trained on."""
+    CUT_REFUSED = "cut_refused"
+    """A way of cutting or computing that was planned would have been seen by the model."""
+
+
+class Decided(Report, frozen=True, tag="decided"):
+    """The worker decided something by itself. `detail` is a plain sentence; the other fields say the same to programs."""
+
+    what: DecisionKind
+    detail: Text
+    checkpoint: str | None = None
+    """The folder that it is about, as it is called now."""
+    step: int | None = None
+    """The step that the checkpoint holds, as its folder's name tells."""
+    rows: int | None = None
+
+
 class Leaving(Report, frozen=True, tag="leaving"):
     """The worker exits because it was told to (stop, release) or because its lease ran out, not because it is done."""
 
@@ -285,7 +310,7 @@ class Leaving(Report, frozen=True, tag="leaving"):
     checkpoint: CheckpointNote | None
 
 
-AnyReport = Hello | Heartbeat | Accepted | Done | OrderFailed | OutOfMemory | Finished | Failed | Leaving
+AnyReport = Hello | Heartbeat | Accepted | Done | OrderFailed | OutOfMemory | Finished | Failed | Leaving | Decided
 
 
 # --------------------------------------------------------------------------------------------------------------------

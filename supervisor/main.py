@@ -33,16 +33,17 @@ from memsup.supervisor.daemon.signals import Signals
 from memsup.supervisor.daemon.sockets import Client, Sockets
 from memsup.supervisor.daemon.systemd import GO_ON, OVER
 from memsup.supervisor.decide.after_power_loss import footing_of
-from memsup.supervisor.decide.ladder import HoldReason, Ladder, MemoryLimits, Moment, Proposal, Rung
+from memsup.supervisor.decide.events import Event
+from memsup.supervisor.decide.ladder import HoldReason, Ladder, LadderState, MemoryLimits, Proposal, Rung
 from memsup.supervisor.decide.run.actions import (
     Action,
     Answer,
     Freeze,
-    Keep,
     Kill,
     Quit,
     Record,
-    Remember,
+    SaveBudget,
+    SaveWish,
     Send,
     Spawn,
     Terminate,
@@ -116,7 +117,7 @@ class Supervisor:
         )
         self.gpu_fd = self.cooling.client.fileno()
         self.proposals: tuple[Proposal, ...] = ()
-        self.deciding: Moment | None = None
+        self.deciding: LadderState | None = None
         """While a stance is carried out: what the ladder came to it on."""
         self.held = Held()
         """By the worker, before it was asked to leave or died."""
@@ -178,7 +179,9 @@ class Supervisor:
         self.night.begin(now_s)
         self._record_all(now_s, self.night.take_records())
         for protection in protections:
-            self._record(now_s, Record(event="protection" if protection.holds else "no protection", reason=protection.text))
+            self._record(
+                now_s, Record(event=Event.PROTECTION if protection.holds else Event.NO_PROTECTION, reason=protection.text)
+            )
         if self.night.machine_died:
             self.scribe.replace(self.paths.record, encode_record(self.record))
         if self.night.waits is not None:
@@ -358,7 +361,7 @@ class Supervisor:
         if load.alive and self.life.leaving.ending is None:
             self.held = held_by(self.memory, self.cooling.workers, load.memory)
         for sentence in self.cooling.take_news():
-            self._record(now_s, Record(event="attention", reason=sentence))
+            self._record(now_s, Record(event=Event.ATTENTION, reason=sentence))
         if self.sockets.garbage > self.garbage_told and now_s >= self.next_garbage_s:
             self._tell_of_garbage(now_s)
         if self.speaks_to is not None:
@@ -384,7 +387,7 @@ class Supervisor:
         new = self.sockets.garbage - self.garbage_told
         self.garbage_told, self.next_garbage_s = self.sockets.garbage, now_s + GARBAGE_EVERY_S
         what = f"{plural(new, 'message')} on the sockets made no sense and {'was' if new == 1 else 'were'} dropped"
-        self._record(now_s, Record(event="garbage", reason=what))
+        self._record(now_s, Record(event=Event.GARBAGE, reason=what))
 
     def on_changed(self, now_s: float) -> None:
         if self.life.state is not self.shown_state:
@@ -416,10 +419,10 @@ class Supervisor:
                     self.worker.terminate()
                 case Answer():
                     self._answer(action)
-                case Remember(wanted=wanted, pause_mode=mode):
+                case SaveWish(wanted=wanted, pause_mode=mode):
                     self.record.wanted, self.record.pause_mode = wanted, mode
                     self.scribe.replace(self.paths.record, encode_record(self.record))
-                case Keep(budget=budget):
+                case SaveBudget(budget=budget):
                     self.scribe.replace(self._budget_file, msgspec.json.encode(budget))
                 case Record():
                     self._record(now_s, action)
@@ -466,7 +469,7 @@ class Supervisor:
             result = record.result.partition("\n")[0] if record.result else None  # the rest, a traceback, is for the ledger
             self.last_action = ActionStatus(at=at, rung=record.rung, action=record.action, reason=record.reason, result=result)
         line = ledger.line(
-            record,
+            msgspec.structs.replace(record, ladder=self.deciding) if record.rung is not None else record,
             at=at,
             mono=now_s,
             boot=self.boot,
@@ -474,7 +477,6 @@ class Supervisor:
             step=self.life.heartbeat.progress.step if self.life.heartbeat else None,
             memory=self.memory,
             disk=self.disk,
-            ladder=self.deciding if record.rung is not None else None,
         )
         self.scribe.append(self.paths.ledger, line)
         log.info("%s: %s", record.event, " - ".join(filter(None, (record.reason, record.action, record.result))))

@@ -22,6 +22,7 @@ from memsup.shared.status import Status, Wanted
 from memsup.supervisor.daemon.clock_watch import DateWatch
 from memsup.supervisor.daemon.keep_awake import Inhibitor
 from memsup.supervisor.decide.after_power_loss import waits
+from memsup.supervisor.decide.events import Event
 from memsup.supervisor.decide.ladder import Rung
 from memsup.supervisor.decide.readings import GpuReading, MemoryReading, TemperatureReading
 from memsup.supervisor.decide.run.actions import Record
@@ -104,7 +105,7 @@ class Overnight:
         self._note_history(now_s, status, life.stance.duty_fraction, reserve_bytes)
         # Both clocks at this instant: `now_s` is from before what was done since, which takes seconds on a starved machine.
         if (why := self._dates.step(monotonic_s(), unix_s(), asleep_s())) is not None:
-            self._records.append(Record(event="clock", reason=why))
+            self._records.append(Record(event=Event.CLOCK, reason=why))
         if self._box is not None:
             self._box.facts = _facts(status, life, rung, gpus, temperatures)
             self._flush_box(now_s)
@@ -180,7 +181,7 @@ class Overnight:
         self.machine_died = verdict.machine
         self.waits = waits(record) if verdict.machine else None
         self.postmortem = told(evidence, verdict, waits=self.waits is not None)
-        self._records.append(Record(event="postmortem", reason=verdict.sentence, result="\n".join(self.postmortem[1:])))
+        self._records.append(Record(event=Event.POSTMORTEM, reason=verdict.sentence, result="\n".join(self.postmortem[1:])))
         if verdict.machine:
             self.attention = (verdict.sentence, *filter(None, [self.waits]))
             self.postmortem += filter(None, [self.waits])
@@ -191,7 +192,7 @@ class Overnight:
             return BlackBox(self._paths.blackbox, self._boot)
         except OSError as error:
             why = f"There is no black box ({error.strerror}), so a death of the machine could not be explained afterwards."
-            self._records.append(Record(event="no protection", reason=why))
+            self._records.append(Record(event=Event.NO_PROTECTION, reason=why))
             return None
 
     def _flush_box(self, now_s: float, mark: str | None = None) -> None:
@@ -214,7 +215,7 @@ class Overnight:
             self._inhibitor.step(now_s, wanted)
         why = self._inhibitor.why_not
         if why is not None and why != self._why_asleep:  # it is tried again and again, and told once
-            self._records.append(Record(event="no protection", reason=why))
+            self._records.append(Record(event=Event.NO_PROTECTION, reason=why))
         if why is not None or self._inhibitor.held(now_s):
             self._why_asleep = why
 
@@ -241,7 +242,7 @@ class Overnight:
                 result = "pings arrive" if sent.ok else "pings do not arrive"
             else:
                 continue
-            self._records.append(Record(event="message", reason=sent.text, result=result))
+            self._records.append(Record(event=Event.MESSAGE, reason=sent.text, result=result))
 
     def _read_stacks(self) -> None:
         """The scribe's: the log's disk may be what the worker waits for. Raises OSError."""

@@ -1,7 +1,7 @@
 """What a line of the ledger can be about, and who or what brought it about: the words that programs match on. Pure.
 
-A line's sentences are for people and may be improved or translated at any time. Report, drill and tests read these enums and the
-typed fields of `run/actions.Record`, never a sentence.
+A line's sentences are for people and may be improved or translated at any time. Report, drill and tests read these enums and
+the typed fields of `run/actions.Record`, never a sentence.
 """
 
 from __future__ import annotations

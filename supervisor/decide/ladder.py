@@ -131,7 +131,7 @@ class Stance:
     reason: str = ""
 
 
-class Moment(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LadderState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a step was decided on, besides the readings: the ladder as it stood before, and what was asked of it."""
 
     now_s: float
@@ -171,7 +171,7 @@ class Ladder:
     _disk_low: bool = False
     _disk_calm_since: float | None = None
     _used: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64))
-    moment: Moment | None = None
+    moment: LadderState | None = None
     """Of the last step."""
 
     def step(
@@ -228,9 +228,9 @@ class Ladder:
             return None
         return (now_bytes - then_bytes) / (now_s - then_s)
 
-    def _moment(self, now_s: float, memory: MemoryReading, worker: WorkerView, proposals: tuple[Proposal, ...]) -> Moment:
+    def _moment(self, now_s: float, memory: MemoryReading, worker: WorkerView, proposals: tuple[Proposal, ...]) -> LadderState:
         in_window = (seen for seen in self._used if memory.at_s - seen[0] <= RATE_WINDOW_S)
-        return Moment(
+        return LadderState(
             now_s=now_s,
             limits=self.limits,
             disk_floor_bytes=self.disk_floor_bytes,
@@ -355,7 +355,7 @@ class Ladder:
         return max(self.rung, Rung.PACE) if duty < 1.0 else self.rung
 
 
-def replay(moment: Moment, memory: MemoryReading, disk: DiskReading | None) -> Stance:
+def replay(moment: LadderState, memory: MemoryReading, disk: DiskReading | None) -> Stance:
     """The stance that the ladder came to at `moment` on these readings."""
     ladder = Ladder(
         moment.limits,

@@ -7,28 +7,24 @@ from __future__ import annotations
 
 import msgspec
 
-from memsup.supervisor.decide.ladder import Moment
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
 from memsup.supervisor.decide.run.actions import Record
 
 
-class Entry(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Entry(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """A record with the circumstances under which it was written. With `memory` and `disk`, `ladder` is all that a decision of
+    the ladder was made on (`replay` in `decide/ladder.py`).
+    """
+
     at: float
     """Unix seconds, for people."""
     mono: float
     """Seconds on the supervisor's own clock, which never jumps: differences between lines of one `boot` are exact."""
     boot: str
-    event: str
-    reason: str
     state: str
-    rung: str | None = None
-    action: str | None = None
-    result: str | None = None
     step: int | None = None
     memory: MemoryReading | None = None
     disk: DiskReading | None = None
-    ladder: Moment | None = None
-    """Of a decision of the ladder: with `memory` and `disk` all that it was decided on (`replay` in `ladder.py`)."""
 
 
 _encoder = msgspec.json.Encoder()
@@ -50,21 +46,16 @@ def line(
     step: int | None,
     memory: MemoryReading | None,
     disk: DiskReading | None,
-    ladder: Moment | None = None,
 ) -> bytes:
+    """One line of the file, its line feed included."""
     entry = Entry(
+        **msgspec.structs.asdict(record),
         at=round(at, 3),
         mono=round(mono, 3),
         boot=boot,
-        event=record.event,
-        reason=record.reason,
         state=state,
-        rung=record.rung,
-        action=record.action,
-        result=record.result,
         step=step,
         memory=memory,
         disk=disk,
-        ladder=ladder,
     )
     return _encoder.encode(entry) + b"\n"

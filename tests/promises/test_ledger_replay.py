@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsup.supervisor.cli.drill import _room
+from memsup.supervisor.decide.events import Event
 from memsup.supervisor.decide.ladder import HoldReason, Ladder, MemoryLimits, Proposal, Stance, WorkerView, replay
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
 from memsup.supervisor.decide.run.actions import Record
@@ -63,7 +64,7 @@ def test_every_look_can_be_replayed_from_its_line(looks: list[tuple]) -> None:  
         disk = DiskReading(at_s=now_s, free_bytes=disk_bytes)
         stance = ladder.step(now_s, memory, disk, worker, proposals)
         written = line(
-            Record(event="rung", reason=stance.reason, rung=stance.rung.name.lower()),
+            Record(event=Event.RUNG, reason=stance.reason, rung=stance.rung.name.lower(), ladder=ladder.moment),
             at=now_s,
             mono=now_s,
             boot="b",
@@ -71,7 +72,6 @@ def test_every_look_can_be_replayed_from_its_line(looks: list[tuple]) -> None:  
             step=None,
             memory=memory,
             disk=disk,
-            ladder=ladder.moment,
         )
         assert decided_again(read_entry(written)) == stance
 

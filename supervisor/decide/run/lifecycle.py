@@ -21,16 +21,17 @@ import msgspec
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode, Phase, RequestKind
 from memsup.shared.status import RunState, Wanted
+from memsup.supervisor.decide.events import By, Event
 from memsup.supervisor.decide.ladder import HoldReason, Stance, WorkerView
 from memsup.supervisor.decide.run.actions import (
     Action,
     Answer,
     Freeze,
-    Keep,
     Kill,
     Quit,
     Record,
-    Remember,
+    SaveBudget,
+    SaveWish,
     Send,
     Spawn,
     Terminate,
@@ -39,7 +40,7 @@ from memsup.supervisor.decide.run.actions import (
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
 from memsup.supervisor.decide.run.leaving import Ending, Leaving
 from memsup.supervisor.decide.run.orders import OrderBook, OrderMaker, name_of
-from memsup.supervisor.decide.run.requests import Goal, Standing, Waiters
+from memsup.supervisor.decide.run.requests import Goal, RunView, Waiters
 from memsup.supervisor.decide.run.restarts import Budget, Cause, Death, Verdict, judge, last_words_of
 from memsup.supervisor.decide.run.tuning import Tuning
 
@@ -121,14 +122,16 @@ class Lifecycle:
         if leftover and self.is_command:  # it knows no lifeline, and nobody guarded it since
             self._kill(now_s, None, "a command that a supervisor which died had started is still here")
         elif leftover:
-            self._record("found", "a worker of a supervisor that died is still here; it is given time to checkpoint and leave")
+            self._record(
+                Event.FOUND, "a worker of a supervisor that died is still here; it is given time to checkpoint and leave"
+            )
         return self._settle(now_s)
 
     def on_spawned(self, now_s: float) -> list[Action]:
         self._enter(Stage.READY if self.is_command else Stage.SPAWNED, now_s)
         if self.is_command and self._recovering:  # nobody tells when it has found back to its work
             self._recovering = False
-            self._record("recovered", "the command runs again")
+            self._record(Event.RECOVERED, "the command runs again")
         return self._settle(now_s)
 
     def on_spawn_failed(self, now_s: float, why: str) -> list[Action]:
@@ -151,10 +154,21 @@ class Lifecycle:
                 self._answered(now_s, report)
             case m.OutOfMemory():
                 self._record(
-                    "out_of_memory",
+                    Event.OUT_OF_MEMORY,
                     f"{report.device} memory ran out in {report.where} at step {report.step:,}: {report.detail}",
                     action=f"micro-batch {report.micro_tokens_before:,} → {report.micro_tokens_after:,} tokens, step redone",
                     result="effective batch unchanged, 0 samples lost",
+                )
+            case m.Decided():
+                self._out.append(
+                    Record(
+                        event=Event(report.what),
+                        reason=report.detail,
+                        by=By.WORKER,
+                        checkpoint=report.checkpoint,
+                        checkpoint_step=report.step,
+                        rows=report.rows,
+                    )
                 )
             case m.Finished() | m.Failed() | m.Leaving():
                 self._last_words = report
@@ -178,7 +192,7 @@ class Lifecycle:
         """
         if self.stage is Stage.LEFTOVER:
             self._enter(Stage.NONE, now_s)
-            self._record("left", "the earlier worker is gone")
+            self._record(Event.LEFT, "the earlier worker is gone")
             return self._settle(now_s)
         self.exit_status = exit_status
         self._enter(Stage.NONE, now_s)
@@ -208,10 +222,10 @@ class Lifecycle:
     def on_stance(self, now_s: float, stance: Stance) -> list[Action]:
         if stance.rung is not self.stance.rung:
             direction = "up" if stance.rung > self.stance.rung else "down"
-            self._record("rung", stance.reason or "calm again", rung=stance.rung.name.lower(), action=f"ladder {direction}")
+            self._record(Event.RUNG, stance.reason or "calm again", rung=stance.rung.name.lower(), action=f"ladder {direction}")
         elif stance.shrink or (stance.release and not self.stance.release):
             action = "shrink" if stance.shrink else "release"
-            self._record("rung", stance.reason, rung=stance.rung.name.lower(), action=action)
+            self._record(Event.RUNG, stance.reason, rung=stance.rung.name.lower(), action=action)
         self._tuning.ask(stance)
         self.stance = stance
         return self._settle(now_s)
@@ -223,15 +237,15 @@ class Lifecycle:
 
     def on_hang(self, now_s: float, why: str, stacks: str | None) -> list[Action]:
         """The worker still answers, but its main thread does not get on (`hang.py`)."""
-        self._record("hang", why, result=stacks)
+        self._record(Event.HANG, why, result=stacks)
         self._kill(now_s, Cause.HANG, why)
         return self._settle(now_s)
 
     def on_machine_died(self, now_s: float, why: str) -> list[Action]:
         """A person is to say first whether it goes on."""
         self.wanted = Wanted.STOPPED
-        self._out.append(Remember(self.wanted, self.pause_mode))
-        self._record("wanted", why, action="stopped")
+        self._out.append(SaveWish(self.wanted, self.pause_mode))
+        self._record(Event.WANTED, why, action="stopped")
         self._end_run(RunState.STOPPED, None)
         return self._settle(now_s)
 
@@ -360,7 +374,7 @@ class Lifecycle:
         self.held = phase is Phase.HOLDING or (self.held and phase is Phase.SAVING)  # a held worker saves what it has
         if self._recovering and beat.progress.phase is Phase.TRAINING:
             self._recovering = False
-            self._record("recovered", f"training again at step {beat.progress.step:,}")
+            self._record(Event.RECOVERED, f"training again at step {beat.progress.step:,}")
 
     def _answered(self, now_s: float, report: m.Done | m.OrderFailed) -> None:
         pending = self.orders.settle(report.order_id)
@@ -381,7 +395,7 @@ class Lifecycle:
                 if known:
                     return
         kind = name_of(pending.order)
-        self._record("order", pending.order.reason, action=kind, result=("done: " if done else "failed: ") + report.detail)
+        self._record(Event.ORDER, pending.order.reason, action=kind, result=("done: " if done else "failed: ") + report.detail)
         for token in pending.requests:
             self._out.append(Answer(token, done, report.detail, note.path if note else None))
 
@@ -391,8 +405,10 @@ class Lifecycle:
         mode = mode or self.pause_mode
         if (wanted, mode) != (self.wanted, self.pause_mode):
             self.wanted, self.pause_mode = wanted, mode
-            self._out.append(Remember(wanted, mode))
-            self._record("wanted", "the user asked", action=f"{wanted} ({mode})" if wanted is Wanted.PAUSED else str(wanted))
+            self._out.append(SaveWish(wanted, mode))
+            self._record(
+                Event.WANTED, "the user asked", action=f"{wanted} ({mode})" if wanted is Wanted.PAUSED else str(wanted)
+            )
 
     def _checkpoint(self, now_s: float, token: int) -> None:
         if self.is_command:
@@ -416,7 +432,7 @@ class Lifecycle:
         elif leaves.for_good:
             self._end_run(RunState.STOPPED, None)
         elif verdict.cause is Cause.LEFT or leaves.ending is Ending.RELEASE:
-            self._record("left", verdict.sentence)
+            self._record(Event.LEFT, verdict.sentence)
             self._respawn_at_s = now_s
             if leaves.ending is Ending.MAKE_ROOM:
                 self._start_smaller("room has to be made for others")
@@ -426,8 +442,8 @@ class Lifecycle:
     def _died(self, now_s: float, verdict: Verdict, last_words: str) -> None:
         self.budget = verdict.budget
         action = f"restart in {verdict.delay_s:.1f} s ({verdict.cause})" if verdict.again else "gave up"
-        self._record("death", verdict.sentence, action=action, result=last_words)
-        self._out.append(Keep(self.budget))
+        self._record(Event.DEATH, verdict.sentence, action=action, result=last_words)
+        self._out.append(SaveBudget(self.budget))
         if not verdict.again:
             self._end_run(RunState.FAILED, verdict.sentence)
             return
@@ -443,17 +459,17 @@ class Lifecycle:
         if batch is None:
             return
         self.micro_tokens_limit = max(1, batch.micro_tokens // 2)
-        self._record("smaller", why, action=f"micro-batch {batch.micro_tokens:,} → {self.micro_tokens_limit:,} tokens")
+        self._record(Event.SMALLER, why, action=f"micro-batch {batch.micro_tokens:,} → {self.micro_tokens_limit:,} tokens")
 
     def _end_run(self, state: RunState, failure: str | None) -> None:
         self.terminal, self.failure = state, failure
-        self._record("end", failure or str(state))
+        self._record(Event.END, failure or str(state))
         self._out.append(Quit())
 
     def _take_back(self, given_back: GivenBack | None) -> None:
         self.given_back = given_back
         if given_back is not None and (given_back.text or given_back.missing):
-            self._record("given back", given_back.text, result=" ".join(given_back.missing) or None)
+            self._record(Event.GIVEN_BACK, given_back.text, result=" ".join(given_back.missing) or None)
 
     # -- making the real what is wanted -------------------------------------------------------------------------------
 
@@ -488,11 +504,11 @@ class Lifecycle:
             self.frozen = True
             self._out.append(Freeze())
             why = self.stance.reason if self.stance.freeze else self._why_held()
-            self._record("freeze", why, rung="freeze" if self.stance.freeze else None, action="freeze")
+            self._record(Event.FREEZE, why, rung="freeze" if self.stance.freeze else None, action="freeze")
         elif self.frozen and not wanted:
             self.frozen = False
             self._out.append(Thaw())
-            self._record("thaw", "it may go on", action="thaw")
+            self._record(Event.THAW, "it may go on", action="thaw")
 
     def _reconcile_ready(self, now_s: float) -> None:
         if self.leaving.ending is None and self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.RELEASE:
@@ -548,7 +564,7 @@ class Lifecycle:
         if self.stage not in (Stage.NONE, Stage.ENDING):
             self._killed_by_us = cause
             self._out.append(Kill())
-            self._record("kill", why, rung="kill" if cause is Cause.MEMORY else None, action="kill the whole tree")
+            self._record(Event.KILL, why, rung="kill" if cause is Cause.MEMORY else None, action="kill the whole tree")
             if self.stage is not Stage.LEFTOVER:
                 self._enter(Stage.ENDING, now_s)
 
@@ -578,7 +594,7 @@ class Lifecycle:
                 self._kill(now_s, Cause.UNRESPONSIVE, f"not a word for {silent_s:.0f} s")
         for pending in self.orders.overdue(now_s):
             self.unresponsive = True
-            self._record("order", pending.order.reason, action=name_of(pending.order), result="no answer in time")
+            self._record(Event.ORDER, pending.order.reason, action=name_of(pending.order), result="no answer in time")
             for token in pending.requests:
                 self._out.append(Answer(token, False, "The worker has not answered in time; see: memsup status"))
             cannot_wait = self.leaving.told or HoldReason.MEMORY in self.stance.holds
@@ -586,9 +602,9 @@ class Lifecycle:
                 self._kill(now_s, Cause.UNRESPONSIVE, "it did not carry out an order that could not wait")
         self._out += self._waiters.overdue(now_s)
 
-    def _standing(self) -> Standing:
+    def _standing(self) -> RunView:
         starts = self.stage in (Stage.SPAWNED, Stage.LEFTOVER)
-        return Standing(
+        return RunView(
             terminal=self.terminal,
             failure=self.failure,
             wanted=self.wanted,
@@ -609,6 +625,6 @@ class Lifecycle:
         return f" at step {progress.step:,}" + (f" of {progress.total_steps:,}" if progress.total_steps else "")
 
     def _record(
-        self, event: str, reason: str, *, rung: str | None = None, action: str | None = None, result: str | None = None
+        self, event: Event, reason: str, *, rung: str | None = None, action: str | None = None, result: str | None = None
     ) -> None:
         self._out.append(Record(event=event, reason=reason, rung=rung, action=action, result=result))

@@ -26,7 +26,7 @@ class Goal(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class RunView:
     """Where the run stands, as far as anybody waits for it."""
 
     terminal: RunState | None
@@ -76,7 +76,7 @@ class Waiters:
         self._all = [waiter for waiter in self._all if now_s < waiter.due_s]
         return [Answer(waiter.token, False, "No answer from the worker in time; see: memsup status") for waiter in late]
 
-    def answers(self, standing: Standing) -> list[Answer]:
+    def answers(self, standing: RunView) -> list[Answer]:
         """To those whose goal is reached or lost, and who wait no more."""
         found: list[Answer] = []
         waiting, self._all = self._all, []
@@ -90,7 +90,7 @@ class Waiters:
         return found
 
 
-def _reached(goal: Goal, run: Standing) -> tuple[bool, str] | None:
+def _reached(goal: Goal, run: RunView) -> tuple[bool, str] | None:
     """Whether the goal is reached (and the sentence), can no longer be reached, or None: not yet."""
     if run.terminal is not None:
         text = {

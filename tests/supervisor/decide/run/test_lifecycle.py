@@ -19,7 +19,7 @@ from memsup.supervisor.decide.run.actions import (
     Kill,
     Quit,
     Record,
-    Remember,
+    SaveWish,
     Send,
     Spawn,
     Terminate,
@@ -132,7 +132,7 @@ def test_pause_is_done_when_the_worker_says_so_and_resume_continues() -> None:
     assert play.life.is_settled
     play.do("request", 7, RequestKind.PAUSE_HOLD)
     assert not play.life.is_settled
-    assert Remember(Wanted.PAUSED, PauseMode.HOLD) in play.seen
+    assert SaveWish(Wanted.PAUSED, PauseMode.HOLD) in play.seen
     assert play.life.state is RunState.PAUSING
     assert answers(play.obey()) == [(7, True)]
     assert play.life.state is RunState.PAUSED
@@ -467,7 +467,7 @@ def test_a_slow_checkpoint_with_progress_is_waited_for() -> None:
 def test_the_machine_going_down_keeps_what_the_user_wants() -> None:
     play = Play(new_life()).training()
     play.do("terminate", forget=False)
-    assert not any(isinstance(a, Remember) for a in play.seen)
+    assert not any(isinstance(a, SaveWish) for a in play.seen)
     play.do("report", m.Leaving(rank=0, reason="stop", checkpoint=note(6)))
     assert Quit() in play.do("exit", 0, 0)
 
