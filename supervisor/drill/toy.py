@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
-import msgspec
-
 from memsup.checkpoint.store import Store
 from memsup.checkpoint.tensors import open_tensors
 from memsup.shared.messages import Reply, RequestKind
@@ -33,7 +31,7 @@ from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.tiers import resolve
 from memsup.supervisor.drill.janitor import run_folders
 from memsup.supervisor.kernel.processes import look_at
-from memsup.supervisor.record.ledger import Entry
+from memsup.supervisor.record.ledger import Entry, read_entry
 
 T = TypeVar("T")
 
@@ -141,7 +139,7 @@ class Toy:
 
     def ledger(self) -> list[Entry]:
         lines = self.paths.ledger.read_bytes().splitlines() if self.paths.ledger.exists() else []
-        return [msgspec.json.decode(line, type=Entry) for line in lines]
+        return [read_entry(line) for line in lines]
 
     def until(self, what: str, found: Callable[[], T | None], within_s: float) -> T:
         """The first thing found. Raises `NotProvedError` after `within_s`, with `what` was waited for."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from memsup.shared.status import RunState, Status, Wanted
 from memsup.supervisor.record.history import Activity
-from memsup.supervisor.report.account import Account, Kind
+from memsup.supervisor.report.account import Account
 from memsup.supervisor.report.gather import Material
+from memsup.supervisor.report.interventions import Kind
 from memsup.supervisor.report.marks import clock
 from memsup.supervisor.words import count, duration, percent, plural, result_line, size
 

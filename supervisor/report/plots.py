@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from memsup.supervisor.record.history import Activity
-from memsup.supervisor.report.account import Account, Gap, Intervention, Moment
+from memsup.supervisor.report.account import Account, Gap
+from memsup.supervisor.report.axis import Moment
+from memsup.supervisor.report.interventions import Intervention
 from memsup.supervisor.report.marks import at, clock, number, text, time_ticks, value_ticks
 from memsup.supervisor.report.panels import Panel, Series
 from memsup.supervisor.words import duration

@@ -29,6 +29,7 @@ def screen(material: Material, account: Account) -> list[str]:
     out += _curves([moment.point for moment in account.moments])
     out += _time(account)
     out += _interventions(account)
+    out += _facts(account)
     return out
 
 
@@ -93,3 +94,9 @@ def _interventions(account: Account) -> Iterator[str]:
     )
     if left:
         yield f"… and {left} more, which cost less"
+
+
+def _facts(account: Account) -> Iterator[str]:
+    if account.facts:
+        yield ""
+        yield from columns((clock(fact.x, with_day=True), printable(_first_line(fact.text))) for fact in account.facts)

@@ -34,10 +34,13 @@ from memsup.checkpoint.tensors import open_tensors
 from memsup.shared.endpoints import CONTROL_SOCKET, WORKER_SOCKET, SocketFolder
 from memsup.shared.messages import MAX_FRAME_BYTES
 from memsup.shared.paths import RunPaths, run_paths
-from memsup.shared.status import RunState, Status
+from memsup.shared.status import RunState, Status, Wanted
 from memsup.supervisor.client.contact import is_held, see
-from memsup.supervisor.drill.scenes import COOL_C, HOT_C, WARM_C
-from memsup.supervisor.record.ledger import Entry
+from memsup.supervisor.decide.events import By, Event, OrderKind
+from memsup.supervisor.decide.ladder import HoldReason
+from memsup.supervisor.decide.run.restarts import Cause
+from memsup.supervisor.drill.scenes import COOL_C, HOT_C, WARM_C, is_done
+from memsup.supervisor.record.ledger import Entry, read_entry
 
 T = TypeVar("T")
 
@@ -122,7 +125,7 @@ class Night:
     def ledger(self) -> list[Entry]:
         """Raises `msgspec.DecodeError` where a line is torn: none may be, whatever happens to the disk."""
         lines = self.paths.ledger.read_bytes().split(b"\n")[:-1] if self.paths.ledger.exists() else []
-        return [msgspec.json.decode(line, type=Entry) for line in lines]
+        return [read_entry(line) for line in lines]
 
     def until(self, what: str, found: Callable[[], T | None], within_s: float = 30.0) -> T:
         deadline_s = time.monotonic() + within_s
@@ -207,39 +210,39 @@ def leak(night: Night, before: int) -> None:
     night.hold_bytes(0.86 * LIMIT_BYTES - at_rest, AT_ONCE)
     night.until("memory is short", lambda: (night.status().memory.worker_bytes or 0) > 0.84 * LIMIT_BYTES or None)
     night.hold_bytes(0.92 * LIMIT_BYTES - at_rest, SLOWLY)
-    night.told(before, "an order to halve the micro-batch", lambda entry: is_done(entry, "halve"))
+    night.told(before, "an order to halve the micro-batch", lambda entry: is_done(entry, OrderKind.HALVE))
     night.hold_bytes(0, AT_ONCE)
     with night.clock.fast(FAST):
-        night.told(before, "the order that it may grow", lambda entry: is_done(entry, "let"))
+        night.told(before, "the order that it may grow", lambda entry: is_done(entry, OrderKind.GROW))
 
 
 def runaway(night: Night, before: int) -> None:
     night.hold_bytes(4 * LIMIT_BYTES, RUNAWAY)
-    night.told(before, "a death for memory", lambda entry: is_death(entry, "memory"))
-    night.told(before, "that it begins smaller", lambda entry: entry.event == "smaller")
+    night.told(before, "a death for memory", lambda entry: is_death(entry, Cause.MEMORY))
+    night.told(before, "that it begins smaller", lambda entry: entry.event is Event.SMALLER)
 
 
 def hang(night: Night, before: int) -> None:
     night.pass_fast(30.0)  # how long a step takes has to be known first
     night.fault("hang")
     with night.clock.fast(FAST):
-        stacks = night.told(before, "a hang", lambda entry: entry.event == "hang").result
-    night.told(before, "a death by hanging", lambda entry: is_death(entry, "hang"))
-    if "(most recent call first)" not in (stacks or ""):
-        raise UnexplainedError(f"The stacks of a hang are not in the ledger: {stacks}")
+        told = night.told(before, "a hang", lambda entry: entry.event is Event.HANG)
+    night.told(before, "a death by hanging", lambda entry: is_death(entry, Cause.HANG))
+    if not told.result:
+        raise UnexplainedError("The stacks of a hang are not in the ledger.")
 
 
 def worker_stopped(night: Night, before: int) -> None:
     """Not even its link answers any more."""
     night.kill(night.trains().worker_pid, signal.SIGSTOP)
     with night.clock.fast(FAST):
-        night.told(before, "the end of a worker that says nothing", lambda e: e.event == "kill" and "not a word" in e.reason)
-    night.told(before, "its death", lambda entry: is_death(entry, "hang") or is_death(entry, "unresponsive"))
+        night.told(before, "the end of a worker that says nothing", lambda e: is_kill(e, Cause.UNRESPONSIVE))
+    night.told(before, "its death", lambda entry: is_death(entry, Cause.UNRESPONSIVE))
 
 
 def worker_killed(night: Night, before: int) -> None:
     night.kill(night.trains().worker_pid)
-    night.told(before, "a death by SIGKILL", lambda entry: is_death(entry, "killed") and "SIGKILL" in (entry.result or ""))
+    night.told(before, "a death by SIGKILL", lambda e: is_death(e, Cause.KILLED) and e.exit_status == -signal.SIGKILL)
 
 
 def supervisor_killed(night: Night, before: int) -> None:
@@ -265,15 +268,15 @@ def supervisor_stopped(night: Night, before: int) -> None:
     with night.clock.fast(FAST):
         night.until("the worker leaving", lambda: None if _lives(seen.worker_pid) else True)
     night.kill(seen.pid, signal.SIGCONT)
-    night.told(before, "why the worker left", lambda entry: entry.event == "left" or is_death(entry, "killed"))
+    night.told(before, "why the worker left", lambda e: e.event is Event.LEFT or is_death(e, Cause.KILLED))
 
 
 def told_to_go(night: Night, before: int) -> None:
     """As at a shutdown of the machine."""
     night.kill(night.trains().pid, signal.SIGTERM)
     night.until_no_supervisor()
-    night.told(before, "an order to stop", lambda entry: is_done(entry, "stop") and "told to go" in entry.reason)
-    night.told(before, "the end", lambda entry: entry.event == "end")
+    night.told(before, "an order to stop", lambda entry: is_done(entry, OrderKind.STOP) and entry.by is By.SYSTEM)
+    night.told(before, "the end", lambda entry: entry.event is Event.END)
     night.start()
 
 
@@ -282,18 +285,16 @@ def paused(night: Night, before: int) -> None:
         done = memsup(*arguments, "--run", night.name)
         if done.returncode != 0:
             raise UnexplainedError(f"{arguments}: {done.stdout}{done.stderr}")
-        wish = "running" if arguments == ["resume"] else "paused"
-        night.told(
-            before, f"that it was to be {wish}", lambda e, w=wish: e.event == "wanted" and (e.action or "").startswith(w)
-        )
-        if wish == "paused":
+        wish = Wanted.RUNNING if arguments == ["resume"] else Wanted.PAUSED
+        night.told(before, f"that it was to be {wish}", lambda e, w=wish: e.wanted is w and e.by is By.USER)
+        if wish is Wanted.PAUSED:
             night.pass_fast(60.0)
 
 
 def crash(night: Night, before: int) -> None:
     night.fault("crash")
-    died = night.told(before, "a crash", lambda entry: is_death(entry, "crash"))
-    if "rows" not in died.reason or "IndexError: index out of range in self" not in (died.result or ""):
+    died = night.told(before, "a crash", lambda entry: is_death(entry, Cause.CRASH))
+    if died.exit_status != 1 or not died.result:
         raise UnexplainedError(f"A crash in a step is told so: {died.reason} / {died.result}")
 
 
@@ -301,9 +302,9 @@ def not_finite(night: Night, before: int) -> None:
     """It is not tried again by itself; somebody does."""
     night.fault("nan")
     night.until_state(RunState.FAILED)
-    died = night.told(before, "the loss that is not a number", lambda entry: entry.event == "death")
-    if "The loss is nan at step" not in died.reason or died.action != "gave up":
-        raise UnexplainedError(f"A loss that is not a number is told so: {died.reason} / {died.action}")
+    died = night.told(before, "the loss that is not a number", lambda entry: is_death(entry, Cause.NOT_FINITE))
+    if died.again is not False:
+        raise UnexplainedError(f"A loss that is not a number is given up: {died.reason} / {died.action}")
     night.until_no_supervisor()
     night.start()
 
@@ -319,7 +320,7 @@ def disk_full(night: Night, before: int) -> None:
     time.sleep(night.draw.uniform(0.2, 2.0))
     ballast.unlink()
     with night.clock.fast(FAST):
-        night.told(before, "what the disk had done", lambda entry: "the disk is nearly full" in entry.reason)
+        night.told(before, "what the disk had done", lambda entry: HoldReason.DISK in entry.pressures)
         night.until("training", lambda: night.status().state is RunState.RUNNING or None, 60)
 
 
@@ -335,7 +336,7 @@ def garbage(night: Night, before: int) -> None:
                 socket.send_multipart(frames)
             socket.send_multipart([b"", bytes(MAX_FRAME_BYTES + 1)])  # ends the connection
             socket.close()
-        night.told(before, "garbage on the sockets", lambda entry: entry.event == "garbage")
+        night.told(before, "garbage on the sockets", lambda entry: entry.event is Event.GARBAGE)
     finally:
         context.term()
         folder.close()
@@ -344,20 +345,20 @@ def garbage(night: Night, before: int) -> None:
 def heat(night: Night, before: int) -> None:
     night.heat(WARM_C)
     with night.clock.fast(FAST / 3):
-        night.told(before, "gaps between micro-batches", lambda entry: is_done(entry, "compute"))
+        night.told(before, "gaps between micro-batches", lambda entry: is_done(entry, OrderKind.PACE))
         night.heat(HOT_C)
         night.until_state(RunState.COOLING)
-        night.told(before, "holding", lambda entry: is_done(entry, "pause (hold)"))
+        night.told(before, "holding", lambda entry: is_done(entry, OrderKind.HOLD))
         night.heat(COOL_C)
     with night.clock.fast(FAST):
-        night.told(before, "going on", lambda entry: is_done(entry, "resume"))
+        night.told(before, "going on", lambda entry: is_done(entry, OrderKind.RESUME))
         night.until("running", lambda: night.status().state is RunState.RUNNING or None)
 
 
 def clock_set(night: Night, before: int) -> None:
     """Far ahead or back, as by a wrong battery or a first contact with a time server."""
     night.clock.jump(night.draw.choice([-1, 1]) * night.draw.uniform(600, 86400))
-    night.told(before, "that the clock was set", lambda entry: entry.event == "clock")
+    night.told(before, "that the clock was set", lambda entry: entry.event is Event.CLOCK)
 
 
 def _lives(pid: int | None) -> bool:
@@ -367,16 +368,17 @@ def _lives(pid: int | None) -> bool:
         return False
 
 
-def is_done(entry: Entry, action: str) -> bool:
-    return entry.event == "order" and (entry.action or "").startswith(action) and (entry.result or "").startswith("done")
+def is_kill(entry: Entry, cause: Cause) -> bool:
+    return entry.event is Event.KILL and entry.cause is cause
 
 
-def is_death(entry: Entry, cause: str) -> bool:
-    return entry.event == "death" and f"({cause})" in (entry.action or "")
+def is_death(entry: Entry, cause: Cause) -> bool:
+    return entry.event is Event.DEATH and entry.cause is cause
 
 
 def is_postmortem(entry: Entry) -> bool:
-    return entry.event == "postmortem" and entry.reason.startswith("The supervisor was killed")
+    """The supervisor died, and the machine did not."""
+    return entry.event is Event.POSTMORTEM and entry.machine_died is False
 
 
 Disturbance = Callable[[Night, int], None]
