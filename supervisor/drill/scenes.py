@@ -32,7 +32,7 @@ MIB = 1 << 20
 
 WORKER_LIMIT_BYTES = 1024 * MIB
 SQUEEZED, ALMOST = 0.92, 0.86
-"""Parts of the worker's limit: where the ladder shrinks the micro-batch, and just below that."""
+"""At these parts of the worker's limit the ladder shrinks the micro-batch, and is just about to."""
 SLOWLY_BYTES_PER_S, AT_ONCE_BYTES_PER_S, RUNAWAY_BYTES_PER_S = 40 * MIB, 4096 * MIB, 300 * MIB
 
 
@@ -102,7 +102,7 @@ def _squeeze(toy: Toy, balloon: Path) -> str:
 
 
 def is_done(entry: Entry, order: OrderKind) -> bool:
-    """The worker has carried out an order of that kind."""
+    """Whether the entry says that the worker has carried out an order of that kind."""
     return entry.order is order and entry.outcome is Outcome.DONE
 
 

@@ -128,7 +128,8 @@ def _number(digits: str) -> float | None:
 
 def _pressures(line: Record) -> tuple[HoldReason, ...]:
     told = [pressure for words, pressure in _PRESSURES.items() if words in line.reason]
-    return tuple([HoldReason.MEMORY, *told] if line.rung in _MEMORY_RUNGS else told)
+    for_memory = line.rung in _MEMORY_RUNGS or (line.rung == "hold" and not told)
+    return tuple([HoldReason.MEMORY, *told] if for_memory else told)
 
 
 def _asker(line: Record, otherwise: By) -> By:

@@ -115,7 +115,7 @@ def _facts(facts: tuple[Fact, ...]) -> Iterator[str]:
 
 
 def price(i: Intervention) -> str:
-    """`about 40 s`; what a person asked for has a length, not a price."""
+    """The price in words, `about 40 s`. What a person asked for has a length, not a price."""
     if i.cost_s is None:
         return "–"
     if i.asked:

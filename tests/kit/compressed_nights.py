@@ -64,11 +64,11 @@ ram = "{LIMIT_BYTES // MIB}MiB"
 every = "3s"
 """
 FAST = 30.0
-"""So many of the night's seconds in one while nothing happens."""
+"""So many of the night's seconds pass in one while nothing happens."""
 QUIET_S = (30.0, 90.0)
-"""Of the night, between two disturbances."""
+"""The night's seconds between two disturbances are at least and at most so many."""
 AT_ONCE, SLOWLY, RUNAWAY = 4096 * MIB, 60 * MIB, 300 * MIB
-"""Bytes that are taken in a second."""
+"""The bytes that are taken in a second."""
 LOADS_WITHIN_S = 120.0
 TOLERANCE = 1e-3
 
@@ -99,7 +99,10 @@ class Sensor:
 
 @dataclass
 class Night:
-    """One run. `small_disk`: a file system of its own that the run's state lies on; `sensor`: a simulated one."""
+    """A night is one run. `small_disk` is a file system of its own that the run's state lies on, `sensor` a simulated one.
+
+    None means that nothing may be mounted here.
+    """
 
     name: str
     job: Path
@@ -123,7 +126,7 @@ class Night:
         return status
 
     def ledger(self) -> list[Entry]:
-        """Raises `msgspec.DecodeError` where a line is torn: none may be, whatever happens to the disk."""
+        """The whole ledger. Raises `msgspec.DecodeError` where a line is torn: none may be, whatever happens to the disk."""
         lines = self.paths.ledger.read_bytes().split(b"\n")[:-1] if self.paths.ledger.exists() else []
         return [read_entry(line) for line in lines]
 
@@ -144,7 +147,7 @@ class Night:
         return self.until(what, lambda: next((entry for entry in self.ledger()[after:] if fits(entry)), None), within_s)
 
     def trains(self) -> Status:
-        """Or has finished."""
+        """Waits until it trains, or has finished."""
 
         def look() -> Status | None:
             seen = self.status()
@@ -157,7 +160,7 @@ class Night:
         return seen
 
     def ends(self) -> None:
-        """However slow the machine is, as long as steps get done."""
+        """Waits for its end, however slow the machine is, as long as steps get done."""
         step = -1
         while self.status().state is not RunState.FINISHED:
             step = self.until("a further step or the end", lambda done=step: self._step_beyond(done), 60)
@@ -233,7 +236,7 @@ def hang(night: Night, before: int) -> None:
 
 
 def worker_stopped(night: Night, before: int) -> None:
-    """Not even its link answers any more."""
+    """The worker stands still, and not even its link answers any more."""
     night.kill(night.trains().worker_pid, signal.SIGSTOP)
     with night.clock.fast(FAST):
         night.told(before, "the end of a worker that says nothing", lambda e: is_kill(e, Cause.UNRESPONSIVE))
@@ -262,7 +265,7 @@ def both_killed(night: Night, before: int) -> None:
 
 
 def supervisor_stopped(night: Night, before: int) -> None:
-    """It stands still for longer than the worker's lease, then goes on."""
+    """The supervisor stands still for longer than the worker's lease, then goes on."""
     seen = night.trains()
     night.kill(seen.pid, signal.SIGSTOP)
     with night.clock.fast(FAST):
@@ -272,7 +275,7 @@ def supervisor_stopped(night: Night, before: int) -> None:
 
 
 def told_to_go(night: Night, before: int) -> None:
-    """As at a shutdown of the machine."""
+    """The supervisor is told to go as at a shutdown of the machine."""
     night.kill(night.trains().pid, signal.SIGTERM)
     night.until_no_supervisor()
     night.told(before, "an order to stop", lambda entry: is_done(entry, OrderKind.STOP) and entry.by is By.SYSTEM)
@@ -299,7 +302,7 @@ def crash(night: Night, before: int) -> None:
 
 
 def not_finite(night: Night, before: int) -> None:
-    """It is not tried again by itself; somebody does."""
+    """The loss is no number. The run is not tried again by itself; somebody starts it."""
     night.fault("nan")
     night.until_state(RunState.FAILED)
     died = night.told(before, "the loss that is not a number", lambda entry: is_death(entry, Cause.NOT_FINITE))
@@ -310,7 +313,7 @@ def not_finite(night: Night, before: int) -> None:
 
 
 def disk_full(night: Night, before: int) -> None:
-    """To the last byte, so that records have to wait as well."""
+    """The disk is filled to the last byte, so that records have to wait as well."""
     assert night.small_disk is not None
     ballast = night.small_disk / "ballast"
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -356,7 +359,7 @@ def heat(night: Night, before: int) -> None:
 
 
 def clock_set(night: Night, before: int) -> None:
-    """Far ahead or back, as by a wrong battery or a first contact with a time server."""
+    """The date is set far ahead or back, as by a wrong battery or a first contact with a time server."""
     night.clock.jump(night.draw.choice([-1, 1]) * night.draw.uniform(600, 86400))
     night.told(before, "that the clock was set", lambda entry: entry.event is Event.CLOCK)
 
@@ -377,7 +380,7 @@ def is_death(entry: Entry, cause: Cause) -> bool:
 
 
 def is_postmortem(entry: Entry) -> bool:
-    """The supervisor died, and the machine did not."""
+    """Whether the entry says that the supervisor died, and the machine did not."""
     return entry.event is Event.POSTMORTEM and entry.machine_died is False
 
 
@@ -416,29 +419,29 @@ def schedule(seed: int) -> list[Disturbance]:
 
 
 class Outcome(msgspec.Struct, kw_only=True):
-    """One line of the results."""
+    """An outcome is one line of the results."""
 
     seed: int
     disturbances: list[str]
-    """Those that happened: a run that ends early has fewer."""
+    """The disturbances that happened: a run that ends early has fewer."""
     took_s: float = 0.0
     covered_s: float = 0.0
-    """On the run's own clock."""
+    """The seconds that passed on the run's own clock."""
     cuts_changed: int = 0
     """How often steps were cut otherwise than before, because of memory."""
     difference: float = 0.0
-    """The largest of a weight from the undisturbed run's; 0.0 means that every bit is the same."""
+    """The largest difference of a weight from the undisturbed run's; 0.0 means that every bit is the same."""
     problem: str | None = None
 
 
 def make_job(folder: Path) -> None:
-    """Without dropout, and in full precision: then other cuts change results by rounding alone, and can be compared."""
+    """Writes a job without dropout and in full precision, where other cuts change results by rounding alone."""
     without_dropout(tiny_settings(folder, rows=240))
     (folder / "memsup.toml").write_text(JOB, encoding="utf-8")
 
 
 def spend(night: Night, seed: int, left_alone: tuple[RunPaths, End], disturbances: list[Disturbance]) -> Outcome:
-    """The whole night. Raises `UnexplainedError`, and whatever else should not be."""
+    """Spends the whole night. Raises `UnexplainedError`, and whatever else should not be."""
     outcome = Outcome(seed=seed, disturbances=[])
     night.start()
     for disturb in disturbances:
@@ -459,7 +462,7 @@ def spend(night: Night, seed: int, left_alone: tuple[RunPaths, End], disturbance
 
 
 def compare(paths: RunPaths, outcome: Outcome, left_alone_paths: RunPaths, left_alone: End) -> None:
-    """Raises `UnexplainedError` where the end is not as it should be."""
+    """Compares the ends of the two runs. Raises `UnexplainedError` where this one's is not as it should be."""
     end = end_of(paths)
     outcome.cuts_changed = len(paths.plan.read_text().splitlines()) - 1
     if (end.step, end.digest.split(".")[0]) != (left_alone.step, left_alone.digest.split(".")[0]):

@@ -104,7 +104,7 @@ class Night:
         )
 
     def pass_unrecorded(self, seconds: float, *, slept: bool = False) -> None:
-        """Nobody records; or, `slept`, the machine sleeps and its own clock stands still."""
+        """Time passes in which nobody records. When it `slept`, the machine's own clock stood still."""
         self.at += seconds
         if not slept:
             self.mono += seconds

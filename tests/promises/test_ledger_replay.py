@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.old_state import old_entries
 
 from memsup.supervisor.cli.drill import _room
 from memsup.supervisor.decide.events import Event, Move
@@ -94,6 +95,14 @@ def assert_decided_alike(entry: Entry) -> None:
             assert stance.rung.name.lower() == entry.rung, entry
             assert stance.shrink or move is not Move.SHRINK, entry
             assert stance.release or move is not Move.RELEASE, entry
+
+
+def test_each_decision_in_a_ledger_of_the_former_format_is_made_again() -> None:
+    """As recorded by the state before (`kit/old_state.py`)."""
+    decisions = [entry for entry in old_entries() if entry.rung is not None]
+    assert {Event.RUNG, Event.FREEZE, Event.KILL} <= {entry.event for entry in decisions}
+    for entry in decisions:
+        assert_decided_alike(entry)
 
 
 @pytest.mark.slow
