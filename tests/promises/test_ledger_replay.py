@@ -18,8 +18,8 @@ from memsup.supervisor.decide.events import Event, Move
 from memsup.supervisor.decide.ladder import HoldReason, Ladder, MemoryLimits, Proposal, Stance, WorkerView, replay
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
 from memsup.supervisor.decide.run.actions import Record
+from memsup.supervisor.drill.janitor import run_folders
 from memsup.supervisor.drill.scenes import memory as memory_scene
-from memsup.supervisor.drill.toy import run_folders
 from memsup.supervisor.record.ledger import Entry, line, read_entry
 
 GIB = 1 << 30

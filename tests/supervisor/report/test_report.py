@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -196,7 +197,7 @@ def test_what_has_not_ended_has_no_price(private_folders: Path) -> None:
 def test_an_order_is_told_by_its_kind_whatever_its_words(private_folders: Path) -> None:
     """Sentences are for people: improved or translated, they change nothing that is reckoned."""
     night = Night(run_paths("orders"))
-    for kind, fields in [
+    orders: list[tuple[OrderKind, dict[str, Any]]] = [
         (OrderKind.PACE, {"duty_fraction": 0.7}),
         (OrderKind.PACE, {"duty_fraction": 1.0}),
         (OrderKind.HOLD, {}),
@@ -205,7 +206,8 @@ def test_an_order_is_told_by_its_kind_whatever_its_words(private_folders: Path) 
         (OrderKind.HOLD, {"by": By.USER}),
         (OrderKind.HOLD, {"pressures": (HoldReason.DISK,)}),
         (OrderKind.CHECKPOINT, {}),
-    ]:
+    ]
+    for kind, fields in orders:
         night.say(Event.ORDER, "内存不足", "一句话", "好", order=kind, outcome=Outcome.DONE, **{"by": By.LADDER} | fields)
         night.pass_unrecorded(100)
     _, reckoned = read(night)
