@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -163,7 +164,7 @@ class Night:
         """Waits for its end, however slow the machine is, as long as steps get done."""
         step = -1
         while self.status().state is not RunState.FINISHED:
-            step = self.until("a further step or the end", lambda done=step: self._step_beyond(done), 60)
+            step = self.until("a further step or the end", partial(self._step_beyond, step), 60)
 
     def _step_beyond(self, done: int) -> int | None:
         seen = self.status()
@@ -289,7 +290,7 @@ def paused(night: Night, before: int) -> None:
         if done.returncode != 0:
             raise UnexplainedError(f"{arguments}: {done.stdout}{done.stderr}")
         wish = Wanted.RUNNING if arguments == ["resume"] else Wanted.PAUSED
-        night.told(before, f"that it was to be {wish}", lambda e, w=wish: e.wanted is w and e.by is By.USER)
+        night.told(before, f"that it was to be {wish}", partial(is_wish, wanted=wish))
         if wish is Wanted.PAUSED:
             night.pass_fast(60.0)
 
@@ -369,6 +370,11 @@ def _lives(pid: int | None) -> bool:
         return pid is not None and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def is_wish(entry: Entry, wanted: Wanted) -> bool:
+    """Whether the entry says that a person wants this of the run."""
+    return entry.event is Event.WANTED and entry.wanted is wanted and entry.by is By.USER
 
 
 def is_kill(entry: Entry, cause: Cause) -> bool:
