@@ -127,7 +127,7 @@ def test_docs_name_exactly_the_fields_of_a_line() -> None:
         ("outcome", Outcome),
         ("move", Move),
         ("pressures", HoldReason),
-        ("cause", set(Cause) - {Cause.FINISHED, Cause.LEFT}),
+        ("cause", Cause),
         ("rung", {rung.name.lower() for rung in Rung}),
         ("wanted", {*Wanted, *PauseMode}),
     ],
