@@ -101,7 +101,7 @@ def _interrupts(over: threading.Event) -> Iterator[None]:
 
 @contextmanager
 def _room(over: threading.Event) -> Iterator[Room]:
-    """The drill's folder and its janitor, who is done when this ends."""
+    """The drill's folder, with its janitor, who is done when this ends."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="memsup-drill-"))
     except OSError as error:
@@ -119,7 +119,9 @@ def _room(over: threading.Event) -> Iterator[Room]:
 
 
 def _play(room: Room) -> Iterator[Finding]:
-    """All scenes, `AT_A_TIME`, each in a thread of its own, as its view of the file system may be. Findings as they come."""
+    """Plays all scenes, `AT_A_TIME`, each in a thread of its own, as its view of the file system may be. Findings come as they
+    are made.
+    """
     stage = threading.Semaphore(AT_A_TIME)
     news: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
 

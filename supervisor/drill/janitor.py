@@ -57,7 +57,7 @@ def end_supervisor(paths: RunPaths) -> None:
 
 
 def holder_of(paths: RunPaths) -> int | None:
-    """The supervisor that holds the run's lock; None: nobody does."""
+    """The pid of the supervisor that holds the run's lock. None means that nobody does."""
     try:
         with paths.lock.open("rb") as lock:
             try:
@@ -71,7 +71,7 @@ def holder_of(paths: RunPaths) -> int | None:
 
 
 def clear_fence(run_id: str) -> None:
-    """Of a supervisor that was killed: its worker, which may be leaving just now, and the cgroup around it."""
+    """Ends what a killed supervisor left: its worker, which may be leaving just now, and the cgroup around it."""
     fence = choose_fence(run_id, 1 << 30, device_is_cuda=False).fence
     kill = TreeKill(fence, None, now_s=time.monotonic())
     while kill.step(time.monotonic()) is KillState.KILLING:

@@ -15,7 +15,7 @@ _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 0x2, 0x4, 0x8, 0x4000,
 
 
 def enter_user_namespace() -> None:
-    """Lets this process mount without being root; it stays the same user. Only before it has a second thread."""
+    """Lets this process mount without being root; it stays the same user. Works only before it has a second thread."""
     user, group = os.geteuid(), os.getegid()
     _check(ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWUSER))
     Path("/proc/self/setgroups").write_text("deny", encoding="ascii")  # else no group may be mapped (user_namespaces(7))

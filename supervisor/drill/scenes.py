@@ -8,6 +8,7 @@ supervisor and the worker are the real ones, and neither knows that this is a dr
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,9 @@ from typing import NamedTuple
 from memsup.shared.messages import RequestKind
 from memsup.shared.settings import Limits
 from memsup.shared.status import RunState
+from memsup.supervisor.decide.events import Event, OrderKind, Outcome
 from memsup.supervisor.decide.ladder import DISK_CALM_S, MEMORY_STEPS, Rung
+from memsup.supervisor.decide.run.restarts import Cause
 from memsup.supervisor.drill import balloon as balloon_program
 from memsup.supervisor.drill.private_mounts import leave_the_common_view, mount_small_disk
 from memsup.supervisor.drill.toy import EFFECTIVE_BATCH, NotProvedError, NotRehearsedError, Room, Toy
@@ -29,7 +32,7 @@ MIB = 1 << 20
 
 WORKER_LIMIT_BYTES = 1024 * MIB
 SQUEEZED, ALMOST = 0.92, 0.86
-"""Parts of the worker's limit: where the ladder shrinks the micro-batch, and just below that."""
+"""At these parts of the worker's limit the ladder shrinks the micro-batch, and is just about to."""
 SLOWLY_BYTES_PER_S, AT_ONCE_BYTES_PER_S, RUNAWAY_BYTES_PER_S = 40 * MIB, 4096 * MIB, 300 * MIB
 
 
@@ -82,12 +85,12 @@ def _squeeze(toy: Toy, balloon: Path) -> str:
     _inflate(balloon, ALMOST * WORKER_LIMIT_BYTES - at_rest, AT_ONCE_BYTES_PER_S)
     toy.until_status("the squeeze", lambda seen: (seen.memory.worker_bytes or 0) > 0.84 * WORKER_LIMIT_BYTES, 20)
     _inflate(balloon, SQUEEZED * WORKER_LIMIT_BYTES - at_rest, SLOWLY_BYTES_PER_S)
-    line, shrunk = toy.until_entry("an order to halve the micro-batch", lambda entry: _is_done(entry, "halve"), 30)
+    line, shrunk = toy.until_entry("an order to halve the micro-batch", lambda entry: is_done(entry, OrderKind.HALVE), 30)
     up = next(entry for entry in reversed(toy.ledger()[:line]) if entry.rung == "shrink")
     _inflate(balloon, 0, AT_ONCE_BYTES_PER_S)
     smaller = toy.until_status("a smaller micro-batch", lambda seen: (seen.batch.micro_tokens or tokens) < tokens, 10)
     calm_s = sum(step.calm_s for step in MEMORY_STEPS if step.rung < Rung.HOLD)
-    _, grown = toy.until_entry("the order that it may grow", lambda entry: _is_done(entry, "let"), calm_s + 30, after=line)
+    _, grown = toy.until_entry("the order to grow", lambda entry: is_done(entry, OrderKind.GROW), calm_s + 30, after=line)
     back = toy.until_status("the micro-batch that it had", lambda seen: (seen.batch.micro_tokens or 0) >= tokens, 30)
     if back.batch.effective != EFFECTIVE_BATCH:
         raise NotProvedError(f"The effective batch became {back.batch.effective}; it was {EFFECTIVE_BATCH}.")
@@ -98,28 +101,29 @@ def _squeeze(toy: Toy, balloon: Path) -> str:
     )
 
 
-def _is_done(entry: Entry, action: str) -> bool:
-    return entry.event == "order" and (entry.action or "").startswith(action) and (entry.result or "").startswith("done")
+def is_done(entry: Entry, order: OrderKind) -> bool:
+    """Whether the entry says that the worker has carried out an order of that kind."""
+    return entry.order is order and entry.outcome is Outcome.DONE
 
 
 def _runaway(toy: Toy, balloon: Path) -> str:
     before, fence = len(toy.ledger()), toy.trains().memory.fence
     _inflate(balloon, 4 * WORKER_LIMIT_BYTES, RUNAWAY_BYTES_PER_S)
     _, died = toy.until_entry("the end of a worker that takes 300 MiB a second", _is_death, 30, before)
-    _, again = toy.until_entry("training again", lambda entry: entry.event == "recovered", 120, before)
+    _, again = toy.until_entry("training again", lambda entry: entry.event is Event.RECOVERED, 120, before)
     story = toy.ledger()[before:]
-    if "(memory)" not in (died.action or ""):
+    if died.cause is not Cause.MEMORY:
         raise NotProvedError(f"It died of something else: {died.reason}")
     most_bytes = max((entry.memory.worker_bytes or 0 for entry in story if entry.memory is not None), default=0)
     if most_bytes > WORKER_LIMIT_BYTES:
         raise NotProvedError(f"It reached {size(most_bytes)}, and its limit is {size(WORKER_LIMIT_BYTES)}.")
-    frozen = next((entry for entry in story if entry.event == "freeze"), None)
-    killed = next((entry for entry in story if entry.event == "kill"), None)
+    frozen = next((entry for entry in story if entry.event is Event.FREEZE), None)
+    killed = next((entry for entry in story if entry.event is Event.KILL), None)
     if frozen is None or killed is None:
         how = "the kernel ended it at the fence, before it had to be frozen"
     else:
         how = f"frozen, then killed as a whole {killed.mono - frozen.mono:.1f} s later"
-    smaller = next((f", {entry.action}" for entry in story if entry.event == "smaller"), "")
+    smaller = next((f", {entry.action}" for entry in story if entry.event is Event.SMALLER), "")
     return (
         f"300 MiB a second in a fence of kind {fence}: {how}, at most {size(most_bytes)} of its {size(WORKER_LIMIT_BYTES)}; "
         f"training again {duration(again.mono - died.mono)} after its death{smaller}."
@@ -127,7 +131,7 @@ def _runaway(toy: Toy, balloon: Path) -> str:
 
 
 def _is_death(entry: Entry) -> bool:
-    return entry.event == "death"
+    return entry.event is Event.DEATH
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -167,8 +171,8 @@ def _kill_worker(toy: Toy) -> str:
     before = len(toy.ledger())
     toy.kill(seen.worker_pid)
     _, died = toy.until_entry("its death in the ledger", _is_death, 30, before)
-    _, again = toy.until_entry("training again", lambda entry: entry.event == "recovered", 120, before)
-    if "SIGKILL" not in (died.result or ""):
+    _, again = toy.until_entry("training again", lambda entry: entry.event is Event.RECOVERED, 120, before)
+    if died.cause is not Cause.KILLED or died.exit_status != -signal.SIGKILL:
         raise NotProvedError(f"The ledger says: {died.reason} ({died.result})")
     waited = duration(again.mono - died.mono)
     return f"kill -9 at step {seen.progress.step:,}: {died.reason} {waited} later: {again.reason}."
@@ -208,12 +212,12 @@ def heat(room: Room) -> Iterator[str]:
     try:
         toy.trains(beyond_step=20)
         _read_as(sensor, WARM_C)
-        _, paced = toy.until_entry("gaps between micro-batches", lambda entry: _is_done(entry, "compute"), 60)
+        _, paced = toy.until_entry("gaps between micro-batches", lambda entry: is_done(entry, OrderKind.PACE), 60)
         _read_as(sensor, HOT_C)
         toy.until_status("a hold", lambda seen: seen.state is RunState.COOLING, 30)
-        line, held = toy.until_entry("the worker holding", lambda entry: _is_done(entry, "pause (hold)"), 30)
+        line, held = toy.until_entry("the worker holding", lambda entry: is_done(entry, OrderKind.HOLD), 30)
         _read_as(sensor, COOL_C)
-        _, resumed = toy.until_entry("going on", lambda entry: _is_done(entry, "resume"), 120, after=line)
+        _, resumed = toy.until_entry("going on", lambda entry: is_done(entry, OrderKind.RESUME), 120, after=line)
         toy.trains(beyond_step=held.step or 0)
     finally:
         toy.end()
@@ -272,7 +276,7 @@ def disk(room: Room) -> Iterator[str]:
         with ballast.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, found.f_bavail * found.f_frsize - LEFT_BYTES)
         held = toy.until_status("a hold", lambda seen: seen.state is RunState.RECOVERING, 30)
-        toy.until_entry("the worker holding", lambda entry: _is_done(entry, "pause (hold)"), 30)
+        toy.until_entry("the worker holding", lambda entry: is_done(entry, OrderKind.HOLD), 30)
         saved = toy.ask(RequestKind.CHECKPOINT, within_s=30)
         step, _ = toy.bits()
         ballast.unlink()

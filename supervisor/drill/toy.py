@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
-import msgspec
-
 from memsup.checkpoint.store import Store
 from memsup.checkpoint.tensors import open_tensors
 from memsup.shared.messages import Reply, RequestKind
@@ -33,7 +31,7 @@ from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.tiers import resolve
 from memsup.supervisor.drill.janitor import run_folders
 from memsup.supervisor.kernel.processes import look_at
-from memsup.supervisor.record.ledger import Entry
+from memsup.supervisor.record.ledger import Entry, read_entry
 
 T = TypeVar("T")
 
@@ -57,11 +55,11 @@ MODEL = {
 
 
 class NotProvedError(Exception):
-    """It did not come as promised; the text is one plain sentence."""
+    """Something did not come as promised; the text is one plain sentence."""
 
 
 class NotRehearsedError(Exception):
-    """It cannot be tried out here; the text is one plain sentence that says why."""
+    """Something cannot be tried out here; the text is one plain sentence that says why."""
 
 
 class OverError(BaseException):
@@ -70,7 +68,7 @@ class OverError(BaseException):
 
 @dataclass(frozen=True)
 class Room:
-    """What all runs of a drill share."""
+    """A room holds what all runs of a drill share."""
 
     folder: Path
     machine: Machine
@@ -79,10 +77,10 @@ class Room:
 
 
 class Toy:
-    """One run."""
+    """A toy is one run."""
 
     def __init__(self, room: Room, name: str, *, epochs: float = 10_000.0, limits: Limits | None = None) -> None:
-        """Writes its data and its record; nothing is started. Without `epochs` it has no end to speak of."""
+        """Makes up its settings; nothing is written or started. Without `epochs` it has no end to speak of."""
         self.paths = run_folders(room.folder, name)
         self._room = room
         settings = Settings(
@@ -119,7 +117,7 @@ class Toy:
         return self.paths.state.parent.parent
 
     def begin(self) -> None:
-        """Raises `RefusedError`."""
+        """Writes its data and its record, and starts it. Raises `RefusedError`."""
         (self._root / "model").mkdir(parents=True)
         (self._root / "model" / "config.json").write_text(json.dumps(MODEL), encoding="utf-8")
         (self._root / "reviews.csv").write_text(made_up_reviews(), encoding="utf-8")
@@ -130,7 +128,7 @@ class Toy:
             spawning.spawn(self.paths)
 
     def begin_again(self) -> list[str]:
-        """After the supervisor was killed: what the next one says of it. Raises `RefusedError`."""
+        """Starts it after the supervisor was killed; returns what the next one says of that. Raises `RefusedError`."""
         with spawning.only_start(self.paths):
             return spawning.spawn(self.paths).postmortem
 
@@ -141,7 +139,7 @@ class Toy:
 
     def ledger(self) -> list[Entry]:
         lines = self.paths.ledger.read_bytes().splitlines() if self.paths.ledger.exists() else []
-        return [msgspec.json.decode(line, type=Entry) for line in lines]
+        return [read_entry(line) for line in lines]
 
     def until(self, what: str, found: Callable[[], T | None], within_s: float) -> T:
         """The first thing found. Raises `NotProvedError` after `within_s`, with `what` was waited for."""
@@ -188,7 +186,7 @@ class Toy:
             raise NotProvedError(f"The supervisor did not answer to {what} within {within_s:.0f} s.") from None
 
     def until_gone(self, what: str, pid: int | None, within_s: float) -> None:
-        """A zombie is gone, too: it may be somebody else's to reap."""
+        """Waits for the end of a process. A zombie is gone, too: it may be somebody else's to reap."""
         process = look_at(pid) if pid is not None else None
 
         def gone() -> bool | None:
@@ -198,20 +196,23 @@ class Toy:
         self.until(what, gone, within_s)
 
     def kill(self, pid: int | None) -> None:
-        """SIGKILL, as the kernel's out-of-memory killer or a person sends it."""
+        """Sends SIGKILL, as the kernel's out-of-memory killer or a person does."""
         if pid is None:
             raise NotProvedError("There was no process to kill.")
         os.kill(pid, signal.SIGKILL)
 
     def end(self) -> None:
-        """Nothing is kept of it. What does not end now is the janitor's."""
+        """Ends the run, of which nothing is kept. What does not end now is the janitor's."""
         try:
             ask(self.paths, RequestKind.STOP_NOW, within_s=10.0)
         except (NobodyThereError, NoAnswerError):
             pass
 
     def bits(self) -> tuple[int, str]:
-        """Step, and hash of each byte of weights and optimizer state, of the newest checkpoint, which is verified for this."""
+        """The step of the newest checkpoint, and a hash of each byte of its weights and optimizer state.
+
+        It is verified for this. Raises `NotProvedError` where there is no valid one.
+        """
         info, _ = Store(self.paths.checkpoints).newest_valid()
         if info is None or info.step is None:
             raise NotProvedError("There is no valid checkpoint.")
@@ -225,7 +226,7 @@ class Toy:
 
 
 def made_up_reviews() -> str:
-    """The same each time: two runs on them are to end with the same bits."""
+    """The training data, the same each time: two runs on it are to end with the same bits."""
     draw = random.Random(7)
     lines = ["text,label"]
     for number in range(ROWS):

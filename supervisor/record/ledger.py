@@ -1,6 +1,7 @@
 """The ledger's lines: every decision with its cause, its readings and its result, one JSON object a line (docs/ledger.md).
 
-Only makes and reads the lines; `scribe.py` appends them to `ledger.jsonl`.
+Only makes and reads the lines; `scribe.py` appends them to `ledger.jsonl`. Lines of the former format get their typed fields
+here, by `old_ledger.py`, so that nobody else has to know that there was one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ import msgspec
 
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
 from memsup.supervisor.decide.run.actions import Record
+from memsup.supervisor.record import old_ledger
+
+VERSION = 2
+"""The format of the lines that are written now."""
 
 
 class Entry(Record, frozen=True, kw_only=True, omit_defaults=True):
@@ -16,15 +21,22 @@ class Entry(Record, frozen=True, kw_only=True, omit_defaults=True):
     the ladder was made on (`replay` in `decide/ladder.py`).
     """
 
+    v: int = 1
+    """The format that the line was written in. The first one did not say so."""
     at: float
-    """Unix seconds, for people."""
+    """The date in Unix seconds, for people."""
     mono: float
-    """Seconds on the supervisor's own clock, which never jumps: differences between lines of one `boot` are exact."""
+    """The seconds on the supervisor's own clock, which never jumps: differences between lines of one `boot` are exact."""
     boot: str
+    """The kernel's id of the boot in which the line was written."""
     state: str
+    """The run's state as `memsup status` showed it."""
     step: int | None = None
+    """The optimizer step that the worker had reported last."""
     memory: MemoryReading | None = None
+    """The newest reading of memory."""
     disk: DiskReading | None = None
+    """The newest reading of the disk."""
 
 
 _encoder = msgspec.json.Encoder()
@@ -32,8 +44,11 @@ _decoder = msgspec.json.Decoder(Entry)
 
 
 def read_entry(line: bytes) -> Entry:
-    """Raises `msgspec.DecodeError` and `UnicodeDecodeError` for a torn line."""
-    return _decoder.decode(line)
+    """A line of this format or of the former one. Raises `msgspec.DecodeError`, `UnicodeDecodeError` or `RecursionError` for
+    what is none: a torn line, or an event that this state of memsup does not know.
+    """
+    entry = _decoder.decode(line)
+    return entry if entry.v >= VERSION else msgspec.structs.replace(entry, **old_ledger.typed_fields(entry))
 
 
 def line(
@@ -50,6 +65,7 @@ def line(
     """One line of the file, its line feed included."""
     entry = Entry(
         **msgspec.structs.asdict(record),
+        v=VERSION,
         at=round(at, 3),
         mono=round(mono, 3),
         boot=boot,

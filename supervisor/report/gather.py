@@ -26,9 +26,9 @@ from memsup.supervisor.record.rotation import parts_of
 from memsup.supervisor.words import plural
 
 MOST_ENTRIES = 50_000
-"""The newest lines of the ledger that are looked at: months of an eventful run."""
+"""So many of the ledger's newest lines are looked at: months of an eventful run."""
 LAST_SECOND = 4_102_444_800.0
-"""The year 2100: what claims to be later is garbage."""
+"""The year 2100 in Unix seconds. What claims to be later is garbage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +40,12 @@ class Material:
     points: tuple[Point, ...]
     checkpoints: tuple[Info, ...]
     unreadable: tuple[str, ...]
-    """Sentences about what could not be read."""
+    """These sentences say what could not be read."""
     now_unix_s: float
 
 
 def gather(paths: RunPaths, status: Status | None, now_unix_s: float) -> Material:
-    """`status` is what is so now. Raises nothing for damaged files."""
+    """All that is known of a run. `status` is what is so now. Damaged files raise nothing."""
     unreadable: list[str] = []
     record = None
     try:
@@ -93,7 +93,7 @@ def _is_sane(at: float, mono: float) -> bool:
 
 
 def _lines(file: Path) -> Iterator[bytes]:
-    """Line by line, in bounded memory; of a line that is too long only pieces, which nobody can decode. Follows no link."""
+    """The file's lines, in bounded memory; one that is too long comes in pieces, which nobody can decode. Follows no link."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

@@ -18,7 +18,7 @@ _LONGEST_TEXT = 600
 
 
 def text(value: object) -> str:
-    """`value` as harmless text, not longer than a person would read."""
+    """The value as harmless text, not longer than a person would read."""
     shown = printable(str(value))
     if len(shown) > _LONGEST_TEXT:
         shown = shown[:_LONGEST_TEXT] + " …"
@@ -26,17 +26,17 @@ def text(value: object) -> str:
 
 
 def at(x: float) -> str:
-    """A coordinate."""
+    """A coordinate, to a tenth of a pixel."""
     return f"{x:.1f}".removesuffix(".0")
 
 
 def clock(x: float, *, with_day: bool = False) -> str:
-    """`23:05`, or `Tue 23:05`, where the page is read."""
+    """The time of day, `23:05` or `Tue 23:05`, where the page is read."""
     return datetime.fromtimestamp(x).strftime("%a %H:%M" if with_day else "%H:%M")
 
 
 def time_ticks(begin: float, end: float, most: int = 9) -> Iterator[tuple[float, str]]:
-    """Round times of day with their labels; a day's name at midnight."""
+    """Round times of day between two Unix times, each with its label, which at midnight is the day's name."""
     step_s = next((step for step in _STEPS_S if (end - begin) / step <= most), (end - begin) / most)
     if step_s < 86_400:
         first = datetime.fromtimestamp(begin).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -54,7 +54,7 @@ def time_ticks(begin: float, end: float, most: int = 9) -> Iterator[tuple[float,
 
 
 def value_ticks(low: float, high: float, most: int = 4) -> list[float]:
-    """Round numbers from `low` to `high`."""
+    """Round numbers from `low` to `high`, some `most` of them."""
     rough = (high - low) / most
     if not rough > sys.float_info.min:  # no range at all, or one that no number has the digits for
         return [low]
@@ -65,7 +65,7 @@ def value_ticks(low: float, high: float, most: int = 4) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Short, for an axis: `0.25`, `1,024`."""
+    """The number in few characters, for an axis: `0.25`, `1,024`."""
     if value == 0:
         return "0"
     if abs(value) >= 1000 or value == int(value):

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 from memsup.shared.status import RunState, Status, Wanted
 from memsup.supervisor.record.history import Activity
-from memsup.supervisor.report.account import Account, Kind
+from memsup.supervisor.report.account import Account
 from memsup.supervisor.report.gather import Material
+from memsup.supervisor.report.interventions import Kind
 from memsup.supervisor.report.marks import clock
 from memsup.supervisor.words import count, duration, percent, plural, result_line, size
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One tile: a number and what it is."""
+    """A figure is one tile of the page: a number and what it is."""
 
     value: str
     meaning: str
@@ -97,7 +98,10 @@ def figures(material: Material, account: Account) -> Iterator[Figure]:
 
 
 def _against_estimate(material: Material, most_bytes: int) -> str:
-    """What was expected with the largest micro-batches that there were, and by how much that was off."""
+    """What was expected with the largest micro-batches that there were, and by how much that was off.
+
+    Empty where nothing was expected.
+    """
     tokens = max((p.micro_tokens for p in material.points if p.micro_tokens is not None), default=None)
     if material.record is None or material.record.estimate is None or tokens is None:
         return ""
@@ -120,10 +124,10 @@ def _hottest(material: Material) -> Figure | None:
 
 
 def period(account: Account) -> str:
-    """`Mon 21:04 – Tue 06:12`."""
+    """The time that the report covers: `Mon 21:04 – Tue 06:12`."""
     return f"{clock(account.begin, with_day=True)} – {clock(account.end, with_day=True)}"
 
 
 def share(fraction: float) -> str:
-    """Of something that did happen: never nought."""
+    """The share in per cent of something that did happen, and so is never nought."""
     return "under 1 %" if fraction < 0.01 else percent(fraction)

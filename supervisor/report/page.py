@@ -11,8 +11,9 @@ from datetime import datetime
 from memsup.shared.settings import Settings, Share
 from memsup.supervisor.record.ledger import Entry
 from memsup.supervisor.report import plots
-from memsup.supervisor.report.account import Account, Intervention
+from memsup.supervisor.report.account import Account
 from memsup.supervisor.report.gather import Material
+from memsup.supervisor.report.interventions import Fact, Intervention
 from memsup.supervisor.report.marks import clock, text
 from memsup.supervisor.report.outcome import figures, headline, period, share, summary
 from memsup.supervisor.report.panels import panels
@@ -37,6 +38,7 @@ def page(material: Material, account: Account) -> str:
         *_time(account),
         *_plots(account),
         *_interventions(account.interventions),
+        *_facts(account.facts),
         *_checkpoints(material),
         *_limits(material),
         *_ledger(account.ledger),
@@ -104,8 +106,16 @@ def _interventions(interventions: tuple[Intervention, ...]) -> Iterator[str]:
     yield "</table></div>"
 
 
+def _facts(facts: tuple[Fact, ...]) -> Iterator[str]:
+    if facts:
+        yield "<h2>What the worker decided by itself</h2>"
+        yield '<div class="card wide"><table>'
+        yield from (f'<tr><td class="t">{clock(fact.x, with_day=True)}</td><td>{text(fact.text)}</td></tr>' for fact in facts)
+        yield "</table></div>"
+
+
 def price(i: Intervention) -> str:
-    """`about 40 s`; what a person asked for has a length, not a price."""
+    """The price in words, `about 40 s`. What a person asked for has a length, not a price."""
     if i.cost_s is None:
         return "–"
     if i.asked:

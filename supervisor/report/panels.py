@@ -18,7 +18,7 @@ class Series:
     name: str
     value: Value
     style: str
-    """Class: `a` to `d` lines, `limit` dashed."""
+    """The CSS classes: `a` to `d` are colours, `limit` is dashed."""
     filled: bool = False
     stepped: bool = False
 
@@ -30,13 +30,13 @@ class Panel:
     unit: str = ""
     height: int = 150
     low: float | None = None
-    """Where the axis begins; None: just below the least value."""
+    """The axis begins at this value. None stands for just below the least one."""
     high: float | None = None
     log2: bool = False
 
 
 def panels(account: Account) -> Iterator[Panel]:
-    """Those that have something to show."""
+    """The panels, from top to bottom."""
     yield Panel(title="Loss", series=(Series(name="loss", value=lambda p: p.loss, style="a"),))
     yield Panel(
         title="Throughput",

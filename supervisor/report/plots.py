@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from memsup.supervisor.record.history import Activity
-from memsup.supervisor.report.account import Account, Gap, Intervention, Moment
+from memsup.supervisor.report.account import Account, Gap
+from memsup.supervisor.report.axis import Moment
+from memsup.supervisor.report.interventions import Intervention
 from memsup.supervisor.report.marks import at, clock, number, text, time_ticks, value_ticks
 from memsup.supervisor.report.panels import Panel, Series
 from memsup.supervisor.words import duration
@@ -27,7 +29,7 @@ MOST_MARKS = 400
 
 @dataclass(frozen=True)
 class Axis:
-    """Time to pixels."""
+    """An axis maps time to pixels."""
 
     begin: float
     end: float
@@ -38,7 +40,7 @@ class Axis:
 
 
 def drawn(panel: Panel, account: Account) -> str | None:
-    """The panel as an `<svg>`; None when nothing of it is known."""
+    """The panel as an `<svg>`. None means that nothing of it is known."""
     shown = [(series, _values(series, account.moments, log2=panel.log2)) for series in panel.series]
     shown = [(series, values) for series, values in shown if any(value is not None for value in values)]
     known = [value for _, values in shown for value in values if value is not None]
@@ -149,7 +151,7 @@ def _log2_ticks(low: float, high: float) -> list[tuple[float, str]]:
 
 
 def _line(series: Series, placed: Iterable[tuple[Moment, float, float | None]], bottom: float) -> str:
-    """`placed`: each moment with its pixels, across and down (None: not known)."""
+    """The line through `placed`, each moment with its pixels across and down. None is a value that is not known, and a hole."""
     pieces: list[list[tuple[float, float]]] = [[]]
     for moment, across, down in placed:
         if down is None or moment.begins_life:

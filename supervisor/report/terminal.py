@@ -29,6 +29,7 @@ def screen(material: Material, account: Account) -> list[str]:
     out += _curves([moment.point for moment in account.moments])
     out += _time(account)
     out += _interventions(account)
+    out += _facts(account)
     return out
 
 
@@ -54,7 +55,7 @@ def _curve(name: str, values: Sequence[float | None], shown: Callable[[float], s
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """One cell a value; a blank where it is not known."""
+    """A curve with one cell a value. None, a value that is not known, is a blank."""
     finite = [value if value is not None and math.isfinite(value) else None for value in values]
     known = [value for value in finite if value is not None]
     low, high = min(known, default=0.0), max(known, default=0.0)
@@ -73,7 +74,7 @@ def _time(account: Account) -> Iterator[str]:
 
 
 def _first_line(text: str) -> str:
-    """The rest, evidence or a traceback, is on the page and in the ledger."""
+    """The first line of a text. The rest, evidence or a traceback, is on the page and in the ledger."""
     return text.partition("\n")[0]
 
 
@@ -93,3 +94,9 @@ def _interventions(account: Account) -> Iterator[str]:
     )
     if left:
         yield f"… and {left} more, which cost less"
+
+
+def _facts(account: Account) -> Iterator[str]:
+    if account.facts:
+        yield ""
+        yield from columns((clock(fact.x, with_day=True), printable(_first_line(fact.text))) for fact in account.facts)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,10 +35,13 @@ from memsup.checkpoint.tensors import open_tensors
 from memsup.shared.endpoints import CONTROL_SOCKET, WORKER_SOCKET, SocketFolder
 from memsup.shared.messages import MAX_FRAME_BYTES
 from memsup.shared.paths import RunPaths, run_paths
-from memsup.shared.status import RunState, Status
+from memsup.shared.status import RunState, Status, Wanted
 from memsup.supervisor.client.contact import is_held, see
-from memsup.supervisor.drill.scenes import COOL_C, HOT_C, WARM_C
-from memsup.supervisor.record.ledger import Entry
+from memsup.supervisor.decide.events import By, Event, OrderKind
+from memsup.supervisor.decide.ladder import HoldReason
+from memsup.supervisor.decide.run.restarts import Cause
+from memsup.supervisor.drill.scenes import COOL_C, HOT_C, WARM_C, is_done
+from memsup.supervisor.record.ledger import Entry, read_entry
 
 T = TypeVar("T")
 
@@ -61,11 +65,11 @@ ram = "{LIMIT_BYTES // MIB}MiB"
 every = "3s"
 """
 FAST = 30.0
-"""So many of the night's seconds in one while nothing happens."""
+"""So many of the night's seconds pass in one while nothing happens."""
 QUIET_S = (30.0, 90.0)
-"""Of the night, between two disturbances."""
+"""The night's seconds between two disturbances are at least and at most so many."""
 AT_ONCE, SLOWLY, RUNAWAY = 4096 * MIB, 60 * MIB, 300 * MIB
-"""Bytes that are taken in a second."""
+"""The bytes that are taken in a second."""
 LOADS_WITHIN_S = 120.0
 TOLERANCE = 1e-3
 
@@ -96,7 +100,10 @@ class Sensor:
 
 @dataclass
 class Night:
-    """One run. `small_disk`: a file system of its own that the run's state lies on; `sensor`: a simulated one."""
+    """A night is one run. `small_disk` is a file system of its own that the run's state lies on, `sensor` a simulated one.
+
+    None means that nothing may be mounted here.
+    """
 
     name: str
     job: Path
@@ -120,9 +127,9 @@ class Night:
         return status
 
     def ledger(self) -> list[Entry]:
-        """Raises `msgspec.DecodeError` where a line is torn: none may be, whatever happens to the disk."""
+        """The whole ledger. Raises `msgspec.DecodeError` where a line is torn: none may be, whatever happens to the disk."""
         lines = self.paths.ledger.read_bytes().split(b"\n")[:-1] if self.paths.ledger.exists() else []
-        return [msgspec.json.decode(line, type=Entry) for line in lines]
+        return [read_entry(line) for line in lines]
 
     def until(self, what: str, found: Callable[[], T | None], within_s: float = 30.0) -> T:
         deadline_s = time.monotonic() + within_s
@@ -141,7 +148,7 @@ class Night:
         return self.until(what, lambda: next((entry for entry in self.ledger()[after:] if fits(entry)), None), within_s)
 
     def trains(self) -> Status:
-        """Or has finished."""
+        """Waits until it trains, or has finished."""
 
         def look() -> Status | None:
             seen = self.status()
@@ -154,10 +161,10 @@ class Night:
         return seen
 
     def ends(self) -> None:
-        """However slow the machine is, as long as steps get done."""
+        """Waits for its end, however slow the machine is, as long as steps get done."""
         step = -1
         while self.status().state is not RunState.FINISHED:
-            step = self.until("a further step or the end", lambda done=step: self._step_beyond(done), 60)
+            step = self.until("a further step or the end", partial(self._step_beyond, step), 60)
 
     def _step_beyond(self, done: int) -> int | None:
         seen = self.status()
@@ -207,39 +214,39 @@ def leak(night: Night, before: int) -> None:
     night.hold_bytes(0.86 * LIMIT_BYTES - at_rest, AT_ONCE)
     night.until("memory is short", lambda: (night.status().memory.worker_bytes or 0) > 0.84 * LIMIT_BYTES or None)
     night.hold_bytes(0.92 * LIMIT_BYTES - at_rest, SLOWLY)
-    night.told(before, "an order to halve the micro-batch", lambda entry: is_done(entry, "halve"))
+    night.told(before, "an order to halve the micro-batch", lambda entry: is_done(entry, OrderKind.HALVE))
     night.hold_bytes(0, AT_ONCE)
     with night.clock.fast(FAST):
-        night.told(before, "the order that it may grow", lambda entry: is_done(entry, "let"))
+        night.told(before, "the order that it may grow", lambda entry: is_done(entry, OrderKind.GROW))
 
 
 def runaway(night: Night, before: int) -> None:
     night.hold_bytes(4 * LIMIT_BYTES, RUNAWAY)
-    night.told(before, "a death for memory", lambda entry: is_death(entry, "memory"))
-    night.told(before, "that it begins smaller", lambda entry: entry.event == "smaller")
+    night.told(before, "a death for memory", lambda entry: is_death(entry, Cause.MEMORY))
+    night.told(before, "that it begins smaller", lambda entry: entry.event is Event.SMALLER)
 
 
 def hang(night: Night, before: int) -> None:
     night.pass_fast(30.0)  # how long a step takes has to be known first
     night.fault("hang")
     with night.clock.fast(FAST):
-        stacks = night.told(before, "a hang", lambda entry: entry.event == "hang").result
-    night.told(before, "a death by hanging", lambda entry: is_death(entry, "hang"))
-    if "(most recent call first)" not in (stacks or ""):
-        raise UnexplainedError(f"The stacks of a hang are not in the ledger: {stacks}")
+        told = night.told(before, "a hang", lambda entry: entry.event is Event.HANG)
+    night.told(before, "a death by hanging", lambda entry: is_death(entry, Cause.HANG))
+    if not told.result:
+        raise UnexplainedError("The stacks of a hang are not in the ledger.")
 
 
 def worker_stopped(night: Night, before: int) -> None:
-    """Not even its link answers any more."""
+    """The worker stands still, and not even its link answers any more."""
     night.kill(night.trains().worker_pid, signal.SIGSTOP)
     with night.clock.fast(FAST):
-        night.told(before, "the end of a worker that says nothing", lambda e: e.event == "kill" and "not a word" in e.reason)
-    night.told(before, "its death", lambda entry: is_death(entry, "hang") or is_death(entry, "unresponsive"))
+        night.told(before, "the end of a worker that says nothing", lambda e: is_kill(e, Cause.UNRESPONSIVE))
+    night.told(before, "its death", lambda entry: is_death(entry, Cause.UNRESPONSIVE))
 
 
 def worker_killed(night: Night, before: int) -> None:
     night.kill(night.trains().worker_pid)
-    night.told(before, "a death by SIGKILL", lambda entry: is_death(entry, "killed") and "SIGKILL" in (entry.result or ""))
+    night.told(before, "a death by SIGKILL", lambda e: is_death(e, Cause.KILLED) and e.exit_status == -signal.SIGKILL)
 
 
 def supervisor_killed(night: Night, before: int) -> None:
@@ -259,21 +266,21 @@ def both_killed(night: Night, before: int) -> None:
 
 
 def supervisor_stopped(night: Night, before: int) -> None:
-    """It stands still for longer than the worker's lease, then goes on."""
+    """The supervisor stands still for longer than the worker's lease, then goes on."""
     seen = night.trains()
     night.kill(seen.pid, signal.SIGSTOP)
     with night.clock.fast(FAST):
         night.until("the worker leaving", lambda: None if _lives(seen.worker_pid) else True)
     night.kill(seen.pid, signal.SIGCONT)
-    night.told(before, "why the worker left", lambda entry: entry.event == "left" or is_death(entry, "killed"))
+    night.told(before, "why the worker left", lambda e: e.event is Event.LEFT or is_death(e, Cause.KILLED))
 
 
 def told_to_go(night: Night, before: int) -> None:
-    """As at a shutdown of the machine."""
+    """The supervisor is told to go as at a shutdown of the machine."""
     night.kill(night.trains().pid, signal.SIGTERM)
     night.until_no_supervisor()
-    night.told(before, "an order to stop", lambda entry: is_done(entry, "stop") and "told to go" in entry.reason)
-    night.told(before, "the end", lambda entry: entry.event == "end")
+    night.told(before, "an order to stop", lambda entry: is_done(entry, OrderKind.STOP) and entry.by is By.SYSTEM)
+    night.told(before, "the end", lambda entry: entry.event is Event.END)
     night.start()
 
 
@@ -282,34 +289,32 @@ def paused(night: Night, before: int) -> None:
         done = memsup(*arguments, "--run", night.name)
         if done.returncode != 0:
             raise UnexplainedError(f"{arguments}: {done.stdout}{done.stderr}")
-        wish = "running" if arguments == ["resume"] else "paused"
-        night.told(
-            before, f"that it was to be {wish}", lambda e, w=wish: e.event == "wanted" and (e.action or "").startswith(w)
-        )
-        if wish == "paused":
+        wish = Wanted.RUNNING if arguments == ["resume"] else Wanted.PAUSED
+        night.told(before, f"that it was to be {wish}", partial(is_wish, wanted=wish))
+        if wish is Wanted.PAUSED:
             night.pass_fast(60.0)
 
 
 def crash(night: Night, before: int) -> None:
     night.fault("crash")
-    died = night.told(before, "a crash", lambda entry: is_death(entry, "crash"))
-    if "rows" not in died.reason or "IndexError: index out of range in self" not in (died.result or ""):
+    died = night.told(before, "a crash", lambda entry: is_death(entry, Cause.CRASH))
+    if died.exit_status != 1 or not died.result:
         raise UnexplainedError(f"A crash in a step is told so: {died.reason} / {died.result}")
 
 
 def not_finite(night: Night, before: int) -> None:
-    """It is not tried again by itself; somebody does."""
+    """The loss is no number. The run is not tried again by itself; somebody starts it."""
     night.fault("nan")
     night.until_state(RunState.FAILED)
-    died = night.told(before, "the loss that is not a number", lambda entry: entry.event == "death")
-    if "The loss is nan at step" not in died.reason or died.action != "gave up":
-        raise UnexplainedError(f"A loss that is not a number is told so: {died.reason} / {died.action}")
+    died = night.told(before, "the loss that is not a number", lambda entry: is_death(entry, Cause.NOT_FINITE))
+    if died.again is not False:
+        raise UnexplainedError(f"A loss that is not a number is given up: {died.reason} / {died.action}")
     night.until_no_supervisor()
     night.start()
 
 
 def disk_full(night: Night, before: int) -> None:
-    """To the last byte, so that records have to wait as well."""
+    """The disk is filled to the last byte, so that records have to wait as well."""
     assert night.small_disk is not None
     ballast = night.small_disk / "ballast"
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -319,7 +324,7 @@ def disk_full(night: Night, before: int) -> None:
     time.sleep(night.draw.uniform(0.2, 2.0))
     ballast.unlink()
     with night.clock.fast(FAST):
-        night.told(before, "what the disk had done", lambda entry: "the disk is nearly full" in entry.reason)
+        night.told(before, "what the disk had done", lambda entry: HoldReason.DISK in entry.pressures)
         night.until("training", lambda: night.status().state is RunState.RUNNING or None, 60)
 
 
@@ -335,7 +340,7 @@ def garbage(night: Night, before: int) -> None:
                 socket.send_multipart(frames)
             socket.send_multipart([b"", bytes(MAX_FRAME_BYTES + 1)])  # ends the connection
             socket.close()
-        night.told(before, "garbage on the sockets", lambda entry: entry.event == "garbage")
+        night.told(before, "garbage on the sockets", lambda entry: entry.event is Event.GARBAGE)
     finally:
         context.term()
         folder.close()
@@ -344,20 +349,20 @@ def garbage(night: Night, before: int) -> None:
 def heat(night: Night, before: int) -> None:
     night.heat(WARM_C)
     with night.clock.fast(FAST / 3):
-        night.told(before, "gaps between micro-batches", lambda entry: is_done(entry, "compute"))
+        night.told(before, "gaps between micro-batches", lambda entry: is_done(entry, OrderKind.PACE))
         night.heat(HOT_C)
         night.until_state(RunState.COOLING)
-        night.told(before, "holding", lambda entry: is_done(entry, "pause (hold)"))
+        night.told(before, "holding", lambda entry: is_done(entry, OrderKind.HOLD))
         night.heat(COOL_C)
     with night.clock.fast(FAST):
-        night.told(before, "going on", lambda entry: is_done(entry, "resume"))
+        night.told(before, "going on", lambda entry: is_done(entry, OrderKind.RESUME))
         night.until("running", lambda: night.status().state is RunState.RUNNING or None)
 
 
 def clock_set(night: Night, before: int) -> None:
-    """Far ahead or back, as by a wrong battery or a first contact with a time server."""
+    """The date is set far ahead or back, as by a wrong battery or a first contact with a time server."""
     night.clock.jump(night.draw.choice([-1, 1]) * night.draw.uniform(600, 86400))
-    night.told(before, "that the clock was set", lambda entry: entry.event == "clock")
+    night.told(before, "that the clock was set", lambda entry: entry.event is Event.CLOCK)
 
 
 def _lives(pid: int | None) -> bool:
@@ -367,16 +372,22 @@ def _lives(pid: int | None) -> bool:
         return False
 
 
-def is_done(entry: Entry, action: str) -> bool:
-    return entry.event == "order" and (entry.action or "").startswith(action) and (entry.result or "").startswith("done")
+def is_wish(entry: Entry, wanted: Wanted) -> bool:
+    """Whether the entry says that a person wants this of the run."""
+    return entry.event is Event.WANTED and entry.wanted is wanted and entry.by is By.USER
 
 
-def is_death(entry: Entry, cause: str) -> bool:
-    return entry.event == "death" and f"({cause})" in (entry.action or "")
+def is_kill(entry: Entry, cause: Cause) -> bool:
+    return entry.event is Event.KILL and entry.cause is cause
+
+
+def is_death(entry: Entry, cause: Cause) -> bool:
+    return entry.event is Event.DEATH and entry.cause is cause
 
 
 def is_postmortem(entry: Entry) -> bool:
-    return entry.event == "postmortem" and entry.reason.startswith("The supervisor was killed")
+    """Whether the entry says that the supervisor died, and the machine did not."""
+    return entry.event is Event.POSTMORTEM and entry.machine_died is False
 
 
 Disturbance = Callable[[Night, int], None]
@@ -414,29 +425,29 @@ def schedule(seed: int) -> list[Disturbance]:
 
 
 class Outcome(msgspec.Struct, kw_only=True):
-    """One line of the results."""
+    """An outcome is one line of the results."""
 
     seed: int
     disturbances: list[str]
-    """Those that happened: a run that ends early has fewer."""
+    """The disturbances that happened: a run that ends early has fewer."""
     took_s: float = 0.0
     covered_s: float = 0.0
-    """On the run's own clock."""
+    """The seconds that passed on the run's own clock."""
     cuts_changed: int = 0
     """How often steps were cut otherwise than before, because of memory."""
     difference: float = 0.0
-    """The largest of a weight from the undisturbed run's; 0.0 means that every bit is the same."""
+    """The largest difference of a weight from the undisturbed run's; 0.0 means that every bit is the same."""
     problem: str | None = None
 
 
 def make_job(folder: Path) -> None:
-    """Without dropout, and in full precision: then other cuts change results by rounding alone, and can be compared."""
+    """Writes a job without dropout and in full precision, where other cuts change results by rounding alone."""
     without_dropout(tiny_settings(folder, rows=240))
     (folder / "memsup.toml").write_text(JOB, encoding="utf-8")
 
 
 def spend(night: Night, seed: int, left_alone: tuple[RunPaths, End], disturbances: list[Disturbance]) -> Outcome:
-    """The whole night. Raises `UnexplainedError`, and whatever else should not be."""
+    """Spends the whole night. Raises `UnexplainedError`, and whatever else should not be."""
     outcome = Outcome(seed=seed, disturbances=[])
     night.start()
     for disturb in disturbances:
@@ -457,7 +468,7 @@ def spend(night: Night, seed: int, left_alone: tuple[RunPaths, End], disturbance
 
 
 def compare(paths: RunPaths, outcome: Outcome, left_alone_paths: RunPaths, left_alone: End) -> None:
-    """Raises `UnexplainedError` where the end is not as it should be."""
+    """Compares the ends of the two runs. Raises `UnexplainedError` where this one's is not as it should be."""
     end = end_of(paths)
     outcome.cuts_changed = len(paths.plan.read_text().splitlines()) - 1
     if (end.step, end.digest.split(".")[0]) != (left_alone.step, left_alone.digest.split(".")[0]):

@@ -1,6 +1,6 @@
 """A night as data: what a supervisor would have recorded, second by second, through the real `Recorder` and `ledger.line`.
 
-`Night` is driven like a tape: `run(seconds, ...)` lets time pass, `say(...)` writes to the ledger, `boot()` is a new boot.
+`Night` is driven like a tape: `run(seconds, ...)` lets time pass, `say(...)` writes to the ledger, `new_boot()` is a new boot.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
+from memsup.shared.messages import PauseMode
 from memsup.shared.paths import RunPaths, prepare
 from memsup.shared.status import (
     BatchStatus,
@@ -20,12 +22,16 @@ from memsup.shared.status import (
     TemperatureStatus,
     Wanted,
 )
+from memsup.supervisor.decide.events import By, Event, Move, OrderKind, Outcome
+from memsup.supervisor.decide.ladder import HoldReason
 from memsup.supervisor.decide.run.actions import Record
+from memsup.supervisor.decide.run.restarts import Cause
 from memsup.supervisor.record import ledger
 from memsup.supervisor.record.history import Recorder, sample_of
 
 GIB = 2**30
 TOTAL_STEPS = 6_000
+MEMORY = (HoldReason.MEMORY,)
 
 
 @dataclass
@@ -81,10 +87,8 @@ class Night:
     def rest(self) -> None:
         self._append("history.jsonl", self._recorder.rest())
 
-    def say(
-        self, event: str, reason: str, action: str | None = None, result: str | None = None, rung: str | None = None
-    ) -> None:
-        record = Record(event=event, reason=reason, rung=rung, action=action, result=result)
+    def say(self, event: Event, reason: str, action: str | None = None, result: str | None = None, **fields: Any) -> None:
+        record = Record(event=event, reason=reason, action=action, result=result, **fields)
         self._append(
             "ledger.jsonl",
             ledger.line(
@@ -100,7 +104,7 @@ class Night:
         )
 
     def pass_unrecorded(self, seconds: float, *, slept: bool = False) -> None:
-        """Nobody records; or, `slept`, the machine sleeps and its own clock stands still."""
+        """Time passes in which nobody records. When it `slept`, the machine's own clock stood still."""
         self.at += seconds
         if not slept:
             self.mono += seconds
@@ -165,40 +169,59 @@ def eventful(paths: RunPaths) -> Night:
     night = Night(paths)
     night.run(40)
     night.run(3600, RunState.RUNNING, "training")
-    night.say("rung", "the worker uses 10.90 GiB of its 12.00 GiB (91%)", rung="shrink", action="ladder up")
+    night.say(
+        Event.RUNG,
+        "the worker uses 10.90 GiB of its 12.00 GiB (91%)",
+        "ladder up",
+        rung="shrink",
+        move=Move.UP,
+        by=By.LADDER,
+        pressures=MEMORY,
+    )
     night.run(30, worker_bytes=int(10.9 * GIB))
     night.say(
-        "order", "the worker uses 10.90 GiB of its 12.00 GiB (91%)", action="halve the micro-batch", result="done: 1,024 tokens"
+        Event.ORDER,
+        "the worker uses 10.90 GiB of its 12.00 GiB (91%)",
+        "halve the micro-batch",
+        "done: 1,024 tokens",
+        by=By.LADDER,
+        order=OrderKind.HALVE,
+        outcome=Outcome.DONE,
+        pressures=MEMORY,
     )
     night.run(3000, micro_tokens=1024, worker_bytes=int(2.4 * GIB))
     night.run(12, phase="saving")
     night.run(1500, phase="training", gpu_c=84)
-    night.say("order", "GPU 0 is at 90 °C", action="compute 70% of the time", result="done: pacing")
+    pace = {"by": By.LADDER, "order": OrderKind.PACE, "outcome": Outcome.DONE, "pressures": (HoldReason.HEAT,)}
+    night.say(Event.ORDER, "GPU 0 is at 90 °C", "compute 70% of the time", "done: pacing", duty_fraction=0.7, **pace)
     night.run(2400, duty_fraction=0.7, gpu_c=87)
-    night.say("order", "GPU 0 is cooler", action="compute 100% of the time", result="done: full speed")
+    night.say(Event.ORDER, "GPU 0 is cooler", "compute 100% of the time", "done: full speed", duty_fraction=1.0, **pace)
     night.run(900, duty_fraction=1.0, gpu_c=80)
-    night.say("freeze", "the worker uses 11.70 GiB of its 12.00 GiB (97%)", rung="freeze", action="freeze")
+    use = "the worker uses 11.70 GiB of its 12.00 GiB (97%)"
+    night.say(Event.FREEZE, use, "freeze", rung="freeze", by=By.LADDER, pressures=MEMORY)
     night.run(2, RunState.RECOVERING, worker_bytes=int(11.7 * GIB))
-    night.say("kill", "the worker uses 11.90 GiB of its 12.00 GiB (99%)", rung="kill", action="kill the whole tree")
+    use = "the worker uses 11.90 GiB of its 12.00 GiB (99%)"
+    night.say(Event.KILL, use, "kill the whole tree", rung="kill", by=By.LADDER, cause=Cause.MEMORY, pressures=MEMORY)
     night.run(1)
-    night.say("death", "Memory stayed short although it was frozen, and it was killed.", action="restart in 1 s (memory)")
-    night.say(
-        "smaller", "Memory stayed short although it was frozen, and it was killed.", action="micro-batch 1,024 → 512 tokens"
-    )
+    why = "Memory stayed short although it was frozen, and it was killed."
+    night.say(Event.DEATH, why, "restart in 1 s (memory)", cause=Cause.MEMORY, again=True, delay_s=1.0)
+    night.say(Event.SMALLER, why, "micro-batch 1,024 → 512 tokens", tokens=(1024, 512))
     reached = night.step
     night.run(21, phase="loading", worker_bytes=GIB)
     night.step = reached - 120
-    night.say("recovered", f"training again at step {night.step:,}")
+    night.say(Event.RECOVERED, f"training again at step {night.step:,}")
     night.run(1800, RunState.RUNNING, "training", micro_tokens=512, worker_bytes=2 * GIB)
-    night.say("wanted", "the user asked", action="paused (release)")
+    paused = {"wanted": Wanted.PAUSED, "pause_mode": PauseMode.RELEASE}
+    night.say(Event.WANTED, "the user asked", "paused (release)", by=By.USER, **paused)
     night.run(2700, RunState.PAUSED, "holding", worker_bytes=0)
-    night.say("wanted", "the user asked", action="running")
+    night.say(Event.WANTED, "the user asked", "running", by=By.USER, wanted=Wanted.RUNNING)
     night.run(15, RunState.STARTING, "loading")
     night.run(1500, RunState.RUNNING, "training", worker_bytes=2 * GIB, gpu_c=79)
     reached = night.step
     night.pass_unrecorded(780)
     night.new_boot("boot-b")
-    night.say("postmortem", "The machine went down 13 min ago without shutting down: most likely the power was cut.")
+    why = "The machine went down 13 min ago without shutting down: most likely the power was cut."
+    night.say(Event.POSTMORTEM, why, machine_died=True)
     night.run(30, RunState.STARTING, "loading", worker_bytes=GIB, gpu_c=45)
     night.step = reached - 300
     night.run(4000, RunState.RUNNING, "training", worker_bytes=2 * GIB, gpu_c=74)
@@ -207,5 +230,5 @@ def eventful(paths: RunPaths) -> Night:
     night.state = RunState.FINISHED
     night.note()
     night.rest()
-    night.say("end", "finished")
+    night.say(Event.END, "finished")
     return night

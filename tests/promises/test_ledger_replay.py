@@ -11,14 +11,15 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.old_state import old_entries
 
 from memsup.supervisor.cli.drill import _room
-from memsup.supervisor.decide.events import Event
+from memsup.supervisor.decide.events import Event, Move
 from memsup.supervisor.decide.ladder import HoldReason, Ladder, MemoryLimits, Proposal, Stance, WorkerView, replay
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
 from memsup.supervisor.decide.run.actions import Record
+from memsup.supervisor.drill.janitor import run_folders
 from memsup.supervisor.drill.scenes import memory as memory_scene
-from memsup.supervisor.drill.toy import run_folders
 from memsup.supervisor.record.ledger import Entry, line, read_entry
 
 GIB = 1 << 30
@@ -82,6 +83,28 @@ def decided_again(entry: Entry) -> Stance:
     return replay(entry.ladder, entry.memory, entry.disk)
 
 
+def assert_decided_alike(entry: Entry) -> None:
+    """The line and the same decision, made again, are about the same."""
+    stance = decided_again(entry)
+    match entry.event, entry.move:
+        case Event.FREEZE, _:
+            assert stance.freeze, entry
+        case Event.KILL, _:
+            assert stance.kill, entry
+        case Event.RUNG, move:
+            assert stance.rung.name.lower() == entry.rung, entry
+            assert stance.shrink or move is not Move.SHRINK, entry
+            assert stance.release or move is not Move.RELEASE, entry
+
+
+def test_each_decision_in_a_ledger_of_the_former_format_is_made_again() -> None:
+    """As recorded by the state before (`kit/old_state.py`)."""
+    decisions = [entry for entry in old_entries() if entry.rung is not None]
+    assert {Event.RUNG, Event.FREEZE, Event.KILL} <= {entry.event for entry in decisions}
+    for entry in decisions:
+        assert_decided_alike(entry)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_each_decision_of_a_squeezed_and_killed_run_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,21 +117,9 @@ def test_each_decision_of_a_squeezed_and_killed_run_is_made_again(tmp_path: Path
     entries = [read_entry(text) for text in lines]
     decisions = [entry for entry in entries if entry.rung is not None]
     assert {"stop_growing", "shrink", "grow"} <= {str(entry.rung) for entry in decisions}
-    assert {"rung", "freeze"} <= {entry.event for entry in decisions}
+    assert {Event.RUNG, Event.FREEZE} <= {entry.event for entry in decisions}
     for entry in decisions:
-        stance = decided_again(entry)
-        assert stance.reason in (entry.reason, "" if entry.reason == "calm again" else entry.reason), entry
-        match entry.event, entry.action:
-            case "freeze", _:
-                assert stance.freeze
-            case "kill", _:
-                assert stance.kill
-            case "rung", "shrink":
-                assert stance.shrink
-            case "rung", "release":
-                assert stance.release
-        if entry.event == "rung":
-            assert stance.rung.name.lower() == entry.rung
+        assert_decided_alike(entry)
     up = next(entry for entry in decisions if entry.rung == "shrink")
     assert up.memory is not None
     assert up.memory.worker_bytes is not None

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import ROOT
 from kit.cli_process import a_run, end_supervisors, eventually, memsup
 
 from memsup.shared import messages as m
@@ -25,7 +24,6 @@ from memsup.shared.paths import RunPaths, run_paths
 from memsup.shared.run_file import read_record
 from memsup.shared.status import decode_status
 from memsup.supervisor.client.contact import is_held
-from memsup.supervisor.decide.events import Event
 from memsup.supervisor.decide.run.lifecycle import Lifecycle, Stage
 from memsup.supervisor.fence.kill import KillState
 from memsup.supervisor.fence.rlimit import NoFence
@@ -192,10 +190,3 @@ def test_a_message_about_the_end_is_delivered_and_is_in_the_ledger_without_its_a
     finally:
         server.shutdown()
         server.server_close()
-
-
-def test_docs_name_exactly_the_events_that_are_written() -> None:
-    """Each event that the supervisor records has its row in docs/ledger.md, and no row is about another."""
-    page = (ROOT / "docs/ledger.md").read_text(encoding="utf-8").partition("## Events")[2].partition("\n## ")[0]
-    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
-    assert {*Event} == {event for row in rows for event in re.findall(r"`([a-z_ ]+)`", row)}

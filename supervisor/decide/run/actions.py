@@ -92,6 +92,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Whether a death is followed by another life."""
     delay_s: float | None = None
     """The time from a death to the next life."""
+    exit_status: int | None = None
+    """How the process of a death ended: its exit code, or minus the signal's number. None where nobody could see that."""
     tokens: tuple[int, int] | None = None
     """The micro-batch before and after."""
     duty_fraction: float | None = None
