@@ -1,8 +1,8 @@
 """The ladder: readings over time and the worker's state in, a stance out. Pure, and the whole of it on this page.
 
-Covers host memory, disk, and what the heat and VRAM controls propose (`heat.py`, `gpu/vram.py`); joins them into one
-`Stance`. Does not know what the user asked for and sends no orders: `lifecycle.py` turns the stance into orders and keeps the
-user's wish apart. Behind every rung stands the fence (`fence.py`), which the kernel enforces.
+Covers host memory, disk, and what the heat and VRAM controls propose (`heat.py`, `vram.py`); joins them into one `Stance`. Does
+not know what the user asked for and sends no orders: `run/lifecycle.py` turns the stance into orders and keeps the user's wish
+apart. Behind every rung stands the fence (`fence/`), which the kernel enforces.
 
 Memory is judged by *use*: the part of what the worker may have that is taken, 0 to 1, the worse of two views — the worker's
 tree against its limit, and the machine's used memory against all but the reserve. Climbing is immediate, to the highest rung
@@ -112,6 +112,15 @@ class Proposal:
     vram_limit_bytes: int | None = None
     reason: str = ""
 
+    @property
+    def pressure(self) -> HoldReason | None:
+        """What is short or too hot. None: nothing is."""
+        if self.hold is not None:
+            return self.hold
+        if self.duty_fraction < 1.0:
+            return HoldReason.HEAT
+        return HoldReason.MEMORY if self.shrink or not self.may_grow else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stance:
@@ -122,12 +131,14 @@ class Stance:
     shrink: bool = False
     duty_fraction: float = 1.0
     vram_limit_bytes: int | None = None
-    """What torch may reserve of the GPU; None: nothing has to be said about that."""
+    """What torch may reserve of the GPU. None: nothing has to be said about that."""
     holds: frozenset[HoldReason] = frozenset()
     release: bool = False
-    """Holding did not help: checkpoint, exit, come back when there is room."""
+    """Holding did not help: the worker is to checkpoint, exit, and come back when there is room."""
     freeze: bool = False
     kill: bool = False
+    pressures: tuple[HoldReason, ...] = ()
+    """All that the stance answers, in the order of `HoldReason`."""
     reason: str = ""
 
 
@@ -193,8 +204,10 @@ class Ladder:
         shrink = self._shrink(now_s, worker) or any(p.shrink for p in proposals)
         duty = min((p.duty_fraction for p in proposals), default=1.0)
         reasons = [p.reason for p in proposals if p.reason]
+        pressures = holds | {p.pressure for p in proposals}
         if self.rung is not Rung.GROW or freeze or kill:
             reasons.insert(0, use_in_words(memory, self.limits))
+            pressures |= {HoldReason.MEMORY}
         if HoldReason.DISK in holds:
             reasons.append("the disk is nearly full")
         return Stance(
@@ -207,6 +220,7 @@ class Ladder:
             release=release,
             freeze=freeze,
             kill=kill,
+            pressures=tuple(pressure for pressure in HoldReason if pressure in pressures),
             reason="; ".join(reasons),
         )
 
@@ -329,15 +343,27 @@ class Ladder:
         return False, False
 
     def _at_limit(self, now_s: float, memory: MemoryReading, worker: WorkerView) -> bool | None:
-        if memory.worker_bytes is not None and memory.worker_bytes >= FREEZE_USE * self.limits.worker_bytes:
-            return True
+        """Whether the worker fills its limit, or somebody fills the machine. None: nothing can be read."""
         left = memory.ram_available_bytes
+        if self._fills_its_limit(memory):
+            return True
         if left is None:
             return None if memory.worker_bytes is None else False
-        reserve, left_before = self.limits.reserve_bytes, self._left_when_frozen
-        obeys = worker.held or (self._thawed_at is not None and now_s - self._thawed_at < THAW_GRACE_S)
-        stands = self._frozen_at is not None and left_before is not None and left_before - left < STANDS_RESERVE * reserve
-        return left < (LAST_RESERVE if obeys or stands else CRITICAL_RESERVE) * reserve
+        waits = self._has_time_to_obey(now_s, worker) or self._no_longer_falls(left)
+        return left < (LAST_RESERVE if waits else CRITICAL_RESERVE) * self.limits.reserve_bytes
+
+    def _fills_its_limit(self, memory: MemoryReading) -> bool:
+        return memory.worker_bytes is not None and memory.worker_bytes >= FREEZE_USE * self.limits.worker_bytes
+
+    def _has_time_to_obey(self, now_s: float, worker: WorkerView) -> bool:
+        """Whether it holds already, or was thawed just now to give back what it has."""
+        return worker.held or (self._thawed_at is not None and now_s - self._thawed_at < THAW_GRACE_S)
+
+    def _no_longer_falls(self, left_bytes: int) -> bool:
+        """Whether the machine lost little while the worker was frozen; False while it is not."""
+        if self._frozen_at is None or self._left_when_frozen is None:
+            return False
+        return self._left_when_frozen - left_bytes < STANDS_RESERVE * self.limits.reserve_bytes
 
     def _racing(self, memory: MemoryReading) -> bool:
         if memory.worker_bytes is None or memory.worker_bytes < FREEZE_FROM_USE * self.limits.worker_bytes:

@@ -26,21 +26,9 @@ from memsup.supervisor.decide.run.actions import (
     Thaw,
 )
 from memsup.supervisor.decide.run.leaving import AGAIN_AFTER_S
-from memsup.supervisor.decide.run.lifecycle import SILENT_FOR_EVER_S, Lifecycle, Stage
+from memsup.supervisor.decide.run.lifecycle import Lifecycle
+from memsup.supervisor.decide.run.one_life import SILENT_FOR_EVER_S, Stage
 from memsup.supervisor.decide.run.restarts import BUDGET
-
-LEGAL = {
-    RunState.STARTING: {"running", "pausing", "paused", "cooling", "recovering", "stopping", "stopped", "finished", "failed"},
-    RunState.RUNNING: {"pausing", "paused", "cooling", "recovering", "stopping", "stopped", "finished", "failed", "starting"},
-    RunState.PAUSING: {"paused", "running", "starting", "cooling", "recovering", "stopping", "stopped", "finished", "failed"},
-    RunState.PAUSED: {"pausing", "running", "starting", "cooling", "recovering", "stopping", "stopped", "finished", "failed"},
-    RunState.COOLING: {"running", "starting", "pausing", "paused", "recovering", "stopping", "stopped", "finished", "failed"},
-    RunState.RECOVERING: {"running", "starting", "pausing", "paused", "cooling", "stopping", "stopped", "finished", "failed"},
-    RunState.STOPPING: {"stopped", "finished", "failed"},
-    RunState.STOPPED: set(),
-    RunState.FINISHED: set(),
-    RunState.FAILED: set(),
-}
 
 
 def new_life(**changes: object) -> Lifecycle:
@@ -80,10 +68,7 @@ class Play:
 
     def do(self, event: str, *args: object, after_s: float = 0.0, **kwargs: object) -> list[Action]:
         self.now_s += after_s
-        before = self.life.state
         actions: list[Action] = getattr(self.life, f"on_{event}")(self.now_s, *args, **kwargs)
-        after = self.life.state
-        assert after == before or str(after) in LEGAL[before], f"{before} → {after} on {event}"
         self.seen += actions
         return actions
 

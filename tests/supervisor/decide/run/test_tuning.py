@@ -24,7 +24,7 @@ STANCES = st.builds(
 
 def told(tuning: Tuning, stance: Stance, orders: OrderBook) -> list[AnyOrder]:
     tuning.ask(stance)
-    return [orders.issue(make, 0.0) for make in tuning.due(stance, orders)]
+    return [orders.issue(make, why, 0.0) for make, why in tuning.due(stance, orders)]
 
 
 def test_a_calm_machine_has_nothing_to_say() -> None:
@@ -35,10 +35,10 @@ def test_a_run_that_goes_on_gently_is_bounded_once_and_not_let_grow_by_that_when
     tuning, orders = Tuning(most_micro_tokens=512), OrderBook()
     (first,) = told(tuning, Stance(may_grow=False, shrink=True, reason="memory is short"), orders)
     assert first == LimitMicroBatch(order_id=1, reason="memory is short", halve=True, may_grow=False)
-    orders.settle(first.order_id)
+    orders.answered(first.order_id)
     (then,) = told(tuning, Stance(), orders)
     assert then == LimitMicroBatch(order_id=2, reason="gentler since the machine died", micro_tokens=512, may_grow=True)
-    orders.settle(then.order_id)
+    orders.answered(then.order_id)
     assert told(tuning, Stance(), orders) == []
 
 
@@ -46,7 +46,7 @@ def test_a_halving_that_is_asked_for_while_another_order_is_on_its_way_is_not_fo
     tuning, orders = Tuning(), OrderBook()
     (first,) = told(tuning, Stance(may_grow=False), orders)
     assert told(tuning, Stance(may_grow=False, shrink=True), orders) == []
-    orders.settle(first.order_id)
+    orders.answered(first.order_id)
     (second,) = told(tuning, Stance(may_grow=False), orders)
     assert isinstance(second, LimitMicroBatch)
     assert second.halve
