@@ -50,7 +50,7 @@ class Lifecycle(Standing):
         if leftover:
             self._begin(Stage.LEFTOVER, now_s)
         if leftover and self.is_command:  # it knows no lifeline, and nobody guarded it since
-            self._kill(now_s, None, Why("a command that a supervisor which died had started is still here"))
+            self._out += self.worker.kill(now_s, None, Why("a command that a supervisor which died had started is still here"))
         elif leftover:
             text = "a worker of a supervisor that died is still here; it is given time to checkpoint and leave"
             self._out.append(Record(event=Event.FOUND, reason=text))
@@ -75,6 +75,8 @@ class Lifecycle(Standing):
         if not worker.is_alive:
             return []
         worker.heard_at_s, worker.unresponsive = now_s, False
+        if isinstance(report, m.Heartbeat | m.Done | m.Leaving):
+            self.checkpoint = report.checkpoint or self.checkpoint
         match report:
             case m.Hello():
                 self._welcome(now_s)
@@ -84,8 +86,6 @@ class Lifecycle(Standing):
                 worker.orders.accepted(order_id, now_s)
             case m.Done() | m.OrderFailed():
                 self._out += worker.answered(now_s, report)
-                if isinstance(report, m.Done):
-                    self.checkpoint = report.checkpoint or self.checkpoint
             case m.OutOfMemory():
                 self._out.append(records.out_of_memory(report))
             case m.Decided(what=what):
@@ -94,8 +94,6 @@ class Lifecycle(Standing):
                     self.damage.append(report.detail)
             case m.Finished() | m.Failed() | m.Leaving():
                 worker.last_words = report
-                if isinstance(report, m.Leaving):
-                    self.checkpoint = report.checkpoint or self.checkpoint
         return self._follow_up(now_s)
 
     def on_exit(
@@ -137,12 +135,12 @@ class Lifecycle(Standing):
     def on_given_back(self, now_s: float, given_back: GivenBack | None) -> list[Action]:
         """What the last worker gave back is known, or is still to be asked (None)."""
         self.given_back = given_back
-        self._note(records.given_back(given_back) if given_back is not None else None)
+        self._out += records.given_back(given_back) if given_back is not None else []
         return self._follow_up(now_s)
 
     def on_stance(self, now_s: float, stance: Stance, *, decided_on: LadderState | None = None) -> list[Action]:
         """The ladder has looked. `decided_on`, what it came to `stance` on, goes into the records of what it decided."""
-        self._note(records.rung(stance, self.stance))
+        self._out += records.rung(stance, self.stance)
         self.worker.tuning.ask(stance)
         self.stance = stance
         return [_decided_on(action, decided_on) for action in self._follow_up(now_s)]
@@ -156,12 +154,13 @@ class Lifecycle(Standing):
     def on_hang(self, now_s: float, why: str, stacks: str | None) -> list[Action]:
         """The worker still answers, but its main thread does not get on (`hang.py`)."""
         self._out.append(records.hang(why, stacks))
-        self._kill(now_s, Cause.HANG, Why(why))
+        self._out += self.worker.kill(now_s, Cause.HANG, Why(why))
         return self._follow_up(now_s)
 
     def on_machine_died(self, now_s: float, why: str) -> list[Action]:
         """The machine died under the run, and a person is to say first whether it goes on."""
-        self._want(Wanted.STOPPED, Why(why), always=True)
+        self.wanted = Wanted.STOPPED
+        self._out += [SaveWish(self.wanted, self.pause_mode), records.wanted(self.wanted, self.pause_mode, Why(why))]
         self._end_run(RunState.STOPPED, None, By.SUPERVISOR)
         return self._follow_up(now_s)
 
@@ -181,17 +180,17 @@ class Lifecycle(Standing):
                 leaving.begin(Ending.STOP)
                 self.waiters.add(token, Goal.STOPPED, now_s)
                 if what is RequestKind.STOP_NOW:
-                    self._kill(now_s, None, Why("asked to stop now, without a checkpoint", By.USER))
+                    self._out += self.worker.kill(now_s, None, Why("asked to stop now, without a checkpoint", By.USER))
             case _ if leaving.for_good:
                 self._out.append(Answer(token, False, "The run is stopping; start it again with: memsup start"))
             case RequestKind.PAUSE_HOLD:
-                self._want(Wanted.PAUSED, mode=PauseMode.HOLD)
+                self._want(Wanted.PAUSED, PauseMode.HOLD)
                 self.waiters.add(token, Goal.HELD, now_s)
             case RequestKind.PAUSE_RELEASE if self.is_command:
                 text = "A foreign command cannot give its memory back and go on later; use memsup pause, or memsup stop."
                 self._out.append(Answer(token, False, text))
             case RequestKind.PAUSE_RELEASE:
-                self._want(Wanted.PAUSED, mode=PauseMode.RELEASE)
+                self._want(Wanted.PAUSED, PauseMode.RELEASE)
                 leaving.asked_again()
                 self.waiters.add(token, Goal.RELEASED, now_s)
             case RequestKind.RESUME:
@@ -222,27 +221,25 @@ class Lifecycle(Standing):
         if last is None or progress.ticks != last.progress.ticks:
             worker.orders.progressed(now_s)
             self.waiters.progressed(now_s)
-        worker.beat(progress.phase)
+        worker.beat(progress.phase, beat.batch)
         if not worker.trains and last is not None:  # until it has loaded, the run is where the life before left it
             known = msgspec.structs.replace(last.progress, phase=progress.phase, ticks=progress.ticks, samples_per_s=None)
             beat = msgspec.structs.replace(beat, progress=known, batch=last.batch)
         self.heartbeat = beat
-        self.checkpoint = beat.checkpoint or self.checkpoint
         if progress.phase is Phase.TRAINING:
             self._recovered(f"training again at step {progress.step:,}")
 
-    def _want(self, wanted: Wanted, why: Why = BY_USER, *, mode: PauseMode | None = None, always: bool = False) -> None:
-        """Keeps and records what is wanted, where it is something else than before (`always`: in any case)."""
+    def _want(self, wanted: Wanted, mode: PauseMode | None = None) -> None:
         mode = mode or self.pause_mode
-        if always or (wanted, mode) != (self.wanted, self.pause_mode):
+        if (wanted, mode) != (self.wanted, self.pause_mode):
             self.wanted, self.pause_mode = wanted, mode
-            self._out += [SaveWish(wanted, mode), records.wanted(wanted, mode, why)]
+            self._out += [SaveWish(wanted, mode), records.wanted(wanted, mode, BY_USER)]
 
     def _checkpoint(self, now_s: float, token: int) -> None:
         if self.is_command:
             self._out.append(Answer(token, False, "A foreign command writes its own checkpoints; memsup cannot order one."))
         elif self.worker.is_ready:
-            self._out.append(self.worker.order(now_s, m.Checkpoint, BY_USER, requests=[token]))
+            self._out.append(self.worker.order(now_s, m.Checkpoint, BY_USER, (token,)))
         elif self.stage is Stage.NONE and self.checkpoint is not None:
             text = f"Nothing was computed since the checkpoint of step {self.checkpoint.step:,}."
             self._out.append(Answer(token, True, text, self.checkpoint.path))
@@ -265,19 +262,19 @@ class Lifecycle(Standing):
         )
 
     def _judge(self, now_s: float, death: Death, leaving: Leaving, jitter_fraction: float) -> None:
-        verdict = judge(death, self.again.budget, self.checkpoint.step if self.checkpoint else None, jitter_fraction)
+        verdict = judge(death, self.recovery.budget, self.checkpoint.step if self.checkpoint else None, jitter_fraction)
         if verdict.cause is Cause.FINISHED:
             self.outcome = death.last_words if isinstance(death.last_words, m.Finished) else None
             self._end_run(RunState.FINISHED, None, By.WORKER, verdict.cause)
         elif leaving.for_good:
             self._stopped(leaving)
         elif verdict.cause is Cause.LEFT or leaving.ending is Ending.RELEASE:
-            self.again.left(now_s)
+            self.recovery.left(now_s)
             self._out.append(records.left(verdict, leaving.why(self.stance_why)))
             if leaving.ending is Ending.MAKE_ROOM:
                 self._start_smaller(Why("room has to be made for others", By.LADDER))
         else:
-            self.again.died(now_s, verdict)
+            self.recovery.died(now_s, verdict)
             self._out += [records.death(verdict, last_words_of(death)), SaveBudget(verdict.budget)]
             if not verdict.again:
                 self._end_run(RunState.FAILED, verdict.sentence, By.SUPERVISOR, verdict.cause)
@@ -285,11 +282,12 @@ class Lifecycle(Standing):
                 self._start_smaller(Why(verdict.sentence))
 
     def _start_smaller(self, why: Why) -> None:
-        if self.micro_tokens is not None:
-            self._out.append(records.smaller(why, self.again.shrink(self.micro_tokens)))
+        batch = self.heartbeat.batch if self.heartbeat else None
+        if batch is not None:
+            self._out.append(records.smaller(why, self.recovery.shrink(batch.micro_tokens)))
 
     def _recovered(self, sentence: str) -> None:
-        if self.again.recovered():
+        if self.recovery.recovered():
             self._out.append(Record(event=Event.RECOVERED, reason=sentence))
 
     def _stopped(self, leaving: Leaving) -> None:
@@ -307,9 +305,8 @@ class Lifecycle(Standing):
             self._reconcile(now_s)
         if self.waiters:
             self._out += self.waiters.answers(self.run_view())
-        state = self.state
-        assert state is self._last_state or state in STATE_MOVES[self._last_state], f"{self._last_state} → {state}"
-        self._last_state = state
+        before, self._last_state = self._last_state, self.state
+        assert self._last_state is before or self._last_state in STATE_MOVES[before], f"{before} → {self._last_state}"
         out, self._out = self._out, []
         return out
 
@@ -318,20 +315,16 @@ class Lifecycle(Standing):
         match worker.stage:
             case Stage.NONE if worker.leaving.for_good:
                 self._stopped(worker.leaving)
-            case Stage.NONE if self._may_begin(now_s):
+            case Stage.NONE if self.may_begin(now_s):
                 self._begin(Stage.SPAWNED, now_s)
                 self._out.append(Spawn())
             case Stage.SPAWNED | Stage.READY if self.stance.kill or (self.is_command and self.stance.release):
                 # A command cannot be asked to give its memory back: frozen for good it would keep it from everybody.
-                self._kill(now_s, Cause.MEMORY, self.stance_why)
+                self._out += self.worker.kill(now_s, Cause.MEMORY, self.stance_why)
             case Stage.SPAWNED | Stage.READY:
                 self._out += worker.freeze(self.why_frozen, emergency=self.stance.freeze)
                 if worker.is_ready:
                     self._reconcile_ready(now_s)
-
-    def _may_begin(self, now_s: float) -> bool:
-        wanted = self.wanted is Wanted.RUNNING and not self.stance.holds
-        return wanted and self.given_back is not None and now_s >= self.again.not_before_s
 
     def _reconcile_ready(self, now_s: float) -> None:
         worker = self.worker
@@ -346,14 +339,7 @@ class Lifecycle(Standing):
             return
         self._out += worker.hold(now_s, self.why_held, save=self.wanted is Wanted.RUNNING)
         if worker.leaving.ending is None:
-            self._out += worker.tune(now_s, self.stance, self.micro_tokens)
-
-    def _kill(self, now_s: float, cause: Cause | None, why: Why) -> None:
-        self._out += self.worker.kill(now_s, cause, why)
-
-    def _note(self, record: Record | None) -> None:
-        if record is not None:
-            self._out.append(record)
+            self._out += worker.tune(now_s, self.stance)
 
 
 def _decided_on(action: Action, ladder: LadderState | None) -> Action:

@@ -72,6 +72,8 @@ class OneLife:
     """The worker was heard of last at this time, or came into its stage."""
     trains: bool = False
     """The worker has come as far as training. Without a worker: the last one had."""
+    micro_tokens: int | None = None
+    """The size of the worker's micro-batches. None: it has not said."""
     held: bool = False
     """The worker keeps its memory and does not compute, as it was told."""
     unresponsive: bool = False
@@ -120,8 +122,9 @@ class OneLife:
 
     # -- what it says -------------------------------------------------------------------------------------------------
 
-    def beat(self, phase: Phase) -> None:
-        """The worker's main thread is in `phase`."""
+    def beat(self, phase: Phase, batch: m.BatchShape | None) -> None:
+        """The worker's main thread is in `phase`, and cuts its batches like this (None: it does not cut any yet)."""
+        self.micro_tokens = batch.micro_tokens if batch else None
         self.trains = self.trains or phase not in (Phase.STARTING, Phase.LOADING)
         self.held = phase is Phase.HOLDING or (self.held and phase is Phase.SAVING)  # a held worker saves what it has
 
@@ -153,17 +156,9 @@ class OneLife:
 
     # -- what it is told ----------------------------------------------------------------------------------------------
 
-    def order(
-        self,
-        now_s: float,
-        make: OrderMaker,
-        why: Why,
-        *,
-        micro_tokens: int | None = None,
-        requests: list[int] | None = None,
-    ) -> Send:
+    def order(self, now_s: float, make: OrderMaker, why: Why, requests: tuple[int, ...] = ()) -> Send:
         """The message that orders something of the worker; those whose `requests` it answers are told of its end."""
-        return Send(self.orders.issue(make, why, now_s, micro_tokens=micro_tokens, requests=requests))
+        return Send(self.orders.issue(make, why, now_s, self.micro_tokens, requests))
 
     def freeze(self, why: Why | None, *, emergency: bool = False) -> list[Action]:
         """What makes the worker frozen for `why`, or thawed where that is None."""
@@ -191,10 +186,9 @@ class OneLife:
         self.leaving.told_at_s = now_s
         return [Terminate() if self.is_command else self.order(now_s, order, why)]
 
-    def tune(self, now_s: float, stance: Stance, micro_tokens: int | None) -> list[Action]:
-        """What tells the worker how much at once and how fast it is to compute; its micro-batch has `micro_tokens` now."""
-        due = self.tuning.due(stance, self.orders)
-        return [self.order(now_s, make, why, micro_tokens=micro_tokens) for make, why in due]
+    def tune(self, now_s: float, stance: Stance) -> list[Action]:
+        """What tells the worker how much at once and how fast it is to compute."""
+        return [self.order(now_s, make, why) for make, why in self.tuning.due(stance, self.orders)]
 
     def kill(self, now_s: float, cause: Cause | None, why: Why) -> list[Action]:
         """What kills the worker's whole tree, where there is one that is not killed already."""

@@ -31,11 +31,11 @@ class Pending:
     why: Why
     due_s: float
     """The order is overdue from this time on, which moves whenever the worker shows progress."""
-    micro_tokens: int | None = None
+    micro_tokens: int | None
     """The size of micro-batches when the order was sent. None: it was not known."""
-    accepted: bool = False
-    requests: list[int] = field(default_factory=list)
+    requests: tuple[int, ...]
     """These clients of the control socket (tokens of `Lifecycle`) are owed an answer."""
+    accepted: bool = False
 
 
 @dataclass
@@ -50,14 +50,13 @@ class OrderBook:
         make: OrderMaker,
         why: Why,
         now_s: float,
-        *,
         micro_tokens: int | None = None,
-        requests: list[int] | None = None,
+        requests: tuple[int, ...] = (),
     ) -> AnyOrder:
-        """The order, numbered and remembered; the caller sends it."""
+        """The order, numbered and remembered; the caller sends it. The fields of `Pending` say what the rest is."""
         order = make(self._next_id, why.reason)
         self._next_id += 1
-        self._pending[order.order_id] = Pending(order, why, now_s + ACCEPT_WITHIN_S, micro_tokens, requests=requests or [])
+        self._pending[order.order_id] = Pending(order, why, now_s + ACCEPT_WITHIN_S, micro_tokens, requests)
         return order
 
     def accepted(self, order_id: int, now_s: float) -> None:

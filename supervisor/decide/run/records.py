@@ -11,14 +11,14 @@ from memsup.shared.messages import PauseMode
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.events import By, Event, Move, Outcome
 from memsup.supervisor.decide.ladder import HoldReason, Rung, Stance
-from memsup.supervisor.decide.run.actions import BY_USER, Record, Why
+from memsup.supervisor.decide.run.actions import Record, Why
 from memsup.supervisor.decide.run.freed import GivenBack
 from memsup.supervisor.decide.run.orders import Pending, kind_of, name_of
 from memsup.supervisor.decide.run.restarts import Cause, Verdict
 
 
-def rung(stance: Stance, before: Stance) -> Record | None:
-    """The ladder moved, or began to ask for something on the rung where it stands. None: neither."""
+def rung(stance: Stance, before: Stance) -> list[Record]:
+    """The ladder moved, or asks for something on the rung where it stands. Empty: neither."""
     if stance.rung is not before.rung:
         move = Move.UP if stance.rung > before.rung else Move.DOWN
         reason, action = stance.reason or "calm again", f"ladder {move}"
@@ -26,21 +26,11 @@ def rung(stance: Stance, before: Stance) -> Record | None:
         move = Move.SHRINK if stance.shrink else Move.RELEASE
         reason, action = stance.reason, str(move)
     else:
-        return None
-    return Record(
-        event=Event.RUNG,
-        reason=reason,
-        rung=name_of_rung(stance.rung),
-        action=action,
-        by=By.LADDER,
-        move=move,
-        pressures=stance.pressures,
-    )
-
-
-def name_of_rung(rung: Rung) -> str:
-    """The rung as the ledger writes it."""
-    return rung.name.lower()
+        return []
+    name = stance.rung.name.lower()
+    return [
+        Record(event=Event.RUNG, reason=reason, rung=name, action=action, by=By.LADDER, move=move, pressures=stance.pressures)
+    ]
 
 
 def order(pending: Pending, outcome: Outcome, detail: str, done: m.Done | None = None) -> Record:
@@ -92,7 +82,7 @@ def decided(report: m.Decided) -> Record:
 
 def freeze(why: Why, *, emergency: bool) -> Record:
     """The whole tree stands still. In an `emergency` the ladder froze it; else a command is held, which takes no orders."""
-    rung = name_of_rung(Rung.FREEZE) if emergency else None
+    rung = Rung.FREEZE.name.lower() if emergency else None
     return Record(event=Event.FREEZE, reason=why.reason, rung=rung, action="freeze", by=why.by, pressures=why.pressures)
 
 
@@ -106,7 +96,7 @@ def kill(why: Why, cause: Cause | None) -> Record:
     return Record(
         event=Event.KILL,
         reason=why.reason,
-        rung=name_of_rung(Rung.KILL) if cause is Cause.MEMORY else None,
+        rung=Rung.KILL.name.lower() if cause is Cause.MEMORY else None,
         action="kill the whole tree",
         by=why.by,
         cause=cause,
@@ -145,20 +135,20 @@ def left(verdict: Verdict, why: Why) -> Record:
     return Record(event=Event.LEFT, reason=verdict.sentence, by=why.by, cause=verdict.cause)
 
 
-def given_back(freed: GivenBack) -> Record | None:
-    """What came back of the memory of a worker that is gone. None: nothing is known of that."""
+def given_back(freed: GivenBack) -> list[Record]:
+    """What came back of the memory of a worker that is gone. Empty: nothing is known of that."""
     if not (freed.text or freed.missing):
-        return None
-    return Record(
-        event=Event.GIVEN_BACK,
-        reason=freed.text,
-        result=" ".join(freed.missing) or None,
-        freed_ram_bytes=freed.ram_bytes,
-        freed_vram_bytes=freed.vram_bytes,
-    )
+        return []
+    missing = " ".join(freed.missing) or None
+    ram_bytes, vram_bytes = freed.ram_bytes, freed.vram_bytes
+    return [
+        Record(
+            event=Event.GIVEN_BACK, reason=freed.text, result=missing, freed_ram_bytes=ram_bytes, freed_vram_bytes=vram_bytes
+        )
+    ]
 
 
-def wanted(wanted: Wanted, mode: PauseMode, why: Why = BY_USER) -> Record:
+def wanted(wanted: Wanted, mode: PauseMode, why: Why) -> Record:
     """Another state is wanted of the run."""
     paused = wanted is Wanted.PAUSED
     return Record(

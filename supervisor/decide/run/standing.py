@@ -62,14 +62,14 @@ class Standing:
     given_back: GivenBack | None = NOTHING_KNOWN
     """What the last worker gave back. None: we still wait for the GPU's own count; no worker is started until then."""
     worker: OneLife = field(init=False)
-    again: Restarts = field(init=False)
+    recovery: Restarts = field(init=False)
     waiters: Waiters = field(default_factory=Waiters)
     damage: deque[str] = field(default_factory=lambda: deque(maxlen=MOST_DAMAGE_TOLD))
     """What the worker said of damaged checkpoints."""
 
     def __post_init__(self, budget: Budget | None) -> None:
         self.worker = OneLife(is_command=self.is_command)
-        self.again = Restarts(budget or Budget())
+        self.recovery = Restarts(budget or Budget())
 
     # -- what others ask ----------------------------------------------------------------------------------------------
 
@@ -86,7 +86,7 @@ class Standing:
         if HoldReason.HEAT in self.stance.holds:
             return RunState.COOLING
         makes_room = worker.leaving.ending is Ending.MAKE_ROOM
-        if self.stance.holds or worker.frozen or makes_room or self.again.recovering:
+        if self.stance.holds or worker.frozen or makes_room or self.recovery.recovering:
             return RunState.RECOVERING
         return RunState.RUNNING if worker.is_ready and (self.is_command or worker.trains) else RunState.STARTING
 
@@ -123,17 +123,17 @@ class Standing:
     @property
     def restarts(self) -> int:
         """How often the worker was started again after a death."""
-        return self.again.count
+        return self.recovery.count
 
     @property
     def on_cpu(self) -> bool:
         """Whether the GPU was lost, and the worker is told to leave it alone."""
-        return self.again.on_cpu
+        return self.recovery.on_cpu
 
     @property
     def micro_tokens_limit(self) -> int | None:
         """The most tokens with which the next life begins. None: nothing has ended for memory."""
-        return self.again.micro_tokens_limit
+        return self.recovery.micro_tokens_limit
 
     @property
     def attention(self) -> tuple[str, ...]:
@@ -161,12 +161,21 @@ class Standing:
             frozen=worker.frozen,
         )
 
+    # -- what is to follow --------------------------------------------------------------------------------------------
+
+    def may_begin(self, now_s: float) -> bool:
+        """Whether, where there is no worker, one is to be started now."""
+        wanted = self.wanted is Wanted.RUNNING and not self.stance.holds
+        return wanted and self.given_back is not None and now_s >= self.recovery.not_before_s
+
     @property
     def wants_release(self) -> bool:
+        """Whether the user wants the run paused, and its memory back."""
         return self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.RELEASE
 
     @property
     def must_leave(self) -> bool:
+        """Whether what the worker was asked to leave for still holds."""
         match self.worker.leaving.ending:
             case Ending.RELEASE:
                 return self.wants_release
@@ -177,7 +186,9 @@ class Standing:
 
     @property
     def why_frozen(self) -> Why | None:
-        """All that freezes a worker: an emergency of the ladder, and any hold of a command (it takes no orders). None: neither."""
+        """All that freezes a worker: the ladder in an emergency, and for a command, which takes no orders, each reason to hold.
+        None: there is neither.
+        """
         if self.stance.freeze:
             return self.stance_why
         return self.why_held if self.is_command and self.worker.leaving.ending is None else None
@@ -195,13 +206,11 @@ class Standing:
 
     @property
     def stance_why(self) -> Why:
+        """What the ladder does, and why."""
         return Why(self.stance.reason, By.LADDER, self.stance.pressures)
 
-    @property
-    def micro_tokens(self) -> int | None:
-        return self.heartbeat.batch.micro_tokens if self.heartbeat and self.heartbeat.batch else None
-
     def run_view(self) -> RunView:
+        """What those who wait for the run must know of it."""
         worker = self.worker
         starts = worker.stage in (Stage.SPAWNED, Stage.LEFTOVER)
         return RunView(

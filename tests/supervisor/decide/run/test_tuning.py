@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsup.shared.messages import AnyOrder, LimitMemory, LimitMicroBatch, Pace
-from memsup.supervisor.decide.ladder import Stance
+from memsup.supervisor.decide.events import By
+from memsup.supervisor.decide.ladder import HoldReason, Stance
 from memsup.supervisor.decide.run.orders import OrderBook
 from memsup.supervisor.decide.run.tuning import PACE_STEP, Tuning
 
@@ -50,6 +51,18 @@ def test_a_halving_that_is_asked_for_while_another_order_is_on_its_way_is_not_fo
     (second,) = told(tuning, Stance(may_grow=False), orders)
     assert isinstance(second, LimitMicroBatch)
     assert second.halve
+
+
+def test_each_order_answers_the_pressure_that_it_is_a_means_against() -> None:
+    both = (HoldReason.MEMORY, HoldReason.HEAT)
+    tuning, orders = Tuning(), OrderBook()
+    stance = Stance(shrink=True, may_grow=False, duty_fraction=0.5, vram_limit_bytes=1 << 30, pressures=both)
+    tuning.ask(stance)
+    whys = [why for _, why in tuning.due(stance, orders)]
+    assert [why.pressures for why in whys] == [(HoldReason.MEMORY,), (HoldReason.HEAT,), (HoldReason.MEMORY,)]
+    assert {why.by for why in whys} == {By.LADDER}
+    calm = [why for _, why in tuning.due(Stance(), orders)]
+    assert [why.pressures for why in calm] == [(), ()], "it grows and computes all the time again, since nothing is short"
 
 
 @given(st.lists(st.tuples(STANCES, st.booleans()), max_size=40))
