@@ -25,6 +25,8 @@ from memsup.supervisor.words import size
 
 
 class Rung(enum.IntEnum):
+    """A rung of the ladder; the higher, the harder it is on the worker."""
+
     GROW = 1
     STOP_GROWING = 2
     SHRINK = 3
@@ -35,6 +37,8 @@ class Rung(enum.IntEnum):
 
 
 class HoldReason(enum.StrEnum):
+    """A pressure that the ladder answers, if need be by a hold."""
+
     MEMORY = "memory"
     HEAT = "heat"
     DISK = "disk"
@@ -43,7 +47,7 @@ class HoldReason(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Step:
-    """One memory rung: entered at `enter` use (kept for `hold_s`), left below `leave` after `calm_s`."""
+    """One memory rung: it is entered at `enter` use (kept for `hold_s`) and left below `leave` after `calm_s`."""
 
     rung: Rung
     enter: float
@@ -63,10 +67,10 @@ takes to work."""
 FREEZE_FROM_USE = 0.90
 ORDER_TAKES_S = 0.5
 CRITICAL_RESERVE, LAST_RESERVE = 0.5, 0.25
-"""Whoever fills the machine: with less than the first part of the reserve left, the worker is frozen as well. If what is left
-does not fall any more (a container's limit was lowered, say), it is thawed to obey; below the second part it is not."""
+"""With less than the first part of the reserve left the worker is frozen too, whoever fills the machine. If free memory does
+not fall any more (a container's limit was lowered, say), the worker is thawed to obey; below the second part it is not."""
 STANDS_RESERVE = 0.05
-"""What is left has not fallen if it fell by less than this part of the reserve while the worker was frozen."""
+"""Free memory counts as falling if it fell by this part of the reserve or more while the worker was frozen."""
 FREEZE_S = 0.5
 """A frozen worker is looked at again after this time: killed if it still stands at the limit, else thawed to obey."""
 THAW_GRACE_S = 3.0
@@ -76,34 +80,39 @@ SHRINK_SETTLES_S = 3.0
 HOLD_HELPS_WITHIN_S = 20.0
 """Holding keeps memory. If that is not enough, the worker is asked to checkpoint, exit and give everything back."""
 RATE_WINDOW_S = 0.3
+"""The fill rate is reckoned over this time."""
 DISK_CALM_S = 30.0
+"""Training goes on when there has been room on the disk for this long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryLimits:
+    """The two limits that memory is judged by."""
+
     worker_bytes: int
-    """What the worker's tree may use."""
+    """The worker's tree may use this much."""
     reserve_bytes: int
-    """What the rest of the machine keeps."""
+    """The rest of the machine keeps this much."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerView:
-    """What the ladder must know of the worker. Everything False: there is none."""
+    """A view of the worker: what the ladder must know of it. Where there is none, everything that it is or does is False."""
 
     alive: bool = False
     takes_orders: bool = False
-    """It has said Hello and answers; False for a foreign command and for an unresponsive worker."""
+    """Whether it has said Hello and answers; a foreign command and an unresponsive worker do not."""
     order_in_flight: bool = False
+    """Whether it owes the answer to an order about its micro-batch."""
     can_shrink: bool = True
-    """False once a micro-batch is a single row."""
+    """Whether a micro-batch has more than a single row."""
     held: bool = False
     frozen: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What the heat and VRAM controls ask for."""
+    """What the controls of heat, VRAM and battery ask for."""
 
     duty_fraction: float = 1.0
     hold: HoldReason | None = None
@@ -150,7 +159,7 @@ class LadderState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     disk_floor_bytes: int = 0
     worker: WorkerView = WorkerView()
     proposals: tuple[Proposal, ...] = ()
-    """Those that ask for something."""
+    """The proposals that asked for something."""
     rung: int = Rung.GROW
     above_since: dict[int, float] = {}
     calm_since: float | None = None
@@ -162,28 +171,30 @@ class LadderState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     disk_low: bool = False
     disk_calm_since: float | None = None
     used: tuple[float, int] | None = None
-    """The worker's bytes at an earlier time, from which its fill rate was reckoned."""
+    """An earlier time and the worker's bytes then, from which its fill rate was reckoned. None: there was none."""
 
 
 @dataclass
 class Ladder:
+    """The ladder as it stands, from look to look."""
+
     limits: MemoryLimits
     disk_floor_bytes: int = 0
-    """Below this much free disk training holds: the room for one emergency checkpoint."""
+    """With less free disk than this, the room for one emergency checkpoint, training holds."""
     rung: Rung = Rung.GROW
     _above_since: dict[Rung, float] = field(default_factory=dict)
     _calm_since: float | None = None
     _held_since: float | None = None
     _frozen_at: float | None = None
     _left_when_frozen: int | None = None
-    """Of the machine's memory."""
+    """The machine's free bytes when the worker was frozen. None: it is not frozen, or they were not known."""
     _thawed_at: float | None = None
     _shrunk_at: float | None = None
     _disk_low: bool = False
     _disk_calm_since: float | None = None
     _used: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64))
     moment: LadderState | None = None
-    """Of the last step."""
+    """What the last step was decided on, besides the readings. None: there was none yet."""
 
     def step(
         self,
@@ -225,7 +236,7 @@ class Ladder:
         )
 
     def headroom_bytes(self, memory: MemoryReading) -> int | None:
-        """To where emergencies begin, in the worse of the two views; negative beyond. None: not known."""
+        """The bytes to where emergencies begin, in the worse of the two views; negative beyond. None: they are not known."""
         left = []
         if memory.worker_bytes is not None:
             left.append(int(FREEZE_FROM_USE * self.limits.worker_bytes) - memory.worker_bytes)
@@ -234,7 +245,7 @@ class Ladder:
         return min(left, default=None)
 
     def fill_rate_bytes_per_s(self) -> float | None:
-        """How fast the worker's memory grew over the last moments; None when it did not or is not known."""
+        """How fast the worker's memory grew over the last moments. None: it did not, or that is not known."""
         if len(self._used) < 2:
             return None
         (then_s, then_bytes), (now_s, now_bytes) = self._used[0], self._used[-1]
@@ -324,7 +335,7 @@ class Ladder:
         return frozenset(holds), release
 
     def _emergency(self, now_s: float, memory: MemoryReading, worker: WorkerView) -> tuple[bool, bool]:
-        """Freeze when memory falls faster than orders work, and kill what is at the limit although frozen."""
+        """Whether to freeze, since memory falls faster than orders work, and to kill what is at the limit although frozen."""
         if not worker.alive:
             self._frozen_at = self._thawed_at = None
             self._used.clear()
@@ -402,12 +413,12 @@ def replay(moment: LadderState, memory: MemoryReading, disk: DiskReading | None)
 
 
 def memory_use(memory: MemoryReading, limits: MemoryLimits) -> float | None:
-    """The worse of the two views of `memory`. None when neither can be had."""
+    """The worse of the two views of `memory`. None: neither can be had."""
     return max((use for use in _views(memory, limits) if use is not None), default=None)
 
 
 def use_in_words(memory: MemoryReading, limits: MemoryLimits) -> str:
-    """The worse view, in a clause."""
+    """The worse of the two views of `memory`, in a clause."""
     of_worker, of_machine = _views(memory, limits)
     if of_machine is not None and (of_worker is None or of_machine > of_worker):
         left, reserve = size(memory.ram_available_bytes), size(limits.reserve_bytes)
@@ -418,7 +429,7 @@ def use_in_words(memory: MemoryReading, limits: MemoryLimits) -> str:
 
 
 def _views(memory: MemoryReading, limits: MemoryLimits) -> tuple[float | None, float | None]:
-    """Of the worker's limit, and of the machine's memory without the reserve."""
+    """The use of the worker's limit, and of the machine's memory without the reserve. None: it is not known."""
     of_worker = None if memory.worker_bytes is None else memory.worker_bytes / limits.worker_bytes
     if memory.ram_total_bytes is None or memory.ram_available_bytes is None:
         return of_worker, None
