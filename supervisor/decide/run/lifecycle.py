@@ -143,7 +143,7 @@ class Lifecycle(Standing):
         self._out += records.rung(stance, self.stance)
         self.worker.tuning.ask(stance)
         self.stance = stance
-        return [_decided_on(action, decided_on) for action in self._follow_up(now_s)]
+        return [records.with_ladder(action, decided_on) for action in self._follow_up(now_s)]
 
     def on_tick(self, now_s: float) -> list[Action]:
         """Time has passed, which deadlines are made of; to be called every second or two."""
@@ -340,10 +340,3 @@ class Lifecycle(Standing):
         self._out += worker.hold(now_s, self.why_held, save=self.wanted is Wanted.RUNNING)
         if worker.leaving.ending is None:
             self._out += worker.tune(now_s, self.stance)
-
-
-def _decided_on(action: Action, ladder: LadderState | None) -> Action:
-    """The action, with what the ladder decided it on where it is a record of that."""
-    if isinstance(action, Record) and action.rung is not None:
-        return msgspec.structs.replace(action, ladder=ladder)
-    return action

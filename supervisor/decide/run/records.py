@@ -6,12 +6,14 @@ and the supervisor itself are made where these are seen.
 
 from __future__ import annotations
 
+import msgspec
+
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.events import By, Event, Move, Outcome
-from memsup.supervisor.decide.ladder import HoldReason, Rung, Stance
-from memsup.supervisor.decide.run.actions import Record, Why
+from memsup.supervisor.decide.ladder import HoldReason, LadderState, Rung, Stance
+from memsup.supervisor.decide.run.actions import Action, Record, Why
 from memsup.supervisor.decide.run.freed import GivenBack
 from memsup.supervisor.decide.run.orders import Pending, kind_of, name_of
 from memsup.supervisor.decide.run.restarts import Cause, Verdict
@@ -31,6 +33,13 @@ def rung(stance: Stance, before: Stance) -> list[Record]:
     return [
         Record(event=Event.RUNG, reason=reason, rung=name, action=action, by=By.LADDER, move=move, pressures=stance.pressures)
     ]
+
+
+def with_ladder(action: Action, ladder: LadderState | None) -> Action:
+    """The action; where it is the record of a decision of the ladder, with what that was made on."""
+    if isinstance(action, Record) and action.rung is not None:
+        return msgspec.structs.replace(action, ladder=ladder)
+    return action
 
 
 def order(pending: Pending, outcome: Outcome, detail: str, done: m.Done | None = None) -> Record:
