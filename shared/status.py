@@ -26,7 +26,15 @@ class RunState(enum.StrEnum):
 
 
 OVER = (RunState.STOPPED, RunState.FINISHED, RunState.FAILED)
-"""Nothing more happens by itself."""
+"""In these states nothing more happens by itself."""
+
+_UNDER_WAY = frozenset(RunState) - {RunState.STOPPING, *OVER}
+STATE_MOVES = {
+    **{state: frozenset(RunState) - {state} for state in _UNDER_WAY},
+    RunState.STOPPING: frozenset(OVER),
+    **{state: frozenset[RunState]() for state in OVER},
+}
+"""The states that may follow each state: whatever is under way may become anything, but a stop is not taken back."""
 
 
 class Wanted(enum.StrEnum):

@@ -34,7 +34,7 @@ from memsup.supervisor.daemon.sockets import Client, Sockets
 from memsup.supervisor.daemon.systemd import GO_ON, OVER
 from memsup.supervisor.decide.after_power_loss import footing_of
 from memsup.supervisor.decide.events import Event
-from memsup.supervisor.decide.ladder import HoldReason, Ladder, LadderState, MemoryLimits, Proposal, Rung
+from memsup.supervisor.decide.ladder import HoldReason, Ladder, MemoryLimits, Proposal, Rung
 from memsup.supervisor.decide.run.actions import (
     Action,
     Answer,
@@ -50,7 +50,8 @@ from memsup.supervisor.decide.run.actions import (
     Thaw,
 )
 from memsup.supervisor.decide.run.freed import PROOF_WITHIN_S, Held, Proof, held_by
-from memsup.supervisor.decide.run.lifecycle import Lifecycle, Stage
+from memsup.supervisor.decide.run.lifecycle import Lifecycle
+from memsup.supervisor.decide.run.one_life import Stage
 from memsup.supervisor.decide.tiers import resolve
 from memsup.supervisor.devices import Cooling, Load
 from memsup.supervisor.fence import choose_fence
@@ -117,8 +118,6 @@ class Supervisor:
         )
         self.gpu_fd = self.cooling.client.fileno()
         self.proposals: tuple[Proposal, ...] = ()
-        self.deciding: LadderState | None = None
-        """While a stance is carried out: what the ladder came to it on."""
         self.held = Held()
         """By the worker, before it was asked to leave or died."""
         self.proof: Proof | None = None
@@ -341,9 +340,7 @@ class Supervisor:
                 self.deadman = Deadman(self.fence.name)
         stance = self.ladder.step(now_s, self.memory, self.disk, self.life.view(), self.proposals)
         self.proposals = tuple(replace(proposal, shrink=False) for proposal in self.proposals)  # asked once
-        self.deciding = self.ladder.moment
-        self._perform(now_s, self.life.on_stance(now_s, stance))
-        self.deciding = None
+        self._perform(now_s, self.life.on_stance(now_s, stance, decided_on=self.ladder.moment))
         self.next_look_s = now_s + self._look_again_in_s()
         if self.ladder.rung is not Rung.GROW:
             self.next_slow_s = min(self.next_slow_s, now_s + SLOW_LOOK_S)
@@ -469,7 +466,7 @@ class Supervisor:
             result = record.result.partition("\n")[0] if record.result else None  # the rest, a traceback, is for the ledger
             self.last_action = ActionStatus(at=at, rung=record.rung, action=record.action, reason=record.reason, result=result)
         line = ledger.line(
-            msgspec.structs.replace(record, ladder=self.deciding) if record.rung is not None else record,
+            record,
             at=at,
             mono=now_s,
             boot=self.boot,

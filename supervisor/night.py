@@ -27,7 +27,8 @@ from memsup.supervisor.decide.ladder import Rung
 from memsup.supervisor.decide.readings import GpuReading, MemoryReading, TemperatureReading
 from memsup.supervisor.decide.run.actions import Record
 from memsup.supervisor.decide.run.hang import HangWatch
-from memsup.supervisor.decide.run.lifecycle import Lifecycle, Stage
+from memsup.supervisor.decide.run.lifecycle import Lifecycle
+from memsup.supervisor.decide.run.one_life import Stage
 from memsup.supervisor.fence.worker import WorkerProcess
 from memsup.supervisor.record.blackbox import BlackBox, Facts, Heat, Mark, heat_of, read_blackbox
 from memsup.supervisor.record.history import Recorder, sample_of

@@ -1,8 +1,8 @@
 """The ladder: readings over time and the worker's state in, a stance out. Pure, and the whole of it on this page.
 
-Covers host memory, disk, and what the heat and VRAM controls propose (`heat.py`, `gpu/vram.py`); joins them into one
-`Stance`. Does not know what the user asked for and sends no orders: `lifecycle.py` turns the stance into orders and keeps the
-user's wish apart. Behind every rung stands the fence (`fence.py`), which the kernel enforces.
+Covers host memory, disk, and what the heat and VRAM controls propose (`heat.py`, `vram.py`); joins them into one `Stance`. Does
+not know what the user asked for and sends no orders: `run/lifecycle.py` turns the stance into orders and keeps the user's wish
+apart. Behind every rung stands the fence (`fence/`), which the kernel enforces.
 
 Memory is judged by *use*: the part of what the worker may have that is taken, 0 to 1, the worse of two views — the worker's
 tree against its limit, and the machine's used memory against all but the reserve. Climbing is immediate, to the highest rung
@@ -25,6 +25,8 @@ from memsup.supervisor.words import size
 
 
 class Rung(enum.IntEnum):
+    """A rung of the ladder; the higher, the harder it is on the worker."""
+
     GROW = 1
     STOP_GROWING = 2
     SHRINK = 3
@@ -35,6 +37,8 @@ class Rung(enum.IntEnum):
 
 
 class HoldReason(enum.StrEnum):
+    """A pressure that the ladder answers, if need be by a hold."""
+
     MEMORY = "memory"
     HEAT = "heat"
     DISK = "disk"
@@ -43,7 +47,7 @@ class HoldReason(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Step:
-    """One memory rung: entered at `enter` use (kept for `hold_s`), left below `leave` after `calm_s`."""
+    """One memory rung: it is entered at `enter` use (kept for `hold_s`) and left below `leave` after `calm_s`."""
 
     rung: Rung
     enter: float
@@ -63,10 +67,10 @@ takes to work."""
 FREEZE_FROM_USE = 0.90
 ORDER_TAKES_S = 0.5
 CRITICAL_RESERVE, LAST_RESERVE = 0.5, 0.25
-"""Whoever fills the machine: with less than the first part of the reserve left, the worker is frozen as well. If what is left
-does not fall any more (a container's limit was lowered, say), it is thawed to obey; below the second part it is not."""
+"""With less than the first part of the reserve left the worker is frozen too, whoever fills the machine. If free memory does
+not fall any more (a container's limit was lowered, say), the worker is thawed to obey; below the second part it is not."""
 STANDS_RESERVE = 0.05
-"""What is left has not fallen if it fell by less than this part of the reserve while the worker was frozen."""
+"""Free memory counts as falling if it fell by this part of the reserve or more while the worker was frozen."""
 FREEZE_S = 0.5
 """A frozen worker is looked at again after this time: killed if it still stands at the limit, else thawed to obey."""
 THAW_GRACE_S = 3.0
@@ -76,34 +80,39 @@ SHRINK_SETTLES_S = 3.0
 HOLD_HELPS_WITHIN_S = 20.0
 """Holding keeps memory. If that is not enough, the worker is asked to checkpoint, exit and give everything back."""
 RATE_WINDOW_S = 0.3
+"""The fill rate is reckoned over this time."""
 DISK_CALM_S = 30.0
+"""Training goes on when there has been room on the disk for this long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryLimits:
+    """The two limits that memory is judged by."""
+
     worker_bytes: int
-    """What the worker's tree may use."""
+    """The worker's tree may use this much."""
     reserve_bytes: int
-    """What the rest of the machine keeps."""
+    """The rest of the machine keeps this much."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerView:
-    """What the ladder must know of the worker. Everything False: there is none."""
+    """A view of the worker: what the ladder must know of it. Where there is none, everything that it is or does is False."""
 
     alive: bool = False
     takes_orders: bool = False
-    """It has said Hello and answers; False for a foreign command and for an unresponsive worker."""
+    """Whether it has said Hello and answers; a foreign command and an unresponsive worker do not."""
     order_in_flight: bool = False
+    """Whether it owes the answer to an order about its micro-batch."""
     can_shrink: bool = True
-    """False once a micro-batch is a single row."""
+    """Whether a micro-batch has more than a single row."""
     held: bool = False
     frozen: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What the heat and VRAM controls ask for."""
+    """What the controls of heat, VRAM and battery ask for."""
 
     duty_fraction: float = 1.0
     hold: HoldReason | None = None
@@ -111,6 +120,15 @@ class Proposal:
     may_grow: bool = True
     vram_limit_bytes: int | None = None
     reason: str = ""
+
+    @property
+    def pressure(self) -> HoldReason | None:
+        """What is short or too hot. None: nothing is."""
+        if self.hold is not None:
+            return self.hold
+        if self.duty_fraction < 1.0:
+            return HoldReason.HEAT
+        return HoldReason.MEMORY if self.shrink or not self.may_grow else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +140,14 @@ class Stance:
     shrink: bool = False
     duty_fraction: float = 1.0
     vram_limit_bytes: int | None = None
-    """What torch may reserve of the GPU; None: nothing has to be said about that."""
+    """What torch may reserve of the GPU. None: nothing has to be said about that."""
     holds: frozenset[HoldReason] = frozenset()
     release: bool = False
-    """Holding did not help: checkpoint, exit, come back when there is room."""
+    """Holding did not help: the worker is to checkpoint, exit, and come back when there is room."""
     freeze: bool = False
     kill: bool = False
+    pressures: tuple[HoldReason, ...] = ()
+    """All that the stance answers, in the order of `HoldReason`."""
     reason: str = ""
 
 
@@ -139,7 +159,7 @@ class LadderState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     disk_floor_bytes: int = 0
     worker: WorkerView = WorkerView()
     proposals: tuple[Proposal, ...] = ()
-    """Those that ask for something."""
+    """The proposals that asked for something."""
     rung: int = Rung.GROW
     above_since: dict[int, float] = {}
     calm_since: float | None = None
@@ -151,28 +171,30 @@ class LadderState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     disk_low: bool = False
     disk_calm_since: float | None = None
     used: tuple[float, int] | None = None
-    """The worker's bytes at an earlier time, from which its fill rate was reckoned."""
+    """An earlier time and the worker's bytes then, from which its fill rate was reckoned. None: there was none."""
 
 
 @dataclass
 class Ladder:
+    """The ladder as it stands, from look to look."""
+
     limits: MemoryLimits
     disk_floor_bytes: int = 0
-    """Below this much free disk training holds: the room for one emergency checkpoint."""
+    """With less free disk than this, the room for one emergency checkpoint, training holds."""
     rung: Rung = Rung.GROW
     _above_since: dict[Rung, float] = field(default_factory=dict)
     _calm_since: float | None = None
     _held_since: float | None = None
     _frozen_at: float | None = None
     _left_when_frozen: int | None = None
-    """Of the machine's memory."""
+    """The machine's free bytes when the worker was frozen. None: it is not frozen, or they were not known."""
     _thawed_at: float | None = None
     _shrunk_at: float | None = None
     _disk_low: bool = False
     _disk_calm_since: float | None = None
     _used: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64))
     moment: LadderState | None = None
-    """Of the last step."""
+    """What the last step was decided on, besides the readings. None: there was none yet."""
 
     def step(
         self,
@@ -193,8 +215,10 @@ class Ladder:
         shrink = self._shrink(now_s, worker) or any(p.shrink for p in proposals)
         duty = min((p.duty_fraction for p in proposals), default=1.0)
         reasons = [p.reason for p in proposals if p.reason]
+        pressures = holds | {p.pressure for p in proposals}
         if self.rung is not Rung.GROW or freeze or kill:
             reasons.insert(0, use_in_words(memory, self.limits))
+            pressures |= {HoldReason.MEMORY}
         if HoldReason.DISK in holds:
             reasons.append("the disk is nearly full")
         return Stance(
@@ -207,11 +231,12 @@ class Ladder:
             release=release,
             freeze=freeze,
             kill=kill,
+            pressures=tuple(pressure for pressure in HoldReason if pressure in pressures),
             reason="; ".join(reasons),
         )
 
     def headroom_bytes(self, memory: MemoryReading) -> int | None:
-        """To where emergencies begin, in the worse of the two views; negative beyond. None: not known."""
+        """The bytes to where emergencies begin, in the worse of the two views; negative beyond. None: they are not known."""
         left = []
         if memory.worker_bytes is not None:
             left.append(int(FREEZE_FROM_USE * self.limits.worker_bytes) - memory.worker_bytes)
@@ -220,7 +245,7 @@ class Ladder:
         return min(left, default=None)
 
     def fill_rate_bytes_per_s(self) -> float | None:
-        """How fast the worker's memory grew over the last moments; None when it did not or is not known."""
+        """How fast the worker's memory grew over the last moments. None: it did not, or that is not known."""
         if len(self._used) < 2:
             return None
         (then_s, then_bytes), (now_s, now_bytes) = self._used[0], self._used[-1]
@@ -310,7 +335,7 @@ class Ladder:
         return frozenset(holds), release
 
     def _emergency(self, now_s: float, memory: MemoryReading, worker: WorkerView) -> tuple[bool, bool]:
-        """Freeze when memory falls faster than orders work, and kill what is at the limit although frozen."""
+        """Whether to freeze, since memory falls faster than orders work, and to kill what is at the limit although frozen."""
         if not worker.alive:
             self._frozen_at = self._thawed_at = None
             self._used.clear()
@@ -329,15 +354,27 @@ class Ladder:
         return False, False
 
     def _at_limit(self, now_s: float, memory: MemoryReading, worker: WorkerView) -> bool | None:
-        if memory.worker_bytes is not None and memory.worker_bytes >= FREEZE_USE * self.limits.worker_bytes:
-            return True
+        """Whether the worker fills its limit, or somebody fills the machine. None: nothing can be read."""
         left = memory.ram_available_bytes
+        if self._fills_its_limit(memory):
+            return True
         if left is None:
             return None if memory.worker_bytes is None else False
-        reserve, left_before = self.limits.reserve_bytes, self._left_when_frozen
-        obeys = worker.held or (self._thawed_at is not None and now_s - self._thawed_at < THAW_GRACE_S)
-        stands = self._frozen_at is not None and left_before is not None and left_before - left < STANDS_RESERVE * reserve
-        return left < (LAST_RESERVE if obeys or stands else CRITICAL_RESERVE) * reserve
+        waits = self._has_time_to_obey(now_s, worker) or self._no_longer_falls(left)
+        return left < (LAST_RESERVE if waits else CRITICAL_RESERVE) * self.limits.reserve_bytes
+
+    def _fills_its_limit(self, memory: MemoryReading) -> bool:
+        return memory.worker_bytes is not None and memory.worker_bytes >= FREEZE_USE * self.limits.worker_bytes
+
+    def _has_time_to_obey(self, now_s: float, worker: WorkerView) -> bool:
+        """Whether it holds already, or was thawed just now to give back what it has."""
+        return worker.held or (self._thawed_at is not None and now_s - self._thawed_at < THAW_GRACE_S)
+
+    def _no_longer_falls(self, left_bytes: int) -> bool:
+        """Whether the machine lost little while the worker was frozen; False while it is not."""
+        if self._frozen_at is None or self._left_when_frozen is None:
+            return False
+        return self._left_when_frozen - left_bytes < STANDS_RESERVE * self.limits.reserve_bytes
 
     def _racing(self, memory: MemoryReading) -> bool:
         if memory.worker_bytes is None or memory.worker_bytes < FREEZE_FROM_USE * self.limits.worker_bytes:
@@ -376,12 +413,12 @@ def replay(moment: LadderState, memory: MemoryReading, disk: DiskReading | None)
 
 
 def memory_use(memory: MemoryReading, limits: MemoryLimits) -> float | None:
-    """The worse of the two views of `memory`. None when neither can be had."""
+    """The worse of the two views of `memory`. None: neither can be had."""
     return max((use for use in _views(memory, limits) if use is not None), default=None)
 
 
 def use_in_words(memory: MemoryReading, limits: MemoryLimits) -> str:
-    """The worse view, in a clause."""
+    """The worse of the two views of `memory`, in a clause."""
     of_worker, of_machine = _views(memory, limits)
     if of_machine is not None and (of_worker is None or of_machine > of_worker):
         left, reserve = size(memory.ram_available_bytes), size(limits.reserve_bytes)
@@ -392,7 +429,7 @@ def use_in_words(memory: MemoryReading, limits: MemoryLimits) -> str:
 
 
 def _views(memory: MemoryReading, limits: MemoryLimits) -> tuple[float | None, float | None]:
-    """Of the worker's limit, and of the machine's memory without the reserve."""
+    """The use of the worker's limit, and of the machine's memory without the reserve. None: it is not known."""
     of_worker = None if memory.worker_bytes is None else memory.worker_bytes / limits.worker_bytes
     if memory.ram_total_bytes is None or memory.ram_available_bytes is None:
         return of_worker, None

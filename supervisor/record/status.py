@@ -163,6 +163,7 @@ def _attention(life: Lifecycle, around: Surroundings) -> list[str]:
         sentences.append(why)
     if life.given_back is not None:
         sentences += life.given_back.missing
+    sentences += life.attention
     if life.unresponsive:
         sentences.append("The worker does not answer; it is killed and started again if that goes on.")
     if life.state is RunState.RECOVERING and life.restarts:

@@ -24,7 +24,8 @@ from memsup.shared.paths import RunPaths, run_paths
 from memsup.shared.run_file import read_record
 from memsup.shared.status import decode_status
 from memsup.supervisor.client.contact import is_held
-from memsup.supervisor.decide.run.lifecycle import Lifecycle, Stage
+from memsup.supervisor.decide.run.lifecycle import Lifecycle
+from memsup.supervisor.decide.run.one_life import Stage
 from memsup.supervisor.fence.kill import KillState
 from memsup.supervisor.fence.rlimit import NoFence
 from memsup.supervisor.fence.worker import WorkerProcess

@@ -17,7 +17,7 @@ from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings
 from memsup.shared.status import Wanted
 from memsup.supervisor.decide.run.actions import Kill
-from memsup.supervisor.decide.run.lifecycle import Stage
+from memsup.supervisor.decide.run.one_life import Stage
 from memsup.supervisor.main import Supervisor
 
 paths = run_paths("default")

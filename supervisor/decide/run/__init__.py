@@ -1,1 +1,1 @@
-"""The life of a run: events in, actions out. `lifecycle.py` joins the others."""
+"""The life of a run: events in, actions out. `lifecycle.py` has the events and joins the others."""

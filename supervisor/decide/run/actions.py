@@ -15,37 +15,55 @@ from memsup.supervisor.decide.run.restarts import Budget, Cause
 
 
 @dataclass(frozen=True)
+class Why:
+    """Why something is done to the worker and who asked: it goes with an order from where it is issued to its ledger line."""
+
+    reason: str
+    """One clause, for people."""
+    by: By = By.SUPERVISOR
+    pressures: tuple[HoldReason, ...] = ()
+    """The shortages that it answers."""
+
+
+BY_USER = Why("the user asked", By.USER)
+
+
+@dataclass(frozen=True)
 class Spawn:
-    pass
+    """Start a worker."""
 
 
 @dataclass(frozen=True)
 class Send:
+    """Send a message to the worker."""
+
     message: ToWorker
 
 
 @dataclass(frozen=True)
 class Freeze:
-    pass
+    """Let the worker's whole tree stand still."""
 
 
 @dataclass(frozen=True)
 class Thaw:
-    pass
+    """Let the worker's whole tree go on."""
 
 
 @dataclass(frozen=True)
 class Terminate:
-    """SIGTERM to a foreign command, which takes no orders."""
+    """Send SIGTERM to a foreign command, which takes no orders."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    pass
+    """Kill the worker's whole tree."""
 
 
 @dataclass(frozen=True)
 class Answer:
+    """Answer a request of the control socket."""
+
     token: int
     ok: bool
     text: str
@@ -74,20 +92,23 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     event: Event
     reason: str
     rung: str | None = None
-    """The ladder's rung, in small letters, where the ladder decided it."""
+    """The ladder's rung, in small letters. None: it was not the ladder that decided."""
     action: str | None = None
-    """What was done; None where something was only found."""
+    """What was done. None: something was only found."""
     result: str | None = None
-    """What came of it, where that is known."""
+    """What came of it. None: that is not known."""
     by: By | None = None
+    """Who decided it. None: nobody did, it happened."""
     order: OrderKind | None = None
+    """What the worker was ordered to do, where it answers an order."""
     outcome: Outcome | None = None
     """What became of `order`."""
     move: Move | None = None
+    """What the ladder did."""
     pressures: tuple[HoldReason, ...] = ()
-    """What the ladder answered: memory, heat, disk or power."""
+    """What the decision answers: memory, heat, disk or power."""
     cause: Cause | None = None
-    """Of a death or of a kill."""
+    """Why the worker died, or why it is killed. None: that says nothing of a death, or a person asked for it."""
     again: bool | None = None
     """Whether a death is followed by another life."""
     delay_s: float | None = None
@@ -95,29 +116,34 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     exit_status: int | None = None
     """How the process of a death ended: its exit code, or minus the signal's number. None where nobody could see that."""
     tokens: tuple[int, int] | None = None
-    """The micro-batch before and after."""
+    """The micro-batch before and after, in tokens."""
     duty_fraction: float | None = None
     """The part of the time in which the worker is to compute."""
     wanted: Wanted | None = None
+    """What is wanted of the run from now on."""
     pause_mode: PauseMode | None = None
+    """How a pause that is wanted is to be carried out."""
     freed_ram_bytes: int | None = None
+    """The RAM that came back, by the kernel's count. None: it is not known."""
     freed_vram_bytes: int | None = None
+    """The GPU memory that came back, by the device's own count. None: it is not known, or the worker held none."""
     machine_died: bool | None = None
-    """Of a post-mortem: the whole machine died; False: the supervisor alone did."""
+    """Whether, by a post-mortem, the whole machine died, and not the supervisor alone."""
     delivered: bool | None = None
     """Whether a message or a ping arrived."""
     checkpoint: str | None = None
     """The folder of the checkpoint that the line is about."""
     checkpoint_step: int | None = None
+    """The step that this checkpoint holds."""
     rows: int | None = None
     """How many rows of the data the line is about."""
     ladder: LadderState | None = None
-    """What the ladder decided it on, besides the readings."""
+    """What the ladder decided it on, besides the readings. None: it was not the ladder that decided."""
 
 
 @dataclass(frozen=True)
 class Quit:
-    pass
+    """End the supervisor: the run is over."""
 
 
 Action = Spawn | Send | Freeze | Thaw | Terminate | Kill | Answer | SaveWish | SaveBudget | Record | Quit

@@ -16,34 +16,35 @@ from memsup.supervisor.decide.vram import CONTEXT_BYTES
 from memsup.supervisor.words import size
 
 PROOF_WITHIN_S = 5.0
+"""The device has this many seconds to show that the memory is back."""
 VRAM_SLACK_BYTES, RAM_SLACK_BYTES = 256 << 20, 64 << 20
-"""What others may move meanwhile, and what is left of a cgroup without processes."""
+"""So much GPU memory others may take meanwhile, and so much RAM is left of a cgroup without processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """A worker's memory when it was last seen at work. None: not known, or there is none."""
+    """A worker's memory when it was last seen at work. None: it is not known, or there is none."""
 
     ram_bytes: int | None = None
     vram_bytes: int | None = None
     used_bytes: Mapping[int, int] = field(default_factory=dict)
-    """Of its GPUs by index, in all: the worker's and others'."""
+    """What was in use on each of its GPUs, by index: the worker's and others' together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GivenBack:
-    """None: not known, or there was none."""
+    """What a worker gave back. None: it is not known, or there was none."""
 
     ram_bytes: int | None = None
     vram_bytes: int | None = None
     vram_unknown: bool = False
-    """It held some, and the device could not be asked afterwards."""
+    """The worker held GPU memory, and the device could not be asked afterwards."""
     missing: tuple[str, ...] = ()
-    """Sentences for a person about what did not come back."""
+    """These sentences tell a person what did not come back."""
 
     @property
     def text(self) -> str:
-        """One clause; empty where nothing is known."""
+        """What came back, in one clause; empty where nothing is known."""
         parts = [] if self.ram_bytes is None else [f"{size(self.ram_bytes)} of RAM"]
         if self.vram_bytes is not None:
             parts.append(f"{size(self.vram_bytes)} of VRAM by the device's own count")
@@ -57,7 +58,7 @@ NOTHING_KNOWN = GivenBack()
 
 
 def held_by(memory: MemoryReading, gpus: Iterable[GpuReading], own: WorkerMemory | None) -> Held:
-    """`gpus` are the worker's; `own` is what it says of itself, for where the driver does not tell."""
+    """What the worker holds now. `gpus` are its own; `own` is what it says of itself, for where the driver does not tell."""
     gpus = tuple(gpus)
     shares = [gpu.worker_bytes for gpu in gpus if gpu.worker_bytes]
     vram = sum(shares) if shares else None
@@ -69,14 +70,16 @@ def held_by(memory: MemoryReading, gpus: Iterable[GpuReading], own: WorkerMemory
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
+    """The proof of what a worker gave back, while the device takes its time."""
+
     held: Held
     ram_left_bytes: int | None
-    """Still in its fence when every process was gone."""
+    """What was still in its fence when every process was gone. None: it could not be read."""
     since_s: float
-    """When that was."""
+    """Every process was gone at this time."""
 
     def step(self, now_s: float, gpus: Iterable[GpuReading]) -> GivenBack | None:
-        """None: the device is still to be asked, or takes its time."""
+        """What the worker gave back. None: the device is still to be asked, or takes its time."""
         held, freed = self.held.vram_bytes, self._freed_bytes(gpus)
         if held is None:
             return self._given_back(vram_bytes=None)

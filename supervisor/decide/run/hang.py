@@ -14,7 +14,7 @@ from memsup.shared.messages import Phase
 
 FACTOR = 5.0
 LEARNT_AFTER = 10
-"""Ticks of a phase before its limit is what was learnt: the first steps compile, warm up and fill caches."""
+"""After so many ticks of a phase its limit is what was learnt: the first steps compile, warm up and fill caches."""
 BEFORE_LEARNING_S = 1800.0
 LEAST_S = {
     Phase.STARTING: 900.0,
@@ -22,28 +22,31 @@ LEAST_S = {
     Phase.SAVING: 900.0,
     Phase.FINISHING: 900.0,
 }
-"""Seldom and all at once: importing from a cold disk, hashing a large model, a file system that is busy."""
+"""These phases may be silent for long: importing from a cold disk, hashing a large model, a file system that is busy."""
 LEAST_OTHERWISE_S = 60.0
-"""Training and evaluating tick with every micro-batch, but a busy machine makes some of them slow."""
+"""All other phases may be silent for this long: they tick with every micro-batch, but a busy machine makes some slow."""
 STOOD_STILL_S = 5.0
-"""Nobody called for longer than this: it was not only the worker that stood still."""
+"""Where nobody called for longer than this, it was not only the worker that stood still."""
 
 
 @dataclass
 class HangWatch:
+    """A watch on the progress of the worker's main thread."""
+
     longest_s: dict[Phase, float] = field(default_factory=dict)
-    """Between two ticks, by phase; may be kept across restarts of the worker."""
+    """The longest time between two ticks, by phase; kept across restarts of the worker."""
     seen: dict[Phase, int] = field(default_factory=dict)
+    """The number of ticks that were learnt from, by phase."""
     _phase: Phase | None = None
     _ticks: int | None = None
     _since_s: float = 0.0
-    """When the last tick came, moved on by all time that does not count."""
+    """The time of the last tick, moved on by all time that does not count."""
     _called_s: float = 0.0
 
     def step(self, now_s: float, phase: Phase | None, ticks: int | None, suspended: bool) -> float | None:
-        """By how many seconds the main thread is overdue; None while it is not, or where nothing is known of it.
+        """By how many seconds the main thread is overdue. None: it is not, or nothing is known of it.
 
-        To be called about once a second with the newest report; `phase` None when there is no worker, or none that reports.
+        To be called about once a second with the newest report. `phase` is None when there is no worker, or none that reports.
         """
         stood_still_s = now_s - self._called_s
         self._called_s = now_s
@@ -62,7 +65,7 @@ class HangWatch:
         return overdue_s if overdue_s > 0 else None
 
     def limit_s(self, phase: Phase) -> float:
-        """How long silence in `phase` may last."""
+        """The seconds for which silence in `phase` may last."""
         least_s = LEAST_S.get(phase, LEAST_OTHERWISE_S)
         if self.seen.get(phase, 0) < LEARNT_AFTER:
             return max(BEFORE_LEARNING_S, least_s)

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from functools import partial
 
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode
+from memsup.supervisor.decide.events import By
+from memsup.supervisor.decide.run.actions import BY_USER, Why
+from memsup.supervisor.decide.run.orders import OrderMaker
 
 AGAIN_AFTER_S = 30.0
+"""A worker that could not save is told again to leave after this many seconds."""
 
 
 class Ending(enum.Enum):
@@ -24,59 +29,75 @@ class Ending(enum.Enum):
     """The supervisor itself was told to go; what the user wants is unchanged."""
     RELEASE = enum.auto()
     MAKE_ROOM = enum.auto()
-    """The ladder's release: come back, smaller, when there is room."""
+    """The ladder asks for all memory back: the worker is to come back, smaller, when there is room."""
 
 
 @dataclass
 class Leaving:
-    """Of one worker, from the wish to its end. `ending` None: it is not asked to leave."""
+    """The leaving of one worker, from the wish to its end."""
 
     ending: Ending | None = None
-    told: bool = False
-    """And owes the answer, or its exit."""
+    """Why the worker is to leave. None: it is not asked to."""
+    told_at_s: float | None = None
+    """The worker was told at this time, and owes the answer or its exit. None: it has not been told, or could not save."""
     cannot: str | None = None
-    """Why the last attempt failed; a sentence of the worker's."""
+    """Why the last attempt failed, a sentence of the worker's. None: none has failed since somebody asked."""
     _again_at_s: float = 0.0
 
     @property
+    def told(self) -> bool:
+        """Whether the worker owes the answer, or its exit."""
+        return self.told_at_s is not None
+
+    @property
     def for_good(self) -> bool:
-        """No other worker follows it in this supervisor."""
+        """Whether no other worker follows this one under this supervisor."""
         return self.ending in (Ending.STOP, Ending.SHUTDOWN)
 
     def begin(self, ending: Ending) -> None:
-        """A shutdown is not taken back."""
+        """The worker is to leave for this reason from now on. A shutdown is not taken back."""
         if self.ending is not Ending.SHUTDOWN:
-            self.told = self.told and self.ending is ending
+            self.told_at_s = self.told_at_s if self.ending is ending else None
             self.ending = ending
             self.asked_again()
 
     def asked_again(self) -> None:
-        """Who asks is not left waiting for the next attempt, nor told of the last one."""
+        """Whoever asks is not left waiting for the next attempt, nor told of the last one."""
         self.cannot = None
 
     def failed(self, now_s: float, why: str) -> None:
-        self.told, self.cannot, self._again_at_s = False, why.rstrip(".") + ".", now_s + AGAIN_AFTER_S
+        """The worker could not save what it has, and stays."""
+        self.told_at_s, self.cannot, self._again_at_s = None, why.rstrip(".") + ".", now_s + AGAIN_AFTER_S
 
     def is_due(self, now_s: float) -> bool:
-        """It is time to tell it (again)."""
+        """Whether it is time to tell the worker (again)."""
         waits = self.cannot is not None and self.ending is not Ending.SHUTDOWN and now_s < self._again_at_s
         return self.ending is not None and not self.told and not waits
 
-    def order(self, order_id: int, why_make_room: str) -> m.Stop | m.Pause:
-        """What it is told."""
+    def why(self, stance_why: Why) -> Why:
+        """Who asks the worker to leave, and why; `stance_why` is what the ladder says."""
+        match self.ending:
+            case Ending.STOP | Ending.RELEASE:
+                return BY_USER
+            case Ending.SHUTDOWN:
+                return Why("the supervisor was told to go", By.SYSTEM)
+            case Ending.MAKE_ROOM:
+                return stance_why
+            case None:
+                return Why("it left by itself", By.WORKER)
+
+    def order(self) -> OrderMaker:
+        """What the worker is told."""
         match self.ending:
             case Ending.STOP:
-                return m.Stop(order_id=order_id, reason="the user asked", checkpoint=True)
+                return partial(m.Stop, checkpoint=True)
             case Ending.SHUTDOWN:
-                save = self.cannot is None
-                return m.Stop(order_id=order_id, reason="the supervisor was told to go", checkpoint=save)
-            case Ending.RELEASE:
-                return m.Pause(order_id=order_id, reason="the user asked", mode=PauseMode.RELEASE)
+                return partial(m.Stop, checkpoint=self.cannot is None)
             case _:
-                return m.Pause(order_id=order_id, reason=why_make_room, mode=PauseMode.RELEASE)
+                return partial(m.Pause, mode=PauseMode.RELEASE)
 
     def sentence(self, newest: m.CheckpointNote | None) -> str | None:
-        """For people: why it is still here, and what can be done. None while nothing failed."""
+        """Why the worker is still here, and what can be done, for people. None: nothing failed."""
         if self.cannot is None:
             return None
         if not self.for_good:

@@ -1,6 +1,6 @@
-"""Orders on their way: who is owed an answer, and which answers are overdue. Pure; sends nothing.
+"""Orders on their way: who asked for them and why, who is owed an answer, and which answers are overdue. Pure; sends nothing.
 
-No answer in time means "unresponsive", never "done" (DESIGN.md, Messages).
+No answer in time means "unresponsive", never "done".
 """
 
 from __future__ import annotations
@@ -8,75 +8,120 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from memsup.shared.messages import AnyOrder, LimitMemory, LimitMicroBatch, Pace, Pause
+from memsup.shared.messages import AnyOrder, Checkpoint, LimitMemory, LimitMicroBatch, Pace, Pause, PauseMode, Resume
+from memsup.supervisor.decide.events import OrderKind
+from memsup.supervisor.decide.run.actions import Why
 from memsup.supervisor.words import size
 
 ACCEPT_WITHIN_S = 10.0
-"""The worker's link thread answers within milliseconds, but importing torch holds the interpreter for seconds."""
+"""The worker has this many seconds to accept an order: its link thread answers within milliseconds, but importing torch holds
+the interpreter for seconds."""
 DONE_WITHIN_S = 120.0
-"""Progress made meanwhile extends this: a large checkpoint takes its time."""
+"""An accepted order has this many seconds to be done, counted anew with all progress: a large checkpoint takes its time."""
 
-OrderMaker = Callable[[int], AnyOrder]
-"""Makes an order of the number that it is given."""
+OrderMaker = Callable[[int, str], AnyOrder]
+"""An order maker makes an order of the number and the reason that it is given. The types of orders are such makers."""
 
 
 @dataclass
 class Pending:
+    """An order that was sent and is not answered yet."""
+
     order: AnyOrder
-    sent_s: float
+    why: Why
     due_s: float
-    """Overdue from then on; moved whenever the worker shows progress."""
+    """The order is overdue from this time on, which moves whenever the worker shows progress."""
+    micro_tokens: int | None
+    """The size of micro-batches when the order was sent. None: it was not known."""
+    requests: tuple[int, ...]
+    """These clients of the control socket (tokens of `Lifecycle`) are owed an answer."""
     accepted: bool = False
-    requests: list[int] = field(default_factory=list)
-    """Whom of the control socket to tell (tokens of `Lifecycle`); empty for orders of the ladder."""
 
 
 @dataclass
 class OrderBook:
+    """The order book of one worker numbers its orders and remembers those without an answer."""
+
     _next_id: int = 1
     _pending: dict[int, Pending] = field(default_factory=dict)
 
-    def issue(self, make: OrderMaker, now_s: float, requests: list[int] | None = None) -> AnyOrder:
-        """Numbers the order and remembers it; the caller sends it."""
-        order = make(self._next_id)
+    def issue(
+        self,
+        make: OrderMaker,
+        why: Why,
+        now_s: float,
+        micro_tokens: int | None = None,
+        requests: tuple[int, ...] = (),
+    ) -> AnyOrder:
+        """The order, numbered and remembered; the caller sends it. The fields of `Pending` say what the rest is."""
+        order = make(self._next_id, why.reason)
         self._next_id += 1
-        self._pending[order.order_id] = Pending(order, now_s, now_s + ACCEPT_WITHIN_S, requests=requests or [])
+        self._pending[order.order_id] = Pending(order, why, now_s + ACCEPT_WITHIN_S, micro_tokens, requests)
         return order
 
     def accepted(self, order_id: int, now_s: float) -> None:
+        """The worker has the order and will carry it out at its next boundary."""
         pending = self._pending.get(order_id)
         if pending:
             pending.accepted, pending.due_s = True, now_s + DONE_WITHIN_S
 
     def progressed(self, now_s: float) -> None:
-        """The worker finished something: accepted orders may take longer."""
+        """The worker finished something, so accepted orders may take longer."""
         for pending in self._pending.values():
             if pending.accepted:
                 pending.due_s = now_s + DONE_WITHIN_S
 
-    def settle(self, order_id: int) -> Pending | None:
-        """Done or failed: forgets the order. None for an answer nobody waits for (late, repeated or invented)."""
+    def answered(self, order_id: int) -> Pending | None:
+        """The order that is done or failed, which is forgotten. None: nobody waits for this answer, since it is late, repeated
+        or invented.
+        """
         return self._pending.pop(order_id, None)
 
     def overdue(self, now_s: float) -> list[Pending]:
-        """Forgets and returns the orders without an answer in time."""
+        """The orders without an answer in time, which are forgotten."""
         late = [p for p in self._pending.values() if now_s >= p.due_s]
         for pending in late:
             del self._pending[pending.order.order_id]
         return late
 
     def drop_all(self) -> list[Pending]:
-        """The worker is gone: nobody will answer these."""
+        """All orders that the worker, which is gone, will not answer any more."""
         dropped = list(self._pending.values())
         self._pending.clear()
         return dropped
 
     def in_flight(self, kind: type[AnyOrder] | None = None) -> bool:
+        """Whether an order of this kind (None: of any) is without an answer."""
         return any(kind is None or isinstance(p.order, kind) for p in self._pending.values())
 
 
+def kind_of(order: AnyOrder) -> OrderKind:
+    """What the worker is ordered to do, for programs."""
+    match order:
+        case LimitMicroBatch(halve=True):
+            return OrderKind.HALVE
+        case LimitMicroBatch(micro_tokens=int()):
+            return OrderKind.LIMIT_TOKENS
+        case LimitMicroBatch(may_grow=may_grow):
+            return OrderKind.GROW if may_grow else OrderKind.STOP_GROWING
+        case LimitMemory():
+            return OrderKind.LIMIT_MEMORY
+        case Pace():
+            return OrderKind.PACE
+        case Pause(mode=PauseMode.HOLD):
+            return OrderKind.HOLD
+        case Pause():
+            return OrderKind.RELEASE
+        case Checkpoint():
+            return OrderKind.CHECKPOINT
+        case Resume():
+            return OrderKind.RESUME
+        case _:
+            return OrderKind.STOP
+
+
 def name_of(order: AnyOrder) -> str:
-    """For the ledger and for people."""
+    """What the worker is ordered to do, for people."""
     match order:
         case LimitMicroBatch(halve=True):
             return "halve the micro-batch"
@@ -91,4 +136,4 @@ def name_of(order: AnyOrder) -> str:
         case Pause(mode=mode):
             return f"pause ({mode})"
         case _:
-            return type(order).__name__.lower()
+            return str(kind_of(order))

@@ -15,10 +15,12 @@ from memsup.supervisor.decide.run.actions import Answer
 from memsup.supervisor.decide.run.freed import GivenBack
 
 WAIT_S = 120.0
-"""For the next thing that the worker finishes."""
+"""Who waits does so for this long, anew with each thing that the worker finishes."""
 
 
 class Goal(enum.Enum):
+    """What somebody waits for."""
+
     HELD = enum.auto()
     RELEASED = enum.auto()
     RUNNING = enum.auto()
@@ -27,25 +29,28 @@ class Goal(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunView:
-    """Where the run stands, as far as anybody waits for it."""
+    """A view of where the run stands, as far as anybody waits for it."""
 
     terminal: RunState | None
+    """How the run is over. None: it is not."""
     failure: str | None
+    """Why the run failed. None: it has not."""
     wanted: Wanted
     pause_mode: PauseMode
     is_gone: bool
-    """There is no worker."""
+    """Whether there is no worker."""
     rests: bool
-    """The worker stands still."""
+    """Whether the worker stands still."""
     runs: bool
-    """It does not, or is about to begin."""
+    """Whether the worker does not stand still, or is about to begin."""
     held_because: str | None
-    """By the ladder, whatever people want."""
+    """Why the ladder holds the worker, whatever people want. None: it does not."""
     cannot_leave: str | None
+    """Why the worker could not save what it has, and stays. None: it could, or was not asked to leave."""
     given_back: GivenBack | None
-    """By the last worker; None: the device is still to be asked."""
+    """What the last worker gave back. None: the device is still to be asked."""
     where: str
-    """` at step 5 of 100`, or nothing where that is unknown."""
+    """The run's place as ` at step 5 of 100`, or nothing where that is unknown."""
 
 
 @dataclass
@@ -57,41 +62,44 @@ class _Waiter:
 
 @dataclass
 class Waiters:
+    """All who wait for the run to get somewhere."""
+
     _all: list[_Waiter] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self._all)
 
     def add(self, token: int, goal: Goal, now_s: float) -> None:
+        """Somebody, who is answered by `token`, waits for `goal` from now on."""
         self._all.append(_Waiter(token, goal, now_s + WAIT_S))
 
     def progressed(self, now_s: float) -> None:
-        """The worker finished something: what is waited for may take longer."""
+        """The worker finished something, so what is waited for may take longer."""
         for waiter in self._all:
             waiter.due_s = now_s + WAIT_S
 
     def overdue(self, now_s: float) -> list[Answer]:
-        """To those who have waited too long, and wait no more."""
+        """The answers to those who have waited too long, and wait no more."""
         late = [waiter for waiter in self._all if now_s >= waiter.due_s]
         self._all = [waiter for waiter in self._all if now_s < waiter.due_s]
         return [Answer(waiter.token, False, "No answer from the worker in time; see: memsup status") for waiter in late]
 
-    def answers(self, standing: RunView) -> list[Answer]:
-        """To those whose goal is reached or lost, and who wait no more."""
+    def answers(self, run: RunView) -> list[Answer]:
+        """The answers to those whose goal is reached or lost, and who wait no more."""
         found: list[Answer] = []
         waiting, self._all = self._all, []
         for waiter in waiting:
-            reached = _reached(waiter.goal, standing)
+            reached = _reached(waiter.goal, run)
             if reached is None:
                 self._all.append(waiter)
             else:
-                freed = standing.given_back if waiter.goal is Goal.RELEASED else None
+                freed = run.given_back if waiter.goal is Goal.RELEASED else None
                 found.append(Answer(waiter.token, *reached, given_back=freed))
         return found
 
 
 def _reached(goal: Goal, run: RunView) -> tuple[bool, str] | None:
-    """Whether the goal is reached (and the sentence), can no longer be reached, or None: not yet."""
+    """Whether the goal is reached or can no longer be reached, and the sentence about it. None: neither yet."""
     if run.terminal is not None:
         text = {
             RunState.STOPPED: f"Stopped{run.where}. Continue with: memsup start",

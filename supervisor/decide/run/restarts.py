@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
@@ -23,24 +23,28 @@ LONGEST_DELAY_S = 60.0
 JITTER = 0.5
 """Up to this part of a delay is left out at random: what died together need not come back together."""
 CROWDED_DELAY_S = 300.0
+"""A worker that other programs left no room on the GPU is started again after this time."""
 BUDGET = 5
-"""Deaths in a row without a newer checkpoint; one more and the run is given up."""
+"""So many deaths in a row without a newer checkpoint are allowed; with one more the run is given up."""
 FAILURES_OF_A_STEP = 3
+"""A step that has failed by itself so often is not tried again."""
 MOST_TRACEBACK_CHARS = 4_000
-"""Its end, which says most. The worker's log has all of it."""
+"""The ledger keeps this much of a traceback: its end, which says most. The worker's log has all of it."""
 
 
 class Cause(enum.StrEnum):
+    """Why a worker ended."""
+
     FINISHED = "finished"
     LEFT = "left"
-    """As ordered, or because its lease ran out."""
+    """The worker left as it was ordered to, or because its lease ran out."""
     MEMORY = "memory"
-    """Killed by the fence or by the ladder because of memory."""
+    """The fence or the ladder killed it because of memory."""
     UNRESPONSIVE = "unresponsive"
     HANG = "hang"
-    """It answered, but its main thread got nothing done."""
+    """The worker answered, but its main thread got nothing done."""
     KILLED = "killed"
-    """By a signal from outside memsup."""
+    """A signal from outside memsup killed it."""
     CRASH = "crash"
     BAD_INPUT = "bad_input"
     ONE_ROW_TOO_LARGE = "one_row_too_large"
@@ -49,7 +53,7 @@ class Cause(enum.StrEnum):
     CROWDED_OUT = "crowded_out"
     """Other programs took the GPU memory that it needs."""
     GPU_LOST = "gpu_lost"
-    """Its GPU has fallen off the bus: nothing but a restart of the machine brings it back."""
+    """The worker's GPU has fallen off the bus: nothing but a restart of the machine brings it back."""
     COMMAND_FAILED = "command_failed"
     """A supervised command ended with an exit code of its own."""
 
@@ -67,31 +71,34 @@ _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered from death to death; `deaths` is never above `BUDGET` in one that is kept."""
+    """A budget is what is remembered from death to death; `deaths` is never above `BUDGET` in one that is kept."""
 
     deaths: _Count = 0
-    """Since `durable_step` moved."""
+    """The worker died so often since `durable_step` moved."""
     durable_step: int | None = None
-    """The newest verified checkpoint's, as of the last death."""
+    """The step of the newest verified checkpoint at the last death. None: there was none."""
     failed_step: int | None = None
-    """The last step that failed by itself, and how often it did."""
+    """The last step that failed by itself. None: none has."""
     failures: _Count = 0
+    """That step has failed so often."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Death:
-    """What is known when the worker is gone. `exit_status`: the code, or minus the signal's number; None where a process
-    that was not our child left no trace.
-    """
+    """A death is what is known when the worker is gone."""
 
     exit_status: int | None
+    """The exit code, or minus the signal's number. None: a process that was not our child left no trace."""
     last_words: Finished | Failed | Leaving | None = None
+    """What the worker said of its end. None: nothing."""
     killed_by_us: Cause | None = None
+    """Why the supervisor killed it. None: it did not, or a person asked for it."""
     fence_oom_kills: int = 0
+    """The kernel killed so many of its processes at the fence."""
     gpu_lost: str | None = None
     """The sentence about a GPU of the worker's that was lost before it ended."""
     continues_on_cpu: bool = False
-    """The settings let it, when its GPU is lost."""
+    """Whether the settings let the run go on on the CPU when its GPU is lost."""
     gpu_crowded: str | None = None
     """The clause about how much more GPU memory other programs hold than before."""
     is_command: bool = False
@@ -99,17 +106,63 @@ class Death:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
+    """A verdict says what a death was, and what follows from it."""
+
     cause: Cause
     again: bool
+    """Whether another life follows."""
     smaller: bool
+    """Whether that life begins with smaller micro-batches."""
     delay_s: float
+    """The next life begins after this time."""
     sentence: str
+    """What happened, for people."""
     budget: Budget
-    """To be remembered. A run that is given up has a new one: whoever starts it again has seen to what was wrong."""
+    """What is to be remembered. A run that is given up has a new one: whoever starts it again has seen to what was wrong."""
+
+
+@dataclass
+class Restarts:
+    """The restarts of one run under this supervisor: what is left of the budget, and when and how the next life begins."""
+
+    budget: Budget = field(default_factory=Budget)
+    count: int = 0
+    recovering: bool = False
+    """The worker died, and the life after it has not come back to its work yet."""
+    not_before_s: float = 0.0
+    """The next life begins no sooner."""
+    on_cpu: bool = False
+    """The GPU was lost, and the worker is told to leave it alone."""
+    micro_tokens_limit: int | None = None
+    """The next life begins with micro-batches of at most so many tokens. None: nothing has ended for memory."""
+
+    def died(self, now_s: float, verdict: Verdict) -> None:
+        """Takes note of a death, and of the life that follows it where one does."""
+        self.budget = verdict.budget
+        if verdict.again:
+            self.count, self.recovering = self.count + 1, True
+            self.on_cpu = self.on_cpu or verdict.cause is Cause.GPU_LOST
+            self.not_before_s = now_s + verdict.delay_s
+
+    def left(self, now_s: float) -> None:
+        """Takes note of a worker that left as it was told: the next one may begin at once."""
+        self.not_before_s = now_s
+
+    def recovered(self) -> bool:
+        """Takes note of a life that is back at its work. Whether that is news."""
+        was_recovering, self.recovering = self.recovering, False
+        return was_recovering
+
+    def shrink(self, micro_tokens: int) -> tuple[int, int]:
+        """Halves the micro-batch for the lives to come; the tokens before and after."""
+        self.micro_tokens_limit = max(1, micro_tokens // 2)
+        return micro_tokens, self.micro_tokens_limit
 
 
 def judge(death: Death, budget: Budget, durable_step: int | None, jitter_fraction: float) -> Verdict:
-    """`durable_step`: of the newest checkpoint there is. `jitter_fraction`, 0 to 1: by chance, how much of `JITTER` is used."""
+    """What a death was, and what follows. `durable_step` is the newest checkpoint's (None: there is none). `jitter_fraction`, 0
+    to 1 and by chance, is how much of `JITTER` is used.
+    """
     cause = cause_of(death)
     sentence = sentence_of(cause, death)
     if cause in (Cause.FINISHED, Cause.LEFT):
@@ -131,7 +184,7 @@ def judge(death: Death, budget: Budget, durable_step: int | None, jitter_fractio
 
 
 def delay_s(deaths: int, jitter_fraction: float) -> float:
-    """Before the next life, after so many deaths (1 or more) in a row: twice as long each time."""
+    """The time to the next life after so many deaths (1 or more) in a row: twice as long each time."""
     return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** (deaths - 1)) * (1 - JITTER * jitter_fraction)
 
 
@@ -154,6 +207,7 @@ def _charged(budget: Budget, cause: Cause, death: Death) -> Budget:
 
 
 def cause_of(death: Death) -> Cause:
+    """The most specific cause that is known."""
     if isinstance(death.last_words, Finished):
         return Cause.FINISHED
     if death.gpu_lost is not None and not isinstance(death.last_words, Leaving):
@@ -212,7 +266,9 @@ def sentence_of(cause: Cause, death: Death) -> str:
 
 
 def last_words_of(death: Death) -> str:
-    """For the ledger: on the first line how the process ended and what the kernel did, below it the end of its traceback."""
+    """What the ledger says of the end: how the process ended and what the kernel did on the first line, below it the end of its
+    traceback.
+    """
     match death.exit_status:
         case None:
             ended = "no exit status is known"

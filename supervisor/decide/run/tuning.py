@@ -1,56 +1,68 @@
 """How much at once and how fast the worker computes: what it was told last, and the orders that are due now. Pure.
 
 Covers the micro-batch, the pace and the GPU's memory, which are changed while training goes on. Pauses, checkpoints and leaving
-are `lifecycle.py`'s; what should be so is the ladder's to say.
+are `one_life.py`'s; what should be so is the ladder's to say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from memsup.shared.messages import LimitMemory, LimitMicroBatch, Pace
-from memsup.supervisor.decide.ladder import Stance
+from memsup.supervisor.decide.events import By
+from memsup.supervisor.decide.ladder import HoldReason, Stance
+from memsup.supervisor.decide.run.actions import Why
 from memsup.supervisor.decide.run.orders import OrderBook, OrderMaker
 
 PACE_STEP = 0.02
-"""Smaller changes of the duty cycle are not worth an order."""
+"""Changes of the duty cycle that are smaller are not worth an order."""
 
 
 @dataclass
 class Tuning:
-    """Of one life of the worker: a new process has been told nothing."""
+    """What one life of the worker has been told; a new process has been told nothing."""
 
     most_micro_tokens: int | None = None
-    """However calm memory is (`after_power_loss.py`)."""
+    """Micro-batches stay below this size however calm memory is (`after_power_loss.py`). None: there is no such bound."""
     _halve: bool = False
-    """The ladder asked, and no order has gone out yet."""
+    """The ladder asked for a smaller micro-batch, and no order has gone out yet."""
     _told_may_grow: bool = True
     _told_most_tokens: int | None = None
     _told_duty: float = 1.0
     _told_vram_bytes: int | None = None
 
     def ask(self, stance: Stance) -> None:
-        """A stance says once that micro-batches are to be halved; that stays so until the order can be sent."""
+        """Takes note of a stance that asks for smaller micro-batches: it says so once, and the order may have to wait."""
         self._halve = self._halve or stance.shrink
 
-    def due(self, stance: Stance, orders: OrderBook) -> Iterator[OrderMaker]:
-        """What has to be ordered for `stance` to be so. Of each kind one is on its way; what is given out counts as told."""
+    def due(self, stance: Stance, orders: OrderBook) -> Iterator[tuple[OrderMaker, Why]]:
+        """What has to be ordered for `stance` to be so. One order of each kind is on its way at a time, and what this function
+        has yielded counts as told.
+        """
         if not orders.in_flight(LimitMicroBatch):
             yield from self._micro_batch(stance)
         duty, vram_bytes = stance.duty_fraction, stance.vram_limit_bytes
         if abs(duty - self._told_duty) >= PACE_STEP and not orders.in_flight(Pace):
             self._told_duty = duty
-            yield lambda n: Pace(order_id=n, reason=stance.reason, duty_fraction=duty)
+            yield partial(Pace, duty_fraction=duty), _why(stance, stance.reason, HoldReason.HEAT)
         if vram_bytes is not None and vram_bytes != self._told_vram_bytes and not orders.in_flight(LimitMemory):
             self._told_vram_bytes = vram_bytes
-            yield lambda n: LimitMemory(order_id=n, reason="what others leave it", device_bytes=vram_bytes)
+            yield partial(LimitMemory, device_bytes=vram_bytes), _why(stance, "what others leave it", HoldReason.MEMORY)
 
-    def _micro_batch(self, stance: Stance) -> Iterator[OrderMaker]:
+    def _micro_batch(self, stance: Stance) -> Iterator[tuple[OrderMaker, Why]]:
         halve, may_grow = self._halve, stance.may_grow
         most = self.most_micro_tokens if may_grow and not halve else None  # else it would let a smaller one grow
         gentler = most is not None and most != self._told_most_tokens
         if halve or gentler or may_grow != self._told_may_grow:
-            why = stance.reason or ("gentler since the machine died" if gentler else "memory is calm again")
+            why = _why(stance, stance.reason or "memory is calm again", HoldReason.MEMORY)
+            if gentler and not stance.reason:
+                why = Why("gentler since the machine died", By.SUPERVISOR)
             self._halve, self._told_may_grow, self._told_most_tokens = False, may_grow, most or self._told_most_tokens
-            yield lambda n: LimitMicroBatch(order_id=n, reason=why, micro_tokens=most, halve=halve, may_grow=may_grow)
+            yield partial(LimitMicroBatch, micro_tokens=most, halve=halve, may_grow=may_grow), why
+
+
+def _why(stance: Stance, reason: str, of: HoldReason) -> Why:
+    """An order of the ladder answers the pressure that it is a means against, where that is felt."""
+    return Why(reason, By.LADDER, tuple(pressure for pressure in stance.pressures if pressure is of))

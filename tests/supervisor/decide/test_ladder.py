@@ -204,6 +204,28 @@ def test_heat_paces_and_holds_without_touching_the_batch(night: Night) -> None:
     assert stance.holds == {HoldReason.HEAT}
 
 
+@pytest.mark.parametrize(
+    ("proposal", "pressures"),
+    [
+        (Proposal(duty_fraction=0.7), (HoldReason.HEAT,)),
+        (Proposal(duty_fraction=0.2, hold=HoldReason.HEAT), (HoldReason.HEAT,)),
+        (Proposal(hold=HoldReason.POWER), (HoldReason.POWER,)),
+        (Proposal(shrink=True, may_grow=False), (HoldReason.MEMORY,)),
+        (Proposal(vram_limit_bytes=GIB), ()),
+        (Proposal(), ()),
+    ],
+)
+def test_a_stance_says_what_it_answers(night: Night, proposal: Proposal, pressures: tuple[HoldReason, ...]) -> None:
+    assert night.at(0.5, proposals=(proposal,)).pressures == pressures
+
+
+def test_a_stance_answers_all_that_is_felt_at_once_each_once(night: Night) -> None:
+    full = DiskReading(at_s=0, free_bytes=GIB - 1)
+    hot = (Proposal(duty_fraction=0.7), Proposal(hold=HoldReason.HEAT), Proposal(hold=HoldReason.POWER))
+    assert night.at(0.91, disk=full, proposals=hot).pressures == tuple(HoldReason)
+    assert night.at(0.86, after_s=100).pressures == (HoldReason.MEMORY, HoldReason.DISK), "neither is over yet"
+
+
 def test_without_a_worker_nobody_is_frozen_or_killed(night: Night) -> None:
     night.worker = WorkerView()
     stance = night.at(0.99, available=0)

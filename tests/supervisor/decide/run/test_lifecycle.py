@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode, Phase, RequestKind
-from memsup.shared.status import RunState, Wanted
-from memsup.supervisor.decide.ladder import HoldReason, Rung, Stance
+from memsup.shared.status import OVER, STATE_MOVES, RunState, Wanted
+from memsup.supervisor.decide.events import By, Event, Move, OrderKind, Outcome
+from memsup.supervisor.decide.ladder import HoldReason, LadderState, MemoryLimits, Rung, Stance
 from memsup.supervisor.decide.run.actions import (
     Action,
     Answer,
@@ -25,22 +26,13 @@ from memsup.supervisor.decide.run.actions import (
     Terminate,
     Thaw,
 )
+from memsup.supervisor.decide.run.freed import GivenBack
 from memsup.supervisor.decide.run.leaving import AGAIN_AFTER_S
-from memsup.supervisor.decide.run.lifecycle import SILENT_FOR_EVER_S, Lifecycle, Stage
-from memsup.supervisor.decide.run.restarts import BUDGET
-
-LEGAL = {
-    RunState.STARTING: {"running", "pausing", "paused", "cooling", "recovering", "stopping", "stopped", "finished", "failed"},
-    RunState.RUNNING: {"pausing", "paused", "cooling", "recovering", "stopping", "stopped", "finished", "failed", "starting"},
-    RunState.PAUSING: {"paused", "running", "starting", "cooling", "recovering", "stopping", "stopped", "finished", "failed"},
-    RunState.PAUSED: {"pausing", "running", "starting", "cooling", "recovering", "stopping", "stopped", "finished", "failed"},
-    RunState.COOLING: {"running", "starting", "pausing", "paused", "recovering", "stopping", "stopped", "finished", "failed"},
-    RunState.RECOVERING: {"running", "starting", "pausing", "paused", "cooling", "stopping", "stopped", "finished", "failed"},
-    RunState.STOPPING: {"stopped", "finished", "failed"},
-    RunState.STOPPED: set(),
-    RunState.FINISHED: set(),
-    RunState.FAILED: set(),
-}
+from memsup.supervisor.decide.run.lifecycle import Lifecycle
+from memsup.supervisor.decide.run.one_life import MOVES, SILENT_FOR_EVER_S, OneLife, Stage
+from memsup.supervisor.decide.run.restarts import BUDGET, Cause
+from memsup.supervisor.decide.run.standing import MOST_DAMAGE_TOLD
+from memsup.supervisor.decide.run.tuning import Tuning
 
 
 def new_life(**changes: object) -> Lifecycle:
@@ -83,7 +75,7 @@ class Play:
         before = self.life.state
         actions: list[Action] = getattr(self.life, f"on_{event}")(self.now_s, *args, **kwargs)
         after = self.life.state
-        assert after == before or str(after) in LEGAL[before], f"{before} → {after} on {event}"
+        assert after is before or after in STATE_MOVES[before], f"{before} → {after} on {event}"
         self.seen += actions
         return actions
 
@@ -100,6 +92,11 @@ class Play:
         sent = [a.message for a in self.seen if isinstance(a, Send) and isinstance(a.message, m.Order)]
         self.seen.clear()
         return sent  # type: ignore[return-value]
+
+    def record(self, event: Event) -> Record:
+        """The one record of `event` since the last look."""
+        (found,) = [a for a in self.seen if isinstance(a, Record) and a.event is event]
+        return found
 
     def obey(self, **done: object) -> list[Action]:
         """The worker accepts and carries out every order of the last batch."""
@@ -513,6 +510,256 @@ def test_a_foreign_commands_exit_code_is_its_outcome(status: int, state: RunStat
     assert play.life.exit_status == status
 
 
+def test_whoever_stops_a_run_while_an_earlier_worker_is_leaving_is_obeyed_once_it_is_gone() -> None:
+    play = Play(new_life())
+    play.do("start", leftover=True)
+    assert answers(play.do("request", 1, RequestKind.STOP)) == []
+    actions = play.do("exit", None, 0, after_s=20)
+    assert answers(actions) == [(1, True)]
+    assert Spawn() not in actions
+    assert play.life.state is RunState.STOPPED
+
+
+def test_a_worker_that_cannot_be_started_is_the_end_of_the_run() -> None:
+    play = Play(new_life())
+    play.do("start", leftover=False)
+    assert Quit() in play.do("spawn_failed", "Permission denied: /usr/bin/python3")
+    assert (play.life.state, play.life.stage) == (RunState.FAILED, Stage.NONE)
+    assert play.record(Event.END).by is By.SUPERVISOR
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A new life is a new object
+
+
+def test_a_new_life_has_nothing_of_the_last_one() -> None:
+    """However the last one ended: held and frozen, unresponsive, with orders on their way and after its last words."""
+    play = Play(new_life(most_micro_tokens=512)).training()
+    play.do("stance", Stance(rung=Rung.HOLD, holds=frozenset({HoldReason.MEMORY}), duty_fraction=0.5, may_grow=False))
+    play.do("report", beat(Phase.HOLDING, ticks=2))
+    play.do("stance", Stance(rung=Rung.FREEZE, freeze=True))
+    play.do("tick", after_s=300)
+    play.do("report", m.Leaving(rank=0, reason="x", checkpoint=None))
+    assert play.life.frozen
+    assert Spawn() in play.do("exit", 0, 0, after_s=1)
+    assert play.life.worker == OneLife(
+        stage=Stage.SPAWNED, since_s=play.now_s, heard_at_s=play.now_s, tuning=Tuning(most_micro_tokens=512)
+    )
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_a_worker_makes_no_move_that_is_not_in_the_table(stage: Stage) -> None:
+    life = OneLife(stage=stage)
+    for other in set(Stage) - MOVES[stage]:
+        with pytest.raises(AssertionError):
+            life.enter(other, 1.0)
+        assert life == OneLife(stage=stage), "an illegal move changes nothing"
+
+
+def test_from_every_stage_a_life_comes_to_its_end_and_from_every_state_the_run_does() -> None:
+    for stage in set(Stage) - {Stage.NONE}:
+        assert Stage.NONE in MOVES[stage]
+    for state in set(RunState) - set(OVER):
+        assert set(OVER) <= STATE_MOVES[state]
+    assert not any(STATE_MOVES[state] for state in OVER)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What the ledger is told, for programs
+
+
+MEMORY = (HoldReason.MEMORY,)
+
+
+def test_an_order_of_the_ladder_is_on_record_with_what_it_answers_and_what_came_of_it() -> None:
+    play = Play(new_life()).training()
+    both = (HoldReason.MEMORY, HoldReason.HEAT)
+    play.do("stance", Stance(rung=Rung.SHRINK, shrink=True, may_grow=False, duty_fraction=0.7, pressures=both))
+    halve, pace = play.orders()
+    play.do("report", m.Done(rank=0, order_id=halve.order_id, detail="512", micro_tokens=512))
+    halved = play.record(Event.ORDER)
+    assert (halved.order, halved.outcome, halved.by) == (OrderKind.HALVE, Outcome.DONE, By.LADDER)
+    assert (halved.tokens, halved.pressures) == ((1024, 512), MEMORY)
+    play.seen.clear()
+    play.do("report", m.OrderFailed(rank=0, order_id=pace.order_id, detail="no"))
+    paced = play.record(Event.ORDER)
+    assert (paced.order, paced.outcome, paced.by) == (OrderKind.PACE, Outcome.FAILED, By.LADDER)
+    assert (paced.duty_fraction, paced.pressures, paced.tokens) == (0.7, (HoldReason.HEAT,), None)
+
+
+def test_an_order_without_an_answer_is_on_record_as_that() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 4, RequestKind.CHECKPOINT)
+    play.do("tick", after_s=11)
+    record = play.record(Event.ORDER)
+    assert (record.order, record.outcome, record.by) == (OrderKind.CHECKPOINT, Outcome.UNANSWERED, By.USER)
+
+
+def test_a_checkpoint_that_was_ordered_is_on_record_with_its_folder_and_step() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 4, RequestKind.CHECKPOINT)
+    play.obey(checkpoint=note(7))
+    record = play.record(Event.ORDER)
+    assert (record.checkpoint, record.checkpoint_step, record.by) == ("/c/step-7", 7, By.USER)
+
+
+def test_who_paused_is_on_record_and_who_let_the_run_go_on() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 1, RequestKind.PAUSE_HOLD)
+    wanted = play.record(Event.WANTED)
+    assert (wanted.wanted, wanted.pause_mode, wanted.by) == (Wanted.PAUSED, PauseMode.HOLD, By.USER)
+    play.obey()
+    held = play.record(Event.ORDER)
+    assert (held.order, held.by, held.pressures) == (OrderKind.HOLD, By.USER, ())
+    play.seen.clear()
+    play.do("request", 2, RequestKind.RESUME)
+    wanted = play.record(Event.WANTED)
+    assert (wanted.wanted, wanted.pause_mode, wanted.by) == (Wanted.RUNNING, None, By.USER)
+    play.obey()
+    resumed = play.record(Event.ORDER)
+    assert (resumed.order, resumed.by) == (OrderKind.RESUME, By.USER)
+
+
+def test_the_ladder_holds_with_its_reasons_and_resumes() -> None:
+    play = Play(new_life()).training()
+    holds = frozenset({HoldReason.DISK, HoldReason.MEMORY})
+    play.do("stance", Stance(rung=Rung.HOLD, holds=holds, reason="full", pressures=(*MEMORY, HoldReason.DISK)))
+    play.obey()
+    orders = [a for a in play.seen if isinstance(a, Record)]
+    assert [(a.order, a.by, a.pressures) for a in orders] == [
+        (OrderKind.HOLD, By.LADDER, (*MEMORY, HoldReason.DISK)),
+        (OrderKind.CHECKPOINT, By.LADDER, (*MEMORY, HoldReason.DISK)),
+    ]
+    play.seen.clear()
+    play.do("stance", Stance())
+    play.obey()
+    resumed = play.record(Event.ORDER)
+    assert (resumed.order, resumed.by) == (OrderKind.RESUME, By.LADDER)
+
+
+def test_a_decision_of_the_ladder_carries_what_it_was_made_on_and_nothing_else_does() -> None:
+    play = Play(new_life()).training()
+    play.do("request", 1, RequestKind.PAUSE_HOLD)
+    moment = LadderState(now_s=1.0, limits=MemoryLimits(worker_bytes=1 << 30, reserve_bytes=1 << 29))
+    stance = Stance(rung=Rung.FREEZE, freeze=True, pressures=MEMORY, reason="97 %")
+    play.seen.clear()
+    play.do("stance", stance, decided_on=moment)
+    up, frozen = play.record(Event.RUNG), play.record(Event.FREEZE)
+    assert (up.move, up.rung, up.by, up.pressures, up.ladder) == (Move.UP, "freeze", By.LADDER, MEMORY, moment)
+    assert (frozen.rung, frozen.by, frozen.pressures, frozen.ladder) == ("freeze", By.LADDER, MEMORY, moment)
+    play.seen.clear()
+    play.do("stance", Stance(rung=Rung.SHRINK, shrink=True, pressures=MEMORY), decided_on=moment)
+    down, thawed = play.record(Event.RUNG), play.record(Event.THAW)
+    assert (down.move, thawed.by, thawed.ladder) == (Move.DOWN, By.LADDER, None)
+    play.seen.clear()
+    play.do("stance", Stance(rung=Rung.SHRINK, shrink=True, pressures=MEMORY), decided_on=moment)
+    assert play.record(Event.RUNG).move is Move.SHRINK
+
+
+def test_a_held_command_is_frozen_by_who_holds_it() -> None:
+    play = Play(new_life(is_command=True))
+    play.do("start", leftover=False)
+    play.do("spawned")
+    play.do("request", 1, RequestKind.PAUSE_HOLD)
+    frozen = play.record(Event.FREEZE)
+    assert (frozen.by, frozen.rung, frozen.pressures) == (By.USER, None, ())
+    play.do("request", 2, RequestKind.RESUME)
+    assert play.record(Event.THAW).by is By.USER
+    play.seen.clear()
+    hot = frozenset({HoldReason.HEAT})
+    play.do("stance", Stance(rung=Rung.HOLD, holds=hot, reason="92 °C", pressures=(HoldReason.HEAT,)))
+    frozen = play.record(Event.FREEZE)
+    assert (frozen.by, frozen.rung, frozen.pressures) == (By.LADDER, None, (HoldReason.HEAT,))
+
+
+def test_a_kill_a_death_and_what_follows_are_on_record_with_their_cause() -> None:
+    play = Play(new_life()).training()
+    play.do("stance", Stance(rung=Rung.KILL, freeze=True, kill=True, reason="98 %", pressures=MEMORY))
+    kill = play.record(Event.KILL)
+    assert (kill.cause, kill.by, kill.rung, kill.pressures) == (Cause.MEMORY, By.LADDER, "kill", MEMORY)
+    play.do("exit", -9, 0, given_back=GivenBack(ram_bytes=5, vram_bytes=7))
+    death, smaller, freed = play.record(Event.DEATH), play.record(Event.SMALLER), play.record(Event.GIVEN_BACK)
+    assert (death.cause, death.again, death.delay_s) == (Cause.MEMORY, True, 1.0)
+    assert (smaller.tokens, smaller.by) == ((1024, 512), By.SUPERVISOR)
+    assert (freed.freed_ram_bytes, freed.freed_vram_bytes) == (5, 7)
+
+
+def test_a_death_that_is_given_up_and_the_end_after_it_are_on_record() -> None:
+    play = Play(new_life()).training()
+    play.do("report", m.Failed(rank=0, cause=m.FailureCause.BAD_INPUT, message="Line 7 has 3 fields instead of 2."))
+    play.do("exit", 1, 0)
+    death, end = play.record(Event.DEATH), play.record(Event.END)
+    assert (death.cause, death.again, death.delay_s) == (Cause.BAD_INPUT, False, None)
+    assert (end.by, end.cause) == (By.SUPERVISOR, Cause.BAD_INPUT)
+
+
+@pytest.mark.parametrize(
+    ("event", "by"),
+    [
+        (("request", 3, RequestKind.STOP), By.USER),
+        (("terminate", {"forget": True}), By.USER),
+        (("terminate", {"forget": False}), By.SYSTEM),
+        (("report", m.Finished(rank=0, model_path="/m", metrics={}, steps=1, samples=1)), By.WORKER),
+    ],
+)
+def test_who_ended_the_run_is_on_record(event: tuple[object, ...], by: By) -> None:
+    play = Play(new_life()).training()
+    name, *args = event
+    kwargs = args.pop() if isinstance(args[-1], dict) else {}
+    play.do(str(name), *args, **kwargs)  # type: ignore[arg-type]
+    play.do("exit", 0, 0)
+    assert play.record(Event.END).by is by
+
+
+def test_a_run_whose_machine_died_waits_for_a_person_and_nobody_is_said_to_have_asked() -> None:
+    play = Play(new_life())
+    play.do("machine_died", "The machine died under the run.")
+    wanted, end = play.record(Event.WANTED), play.record(Event.END)
+    assert (wanted.wanted, wanted.by, end.by) == (Wanted.STOPPED, By.SUPERVISOR, By.SUPERVISOR)
+
+
+def test_a_worker_that_left_is_on_record_with_who_sent_it_away() -> None:
+    for stance, by in [(Stance(rung=Rung.HOLD, holds=frozenset(MEMORY), release=True), By.LADDER), (None, By.WORKER)]:
+        play = Play(new_life()).training()
+        if stance is not None:
+            play.do("stance", stance)
+        play.do("report", m.Leaving(rank=0, reason="its lease ran out", checkpoint=note(6)))
+        play.do("exit", 0, 0)
+        left = play.record(Event.LEFT)
+        assert (left.by, left.cause) == (by, Cause.LEFT)
+
+
+def test_running_out_of_memory_is_on_record_with_both_sizes() -> None:
+    play = Play(new_life()).training()
+    play.do("report", OUT_OF_MEMORY)
+    record = play.record(Event.OUT_OF_MEMORY)
+    assert (record.tokens, record.by, record.pressures) == ((1024, 512), By.WORKER, MEMORY)
+
+
+def test_a_damaged_checkpoint_is_on_record_and_a_person_is_told_also_when_there_were_many() -> None:
+    play = Play(new_life()).training()
+    damaged = m.Decided(
+        rank=0, what=m.DecisionKind.CHECKPOINT_DAMAGED, detail="Step 8 is damaged.", checkpoint="/c/step-8.bad", step=8
+    )
+    play.do("report", damaged)
+    record = play.record(Event.CHECKPOINT_DAMAGED)
+    assert (record.checkpoint, record.checkpoint_step, record.by) == ("/c/step-8.bad", 8, By.WORKER)
+    play.do("report", m.Decided(rank=0, what=m.DecisionKind.CHECKPOINT_USED, detail="Step 4 is used.", step=4))
+    play.do("report", m.Decided(rank=0, what=m.DecisionKind.ROWS_LEFT_OUT, detail="2 rows are empty.", rows=2))
+    assert play.life.attention == ("Step 8 is damaged.", "Step 4 is used.")
+    assert play.record(Event.ROWS_LEFT_OUT).rows == 2
+    for _ in range(100):
+        play.do("report", damaged)
+    assert len(play.life.attention) == MOST_DAMAGE_TOLD
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Whatever happens
+
+
+OUT_OF_MEMORY = m.OutOfMemory(
+    rank=0, where="forward", device="cpu", step=3, micro_tokens_before=1024, micro_tokens_after=512, detail="no"
+)
 EVENTS = st.sampled_from(
     [
         ("spawned",),
@@ -540,16 +787,50 @@ EVENTS = st.sampled_from(
         ("stance", Stance(rung=Rung.HOLD, holds=frozenset({HoldReason.MEMORY}), release=True)),
         ("stance", Stance(rung=Rung.FREEZE, freeze=True)),
         ("stance", Stance(rung=Rung.KILL, freeze=True, kill=True)),
+        (
+            "report",
+            m.OutOfMemory(rank=0, where="a", device="b", step=1, micro_tokens_before=8, micro_tokens_after=4, detail="c"),
+        ),
+        ("report", m.Decided(rank=0, what=m.DecisionKind.CHECKPOINT_DAMAGED, detail="d", step=3)),
+        ("stance", Stance(rung=Rung.PACE, duty_fraction=0.5, pressures=(HoldReason.HEAT,))),
+        ("hang", "nothing came of it", None),
+        ("terminate",),
         ("tick",),
     ]
 )
+
+
+def assert_is_told_to_programs(record: Record) -> None:
+    """Whoever reads the ledger without its sentences knows what was done, by whom and what came of it."""
+    match record.event:
+        case Event.ORDER:
+            assert record.order is not None
+            assert record.outcome is not None
+            assert record.by is not None
+            assert (record.duty_fraction is not None) == (record.order is OrderKind.PACE)
+        case Event.DEATH:
+            assert record.cause is not None
+            assert record.again == (record.delay_s is not None)
+        case Event.WANTED:
+            assert record.wanted is not None
+            assert (record.pause_mode is not None) == (record.wanted is Wanted.PAUSED)
+        case Event.RUNG:
+            assert record.move is not None
+        case Event.SMALLER | Event.OUT_OF_MEMORY:
+            assert record.tokens is not None
+    if record.event in (Event.FREEZE, Event.THAW, Event.KILL, Event.END, Event.WANTED, Event.RUNG, Event.HANG):
+        assert record.by is not None
+    if record.rung is not None:
+        assert record.by is By.LADDER
 
 
 @given(st.lists(st.tuples(EVENTS, st.floats(0, 130)), max_size=60), st.booleans())
 def test_whatever_happens_there_is_one_worker_and_every_request_is_answered_once(
     script: list[tuple[tuple[object, ...], float]], is_command: bool
 ) -> None:
-    """Any order of events, also impossible ones: never two workers, never a lost or doubled answer, no illegal move."""
+    """Any order of events, also impossible ones: never two workers, never a lost or doubled answer, no illegal move of worker
+    or state, and no line of the ledger that programs do not understand.
+    """
     play = Play(new_life(is_command=is_command))
     play.do("start", leftover=False)
     asked: list[int] = []
@@ -564,7 +845,7 @@ def test_whatever_happens_there_is_one_worker_and_every_request_is_answered_once
             args[0] = number
             asked.append(number)
         before = play.life.stage
-        actions = play.do(str(name), *args, after_s=after_s)
+        actions = play.do(str(name), *args, after_s=after_s, **({"forget": is_command} if name == "terminate" else {}))
         if Spawn() in actions:
             assert before is Stage.NONE or name == "exit"
     if play.life.terminal is None:
@@ -575,3 +856,6 @@ def test_whatever_happens_there_is_one_worker_and_every_request_is_answered_once
     assert play.life.terminal is not None
     answered = [a.token for a in play.seen if isinstance(a, Answer)]
     assert sorted(answered) == sorted(asked)
+    for action in play.seen:
+        if isinstance(action, Record):
+            assert_is_told_to_programs(action)

@@ -32,6 +32,7 @@ from memsup.supervisor.decide.run.restarts import (
     Budget,
     Cause,
     Death,
+    Restarts,
     cause_of,
     delay_s,
     judge,
@@ -194,6 +195,36 @@ def test_the_last_words_are_how_it_ended_what_the_kernel_did_and_the_end_of_the_
 DIES = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"]
 
 
+@given(st.lists(st.tuples(DEATHS, st.booleans(), st.floats(0, 100)), max_size=20))
+def test_restarts_are_counted_and_a_life_is_news_once_when_it_is_back_at_its_work(
+    deaths: list[tuple[Death, bool, float]],
+) -> None:
+    restarts, now_s, again = Restarts(), 0.0, 0
+    for death, comes_back, lasts_s in deaths:
+        now_s += lasts_s
+        verdict = judge(death, restarts.budget, None, 0.0)
+        restarts.died(now_s, verdict)
+        again += verdict.again
+        assert restarts.count == again
+        assert restarts.budget == verdict.budget
+        if verdict.again:
+            assert restarts.recovering
+            assert restarts.not_before_s == now_s + verdict.delay_s
+        if comes_back:
+            was_recovering = restarts.recovering
+            assert restarts.recovered() == was_recovering
+            assert not restarts.recovered(), "it is told once"
+
+
+def test_each_death_for_memory_halves_what_the_next_life_begins_with() -> None:
+    restarts = Restarts()
+    assert restarts.micro_tokens_limit is None
+    assert restarts.shrink(1024) == (1024, 512)
+    assert restarts.shrink(512) == (512, 256)
+    assert restarts.shrink(1) == (1, 1), "a micro-batch has one token at least"
+    assert restarts.micro_tokens_limit == 1
+
+
 @pytest.fixture
 def nothing_keeps_running() -> Iterator[None]:
     yield
@@ -217,21 +248,20 @@ def test_a_supervisor_that_is_killed_and_started_again_does_not_forget_the_death
     assert kept == Budget(deaths=2)
     os.kill(int(paths.lock.read_text()), signal.SIGKILL)
     eventually(lambda: not is_held(paths))
-    told = [entry["action"] for entry in deaths()]
+    told = [entry["delay_s"] for entry in deaths()]
     memsup("start", cwd=tmp_path)
     third = eventually(lambda: deaths()[len(told) :])[0]
     assert third["result"] == "SIGSEGV"
-    waits_s = [float(action.split()[2]) for action in [*told, third["action"]]]
-    for number, wait_s in enumerate(waits_s, start=1):
+    for number, wait_s in enumerate([*told, third["delay_s"]], start=1):
         longest = FIRST_DELAY_S * 2 ** (number - 1)
-        assert longest * (1 - JITTER) - 0.05 <= wait_s <= longest + 0.05
+        assert longest * (1 - JITTER) <= wait_s <= longest
 
     os.kill(int(paths.lock.read_text()), signal.SIGKILL)
     eventually(lambda: not is_held(paths))
     file.write_bytes(msgspec.json.encode(Budget(deaths=BUDGET)))  # instead of waiting for the long ones
     memsup("start", cwd=tmp_path)
     assert memsup("wait").returncode == 1
-    assert deaths()[-1]["action"] == "gave up"
+    assert deaths()[-1]["again"] is False
     assert "died 6 times" in deaths()[-1]["reason"]
     assert msgspec.json.decode(file.read_bytes(), type=Budget) == Budget()
 
@@ -249,7 +279,7 @@ def test_a_row_that_crashes_the_worker_ends_the_run_at_the_third_time_and_is_tol
     seen = memsup("status", "--json").document
     assert re.search(r"Step (\d+) has failed 3 times now", seen["failure"])
     deaths = [e for line in run_paths("default").ledger.read_text().splitlines() if (e := json.loads(line))["event"] == "death"]
-    assert [death["action"].startswith("restart in") for death in deaths] == [True, True, False]
+    assert [(death["again"], death["cause"]) for death in deaths] == [(True, "crash"), (True, "crash"), (False, "crash")]
     for death in deaths:
         assert death["result"].startswith("exit code 1\n")
         assert death["result"].endswith("IndexError: index out of range in self")

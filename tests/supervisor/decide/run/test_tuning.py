@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsup.shared.messages import AnyOrder, LimitMemory, LimitMicroBatch, Pace
-from memsup.supervisor.decide.ladder import Stance
+from memsup.supervisor.decide.events import By
+from memsup.supervisor.decide.ladder import HoldReason, Stance
 from memsup.supervisor.decide.run.orders import OrderBook
 from memsup.supervisor.decide.run.tuning import PACE_STEP, Tuning
 
@@ -24,7 +25,7 @@ STANCES = st.builds(
 
 def told(tuning: Tuning, stance: Stance, orders: OrderBook) -> list[AnyOrder]:
     tuning.ask(stance)
-    return [orders.issue(make, 0.0) for make in tuning.due(stance, orders)]
+    return [orders.issue(make, why, 0.0) for make, why in tuning.due(stance, orders)]
 
 
 def test_a_calm_machine_has_nothing_to_say() -> None:
@@ -35,10 +36,10 @@ def test_a_run_that_goes_on_gently_is_bounded_once_and_not_let_grow_by_that_when
     tuning, orders = Tuning(most_micro_tokens=512), OrderBook()
     (first,) = told(tuning, Stance(may_grow=False, shrink=True, reason="memory is short"), orders)
     assert first == LimitMicroBatch(order_id=1, reason="memory is short", halve=True, may_grow=False)
-    orders.settle(first.order_id)
+    orders.answered(first.order_id)
     (then,) = told(tuning, Stance(), orders)
     assert then == LimitMicroBatch(order_id=2, reason="gentler since the machine died", micro_tokens=512, may_grow=True)
-    orders.settle(then.order_id)
+    orders.answered(then.order_id)
     assert told(tuning, Stance(), orders) == []
 
 
@@ -46,10 +47,22 @@ def test_a_halving_that_is_asked_for_while_another_order_is_on_its_way_is_not_fo
     tuning, orders = Tuning(), OrderBook()
     (first,) = told(tuning, Stance(may_grow=False), orders)
     assert told(tuning, Stance(may_grow=False, shrink=True), orders) == []
-    orders.settle(first.order_id)
+    orders.answered(first.order_id)
     (second,) = told(tuning, Stance(may_grow=False), orders)
     assert isinstance(second, LimitMicroBatch)
     assert second.halve
+
+
+def test_each_order_answers_the_pressure_that_it_is_a_means_against() -> None:
+    both = (HoldReason.MEMORY, HoldReason.HEAT)
+    tuning, orders = Tuning(), OrderBook()
+    stance = Stance(shrink=True, may_grow=False, duty_fraction=0.5, vram_limit_bytes=1 << 30, pressures=both)
+    tuning.ask(stance)
+    whys = [why for _, why in tuning.due(stance, orders)]
+    assert [why.pressures for why in whys] == [(HoldReason.MEMORY,), (HoldReason.HEAT,), (HoldReason.MEMORY,)]
+    assert {why.by for why in whys} == {By.LADDER}
+    calm = [why for _, why in tuning.due(Stance(), orders)]
+    assert [why.pressures for why in calm] == [(), ()], "it grows and computes all the time again, since nothing is short"
 
 
 @given(st.lists(st.tuples(STANCES, st.booleans()), max_size=40))

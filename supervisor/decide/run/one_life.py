@@ -1,0 +1,235 @@
+"""One worker's life: what the worker is, what it has said, and what it was told. Pure; actions are returned.
+
+Covers the stage, hold and freeze, the orders on their way, silence and other deadlines, and the kill. A new life is a new
+`OneLife`, so nothing of the last one has to be reset. Does not know what is wanted of the worker, which `lifecycle.py` compares
+with it, nor what follows from its death (`restarts.py`).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from functools import partial
+
+from memsup.shared import messages as m
+from memsup.shared.messages import PauseMode, Phase
+from memsup.supervisor.decide.events import By, Outcome
+from memsup.supervisor.decide.ladder import Stance
+from memsup.supervisor.decide.run import records
+from memsup.supervisor.decide.run.actions import Action, Answer, Freeze, Kill, Send, Terminate, Thaw, Why
+from memsup.supervisor.decide.run.leaving import Leaving
+from memsup.supervisor.decide.run.orders import OrderBook, OrderMaker
+from memsup.supervisor.decide.run.restarts import Cause
+from memsup.supervisor.decide.run.tuning import Tuning
+
+HELLO_WITHIN_S = 120.0
+"""A worker that has not said Hello this many seconds after its start is killed."""
+SILENT_S = 15.0
+"""Without a heartbeat for this long the worker counts as unresponsive: orders are useless, freeze and kill are not."""
+SILENT_FOR_EVER_S = 120.0
+"""A worker that is silent for this long is killed and started again from its newest checkpoint."""
+LEFTOVER_LEAVES_WITHIN_S = 90.0
+"""A worker whose supervisor died checkpoints and leaves; after this time it is killed."""
+TERM_WITHIN_S = 10.0
+"""A command that has not ended this many seconds after SIGTERM is killed."""
+
+
+class Stage(enum.Enum):
+    """What the worker is."""
+
+    NONE = enum.auto()
+    """There is no worker: none was started yet, or the last one is gone with its whole tree."""
+    LEFTOVER = enum.auto()
+    """A supervisor that died left it; it leaves by itself, and nothing is started before it is gone."""
+    SPAWNED = enum.auto()
+    """The worker was started and has not said Hello."""
+    READY = enum.auto()
+    """The worker has said Hello. (A foreign command is ready at once.)"""
+    ENDING = enum.auto()
+    """The kill was sent; the worker's tree is not gone yet."""
+
+
+MOVES = {
+    Stage.NONE: frozenset({Stage.LEFTOVER, Stage.SPAWNED}),
+    Stage.LEFTOVER: frozenset({Stage.NONE}),
+    Stage.SPAWNED: frozenset({Stage.READY, Stage.ENDING, Stage.NONE}),
+    Stage.READY: frozenset({Stage.ENDING, Stage.NONE}),
+    Stage.ENDING: frozenset({Stage.NONE}),
+}
+"""The stages that may follow each stage. Those from and to `NONE` are the beginning and the end of a life."""
+
+
+@dataclass
+class OneLife:
+    """One life of the worker, or the time without a worker between two lives (`Stage.NONE`)."""
+
+    is_command: bool = False
+    """The worker is a foreign command, which neither reports nor takes orders."""
+    stage: Stage = Stage.NONE
+    since_s: float = 0.0
+    """The worker came into its stage at this time; a leftover one was killed last at this time, where it was killed."""
+    heard_at_s: float = 0.0
+    """The worker was heard of last at this time, or came into its stage."""
+    trains: bool = False
+    """The worker has come as far as training. Without a worker: the last one had."""
+    micro_tokens: int | None = None
+    """The size of the worker's micro-batches. None: it has not said."""
+    held: bool = False
+    """The worker keeps its memory and does not compute, as it was told."""
+    unresponsive: bool = False
+    """The worker leaves orders without an answer, or is silent."""
+    last_words: m.Finished | m.Failed | m.Leaving | None = None
+    killed_by_us: Cause | None = None
+    orders: OrderBook = field(default_factory=OrderBook)
+    leaving: Leaving = field(default_factory=Leaving)
+    tuning: Tuning = field(default_factory=Tuning)
+    _frozen: Why | None = None
+    """What the worker is frozen for. None: it is not frozen."""
+    _held: Why | None = None
+    """What the worker was last to hold for. None: it never was."""
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether this supervisor has started it and not killed it since."""
+        return self.stage in (Stage.SPAWNED, Stage.READY)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has said Hello and lives."""
+        return self.stage is Stage.READY
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the whole tree stands still by force."""
+        return self._frozen is not None
+
+    @property
+    def rests(self) -> bool:
+        """Whether it stands still for as long as somebody wants it to."""
+        return self.held or (self.is_command and self.frozen)
+
+    @property
+    def owes_last_words(self) -> bool:
+        """Whether, if the worker has ended by itself, it did so without a word on why."""
+        return self.is_alive and not self.is_command and self.last_words is None
+
+    def enter(self, stage: Stage, now_s: float) -> None:
+        """The worker comes into `stage`, which must be a legal move."""
+        assert stage in MOVES[self.stage], f"{self.stage} → {stage}"
+        self.stage, self.since_s, self.heard_at_s = stage, now_s, now_s
+
+    # -- what it says -------------------------------------------------------------------------------------------------
+
+    def beat(self, phase: Phase, batch: m.BatchShape | None) -> None:
+        """The worker's main thread is in `phase`, and cuts its batches like this (None: it does not cut any yet)."""
+        self.micro_tokens = batch.micro_tokens if batch else None
+        self.trains = self.trains or phase not in (Phase.STARTING, Phase.LOADING)
+        self.held = phase is Phase.HOLDING or (self.held and phase is Phase.SAVING)  # a held worker saves what it has
+
+    def answered(self, now_s: float, report: m.Done | m.OrderFailed) -> list[Action]:
+        """An order was carried out, or could not be: its line of the ledger, and the answers to those who asked for it."""
+        pending = self.orders.answered(report.order_id)
+        if pending is None:
+            return []
+        done = report if isinstance(report, m.Done) else None
+        known = self.leaving.cannot is not None  # told once, however often it is tried
+        match pending.order:
+            case m.Pause(mode=PauseMode.HOLD):
+                self.held = done is not None
+            case m.Resume():
+                self.held = self.held and not done
+            case m.Stop() | m.Pause() if not done and self.leaving.ending is not None:
+                self.leaving.failed(now_s, report.detail)
+                if known:
+                    return []
+        outcome = Outcome.DONE if done else Outcome.FAILED
+        path = done.checkpoint.path if done and done.checkpoint else None
+        record = records.order(pending, outcome, f"{outcome}: {report.detail}", done)
+        return [record, *(Answer(token, done is not None, report.detail, path) for token in pending.requests)]
+
+    def ended(self) -> list[Action]:
+        """The worker is gone: the answers to those who waited for an order of theirs."""
+        text = "The worker ended before it could do that; see: memsup logs"
+        return [Answer(token, False, text) for pending in self.orders.drop_all() for token in pending.requests]
+
+    # -- what it is told ----------------------------------------------------------------------------------------------
+
+    def order(self, now_s: float, make: OrderMaker, why: Why, requests: tuple[int, ...] = ()) -> Send:
+        """The message that orders something of the worker; those whose `requests` it answers are told of its end."""
+        return Send(self.orders.issue(make, why, now_s, self.micro_tokens, requests))
+
+    def freeze(self, why: Why | None, *, emergency: bool = False) -> list[Action]:
+        """What makes the worker frozen for `why`, or thawed where that is None."""
+        before, self._frozen = self._frozen, why
+        if why is not None:
+            return [Freeze(), records.freeze(why, emergency=emergency)] if before is None else []
+        return [] if before is None else [Thaw(), records.thaw(before)]
+
+    def hold(self, now_s: float, why: Why | None, *, save: bool) -> list[Action]:
+        """What makes the worker hold for `why`, and with `save` write a checkpoint; or go on where `why` is None."""
+        self._held = why or self._held
+        if why is not None and not self.held and not self.orders.in_flight(m.Pause):
+            actions: list[Action] = [self.order(now_s, partial(m.Pause, mode=PauseMode.HOLD), why)]
+            return [*actions, self.order(now_s, m.Checkpoint, why)] if save else actions
+        if why is None and self.held and not self.orders.in_flight(m.Resume):
+            by = self._held.by if self._held else By.SUPERVISOR
+            return [self.order(now_s, m.Resume, Why("nothing holds it any more", by))]
+        return []
+
+    def leave(self, now_s: float, stance_why: Why) -> list[Action]:
+        """What tells the worker to leave, where that is due."""
+        if not self.leaving.is_due(now_s):
+            return []
+        order, why = self.leaving.order(), self.leaving.why(stance_why)
+        self.leaving.told_at_s = now_s
+        return [Terminate() if self.is_command else self.order(now_s, order, why)]
+
+    def tune(self, now_s: float, stance: Stance) -> list[Action]:
+        """What tells the worker how much at once and how fast it is to compute."""
+        return [self.order(now_s, make, why) for make, why in self.tuning.due(stance, self.orders)]
+
+    def kill(self, now_s: float, cause: Cause | None, why: Why) -> list[Action]:
+        """What kills the worker's whole tree, where there is one that is not killed already."""
+        if self.stage in (Stage.NONE, Stage.ENDING):
+            return []
+        self.killed_by_us = cause
+        if self.stage is Stage.LEFTOVER:  # still nothing of ours, and its end is no death of ours
+            self.since_s = now_s
+        else:
+            self.enter(Stage.ENDING, now_s)
+        return [Kill(), records.kill(why, cause)]
+
+    # -- deadlines ----------------------------------------------------------------------------------------------------
+
+    def deadlines(self, now_s: float, *, cannot_wait: bool) -> list[Action]:
+        """What follows from silence and from orders without an answer. `cannot_wait`: memory is needed back."""
+        actions = self._silence(now_s)
+        for pending in self.orders.overdue(now_s):
+            self.unresponsive = True
+            actions.append(records.order(pending, Outcome.UNANSWERED, "no answer in time"))
+            text = "The worker has not answered in time; see: memsup status"
+            actions += [Answer(token, False, text) for token in pending.requests]
+            urgent = isinstance(pending.order, m.Stop | m.Pause) and (self.leaving.told or cannot_wait)
+            if urgent and self.is_ready and not self.frozen:
+                why = Why("it did not carry out an order that could not wait", pressures=pending.why.pressures)
+                actions += self.kill(now_s, Cause.UNRESPONSIVE, why)
+        return actions
+
+    def _silence(self, now_s: float) -> list[Action]:
+        in_stage_s, silent_s, told_at_s = now_s - self.since_s, now_s - self.heard_at_s, self.leaving.told_at_s
+        match self.stage:
+            case Stage.LEFTOVER if in_stage_s > LEFTOVER_LEAVES_WITHIN_S:
+                return self.kill(now_s, None, Why(f"the earlier worker did not leave within {LEFTOVER_LEAVES_WITHIN_S:.0f} s"))
+            case Stage.SPAWNED if in_stage_s > HELLO_WITHIN_S:
+                why = Why(f"no sign of life within {HELLO_WITHIN_S:.0f} s of its start")
+                return self.kill(now_s, Cause.UNRESPONSIVE, why)
+            case Stage.READY if self.is_command:
+                if told_at_s is not None and now_s - told_at_s > TERM_WITHIN_S:
+                    return self.kill(now_s, None, Why(f"the command did not end within {TERM_WITHIN_S:.0f} s of SIGTERM"))
+            case Stage.READY if not self.frozen:
+                self.unresponsive = self.unresponsive or silent_s > SILENT_S
+                if silent_s > SILENT_FOR_EVER_S:
+                    return self.kill(now_s, Cause.UNRESPONSIVE, Why(f"not a word for {silent_s:.0f} s"))
+        return []

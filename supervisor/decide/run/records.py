@@ -1,0 +1,175 @@
+"""What the ledger says of the things that happen to a run: the sentence for people beside the fields for programs. Pure.
+
+Each function makes the record of one event. When it happens is `lifecycle.py`'s and `one_life.py`'s; records of heat, devices
+and the supervisor itself are made where these are seen.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from memsup.shared import messages as m
+from memsup.shared.messages import PauseMode
+from memsup.shared.status import RunState, Wanted
+from memsup.supervisor.decide.events import By, Event, Move, Outcome
+from memsup.supervisor.decide.ladder import HoldReason, LadderState, Rung, Stance
+from memsup.supervisor.decide.run.actions import Action, Record, Why
+from memsup.supervisor.decide.run.freed import GivenBack
+from memsup.supervisor.decide.run.orders import Pending, kind_of, name_of
+from memsup.supervisor.decide.run.restarts import Cause, Verdict
+
+
+def rung(stance: Stance, before: Stance) -> list[Record]:
+    """The ladder moved, or asks for something on the rung where it stands. Empty: neither."""
+    if stance.rung is not before.rung:
+        move = Move.UP if stance.rung > before.rung else Move.DOWN
+        reason, action = stance.reason or "calm again", f"ladder {move}"
+    elif stance.shrink or (stance.release and not before.release):
+        move = Move.SHRINK if stance.shrink else Move.RELEASE
+        reason, action = stance.reason, str(move)
+    else:
+        return []
+    name = stance.rung.name.lower()
+    return [
+        Record(event=Event.RUNG, reason=reason, rung=name, action=action, by=By.LADDER, move=move, pressures=stance.pressures)
+    ]
+
+
+def with_ladder(action: Action, ladder: LadderState | None) -> Action:
+    """The action; where it is the record of a decision of the ladder, with what that was made on."""
+    if isinstance(action, Record) and action.rung is not None:
+        return msgspec.structs.replace(action, ladder=ladder)
+    return action
+
+
+def order(pending: Pending, outcome: Outcome, detail: str, done: m.Done | None = None) -> Record:
+    """The worker answered an order, or did not in time; `detail` is its answer, and `done` is there where it carried it out."""
+    sent = pending.order
+    after = done.micro_tokens if done else None
+    note = done.checkpoint if done else None
+    return Record(
+        event=Event.ORDER,
+        reason=pending.why.reason,
+        action=name_of(sent),
+        result=detail,
+        by=pending.why.by,
+        order=kind_of(sent),
+        outcome=outcome,
+        pressures=pending.why.pressures,
+        tokens=(pending.micro_tokens, after) if pending.micro_tokens is not None and after is not None else None,
+        duty_fraction=sent.duty_fraction if isinstance(sent, m.Pace) else None,
+        checkpoint=note.path if note else None,
+        checkpoint_step=note.step if note else None,
+    )
+
+
+def out_of_memory(report: m.OutOfMemory) -> Record:
+    """The worker caught an error for memory and did the step again."""
+    before, after = report.micro_tokens_before, report.micro_tokens_after
+    return Record(
+        event=Event.OUT_OF_MEMORY,
+        reason=f"{report.device} memory ran out in {report.where} at step {report.step:,}: {report.detail}",
+        action=f"micro-batch {before:,} → {after:,} tokens, step redone",
+        result="effective batch unchanged, 0 samples lost",
+        by=By.WORKER,
+        pressures=(HoldReason.MEMORY,),
+        tokens=(before, after),
+    )
+
+
+def decided(report: m.Decided) -> Record:
+    """The worker decided something by itself."""
+    return Record(
+        event=Event(report.what),
+        reason=report.detail,
+        by=By.WORKER,
+        checkpoint=report.checkpoint,
+        checkpoint_step=report.step,
+        rows=report.rows,
+    )
+
+
+def freeze(why: Why, *, emergency: bool) -> Record:
+    """The whole tree stands still. In an `emergency` the ladder froze it; else a command is held, which takes no orders."""
+    rung = Rung.FREEZE.name.lower() if emergency else None
+    return Record(event=Event.FREEZE, reason=why.reason, rung=rung, action="freeze", by=why.by, pressures=why.pressures)
+
+
+def thaw(why: Why) -> Record:
+    """The whole tree goes on; `why` is what it was frozen for."""
+    return Record(event=Event.THAW, reason="it may go on", action="thaw", by=why.by)
+
+
+def kill(why: Why, cause: Cause | None) -> Record:
+    """The whole tree is killed."""
+    return Record(
+        event=Event.KILL,
+        reason=why.reason,
+        rung=Rung.KILL.name.lower() if cause is Cause.MEMORY else None,
+        action="kill the whole tree",
+        by=why.by,
+        cause=cause,
+        pressures=why.pressures,
+    )
+
+
+def hang(why: str, stacks: str | None) -> Record:
+    """The worker's main thread got nothing done for too long."""
+    return Record(event=Event.HANG, reason=why, result=stacks, by=By.SUPERVISOR, cause=Cause.HANG)
+
+
+def death(verdict: Verdict, last_words: str) -> Record:
+    """The worker is gone without having been told to go."""
+    return Record(
+        event=Event.DEATH,
+        reason=verdict.sentence,
+        action=f"restart in {verdict.delay_s:.1f} s ({verdict.cause})" if verdict.again else "gave up",
+        result=last_words,
+        cause=verdict.cause,
+        again=verdict.again,
+        delay_s=verdict.delay_s if verdict.again else None,
+    )
+
+
+def smaller(why: Why, tokens: tuple[int, int]) -> Record:
+    """The next life begins with smaller micro-batches."""
+    action = f"micro-batch {tokens[0]:,} → {tokens[1]:,} tokens"
+    return Record(
+        event=Event.SMALLER, reason=why.reason, action=action, by=why.by, pressures=(HoldReason.MEMORY,), tokens=tokens
+    )
+
+
+def left(verdict: Verdict, why: Why) -> Record:
+    """The worker left as it was told, by whom `why` says."""
+    return Record(event=Event.LEFT, reason=verdict.sentence, by=why.by, cause=verdict.cause)
+
+
+def given_back(freed: GivenBack) -> list[Record]:
+    """What came back of the memory of a worker that is gone. Empty: nothing is known of that."""
+    if not (freed.text or freed.missing):
+        return []
+    missing = " ".join(freed.missing) or None
+    ram_bytes, vram_bytes = freed.ram_bytes, freed.vram_bytes
+    return [
+        Record(
+            event=Event.GIVEN_BACK, reason=freed.text, result=missing, freed_ram_bytes=ram_bytes, freed_vram_bytes=vram_bytes
+        )
+    ]
+
+
+def wanted(wanted: Wanted, mode: PauseMode, why: Why) -> Record:
+    """Another state is wanted of the run."""
+    paused = wanted is Wanted.PAUSED
+    return Record(
+        event=Event.WANTED,
+        reason=why.reason,
+        action=f"{wanted} ({mode})" if paused else str(wanted),
+        by=why.by,
+        wanted=wanted,
+        pause_mode=mode if paused else None,
+    )
+
+
+def end(state: RunState, failure: str | None, by: By, cause: Cause | None) -> Record:
+    """The run is over. `cause` is that of the last worker's end (None: it ended as it was asked to, or there was none)."""
+    return Record(event=Event.END, reason=failure or str(state), by=by, cause=cause)

@@ -1,0 +1,234 @@
+"""Where a run stands: what the user wants, what the ladder asks, what the worker is, and all that follows from the three. Pure.
+
+Covers what is known of the run and the questions that are answered from it: for the events, for the ladder (`view`), for people
+who wait (`run_view`) and for `status`. Nothing changes here; that is done by the events of `lifecycle.py`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import InitVar, dataclass, field
+
+from memsup.shared import messages as m
+from memsup.shared.messages import PauseMode
+from memsup.shared.status import RunState, Wanted
+from memsup.supervisor.decide.events import By
+from memsup.supervisor.decide.ladder import HoldReason, Stance, WorkerView
+from memsup.supervisor.decide.run.actions import BY_USER, Why
+from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
+from memsup.supervisor.decide.run.leaving import Ending, Leaving
+from memsup.supervisor.decide.run.one_life import OneLife, Stage
+from memsup.supervisor.decide.run.requests import RunView, Waiters
+from memsup.supervisor.decide.run.restarts import Budget, Restarts
+
+MOST_DAMAGE_TOLD = 5
+"""`attention` has at most this many sentences about damaged checkpoints; the ledger has all."""
+
+
+@dataclass(kw_only=True)
+class Standing:
+    """Where one run stands under one supervisor."""
+
+    wanted: Wanted
+    pause_mode: PauseMode
+    """How a pause that is wanted is to be carried out."""
+    run_id: str
+    lease_s: float
+    """A worker that hears nothing from its supervisor for this long leaves."""
+    memory_limit_bytes: int | None
+    """What the worker's whole tree may use. None: nothing bounds it."""
+    is_command: bool = False
+    """The worker is a foreign command, which neither reports nor takes orders."""
+    continue_on_cpu: bool = False
+    """Whether the run goes on on the CPU when the GPU is lost; never for a command, which chooses its device itself."""
+    most_micro_tokens: int | None = None
+    """Micro-batches stay below this size however calm memory is (`after_power_loss.py`). None: there is no such bound."""
+    checkpoint: m.CheckpointNote | None = None
+    """The newest checkpoint. None: there is none."""
+    budget: InitVar[Budget | None] = None
+    """What is left of the restarts. None: all."""
+
+    stance: Stance = field(default_factory=Stance)
+    heartbeat: m.Heartbeat | None = None
+    """What the worker said last. Until a new life has loaded, its progress is what the life before had reached."""
+    terminal: RunState | None = None
+    """How the run is over. None: it is not."""
+    outcome: m.Finished | None = None
+    """What a run that is finished came to."""
+    failure: str | None = None
+    """Why a failed run failed, for people."""
+    exit_status: int | None = None
+    """The exit code of the last worker, or minus the signal's number. None: none has ended, or it is not known."""
+    given_back: GivenBack | None = NOTHING_KNOWN
+    """What the last worker gave back. None: we still wait for the GPU's own count; no worker is started until then."""
+    worker: OneLife = field(init=False)
+    recovery: Restarts = field(init=False)
+    waiters: Waiters = field(default_factory=Waiters)
+    damage: deque[str] = field(default_factory=lambda: deque(maxlen=MOST_DAMAGE_TOLD))
+    """What the worker said of damaged checkpoints."""
+
+    def __post_init__(self, budget: Budget | None) -> None:
+        self.worker = OneLife(is_command=self.is_command)
+        self.recovery = Restarts(budget or Budget())
+
+    # -- what others ask ----------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> RunState:
+        """Where the run is, in the one word that people see."""
+        worker = self.worker
+        if self.terminal is not None:
+            return self.terminal
+        if worker.leaving.for_good:
+            return RunState.STOPPING
+        if self.wanted is Wanted.PAUSED:
+            return RunState.PAUSED if worker.stage is Stage.NONE or worker.rests else RunState.PAUSING
+        if HoldReason.HEAT in self.stance.holds:
+            return RunState.COOLING
+        makes_room = worker.leaving.ending is Ending.MAKE_ROOM
+        if self.stance.holds or worker.frozen or makes_room or self.recovery.recovering:
+            return RunState.RECOVERING
+        return RunState.RUNNING if worker.is_ready and (self.is_command or worker.trains) else RunState.STARTING
+
+    @property
+    def stage(self) -> Stage:
+        """What the worker is."""
+        return self.worker.stage
+
+    @property
+    def held(self) -> bool:
+        """Whether the worker holds, as it was told."""
+        return self.worker.held
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the worker's tree stands still by force."""
+        return self.worker.frozen
+
+    @property
+    def unresponsive(self) -> bool:
+        """Whether the worker leaves orders without an answer, or is silent."""
+        return self.worker.unresponsive
+
+    @property
+    def leaving(self) -> Leaving:
+        """How far the worker is with leaving."""
+        return self.worker.leaving
+
+    @property
+    def owes_last_words(self) -> bool:
+        """Whether, if the worker has ended by itself, it did so without a word on why."""
+        return self.worker.owes_last_words
+
+    @property
+    def restarts(self) -> int:
+        """How often the worker was started again after a death."""
+        return self.recovery.count
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the GPU was lost, and the worker is told to leave it alone."""
+        return self.recovery.on_cpu
+
+    @property
+    def micro_tokens_limit(self) -> int | None:
+        """The most tokens with which the next life begins. None: nothing has ended for memory."""
+        return self.recovery.micro_tokens_limit
+
+    @property
+    def attention(self) -> tuple[str, ...]:
+        """Sentences about checkpoints that were found damaged, and about those that were used instead."""
+        return tuple(self.damage)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the worker is what it is meant to be, and nothing is on its way."""
+        worker = self.worker
+        moves = worker.orders.in_flight() or self.waiters or worker.leaving.ending or worker.frozen or worker.unresponsive
+        return worker.is_ready and not moves
+
+    def view(self) -> WorkerView:
+        """What the ladder must know of the worker."""
+        worker = self.worker
+        batch = self.heartbeat.batch if self.heartbeat else None
+        obeys = worker.is_ready and not self.is_command and not worker.unresponsive
+        return WorkerView(
+            alive=worker.is_alive,
+            takes_orders=obeys and not worker.leaving.ending,
+            order_in_flight=worker.orders.in_flight(m.LimitMicroBatch),
+            can_shrink=batch is not None and (batch.micro_rows is None or batch.micro_rows > 1),
+            held=worker.rests,
+            frozen=worker.frozen,
+        )
+
+    # -- what is to follow --------------------------------------------------------------------------------------------
+
+    def may_begin(self, now_s: float) -> bool:
+        """Whether, where there is no worker, one is to be started now."""
+        wanted = self.wanted is Wanted.RUNNING and not self.stance.holds
+        return wanted and self.given_back is not None and now_s >= self.recovery.not_before_s
+
+    @property
+    def wants_release(self) -> bool:
+        """Whether the user wants the run paused, and its memory back."""
+        return self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.RELEASE
+
+    @property
+    def must_leave(self) -> bool:
+        """Whether what the worker was asked to leave for still holds."""
+        match self.worker.leaving.ending:
+            case Ending.RELEASE:
+                return self.wants_release
+            case Ending.MAKE_ROOM:
+                return self.stance.release
+            case _:
+                return True
+
+    @property
+    def why_frozen(self) -> Why | None:
+        """All that freezes a worker: the ladder in an emergency, and for a command, which takes no orders, each reason to hold.
+        None: there is neither.
+        """
+        if self.stance.freeze:
+            return self.stance_why
+        return self.why_held if self.is_command and self.worker.leaving.ending is None else None
+
+    @property
+    def why_held(self) -> Why | None:
+        """All that lets a worker hold: what it cannot save, the user, and the ladder. None: nothing does."""
+        if self.worker.leaving.cannot is not None:
+            return Why("what it has computed cannot be saved")
+        if self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.HOLD:
+            return BY_USER
+        if not self.stance.holds:
+            return None
+        return Why(self.stance.reason, By.LADDER, tuple(why for why in HoldReason if why in self.stance.holds))
+
+    @property
+    def stance_why(self) -> Why:
+        """What the ladder does, and why."""
+        return Why(self.stance.reason, By.LADDER, self.stance.pressures)
+
+    def run_view(self) -> RunView:
+        """What those who wait for the run must know of it."""
+        worker = self.worker
+        starts = worker.stage in (Stage.SPAWNED, Stage.LEFTOVER)
+        return RunView(
+            terminal=self.terminal,
+            failure=self.failure,
+            wanted=self.wanted,
+            pause_mode=self.pause_mode,
+            is_gone=worker.stage is Stage.NONE,
+            rests=worker.rests,
+            runs=starts or (worker.is_ready and not worker.rests),
+            held_because=self.stance.reason if self.stance.holds else None,
+            cannot_leave=worker.leaving.sentence(self.checkpoint),
+            given_back=self.given_back,
+            where=self._where(),
+        )
+
+    def _where(self) -> str:
+        if self.heartbeat is None or (not self.worker.trains and self.checkpoint is not None):
+            return f" at step {self.checkpoint.step:,}" if self.checkpoint else ""
+        progress = self.heartbeat.progress
+        return f" at step {progress.step:,}" + (f" of {progress.total_steps:,}" if progress.total_steps else "")
