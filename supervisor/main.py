@@ -33,6 +33,7 @@ from memsup.supervisor.daemon.signals import Signals
 from memsup.supervisor.daemon.sockets import Client, Sockets
 from memsup.supervisor.daemon.systemd import GO_ON, OVER
 from memsup.supervisor.decide.after_power_loss import footing_of
+from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.events import Event
 from memsup.supervisor.decide.ladder import HoldReason, Ladder, LadderState, MemoryLimits, Proposal, Rung
 from memsup.supervisor.decide.run.actions import (
@@ -80,7 +81,6 @@ STATUS_EVERY_S = 10.0
 GPU_FACTS_S = 5.0
 """For the first look at the GPUs, before the loop runs: waking a driver takes seconds."""
 DEADMAN_BEAT_S = 0.5
-LEAST_FREE_DISK_BYTES = 64 << 20
 ENDING_STEP_S = 0.01
 """Between the steps of a kill, which is when memory is most wanted back."""
 
@@ -337,8 +337,7 @@ class Supervisor:
         self.night.on_look(self.memory)
         if self.deadman is not None and now_s >= self.next_beat_s:
             self.next_beat_s = now_s + DEADMAN_BEAT_S
-            if not self.deadman.beat():
-                self.deadman = Deadman(self.fence.name)
+            self.deadman.beat()
         stance = self.ladder.step(now_s, self.memory, self.disk, self.life.view(), self.proposals)
         self.proposals = tuple(replace(proposal, shrink=False) for proposal in self.proposals)  # asked once
         self.deciding = self.ladder.moment
@@ -354,8 +353,10 @@ class Supervisor:
             self.settled_s = now_s + max(SLOW_LOOK_S, now_s - self.began_s)
             settle()
         self.disk = self.disk_sensor.read(now_s)
-        self.ladder.disk_floor_bytes = disk_floor_bytes(self.life.checkpoint)
+        self.ladder.disk_floor_bytes = disk_floor_bytes(self.life.checkpoint.size_bytes if self.life.checkpoint else None)
         self.fence.renew()
+        if self.deadman is not None and self.ladder.rung < Rung.HOLD:  # starting a process is for a calm moment
+            self.deadman.replace()
         load = self._load()
         self.proposals = self.cooling.step(now_s, load, calm=self.ladder.rung < Rung.HOLD)
         if load.alive and self.life.leaving.ending is None:
@@ -553,8 +554,3 @@ class Supervisor:
         if self.life.stage is Stage.NONE:  # nothing here could be slowed down or ended, however short memory is
             return rest_s
         return min(rest_s, poll_interval_s(self.ladder.headroom_bytes(self.memory), self.ladder.fill_rate_bytes_per_s()))
-
-
-def disk_floor_bytes(newest: m.CheckpointNote | None) -> int:
-    """Below this much free disk training holds: the room for one more checkpoint, and for the records about it."""
-    return LEAST_FREE_DISK_BYTES + ((newest.size_bytes or 0) if newest else 0)

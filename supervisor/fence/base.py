@@ -11,14 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memsup.supervisor.fence import launch
-from memsup.supervisor.kernel.cgroups import MemoryUse
 from memsup.supervisor.kernel.processes import MARK
 
 WORKER_OOM_SCORE_ADJ = 700
 """Well above a user service's 200 (systemd#38492), so that the kernel, when it must choose, takes the worker."""
-
-_LOWERING_STEP_BYTES = 64 << 20
-_LOWERING_MARGIN_BYTES = 32 << 20
 
 
 class Kind(enum.StrEnum):
@@ -51,8 +47,6 @@ class Fence(ABC):
     def __init__(self, run: str, limit_bytes: int) -> None:
         self.name = fence_name(run)
         self.limit_bytes = limit_bytes
-        """In force now."""
-        self._wanted_bytes = self._highest_bytes = limit_bytes
 
     @property
     def folder(self) -> Path | None:
@@ -63,24 +57,9 @@ class Fence(ABC):
     def launch_prefix(self) -> list[str]:
         """What to put before a command so that it starts inside, `oom_score_adj` raised. Exit code 125: it could not."""
 
-    def set_limit(self, limit_bytes: int) -> None:
-        """Lowers the limit for a while, or raises it again up to what the fence was made with.
-
-        Never so low that the kernel would have to kill at once: what the worker holds now is the bound, and `renew` follows it
-        down as the worker shrinks. `limit_bytes` says what is in force.
-        """
-        self._wanted_bytes = min(limit_bytes, self._highest_bytes)
-        self.renew()
-
     @abstractmethod
     def renew(self) -> None:
-        """Once a second: brings the kernel's limit nearer to what is wanted, also where somebody else changed it."""
-
-    def _next_bytes(self, use: MemoryUse) -> int:
-        """The limit to set now. What is held is read only where it matters."""
-        if self._wanted_bytes >= self.limit_bytes:
-            return self._wanted_bytes
-        return next_limit(self._wanted_bytes, self.limit_bytes, use.held_bytes(), use.charged_bytes())
+        """Puts the limit back where somebody else changed it; to be called once a second."""
 
     @abstractmethod
     def used_bytes(self) -> int | None:
@@ -113,7 +92,7 @@ class Fence(ABC):
 
     @abstractmethod
     def kill(self) -> None:
-        """SIGKILL for everything inside; returns at once. Again while `populated` (see `process_tree.TreeKill`)."""
+        """SIGKILL for everything inside; returns at once. Again while `populated` (see `kill.TreeKill`)."""
 
     @abstractmethod
     def remove(self) -> bool:
@@ -137,18 +116,3 @@ def launcher(name: str, *, writes: Sequence[tuple[Path, str]] = (), data_limit_b
     for file, text in writes:
         command += ["--write", str(file), text]
     return [*command, "--"]
-
-
-def next_limit(wanted_bytes: int, in_force_bytes: int, held_bytes: int | None, charged_bytes: int | None) -> int:
-    """The limit to set now, on the way from `in_force_bytes` to `wanted_bytes`.
-
-    Raising is free. Lowering stops above what is held (`held_bytes`, without page cache): the kernel would kill (v2) or refuse
-    (v1). It takes page cache (`charged_bytes` is the sum) in small bites, since the write returns only when it was taken.
-    Unknown use: nothing is lowered.
-    """
-    if wanted_bytes >= in_force_bytes:
-        return wanted_bytes
-    if held_bytes is None or charged_bytes is None:
-        return in_force_bytes
-    lowest = max(wanted_bytes, held_bytes + _LOWERING_MARGIN_BYTES, charged_bytes - _LOWERING_STEP_BYTES)
-    return min(lowest, in_force_bytes)

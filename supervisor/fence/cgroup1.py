@@ -67,12 +67,10 @@ class Cgroup1Fence(Fence):
         return launcher(self.name, writes=[(folder / "cgroup.procs", "0") for folder in (self._folder, self._freezer)])
 
     def renew(self) -> None:
-        target = self._next_bytes(self._use)
-        text = str(page_floor(target))
+        text = str(page_floor(self.limit_bytes))
         # Memory may never be above memory with swap, so the order depends on the direction. Refused: EBUSY, tried again later.
         swap_as_well = hold(self._with_swap_limit, text)
-        if hold(self._limit, text):
-            self.limit_bytes = target
+        hold(self._limit, text)
         if not swap_as_well:
             hold(self._with_swap_limit, text)
 

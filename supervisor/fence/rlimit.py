@@ -30,7 +30,7 @@ class NoFence(Fence):
         return launcher(self.name)
 
     def renew(self) -> None:
-        self.limit_bytes = self._wanted_bytes
+        """There is nothing to put back."""
 
     def used_bytes(self) -> int | None:
         """Shared pages are divided at each walk; in between each process's growth is added, so a leak shows at once."""
@@ -83,7 +83,6 @@ class RlimitFence(NoFence):
         return launcher(self.name, data_limit_bytes=self.limit_bytes)
 
     def renew(self) -> None:
-        self.limit_bytes = self._wanted_bytes
         for pid in self.pids():
             try:
                 _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)

@@ -1,9 +1,9 @@
 """A systemd scope around the worker: in the user's own manager, or, for root, in the system's.
 
 The scope goes into a slice that only this run has, and everything is done on the slice's cgroup, because it stays: systemd
-removes a scope together with its last process, and with it the count of what the kernel killed. Limits stand in both: in
-the scope as properties that systemd knows and keeps, in the slice as what `set_limit` writes, which may be lower. (systemd
-writes its own value into the slice when a scope in it comes or goes; `renew` puts ours back.) `systemd-run` replaces itself by
+removes a scope together with its last process, and with it the count of what the kernel killed. The limit stands in both:
+in the scope as a property that systemd knows and keeps, in the slice as what memsup writes there. (systemd writes its own value
+into the slice when a scope in it comes or goes; `renew` puts ours back.) `systemd-run` replaces itself by
 the command, so the pid of the child is the worker's. Sources: systemd-run(1), systemd.scope(5), systemd.resource-control(5).
 """
 
@@ -34,7 +34,7 @@ class ScopeFence(Cgroup2):
             raise FenceError(f"{self._folder / 'memory.max'} cannot be written")
 
     def launch_prefix(self) -> list[str]:
-        limits = {"MemoryMax": str(self._highest_bytes), "MemorySwapMax": "0", "OOMPolicy": "continue"}
+        limits = {"MemoryMax": str(self.limit_bytes), "MemorySwapMax": "0", "OOMPolicy": "continue"}
         scope = self._folder / f"{self.name}.scope"
         return [
             *_scope_command(self.name, self.name, limits),

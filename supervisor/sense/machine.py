@@ -16,7 +16,7 @@ from pathlib import Path
 
 from memsup.shared.clock import monotonic_s
 from memsup.supervisor.decide.readings import THIS_MACHINE, GpuReading, Machine
-from memsup.supervisor.kernel.cgroups import find_hierarchy
+from memsup.supervisor.kernel.cgroups import MemoryAccount, find_hierarchy
 from memsup.supervisor.sense.power_supply import PowerSupply
 from memsup.supervisor.sense.temperatures import TemperatureSensors
 
@@ -99,9 +99,9 @@ def disk_free_bytes(folder: Path) -> int | None:
 # Memory and CPUs, and the cgroups' say in both
 
 
-def _enclosing(controller: str, root: Path) -> list[tuple[str, Path, int]]:
+def _cpu_cgroups(root: Path) -> list[tuple[str, Path, int]]:
     """(name, folder, version) of our own cgroup and all around it, innermost first. A container's top is called `/`."""
-    hierarchy = find_hierarchy(controller, root)
+    hierarchy = find_hierarchy("cpu", root)
     if hierarchy is None:
         return []
     folders = hierarchy.upwards()
@@ -109,45 +109,12 @@ def _enclosing(controller: str, root: Path) -> list[tuple[str, Path, int]]:
 
 
 def _memory(meminfo: dict[str, int], root: Path) -> tuple[int, int | None, str, tuple[tuple[str, int], ...]]:
-    total, source = meminfo["MemTotal"], THIS_MACHINE
-    available = meminfo.get("MemAvailable")
-    limits = []
-    for name, folder, version in _enclosing("memory", root):
-        limit = _memory_limit_bytes(folder, version, is_top=name == "/")
-        if limit is None or limit >= meminfo["MemTotal"]:
-            continue
-        limits.append((name, limit))
-        if limit < total:
-            total, source = limit, f"cgroup {name}"
-        used = _memory_used_bytes(folder, version)
-        if used is not None:
-            left = max(0, limit - used)
-            available = left if available is None else min(available, left)
-    return total, available, source, tuple(limits)
-
-
-def _memory_limit_bytes(folder: Path, version: int, *, is_top: bool) -> int | None:
-    """Version 2's `memory.high` counts: above it the kernel throttles. Version 1 writes "none" as eight exbibytes."""
-    if version == 1:
-        limits = [_number(folder / "memory.limit_in_bytes")]
-        if is_top:  # what the groups above add up to, those that a container cannot see
-            limits.append(_stat(folder).get("hierarchical_memory_limit"))
-    else:
-        limits = [_number(folder / "memory.max"), _number(folder / "memory.high")]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _memory_used_bytes(folder: Path, version: int) -> int | None:
-    """Without page cache, which the kernel takes back before it refuses anybody."""
-    prefix, file = ("total_", "memory.usage_in_bytes") if version == 1 else ("", "memory.current")
-    used, stat = _number(folder / file), _stat(folder)
-    cache = stat.get(prefix + "inactive_file", 0) + stat.get(prefix + "active_file", 0)
-    return None if used is None else max(0, used - cache)
-
-
-def _stat(folder: Path) -> dict[str, int]:
-    pairs = (line.split(" ", 1) for line in (_text(folder / "memory.stat") or "").splitlines() if " " in line)
-    return {name: int(value) for name, value in pairs if value.isdigit()}
+    """Total and available bytes, whose limit the total is, and every cgroup's limit that is below the machine's memory."""
+    account = MemoryAccount(root)
+    limits = tuple(account.limits(meminfo["MemTotal"]))
+    total, available = account.within(meminfo["MemTotal"], meminfo.get("MemAvailable"))
+    source = next((f"cgroup {name}" for name, limit in limits if limit == total), THIS_MACHINE)
+    return total or meminfo["MemTotal"], available, source, limits
 
 
 def _meminfo(root: Path) -> dict[str, int]:
@@ -168,7 +135,7 @@ def _kibibytes(text: str) -> int | None:
 
 def _cpus(root: Path) -> tuple[int, str]:
     usable, source = _allowed_cpus(root), THIS_MACHINE
-    for name, folder, version in _enclosing("cpu", root):
+    for name, folder, version in _cpu_cgroups(root):
         quota = _cpu_quota(folder, version)
         if quota is not None and max(1, int(quota)) < usable:
             usable, source = max(1, int(quota)), f"cgroup {name}, {quota:g} CPUs of time"
@@ -235,11 +202,6 @@ def _ends_with_ssh(root: Path) -> bool:
 def _can_sleep(root: Path) -> bool | None:
     states = _text(root / "sys/power/state")
     return None if states is None else bool({"mem", "standby", "freeze"} & set(states.split()))
-
-
-def _number(file: Path) -> int | None:
-    text = _text(file) or ""
-    return int(text) if text.removeprefix("-").isdigit() else None
 
 
 def _text(file: Path) -> str | None:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Protocol
 
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
-from memsup.supervisor.kernel.cgroups import MemoryUse, find_hierarchy, lineage
+from memsup.supervisor.kernel.cgroups import MemoryAccount
 from memsup.supervisor.kernel.kernel_file import KeptFile
 
 REST_S = 1.0
-NEAR_S = 0.05
 BURST_S = 0.01
 UNKNOWN_S = 0.05
 _WORST_FILL_BYTES_PER_S = 8 << 30
@@ -60,7 +59,7 @@ class MemorySensor:
         self._meminfo = KeptFile(root / "proc/meminfo")
         self._pressure = KeptFile(root / "proc/pressure/memory")
         self._machine_stall, self._fence_stall = _StallClock(), _StallClock()
-        self._enclosing = [_EnclosingCgroup(folder, version) for folder, version in _enclosing_folders(fence, root)]
+        self._account = MemoryAccount(root, fence.folder if fence else None)
         self._limits_at_s = float("-inf")
 
     def read(self, now_s: float) -> MemoryReading:
@@ -73,13 +72,8 @@ class MemorySensor:
             available = None
         if now_s - self._limits_at_s >= _LIMITS_AGAIN_S:
             self._limits_at_s = now_s
-            for cgroup in self._enclosing:
-                cgroup.read_limit()
-        for cgroup in self._enclosing:
-            if cgroup.limit_bytes is not None:
-                left = cgroup.available_bytes()
-                total = None if total is None else min(total, cgroup.limit_bytes)
-                available = None if available is None or left is None else min(available, left)
+            self._account.read_limits()
+        total, available = self._account.within(total, available)
         stall_us = self._pressure.number_after(b"total=") if self._pressure.read() else None
         fence = self._fence
         return MemoryReading(
@@ -123,35 +117,6 @@ class _StallClock:
         if total_us is None or before_us is None or total_us < before_us or now_s <= before_s:
             return None
         return min(1.0, (total_us - before_us) / 1e6 / (now_s - before_s))
-
-
-class _EnclosingCgroup:
-    """One cgroup that bounds this process or the worker. Its limit may come and go; None means none that is known."""
-
-    __slots__ = ("_limit", "_use", "limit_bytes")
-
-    def __init__(self, folder: Path, version: int) -> None:
-        self._limit = KeptFile(folder / ("memory.limit_in_bytes" if version == 1 else "memory.max"), 64)
-        self._use = MemoryUse(folder, version)
-        self.limit_bytes: int | None = None
-
-    def read_limit(self) -> None:
-        self.limit_bytes = self._limit.number() if self._limit.read() else None
-
-    def available_bytes(self) -> int | None:
-        held = self._use.held_bytes()
-        return None if self.limit_bytes is None or held is None else max(0, self.limit_bytes - held)
-
-
-def _enclosing_folders(fence: WorkerUse | None, root: Path) -> list[tuple[Path, int]]:
-    """Every cgroup above this process and above the worker, with its version; each once. The fence's own is not among them."""
-    hierarchy = find_hierarchy("memory", root)
-    if hierarchy is None:
-        return []
-    folders = hierarchy.upwards()
-    if fence is not None and fence.folder is not None and hierarchy.mount in fence.folder.parents:
-        folders += lineage(fence.folder.parent, hierarchy.mount)
-    return [(folder, hierarchy.version) for folder in dict.fromkeys(folders)]
 
 
 def _bytes(kib: int | None) -> int | None:

@@ -70,7 +70,8 @@ def test_a_killed_supervisor_does_not_leave_a_runaway_behind(fence: NoFence) -> 
     code = (
         "import os, sys, time\n"
         "from memsup.supervisor.fence.rlimit import NoFence\n"
-        "from memsup.supervisor.kernel.children import Deadman, spawn\n"
+        "from memsup.supervisor.fence.kill import Deadman\n"
+        "from memsup.supervisor.kernel.children import spawn\n"
         f"fence = NoFence({fence.name.removeprefix('memsup-')!r}, 1 << 30)\n"
         f"spawn([*fence.launch_prefix(), sys.executable, {str(MISBEHAVING)!r}], environment=dict(os.environ, ESCAPES='1'))\n"
         "guard = Deadman(fence.name)\n"
@@ -104,6 +105,27 @@ def test_a_deadman_that_died_is_noticed_at_the_next_beat(fence: NoFence) -> None
     assert guard.beat()
     os.kill(guard.pid, signal.SIGKILL)
     wait_for("it is noticed", lambda: not guard.beat())
+
+
+def test_a_deadman_that_died_is_replaced_when_there_is_time_for_it_and_nothing_of_the_old_one_stays_open(
+    fence: NoFence,
+) -> None:
+    """It was started inside the look at memory, and each one left a pipe and a pidfd behind."""
+    guard = Deadman(fence.name)
+    for _ in range(3):
+        first, open_before = guard.pid, len(os.listdir("/proc/self/fd"))
+        guard.replace()
+        assert guard.pid == first, "it lives"
+        os.kill(first, signal.SIGKILL)
+        wait_for("it is noticed", lambda: not guard.beat())
+        assert not guard.beat()
+        assert guard.pid == first, "a beat starts nothing"
+        guard.replace()
+        assert guard.pid != first
+        assert guard.beat()
+        assert len(os.listdir("/proc/self/fd")) == open_before
+    guard.goodbye()
+    wait_for("it left", lambda: dead(guard.pid))
 
 
 def test_a_pipe_that_is_full_does_not_stop_the_supervisor(fence: NoFence) -> None:
