@@ -104,6 +104,12 @@ def unit_text(unit: Unit) -> str:
     return "\n".join(lines) + "\n"
 
 
+def exit_status(terminal: RunState | None, wanted: Wanted) -> int:
+    """What the supervisor's end means to systemd. `terminal` is the state in which the run has ended. None: it has not."""
+    told_to_go = terminal is RunState.STOPPED and wanted is not Wanted.STOPPED
+    return GO_ON if told_to_go else OVER
+
+
 def is_wanted(record: RunRecord | None, status: Status | None) -> bool:
     """Whether a boot should begin the run."""
     if record is None or record.wanted is Wanted.STOPPED:

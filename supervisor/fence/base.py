@@ -47,6 +47,8 @@ class Fence(ABC):
     def __init__(self, run: str, limit_bytes: int) -> None:
         self.name = fence_name(run)
         self.limit_bytes = limit_bytes
+        self.why_no_better = ""
+        """Why no better kind can be had here; empty where this is the best."""
 
     @property
     def folder(self) -> Path | None:

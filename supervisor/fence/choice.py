@@ -30,10 +30,9 @@ _MAKERS: dict[Kind, type[ScopeFence | DelegatedFence | Cgroup1Fence | RlimitFenc
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """`refused`: each better kind, with a plain clause that says why it cannot be had here."""
-
     fence: Fence
     refused: list[tuple[Kind, str]]
+    """Each better kind, with a plain clause that says why it cannot be had here."""
 
 
 def choose_fence(run: str, limit_bytes: int, *, device_is_cuda: bool, among: Sequence[Kind] = tuple(Kind)) -> Chosen:
@@ -49,10 +48,14 @@ def choose_fence(run: str, limit_bytes: int, *, device_is_cuda: bool, among: Seq
             continue
         try:
             rehearse(_MAKERS[kind](f"{run}_try_{os.getpid()}", limit_bytes))
-            return Chosen(_MAKERS[kind](run, limit_bytes), refused)
+            fence: Fence = _MAKERS[kind](run, limit_bytes)
+            break
         except FenceError as error:
             refused.append((kind, str(error)))
-    return Chosen(NoFence(run, limit_bytes), refused)
+    else:
+        fence = NoFence(run, limit_bytes)
+    fence.why_no_better = "; ".join(f"{kind}: {why}" for kind, why in refused)
+    return Chosen(fence, refused)
 
 
 # The child tells what it sees of its own limits, then waits to be killed.

@@ -3,7 +3,7 @@
 On the hot path there are only descriptors that stay open, buffers that stay allocated, and counters; no walk through /proc, no
 import, no fork. What is absent, vanishes or makes no sense is None. Jumps are passed on as they are.
 
-`poll_interval_s` says when to read again. GPUs are read by `gpu/`, temperatures by `temperatures.py`.
+When to read again is decided in `decide/guard.py`. GPUs are read by `gpu/`, temperatures by `temperatures.py`.
 """
 
 from __future__ import annotations
@@ -16,26 +16,7 @@ from memsup.supervisor.decide.readings import DiskReading, MemoryReading
 from memsup.supervisor.kernel.cgroups import MemoryAccount
 from memsup.supervisor.kernel.kernel_file import KeptFile
 
-REST_S = 1.0
-BURST_S = 0.01
-UNKNOWN_S = 0.05
-_WORST_FILL_BYTES_PER_S = 8 << 30
-"""What a few cores can touch in fresh pages; earlyoom reckons with 6 GiB/s (its `main.c`)."""
 _LIMITS_AGAIN_S = 1.0
-
-
-def poll_interval_s(headroom_bytes: int | None, fill_rate_bytes_per_s: float | None) -> float:
-    """Seconds until the next reading, `BURST_S` to `REST_S`.
-
-    `headroom_bytes` is what is left to the nearest limit (None: unknown; 0 or less: past it), `fill_rate_bytes_per_s` how fast
-    it shrinks as measured (None: unknown). The constant worst case guards against what has not been seen yet; the measured
-    rate against overshooting by several polls (earlyoom#123): eight readings before the limit.
-    """
-    if headroom_bytes is None:
-        return UNKNOWN_S
-    worst_s = headroom_bytes / _WORST_FILL_BYTES_PER_S
-    measured_s = headroom_bytes / fill_rate_bytes_per_s / 8 if fill_rate_bytes_per_s and fill_rate_bytes_per_s > 0 else REST_S
-    return min(REST_S, max(BURST_S, min(worst_s, measured_s)))
 
 
 class WorkerUse(Protocol):
@@ -88,18 +69,13 @@ class MemorySensor:
         )
 
 
-class DiskSensor:
+def read_disk(now_s: float, folder: Path) -> DiskReading:
     """Free space for this user on the file system where `folder` lies."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def read(self, now_s: float) -> DiskReading:
-        try:
-            found = os.statvfs(self._folder)
-        except OSError:
-            return DiskReading(at_s=now_s)
-        return DiskReading(at_s=now_s, free_bytes=found.f_bavail * found.f_frsize)
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return DiskReading(at_s=now_s)
+    return DiskReading(at_s=now_s, free_bytes=found.f_bavail * found.f_frsize)
 
 
 class _StallClock:
