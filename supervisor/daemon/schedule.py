@@ -9,20 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SLOW_LOOK_S = 1.0
-"""Between two looks at what is in no hurry: leases, deadlines, disk, devices."""
+"""The time between two looks at what is in no hurry: leases, deadlines, disk, devices."""
 CALM_LOOK_S = 2.0
-"""The same while nothing is in motion: what the supervisor takes of the processor at rest, it takes here."""
+"""The same time while nothing is in motion: what the supervisor takes of the processor at rest, it takes here."""
 STATUS_EVERY_S = 10.0
-"""Each new state is written at once; in between the file is for who asks after the supervisor's death."""
+"""The time between two writes of `status.json` in one state; each new state is written at once. In between the file is for who
+asks after the supervisor's death."""
 SOON_S = 0.01
-"""After something was done that changes memory, and between the steps of a kill, which is when memory is most wanted back."""
+"""The time to the next look after something was done that changes memory, and between the steps of a kill, which is when
+memory is most wanted back."""
 POLL_GRAIN_S = 0.001
 """The poll counts in milliseconds, so this much is no lateness."""
 RECENT_S = 10.0
 
 
 class Lateness:
-    """How late the loop came, at worst."""
+    """How late the loop came at worst: ever, and lately."""
 
     def __init__(self) -> None:
         self.worst_s = 0.0
@@ -32,7 +34,7 @@ class Lateness:
         self._next_s = float("-inf")
 
     def note(self, now_s: float, late_s: float) -> None:
-        """The loop came `late_s` after it was due; below 0 it was woken before."""
+        """Notes that the loop came `late_s` after it was due; below 0 it was woken before."""
         if now_s >= self._next_s:
             self._next_s = now_s + RECENT_S
             self._last_s, self._running_s = self._running_s, 0.0
@@ -47,7 +49,7 @@ class Lateness:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of the loop, planned: when it is due, and how long may be waited for something to happen before."""
+    """A turn of the loop that is planned: when it is due, and how long may be waited for something to happen before."""
 
     due_s: float
     wait_s: float
@@ -55,22 +57,22 @@ class Turn:
 
 class Schedule:
     def __init__(self, now_s: float) -> None:
-        """Everything is due at once."""
+        """Makes everything due at `now_s`."""
         self.lateness = Lateness()
         self._began_s = now_s
         self.woke_s = now_s
-        """When the loop turned last."""
+        """The time at which the loop turned last."""
         self._look_s = self._slow_look_s = self._status_s = self._settle_s = now_s
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def plan(self, now_s: float, probe_due_s: float) -> Turn:
-        """When the loop has to turn again at the latest; `probe_due_s` is when the GPU probe wants to be asked."""
+        """The next turn at the latest; `probe_due_s` is when the GPU probe wants to be asked."""
         due_s = max(self.woke_s, min(self._look_s, self._slow_look_s, probe_due_s))
         return Turn(due_s, max(0.0, due_s - now_s))
 
     def woke(self, now_s: float, turn: Turn) -> None:
-        """The loop turns now, because `turn` was due or something happened before."""
+        """Notes that the loop turns now, because `turn` was due or something happened before."""
         self.lateness.note(now_s, now_s - turn.due_s - POLL_GRAIN_S)
         self.woke_s = now_s
 
@@ -83,7 +85,7 @@ class Schedule:
         self._look_s = now_s + in_s
 
     def look_soon(self, now_s: float) -> None:
-        """What was just done changes memory: nothing is decided on a reading from before (kubelet#51745)."""
+        """Makes a look due: what was just done changes memory, and older readings are of no use (kubelet#51745)."""
         self._look_s = min(self._look_s, now_s + SOON_S)
 
     # -- the slow look ------------------------------------------------------------------------------------------------
@@ -95,7 +97,7 @@ class Schedule:
         self._slow_look_s = now_s + (CALM_LOOK_S if calm else SLOW_LOOK_S)
 
     def hurry(self, now_s: float) -> None:
-        """The calm is over: the next slow look comes as soon as in busy times."""
+        """Ends the calm: the next slow look comes as soon as in busy times."""
         self._slow_look_s = min(self._slow_look_s, now_s + SLOW_LOOK_S)
 
     def is_settling_due(self, now_s: float) -> bool:

@@ -14,11 +14,11 @@ from memsup.supervisor.fence import launch
 from memsup.supervisor.kernel.processes import MARK
 
 WORKER_OOM_SCORE_ADJ = 700
-"""Well above a user service's 200 (systemd#38492), so that the kernel, when it must choose, takes the worker."""
+"""The worker's score is well above a user service's 200 (systemd#38492): the kernel takes the worker when it must choose."""
 
 
 class Kind(enum.StrEnum):
-    """Best first."""
+    """The kinds of fence, the best first."""
 
     SCOPE = "scope"
     """A systemd scope (cgroup v2), in the user's or the system's manager."""
@@ -27,7 +27,7 @@ class Kind(enum.StrEnum):
     CGROUP1 = "cgroup1"
     """A cgroup v1 of the memory and freezer controllers, as root."""
     RLIMIT = "rlimit"
-    """RLIMIT_DATA: bounds each process, not their sum; without CUDA only."""
+    """RLIMIT_DATA, which bounds each process, not their sum; without CUDA only."""
     NONE = "none"
 
 
@@ -36,7 +36,7 @@ class FenceError(Exception):
 
 
 class Fence(ABC):
-    """A limit around the worker's whole tree. Exists from its construction; the worker comes in by `launch_prefix`.
+    """A limit around the worker's whole tree. It exists from its construction; the worker comes in by `launch_prefix`.
 
     Nothing here raises for what the kernel does at run time: a reading that cannot be had is None, and an order that the
     kernel refuses shows in what is read afterwards. Only the fence's own cgroups are ever written to.
@@ -52,7 +52,7 @@ class Fence(ABC):
 
     @property
     def folder(self) -> Path | None:
-        """The cgroup whose ancestors bound the worker as well; None without one."""
+        """The cgroup whose ancestors bound the worker as well. None without one."""
         return None
 
     @abstractmethod
@@ -65,22 +65,26 @@ class Fence(ABC):
 
     @abstractmethod
     def used_bytes(self) -> int | None:
-        """Memory that only the death of the worker's tree would give back: no page cache."""
+        """The memory that only the death of the worker's tree would give back: no page cache. None where it cannot be read."""
 
     def oom_kills(self) -> int | None:
-        """The kernel's count of its kills at the fence since it was made (v2 counts the first victim of a group twice)."""
+        """The kernel's count of its kills at the fence since it was made (v2 counts the first victim of a group twice).
+
+        None where nobody counts.
+        """
         return None
 
     def pressure_total_us(self) -> int | None:
-        """PSI `some total=` of the fence's cgroup."""
+        """The time in which somebody inside waited for memory: the cgroup's `some total=`. None where it is not measured."""
         return None
 
     @abstractmethod
-    def pids(self) -> list[int]: ...
+    def pids(self) -> list[int]:
+        """Every process inside."""
 
     @abstractmethod
     def populated(self) -> bool | None:
-        """Whether anything in it still runs (the dead that nobody reaped do not count)."""
+        """Whether anything in it still runs; the dead that nobody reaped do not count. None where it cannot be read."""
 
     @abstractmethod
     def freeze(self) -> None: ...
@@ -90,19 +94,22 @@ class Fence(ABC):
 
     @abstractmethod
     def frozen(self) -> bool | None:
-        """Whether everything inside stands still."""
+        """Whether everything inside stands still. None where it cannot be read."""
 
     @abstractmethod
     def kill(self) -> None:
-        """SIGKILL for everything inside; returns at once. Again while `populated` (see `kill.TreeKill`)."""
+        """Sends SIGKILL to everything inside and returns at once; to be called again while `populated` (`kill.TreeKill`)."""
 
     @abstractmethod
     def remove(self) -> bool:
-        """Takes the empty fence away; False when somebody is still inside. May take a tenth of a second."""
+        """Takes the empty fence away. False when somebody is still inside. May take a tenth of a second."""
 
 
 def fence_name(run: str) -> str:
-    """`memsup-…`, the same for the same run, fit for a cgroup and a unit. A second dash would nest systemd's slices."""
+    """The fence's name, `memsup-…`: the same for the same run, fit for a cgroup and a unit.
+
+    A second dash would nest systemd's slices.
+    """
     if re.fullmatch(r"[A-Za-z0-9_]{1,32}", run):
         return f"memsup-{run}"
     readable = re.sub(r"[^A-Za-z0-9_]", "_", run)[:24]
@@ -110,7 +117,7 @@ def fence_name(run: str) -> str:
 
 
 def launcher(name: str, *, writes: Sequence[tuple[Path, str]] = (), data_limit_bytes: int | None = None) -> list[str]:
-    """`launch.py` with its options; the command follows."""
+    """The command line of `launch.py` with its options; the command to be launched follows."""
     command = [sys.executable, "-I", "-S", launch.__file__, "--environment", MARK, name]
     command += ["--oom-score-adj", str(WORKER_OOM_SCORE_ADJ)]
     if data_limit_bytes is not None:

@@ -115,7 +115,7 @@ class Cgroup1Fence(Fence):
 
 
 def _limiting_folder(memory: Hierarchy) -> Path:
-    """Where a new cgroup escapes no limit that holds for this process, and yet outlives its login session."""
+    """The folder where a new cgroup escapes no limit that holds for this process, and yet outlives its login session."""
     for folder in memory.upwards():
         limit = take_number(folder / "memory.limit_in_bytes")
         if limit is not None and limit < _UNLIMITED_BYTES:

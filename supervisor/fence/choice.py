@@ -113,7 +113,7 @@ def _problem(fence: Fence, child: Child, answer: str) -> str | None:
 
 
 def _line(descriptor: int) -> str:
-    """The last line that comes before the writer waits for its input or is gone; empty when none comes in time."""
+    """The last line that comes before the writer waits for its input or is gone. Empty when none comes in time."""
     text, deadline_s = b"", monotonic_s() + _PATIENCE_S
     while not text.endswith(b"\n") and select.select([descriptor], [], [], max(0.0, deadline_s - monotonic_s()))[0]:
         more = os.read(descriptor, 4096)

@@ -82,7 +82,9 @@ class KillState(enum.Enum):
     GONE = "gone"
     """Every process has exited, so its memory was handed back."""
     UNDEAD = "undead"
-    """Some will not die (state D: waiting in the kernel). No second worker may start. A later step may still find it gone."""
+    """Some processes will not die (state D: waiting in the kernel), so no second worker may start. A later step may still find
+    them gone.
+    """
 
 
 _AGAIN_S = 0.2
@@ -97,10 +99,10 @@ class TreeKill:
         self._kill_at_s = now_s
         self.state = KillState.KILLING
         self.took_s: float | None = None
-        """From the beginning to GONE."""
+        """The time from the beginning to GONE. None before that."""
 
     def step(self, now_s: float) -> KillState:
-        """Call at once, then every 10 ms or so and when the child's pidfd fires; never waits."""
+        """Takes one step and never waits; to be called at once, then every 10 ms or so and when the child's pidfd fires."""
         if self.state is KillState.GONE:
             return self.state
         if now_s >= self._kill_at_s:  # again and again: somebody may have been born during the last sweep
@@ -117,7 +119,7 @@ class TreeKill:
         return self.state
 
     def left(self) -> list[Process]:
-        """Who is not dead yet, for the alarm: their `state` says why (D: waiting in the kernel)."""
+        """The processes that are not dead yet, for the alarm: their `state` says why (D: waiting in the kernel)."""
         pids = set(self._fence.pids())
         if self._child is not None and self._child.exit_code() is None:
             pids.add(self._child.pid)

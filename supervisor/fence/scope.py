@@ -77,7 +77,10 @@ def _make_slice(name: str) -> Path:
 
 
 def _scope_command(name: str, unit: str, properties: dict[str, str]) -> list[str]:
-    """`--collect`: a scope that failed does not block its name. A slice of its own, so never the terminal's scope."""
+    """The command that starts what follows in a scope, in a slice of its own and so never in the terminal's scope.
+
+    With `--collect` a scope that failed does not block its name.
+    """
     options = [f"--property={key}={value}" for key, value in properties.items()]
     return [
         *("systemd-run", *_which_manager(), "--scope", "--quiet", "--collect", "--no-ask-password"),
@@ -90,7 +93,10 @@ def _which_manager() -> list[str]:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Only while a fence is chosen or removed, never while the guard watches. Raises `FenceError` when it takes too long."""
+    """Runs a command and waits for it: only while a fence is chosen or removed, never while the guard watches.
+
+    Raises `FenceError` when it takes too long.
+    """
     try:
         return subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE_S, check=False

@@ -6,6 +6,7 @@ When to start and end the worker is decided in `decide/run/lifecycle.py`; how a 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -147,7 +148,8 @@ class WorkerProcess:
         """Puts back what somebody else changed of the fence, and in a calm moment replaces a deadman that is gone."""
         self.fence.renew()
         if calm and self._deadman is not None:
-            self._deadman.replace()
+            with contextlib.suppress(OSError):  # no process can be started now; it is tried again a second later
+                self._deadman.replace()
 
     def close(self) -> None:
         """After the worker's end: takes the fence away and ends the deadman's duty."""

@@ -23,7 +23,7 @@ class Hierarchy:
     own: Path
 
     def upwards(self) -> list[Path]:
-        """`own` and every folder above it, up to and including `mount`."""
+        """This process's own folder and every folder above it, up to and including the mount."""
         return lineage(self.own, self.mount)
 
 
@@ -80,12 +80,14 @@ class _Enclosing:
         self.limit_bytes: int | None = None
 
     def read_limit(self) -> None:
+        """Reads anew what the cgroup allows. None where it sets no limit, or does not tell."""
         limits = [file.number() if file.read() else None for file in self._limits]
         if self._is_top:
             limits.append(self._use.hierarchical_limit_bytes())
         self.limit_bytes = min((limit for limit in limits if limit is not None), default=None)
 
     def left_bytes(self, limit_bytes: int) -> int | None:
+        """What is left below `limit_bytes`. None where it is not known what is held."""
         held = self._use.held_bytes()
         return None if held is None else max(0, limit_bytes - held)
 
@@ -138,16 +140,16 @@ class MemoryAccount:
 
 
 def lineage(folder: Path, mount: Path) -> list[Path]:
-    """`folder` and every folder above it, up to and including `mount`."""
+    """The folder itself and every folder above it, up to and including `mount`. Raises ValueError where it lies elsewhere."""
     if folder != mount and mount not in folder.parents:
         raise ValueError(f"{folder} does not lie below {mount}")
     return [folder, *(above for above in folder.parents if above == mount or mount in above.parents)]
 
 
 def find_hierarchy(controller: str, root: Path = Path("/")) -> Hierarchy | None:
-    """The hierarchy with `controller` (`memory`, `freezer`): version 1 if one is mounted with it, else version 2, else None.
+    """The hierarchy with `controller` (`memory`, `freezer`): version 1 if one is mounted with it, else version 2.
 
-    `root` is `/`, or a recorded tree. Sources: cgroups(7), proc_pid_mountinfo(5), cgroup_namespaces(7).
+    None where neither is. `root` is `/`, or a recorded tree. Sources: cgroups(7), proc_pid_mountinfo(5), cgroup_namespaces(7).
     """
     own_by_controllers: dict[str, str] = {}
     for line in _lines(root / "proc/self/cgroup"):
@@ -172,7 +174,10 @@ def find_hierarchy(controller: str, root: Path = Path("/")) -> Hierarchy | None:
 
 
 def _own_folder(mount: Path, mounted: str, path: str) -> Path:
-    """A container may see its own cgroup as the mount's root, and its path as the host's, or as outside (`/../x`)."""
+    """This process's folder below `mount`, which is the part `mounted` of the hierarchy, when its own path in that is `path`.
+
+    A container may see its own cgroup as the mount's root, and its path as the host's, or as outside (`/../x`).
+    """
     mounted, path = mounted.rstrip("/"), path.rstrip("/")
     if "/.." in path or not (path + "/").startswith(mounted + "/"):
         return mount

@@ -1,8 +1,8 @@
 """What this machine has, looked at once: memory, CPUs, disk, sensors, kernel, power supply, and who else uses the memory.
 
 Covers what `start` and `check` print and what `tiers.py` decides by. Forks nothing and takes a fraction of a second. The
-readings taken all the time while training are `memory.py`; GPUs are seen by their own probe (`gpu/`), which hands them in.
-`root` is where `/proc` and `/sys` are found, so that recorded machines can be looked at as well.
+readings taken all the time while training are `sense/memory.py`; GPUs are seen by their own probe (`gpu/`), which hands them
+in. `root` is where `/proc` and `/sys` are found, so that recorded machines can be looked at as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = Path("/")
 
 @dataclass(frozen=True, slots=True)
 class MemoryUser:
-    """All processes of one name: how much would come back if they ended."""
+    """All processes of one name, and how much would come back if they ended."""
 
     name: str
     size_bytes: int
@@ -33,7 +33,7 @@ class MemoryUser:
 
 
 def look(state_folder: Path, gpus: tuple[GpuReading, ...] = (), gpu_note: str | None = None, *, root: Path = ROOT) -> Machine:
-    """Everything at once. `state_folder` need not exist yet. Raises OSError where `/proc/meminfo` cannot be read."""
+    """Looks at everything at once. `state_folder` need not exist yet. Raises OSError where `/proc/meminfo` cannot be read."""
     meminfo = _meminfo(root)
     total, available, source, limits = _memory(meminfo, root)
     cpus, cpu_source = _cpus(root)
@@ -83,7 +83,7 @@ def largest_users(count: int = 5, *, without: Iterable[int] = (), root: Path = R
 
 
 def disk_free_bytes(folder: Path) -> int | None:
-    """What this user may still write where `folder` is or will be."""
+    """The bytes that this user may still write where `folder` is or will be. None where that cannot be asked."""
     for existing in (folder, *folder.parents):
         try:
             found = os.statvfs(existing)
@@ -100,7 +100,7 @@ def disk_free_bytes(folder: Path) -> int | None:
 
 
 def _cpu_cgroups(root: Path) -> list[tuple[str, Path, int]]:
-    """(name, folder, version) of our own cgroup and all around it, innermost first. A container's top is called `/`."""
+    """The name, folder and version of our own cgroup and of all around it, innermost first. A container's top is called `/`."""
     hierarchy = find_hierarchy("cpu", root)
     if hierarchy is None:
         return []
@@ -118,7 +118,7 @@ def _memory(meminfo: dict[str, int], root: Path) -> tuple[int, int | None, str, 
 
 
 def _meminfo(root: Path) -> dict[str, int]:
-    """Field → bytes. Raises OSError."""
+    """The fields of /proc/meminfo in bytes. Raises OSError."""
     fields = {}
     for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")
@@ -143,7 +143,7 @@ def _cpus(root: Path) -> tuple[int, str]:
 
 
 def _cpu_quota(folder: Path, version: int) -> float | None:
-    """CPUs' worth of time; None where it is not limited (`max`, or -1 in version 1)."""
+    """The time that a cgroup may use, in CPUs. None where it is not limited (`max`, or -1 in version 1)."""
     if version == 1:
         words = [_text(folder / "cpu.cfs_quota_us") or "", _text(folder / "cpu.cfs_period_us") or ""]
     else:
@@ -154,7 +154,7 @@ def _cpu_quota(folder: Path, version: int) -> float | None:
 
 
 def _allowed_cpus(root: Path) -> int:
-    """The affinity as /proc tells it (cpuset cgroups are in it already): `0-3,8` is five CPUs."""
+    """How many CPUs the affinity allows, as /proc tells it (cpuset cgroups are in it already): `0-3,8` is five CPUs."""
     for line in (_text(root / "proc/self/status") or "").splitlines():
         name, _, ranges = line.partition(":")
         if name == "Cpus_allowed_list":
@@ -167,11 +167,12 @@ def _allowed_cpus(root: Path) -> int:
 
 
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-"""As x86 and ARM spell it. Without one of them torch computes bfloat16 by way of float32, which is slower than float32."""
+"""The flags of bfloat16 as x86 and ARM spell them. Without one of them torch computes bfloat16 by way of float32, which is
+slower than float32."""
 
 
 def _cpu_model(root: Path) -> tuple[str | None, bool | None]:
-    """The first CPU's name, and whether it has bfloat16."""
+    """The first CPU's name, and whether it has bfloat16. None for what the kernel does not tell."""
     model = has_bf16 = None
     try:
         with (root / "proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
@@ -190,7 +191,9 @@ def _cpu_model(root: Path) -> tuple[str | None, bool | None]:
 
 
 def _ends_with_ssh(root: Path) -> bool:
-    """Who does not linger loses the service manager, and the scopes in it, with the last session (loginctl(1))."""
+    """Whether this login is by ssh, and its user does not linger: with the last session they lose the service manager, and the
+    scopes in it (loginctl(1)).
+    """
     if os.geteuid() == 0 or "SSH_CONNECTION" not in os.environ or not (root / "run/systemd/system").is_dir():
         return False
     try:

@@ -33,7 +33,7 @@ class WorkerUse(Protocol):
 
 
 class MemorySensor:
-    """Everything about host memory. `fence` holds the worker; `root` is `/`, or a recorded tree in tests."""
+    """Reads everything about host memory. `fence` holds the worker; `root` is `/`, or a recorded tree in tests."""
 
     def __init__(self, fence: WorkerUse | None, root: Path = Path("/")) -> None:
         self._fence = fence
@@ -44,7 +44,7 @@ class MemorySensor:
         self._limits_at_s = float("-inf")
 
     def read(self, now_s: float) -> MemoryReading:
-        """`now_s` is monotonic. Never raises; some 50 µs."""
+        """Takes one reading at `now_s`, which is monotonic. Never raises; takes some 50 µs."""
         known = self._meminfo.read()
         total = _bytes(self._meminfo.number_after(b"MemTotal:", b"kB")) if known else None
         available = _bytes(self._meminfo.number_after(b"\nMemAvailable:", b"kB")) if known else None
@@ -70,7 +70,7 @@ class MemorySensor:
 
 
 def read_disk(now_s: float, folder: Path) -> DiskReading:
-    """Free space for this user on the file system where `folder` lies."""
+    """Reads the free space for this user on the file system where `folder` lies."""
     try:
         found = os.statvfs(folder)
     except OSError:

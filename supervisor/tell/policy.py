@@ -18,10 +18,10 @@ from memsup.supervisor.words import count, duration, percent, plural, size
 
 PAUSED_LONG_S = 15 * 60.0
 ATTENTION_HOLDS_S = 60.0
-"""What passes within a minute needs nobody."""
+"""A trouble that passes within a minute needs nobody."""
 SAME_AGAIN_S = 12 * 3600.0
 APART_S = 30 * 60.0
-"""Between two messages that are not about the end of something."""
+"""The least time between two messages that are not about the end of something."""
 MOST_A_DAY = 6
 MORNING_HOUR = 8
 PING_EVERY_S = 60.0
@@ -49,21 +49,21 @@ class Notice:
 
 
 class Told(msgspec.Struct, kw_only=True):
-    """What was told, kept in a file across restarts of the supervisor, so that nothing is told twice. Unix seconds."""
+    """What was told, kept in a file across restarts of the supervisor: nothing is told twice. Times are Unix seconds."""
 
     run_id: str = ""
     ended: str | None = None
-    """The end of the run that was told."""
+    """The end of the run that was told. None: none was."""
     troubles: dict[str, float] = msgspec.field(default_factory=dict)
     """Each trouble that needed attention (`Status.attention_kinds`), and when it was told."""
     sent: list[float] = msgspec.field(default_factory=list)
-    """When messages went out that are counted."""
+    """The times at which messages went out that are counted."""
     held_back: list[str] = msgspec.field(default_factory=list)
     digest_day: str = ""
 
 
 class Policy:
-    """`step` sees every status and says what is to be sent now."""
+    """Sees every status and says what is to be sent now."""
 
     def __init__(self, told: Told) -> None:
         self.told = told
@@ -83,14 +83,16 @@ class Policy:
         self._told_elsewhere |= {TroubleKind.MACHINE_DIED, TroubleKind.WAITS}
 
     def ping_due(self, now_s: float) -> bool:
-        """`now_s` is monotonic."""
+        """Whether a ping is to be sent now; `now_s` is monotonic."""
         if now_s < self._next_ping_s:
             return False
         self._next_ping_s = now_s + PING_EVERY_S
         return True
 
     def step(self, unix_s: float, local_hour: int, local_day: str, status: Status) -> list[Notice]:
-        """About once a second. `local_day`, such as 2026-05-29, and `local_hour` are the user's."""
+        """What is to be sent now; to be called about once a second. `local_day`, such as 2026-05-29, and `local_hour` are the
+        user's.
+        """
         if status.run_id != self.told.run_id:
             self.told = Told(run_id=status.run_id or "", digest_day=self.told.digest_day)
         notices = [
@@ -107,7 +109,7 @@ class Policy:
         return [notice for notice in notices if self._may_go(notice, unix_s)]
 
     def _may_go(self, notice: Notice, unix_s: float) -> bool:
-        """Counts what goes; what has to stay is kept for the digest."""
+        """Whether the notice goes now. What goes is counted; what has to stay is kept for the digest."""
         if notice.kind in _AT_ONCE or notice.kind is Kind.DIGEST:
             return True
         sent = [at for at in self.told.sent if 0 <= unix_s - at < 86_400]  # of a clock that was set back nothing is counted
