@@ -148,7 +148,7 @@ class Supervisor:
         for watched in (self.sockets.worker, self.sockets.control, self.signals.fd, self.devices.fileno()):
             self.poller.register(watched, zmq.POLLIN)
         now_s = monotonic_s()
-        self.schedule = Schedule(now_s)
+        self.schedule = Schedule(now_s)  # the time until here is not the loop's lateness
         self.journal.record(now_s, *self.night.begin(now_s))
         for protection in protections:
             event = Event.PROTECTION if protection.holds else Event.NO_PROTECTION

@@ -14,8 +14,13 @@ from pathlib import Path
 import pytest
 from kit.fenced import MISBEHAVING, kill, misbehave, wait_for
 
+from memsup.shared.paths import run_paths
+from memsup.shared.record import RunRecord
+from memsup.shared.settings import Settings
+from memsup.shared.status import Wanted
 from memsup.supervisor.fence.kill import Deadman
 from memsup.supervisor.fence.rlimit import NoFence
+from memsup.supervisor.fence.worker import WorkerProcess
 from memsup.supervisor.kernel import deadman
 from memsup.supervisor.kernel.children import Child
 from memsup.supervisor.kernel.processes import look_at
@@ -36,6 +41,18 @@ def worker(fence: NoFence) -> Child:
     child = misbehave(fence, FORKS=2, IGNORES=1)
     wait_for("all are there", lambda: len(fence.pids()) == 3)
     return child
+
+
+def a_record() -> RunRecord:
+    return RunRecord(
+        run="default",
+        run_id="0123456789ab",
+        created_unix_s=1.0,
+        wanted=Wanted.RUNNING,
+        tier="safe",
+        tier_reason="a test",
+        settings=Settings(),
+    )
 
 
 def dead(pid: int) -> bool:
@@ -125,6 +142,27 @@ def test_a_deadman_that_died_is_replaced_when_there_is_time_for_it_and_nothing_o
         assert guard.beat()
         assert len(os.listdir("/proc/self/fd")) == open_before
     guard.goodbye()
+    wait_for("it left", lambda: dead(guard.pid))
+
+
+def test_the_guard_starts_no_process_while_memory_is_short(
+    fence: NoFence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look at memory only beats; a new deadman waits for the slow look of a calm moment."""
+    monkeypatch.setenv("MEMSUP_STATE_DIR", str(tmp_path))
+    guard = Deadman(fence.name)
+    worker = WorkerProcess(run_paths("default"), a_record(), fence, cpus=1, deadman=guard)
+    first = guard.pid
+    os.kill(first, signal.SIGKILL)
+    wait_for("it is noticed", lambda: not guard.beat())
+    for second in range(10):
+        worker.beat(second * worker.beat_every_s)
+        worker.renew(calm=False)
+    assert guard.pid == first
+    worker.renew(calm=True)
+    assert guard.pid != first
+    assert guard.beat()
+    worker.close()
     wait_for("it left", lambda: dead(guard.pid))
 
 
