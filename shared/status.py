@@ -45,6 +45,59 @@ class Wanted(enum.StrEnum):
     STOPPED = "stopped"
 
 
+class TroubleKind(enum.StrEnum):
+    """What a sentence of `attention` is about, for programs."""
+
+    OWN_ERRORS = "own_errors"
+    """Errors of memsup's own, caught by the supervisor's loop."""
+    MACHINE_DIED = "machine_died"
+    WAITS = "waits"
+    """After the death of the machine nothing is started before a person says so."""
+    GENTLE = "gentle"
+    """After the death of the machine the run goes on gently."""
+    GPU_LOST = "gpu_lost"
+    GPU_ERROR = "gpu_error"
+    """The driver reported an Xid, or memory that could not be corrected."""
+    POWER_LIMIT = "power_limit"
+    """A power limit is not in force."""
+    SENSOR = "sensor"
+    """A sensor is not watched any more."""
+    HEAT = "heat"
+    """It stays too hot, too slow because of heat, or blind."""
+    BATTERY = "battery"
+    RECORDS_LOST = "records_lost"
+    DISK = "disk"
+    """The disk is nearly full, so training holds."""
+    UNDEAD = "undead"
+    """Processes of the worker cannot be ended."""
+    FAILED = "failed"
+    CANNOT_LEAVE = "cannot_leave"
+    """What the worker has computed cannot be saved, so it does not leave."""
+    NOT_GIVEN_BACK = "not_given_back"
+    """Memory of a worker that is gone did not come back."""
+    CHECKPOINT = "checkpoint"
+    """A checkpoint was found damaged."""
+    UNRESPONSIVE = "unresponsive"
+    RESTARTS = "restarts"
+    SUPERVISOR_GONE = "supervisor_gone"
+    """Nobody guards the run, or whoever does gives no answer."""
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """One thing that a person should look at."""
+
+    kind: TroubleKind
+    text: str
+    """The sentence for a person."""
+    subject: str = ""
+    """Which of several it is about, such as a GPU's index; empty where there is only one."""
+
+    @property
+    def key(self) -> str:
+        """The same for the same trouble, whatever numbers its sentence has."""
+        return f"{self.kind}:{self.subject}" if self.subject else str(self.kind)
+
+
 class ProgressStatus(msgspec.Struct, kw_only=True):
     phase: str | None = None
     epoch: float | None = None
@@ -158,6 +211,8 @@ class Status(msgspec.Struct, kw_only=True):
     """The same of the last ten to twenty seconds."""
     attention: list[str] = msgspec.field(default_factory=list)
     """Sentences about what a person should look at; empty when all is well."""
+    attention_kinds: list[str] = msgspec.field(default_factory=list)
+    """What each sentence of `attention` is about: a `TroubleKind`, with a colon and its subject where there are several."""
     result: dict[str, float] | None = None
     """The metrics of a finished run."""
     model_path: str | None = None
@@ -165,6 +220,12 @@ class Status(msgspec.Struct, kw_only=True):
     """Why a failed run failed."""
     exit_code: int | None = None
     """Of a supervised command."""
+
+    def call_for(self, *troubles: Trouble) -> None:
+        """Adds what a person should look at."""
+        self.attention_kinds += [""] * (len(self.attention) - len(self.attention_kinds))  # earlier versions wrote none
+        self.attention += [trouble.text for trouble in troubles]
+        self.attention_kinds += [trouble.key for trouble in troubles]
 
 
 _encoder = msgspec.json.Encoder()

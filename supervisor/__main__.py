@@ -45,7 +45,10 @@ def main() -> int:
     handler = ScribeHandler(supervisor.scribe)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    _tell(options.ready_fd, ok=True, postmortem=supervisor.night.postmortem, waits=supervisor.night.waits is not None)
+    death = supervisor.night.death
+    _tell(
+        options.ready_fd, ok=True, postmortem=death.lines if death else (), waits=death is not None and death.waits is not None
+    )
     supervisor.run()
     lock.release()
     return supervisor.exit_status

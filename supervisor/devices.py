@@ -1,8 +1,8 @@
 """Heat, power and GPU memory, joined: what is read of GPUs, CPU and battery, and what the ladder is asked for because of it.
 
-Covers when the GPU probe is awake, which devices are the worker's, and the hand-over of readings to the pure controls
-(`heat.py`, `gpu/vram.py`, `battery.py`); their answers become the ladder's `Proposal`s, and power limits go to the probe.
-Decides nothing of that itself, and waits for nothing.
+Covers when the GPU probe is awake, which devices are the worker's, the hand-over of readings to the pure controls in `decide/`
+(`heat.py`, `vram.py`, `battery.py`), whose answers become the ladder's `Proposal`s and the probe's power limits, and the proof
+of what a worker that is gone gave back. This module decides none of that itself, and waits for nothing.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from pathlib import Path
 
 from memsup.shared.messages import WorkerMemory
 from memsup.shared.settings import Limits
+from memsup.shared.status import Trouble, TroubleKind
 from memsup.supervisor.decide.after_power_loss import AS_EVER, Footing
 from memsup.supervisor.decide.battery import BatteryControl
 from memsup.supervisor.decide.heat import LEAST_CAP, HeatControl, HeatDecision
 from memsup.supervisor.decide.ladder import HoldReason, Proposal
-from memsup.supervisor.decide.readings import GpuReading, TemperatureReading
+from memsup.supervisor.decide.readings import GpuReading, MemoryReading, TemperatureReading
+from memsup.supervisor.decide.run.freed import PROOF_WITHIN_S, GivenBack, Held, Proof, held_by
 from memsup.supervisor.decide.vram import VramControl, VramDecision
 from memsup.supervisor.sense.gpu.client import GpuClient
 from memsup.supervisor.sense.gpu.devices import XID_LOST, XIDS, heat_sources, of_worker, power_limits
@@ -27,9 +29,12 @@ from memsup.supervisor.sense.power_supply import PowerSupply
 from memsup.supervisor.sense.temperatures import TemperatureSensors, cpu_sources
 
 MOST_LASTING = 3
-"""Sentences that `status` shows; the ledger has them all."""
+"""So many of the troubles that do not pass by themselves are shown by `status`; the ledger has them all."""
 FAR_C = 15.0
 """So far below its pace level a CPU's sensor may be read half as often."""
+ON_BATTERY = Trouble(
+    TroubleKind.BATTERY, "The machine runs on its battery, so training waits. Go on all the same: --set limits.on_battery=run"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +43,17 @@ class Load:
 
     alive: bool
     computing: bool
-    """It has work and is not held by somebody else."""
+    """Whether the worker would compute now if heat let it."""
     pids: tuple[int, ...]
     memory: WorkerMemory | None
 
 
 @dataclass
-class Cooling:
-    """`watches_gpus` False: a run on the CPU leaves GPUs asleep. `power_record` remembers lowered power limits."""
+class Devices:
+    """Everything of the machine that gets warm, runs empty or holds the worker's memory, but for the RAM.
+
+    A run on the CPU does not watch GPUs and leaves them asleep. The file `power_record` remembers lowered power limits.
+    """
 
     limits: Limits
     watches_gpus: bool
@@ -54,19 +62,25 @@ class Cooling:
     footing: Footing = AS_EVER
     gpus: tuple[GpuReading, ...] = ()
     workers: tuple[GpuReading, ...] = ()
-    """Those of them that the worker computes on."""
+    """The GPUs that the worker computes on."""
     temperatures: tuple[TemperatureReading, ...] = ()
     lost: str | None = None
-    """Which of the worker's GPUs has fallen off the bus, in one sentence; it stays lost until the machine starts anew."""
+    """The sentence that says which of the worker's GPUs has fallen off the bus, where it stays until the machine starts anew.
+    None while none has.
+    """
     heat: HeatDecision = field(default_factory=HeatDecision)
-    """The last one."""
-    _news: list[str] = field(default_factory=list)
-    _lasting: list[str] = field(default_factory=list)
-    """What does not pass by itself, each once, the newest last."""
+    """The last decision about heat."""
     crowded: str | None = None
-    """How much more GPU memory other programs hold than before, in one clause, where that is much."""
+    """The clause that says how much more GPU memory other programs hold than before. None where that is not much."""
     is_cool: bool = True
-    """No GPU is computed on, and every CPU's sensor is far from where something is done about it."""
+    """Whether no GPU is computed on and every CPU's sensor is far from where something is done about it."""
+    _news: list[str] = field(default_factory=list)
+    _lasting: list[Trouble] = field(default_factory=list)
+    """The troubles that do not pass by themselves, each once, the newest last."""
+    _held: Held = field(default_factory=Held)
+    """What the worker held before it was asked to leave or died."""
+    _proof: Proof | None = None
+    """What the worker that is gone gave back, as far as the device has told. None while there is nothing to be asked."""
     _on_battery: bool = False
     _asked_until_s: float = -math.inf
     _calm: bool = True
@@ -80,11 +94,15 @@ class Cooling:
 
     @property
     def note(self) -> str | None:
-        """Why there is nothing about GPUs, where that is so."""
+        """The sentence that says why there is nothing about GPUs. None where there is something."""
         return self.client.note if self.watches_gpus else "No GPU is watched: this run computes on the CPU."
 
+    def fileno(self) -> int:
+        """The descriptor that is readable when the probe has answered; it stays the same."""
+        return self.client.fileno()
+
     def due_s(self, now_s: float) -> float:
-        """When the probe wants to be asked again."""
+        """The time at which the probe wants to be asked again."""
         return self.client.due_s(now_s)
 
     def on_tick(self, now_s: float) -> None:
@@ -93,13 +111,15 @@ class Cooling:
     def on_readable(self, now_s: float) -> None:
         self.client.on_readable(now_s)
 
-    def ask_until(self, until_s: float, now_s: float) -> None:
-        """The worker is gone; the device is to be asked what that has freed."""
-        self._asked_until_s = until_s
-        self.client.ask(now_s)
+    def leave_gpus(self) -> None:
+        """From now on the run computes on the CPU, and GPUs are left asleep."""
+        self.watches_gpus = False
 
     def step(self, now_s: float, load: Load, *, calm: bool) -> tuple[Proposal, ...]:
-        """About once a second. `calm` False: memory is short, so no probe is started now."""
+        """Reads everything and says what the ladder is asked for; to be called about once a second.
+
+        Without `calm` memory is short, so no probe is started.
+        """
         self._calm = calm
         self._tend_probe(now_s, load)
         self.gpus = self.client.readings(now_s)
@@ -117,16 +137,39 @@ class Cooling:
         self.client.cap(power_limits(workers, power_fraction, self.limits.power_w))
         return tuple(self._proposals(now_s, workers, load))
 
+    def note_held(self, memory: MemoryReading, own: WorkerMemory | None) -> None:
+        """Keeps what the worker holds now, to be compared with what is there when it is gone."""
+        self._held = held_by(memory, self.workers, own)
+
+    def worker_gone(self, now_s: float, ram_left_bytes: int | None) -> GivenBack | None:
+        """What the worker gave back. None where the device is still to be asked: `given_back` will say it."""
+        proof = Proof(held=self._held, ram_left_bytes=ram_left_bytes, since_s=now_s)
+        self._held = Held()
+        given_back = proof.step(now_s, ())
+        if given_back is None:
+            self._proof = proof
+            self._asked_until_s = now_s + PROOF_WITHIN_S
+            self.client.ask(now_s)
+        return given_back
+
+    def given_back(self, now_s: float) -> GivenBack | None:
+        """What came back, once the device itself says so or has had its time. None before that, and where nothing is open."""
+        given_back = self._proof.step(now_s, self.client.readings(now_s)) if self._proof is not None else None
+        if given_back is not None:
+            self._proof = None
+        return given_back
+
     def take_news(self) -> list[str]:
-        """Sentences for the ledger since the last call, each trouble once."""
+        """The sentences for the ledger since the last call, each trouble once."""
         news, self._news = self._news, []
         return news
 
     @property
-    def attention(self) -> tuple[str, ...]:
-        """Sentences about what a person should look at now."""
-        battery = ("The machine runs on its battery, so training waits. Go on all the same: --set limits.on_battery=run",)
-        return (*self._lasting[-MOST_LASTING:], *self.heat.troubles, *(battery if self._on_battery else ()))
+    def troubles(self) -> tuple[Trouble, ...]:
+        """What a person should look at now."""
+        heat = [Trouble(TroubleKind.HEAT, sentence, about) for about, sentence in self.heat.troubles]
+        gently = [] if self.footing.sentence is None else [Trouble(TroubleKind.GENTLE, self.footing.sentence)]
+        return (*gently, *self._lasting[-MOST_LASTING:], *heat, *([ON_BATTERY] if self._on_battery else []))
 
     def close(self) -> None:
         self.client.close()
@@ -143,21 +186,25 @@ class Cooling:
         for gpu in workers:
             if gpu.lost and self.lost is None:
                 self.lost = f"GPU {gpu.index} ({gpu.name or 'name unknown'}) is lost: {XIDS[XID_LOST]}."
-                self._note(self.lost)
+                self._note(TroubleKind.GPU_LOST, self.lost, str(gpu.index))
         for index, xid in self.client.take_xids():
-            self._note(f"GPU {index} reported error {xid}: {XIDS.get(xid, 'see the Xid list of NVIDIA')}.")
+            sentence = f"GPU {index} reported error {xid}: {XIDS.get(xid, 'see the Xid list of NVIDIA')}."
+            self._note(TroubleKind.GPU_ERROR, sentence, f"{index}:{xid}")
         if errors := self.client.take_memory_errors():
-            self._note(f"GPU memory had {errors} errors that could not be corrected; results may be wrong.")
+            sentence = f"GPU memory had {errors} errors that could not be corrected; results may be wrong."
+            self._note(TroubleKind.GPU_ERROR, sentence, "memory")
         for uuid, why in self.client.cap_notes.items():
-            self._note(f"The power limit of {uuid} is not in force: {why}.")
+            self._note(TroubleKind.POWER_LIMIT, f"The power limit of {uuid} is not in force: {why}.", uuid)
         for sensor in self._sensors.left_out:
-            self._note(f"The temperature sensor {sensor} answers too slowly and is not watched any more.")
+            sentence = f"The temperature sensor {sensor} answers too slowly and is not watched any more."
+            self._note(TroubleKind.SENSOR, sentence, sensor)
         if self.heat.tell is not None:
             self._news.append(self.heat.tell)
 
-    def _note(self, sentence: str) -> None:
-        if sentence not in self._lasting:
-            self._lasting.append(sentence)
+    def _note(self, kind: TroubleKind, sentence: str, subject: str) -> None:
+        trouble = Trouble(kind, sentence, subject)
+        if trouble not in self._lasting:
+            self._lasting = [*(earlier for earlier in self._lasting if earlier.key != trouble.key), trouble]
             self._news.append(sentence)
 
     def _proposals(self, now_s: float, workers: tuple[GpuReading, ...], load: Load) -> Iterator[Proposal]:
@@ -173,7 +220,7 @@ class Cooling:
             yield Proposal(shrink=vram.shrink, may_grow=vram.may_grow, vram_limit_bytes=vram.limit_bytes, reason=vram.reason)
 
     def _vram_decision(self, now_s: float, workers: tuple[GpuReading, ...], load: Load) -> VramDecision | None:
-        """None while the worker has nothing on a GPU."""
+        """What the control of GPU memory says. None while the worker has nothing on a GPU."""
         if not load.alive or load.memory is None or load.memory.cuda_allocated_bytes is None or not workers:
             return None
         return self._vram.step(now_s, workers[0], load.memory.cuda_allocated_bytes, load.memory.cuda_reserved_bytes)

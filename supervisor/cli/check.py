@@ -18,8 +18,9 @@ from memsup.shared.settings import Settings, SettingsError
 from memsup.supervisor.cli.findings import Row, limits_document, machine_document, machine_rows
 from memsup.supervisor.cli.options import data, json_data, json_option, run_option
 from memsup.supervisor.client.preparing import job_file, load_settings, look_around, model_shape
+from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.readings import Machine
-from memsup.supervisor.decide.tiers import DISK_FLOOR_BYTES, Resolution, resolve
+from memsup.supervisor.decide.tiers import Resolution, resolve
 from memsup.supervisor.sense.machine import MemoryUser, largest_users
 from memsup.supervisor.words import columns, command, plural, printable, size
 
@@ -105,7 +106,7 @@ def _warnings(machine: Machine, state: Path) -> list[str]:
                 check_private(folder)
             except PathError as error:
                 warnings.append(str(error))
-    if machine.disk_free_bytes is not None and machine.disk_free_bytes < DISK_FLOOR_BYTES:
+    if machine.disk_free_bytes is not None and machine.disk_free_bytes < disk_floor_bytes(None):
         warnings.append(f"Only {size(machine.disk_free_bytes)} are free in {state}: a run would hold at once. Free some space.")
     if machine.on_battery:
         warnings.append("This machine runs on its battery: a night of training needs the mains.")

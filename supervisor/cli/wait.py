@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from memsup.shared.paths import RunPaths
-from memsup.shared.status import OVER, RunState, Status, Wanted, encode_status
+from memsup.shared.status import OVER, RunState, Status, Trouble, TroubleKind, Wanted, encode_status
 from memsup.supervisor.cli import INTERRUPTED
 from memsup.supervisor.cli.options import colour, data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
@@ -140,7 +140,7 @@ def _look(paths: RunPaths) -> tuple[Status, bool]:
     """What is so, and whether nothing more will come."""
     seen = see(paths)
     if seen.status is None:  # somebody deleted it
-        return Status(
-            run=paths.name, state=RunState.STOPPED, wanted=Wanted.STOPPED, attention=["The run's folder is gone."]
-        ), True
+        gone = Status(run=paths.name, state=RunState.STOPPED, wanted=Wanted.STOPPED)
+        gone.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, "The run's folder is gone."))
+        return gone, True
     return seen.status, seen.status.state in OVER

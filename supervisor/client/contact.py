@@ -21,7 +21,7 @@ import msgspec
 from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
 from memsup.shared.messages import BadFrameError, Reply, Request, RequestKind, decode_reply, encode
 from memsup.shared.paths import RunPaths, open_private
-from memsup.shared.status import OVER, RunState, Status, Wanted, decode_status
+from memsup.shared.status import OVER, RunState, Status, Trouble, TroubleKind, Wanted, decode_status
 from memsup.supervisor.words import command, count, duration
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _silent(paths: RunPaths, why: str) -> Seen:
     if status is not None:
         if status.state in OVER:  # of its last life; this one has just begun
             status.state = RunState.STARTING
-        status.attention.append(why)
+        status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, why))
     return Seen(Guard.SILENT, status, record)
 
 
@@ -200,7 +200,7 @@ def _gone(paths: RunPaths) -> Seen:
         if was is not RunState.STOPPED and age_s is not None:
             status.since = time.time() - age_s
         if record.wanted is not Wanted.STOPPED:
-            status.attention.append(_what_is_left(paths, status, was))
+            status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, _what_is_left(paths, status, was)))
     return Seen(Guard.GONE, status, record)
 
 

@@ -22,6 +22,7 @@ from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings, Share, all_keys
 from memsup.shared.task_data import ModelSource, TaskSummary, check_task
 from memsup.supervisor.client.errors import RefusedError
+from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.estimate import Shape, shape_of
 from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.tiers import Resolution, resolve
@@ -106,7 +107,7 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan
         _check_resume(Path(settings.checkpoint.resume_from))
     machine = look_around(paths.state, settings)
     resolution = resolve(settings, loaded.origins, machine, None if command else model_shape(settings.task.model, task))
-    _check_disk(paths, settings, machine, task, resolution)
+    _check_disk(paths, settings, machine, task)
     return Plan(settings=resolution.settings, resolution=resolution, machine=machine, task=task, command=command)
 
 
@@ -122,7 +123,7 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: 
     machine = look_around(paths.state, settings)
     shape = None if record.command else model_shape(settings.task.model, task)
     resolution = resolve(settings, _origins(settings, taken), machine, shape)
-    _check_disk(paths, settings, machine, None, resolution)
+    _check_disk(paths, settings, machine, None)
     return Plan(
         settings=resolution.settings,
         resolution=resolution,
@@ -199,12 +200,10 @@ def _check_resume(folder: Path) -> None:
         raise RefusedError(f"checkpoint.resume_from = {folder} cannot be used: {error}") from None
 
 
-def _check_disk(
-    paths: RunPaths, settings: Settings, machine: Machine, task: TaskSummary | None, resolution: Resolution
-) -> None:
+def _check_disk(paths: RunPaths, settings: Settings, machine: Machine, task: TaskSummary | None) -> None:
     """Room for the logs, and for a new run's checkpoints as far as their size can be told from the model's folder."""
     folder = Path(settings.checkpoint.folder) if settings.checkpoint.folder else paths.state
-    needed = resolution.limits.disk_floor_bytes
+    needed = disk_floor_bytes(None)
     why = "logs and the last words of a run"
     weights = _weights_bytes(settings.task.model) if task is not None and task.model is ModelSource.FOLDER else 0
     if weights:

@@ -1,4 +1,4 @@
-"""Did the date jump, or did the machine sleep? Pure. Nothing is decided by dates, but who reads the ledger has to know.
+"""Tells when the date jumped or the machine slept. Pure. Nothing is decided by dates, but who reads the ledger has to know.
 
 `at` in the ledger is the date, which can be set; `mono` stands still while the machine sleeps. Where the two part, the ledger
 gets a line that says why.
@@ -12,13 +12,16 @@ LEAST_S = 5.0
 """Clocks are trimmed by fractions of a second all the time."""
 
 
-class DateWatch:
+class ClockWatch:
     def __init__(self) -> None:
         self._ahead_s: float | None = None
         self._asleep_s = 0.0
 
     def step(self, now_s: float, at_unix_s: float, asleep_s: float) -> str | None:
-        """A sentence when one of the two has happened since the last call. `asleep_s`: in all, since the boot."""
+        """A sentence when one of the two has happened since the last call. None when neither has.
+
+        `asleep_s` is how long the machine has slept in all since its boot.
+        """
         before_s, slept_s = self._ahead_s, asleep_s - self._asleep_s
         self._ahead_s, self._asleep_s = at_unix_s - now_s, asleep_s
         if before_s is None:

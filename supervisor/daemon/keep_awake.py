@@ -18,20 +18,31 @@ SETTLED_AFTER_S = 5.0
 """A lock that was refused ends its process within milliseconds; on a busy machine a little later."""
 
 
-class Inhibitor:
+class KeepAwake:
     def __init__(self, run: str) -> None:
         self._run = run
         self._process: subprocess.Popen[bytes] | None = None
         self._since_s = float("-inf")
         self.why_not: str | None = None
-        """Why the machine may fall asleep although it is to stay awake; None: not known of any reason."""
+        """The sentence that says why the machine may fall asleep although it is to stay awake. None: no reason is known."""
+        self._told: str | None = None
 
     def held(self, now_s: float) -> bool:
-        """The lock is held, as far as can be told."""
+        """Whether the lock is held, as far as can be told."""
         return self._process is not None and self._process.poll() is None and now_s - self._since_s >= SETTLED_AFTER_S
 
+    def news(self, now_s: float) -> str | None:
+        """`why_not`, when it is new: the lock is tried for again and again, and a refusal is told once. None: nothing new."""
+        fresh = self.why_not if self.why_not != self._told else None
+        if self.why_not is not None or self.held(now_s):
+            self._told = self.why_not
+        return fresh
+
     def step(self, now_s: float, wanted: bool) -> None:
-        """About once a second. Starts a process, so not for a tight moment: memory must be calm when `wanted` becomes True."""
+        """Takes, keeps or gives back the lock; to be called about once a second.
+
+        May start a process, so memory must be calm where `wanted` becomes True.
+        """
         if self._process is not None and self._process.poll() is not None:
             self._note_refusal(self._process)
             self._end()
@@ -96,4 +107,4 @@ class Inhibitor:
 
 
 _ending: list[subprocess.Popen[bytes]] = []
-"""Told to end and not yet reaped."""
+"""Processes that were told to end and are not reaped yet."""

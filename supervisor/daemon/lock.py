@@ -1,4 +1,4 @@
-"""One supervisor a run: the lock. Who holds it from outside is asked in `cli/contact.py`."""
+"""One supervisor a run: the lock. Who holds it is asked from outside in `client/contact.py`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from memsup.shared.clock import monotonic_s
 from memsup.shared.paths import RunPaths, open_private
 
 LOCK_PATIENCE_S = 0.3
-"""`memsup status` holds the lock for an instant to see whether anybody else does."""
+"""The time that is waited for the lock: `memsup status` holds it for an instant to see whether anybody else does."""
 
 
 class AlreadyRunningError(Exception):
@@ -18,12 +18,13 @@ class AlreadyRunningError(Exception):
 
 
 class Lock:
-    """One supervisor a run. Held on the state folder itself, whatever the runtime folder is called in this login session, and
-    on `supervisor.lock`, where people look for it. Freed by the kernel when this process ends, however it ends.
+    """The lock that one supervisor of a run holds: on the state folder itself, whatever the runtime folder is called in this
+    login session, and on `supervisor.lock`, where people look for it. The kernel frees it when this process ends, however it
+    ends.
     """
 
     def __init__(self, paths: RunPaths) -> None:
-        """Raises `AlreadyRunningError` and `PathError`."""
+        """Takes the lock. Raises `AlreadyRunningError` and `PathError`."""
         self._folder_fd = open_private(paths.state)
         self._file_fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         give_up_s = monotonic_s() + LOCK_PATIENCE_S

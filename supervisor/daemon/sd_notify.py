@@ -11,14 +11,16 @@ from collections.abc import MutableMapping
 
 
 class Notifier:
-    """`environment` is `os.environ`; what is read there is taken out, so that no child speaks in our name."""
+    """The supervisor's line to systemd. `environment` is `os.environ`; what is read there is taken out, so that no child speaks
+    in our name.
+    """
 
     def __init__(self, environment: MutableMapping[str, str]) -> None:
         address = environment.pop("NOTIFY_SOCKET", "")
         usec, pid = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
         meant = pid in ("", str(os.getpid()))
         self.watchdog_every_s = int(usec) / 1e6 / 2 if usec.isdecimal() and meant else None
-        """How often `alive` has to be said; None: nobody waits for it."""
+        """How often `alive` has to be said. None: nobody waits for it."""
         self._next_s = 0.0
         self._socket: socket.socket | None = None
         self._address: str | bytes = address
@@ -31,7 +33,7 @@ class Notifier:
         self._send("READY=1")
 
     def alive(self, now_s: float) -> None:
-        """To be called whenever the main loop comes by; speaks as often as systemd wants to hear."""
+        """Says that the loop turns, as often as systemd wants to hear it; to be called at every turn."""
         if self.watchdog_every_s is not None and now_s >= self._next_s:
             self._next_s = now_s + self.watchdog_every_s
             self._send("WATCHDOG=1")
@@ -40,7 +42,7 @@ class Notifier:
         self._send("STOPPING=1")
 
     def tell(self, sentence: str) -> None:
-        """One line that `systemctl status` shows."""
+        """Says one line that `systemctl status` shows."""
         self._send("STATUS=" + " ".join(sentence.split())[:500])
 
     def _send(self, message: str) -> None:

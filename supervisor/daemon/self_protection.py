@@ -21,14 +21,15 @@ from memsup.supervisor.kernel.cgroups import find_hierarchy
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _MADV_POPULATE_WRITE = 23
 _PRESENT, _OF_A_FILE = 1 << 63, 1 << 61
-"""Of a page in /proc/self/pagemap."""
+"""The flags of a page in /proc/self/pagemap."""
 _SCORES = (-800, 0, 100)
-"""Tried in this order. Only a privilege goes below what the service manager set: 100 and more for users (systemd#38492)."""
+"""The values of oom_score_adj that are tried, in this order. Only a privilege goes below what the service manager set: 100 and
+more for users (systemd#38492)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Protection:
-    """One protection, whether it holds, and a sentence about it."""
+    """A protection: whether it holds, and a sentence about it."""
 
     holds: bool
     text: str
@@ -42,7 +43,7 @@ def protect() -> list[Protection]:
 
 
 def _lock_in_memory() -> Protection:
-    """mlockall(2), with ONFAULT: without it each new thread locks a whole stack of 8 MiB.
+    """Calls mlockall(2), with ONFAULT: without it each new thread locks a whole stack of 8 MiB.
 
     FUTURE only where no limit on locked memory can be met: at the limit it makes the next allocation fail. CURRENT fails
     harmlessly where the limit is below what is mapped.
@@ -102,13 +103,13 @@ def keep_programs() -> bool:
 
 
 def settle() -> None:
-    """Once the loop has been through all that it does: what that has brought into memory is kept there as well."""
+    """Keeps in memory what the loop has brought there since; to be called once it has been through all that it does."""
     if "VmLck:\t       0 kB" in _text("/proc/self/status"):
         keep_programs()
 
 
 def _private_files() -> Iterator[tuple[int, int, bool]]:
-    """Of each private mapping of a file that may be read: where it begins and ends, and whether it may be written to."""
+    """Where each private mapping of a file that may be read begins and ends, and whether it may be written to."""
     for line in _text("/proc/self/maps").splitlines():
         addresses, permissions, _, _, inode = line.split()[:5]
         if inode != "0" and permissions[0] == "r" and permissions[3] == "p":
@@ -124,7 +125,7 @@ def _may_be_swapped() -> bool:
 
 
 def own_scope(name: str) -> list[str]:
-    """What to put before the supervisor's command so that none of its memory is ever swapped, and nothing that happens to the
+    """The words before the supervisor's command by which none of its memory is ever swapped, and nothing that happens to the
     terminal's scope happens to it (systemd-oomd ends whole scopes). Empty where there is no user's service manager, and for
     root, who may lock. It can fail at run time; the command is then to be tried without. The pid stays the same.
     """
@@ -138,7 +139,7 @@ def own_scope(name: str) -> list[str]:
 
 
 def _may_lock_without_limit() -> bool:
-    """CAP_IPC_LOCK is in effect, in the initial user namespace or not: the kernel asks for it in the initial one."""
+    """Whether CAP_IPC_LOCK is in effect in the initial user namespace, which is where the kernel asks for it."""
     cap_ipc_lock = 14
     for line in _text("/proc/self/status").splitlines():
         if line.startswith("CapEff:"):

@@ -20,11 +20,11 @@ from memsup.shared.record import RunRecord
 from memsup.shared.status import RunState, Status, Wanted
 
 OVER, GUARDED, GO_ON = 0, 3, 75
-"""Exit statuses of the supervisor that the unit knows."""
+"""The exit statuses of the supervisor that the unit knows."""
 WATCHDOG_S = 60
-"""Twenty times the longest stall that is ever to be seen: whoever is silent for this long is stuck."""
+"""A supervisor that is silent for this long is stuck: it is twenty times the longest stall that is ever to be seen."""
 STOP_S = 150
-"""For the checkpoint that a stop writes. At a shutdown the system grants less (90 s; `user@.service`: 120 s)."""
+"""The time for the checkpoint that a stop writes. At a shutdown the system grants less (90 s; `user@.service`: 120 s)."""
 SUPERVISOR_MIB = 64
 _PASSED_ON = (
     "MEMSUP_STATE_DIR",
@@ -46,13 +46,15 @@ class UnitError(Exception):
 class Unit:
     run: str
     python: str
-    """Absolute path of the interpreter."""
+    """The absolute path of the interpreter."""
     environment: Mapping[str, str]
     for_root: bool
 
 
 def unit_name(run: str) -> str:
-    """`memsup-default.service`. Names in other scripts are escaped as systemd-escape(1) does, or, if too long, hashed."""
+    """The unit's name, such as `memsup-default.service`. Names in other scripts are escaped as systemd-escape(1) does, or, if
+    too long, hashed.
+    """
     escaped = "".join(
         chr(byte) if chr(byte).isascii() and re.match(r"[\w.]", chr(byte)) else f"\\x{byte:02x}" for byte in run.encode()
     )
@@ -62,7 +64,7 @@ def unit_name(run: str) -> str:
 
 
 def unit_text(unit: Unit) -> str:
-    """Raises `UnitError` for a path that no unit can name."""
+    """The unit as it is written to its file. Raises `UnitError` for a path that no unit can name."""
     if re.search(r"[\"'\\$]", unit.python):
         raise UnitError(f"systemd runs no program whose path has a quote, a backslash or a dollar sign in it: {unit.python}")
     run_it = [unit.python, "-P", "-m", "memsup.supervisor", "--run", unit.run]
@@ -104,6 +106,12 @@ def unit_text(unit: Unit) -> str:
     return "\n".join(lines) + "\n"
 
 
+def exit_status(terminal: RunState | None, wanted: Wanted) -> int:
+    """What the supervisor's end means to systemd. `terminal` is the state in which the run has ended. None: it has not."""
+    told_to_go = terminal is RunState.STOPPED and wanted is not Wanted.STOPPED
+    return GO_ON if told_to_go else OVER
+
+
 def is_wanted(record: RunRecord | None, status: Status | None) -> bool:
     """Whether a boot should begin the run."""
     if record is None or record.wanted is Wanted.STOPPED:
@@ -117,7 +125,7 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """One word for systemd.syntax(7): quotes, C escapes, and `%` doubled, since it begins a specifier."""
+    """The word as systemd.syntax(7) wants it: quotes, C escapes, and `%` doubled, since it begins a specifier."""
     if any(ord(character) < 32 or ord(character) == 127 for character in word):
         raise UnitError(f"{word!r} has a control character, which a systemd unit cannot name; move memsup to another folder.")
     if re.fullmatch(r"[\w./=:@,+-]+", word, re.ASCII):
@@ -131,7 +139,7 @@ def _specifiers(text: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`ExecCondition`: 0 goes on; 1 leaves the unit alone, which is no failure."""
+    """Answers `ExecCondition`: 0 lets the start go on, 1 leaves the unit alone, which is no failure."""
     import msgspec
 
     from memsup.shared.paths import PathError, run_paths

@@ -76,8 +76,8 @@ class HeatDecision:
     """While holding: until it may go on. Else: until the hold level is reached, if it is getting warmer."""
     tell: str | None = None
     """For a person, once: it stays too hot, or too slow, or blind."""
-    troubles: tuple[str, ...] = ()
-    """What was told and is still so."""
+    troubles: tuple[tuple[str, str], ...] = ()
+    """What was told and is still so: what it is about, and the sentence."""
 
 
 @dataclass(slots=True)
@@ -268,7 +268,7 @@ class HeatControl:
             reason=self._reason(hottest, holding, shown),
             forecast_s=self._forecast_s(now_s, hottest),
             tell=self._tell(now_s, sources, hottest, computing),
-            troubles=tuple(self._told.values()),
+            troubles=tuple(self._told.items()),
         )
 
     def _reason(self, hottest: HeatSource | None, holding: bool, duty: float) -> str:

@@ -27,8 +27,6 @@ WORKER_NEEDS_BYTES = 512 * MIB
 """Python with torch and transformers imported and a small model takes most of this before the first batch."""
 LEAST_RESERVE_BYTES = 64 * MIB
 """Twice what the supervisor may take itself; with less there is nobody left to act."""
-DISK_FLOOR_BYTES = 256 * MIB
-"""For logs, ledger and the last words of a run. Room for checkpoints, whose size is known then, is `checkpoint/room.py`."""
 MOST_HELD_FRACTION = 0.75
 """Of the worker's share of a GPU that weights, gradients and moments may hold before the moments go to the host: activations
 need the rest."""
@@ -76,8 +74,6 @@ class Limits:
     """Where the kernel stands behind the ladder. Never reaches into the reserve."""
     vram_fraction: float | None
     """Of the GPU's memory; None where a limit in bytes was given and the GPU's size is not known."""
-    disk_floor_bytes: int = DISK_FLOOR_BYTES
-    """With less free disk, training holds."""
 
 
 class Line(NamedTuple):

@@ -11,18 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memsup.supervisor.fence import launch
-from memsup.supervisor.kernel.cgroups import MemoryUse
 from memsup.supervisor.kernel.processes import MARK
 
 WORKER_OOM_SCORE_ADJ = 700
-"""Well above a user service's 200 (systemd#38492), so that the kernel, when it must choose, takes the worker."""
-
-_LOWERING_STEP_BYTES = 64 << 20
-_LOWERING_MARGIN_BYTES = 32 << 20
+"""The worker's score is well above a user service's 200 (systemd#38492): the kernel takes the worker when it must choose."""
 
 
 class Kind(enum.StrEnum):
-    """Best first."""
+    """The kinds of fence, the best first."""
 
     SCOPE = "scope"
     """A systemd scope (cgroup v2), in the user's or the system's manager."""
@@ -31,7 +27,7 @@ class Kind(enum.StrEnum):
     CGROUP1 = "cgroup1"
     """A cgroup v1 of the memory and freezer controllers, as root."""
     RLIMIT = "rlimit"
-    """RLIMIT_DATA: bounds each process, not their sum; without CUDA only."""
+    """RLIMIT_DATA, which bounds each process, not their sum; without CUDA only."""
     NONE = "none"
 
 
@@ -40,7 +36,7 @@ class FenceError(Exception):
 
 
 class Fence(ABC):
-    """A limit around the worker's whole tree. Exists from its construction; the worker comes in by `launch_prefix`.
+    """A limit around the worker's whole tree. It exists from its construction; the worker comes in by `launch_prefix`.
 
     Nothing here raises for what the kernel does at run time: a reading that cannot be had is None, and an order that the
     kernel refuses shows in what is read afterwards. Only the fence's own cgroups are ever written to.
@@ -51,55 +47,44 @@ class Fence(ABC):
     def __init__(self, run: str, limit_bytes: int) -> None:
         self.name = fence_name(run)
         self.limit_bytes = limit_bytes
-        """In force now."""
-        self._wanted_bytes = self._highest_bytes = limit_bytes
+        self.why_no_better = ""
+        """Why no better kind can be had here; empty where this is the best."""
 
     @property
     def folder(self) -> Path | None:
-        """The cgroup whose ancestors bound the worker as well; None without one."""
+        """The cgroup whose ancestors bound the worker as well. None without one."""
         return None
 
     @abstractmethod
     def launch_prefix(self) -> list[str]:
         """What to put before a command so that it starts inside, `oom_score_adj` raised. Exit code 125: it could not."""
 
-    def set_limit(self, limit_bytes: int) -> None:
-        """Lowers the limit for a while, or raises it again up to what the fence was made with.
-
-        Never so low that the kernel would have to kill at once: what the worker holds now is the bound, and `renew` follows it
-        down as the worker shrinks. `limit_bytes` says what is in force.
-        """
-        self._wanted_bytes = min(limit_bytes, self._highest_bytes)
-        self.renew()
-
     @abstractmethod
     def renew(self) -> None:
-        """Once a second: brings the kernel's limit nearer to what is wanted, also where somebody else changed it."""
-
-    def _next_bytes(self, use: MemoryUse) -> int:
-        """The limit to set now. What is held is read only where it matters."""
-        if self._wanted_bytes >= self.limit_bytes:
-            return self._wanted_bytes
-        return next_limit(self._wanted_bytes, self.limit_bytes, use.held_bytes(), use.charged_bytes())
+        """Puts the limit back where somebody else changed it; to be called once a second."""
 
     @abstractmethod
     def used_bytes(self) -> int | None:
-        """Memory that only the death of the worker's tree would give back: no page cache."""
+        """The memory that only the death of the worker's tree would give back: no page cache. None where it cannot be read."""
 
     def oom_kills(self) -> int | None:
-        """The kernel's count of its kills at the fence since it was made (v2 counts the first victim of a group twice)."""
+        """The kernel's count of its kills at the fence since it was made (v2 counts the first victim of a group twice).
+
+        None where nobody counts.
+        """
         return None
 
     def pressure_total_us(self) -> int | None:
-        """PSI `some total=` of the fence's cgroup."""
+        """The time in which somebody inside waited for memory: the cgroup's `some total=`. None where it is not measured."""
         return None
 
     @abstractmethod
-    def pids(self) -> list[int]: ...
+    def pids(self) -> list[int]:
+        """Every process inside."""
 
     @abstractmethod
     def populated(self) -> bool | None:
-        """Whether anything in it still runs (the dead that nobody reaped do not count)."""
+        """Whether anything in it still runs; the dead that nobody reaped do not count. None where it cannot be read."""
 
     @abstractmethod
     def freeze(self) -> None: ...
@@ -109,19 +94,22 @@ class Fence(ABC):
 
     @abstractmethod
     def frozen(self) -> bool | None:
-        """Whether everything inside stands still."""
+        """Whether everything inside stands still. None where it cannot be read."""
 
     @abstractmethod
     def kill(self) -> None:
-        """SIGKILL for everything inside; returns at once. Again while `populated` (see `process_tree.TreeKill`)."""
+        """Sends SIGKILL to everything inside and returns at once; to be called again while `populated` (`kill.TreeKill`)."""
 
     @abstractmethod
     def remove(self) -> bool:
-        """Takes the empty fence away; False when somebody is still inside. May take a tenth of a second."""
+        """Takes the empty fence away. False when somebody is still inside. May take a tenth of a second."""
 
 
 def fence_name(run: str) -> str:
-    """`memsup-…`, the same for the same run, fit for a cgroup and a unit. A second dash would nest systemd's slices."""
+    """The fence's name, `memsup-…`: the same for the same run, fit for a cgroup and a unit.
+
+    A second dash would nest systemd's slices.
+    """
     if re.fullmatch(r"[A-Za-z0-9_]{1,32}", run):
         return f"memsup-{run}"
     readable = re.sub(r"[^A-Za-z0-9_]", "_", run)[:24]
@@ -129,7 +117,7 @@ def fence_name(run: str) -> str:
 
 
 def launcher(name: str, *, writes: Sequence[tuple[Path, str]] = (), data_limit_bytes: int | None = None) -> list[str]:
-    """`launch.py` with its options; the command follows."""
+    """The command line of `launch.py` with its options; the command to be launched follows."""
     command = [sys.executable, "-I", "-S", launch.__file__, "--environment", MARK, name]
     command += ["--oom-score-adj", str(WORKER_OOM_SCORE_ADJ)]
     if data_limit_bytes is not None:
@@ -137,18 +125,3 @@ def launcher(name: str, *, writes: Sequence[tuple[Path, str]] = (), data_limit_b
     for file, text in writes:
         command += ["--write", str(file), text]
     return [*command, "--"]
-
-
-def next_limit(wanted_bytes: int, in_force_bytes: int, held_bytes: int | None, charged_bytes: int | None) -> int:
-    """The limit to set now, on the way from `in_force_bytes` to `wanted_bytes`.
-
-    Raising is free. Lowering stops above what is held (`held_bytes`, without page cache): the kernel would kill (v2) or refuse
-    (v1). It takes page cache (`charged_bytes` is the sum) in small bites, since the write returns only when it was taken.
-    Unknown use: nothing is lowered.
-    """
-    if wanted_bytes >= in_force_bytes:
-        return wanted_bytes
-    if held_bytes is None or charged_bytes is None:
-        return in_force_bytes
-    lowest = max(wanted_bytes, held_bytes + _LOWERING_MARGIN_BYTES, charged_bytes - _LOWERING_STEP_BYTES)
-    return min(lowest, in_force_bytes)

@@ -67,12 +67,10 @@ class Cgroup1Fence(Fence):
         return launcher(self.name, writes=[(folder / "cgroup.procs", "0") for folder in (self._folder, self._freezer)])
 
     def renew(self) -> None:
-        target = self._next_bytes(self._use)
-        text = str(page_floor(target))
+        text = str(page_floor(self.limit_bytes))
         # Memory may never be above memory with swap, so the order depends on the direction. Refused: EBUSY, tried again later.
         swap_as_well = hold(self._with_swap_limit, text)
-        if hold(self._limit, text):
-            self.limit_bytes = target
+        hold(self._limit, text)
         if not swap_as_well:
             hold(self._with_swap_limit, text)
 
@@ -117,7 +115,7 @@ class Cgroup1Fence(Fence):
 
 
 def _limiting_folder(memory: Hierarchy) -> Path:
-    """Where a new cgroup escapes no limit that holds for this process, and yet outlives its login session."""
+    """The folder where a new cgroup escapes no limit that holds for this process, and yet outlives its login session."""
     for folder in memory.upwards():
         limit = take_number(folder / "memory.limit_in_bytes")
         if limit is not None and limit < _UNLIMITED_BYTES:

@@ -36,9 +36,7 @@ class Cgroup2(Fence):
         return self._folder
 
     def renew(self) -> None:
-        target = self._next_bytes(self._use)
-        if hold(self._limit, str(page_floor(target))):
-            self.limit_bytes = target
+        hold(self._limit, str(page_floor(self.limit_bytes)))
         hold(self._swap_limit, "0")
         hold(self._oom_group, "1")
 

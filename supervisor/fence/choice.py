@@ -30,10 +30,9 @@ _MAKERS: dict[Kind, type[ScopeFence | DelegatedFence | Cgroup1Fence | RlimitFenc
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """`refused`: each better kind, with a plain clause that says why it cannot be had here."""
-
     fence: Fence
     refused: list[tuple[Kind, str]]
+    """Each better kind, with a plain clause that says why it cannot be had here."""
 
 
 def choose_fence(run: str, limit_bytes: int, *, device_is_cuda: bool, among: Sequence[Kind] = tuple(Kind)) -> Chosen:
@@ -49,10 +48,14 @@ def choose_fence(run: str, limit_bytes: int, *, device_is_cuda: bool, among: Seq
             continue
         try:
             rehearse(_MAKERS[kind](f"{run}_try_{os.getpid()}", limit_bytes))
-            return Chosen(_MAKERS[kind](run, limit_bytes), refused)
+            fence: Fence = _MAKERS[kind](run, limit_bytes)
+            break
         except FenceError as error:
             refused.append((kind, str(error)))
-    return Chosen(NoFence(run, limit_bytes), refused)
+    else:
+        fence = NoFence(run, limit_bytes)
+    fence.why_no_better = "; ".join(f"{kind}: {why}" for kind, why in refused)
+    return Chosen(fence, refused)
 
 
 # The child tells what it sees of its own limits, then waits to be killed.
@@ -110,7 +113,7 @@ def _problem(fence: Fence, child: Child, answer: str) -> str | None:
 
 
 def _line(descriptor: int) -> str:
-    """The last line that comes before the writer waits for its input or is gone; empty when none comes in time."""
+    """The last line that comes before the writer waits for its input or is gone. Empty when none comes in time."""
     text, deadline_s = b"", monotonic_s() + _PATIENCE_S
     while not text.endswith(b"\n") and select.select([descriptor], [], [], max(0.0, deadline_s - monotonic_s()))[0]:
         more = os.read(descriptor, 4096)

@@ -18,19 +18,15 @@ from memsup.supervisor.kernel.processes import Process, look_at
 
 
 class Deadman:
-    """The supervisor's end of the pipe to `deadman.py`, for a fence without a cgroup."""
+    """The supervisor's end of the pipe to `kernel/deadman.py`, for a fence without a cgroup."""
 
     def __init__(self, fence_name: str) -> None:
-        """Starts it. Raises OSError."""
-        its_end, self._pipe = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            self._child = spawn([sys.executable, "-I", "-S", deadman.__file__, fence_name], stdin=its_end)
-        finally:
-            os.close(its_end)
-        self.pid = self._child.pid
+        """Starts the deadman. Raises OSError."""
+        self._fence_name = fence_name
+        self._child, self._pipe = self._start()
 
     def beat(self) -> bool:
-        """A sign of life, at least twice a second. False when the deadman is not there any more: start another."""
+        """Gives the sign of life that the deadman needs at least twice a second. False when it is not there any more."""
         try:
             os.write(self._pipe, b".")
         except BlockingIOError:  # it reads slowly, but it has enough to read
@@ -39,11 +35,36 @@ class Deadman:
             return False
         return self._child.exit_code() is None
 
+    def replace(self) -> None:
+        """Starts another where this one is gone. Not for a tight moment: a program has to be read. Raises OSError."""
+        if self._child.exit_code() is not None:
+            child, pipe = self._start()
+            self._close()
+            self._child, self._pipe = child, pipe
+
     def goodbye(self) -> None:
-        """Ends its duty; it exits and kills nobody."""
+        """Ends the deadman's duty: it exits and kills nobody."""
         with contextlib.suppress(OSError):
             os.write(self._pipe, deadman.GOODBYE)
+        self._close()
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def _start(self) -> tuple[Child, int]:
+        its_end, our_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return spawn([sys.executable, "-I", "-S", deadman.__file__, self._fence_name], stdin=its_end), our_end
+        except OSError:
+            os.close(our_end)
+            raise
+        finally:
+            os.close(its_end)
+
+    def _close(self) -> None:
         os.close(self._pipe)
+        self._child.close()
 
 
 class Killable(Protocol):
@@ -55,15 +76,15 @@ class Killable(Protocol):
 
     def pids(self) -> list[int]: ...
 
-    def used_bytes(self) -> int | None: ...
-
 
 class KillState(enum.Enum):
     KILLING = "killing"
     GONE = "gone"
     """Every process has exited, so its memory was handed back."""
     UNDEAD = "undead"
-    """Some will not die (state D: waiting in the kernel). No second worker may start. A later step may still find it gone."""
+    """Some processes will not die (state D: waiting in the kernel), so no second worker may start. A later step may still find
+    them gone.
+    """
 
 
 _AGAIN_S = 0.2
@@ -78,13 +99,10 @@ class TreeKill:
         self._kill_at_s = now_s
         self.state = KillState.KILLING
         self.took_s: float | None = None
-        """From the beginning to GONE."""
-        self.used_before_bytes = fence.used_bytes()
-        self.used_after_bytes: int | None = None
-        """After GONE; to be compared with what was used before, to confirm that the memory is back."""
+        """The time from the beginning to GONE. None before that."""
 
     def step(self, now_s: float) -> KillState:
-        """Call at once, then every 10 ms or so and when the child's pidfd fires; never waits."""
+        """Takes one step and never waits; to be called at once, then every 10 ms or so and when the child's pidfd fires."""
         if self.state is KillState.GONE:
             return self.state
         if now_s >= self._kill_at_s:  # again and again: somebody may have been born during the last sweep
@@ -96,13 +114,12 @@ class TreeKill:
         if child_gone and self._fence.populated() is False:
             reap_orphans()
             self.state, self.took_s = KillState.GONE, now_s - self._began_s
-            self.used_after_bytes = self._fence.used_bytes()
         elif now_s - self._began_s > self._give_up_s:
             self.state = KillState.UNDEAD
         return self.state
 
     def left(self) -> list[Process]:
-        """Who is not dead yet, for the alarm: their `state` says why (D: waiting in the kernel)."""
+        """The processes that are not dead yet, for the alarm: their `state` says why (D: waiting in the kernel)."""
         pids = set(self._fence.pids())
         if self._child is not None and self._child.exit_code() is None:
             pids.add(self._child.pid)

@@ -64,7 +64,7 @@ def write(file: str, text: str) -> None:
 
 
 def limit_data(limit_bytes: int) -> None:
-    """RLIMIT_DATA counts private writable mappings (since Linux 4.7), so malloc, stacks and anonymous mmap, not files."""
+    """Sets RLIMIT_DATA. Since Linux 4.7 it counts private writable mappings: malloc, stacks and anonymous mmap, not files."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:
         limit_bytes = min(limit_bytes, hard)
@@ -72,7 +72,7 @@ def limit_data(limit_bytes: int) -> None:
 
 
 def raise_oom_score(wanted: int) -> None:
-    """Anyone may raise it; lowering it again needs a privilege. Where /proc hides it, the fence still holds."""
+    """Raises oom_score_adj. Anyone may; lowering it again needs a privilege. Where /proc hides it, the fence still holds."""
     try:
         with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:  # noqa: PTH123 - pathlib is slow to import
             if int(file.read()) < wanted:
@@ -88,7 +88,7 @@ def own_session() -> None:
 
 
 def forget_signals() -> None:
-    """Python ignores SIGPIPE and SIGXFSZ, and whoever started the supervisor may have ignored more (nohup)."""
+    """Undoes what the command would inherit: Python ignores SIGPIPE and SIGXFSZ, and nohup and others may have ignored more."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         with contextlib.suppress(OSError, ValueError):  # two or three belong to the C library
             signal.signal(number, signal.SIG_DFL)

@@ -12,28 +12,30 @@ from memsup.supervisor.fence.base import Fence, Kind, launcher
 from memsup.supervisor.kernel import processes
 
 _WALK_SHARE = 0.05
-"""Of the time that walks through /proc may take."""
+"""The share of the time that walks through /proc may take."""
 
 
 class NoFence(Fence):
-    """Nothing that the kernel enforces."""
+    """A tree that is only watched: nothing is enforced by the kernel."""
 
     kind = Kind.NONE
 
     def __init__(self, run: str, limit_bytes: int) -> None:
         super().__init__(run, limit_bytes)
         self._at_walk: dict[int, tuple[int, int]] = {}
-        """For each process at the last walk: its proportional and its resident bytes."""
+        """The proportional and the resident bytes of each process at the last walk."""
         self._walk_at_s = 0.0
 
     def launch_prefix(self) -> list[str]:
         return launcher(self.name)
 
     def renew(self) -> None:
-        self.limit_bytes = self._wanted_bytes
+        """Does nothing: there is no limit to put back."""
 
     def used_bytes(self) -> int | None:
-        """Shared pages are divided at each walk; in between each process's growth is added, so a leak shows at once."""
+        """The sum over all processes. Shared pages are divided at each walk; in between each process's growth is added, so a
+        leak shows at once.
+        """
         now_s = monotonic_s()
         if now_s >= self._walk_at_s:
             self._walk()
@@ -75,7 +77,7 @@ class NoFence(Fence):
 
 
 class RlimitFence(NoFence):
-    """Each process of the worker's tree is limited on its own."""
+    """A limit that each process of the worker's tree carries on its own."""
 
     kind = Kind.RLIMIT
 
@@ -83,7 +85,6 @@ class RlimitFence(NoFence):
         return launcher(self.name, data_limit_bytes=self.limit_bytes)
 
     def renew(self) -> None:
-        self.limit_bytes = self._wanted_bytes
         for pid in self.pids():
             try:
                 _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)

@@ -1,9 +1,9 @@
 """A systemd scope around the worker: in the user's own manager, or, for root, in the system's.
 
 The scope goes into a slice that only this run has, and everything is done on the slice's cgroup, because it stays: systemd
-removes a scope together with its last process, and with it the count of what the kernel killed. Limits stand in both: in
-the scope as properties that systemd knows and keeps, in the slice as what `set_limit` writes, which may be lower. (systemd
-writes its own value into the slice when a scope in it comes or goes; `renew` puts ours back.) `systemd-run` replaces itself by
+removes a scope together with its last process, and with it the count of what the kernel killed. The limit stands in both:
+in the scope as a property that systemd knows and keeps, in the slice as what memsup writes there. (systemd writes its own value
+into the slice when a scope in it comes or goes; `renew` puts ours back.) `systemd-run` replaces itself by
 the command, so the pid of the child is the worker's. Sources: systemd-run(1), systemd.scope(5), systemd.resource-control(5).
 """
 
@@ -34,7 +34,7 @@ class ScopeFence(Cgroup2):
             raise FenceError(f"{self._folder / 'memory.max'} cannot be written")
 
     def launch_prefix(self) -> list[str]:
-        limits = {"MemoryMax": str(self._highest_bytes), "MemorySwapMax": "0", "OOMPolicy": "continue"}
+        limits = {"MemoryMax": str(self.limit_bytes), "MemorySwapMax": "0", "OOMPolicy": "continue"}
         scope = self._folder / f"{self.name}.scope"
         return [
             *_scope_command(self.name, self.name, limits),
@@ -77,7 +77,10 @@ def _make_slice(name: str) -> Path:
 
 
 def _scope_command(name: str, unit: str, properties: dict[str, str]) -> list[str]:
-    """`--collect`: a scope that failed does not block its name. A slice of its own, so never the terminal's scope."""
+    """The command that starts what follows in a scope, in a slice of its own and so never in the terminal's scope.
+
+    With `--collect` a scope that failed does not block its name.
+    """
     options = [f"--property={key}={value}" for key, value in properties.items()]
     return [
         *("systemd-run", *_which_manager(), "--scope", "--quiet", "--collect", "--no-ask-password"),
@@ -90,7 +93,10 @@ def _which_manager() -> list[str]:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Only while a fence is chosen or removed, never while the guard watches. Raises `FenceError` when it takes too long."""
+    """Runs a command and waits for it: only while a fence is chosen or removed, never while the guard watches.
+
+    Raises `FenceError` when it takes too long.
+    """
     try:
         return subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_PATIENCE_S, check=False

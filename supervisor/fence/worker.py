@@ -1,11 +1,13 @@
 """The worker as a process: started inside the fence with its lifeline, log and environment, and ended for certain.
 
-Covers the built-in worker and a foreign command alike. When to start and end it is decided in `lifecycle.py`; how a tree is
-killed, in `children.py`.
+Covers the built-in worker and a foreign command alike, and the deadman that stands behind the supervisor where no cgroup does.
+When to start and end the worker is decided in `decide/run/lifecycle.py`; how a tree is killed, in `kill.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import signal
 import sys
@@ -13,18 +15,25 @@ from collections.abc import Mapping
 
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
+from memsup.supervisor.decide.run.last_words import LastWords
 from memsup.supervisor.fence.base import Fence
-from memsup.supervisor.fence.kill import KillState, TreeKill
+from memsup.supervisor.fence.kill import Deadman, KillState, TreeKill
 from memsup.supervisor.kernel.children import Child, spawn
 
 LOG_LIMIT_BYTES = 16 << 20
 """A larger log is set aside (one generation is kept) when the next worker starts."""
 
 
+DEADMAN_BEAT_S = 0.5
+
+
 class WorkerProcess:
-    def __init__(self, paths: RunPaths, record: RunRecord, fence: Fence, cpus: int) -> None:
-        """`cpus`: how many it may compute on."""
-        self._paths, self._record, self._fence, self._cpus = paths, record, fence, cpus
+    def __init__(self, paths: RunPaths, record: RunRecord, fence: Fence, cpus: int, *, deadman: Deadman | None = None) -> None:
+        """`cpus` is how many the worker may compute on. `deadman` stands behind a fence that has no cgroup. None: no need."""
+        self._paths, self._record, self._cpus = paths, record, cpus
+        self.fence, self._deadman = fence, deadman
+        self._next_beat_s = -math.inf
+        self._last_words = LastWords()
         self._child: Child | None = None
         self._lifeline: int | None = None
         self._end: TreeKill | None = None
@@ -32,30 +41,40 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
+        """The worker's own number. None while there is no worker."""
         return self._child.pid if self._child else None
 
     @property
     def pidfd(self) -> int | None:
-        """Readable once the worker itself has exited; what it started may live on."""
+        """The descriptor that is readable once the worker itself has exited; what it started may live on. None without one."""
         return self._child.pidfd if self._child else None
 
     @property
     def exit_status(self) -> int | None:
-        """Of the worker itself, its code or minus the signal's number; None while it lives."""
+        """The worker's own exit code, or minus the signal's number. None while it lives."""
         return self._child.exit_code() if self._child else None
 
     @property
     def ending(self) -> TreeKill | None:
+        """The kill that is under way. None while there is none."""
         return self._end
 
+    @property
+    def undead(self) -> int:
+        """How many processes of the worker could not be ended."""
+        return len(self._end.left()) if self._end is not None and self._end.state is KillState.UNDEAD else 0
+
     def start(self) -> None:
-        """Raises OSError. Its standard output goes to `worker.log`; the lifeline's other end dies with this process."""
+        """Starts the worker. Its standard output goes to `worker.log`; the lifeline's other end dies with this process.
+
+        Raises OSError.
+        """
         read_end, write_end = os.pipe()
         log_fd = _open_log(self._paths)
-        self._kills_before = self._fence.oom_kills() or 0
+        self._kills_before = self.fence.oom_kills() or 0
         try:
             self._child = spawn(
-                self._fence.launch_prefix() + self._command(read_end),
+                self.fence.launch_prefix() + self._command(read_end),
                 environment=self._environment(),
                 folder=self._record.command_folder or str(self._paths.state),
                 keep_fds=[read_end],
@@ -74,32 +93,69 @@ class WorkerProcess:
             self._child.send(signal.SIGTERM)
 
     def dump_stacks(self) -> None:
-        """Every thread's stack into `worker.log`: the built-in worker registers faulthandler for this signal."""
+        """Has every thread's stack written to `worker.log`: the built-in worker registers faulthandler for this signal."""
         if self._child:
             self._child.send(signal.SIGUSR1)
 
     def kill(self, now_s: float) -> None:
         """Begins the end of the whole tree; `step` sees it through."""
         if self._end is None:
-            self._end = TreeKill(self._fence, self._child, now_s=now_s)
+            self._end = TreeKill(self.fence, self._child, now_s=now_s)
 
-    def step(self, now_s: float) -> KillState | None:
-        """One step of the end, if there is one. After its own exit, what the worker left behind is ended too."""
+    def step(self, now_s: float, *, owes_words: bool = False) -> KillState | None:
+        """Takes one step of the end. None while there is none to take.
+
+        After its own exit, what the worker left behind is ended too. It is gone once that is done and its last words, where it
+        `owes_words`, have come or had their time.
+        """
         if self._end is None:
             if self._child is None or self._child.exit_code() is None:
                 return None
             self.kill(now_s)
-        return self._end.step(now_s) if self._end else None
+        state = self._end.step(now_s) if self._end else None
+        if state is KillState.GONE and self._last_words.may_come(now_s, self.exit_status, owed=owes_words):
+            return KillState.KILLING
+        return state
 
     def collect(self) -> tuple[int | None, int]:
-        """After `KillState.GONE`: the exit status, and how many processes the kernel killed at the fence in this life."""
+        """After `KillState.GONE`: the exit status, and how many processes the kernel killed at the fence in this life.
+
+        The exit status is None for a worker that this supervisor has not started.
+        """
         status = self.exit_status
         if self._child:
             self._child.close()
         if self._lifeline is not None:
             os.close(self._lifeline)
         self._child = self._lifeline = self._end = None
-        return status, max(0, (self._fence.oom_kills() or 0) - self._kills_before)
+        self._last_words = LastWords()
+        return status, max(0, (self.fence.oom_kills() or 0) - self._kills_before)
+
+    # -- the deadman --------------------------------------------------------------------------------------------------
+
+    @property
+    def beat_every_s(self) -> float:
+        """How often `beat` has to be called; infinite where there is no deadman."""
+        return DEADMAN_BEAT_S if self._deadman is not None else math.inf
+
+    def beat(self, now_s: float) -> None:
+        """Tells the deadman that the supervisor is well. Starts nothing, however short memory is."""
+        if self._deadman is not None and now_s >= self._next_beat_s:
+            self._next_beat_s = now_s + DEADMAN_BEAT_S
+            self._deadman.beat()
+
+    def renew(self, *, calm: bool) -> None:
+        """Puts back what somebody else changed of the fence, and in a calm moment replaces a deadman that is gone."""
+        self.fence.renew()
+        if calm and self._deadman is not None:
+            with contextlib.suppress(OSError):  # no process can be started now; it is tried again a second later
+                self._deadman.replace()
+
+    def close(self) -> None:
+        """After the worker's end: takes the fence away and ends the deadman's duty."""
+        self.fence.remove()
+        if self._deadman is not None:
+            self._deadman.goodbye()
 
     def _command(self, lifeline_fd: int) -> list[str]:
         if self._record.command is not None:

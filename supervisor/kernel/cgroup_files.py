@@ -11,7 +11,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def put(file: Path, text: str) -> bool:
-    """False when the kernel refuses.
+    """Writes `text` to `file`. False when the kernel refuses.
 
     O_NONBLOCK: a lowered `memory.max` then takes effect without this process reclaiming for it (older kernels ignore it).
     """
@@ -29,12 +29,12 @@ def put(file: Path, text: str) -> bool:
 
 
 def hold(file: KeptFile, text: str) -> bool:
-    """Whether the file says `text`, from before or from now on. Costs one read where it does."""
+    """Sees to it that the file says `text`; False when the kernel refuses. Costs one read where it says so already."""
     return (file.read() and file.text().strip() == text) or put(file.path, text)
 
 
 def take(file: Path) -> str | None:
-    """The file's text without the line feed at its end; None when it cannot be read."""
+    """The file's text without the line feed at its end. None when it cannot be read."""
     try:
         return file.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
@@ -42,12 +42,13 @@ def take(file: Path) -> str | None:
 
 
 def take_number(file: Path) -> int | None:
+    """The number that the file holds. None when it holds something else, or cannot be read."""
     text = take(file)
     return int(text) if text and text.isdigit() else None
 
 
 def pids_below(folder: Path) -> list[int]:
-    """Processes in the cgroup and in those that the worker may have made below it."""
+    """The processes in the cgroup and in those that the worker may have made below it."""
     found: list[int] = []
     for below, _, _ in os.walk(folder):
         found += [int(line) for line in (take(Path(below) / "cgroup.procs") or "").split() if line.isdigit()]
@@ -72,5 +73,5 @@ def remove_folders(folder: Path) -> bool:
 
 
 def page_floor(size_bytes: int) -> int:
-    """What the kernel makes of a limit."""
+    """What the kernel makes of a limit of `size_bytes`: a whole number of pages."""
     return size_bytes // _PAGE_BYTES * _PAGE_BYTES

@@ -1,7 +1,7 @@
-"""The supervisor's processes: starting them, the kill of a worker as steps of a loop, and the subreaper's duty.
+"""The supervisor's processes: starting them, watching each by its pidfd, and the subreaper's duty. Nothing here waits.
 
-Nothing here waits: the loop calls `step` and polls pidfds. What came from the worker is found by its fence (`fence/`), and
-where no cgroup holds it, by `processes.py`.
+A worker's whole tree is killed in `fence/kill.py`. What came from the worker is found by its fence, and where no cgroup holds
+it, by `processes.py`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def become_subreaper() -> bool:
-    """Orphans among the descendants become this process's children (prctl(2)). False where the kernel refuses."""
+    """Makes orphans among the descendants this process's children (prctl(2)). False where the kernel refuses."""
     refused: int = ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     return refused == 0
 
 
 def reap_orphans() -> int:
-    """Collects the exit of orphans that this process inherited; how many. Children started here keep theirs.
+    """Collects the exit of orphans that this process inherited, and says of how many. Children started here keep theirs.
 
     Costs one system call when nobody is waiting to be collected.
     """
@@ -58,19 +58,19 @@ class Child:
         started_here(self.pid)
 
     def exit_code(self) -> int | None:
-        """None while it runs; negative: the signal that ended it. Reaps it."""
+        """The exit code, or minus the number of the signal that ended it. None while it runs. Reaps it."""
         code = self._process.poll()
         if code is not None:
             no_longer_here(self.pid)
         return code
 
     def send(self, number: signal.Signals) -> None:
-        """Does nothing when it has exited."""
+        """Sends a signal; does nothing when the process has exited."""
         if self.exit_code() is None:
             send(self.pidfd, number)
 
     def close(self) -> None:
-        """Gives the descriptor back; after the exit code was taken."""
+        """Gives the descriptor back; to be called after the exit code was taken."""
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1

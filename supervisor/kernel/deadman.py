@@ -1,12 +1,12 @@
 """The deadman: a tiny process that kills the worker's tree when the supervisor falls silent.
 
-Only for runs without a cgroup around the worker; with one the kernel holds the limit whoever lives. It reads single bytes from
-a pipe: every byte is a sign of life, GOODBYE ends its duty. After two seconds without a byte, or the pipe's end without a
+It is only for runs without a cgroup around the worker; with one the kernel holds the limit whoever lives. It reads single bytes
+from a pipe: every byte is a sign of life, GOODBYE ends its duty. After two seconds without a byte, or the pipe's end without a
 goodbye and two seconds more, it kills everything that carries the fence's mark (`processes.py`) until nothing is left.
 
     python -I -S deadman.py MARK            the pipe is stdin
 
-Runs as a file of its own to stay below 12 MiB; `process_tree.Deadman` is the supervisor's end of the pipe.
+It runs as a file of its own to stay below 12 MiB; `fence/kill.Deadman` is the supervisor's end of the pipe.
 """
 
 from __future__ import annotations

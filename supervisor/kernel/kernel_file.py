@@ -1,7 +1,7 @@
 """A small file of the kernel's, kept open and read again and again into the same buffer, and the numbers in it.
 
 Covers absence: a file that is missing, vanishes or turns to garbage reads as None, never as an exception, and is looked for
-again a little later. What the numbers mean is the business of `memory.py` and `fence/`.
+again a little later. What the numbers mean is the business of `cgroups.py`, `sense/` and `fence/`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ABSURD = 1 << 62
 
 
 class KeptFile:
-    """One descriptor and one buffer. `read` fills the buffer, the others look into it."""
+    """One descriptor and one buffer: `read` fills the buffer, the other methods look into it."""
 
     __slots__ = ("_buffer", "_buffers", "_fd", "_length", "_look_at_s", "path")
 
@@ -30,7 +30,7 @@ class KeptFile:
         self._buffers = [self._buffer]
 
     def read(self) -> bool:
-        """Reads the file anew from its beginning; False when it is not there (then every number is None)."""
+        """Reads the file anew from its beginning. False when it is not there; then every number is None."""
         self._length = 0
         if self._fd < 0 and not self._open():
             return False
@@ -49,11 +49,11 @@ class KeptFile:
         return self._length > 0
 
     def number(self) -> int | None:
-        """The number that the whole file is."""
+        """The number that the whole file is. None where it is something else."""
         return _natural(self._buffer[: self._length])
 
     def number_after(self, key: bytes, end: bytes = b"\n") -> int | None:
-        """The number between the first `key` and the next `end` (or the end of the file)."""
+        """The number between the first `key` and the next `end`, or the end of the file. None where there is none."""
         start = self._buffer.find(key, 0, self._length)
         if start < 0:
             return None
@@ -70,7 +70,7 @@ class KeptFile:
             self._fd = -1
 
     def __del__(self) -> None:
-        """A cgroup that was removed lives on in the kernel while somebody has a file of it open."""
+        """Closes the file: a cgroup that was removed lives on in the kernel while somebody has a file of it open."""
         self.close()
 
     def _open(self) -> bool:

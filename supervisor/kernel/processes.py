@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Iterable
 
 MARK = "_MEMSUP_FENCE"
-"""Environment variable that names the fence a process was started for; the fence's `launch_prefix` sets it."""
+"""The environment variable that names the fence a process was started for; the fence's `launch_prefix` sets it."""
 
 _started_here: set[int] = set()
 """The kernel's notion of "my children" belongs to the whole process, and so does this: those that were started here. The
@@ -21,19 +21,19 @@ others are orphans that came to the subreaper."""
 
 
 def started_here(pid: int) -> None:
-    """`pid` is a child that this process started: never taken for an orphan of the worker's, and never reaped as one."""
+    """Notes that this process started `pid`: it is never taken for an orphan of the worker's, and never reaped as one."""
     _started_here.add(pid)
 
 
 def is_orphan(process: Process) -> bool:
-    """A child of this process that it did not start, and that came from the worker: only that lives in other sessions than
-    this process, so a helper that some library starts here is not taken for one.
+    """Whether this is a child that this process did not start, and that came from the worker: only that lives in other
+    sessions than this process, so a helper that some library starts here is not taken for one.
     """
     return process.parent == os.getpid() and process.pid not in _started_here and process.session != os.getsid(0)
 
 
 def no_longer_here(pid: int) -> None:
-    """`pid` was reaped; its number may come again."""
+    """Notes that `pid` was reaped; its number may come again."""
     _started_here.discard(pid)
 
 
@@ -48,12 +48,15 @@ class Process:
 
     @property
     def dead(self) -> bool:
-        """A zombie. One whose other threads still run is not dead: it still holds its memory."""
+        """Whether it is a zombie. One whose other threads still run is not dead: it still holds its memory."""
         return self.state in "ZX" and self.threads <= 1
 
 
 def parse_stat(text: bytes) -> Process | None:
-    """None for anything that is not such a line. The name in it may hold spaces, brackets and line feeds."""
+    """The process that the line tells of. None for anything that is not such a line.
+
+    The name in it may hold spaces, brackets and line feeds.
+    """
     head, bracket, rest = text.rpartition(b")")
     fields, pid = rest.split(), head.partition(b" ")[0]
     if not bracket or len(fields) < 20:
@@ -66,7 +69,7 @@ def parse_stat(text: bytes) -> Process | None:
 
 
 def look_at(pid: int) -> Process | None:
-    """None when there is no such process."""
+    """The process with this number. None when there is none."""
     return parse_stat(_content(f"/proc/{pid}/stat"))
 
 
@@ -99,13 +102,17 @@ def members(mark: str) -> dict[int, Process]:
 
 
 def resident_bytes(pid: int) -> int | None:
-    """Anonymous and shared memory of one process, cheaply; what it shares with a process that it forked counts in both."""
+    """The anonymous and shared memory of one process, read cheaply. None when it is gone.
+
+    What it shares with a process that it forked counts in both.
+    """
     return _kib_sum(_content(f"/proc/{pid}/status"), b"\nRssAnon:", b"\nRssShmem:")
 
 
 def proportional_bytes(pid: int) -> int | None:
-    """The same with each shared page divided by the number of processes that map it. The kernel walks the page table for
-    this (milliseconds for gigabytes) and takes the process's mmap lock, so it is for the slow walk only.
+    """The same with each shared page divided by the number of processes that map it. None when it is gone, or the kernel does
+    not say. The kernel walks the page table for this (milliseconds for gigabytes) and takes the process's mmap lock, so it is
+    for the slow walk only.
     """
     return _kib_sum(_content(f"/proc/{pid}/smaps_rollup"), b"\nPss_Anon:", b"\nPss_Shmem:")
 
@@ -115,7 +122,7 @@ def proportional_bytes(pid: int) -> int | None:
 
 
 def send(pidfd: int, number: signal.Signals) -> bool:
-    """False when the process is gone or changed its user."""
+    """Sends a signal through a pidfd. False when the process is gone or changed its user."""
     try:
         signal.pidfd_send_signal(pidfd, number)
     except OSError:
@@ -155,7 +162,7 @@ def send_listed(list_pids: Callable[[], Iterable[int]], number: signal.Signals) 
 
 
 def stop_all(mark: str) -> dict[int, Process]:
-    """SIGSTOP for all members, until a look finds nobody new, since they fork meanwhile. Returns the living that it met."""
+    """Stops all members, again until a look finds nobody new, since they fork meanwhile. Returns the living that it met."""
     met: dict[int, Process] = {}
     for _ in range(5):
         fresh = {pid: process for pid, process in members(mark).items() if pid not in met and not process.dead}
@@ -168,13 +175,15 @@ def stop_all(mark: str) -> dict[int, Process]:
 
 
 def continue_all(mark: str) -> None:
-    """SIGCONT for all members."""
+    """Lets all members go on (SIGCONT)."""
     for process in members(mark).values():
         send_to(process, signal.SIGCONT)
 
 
 def kill_all(mark: str) -> int:
-    """One sweep: stops all members, so that none forks away, then SIGKILL. How many it met; call until it meets nobody."""
+    """Sweeps once: stops all members, so that none forks away, then kills them. Returns how many it met; to be called until
+    it meets nobody.
+    """
     met = stop_all(mark)
     for process in met.values():
         send_to(process, signal.SIGKILL)  # ends a stopped process as well

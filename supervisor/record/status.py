@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from memsup.shared.record import RunRecord
@@ -16,6 +17,8 @@ from memsup.shared.status import (
     RunState,
     Status,
     TemperatureStatus,
+    Trouble,
+    TroubleKind,
 )
 from memsup.supervisor.decide.heat import HeatDecision
 from memsup.supervisor.decide.readings import DiskReading, GpuReading, MemoryReading, TemperatureReading
@@ -43,11 +46,23 @@ class Surroundings:
     last_action: ActionStatus | None
     worst_stall_s: float
     recent_stall_s: float
-    attention: tuple[str, ...]
+    troubles: tuple[Trouble, ...]
+    """What the parts of the supervisor have found by themselves: of the night before, of the devices."""
+    own_errors: int
+    """Errors of memsup's own, caught by the supervisor's loop."""
+    supervisor_log: str
+    """The file that has them."""
+    records_lost: int
+    why_lost: str | None
+    """Why the last record was lost. None: the disk was too slow."""
+    disk_floor_bytes: int
+    """With less free disk, training holds."""
+    undead: int
+    """How many processes of the worker cannot be ended."""
 
 
 def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Status:
-    return Status(
+    status = Status(
         run=record.run,
         run_id=record.run_id,
         state=life.state,
@@ -68,12 +83,13 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
         restarts=life.restarts,
         worst_stall_s=round(around.worst_stall_s, 4),
         recent_stall_s=round(around.recent_stall_s, 4),
-        attention=_attention(life, around),
         result=life.outcome.metrics if life.outcome else None,
         model_path=life.outcome.model_path if life.outcome else None,
         failure=life.failure,
         exit_code=life.exit_status if life.is_command else None,
     )
+    status.call_for(*_of_the_supervisor(around), *_of_the_worker(life))
+    return status
 
 
 def _progress(life: Lifecycle) -> ProgressStatus:
@@ -155,17 +171,35 @@ def _checkpoint(life: Lifecycle, now_unix_s: float) -> CheckpointStatus:
     return CheckpointStatus(path=note.path, step=note.step, age_s=age_s, verified=note.verified)
 
 
-def _attention(life: Lifecycle, around: Surroundings) -> list[str]:
-    sentences = list(around.attention)
+def _of_the_supervisor(around: Surroundings) -> Iterator[Trouble]:
+    if around.own_errors:
+        text = f"memsup itself had {around.own_errors} errors; it goes on. Its log has them: {around.supervisor_log}"
+        yield Trouble(TroubleKind.OWN_ERRORS, text)
+    yield from around.troubles
+    if around.records_lost:
+        text = f"{around.records_lost} records could not be written ({around.why_lost or 'the disk is too slow'})."
+        yield Trouble(TroubleKind.RECORDS_LOST, text)
+    free_bytes = around.disk.free_bytes
+    if free_bytes is not None and free_bytes < around.disk_floor_bytes:
+        yield Trouble(TroubleKind.DISK, f"The disk has only {free_bytes / 2**20:.0f} MiB left; make room and training goes on.")
+    if around.undead:
+        text = f"{around.undead} processes of the worker cannot be ended; nothing is started beside them."
+        yield Trouble(TroubleKind.UNDEAD, text)
+
+
+def _of_the_worker(life: Lifecycle) -> Iterator[Trouble]:
     if life.failure:
-        sentences.append(life.failure)
+        yield Trouble(TroubleKind.FAILED, life.failure)
     if (why := life.leaving.sentence(life.checkpoint)) is not None:
-        sentences.append(why)
+        yield Trouble(TroubleKind.CANNOT_LEAVE, why)
     if life.given_back is not None:
-        sentences += life.given_back.missing
-    sentences += life.attention
+        for number, missing in enumerate(life.given_back.missing):
+            yield Trouble(TroubleKind.NOT_GIVEN_BACK, missing, str(number))
+    for number, sentence in enumerate(life.attention):
+        yield Trouble(TroubleKind.CHECKPOINT, sentence, str(number))
     if life.unresponsive:
-        sentences.append("The worker does not answer; it is killed and started again if that goes on.")
+        text = "The worker does not answer; it is killed and started again if that goes on."
+        yield Trouble(TroubleKind.UNRESPONSIVE, text)
     if life.state is RunState.RECOVERING and life.restarts:
-        sentences.append(f"The worker was started again {life.restarts} times; see: memsup logs --events")
-    return sentences
+        text = f"The worker was started again {life.restarts} times; see: memsup logs --events"
+        yield Trouble(TroubleKind.RESTARTS, text)

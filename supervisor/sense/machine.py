@@ -1,8 +1,8 @@
 """What this machine has, looked at once: memory, CPUs, disk, sensors, kernel, power supply, and who else uses the memory.
 
 Covers what `start` and `check` print and what `tiers.py` decides by. Forks nothing and takes a fraction of a second. The
-readings taken all the time while training are `memory.py`; GPUs are seen by their own probe (`gpu/`), which hands them in.
-`root` is where `/proc` and `/sys` are found, so that recorded machines can be looked at as well.
+readings taken all the time while training are `sense/memory.py`; GPUs are seen by their own probe (`gpu/`), which hands them
+in. `root` is where `/proc` and `/sys` are found, so that recorded machines can be looked at as well.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from memsup.shared.clock import monotonic_s
 from memsup.supervisor.decide.readings import THIS_MACHINE, GpuReading, Machine
-from memsup.supervisor.kernel.cgroups import find_hierarchy
+from memsup.supervisor.kernel.cgroups import MemoryAccount, find_hierarchy
 from memsup.supervisor.sense.power_supply import PowerSupply
 from memsup.supervisor.sense.temperatures import TemperatureSensors
 
@@ -25,7 +25,7 @@ ROOT = Path("/")
 
 @dataclass(frozen=True, slots=True)
 class MemoryUser:
-    """All processes of one name: how much would come back if they ended."""
+    """All processes of one name, and how much would come back if they ended."""
 
     name: str
     size_bytes: int
@@ -33,7 +33,7 @@ class MemoryUser:
 
 
 def look(state_folder: Path, gpus: tuple[GpuReading, ...] = (), gpu_note: str | None = None, *, root: Path = ROOT) -> Machine:
-    """Everything at once. `state_folder` need not exist yet. Raises OSError where `/proc/meminfo` cannot be read."""
+    """Looks at everything at once. `state_folder` need not exist yet. Raises OSError where `/proc/meminfo` cannot be read."""
     meminfo = _meminfo(root)
     total, available, source, limits = _memory(meminfo, root)
     cpus, cpu_source = _cpus(root)
@@ -83,7 +83,7 @@ def largest_users(count: int = 5, *, without: Iterable[int] = (), root: Path = R
 
 
 def disk_free_bytes(folder: Path) -> int | None:
-    """What this user may still write where `folder` is or will be."""
+    """The bytes that this user may still write where `folder` is or will be. None where that cannot be asked."""
     for existing in (folder, *folder.parents):
         try:
             found = os.statvfs(existing)
@@ -99,9 +99,9 @@ def disk_free_bytes(folder: Path) -> int | None:
 # Memory and CPUs, and the cgroups' say in both
 
 
-def _enclosing(controller: str, root: Path) -> list[tuple[str, Path, int]]:
-    """(name, folder, version) of our own cgroup and all around it, innermost first. A container's top is called `/`."""
-    hierarchy = find_hierarchy(controller, root)
+def _cpu_cgroups(root: Path) -> list[tuple[str, Path, int]]:
+    """The name, folder and version of our own cgroup and of all around it, innermost first. A container's top is called `/`."""
+    hierarchy = find_hierarchy("cpu", root)
     if hierarchy is None:
         return []
     folders = hierarchy.upwards()
@@ -109,49 +109,16 @@ def _enclosing(controller: str, root: Path) -> list[tuple[str, Path, int]]:
 
 
 def _memory(meminfo: dict[str, int], root: Path) -> tuple[int, int | None, str, tuple[tuple[str, int], ...]]:
-    total, source = meminfo["MemTotal"], THIS_MACHINE
-    available = meminfo.get("MemAvailable")
-    limits = []
-    for name, folder, version in _enclosing("memory", root):
-        limit = _memory_limit_bytes(folder, version, is_top=name == "/")
-        if limit is None or limit >= meminfo["MemTotal"]:
-            continue
-        limits.append((name, limit))
-        if limit < total:
-            total, source = limit, f"cgroup {name}"
-        used = _memory_used_bytes(folder, version)
-        if used is not None:
-            left = max(0, limit - used)
-            available = left if available is None else min(available, left)
-    return total, available, source, tuple(limits)
-
-
-def _memory_limit_bytes(folder: Path, version: int, *, is_top: bool) -> int | None:
-    """Version 2's `memory.high` counts: above it the kernel throttles. Version 1 writes "none" as eight exbibytes."""
-    if version == 1:
-        limits = [_number(folder / "memory.limit_in_bytes")]
-        if is_top:  # what the groups above add up to, those that a container cannot see
-            limits.append(_stat(folder).get("hierarchical_memory_limit"))
-    else:
-        limits = [_number(folder / "memory.max"), _number(folder / "memory.high")]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _memory_used_bytes(folder: Path, version: int) -> int | None:
-    """Without page cache, which the kernel takes back before it refuses anybody."""
-    prefix, file = ("total_", "memory.usage_in_bytes") if version == 1 else ("", "memory.current")
-    used, stat = _number(folder / file), _stat(folder)
-    cache = stat.get(prefix + "inactive_file", 0) + stat.get(prefix + "active_file", 0)
-    return None if used is None else max(0, used - cache)
-
-
-def _stat(folder: Path) -> dict[str, int]:
-    pairs = (line.split(" ", 1) for line in (_text(folder / "memory.stat") or "").splitlines() if " " in line)
-    return {name: int(value) for name, value in pairs if value.isdigit()}
+    """Total and available bytes, whose limit the total is, and every cgroup's limit that is below the machine's memory."""
+    account = MemoryAccount(root)
+    limits = tuple(account.limits(meminfo["MemTotal"]))
+    total, available = account.within(meminfo["MemTotal"], meminfo.get("MemAvailable"))
+    source = next((f"cgroup {name}" for name, limit in limits if limit == total), THIS_MACHINE)
+    return total or meminfo["MemTotal"], available, source, limits
 
 
 def _meminfo(root: Path) -> dict[str, int]:
-    """Field → bytes. Raises OSError."""
+    """The fields of /proc/meminfo in bytes. Raises OSError."""
     fields = {}
     for line in (root / "proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, value = line.partition(":")
@@ -168,7 +135,7 @@ def _kibibytes(text: str) -> int | None:
 
 def _cpus(root: Path) -> tuple[int, str]:
     usable, source = _allowed_cpus(root), THIS_MACHINE
-    for name, folder, version in _enclosing("cpu", root):
+    for name, folder, version in _cpu_cgroups(root):
         quota = _cpu_quota(folder, version)
         if quota is not None and max(1, int(quota)) < usable:
             usable, source = max(1, int(quota)), f"cgroup {name}, {quota:g} CPUs of time"
@@ -176,7 +143,7 @@ def _cpus(root: Path) -> tuple[int, str]:
 
 
 def _cpu_quota(folder: Path, version: int) -> float | None:
-    """CPUs' worth of time; None where it is not limited (`max`, or -1 in version 1)."""
+    """The time that a cgroup may use, in CPUs. None where it is not limited (`max`, or -1 in version 1)."""
     if version == 1:
         words = [_text(folder / "cpu.cfs_quota_us") or "", _text(folder / "cpu.cfs_period_us") or ""]
     else:
@@ -187,7 +154,7 @@ def _cpu_quota(folder: Path, version: int) -> float | None:
 
 
 def _allowed_cpus(root: Path) -> int:
-    """The affinity as /proc tells it (cpuset cgroups are in it already): `0-3,8` is five CPUs."""
+    """How many CPUs the affinity allows, as /proc tells it (cpuset cgroups are in it already): `0-3,8` is five CPUs."""
     for line in (_text(root / "proc/self/status") or "").splitlines():
         name, _, ranges = line.partition(":")
         if name == "Cpus_allowed_list":
@@ -200,11 +167,12 @@ def _allowed_cpus(root: Path) -> int:
 
 
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-"""As x86 and ARM spell it. Without one of them torch computes bfloat16 by way of float32, which is slower than float32."""
+"""The flags of bfloat16 as x86 and ARM spell them. Without one of them torch computes bfloat16 by way of float32, which is
+slower than float32."""
 
 
 def _cpu_model(root: Path) -> tuple[str | None, bool | None]:
-    """The first CPU's name, and whether it has bfloat16."""
+    """The first CPU's name, and whether it has bfloat16. None for what the kernel does not tell."""
     model = has_bf16 = None
     try:
         with (root / "proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
@@ -223,7 +191,9 @@ def _cpu_model(root: Path) -> tuple[str | None, bool | None]:
 
 
 def _ends_with_ssh(root: Path) -> bool:
-    """Who does not linger loses the service manager, and the scopes in it, with the last session (loginctl(1))."""
+    """Whether this login is by ssh, and its user does not linger: with the last session they lose the service manager, and the
+    scopes in it (loginctl(1)).
+    """
     if os.geteuid() == 0 or "SSH_CONNECTION" not in os.environ or not (root / "run/systemd/system").is_dir():
         return False
     try:
@@ -235,11 +205,6 @@ def _ends_with_ssh(root: Path) -> bool:
 def _can_sleep(root: Path) -> bool | None:
     states = _text(root / "sys/power/state")
     return None if states is None else bool({"mem", "standby", "freeze"} & set(states.split()))
-
-
-def _number(file: Path) -> int | None:
-    text = _text(file) or ""
-    return int(text) if text.removeprefix("-").isdigit() else None
 
 
 def _text(file: Path) -> str | None:

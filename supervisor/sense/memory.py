@@ -3,7 +3,7 @@
 On the hot path there are only descriptors that stay open, buffers that stay allocated, and counters; no walk through /proc, no
 import, no fork. What is absent, vanishes or makes no sense is None. Jumps are passed on as they are.
 
-`poll_interval_s` says when to read again. GPUs are read by `gpu/`, temperatures by `temperatures.py`.
+When to read again is decided in `decide/guard.py`. GPUs are read by `gpu/`, temperatures by `temperatures.py`.
 """
 
 from __future__ import annotations
@@ -13,30 +13,10 @@ from pathlib import Path
 from typing import Protocol
 
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
-from memsup.supervisor.kernel.cgroups import MemoryUse, find_hierarchy, lineage
+from memsup.supervisor.kernel.cgroups import MemoryAccount
 from memsup.supervisor.kernel.kernel_file import KeptFile
 
-REST_S = 1.0
-NEAR_S = 0.05
-BURST_S = 0.01
-UNKNOWN_S = 0.05
-_WORST_FILL_BYTES_PER_S = 8 << 30
-"""What a few cores can touch in fresh pages; earlyoom reckons with 6 GiB/s (its `main.c`)."""
 _LIMITS_AGAIN_S = 1.0
-
-
-def poll_interval_s(headroom_bytes: int | None, fill_rate_bytes_per_s: float | None) -> float:
-    """Seconds until the next reading, `BURST_S` to `REST_S`.
-
-    `headroom_bytes` is what is left to the nearest limit (None: unknown; 0 or less: past it), `fill_rate_bytes_per_s` how fast
-    it shrinks as measured (None: unknown). The constant worst case guards against what has not been seen yet; the measured
-    rate against overshooting by several polls (earlyoom#123): eight readings before the limit.
-    """
-    if headroom_bytes is None:
-        return UNKNOWN_S
-    worst_s = headroom_bytes / _WORST_FILL_BYTES_PER_S
-    measured_s = headroom_bytes / fill_rate_bytes_per_s / 8 if fill_rate_bytes_per_s and fill_rate_bytes_per_s > 0 else REST_S
-    return min(REST_S, max(BURST_S, min(worst_s, measured_s)))
 
 
 class WorkerUse(Protocol):
@@ -53,18 +33,18 @@ class WorkerUse(Protocol):
 
 
 class MemorySensor:
-    """Everything about host memory. `fence` holds the worker; `root` is `/`, or a recorded tree in tests."""
+    """Reads everything about host memory. `fence` holds the worker; `root` is `/`, or a recorded tree in tests."""
 
     def __init__(self, fence: WorkerUse | None, root: Path = Path("/")) -> None:
         self._fence = fence
         self._meminfo = KeptFile(root / "proc/meminfo")
         self._pressure = KeptFile(root / "proc/pressure/memory")
         self._machine_stall, self._fence_stall = _StallClock(), _StallClock()
-        self._enclosing = [_EnclosingCgroup(folder, version) for folder, version in _enclosing_folders(fence, root)]
+        self._account = MemoryAccount(root, fence.folder if fence else None)
         self._limits_at_s = float("-inf")
 
     def read(self, now_s: float) -> MemoryReading:
-        """`now_s` is monotonic. Never raises; some 50 µs."""
+        """Takes one reading at `now_s`, which is monotonic. Never raises; takes some 50 µs."""
         known = self._meminfo.read()
         total = _bytes(self._meminfo.number_after(b"MemTotal:", b"kB")) if known else None
         available = _bytes(self._meminfo.number_after(b"\nMemAvailable:", b"kB")) if known else None
@@ -73,13 +53,8 @@ class MemorySensor:
             available = None
         if now_s - self._limits_at_s >= _LIMITS_AGAIN_S:
             self._limits_at_s = now_s
-            for cgroup in self._enclosing:
-                cgroup.read_limit()
-        for cgroup in self._enclosing:
-            if cgroup.limit_bytes is not None:
-                left = cgroup.available_bytes()
-                total = None if total is None else min(total, cgroup.limit_bytes)
-                available = None if available is None or left is None else min(available, left)
+            self._account.read_limits()
+        total, available = self._account.within(total, available)
         stall_us = self._pressure.number_after(b"total=") if self._pressure.read() else None
         fence = self._fence
         return MemoryReading(
@@ -94,18 +69,13 @@ class MemorySensor:
         )
 
 
-class DiskSensor:
-    """Free space for this user on the file system where `folder` lies."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def read(self, now_s: float) -> DiskReading:
-        try:
-            found = os.statvfs(self._folder)
-        except OSError:
-            return DiskReading(at_s=now_s)
-        return DiskReading(at_s=now_s, free_bytes=found.f_bavail * found.f_frsize)
+def read_disk(now_s: float, folder: Path) -> DiskReading:
+    """Reads the free space for this user on the file system where `folder` lies."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return DiskReading(at_s=now_s)
+    return DiskReading(at_s=now_s, free_bytes=found.f_bavail * found.f_frsize)
 
 
 class _StallClock:
@@ -123,35 +93,6 @@ class _StallClock:
         if total_us is None or before_us is None or total_us < before_us or now_s <= before_s:
             return None
         return min(1.0, (total_us - before_us) / 1e6 / (now_s - before_s))
-
-
-class _EnclosingCgroup:
-    """One cgroup that bounds this process or the worker. Its limit may come and go; None means none that is known."""
-
-    __slots__ = ("_limit", "_use", "limit_bytes")
-
-    def __init__(self, folder: Path, version: int) -> None:
-        self._limit = KeptFile(folder / ("memory.limit_in_bytes" if version == 1 else "memory.max"), 64)
-        self._use = MemoryUse(folder, version)
-        self.limit_bytes: int | None = None
-
-    def read_limit(self) -> None:
-        self.limit_bytes = self._limit.number() if self._limit.read() else None
-
-    def available_bytes(self) -> int | None:
-        held = self._use.held_bytes()
-        return None if self.limit_bytes is None or held is None else max(0, self.limit_bytes - held)
-
-
-def _enclosing_folders(fence: WorkerUse | None, root: Path) -> list[tuple[Path, int]]:
-    """Every cgroup above this process and above the worker, with its version; each once. The fence's own is not among them."""
-    hierarchy = find_hierarchy("memory", root)
-    if hierarchy is None:
-        return []
-    folders = hierarchy.upwards()
-    if fence is not None and fence.folder is not None and hierarchy.mount in fence.folder.parents:
-        folders += lineage(fence.folder.parent, hierarchy.mount)
-    return [(folder, hierarchy.version) for folder in dict.fromkeys(folders)]
 
 
 def _bytes(kib: int | None) -> int | None:

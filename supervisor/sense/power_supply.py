@@ -1,4 +1,4 @@
-"""Mains or battery: what the kernel says (sysfs-class-power). What follows is `decide/battery.py`'s."""
+"""Mains or battery, as the kernel says it (sysfs-class-power). What follows is decided in `decide/battery.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from memsup.supervisor.kernel.kernel_file import KeptFile
 
 
 class PowerSupply:
-    """`on_battery()`; None where there is no battery or it does not say. `root` is where `/sys` is found."""
+    """What the machine runs on. `root` is where `/sys` is found."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._batteries: list[KeptFile] = []

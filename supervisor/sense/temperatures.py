@@ -41,16 +41,16 @@ class _Sensor:
 
 
 class TemperatureSensors:
-    """All sensors of this machine; it may have none. `root` is where `/sys` and `/proc` are found."""
+    """Every sensor of this machine; it may have none. `root` is where `/sys` and `/proc` are found."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._sensors = list(_find(root))
         self._use = _CpuUse(root)
         self.left_out: list[str] = []
-        """Names of sensors that are too slow to be read."""
+        """The names of sensors that are too slow to be read."""
 
     def read(self, now_s: float) -> tuple[TemperatureReading, ...]:
-        """Every sensor that is still read. Takes some 10 µs for each."""
+        """Reads every sensor that is not left out. Takes some 10 µs for each."""
         if not self._sensors:
             return ()
         use = self._use.since_last_time()
@@ -58,7 +58,7 @@ class TemperatureSensors:
 
     @property
     def cpu_use(self) -> float | None:
-        """Part of all CPUs in use between the last two readings, 0 to 1."""
+        """The part of all CPUs in use between the last two readings, 0 to 1. None where it is not known."""
         return self._use.fraction
 
     def _read(self, sensor: _Sensor, now_s: float, use: float | None) -> TemperatureReading:
@@ -82,7 +82,7 @@ def limit_c(reading: TemperatureReading) -> float | None:
 
 
 def cpu_limits(reading: TemperatureReading, chosen_c: float | None) -> HeatLimits | None:
-    """At which temperatures to act for a CPU's sensor; None: at none, and so for every other sensor of the board.
+    """The temperatures at which to act for a CPU's sensor. None: at none, and so for every other sensor of the board.
 
     `high` is not used: k10temp called 70 high for years, and laptops name there what they run at all day.
     """
@@ -98,7 +98,7 @@ def cpu_limits(reading: TemperatureReading, chosen_c: float | None) -> HeatLimit
 def cpu_sources(
     readings: Iterable[TemperatureReading], cpu_use: float | None, chosen_c: float | None = None
 ) -> list[HeatSource]:
-    """What the heat control is to keep cool besides GPUs. `chosen_c` is the user's `limits.cpu_temperature_c`."""
+    """The sources of heat that are to be kept cool besides GPUs. `chosen_c` is the user's `limits.cpu_temperature_c`."""
     sources = []
     for reading in readings:
         limits = cpu_limits(reading, chosen_c)
@@ -112,7 +112,7 @@ def cpu_sources(
 
 
 class _CpuUse:
-    """From the first line of /proc/stat (proc_stat(5)): ticks of all CPUs since boot."""
+    """The use of all CPUs, from the ticks in the first line of /proc/stat (proc_stat(5))."""
 
     def __init__(self, root: Path) -> None:
         self._file = KeptFile(root / "proc/stat", size_bytes=256)
@@ -151,7 +151,9 @@ def _find(root: Path) -> Iterable[_Sensor]:
 
 
 def _sensible(millidegrees: int | None, least_c: float) -> float | None:
-    """In °C; None for what no chip survives or no limit can be: 0, -128 and 65261.85 mean that a sensor is not connected."""
+    """The temperature in °C. None for what no chip survives or no limit can be: 0, -128 and 65261.85 mean that a sensor is not
+    connected.
+    """
     celsius = None if millidegrees is None else millidegrees / 1000
     return celsius if celsius is not None and least_c < celsius < _MOST_C else None
 

@@ -1,7 +1,7 @@
-"""The supervisor's end of the herald: hands jobs over, takes answers, and never waits for either.
+"""The supervisor's end of the sender: hands jobs over, takes answers, and never waits for either.
 
-The herald is started once, before the worker, since starting a process is slow just when memory is short. When it dies or hangs
-it is replaced, at most every `AGAIN_AFTER_S`. What is to be told is decided in `notify.py`.
+The sender (`sender.py`) is started once, before the worker, since starting a process is slow just when memory is short. When it
+dies it is replaced, at most every `AGAIN_AFTER_S`. What is to be told is decided in `policy.py`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from memsup.supervisor.tell.policy import Notice
 
 AGAIN_AFTER_S = 300.0
 MOST_WAITING_BYTES = 128 * 1024
-"""Jobs that the herald has not read; more are dropped."""
+"""So much of jobs that the sender has not read is kept; more is dropped."""
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What came of a notice (`ping` False) or a ping."""
+    """What came of a notice, or of a ping."""
 
     ping: bool
     ok: bool
@@ -32,7 +32,7 @@ class Sent:
 
 
 class Messenger:
-    """`urls` and `ping_url` as in the settings. Without either nothing is ever started."""
+    """One sender, or none: without `urls` and `ping_url`, which are as in the settings, nothing is ever started."""
 
     def __init__(self, urls: Sequence[str], ping_url: str | None) -> None:
         self._urls, self._ping_url = list(urls), ping_url
@@ -41,17 +41,16 @@ class Messenger:
         self._waiting = b""
         self._read = b""
         self._asked: dict[int, bool] = {}
-        """Jobs without an answer, and whether they are pings."""
+        """The jobs without an answer, and whether they are pings."""
         self._next = 1
-        self.dropped = 0
 
     @property
     def fd(self) -> int | None:
-        """Readable when there are answers; None while there is no herald."""
+        """The descriptor that is readable when there are answers. None while there is no sender."""
         return self._process.stdout.fileno() if self._process and self._process.stdout else None
 
     def start(self, now_s: float) -> None:
-        """Does nothing where nobody is to be told, or where the herald lives. May take milliseconds: not for a tight moment."""
+        """Starts the sender, unless nobody is to be told or one lives. May take milliseconds: not for a tight moment."""
         if not (self._urls or self._ping_url) or now_s - self._started_s < AGAIN_AFTER_S:
             return
         if self._process is not None:
@@ -73,22 +72,23 @@ class Messenger:
                 os.set_blocking(stream.fileno(), False)
 
     def send(self, notice: Notice, *, retry: bool = True) -> None:
+        """Hands a notice over; it is lost where there is no sender, or one that has stopped reading."""
         if self._urls:
             job = {"urls": self._urls, "title": notice.title, "text": notice.text, "retry": retry}
             self._hand_over(job, ping=False)
 
     def ping(self) -> None:
-        """Dropped while an earlier one is on its way."""
+        """Asks for one ping; it is dropped while an earlier one is on its way."""
         if self._ping_url and True not in self._asked.values():
             self._hand_over({"ping": self._ping_url}, ping=True)
 
     @property
     def on_its_way(self) -> bool:
-        """A message, not a ping, was handed over and nothing has come back yet."""
+        """Whether a message, not a ping, was handed over and nothing has come back yet."""
         return False in self._asked.values()
 
     def answers(self) -> list[Sent]:
-        """What came back since the last call. To be called when `fd` is readable, and about once a second."""
+        """What came back since the last call; to be called when `fd` is readable, and about once a second."""
         self._push()
         fd = self.fd
         if fd is None:
@@ -104,7 +104,7 @@ class Messenger:
         return [sent for line in lines if (sent := self._answered(line)) is not None]
 
     def close(self) -> None:
-        """The herald ends when it has delivered what it has; it is not waited for."""
+        """Lets the sender go: it ends when it has delivered what it has, and is not waited for."""
         if self._process is not None:
             self._push()
             self._forget()
@@ -120,7 +120,6 @@ class Messenger:
     def _hand_over(self, job: dict[str, Any], *, ping: bool) -> None:
         line = json.dumps(job | {"id": self._next}).encode() + b"\n"
         if self._process is None or len(self._waiting) + len(line) > MOST_WAITING_BYTES:
-            self.dropped += 1
             return
         self._asked[self._next] = ping
         self._next += 1
@@ -128,7 +127,7 @@ class Messenger:
         self._push()
 
     def _push(self) -> None:
-        """As much as the pipe takes."""
+        """Writes as much as the pipe takes."""
         if self._process is None or self._process.stdin is None:
             return
         try:

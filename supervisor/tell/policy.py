@@ -1,28 +1,27 @@
 """Who is told what, and when: the policy of messages and of the dead man's ping. Pure; `sender.py` sends.
 
 Told at once: finished, failed, going on again after the machine died, needs attention, paused for more than a quarter of an
-hour. What needs attention comes in sentences, each told once in half a day, and no more than a few messages a day in all; what
+hour. Each trouble that needs attention is told once in half a day, and no more than a few messages a day in all; what
 was held back comes with the digest in the morning. A run that a person watches with `memsup status` needs none of this.
 """
 
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from memsup.shared.status import RunState, Status
+from memsup.shared.status import RunState, Status, TroubleKind
 from memsup.supervisor.words import count, duration, percent, plural, size
 
 PAUSED_LONG_S = 15 * 60.0
 ATTENTION_HOLDS_S = 60.0
-"""What passes within a minute needs nobody."""
+"""A trouble that passes within a minute needs nobody."""
 SAME_AGAIN_S = 12 * 3600.0
 APART_S = 30 * 60.0
-"""Between two messages that are not about the end of something."""
+"""The least time between two messages that are not about the end of something."""
 MOST_A_DAY = 6
 MORNING_HOUR = 8
 PING_EVERY_S = 60.0
@@ -50,49 +49,50 @@ class Notice:
 
 
 class Told(msgspec.Struct, kw_only=True):
-    """What was told, kept in a file across restarts of the supervisor, so that nothing is told twice. Unix seconds."""
+    """What was told, kept in a file across restarts of the supervisor: nothing is told twice. Times are Unix seconds."""
 
     run_id: str = ""
     ended: str | None = None
-    """The end of the run that was told."""
-    sentences: dict[str, float] = msgspec.field(default_factory=dict)
-    """Each sentence of attention, without its numbers, and when it was told."""
+    """The end of the run that was told. None: none was."""
+    troubles: dict[str, float] = msgspec.field(default_factory=dict)
+    """Each trouble that needed attention (`Status.attention_kinds`), and when it was told."""
     sent: list[float] = msgspec.field(default_factory=list)
-    """When messages went out that are counted."""
+    """The times at which messages went out that are counted."""
     held_back: list[str] = msgspec.field(default_factory=list)
     digest_day: str = ""
 
 
 class Policy:
-    """`step` sees every status and says what is to be sent now."""
+    """Sees every status and says what is to be sent now."""
 
     def __init__(self, told: Told) -> None:
         self.told = told
         self._since: dict[str, float] = {}
-        """When each present sentence of attention was first seen."""
+        """When each present trouble was first seen."""
         self._paused_told = False
         self._revived: tuple[str, ...] = ()
         self._waits = False
-        self._explained: tuple[str, ...] = ()
+        self._told_elsewhere = {TroubleKind.FAILED}
+        """Troubles that have a message of their own, so that they need none as attention."""
         self._next_ping_s = 0.0
 
     def machine_died(self, sentences: Sequence[str], *, waits: bool = False) -> None:
-        """The post-mortem's words, to be told once training goes on. `waits`: for a person, so at once when it is stopped. The
-        first of them, and all when it waits, need no message of their own as attention.
-        """
+        """Takes the post-mortem's words: to be told once training goes on, or, where it `waits` for a person, is stopped."""
         self._waits = waits
         self._revived = tuple(sentences)
-        self._explained = self._revived if waits else self._revived[:1]
+        self._told_elsewhere |= {TroubleKind.MACHINE_DIED, TroubleKind.WAITS}
 
     def ping_due(self, now_s: float) -> bool:
-        """`now_s` is monotonic."""
+        """Whether a ping is to be sent now; `now_s` is monotonic."""
         if now_s < self._next_ping_s:
             return False
         self._next_ping_s = now_s + PING_EVERY_S
         return True
 
     def step(self, unix_s: float, local_hour: int, local_day: str, status: Status) -> list[Notice]:
-        """About once a second. `local_day`, such as 2026-05-29, and `local_hour` are the user's."""
+        """What is to be sent now; to be called about once a second. `local_day`, such as 2026-05-29, and `local_hour` are the
+        user's.
+        """
         if status.run_id != self.told.run_id:
             self.told = Told(run_id=status.run_id or "", digest_day=self.told.digest_day)
         notices = [
@@ -109,7 +109,7 @@ class Policy:
         return [notice for notice in notices if self._may_go(notice, unix_s)]
 
     def _may_go(self, notice: Notice, unix_s: float) -> bool:
-        """Counts what goes; what has to stay is kept for the digest."""
+        """Whether the notice goes now. What goes is counted; what has to stay is kept for the digest."""
         if notice.kind in _AT_ONCE or notice.kind is Kind.DIGEST:
             return True
         sent = [at for at in self.told.sent if 0 <= unix_s - at < 86_400]  # of a clock that was set back nothing is counted
@@ -151,22 +151,25 @@ class Policy:
         return Notice(Kind.PAUSED, f"{status.run}: still {status.state}", _sentences(text, _progress(status)))
 
     def _attention(self, unix_s: float, status: Status) -> Notice | None:
-        told_elsewhere = (status.failure, *self._explained)
-        now = {_without_numbers(sentence): sentence for sentence in status.attention if sentence not in told_elsewhere}
-        self._since = {key: self._since.get(key, unix_s) for key in now}
-        self.told.sentences = {
-            key: at for key, at in self.told.sentences.items() if key in now or 0 <= unix_s - at < SAME_AGAIN_S
+        seen = zip(status.attention_kinds, status.attention, strict=True)
+        now = {trouble: sentence for trouble, sentence in seen if trouble not in self._told_elsewhere}
+        self._since = {trouble: self._since.get(trouble, unix_s) for trouble in now}
+        self.told.troubles = {
+            trouble: at for trouble, at in self.told.troubles.items() if trouble in now or 0 <= unix_s - at < SAME_AGAIN_S
         }
         fresh = [
-            key
-            for key in now
-            if unix_s - self._since[key] >= ATTENTION_HOLDS_S and unix_s - self.told.sentences.get(key, -1e18) >= SAME_AGAIN_S
+            trouble
+            for trouble in now
+            if unix_s - self._since[trouble] >= ATTENTION_HOLDS_S
+            and unix_s - self.told.troubles.get(trouble, -1e18) >= SAME_AGAIN_S
         ]
         if not fresh or status.state in (RunState.FINISHED, RunState.FAILED):
             return None
-        self.told.sentences |= dict.fromkeys(fresh, unix_s)
+        self.told.troubles |= dict.fromkeys(fresh, unix_s)
         return Notice(
-            Kind.ATTENTION, f"{status.run}: needs attention", _sentences(*(now[key] for key in fresh), _progress(status))
+            Kind.ATTENTION,
+            f"{status.run}: needs attention",
+            _sentences(*(now[trouble] for trouble in fresh), _progress(status)),
         )
 
     def _digest(self, local_hour: int, local_day: str, status: Status) -> Notice | None:
@@ -216,8 +219,3 @@ def _checkpoint(status: Status) -> str:
 def _restarts(status: Status) -> str:
     memory = f", worker {size(status.memory.worker_bytes)}" if status.memory.worker_bytes else ""
     return f"{plural(status.restarts, 'restart')}{memory}." if status.restarts else ""
-
-
-def _without_numbers(sentence: str) -> str:
-    """The same complaint with another number is the same complaint."""
-    return re.sub(r"\d[\d.,]*", "#", sentence)[:200]

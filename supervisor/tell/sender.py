@@ -35,7 +35,7 @@ class AddressError(Exception):
 
 
 def addresses(specs: list[str], environment: Mapping[str, str]) -> list[str]:
-    """What `specs` stand for. Raises `AddressError`."""
+    """The addresses that `specs` stand for. Raises `AddressError`."""
     found: list[str] = []
     for spec in specs:
         if spec.startswith("env:"):
@@ -51,7 +51,7 @@ def addresses(specs: list[str], environment: Mapping[str, str]) -> list[str]:
 
 
 def _file(path: str) -> list[str]:
-    """One address a line; `#` begins a comment."""
+    """The addresses in a file: one a line, and `#` begins a comment. Raises `AddressError`."""
     try:
         fd = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_CLOEXEC)
         with os.fdopen(fd, encoding="utf-8") as file:
@@ -74,7 +74,7 @@ def named(address: str) -> str:
 
 
 def deliver(job: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[bool, str]:
-    """Until done or given up. Whether it was, and a sentence."""
+    """Tries until the job is done or given up. Returns whether it was done, and a sentence about it."""
     try:
         if "ping" in job:
             return ping(addresses([str(job["ping"])], environment)[0])
@@ -122,7 +122,7 @@ def _sent(sender: Any, title: str, text: str) -> bool:
 
 
 def ping(address: str) -> tuple[bool, str]:
-    """One GET; anything below 400 is an answer. It is tried again with the next one."""
+    """Sends one GET; any status below 400 is an answer. What fails is tried again with the next ping, not before."""
     import http.client
     import urllib.error
     import urllib.parse

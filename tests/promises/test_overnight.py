@@ -29,7 +29,7 @@ from memsup.supervisor.decide.run.one_life import Stage
 from memsup.supervisor.fence.kill import KillState
 from memsup.supervisor.fence.rlimit import NoFence
 from memsup.supervisor.fence.worker import WorkerProcess
-from memsup.supervisor.night import Overnight
+from memsup.supervisor.night import HangGuard
 from memsup.supervisor.record.blackbox import Mark, read_blackbox
 from memsup.supervisor.record.history import read_points
 from memsup.supervisor.record.scribe import Scribe
@@ -106,7 +106,7 @@ def test_a_worker_that_stands_still_is_dumped_killed_and_started_again(tmp_path:
     assert record is not None
     scribe = Scribe()
     scribe.start()
-    night = Overnight(paths, record, scribe, "0b4f3b5c-6f2e-4d38-9c5d-0123456789ab", None)
+    hangs = HangGuard(paths.worker_log, scribe)
     worker = WorkerProcess(paths, record, NoFence(record.run_id, 1 << 30), cpus=1)
     life = Lifecycle(
         wanted=record.wanted, pause_mode=record.pause_mode, run_id=record.run_id, lease_s=10.0, memory_limit_bytes=None
@@ -121,7 +121,7 @@ def test_a_worker_that_stands_still_is_dumped_killed_and_started_again(tmp_path:
         while hang is None:
             now_s += 1.0
             life.on_report(now_s, beat(ticks=7))  # its link thread still speaks
-            hang = night.hung(now_s, life, worker)
+            hang = hangs.step(now_s, life, worker)
             if now_s > 1_801:  # the dump takes real time, which the told clock must not outrun
                 eventually(lambda: "stuck_in_here" in paths.worker_log.read_text())
                 written = threading.Event()
@@ -164,7 +164,7 @@ def test_a_supervisor_says_by_its_exit_status_whether_it_is_to_begin_again(tmp_p
 
 
 def test_a_message_about_the_end_is_delivered_and_is_in_the_ledger_without_its_address(tmp_path: Path) -> None:
-    """To a real HTTP server here, by the real herald, before the supervisor goes."""
+    """To a real HTTP server here, by the real sender, before the supervisor goes."""
     got: list[bytes] = []
 
     class Inbox(BaseHTTPRequestHandler):

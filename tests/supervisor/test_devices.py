@@ -13,11 +13,11 @@ from kit import fake_nvml
 from kit.fake_nvml import FakeNvml, Fault
 
 from memsup.shared.settings import Limits
-from memsup.shared.status import RunState, Status, Wanted
+from memsup.shared.status import RunState, Status, Trouble, TroubleKind, Wanted
 from memsup.supervisor.decide.battery import HOLD_AFTER_S, RESUME_AFTER_S
 from memsup.supervisor.decide.heat import TELL_HOLD_S
 from memsup.supervisor.decide.ladder import HoldReason, Proposal
-from memsup.supervisor.devices import Cooling, Load
+from memsup.supervisor.devices import Devices, Load
 from memsup.supervisor.sense.gpu.client import ProbeState
 from memsup.supervisor.sense.power_supply import PowerSupply
 from memsup.supervisor.tell.policy import ATTENTION_HOLDS_S, Kind, Policy, Told
@@ -37,80 +37,80 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     return fake
 
 
-def cooling_of(tmp_path: Path, limits: Limits | None = None, *, watches_gpus: bool = True) -> Cooling:
-    return Cooling(
+def devices_of(tmp_path: Path, limits: Limits | None = None, *, watches_gpus: bool = True) -> Devices:
+    return Devices(
         limits or Limits(), watches_gpus=watches_gpus, vram_fraction=0.95, power_record=tmp_path / "power-limits.json"
     )
 
 
 @pytest.fixture
-def cooling(fake: FakeNvml, tmp_path: Path) -> Iterator[Cooling]:
-    cooling = cooling_of(tmp_path)
-    yield cooling
-    cooling.close()
+def devices(fake: FakeNvml, tmp_path: Path) -> Iterator[Devices]:
+    devices = devices_of(tmp_path)
+    yield devices
+    devices.close()
 
 
-def pass_second(cooling: Cooling, fake: FakeNvml, now_s: float, load: Load = AT_WORK) -> tuple[Proposal, ...]:
+def pass_second(devices: Devices, fake: FakeNvml, now_s: float, load: Load = AT_WORK) -> tuple[Proposal, ...]:
     """The supervisor's second, in which the probe's answer is waited for."""
     fake.control.clock_s = now_s
-    cooling.client.wake()
-    cooling.client.ask(now_s)
-    cooling.on_tick(now_s)
+    devices.client.wake()
+    devices.client.ask(now_s)
+    devices.on_tick(now_s)
     give_up_s = time.monotonic() + PATIENCE_S
-    while cooling.client.state is ProbeState.ASKED and time.monotonic() < give_up_s:
-        if select.select([cooling.client.fileno()], [], [], 1.0)[0]:
-            cooling.on_readable(now_s)
-    return cooling.step(now_s, load, calm=True)
+    while devices.client.state is ProbeState.ASKED and time.monotonic() < give_up_s:
+        if select.select([devices.client.fileno()], [], [], 1.0)[0]:
+            devices.on_readable(now_s)
+    return devices.step(now_s, load, calm=True)
 
 
-def status(cooling: Cooling) -> Status:
-    return Status(
-        run="r", run_id="1", state=RunState.COOLING, wanted=Wanted.RUNNING, attention=list(cooling.attention), restarts=0
-    )
+def status(devices: Devices) -> Status:
+    shown = Status(run="r", run_id="1", state=RunState.COOLING, wanted=Wanted.RUNNING)
+    shown.call_for(*devices.troubles)
+    return shown
 
 
 def test_a_gpu_that_stays_too_hot_for_ten_minutes_is_told_to_a_person_once_and_as_long_as_it_is_so(
-    cooling: Cooling, fake: FakeNvml
+    devices: Devices, fake: FakeNvml
 ) -> None:
     """A room at 89 °C: just below the hold level of 90."""
     fake.set(0, ambient_c=96, cooler_s=3, full_w=0, idle_w=0)
     policy, news, notices, held_s = Policy(Told(run_id="1")), [], [], 0
     for now_s in range(1, 60 + int(TELL_HOLD_S + ATTENTION_HOLDS_S)):
-        proposals = pass_second(cooling, fake, float(now_s))
+        proposals = pass_second(devices, fake, float(now_s))
         held_s += proposals[0].hold is HoldReason.HEAT
         if held_s == 30:
             fake.set(0, ambient_c=89)
-        news += cooling.take_news()
-        notices += policy.step(float(now_s), 3, "2026-06-01", status(cooling))
+        news += devices.take_news()
+        notices += policy.step(float(now_s), 3, "2026-06-01", status(devices))
     assert held_s > TELL_HOLD_S
     assert len(news) == 1
     assert "GPU 0 is at 89 °C after 10 minutes of rest" in news[0]
-    assert cooling.attention == tuple(news)
+    assert devices.troubles == (Trouble(TroubleKind.HEAT, news[0], "hold"),)
     assert [notice.kind for notice in notices] == [Kind.ATTENTION]
     assert "after 10 minutes of rest" in notices[0].text
     fake.set(0, ambient_c=40)
     for second in range(200):
-        pass_second(cooling, fake, float(now_s + second))
-    assert cooling.attention == ()
+        pass_second(devices, fake, float(now_s + second))
+    assert devices.troubles == ()
 
 
 def test_a_temperature_that_stands_still_is_shown_as_unknown_and_the_duty_does_not_rise_on_it(
-    cooling: Cooling, fake: FakeNvml
+    devices: Devices, fake: FakeNvml
 ) -> None:
     """It says 37 °C for ever, while the device goes from idling to full power."""
     fake.set(0, noise_c=0)
     seen, duties = [], []
     for now_s in range(1, 500):
         fake.set(0, duty=1 if now_s > 60 else 0, fault=Fault.FROZEN if now_s > 10 else Fault.NONE)
-        duties.append(pass_second(cooling, fake, float(now_s))[0].duty_fraction)
-        seen.append(cooling.gpus[0].temperature_c)
+        duties.append(pass_second(devices, fake, float(now_s))[0].duty_fraction)
+        seen.append(devices.gpus[0].temperature_c)
     assert seen[250] is not None
     assert seen[-1] is None
-    assert (cooling.gpus[0].power_w or 0) > 200
+    assert (devices.gpus[0].power_w or 0) > 200
     assert all(later <= before for before, later in itertools.pairwise(duties[300:]))
     fake.set(0, fault=Fault.NONE)
-    pass_second(cooling, fake, 500.0)
-    assert cooling.gpus[0].temperature_c is not None
+    pass_second(devices, fake, 500.0)
+    assert devices.gpus[0].temperature_c is not None
 
 
 # -- battery -----------------------------------------------------------------------------------------------------------
@@ -128,26 +128,26 @@ def laptop(root: Path, *, online: bool) -> PowerSupply:
     return PowerSupply(root)
 
 
-def holds(cooling: Cooling, seconds: range) -> list[bool]:
-    return [any(p.hold is HoldReason.POWER for p in cooling.step(float(s), AT_WORK, calm=True)) for s in seconds]
+def holds(devices: Devices, seconds: range) -> list[bool]:
+    return [any(p.hold is HoldReason.POWER for p in devices.step(float(s), AT_WORK, calm=True)) for s in seconds]
 
 
 def test_on_its_battery_a_laptop_holds_says_why_and_goes_on_at_the_mains(tmp_path: Path) -> None:
-    cooling = cooling_of(tmp_path, watches_gpus=False)
-    cooling._supply = laptop(tmp_path, online=False)
-    held = holds(cooling, range(60))
+    devices = devices_of(tmp_path, watches_gpus=False)
+    devices._supply = laptop(tmp_path, online=False)
+    held = holds(devices, range(60))
     assert held.count(False) == HOLD_AFTER_S
     assert held[-1]
-    assert "limits.on_battery=run" in cooling.attention[0]
+    assert [trouble.kind for trouble in devices.troubles] == [TroubleKind.BATTERY]
     laptop(tmp_path, online=True)
-    held = holds(cooling, range(60, 120))
+    held = holds(devices, range(60, 120))
     assert held.count(True) == RESUME_AFTER_S
     assert not held[-1]
-    assert cooling.attention == ()
+    assert devices.troubles == ()
 
 
 def test_who_wants_to_train_on_the_battery_may(tmp_path: Path) -> None:
-    cooling = cooling_of(tmp_path, Limits(on_battery="run"), watches_gpus=False)
-    cooling._supply = laptop(tmp_path, online=False)
-    assert not any(holds(cooling, range(600)))
-    assert cooling.attention == ()
+    devices = devices_of(tmp_path, Limits(on_battery="run"), watches_gpus=False)
+    devices._supply = laptop(tmp_path, online=False)
+    assert not any(holds(devices, range(600)))
+    assert devices.troubles == ()

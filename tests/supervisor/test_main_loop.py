@@ -46,7 +46,8 @@ while supervisor.worker.pid == first:
     turn()
 assert supervisor.life.stage is Stage.NONE, supervisor.life.stage
 watched = {what for what, _ in supervisor.poller.sockets if isinstance(what, int)}
-print(watched == {supervisor.signals.fd, supervisor.gpu_fd}, supervisor._look_again_in_s())
+print(watched == {supervisor.signals.fd, supervisor.devices.fileno()})
+print(supervisor.guard.look_again_in_s(worker_is_gone=True, at_most_s=supervisor.worker.beat_every_s))
 supervisor.shutdown()
 """
 

@@ -27,20 +27,20 @@ _SAME_MW = 1000
 class Lowered(msgspec.Struct):
     original_mw: int
     ours_mw: list[int]
-    """What memsup has set; two while it is being changed."""
+    """The limits that memsup has set: two while one is being changed."""
     wanted_mw: dict[str, int] = {}
-    """By whom (`_identity`)."""
+    """The limit that each living probe wants, by its `_identity`."""
 
 
 class Record(msgspec.Struct):
     boot: str
-    """Limits do not survive a boot, so a record of another boot is void."""
+    """The boot that the record is of: limits do not survive one, so a record of another boot is void."""
     devices: dict[str, Lowered] = {}
 
 
 class PowerCaps:
     def __init__(self, file: Path | None) -> None:
-        """`file` is the record; without one nothing is ever capped."""
+        """`file` is the record. None: nothing is ever capped."""
         self._file = file
         self._me = _identity(os.getpid()) or str(os.getpid())
 
@@ -97,7 +97,7 @@ class PowerCaps:
         self._write(record)
 
     def _lower(self, record: Record, uuid: str, handle: object, watts: float) -> tuple[float, str | None]:
-        """The limit in force, and why it is not the one wanted. Raises `pynvml.NVMLError`, OSError."""
+        """The limit in force then, and why it is not the one wanted. Raises `pynvml.NVMLError`, OSError."""
         now_mw = int(pynvml.nvmlDeviceGetPowerManagementLimit(handle))
         lowered = record.devices.get(uuid)
         if lowered is None or not _is_ours(now_mw, lowered):
@@ -170,7 +170,7 @@ def _lives(who: str) -> bool:
 
 
 def _identity(pid: int) -> str | None:
-    """The pid and when it was started (proc_pid_stat(5)); None for a process that is no more, or a zombie."""
+    """The pid and when it was started (proc_pid_stat(5)). None for a process that is no more, or a zombie."""
     try:
         fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except OSError:

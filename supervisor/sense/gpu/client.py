@@ -1,7 +1,7 @@
 """The supervisor's end of the GPU probe: asks, waits for nothing, and replaces a probe that hangs or dies.
 
 Covers the life of the child and what is known from it at any moment; what the answers mean is `devices.py`, what follows from
-them `../heat.py` and `vram.py`. For the one-threaded loop: poll `fileno()` (one descriptor for ever), call `on_readable` when
+them is decided in `decide/`. For the one-threaded loop: poll `fileno()` (one descriptor for ever), call `on_readable` when
 it is readable and `on_tick` when it is due. Nothing here blocks, and NVIDIA's library is never loaded here.
 
     RESTING ─wake→ WAITING ─spawn→ ASKED ⇄ READY       too late, garbage or dead: → LEAVING → WAITING, longer each time
@@ -32,14 +32,14 @@ from memsup.supervisor.sense.gpu import frames
 from memsup.supervisor.sense.gpu.devices import reading_of, unknown
 
 MEMORY_EVERY_S = 0.25
-"""Whose it is comes with it."""
+"""The time between two questions about memory, and whose it is."""
 STATE_EVERY_S = 1.0
-"""Temperature, power and events."""
+"""The time between two questions about temperature, power and events."""
 ANSWER_S = 2.0
 FIRST_ANSWER_S, REOPENED_S = 30.0, 10.0
 """Opening the driver takes seconds for each GPU when nothing else keeps it awake; less when it has been open before."""
 LEAVE_S = 5.0
-"""To give power limits back before it is killed."""
+"""The time a probe has to give power limits back before it is killed."""
 STALE_S = 3.0
 BACKOFF_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 FORGIVEN_AFTER_S = 300.0
@@ -51,9 +51,9 @@ log = logging.getLogger("memsup.supervisor.sense.gpu")
 
 class ProbeState(enum.Enum):
     RESTING = "resting"
-    """No child, by request: nothing keeps the GPU awake."""
+    """There is no child, by request: nothing keeps the GPU awake."""
     WAITING = "waiting"
-    """No child yet, or not again yet."""
+    """There is no child yet, or not again yet."""
     READY = "ready"
     ASKED = "asked"
     LEAVING = "leaving"
@@ -63,22 +63,21 @@ class ProbeState(enum.Enum):
 
 
 class GpuClient:
-    """One probe, or none. `worker_pids` may be set at any time: whose memory counts as the worker's."""
+    """One probe, or none. Whose memory counts as the worker's, `worker_pids`, may be set at any time."""
 
     def __init__(self, power_record: Path | None = None) -> None:
-        """`power_record` is the file, of all runs together, that remembers lowered power limits; None: never lowers any."""
+        """`power_record` is the file, of all runs together, that remembers lowered power limits. None: none is ever lowered."""
         self._command = [sys.executable, "-P", "-m", "memsup.supervisor.sense.gpu.probe"]
         if power_record is not None:
             self._command.append(str(power_record.absolute()))
         self.state = ProbeState.RESTING
         self.worker_pids: Collection[int] = ()
-        self.driver: str | None = None
         self.failures = 0
-        """Probes lost in a row, none of them long-lived."""
+        """How many probes were lost in a row, none of them long-lived."""
         self.why: str | None = None
-        """Why the last probe was given up, or why there is none; one clause."""
+        """The clause that says why the last probe was given up, or why there is none. None: there is no reason."""
         self.cap_notes: Mapping[str, str] = {}
-        """Why a wanted power limit is not in force, by UUID."""
+        """The reason why a wanted power limit is not in force, by UUID."""
         self._may_cap = False
         self._cap_denied = False
         self._wanted_caps: dict[str, float] = {}
@@ -100,17 +99,17 @@ class GpuClient:
     # -- for the loop -------------------------------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """Readable when `on_readable` has something to do. The same descriptor for the client's whole life."""
+        """The descriptor that is readable when `on_readable` has something to do: the same for the client's whole life."""
         return self._epoll.fileno()
 
     def wake(self) -> None:
-        """Keep readings fresh from now on."""
+        """Keeps readings fresh from now on."""
         self._awake = True
         if self.state is ProbeState.RESTING:
             self.state = ProbeState.WAITING
 
     def rest(self, now_s: float) -> None:
-        """Let the devices go: the probe gives power limits back and exits; readings become unknown."""
+        """Lets the devices go: the probe gives power limits back and exits; readings become unknown."""
         self._awake = False
         if self.state in (ProbeState.READY, ProbeState.ASKED):
             self._leave(now_s, ProbeState.LEAVING)
@@ -118,15 +117,15 @@ class GpuClient:
             self.state = ProbeState.RESTING
 
     def ask(self, now_s: float) -> None:
-        """Look at everything as soon as the probe is free, instead of when it is due: before something irreversible."""
+        """Has everything looked at as soon as the probe is free, instead of when it is due: before something irreversible."""
         self._next_state_s = now_s
 
     def cap(self, watts: Mapping[str, float]) -> None:
-        """The power limits wanted from now on (UUID → watts); a device not named gets back what it had."""
+        """Sets the power limits wanted from now on (UUID → watts). A device that is not named gets back what it had."""
         self._wanted_caps = dict(watts)
 
     def on_tick(self, now_s: float, *, calm: bool = True) -> None:
-        """Ask what is due, and see to deadlines. Not `calm`: memory is short, so nothing is started (exec is slow then)."""
+        """Asks what is due and sees to deadlines. Without `calm` memory is short, so nothing is started (exec is slow then)."""
         if self._child is not None and self._child.exit_code() is not None:
             self._bury(now_s)
         elif self._child is not None and self._link is None and now_s >= self._deadline_s:
@@ -139,7 +138,7 @@ class GpuClient:
             self._ask_what_is_due(now_s)
 
     def due_s(self, now_s: float) -> float:
-        """When `on_tick` is to be called next; infinity: not before `wake`, or `fileno` becomes readable."""
+        """The time at which `on_tick` is to be called next; infinite: not before `wake`, or `fileno` becomes readable."""
         if self.state is ProbeState.READY:
             due_s = min(self._next_memory_s, self._next_state_s)
         elif self._child is not None:
@@ -149,7 +148,7 @@ class GpuClient:
         return max(due_s, now_s + _TICK_S)
 
     def on_readable(self, now_s: float) -> list[GpuReading] | None:
-        """Takes in an answer, or the child's death. The readings when there are new ones."""
+        """Takes in an answer, or the child's death. Returns the readings. None where there are no new ones."""
         fresh: list[GpuReading] | None = None
         for fd, _ in self._epoll.poll(0):
             if self._link is not None and fd == self._link.fileno():
@@ -159,13 +158,13 @@ class GpuClient:
         return fresh
 
     def readings(self, now_s: float) -> tuple[GpuReading, ...]:
-        """Every GPU seen so far, by index; what cannot be asked now is unknown but for its name and size."""
+        """The reading of every GPU seen so far, by index; what cannot be asked now is unknown but for its name and size."""
         current = now_s - self._seen_s <= STALE_S
         return tuple(gpu if current else unknown(gpu) for _, gpu in sorted(self._known.items()))
 
     @property
     def note(self) -> str | None:
-        """Why there are no readings, in one sentence; None when there are."""
+        """The sentence that says why there are no readings. None when there are."""
         if self.state is ProbeState.ABSENT:
             return f"No GPU is watched: {self.why}."
         if not self._awake:
@@ -178,7 +177,7 @@ class GpuClient:
 
     @property
     def may_cap(self) -> bool:
-        """The driver takes power limits from us, as far as is known."""
+        """Whether the driver takes power limits from us, as far as is known."""
         return self._may_cap and not self._cap_denied
 
     @property
@@ -186,17 +185,17 @@ class GpuClient:
         return self._child.pid if self._child is not None else None
 
     def take_xids(self) -> list[tuple[int, int]]:
-        """Driver errors since the last call, as (device index, Xid)."""
+        """The driver's errors since the last call, as (device index, Xid)."""
         taken, self._xids = self._xids, []
         return taken
 
     def take_memory_errors(self) -> int:
-        """Uncorrectable errors of GPU memory since the last call."""
+        """How many errors of GPU memory that could not be corrected there were since the last call."""
         taken, self._memory_errors = self._memory_errors, 0
         return taken
 
     def close(self, within_s: float = 2.0) -> None:
-        """At the very end: power limits are given back and the child is gone. Waits up to `within_s`."""
+        """Ends everything: power limits are given back and the child is gone. Waits up to `within_s`."""
         self._awake = False
         self._hang_up()
         if self._child is not None:
@@ -252,7 +251,7 @@ class GpuClient:
         self._deadline_s = now_s + LEAVE_S
 
     def _bury(self, now_s: float) -> None:
-        """The child is gone."""
+        """Takes in that the child is gone."""
         assert self._child is not None
         self._receive(now_s)  # its last words
         if self.state in (ProbeState.READY, ProbeState.ASKED):
@@ -274,7 +273,7 @@ class GpuClient:
         self.why = why
 
     def _hang_up(self) -> None:
-        """What was known is known no longer."""
+        """Closes the link, and forgets what is known no longer."""
         self._asked, self._seen_s = None, -math.inf
         if self._link is not None:
             self._epoll.unregister(self._link)
@@ -343,7 +342,7 @@ class GpuClient:
 
     def _see(self, now_s: float, seen: frames.Seen) -> list[GpuReading]:
         self._seen_s = now_s
-        self.driver, self._may_cap = seen.driver, seen.may_cap
+        self._may_cap = seen.may_cap
         if now_s - self._spawned_s >= FORGIVEN_AFTER_S:
             self.failures, self.why = 0, None
         for device in seen.devices:
@@ -364,7 +363,7 @@ class GpuClient:
 
 
 def facts(deadline_s: float) -> tuple[tuple[GpuReading, ...], str | None]:
-    """One look at every GPU, for `start` and `check`: the readings, or why there are none. Takes up to `deadline_s`."""
+    """Looks once at every GPU, for `start` and `check`: the readings, or why there are none. Takes up to `deadline_s`."""
     began_s = monotonic_s()
     client = GpuClient()
     try:

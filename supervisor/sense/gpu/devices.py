@@ -39,7 +39,7 @@ _MOST_MEMORY_BYTES = 1 << 50
 def reading_of(
     device: Device, at_s: float, *, fully: bool, worker_pids: Collection[int] = (), before: GpuReading | None = None
 ) -> GpuReading:
-    """What `device` says, as a reading. After a look at memory alone (not `fully`), everything else is as it was `before`.
+    """The reading that `device` makes. After a look at memory alone (not `fully`), everything else is as it was `before`.
 
     Memory of the worker is None where the driver names no processes, or none of them is the worker's (in a container the
     driver's process numbers are the host's).
@@ -106,7 +106,7 @@ def of_worker(readings: Iterable[GpuReading], visible: str | None) -> tuple[GpuR
 
 
 def heat_sources(gpus: Iterable[GpuReading], chosen_c: float | None = None) -> list[HeatSource]:
-    """What the heat control is to keep cool. `chosen_c` is the user's `limits.gpu_temperature_c`."""
+    """The sources of heat that are to be kept cool. `chosen_c` is the user's `limits.gpu_temperature_c`."""
     return [
         HeatSource(
             name=f"GPU {gpu.index}",
@@ -133,7 +133,7 @@ def power_limits(gpus: Iterable[GpuReading], power_fraction: float = 1.0, chosen
 
 
 def _names(name: str, uuid: str) -> bool:
-    """CUDA takes any unambiguous beginning of a UUID."""
+    """Whether `CUDA_VISIBLE_DEVICES` names the device: CUDA takes any unambiguous beginning of a UUID."""
     return bool(re.fullmatch(r"(GPU|MIG)-[0-9a-fA-F-]+", name)) and uuid.lower().startswith(name.lower())
 
 
@@ -156,5 +156,5 @@ def _workers_share(device: Device, worker_pids: Collection[int]) -> int | None:
 
 
 def _between(value: float | None, low: float, high: float) -> float | None:
-    """None unless low < value < high."""
+    """The value. None unless low < value < high."""
     return value if value is not None and low < value < high else None

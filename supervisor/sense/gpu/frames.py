@@ -12,14 +12,14 @@ MAX_FRAME_BYTES = 64 * 1024
 
 
 class Look(msgspec.Struct, frozen=True, tag="look"):
-    """How are the devices? `fully` False: memory alone, which is what changes fast."""
+    """The question how the devices are. Not `fully`: memory alone, which is what changes fast."""
 
     ask_id: int
     fully: bool
 
 
 class Cap(msgspec.Struct, frozen=True, tag="cap"):
-    """Limit the power of these devices (UUID → watts), and give every other device back what it had."""
+    """The order to limit the power of these devices (UUID → watts), and to give every other device back what it had."""
 
     ask_id: int
     watts: dict[str, float]
@@ -36,7 +36,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     total_bytes: int | None = None
     free_bytes: int | None = None
     processes: list[tuple[int, int | None]] | None = None
-    """Compute processes: pid as the driver sees it, bytes."""
+    """The compute processes: pid as the driver sees it, and bytes."""
     temperature_c: float | None = None
     margin_c: float | None = None
     """T.Limit: what is left until the device's limit (0), where the thresholds below are negative."""
@@ -59,13 +59,12 @@ class Seen(msgspec.Struct, frozen=True, tag="seen"):
     ask_id: int
     fully: bool
     devices: list[Device]
-    driver: str | None = None
     may_cap: bool = False
-    """This process may set power limits (it is root's)."""
+    """Whether this process may set power limits (it is root's)."""
 
 
 class Capped(msgspec.Struct, frozen=True, tag="capped"):
-    """What came of `Cap`: per device the limit now in force, and why it is not the one wanted."""
+    """What came of `Cap`: for each device the limit now in force, and why it is not the one wanted."""
 
     ask_id: int
     watts: dict[str, float]
@@ -73,14 +72,14 @@ class Capped(msgspec.Struct, frozen=True, tag="capped"):
 
 
 class Absent(msgspec.Struct, frozen=True, tag="absent"):
-    """There is nothing to probe on this machine, and that is normal; the probe exits. `text`: one clause."""
+    """There is nothing to probe on this machine, and that is normal; the probe exits. `text` is one clause about it."""
 
     ask_id: int
     text: str
 
 
 class Broken(msgspec.Struct, frozen=True, tag="broken"):
-    """The driver cannot be used now; the probe exits. `text`: one clause."""
+    """The driver cannot be used now; the probe exits. `text` is one clause about it."""
 
     ask_id: int
     text: str
@@ -99,10 +98,10 @@ def encode(frame: Question | Answer) -> bytes:
 
 
 def decode_question(packet: bytes) -> Question:
-    """Raises `msgspec.DecodeError`."""
+    """The question in a packet. Raises `msgspec.DecodeError`."""
     return _questions.decode(packet)
 
 
 def decode_answer(packet: bytes) -> Answer:
-    """Raises `msgspec.DecodeError` and `UnicodeDecodeError`."""
+    """The answer in a packet. Raises `msgspec.DecodeError` and `UnicodeDecodeError`."""
     return _answers.decode(packet)

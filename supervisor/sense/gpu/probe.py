@@ -41,7 +41,7 @@ LONGEST_ANSWER_S = 40
 """After this the kernel ends a process that hangs in the library although nobody is left to kill it. Longer than any
 deadline of the client."""
 OOM_SCORE_ADJ = 300
-"""Rather this process than the supervisor, which can start another."""
+"""The kernel takes this process rather than the supervisor, which can start another."""
 _EVENTS = pynvml.nvmlEventTypeXidCriticalError | pynvml.nvmlEventTypeDoubleBitEccError
 _HEAT = pynvml.nvmlClocksEventReasonHwThermalSlowdown
 """The software's thermal slowdown is the driver keeping its own set point, and normal: an MX330 does it from 57 °C on."""
@@ -58,7 +58,6 @@ class Gpus:
 
     def __init__(self) -> None:
         pynvml.nvmlInit()
-        self.driver: str | None = _told(pynvml.nvmlSystemGetDriverVersion)
         self._events = _told(pynvml.nvmlEventSetCreate)
         self._gpus = [_Gpu(index, self._events) for index in range(pynvml.nvmlDeviceGetCount())]
 
@@ -66,7 +65,7 @@ class Gpus:
         return len(self._gpus)
 
     def handles(self) -> dict[str, object]:
-        """Of the devices that can be reached, by UUID."""
+        """The handles of the devices that can be reached, by UUID."""
         return {gpu.uuid: gpu.handle for gpu in self._gpus if gpu.uuid is not None and gpu.handle is not None}
 
     def look(self, *, fully: bool) -> list[Device]:
@@ -78,7 +77,7 @@ class Gpus:
             pynvml.nvmlShutdown()
 
     def _happened(self) -> tuple[dict[int, list[int]], dict[int, int]]:
-        """Xids and memory errors since the last call, by the device's index."""
+        """The Xids and memory errors since the last call, by the device's index."""
         xids: dict[int, list[int]] = {}
         memory_errors: dict[int, int] = {}
         for _ in range(_MOST_EVENTS if self._events is not None else 0):
@@ -95,7 +94,7 @@ class Gpus:
 
 
 class _Gpu:
-    """One device: what never changes is asked once, when it can first be reached."""
+    """One device. What never changes is asked once, when it can first be reached."""
 
     def __init__(self, index: int, events: object) -> None:
         self.index = index
@@ -149,7 +148,7 @@ class _Gpu:
             _told(pynvml.nvmlDeviceRegisterEvents, handle, supported & _EVENTS, self._events)
 
     def _memory(self) -> dict[str, Any]:
-        """With whose it is, or what the worker takes between two looks would seem to be others'."""
+        """Asks for memory together with whose it is, or what the worker takes between two looks would seem to be others'."""
         memory = _told(pynvml.nvmlDeviceGetMemoryInfo, self.handle)
         processes = _told(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, self.handle)
         answers = {"total_bytes": memory.total, "free_bytes": memory.free} if memory else {}
@@ -175,7 +174,7 @@ class _Gpu:
 
 
 def _told(call: Callable[..., Any], *arguments: object) -> Any:
-    """The answer, or None where the device or the driver does not give one. Raises `LostError`."""
+    """The answer. None where the device or the driver does not give one. Raises `LostError`."""
     try:
         return call(*arguments)
     except pynvml.NVMLError as error:
@@ -187,7 +186,7 @@ def _told(call: Callable[..., Any], *arguments: object) -> Any:
 
 
 def _margins(handle: object) -> tuple[float | None, float | None]:
-    """Slowdown and shutdown as T.Limit margins (signed; Ada and later, and Hopper)."""
+    """The slowdown and shutdown temperatures as T.Limit margins (signed; Ada and later, and Hopper)."""
     wanted = (pynvml.NVML_FI_DEV_TEMPERATURE_SLOWDOWN_TLIMIT, pynvml.NVML_FI_DEV_TEMPERATURE_SHUTDOWN_TLIMIT)
     fields = _told(pynvml.nvmlDeviceGetFieldValues, handle, wanted)
     if fields is None:
@@ -197,7 +196,9 @@ def _margins(handle: object) -> tuple[float | None, float | None]:
 
 
 def _signed(field: Any) -> float | None:
-    """Drivers have declared these as signed and as unsigned; the bits are a signed number's either way."""
+    """The number that the bits stand for: drivers have declared these as signed and as unsigned; the bits are a signed number's
+    either way.
+    """
     kind = field.valueType
     if kind in (pynvml.NVML_VALUE_TYPE_SIGNED_INT, pynvml.NVML_VALUE_TYPE_UNSIGNED_INT):
         return float(field.value.siVal)
@@ -223,13 +224,13 @@ def answer_to(question: Question, gpus: Gpus, caps: PowerCaps) -> Answer:
         case Look():
             devices = gpus.look(fully=question.fully)
             may_cap = os.geteuid() == 0
-            return Seen(question.ask_id, question.fully, devices, driver=gpus.driver, may_cap=may_cap)
+            return Seen(question.ask_id, question.fully, devices, may_cap=may_cap)
         case Cap():
             return caps.apply(question, gpus.handles())
 
 
 def cannot(question: Question, error: Any) -> Answer:
-    """What a library that does not open means."""
+    """The answer that says what a library which does not open means."""
     match error.value:
         case pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
             return Absent(ask_id=question.ask_id, text="no NVIDIA driver found")
@@ -242,7 +243,7 @@ def cannot(question: Question, error: Any) -> Answer:
 
 
 def serve(link: socket.socket, caps: PowerCaps) -> None:
-    """Answers until the other end is closed."""
+    """Answers questions until the other end is closed."""
     gpus: Gpus | None = None
     try:
         while packet := link.recv(MAX_FRAME_BYTES):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from memsup.shared.clock import asleep_s
-from memsup.supervisor.daemon.clock_watch import DateWatch
+from memsup.supervisor.daemon.clock_watch import ClockWatch
 
 
 def test_a_date_that_is_set_and_a_sleep_are_told_once_each_and_apart() -> None:
-    watch = DateWatch()
+    watch = ClockWatch()
     assert watch.step(100.0, 1000.0, 50.0) is None
     assert watch.step(101.0, 1001.0, 50.0) is None
     assert watch.step(102.0, 4602.0, 50.0) == "the date was set ahead by 1 h"
@@ -20,7 +20,7 @@ def test_a_date_that_is_set_and_a_sleep_are_told_once_each_and_apart() -> None:
 
 def test_a_clock_that_is_trimmed_all_night_is_no_news() -> None:
     """500 ppm, the most that the kernel slews."""
-    watch = DateWatch()
+    watch = ClockWatch()
     assert all(watch.step(now_s, now_s * 1.0005, 0.0) is None for now_s in map(float, range(40_000)))
 
 

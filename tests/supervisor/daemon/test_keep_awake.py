@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from memsup.supervisor.daemon.keep_awake import SETTLED_AFTER_S, TRY_AGAIN_S, Inhibitor
+from memsup.supervisor.daemon.keep_awake import SETTLED_AFTER_S, TRY_AGAIN_S, KeepAwake
 
 FAKE = """#!/bin/sh
 while [ "${1#--}" != "$1" ]; do shift; done
@@ -43,16 +43,16 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Path:
 def test_awake_while_wanted_and_free_to_sleep_when_paused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One lock, however often it is asked for; released with the pause, taken again afterwards at once."""
     log = install(tmp_path, monkeypatch, FAKE)
-    inhibitor = Inhibitor("night")
+    awake = KeepAwake("night")
     for now_s in range(20):
-        inhibitor.step(float(now_s), True)
+        awake.step(float(now_s), True)
     wait_for(lambda: "cat" in log.read_text())
-    assert inhibitor.held(20.0)
-    inhibitor.step(21.0, False)
+    assert awake.held(20.0)
+    awake.step(21.0, False)
     wait_for(lambda: "released" in log.read_text())
-    inhibitor.step(22.0, True)
+    awake.step(22.0, True)
     wait_for(lambda: log.read_text().count("cat") == 2)
-    inhibitor.close()
+    awake.close()
     wait_for(lambda: log.read_text().count("released") == 2)
 
 
@@ -60,7 +60,7 @@ def test_a_lock_does_not_outlive_a_supervisor_that_was_killed(tmp_path: Path, mo
     """Kill -9 closes the pipe."""
     log = install(tmp_path, monkeypatch, FAKE)
     code = (
-        "import sys, time; from memsup.supervisor.daemon.keep_awake import Inhibitor; i = Inhibitor('r'); i.step(0.0, True); "
+        "import sys, time; from memsup.supervisor.daemon.keep_awake import KeepAwake; i = KeepAwake('r'); i.step(0.0, True); "
         "print('up', flush=True); time.sleep(600)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
@@ -78,37 +78,37 @@ def test_a_refusal_is_told_and_not_repeated_every_second(tmp_path: Path, monkeyp
     log = install(
         tmp_path, monkeypatch, '#!/bin/sh\necho "$*" >> "$LOG"\necho "Failed to inhibit: Access denied" >&2\nexit 1\n'
     )
-    inhibitor = Inhibitor("night")
-    inhibitor.step(0.0, True)
-    wait_for(lambda: inhibitor._process is not None and inhibitor._process.poll() is not None)
+    awake = KeepAwake("night")
+    awake.step(0.0, True)
+    wait_for(lambda: awake._process is not None and awake._process.poll() is not None)
     for now_s in range(1, 500):
-        inhibitor.step(float(now_s), True)
-    assert inhibitor.why_not == "The machine may fall asleep: logind gave no lock (Failed to inhibit: Access denied)."
-    assert not inhibitor.held(500.0)
+        awake.step(float(now_s), True)
+    assert awake.why_not == "The machine may fall asleep: logind gave no lock (Failed to inhibit: Access denied)."
+    assert not awake.held(500.0)
     assert log.read_text().count("--what=sleep:idle") == 1
-    inhibitor.step(TRY_AGAIN_S, True)
+    awake.step(TRY_AGAIN_S, True)
     wait_for(lambda: log.read_text().count("--what=sleep:idle") == 2)
-    inhibitor.close()
+    awake.close()
 
 
 def test_without_systemd_inhibit_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    inhibitor = Inhibitor("night")
-    inhibitor.step(0.0, True)
-    assert inhibitor.why_not is not None
-    assert "no systemd-inhibit" in inhibitor.why_not
-    assert not inhibitor.held(SETTLED_AFTER_S + 1)
+    awake = KeepAwake("night")
+    awake.step(0.0, True)
+    assert awake.why_not is not None
+    assert "no systemd-inhibit" in awake.why_not
+    assert not awake.held(SETTLED_AFTER_S + 1)
 
 
 @pytest.mark.skipif(not Path("/usr/bin/systemd-inhibit").exists(), reason="not run: no systemd-inhibit here")
 def test_the_real_one_holds_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine with logind a lock, on one without it a reason."""
-    inhibitor = Inhibitor("test")
-    inhibitor.step(0.0, True)
-    process = inhibitor._process
+    awake = KeepAwake("test")
+    awake.step(0.0, True)
+    process = awake._process
     assert process is not None
     begun_s = time.monotonic()
     wait_for(lambda: process.poll() is not None or time.monotonic() - begun_s > SETTLED_AFTER_S)
-    inhibitor.step(SETTLED_AFTER_S, True)
-    assert inhibitor.held(SETTLED_AFTER_S) != (inhibitor.why_not is not None)
-    inhibitor.close()
+    awake.step(SETTLED_AFTER_S, True)
+    assert awake.held(SETTLED_AFTER_S) != (awake.why_not is not None)
+    awake.close()

@@ -24,7 +24,7 @@ from memsup.shared.settings import Settings
 from memsup.shared.status import RunState, Status, Wanted, encode_status
 from memsup.supervisor.cli import service as cli
 from memsup.supervisor.daemon.sd_notify import Notifier
-from memsup.supervisor.daemon.systemd import Unit, UnitError, is_wanted, unit_name, unit_text
+from memsup.supervisor.daemon.systemd import GO_ON, OVER, Unit, UnitError, exit_status, is_wanted, unit_name, unit_text
 
 ODD = "a b 100%h 中文 (x); 'y'"
 ODD_PROGRAM = "a b 100%h 中文 (x); y"
@@ -186,6 +186,22 @@ def test_the_condition_answers_as_a_process(private_folders: Path) -> None:
     paths.status.write_bytes(b"torn")
     paths.record.write_bytes(b"torn")
     assert subprocess.run(asked, cwd=private_folders, timeout=60, check=False, stderr=subprocess.DEVNULL).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("terminal", "wanted", "status"),
+    [
+        (RunState.STOPPED, Wanted.RUNNING, GO_ON),  # told to go, as at a shutdown
+        (RunState.STOPPED, Wanted.PAUSED, GO_ON),
+        (RunState.STOPPED, Wanted.STOPPED, OVER),
+        (RunState.FINISHED, Wanted.RUNNING, OVER),
+        (RunState.FAILED, Wanted.RUNNING, OVER),
+    ],
+)
+def test_only_who_was_told_to_go_while_the_run_is_wanted_is_to_begin_again(
+    terminal: RunState, wanted: Wanted, status: int
+) -> None:
+    assert exit_status(terminal, wanted) == status
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from kit.fenced import MIB, held_bytes, kill, misbehave, subreaper, wait_for
+from kit.fenced import MIB, kill, misbehave, subreaper, wait_for
 
 from memsup.supervisor.fence import Fence, FenceError, Kind
 from memsup.supervisor.fence.cgroup1 import Cgroup1Fence
@@ -142,10 +142,9 @@ def test_the_whole_tree_dies_and_its_memory_is_back(fence: Fence, faults: dict[s
     wait_for("it holds memory", lambda: (fence.used_bytes() or 0) > 24_000_000)
     pids = fence.pids()
     assert child.pid in pids
-    done = kill(fence, child)
+    kill(fence, child)
     assert all((found := look_at(pid)) is None or found.dead for pid in pids)
-    assert done.used_before_bytes > 20_000_000  # the kernel folds its counters late, by a page or some
-    assert done.used_after_bytes < 8 * MIB, "what is left is the kernel's own, and goes when it tidies up"
+    assert fence.used_bytes() < 8 * MIB, "what is left is the kernel's own, and goes when it tidies up"
 
 
 def test_a_frozen_tree_stands_still_and_goes_on_after_the_thaw(fence: Fence, tmp_path: Path) -> None:
@@ -168,25 +167,6 @@ def test_a_frozen_tree_can_be_killed(fence: Fence) -> None:
     wait_for("all are there", lambda: len(fence.pids()) == 4)
     fence.freeze()
     kill(fence, child)
-
-
-def test_lowering_below_what_is_held_kills_nobody_and_follows_the_worker_down(fence: Fence, tmp_path: Path) -> None:
-    """v1 answers EBUSY there, v2 would kill; neither may happen because the rest of the machine needs room."""
-    held = tmp_path / "held"
-    child = misbehave(fence, LEAK_MB_PER_S="full", LEAK_MB=120, HELD=held)
-    wait_for("it holds 120 MB", lambda: held_bytes(held) >= 120_000_000)
-    for _ in range(10):
-        fence.set_limit(60 * MIB)
-    assert fence.used_bytes() < fence.limit_bytes < 160 * MIB
-    assert number(fence, LIMIT_FILE) == fence.limit_bytes // 4096 * 4096
-    assert child.exit_code() is None
-    kill(fence, child)
-    wait_for_limit(fence, 60 * MIB)
-    child = misbehave(fence, LEAK_MB_PER_S="full")
-    wait_for("the kernel killed it", lambda: child.exit_code() is not None)
-    fence.set_limit(1000 * MIB)
-    assert fence.limit_bytes == LIMIT, "never above what it was made with"
-    wait_for_limit(fence, LIMIT)
 
 
 def test_a_limit_that_somebody_else_changed_is_put_back(fence: Fence) -> None:
@@ -287,10 +267,9 @@ def test_systemd_forgets_no_limit_when_it_reads_its_units_again(fence: Fence) ->
         pytest.skip("not systemd's")
     child = misbehave(fence)
     wait_for("it is inside", lambda: child.pid in fence.pids())
-    fence.set_limit(150 * MIB)
     manager = ["systemctl"] if os.geteuid() == 0 else ["systemctl", "--user"]
     subprocess.run([*manager, "daemon-reload"], check=True, timeout=60)
-    wait_for_limit(fence, 150 * MIB)
+    wait_for_limit(fence, LIMIT)
     scope = fence.folder / f"{fence.name}.scope"
     assert int((scope / "memory.max").read_text()) == LIMIT
     assert (scope / "memory.oom.group").read_text() == "1\n"

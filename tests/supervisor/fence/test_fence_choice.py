@@ -19,7 +19,7 @@ from kit.fenced import MIB, kill, misbehave
 
 import memsup.supervisor.fence.base
 from memsup.supervisor.fence import Chosen, FenceError, Kind, choose_fence, launch, rehearse
-from memsup.supervisor.fence.base import WORKER_OOM_SCORE_ADJ, fence_name, next_limit
+from memsup.supervisor.fence.base import WORKER_OOM_SCORE_ADJ, fence_name
 from memsup.supervisor.fence.rlimit import NoFence, RlimitFence
 from memsup.supervisor.kernel.children import spawn
 from memsup.supervisor.kernel.processes import MARK
@@ -177,32 +177,6 @@ def test_an_oom_score_that_is_higher_already_is_kept() -> None:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Pure parts
-
-sizes = st.integers(1, 1 << 42)
-
-
-@given(sizes, sizes, st.none() | sizes, st.none() | sizes)
-def test_the_next_limit_never_cuts_into_what_is_held_and_never_overshoots(
-    wanted: int, in_force: int, held: int | None, charged: int | None
-) -> None:
-    limit = next_limit(wanted, in_force, held, charged)
-    assert min(wanted, in_force) <= limit <= max(wanted, in_force)
-    if limit < in_force:
-        assert held is not None
-        assert charged is not None
-        assert limit > held
-        assert limit >= charged - 64 * MIB
-
-
-@given(sizes, sizes, sizes)
-def test_lowering_arrives_once_the_worker_has_shrunk(wanted: int, in_force: int, cache: int) -> None:
-    """The page cache goes in bites as the limit falls; nothing held stands in the way."""
-    wanted, in_force = min(wanted, in_force), max(wanted, in_force)
-    charged, steps = min(in_force, cache), 0
-    while (limit := next_limit(wanted, in_force, 0, charged)) != in_force:
-        in_force, charged, steps = limit, min(charged, limit), steps + 1
-        assert steps <= (1 << 42) // (64 * MIB) + 1
-    assert in_force == max(wanted, 32 * MIB) or in_force == wanted or in_force < 32 * MIB
 
 
 @given(st.text(min_size=1, max_size=100))

@@ -41,17 +41,6 @@ def test_memory_beyond_the_limit_is_an_error_that_the_worker_can_catch(fence: Rl
     kill(fence, child)
 
 
-def test_the_limit_can_be_lowered_while_it_runs(fence: RlimitFence, tmp_path: Path) -> None:
-    held = tmp_path / "held"
-    fence.set_limit(100 * MIB)
-    child = misbehave(fence, LEAK_MB_PER_S=60, HELD=held)
-    wait_for("it runs", lambda: held_bytes(held) > 8 * MIB)
-    fence.set_limit(60 * MIB)
-    wait_for("it failed", lambda: child.exit_code() is not None)
-    assert child.exit_code() == 1
-    assert held_bytes(held) < 60 * MIB
-
-
 def test_memory_shared_after_a_fork_counts_once(fence: RlimitFence) -> None:
     """Loaders forked from a worker that holds a gigabyte must not look like a gigabyte each."""
     code = (

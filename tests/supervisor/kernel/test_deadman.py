@@ -14,8 +14,13 @@ from pathlib import Path
 import pytest
 from kit.fenced import MISBEHAVING, kill, misbehave, wait_for
 
+from memsup.shared.paths import run_paths
+from memsup.shared.record import RunRecord
+from memsup.shared.settings import Settings
+from memsup.shared.status import Wanted
 from memsup.supervisor.fence.kill import Deadman
 from memsup.supervisor.fence.rlimit import NoFence
+from memsup.supervisor.fence.worker import WorkerProcess
 from memsup.supervisor.kernel import deadman
 from memsup.supervisor.kernel.children import Child
 from memsup.supervisor.kernel.processes import look_at
@@ -36,6 +41,18 @@ def worker(fence: NoFence) -> Child:
     child = misbehave(fence, FORKS=2, IGNORES=1)
     wait_for("all are there", lambda: len(fence.pids()) == 3)
     return child
+
+
+def a_record() -> RunRecord:
+    return RunRecord(
+        run="default",
+        run_id="0123456789ab",
+        created_unix_s=1.0,
+        wanted=Wanted.RUNNING,
+        tier="safe",
+        tier_reason="a test",
+        settings=Settings(),
+    )
 
 
 def dead(pid: int) -> bool:
@@ -70,7 +87,8 @@ def test_a_killed_supervisor_does_not_leave_a_runaway_behind(fence: NoFence) -> 
     code = (
         "import os, sys, time\n"
         "from memsup.supervisor.fence.rlimit import NoFence\n"
-        "from memsup.supervisor.kernel.children import Deadman, spawn\n"
+        "from memsup.supervisor.fence.kill import Deadman\n"
+        "from memsup.supervisor.kernel.children import spawn\n"
         f"fence = NoFence({fence.name.removeprefix('memsup-')!r}, 1 << 30)\n"
         f"spawn([*fence.launch_prefix(), sys.executable, {str(MISBEHAVING)!r}], environment=dict(os.environ, ESCAPES='1'))\n"
         "guard = Deadman(fence.name)\n"
@@ -104,6 +122,48 @@ def test_a_deadman_that_died_is_noticed_at_the_next_beat(fence: NoFence) -> None
     assert guard.beat()
     os.kill(guard.pid, signal.SIGKILL)
     wait_for("it is noticed", lambda: not guard.beat())
+
+
+def test_a_deadman_that_died_is_replaced_when_there_is_time_for_it_and_nothing_of_the_old_one_stays_open(
+    fence: NoFence,
+) -> None:
+    """It was started inside the look at memory, and each one left a pipe and a pidfd behind."""
+    guard = Deadman(fence.name)
+    for _ in range(3):
+        first, open_before = guard.pid, len(os.listdir("/proc/self/fd"))
+        guard.replace()
+        assert guard.pid == first, "it lives"
+        os.kill(first, signal.SIGKILL)
+        wait_for("it is noticed", lambda: not guard.beat())
+        assert not guard.beat()
+        assert guard.pid == first, "a beat starts nothing"
+        guard.replace()
+        assert guard.pid != first
+        assert guard.beat()
+        assert len(os.listdir("/proc/self/fd")) == open_before
+    guard.goodbye()
+    wait_for("it left", lambda: dead(guard.pid))
+
+
+def test_the_guard_starts_no_process_while_memory_is_short(
+    fence: NoFence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look at memory only beats; a new deadman waits for the slow look of a calm moment."""
+    monkeypatch.setenv("MEMSUP_STATE_DIR", str(tmp_path))
+    guard = Deadman(fence.name)
+    worker = WorkerProcess(run_paths("default"), a_record(), fence, cpus=1, deadman=guard)
+    first = guard.pid
+    os.kill(first, signal.SIGKILL)
+    wait_for("it is noticed", lambda: not guard.beat())
+    for second in range(10):
+        worker.beat(second * worker.beat_every_s)
+        worker.renew(calm=False)
+    assert guard.pid == first
+    worker.renew(calm=True)
+    assert guard.pid != first
+    assert guard.beat()
+    worker.close()
+    wait_for("it left", lambda: dead(guard.pid))
 
 
 def test_a_pipe_that_is_full_does_not_stop_the_supervisor(fence: NoFence) -> None:

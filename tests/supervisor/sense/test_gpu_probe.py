@@ -125,7 +125,6 @@ def test_everything_a_device_tells_arrives(loop: Loop, fake: FakeNvml) -> None:
     assert first.slowed_by_heat is False
     assert (second.index, second.name, second.slowdown_c, second.power_default_w) == (1, "NVIDIA GeForce GTX 1080", 96, 180)
     assert second.worker_bytes is None
-    assert loop.client.driver == "575.64.03"
     assert loop.client.note is None
 
 

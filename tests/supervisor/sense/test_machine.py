@@ -7,6 +7,7 @@ import os
 import pwd
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from memsup.shared.settings import Settings
 from memsup.supervisor.decide.readings import THIS_MACHINE
 from memsup.supervisor.decide.tiers import resolve
 from memsup.supervisor.sense.machine import disk_free_bytes, largest_users, look
+from memsup.supervisor.sense.memory import MemorySensor
 
 MACHINES = KIT / "machines"
 MIB = 2**20
@@ -98,6 +100,47 @@ def test_v1_tells_a_container_of_the_limits_above_it(tmp_path: Path) -> None:
     stat = root / "sys/fs/cgroup/memory/memory.stat"
     stat.write_text(stat.read_text().replace("hierarchical_memory_limit 2147483648", "hierarchical_memory_limit 1073741824"))
     assert look(tmp_path, root=root).ram_total_bytes == 1024 * MIB
+
+
+def tightened(root: Path) -> Path:
+    """The same machine after somebody set a throttle (v2), or a limit that a container cannot see (v1), and filled the caches
+    of names and inodes.
+    """
+    for stat in root.glob("sys/fs/cgroup/**/memory.stat"):
+        lines = dict(line.split() for line in stat.read_text().splitlines())
+        if "hierarchical_memory_limit" in lines:
+            lines["hierarchical_memory_limit"] = str(400 * MIB)
+        else:
+            lines["slab_reclaimable"] = str(int(lines["slab_reclaimable"]) + 40 * MIB)
+        stat.write_text("".join(f"{key} {value}\n" for key, value in lines.items()))
+    for high in root.glob("sys/fs/cgroup/**/memory.high"):
+        high.write_text(f"{250 * MIB}\n")
+    for current in root.glob("sys/fs/cgroup/**/memory.current"):
+        current.write_text(f"{int(current.read_text()) + 40 * MIB}\n")
+    return root
+
+
+@pytest.mark.parametrize("change", [lambda root: root, tightened], ids=["as it was", "tightened"])
+@pytest.mark.parametrize("name", sorted(file.stem for file in MACHINES.glob("*.json")))
+def test_a_run_is_sized_by_the_same_memory_that_the_ladder_watches(
+    name: str, change: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """There were two accounts: one knew `memory.high` and what lies above a container, the other the caches of inodes."""
+    root = change(recorded(name, tmp_path / "root"))
+    machine, reading = look(tmp_path, root=root), MemorySensor(None, root).read(1.0)
+    assert machine.ram_total_bytes == reading.ram_total_bytes
+    assert machine.ram_available_bytes == reading.ram_available_bytes
+
+
+@pytest.mark.parametrize(("name", "total_bytes"), [("v2-container", 250 * MIB), ("v1-docker", 400 * MIB)])
+def test_the_ladder_counts_what_throttles_and_what_a_container_cannot_see(name: str, total_bytes: int, tmp_path: Path) -> None:
+    root = recorded(name, tmp_path / "root")
+    before = MemorySensor(None, root).read(1.0)
+    reading = MemorySensor(None, tightened(root)).read(1.0)
+    assert reading.ram_total_bytes == total_bytes
+    assert before.ram_total_bytes is not None
+    assert before.ram_available_bytes is not None
+    assert reading.ram_available_bytes == before.ram_available_bytes - (before.ram_total_bytes - total_bytes)
 
 
 @pytest.mark.parametrize(("name", "cpus"), [("v2-desktop", 2), ("v1-unlimited", 2), ("v2-scope", 1), ("v2-container", 1)])

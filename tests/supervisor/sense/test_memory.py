@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from memsup.supervisor.fence.cgroup2 import Cgroup2
 from memsup.supervisor.kernel.cgroups import Hierarchy, find_hierarchy, lineage
 from memsup.supervisor.kernel.kernel_file import KeptFile
-from memsup.supervisor.sense.memory import BURST_S, NEAR_S, REST_S, DiskSensor, MemorySensor, poll_interval_s
+from memsup.supervisor.sense.memory import MemorySensor, read_disk
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -372,38 +372,6 @@ def test_a_lineage_ends_at_the_mount() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# When to look again
-
-headroom = st.none() | st.integers(-(1 << 45), 1 << 45)
-rate = st.none() | st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12)
-
-
-@given(headroom, rate)
-def test_the_next_look_is_never_later_than_a_second_nor_sooner_than_a_burst(left: int | None, per_s: float | None) -> None:
-    assert BURST_S <= poll_interval_s(left, per_s) <= REST_S
-
-
-@given(st.integers(1, 1 << 45), st.floats(1, 1e12))
-def test_at_the_measured_rate_there_are_several_looks_before_the_limit(left: int, per_s: float) -> None:
-    wait_s = poll_interval_s(left, per_s)
-    assert wait_s == BURST_S or wait_s * per_s <= left / 8 * 1.000001
-
-
-@given(st.integers(1, 1 << 45), st.integers(1, 1 << 45), rate)
-def test_less_room_is_never_watched_less_often(one: int, other: int, per_s: float | None) -> None:
-    assert poll_interval_s(min(one, other), per_s) <= poll_interval_s(max(one, other), per_s)
-
-
-def test_a_quiet_machine_is_looked_at_once_a_second_and_a_tight_or_unknown_one_twenty_times() -> None:
-    assert poll_interval_s(32 * GIB, None) == REST_S
-    assert poll_interval_s(None, None) <= NEAR_S
-    assert poll_interval_s(400 * MIB, 0.0) <= NEAR_S
-    assert poll_interval_s(2 * GIB, 2e9) <= 0.15
-    assert poll_interval_s(50 * MIB, 0.0) == BURST_S
-    assert poll_interval_s(-1, -5.0) == BURST_S
-
-
-# --------------------------------------------------------------------------------------------------------------------
 # This machine
 
 
@@ -446,7 +414,6 @@ def test_reading_opens_nothing_and_keeps_nothing() -> None:
 def test_disk_space_is_read_and_a_folder_that_went_away_is_unknown(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     folder.mkdir()
-    sensor = DiskSensor(folder)
-    assert sensor.read(1.0).free_bytes == pytest.approx(shutil.disk_usage(folder).free, rel=0.2)
+    assert read_disk(1.0, folder).free_bytes == pytest.approx(shutil.disk_usage(folder).free, rel=0.2)
     folder.rmdir()
-    assert sensor.read(2.0).free_bytes is None
+    assert read_disk(2.0, folder).free_bytes is None

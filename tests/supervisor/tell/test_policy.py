@@ -6,14 +6,26 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memsup.shared.status import ActionStatus, CheckpointStatus, ProgressStatus, RunState, Status, Wanted
+from memsup.shared.status import (
+    ActionStatus,
+    CheckpointStatus,
+    ProgressStatus,
+    RunState,
+    Status,
+    Trouble,
+    TroubleKind,
+    Wanted,
+)
 from memsup.supervisor.tell.policy import MOST_A_DAY, PAUSED_LONG_S, PING_EVERY_S, Kind, Notice, Policy, Told
 
 DAY = 1_780_012_800.0
 """A midnight, as good as any."""
 
 
-def status_of(state: RunState = RunState.RUNNING, **changes: object) -> Status:
+SILENT = Trouble(TroubleKind.UNRESPONSIVE, "The worker does not answer.")
+
+
+def status_of(state: RunState = RunState.RUNNING, *troubles: Trouble, **changes: object) -> Status:
     status = Status(
         run="night",
         run_id="abc",
@@ -25,6 +37,7 @@ def status_of(state: RunState = RunState.RUNNING, **changes: object) -> Status:
     )
     for name, value in changes.items():
         setattr(status, name, value)
+    status.call_for(*troubles)
     return status
 
 
@@ -68,7 +81,7 @@ def test_the_end_of_a_command_is_told_in_words_although_it_has_no_metrics() -> N
 def test_a_failure_is_told_with_its_reason_and_once() -> None:
     """Also over a restart of the supervisor."""
     person = Person()
-    failed = status_of(RunState.FAILED, failure="The disk is full.", attention=["The disk is full."])
+    failed = status_of(RunState.FAILED, Trouble(TroubleKind.FAILED, "The disk is full."), failure="The disk is full.")
     person.sees(failed, minutes=600)
     again = Person(msgspec.json.decode(msgspec.json.encode(person.policy.told), type=Told))
     again.sees(failed, minutes=60)
@@ -101,7 +114,8 @@ def test_a_run_that_waits_for_a_person_after_the_machine_died_says_so_when_it_is
     sentences = ["The machine went down without shutting down.", "It stays stopped. Go on: memsup start"]
     person.policy.machine_died(sentences, waits=True)
     assert person.sees(status_of(RunState.STARTING), minutes=5) == []
-    (notice,) = person.sees(status_of(RunState.STOPPED, attention=sentences), minutes=5)
+    troubles = [Trouble(TroubleKind.MACHINE_DIED, sentences[0]), Trouble(TroubleKind.WAITS, sentences[1])]
+    (notice,) = person.sees(status_of(RunState.STOPPED, *troubles), minutes=5)
     assert notice.title.endswith("the machine died, and it waits for you")
     assert notice.text.startswith("\n".join(sentences))
 
@@ -127,7 +141,7 @@ def test_a_cooling_that_lasts_says_why() -> None:
 def test_what_passes_within_a_minute_needs_nobody() -> None:
     """A worker that did not answer for a moment."""
     person = Person()
-    person.sees(status_of(attention=["The worker does not answer."]))
+    person.sees(status_of(RunState.RUNNING, SILENT))
     person.sees(status_of(), minutes=100)
     assert person.kinds == []
 
@@ -136,16 +150,43 @@ def test_the_same_complaint_with_another_number_is_told_once() -> None:
     """The disk has 60, then 59 MiB left."""
     person = Person()
     for mib in range(60, 10, -1):
-        person.sees(status_of(attention=[f"The disk has only {mib} MiB left."]), minutes=5)
+        disk = Trouble(TroubleKind.DISK, f"The disk has only {mib} MiB left.")
+        person.sees(status_of(RunState.RUNNING, disk), minutes=5)
     assert person.kinds == [Kind.ATTENTION]
+
+
+def test_the_same_words_about_another_device_are_told_again() -> None:
+    """GPU 0 and GPU 1 with the same error are two troubles; by their sentences without numbers they were one."""
+    person = Person()
+    troubles = [Trouble(TroubleKind.GPU_ERROR, f"GPU {index} reported error 63.", f"{index}:63") for index in (0, 1)]
+    person.sees(status_of(RunState.RUNNING, troubles[0]), minutes=60)
+    person.sees(status_of(RunState.RUNNING, *troubles), minutes=60)
+    assert person.kinds == [Kind.ATTENTION, Kind.ATTENTION]
+    assert "GPU 0" not in person.got[1].text
+
+
+def test_a_trouble_whose_sentence_was_improved_is_not_told_again() -> None:
+    """What was told is kept by kind: a new version of memsup, or another language, rings nobody for what is known."""
+    person = Person()
+    person.sees(status_of(RunState.RUNNING, SILENT), minutes=60)
+    again = Person(msgspec.json.decode(msgspec.json.encode(person.policy.told), type=Told), person.now_s)
+    again.sees(status_of(RunState.RUNNING, Trouble(SILENT.kind, "工作进程没有回应。")), minutes=60)
+    assert again.kinds == []
+
+
+def test_what_an_earlier_version_told_can_be_read() -> None:
+    """It kept sentences without their numbers."""
+    old = b'{"run_id":"abc","ended":null,"sentences":{"The disk has only # MiB left.":1.0},"sent":[1.0],"digest_day":"day 0"}'
+    told = msgspec.json.decode(old, type=Told)
+    assert (told.run_id, told.sent, told.troubles) == ("abc", [1.0], {})
 
 
 def test_a_bad_night_does_not_ring_all_night() -> None:
     """A new complaint every ten minutes: a few messages, and the rest with the digest."""
     person = Person(begin_s=DAY + 20 * 3600)
-    words = [f"complaint {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(72)]
-    for word in words:
-        person.sees(status_of(attention=[word]), minutes=10)
+    for number in range(72):
+        complaint = Trouble(TroubleKind.GPU_ERROR, f"complaint {number}", str(number))
+        person.sees(status_of(RunState.RUNNING, complaint), minutes=10)
     person.sees(status_of(), minutes=60)
     assert person.kinds.count(Kind.ATTENTION) <= MOST_A_DAY
     digest = next(notice for notice in person.got if notice.kind is Kind.DIGEST)
@@ -159,19 +200,18 @@ def test_the_ping_comes_once_a_minute() -> None:
 
 
 states = st.sampled_from(list(RunState))
-looks = st.lists(
-    st.tuples(states, st.lists(st.text(max_size=20), max_size=3), st.integers(1, 120), st.floats(-1e6, 1e6)), max_size=40
-)
+troubles = st.builds(Trouble, st.sampled_from(TroubleKind), st.text(max_size=20), st.text(max_size=3))
+looks = st.lists(st.tuples(states, st.lists(troubles, max_size=3), st.integers(1, 120), st.floats(-1e6, 1e6)), max_size=40)
 
 
 @settings(max_examples=60)
 @given(looks)
-def test_never_too_many_messages_whatever_happens(sequence: list[tuple[RunState, list[str], int, float]]) -> None:
+def test_never_too_many_messages_whatever_happens(sequence: list[tuple[RunState, list[Trouble], int, float]]) -> None:
     """Any history, clocks that jump included: each end once, at most so many others a day, and no exception."""
     person = Person()
-    for state, attention, minutes, jump_s in sequence:
+    for state, seen, minutes, jump_s in sequence:
         person.now_s = max(0.0, person.now_s + (jump_s if abs(jump_s) > 5e5 else 0))
-        person.sees(status_of(state, attention=attention, since=person.now_s, failure="x"), minutes=minutes)
+        person.sees(status_of(state, *seen, since=person.now_s, failure="x"), minutes=minutes)
     assert person.kinds.count(Kind.FINISHED) + person.kinds.count(Kind.FAILED) <= max(1, len(sequence))
     for at in range(len(person.policy.told.sent)):
         window = [t for t in person.policy.told.sent if 0 <= person.policy.told.sent[at] - t < 86_400]

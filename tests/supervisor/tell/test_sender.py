@@ -83,7 +83,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def messenger() -> Iterator[Callable[..., Messenger]]:
-    """Starts messengers, and ends their heralds."""
+    """Starts messengers, and ends their senders."""
     started: list[Messenger] = []
 
     def start(urls: list[str], ping_url: str | None = None) -> Messenger:
@@ -149,7 +149,7 @@ def test_a_server_that_never_answers_holds_nobody_up(server: Server, messenger: 
 
 
 def test_no_secret_is_shown(server: Server, messenger: Callable[..., Messenger]) -> None:
-    """Not in the arguments or the environment of the herald or its forks, not in what comes back."""
+    """Not in the arguments or the environment of the sender or its forks, not in what comes back."""
     server.answers = [500, 500]
     told = messenger([f"json://127.0.0.1:{server.port}/{SECRET}/%%%"], server.ping_url)
     assert told._process is not None
@@ -165,8 +165,8 @@ def test_no_secret_is_shown(server: Server, messenger: Callable[..., Messenger])
     assert not any(sent.ok for sent in came)
 
 
-def test_a_killed_herald_is_replaced(server: Server, messenger: Callable[..., Messenger]) -> None:
-    """Not at once, so that a herald which dies again and again costs nothing."""
+def test_a_killed_sender_is_replaced(server: Server, messenger: Callable[..., Messenger]) -> None:
+    """Not at once, so that a sender which dies again and again costs nothing."""
     told = messenger([], server.ping_url)
     assert told._process is not None
     first = told._process.pid
@@ -182,7 +182,7 @@ def test_a_killed_herald_is_replaced(server: Server, messenger: Callable[..., Me
     assert answers_of(told, 1)[-1].ok
 
 
-def test_the_herald_ends_with_its_supervisor(server: Server, messenger: Callable[..., Messenger]) -> None:
+def test_the_sender_ends_with_its_supervisor(server: Server, messenger: Callable[..., Messenger]) -> None:
     """Its stdin ends; what is on its way still arrives."""
     told = messenger([], server.ping_url)
     process = told._process
@@ -199,10 +199,10 @@ def test_without_addresses_nothing_is_started() -> None:
     told.start(0.0)
     told.send(NOTICE)
     told.ping()
-    assert (told.fd, told.answers(), told.dropped) == (None, [], 0)
+    assert (told.fd, told.answers()) == (None, [])
 
 
-def test_garbage_on_its_stdin_does_not_end_the_herald(server: Server, messenger: Callable[..., Messenger]) -> None:
+def test_garbage_on_its_stdin_does_not_end_the_sender(server: Server, messenger: Callable[..., Messenger]) -> None:
     """Lines that are no jobs, bombs and endless ones included."""
     told = messenger([], server.ping_url)
     told._waiting = b"\xff\n{}\n[]\n" + b"[" * 20_000 + b'\n{"id":"x"}\n{"id":900}\n'

@@ -1,0 +1,28 @@
+"""How long a worker that has ended by itself may still be heard. Pure.
+
+Its exit is seen at once, but what it said before comes through a thread of the socket's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LAST_WORDS_WITHIN_S = 0.5
+
+
+@dataclass
+class LastWords:
+    """One worker's: a new worker has a new one."""
+
+    _until_s: float | None = None
+
+    def may_come(self, now_s: float, exit_status: int | None, *, owed: bool) -> bool:
+        """Whether its end has to be waited with. Who was killed by a signal, or owes none, has no last words to come.
+
+        `exit_status` is the worker's own, negative for a signal. None: it had none, since it was not seen to exit.
+        """
+        if exit_status is None or exit_status < 0 or not owed:
+            return False
+        if self._until_s is None:
+            self._until_s = now_s + LAST_WORDS_WITHIN_S
+        return now_s < self._until_s

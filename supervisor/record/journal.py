@@ -1,0 +1,88 @@
+"""What the run leaves in its folder as it goes: lines of the ledger, `status.json`, what is wanted, what is left of restarts.
+
+Covers what the lines say of their circumstances, and what the last action and the shown state were. All of it is written by the
+scribe, so nothing here waits for the disk. Black box and history are `night.py`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+
+from memsup.shared.clock import unix_s
+from memsup.shared.paths import RunPaths
+from memsup.shared.record import RunRecord, encode_record
+from memsup.shared.status import ActionStatus, Status, encode_status
+from memsup.supervisor.decide.guard import Guard
+from memsup.supervisor.decide.run.actions import Record
+from memsup.supervisor.decide.run.lifecycle import Lifecycle
+from memsup.supervisor.decide.run.restarts import Budget
+from memsup.supervisor.record import ledger
+from memsup.supervisor.record.scribe import Scribe
+
+log = logging.getLogger("memsup.supervisor")
+
+
+class Journal:
+    def __init__(self, paths: RunPaths, boot: str, scribe: Scribe, life: Lifecycle, guard: Guard) -> None:
+        """`boot` is the kernel's name for the time since the machine was started."""
+        self._paths, self._boot, self._scribe, self._life, self._guard = paths, boot, scribe, life, guard
+        self.last_action: ActionStatus | None = None
+        self.since_unix_s = unix_s()
+        """When the run came into the state that is shown."""
+        self.own_errors = 0
+        """How many errors of memsup's own the loop has caught."""
+        self._shown_state = life.state
+
+    def record(self, now_s: float, *records: Record) -> None:
+        """Appends a line to the ledger for each."""
+        for record in records:
+            self._record(now_s, record)
+
+    def _record(self, now_s: float, record: Record) -> None:
+        at = unix_s()
+        if record.action is not None:
+            result = record.result.partition("\n")[0] if record.result else None  # the rest, a traceback, is for the ledger
+            self.last_action = ActionStatus(at=at, rung=record.rung, action=record.action, reason=record.reason, result=result)
+        line = ledger.line(
+            record,
+            at=at,
+            mono=now_s,
+            boot=self._boot,
+            state=str(self._life.state),
+            step=self._life.heartbeat.progress.step if self._life.heartbeat else None,
+            memory=self._guard.memory,
+            disk=self._guard.disk,
+        )
+        self._scribe.append(self._paths.ledger, line)
+        log.info("%s: %s", record.event, " - ".join(filter(None, (record.reason, record.action, record.result))))
+
+    def own_error(self) -> None:
+        """Notes the exception that is being handled: a fault of ours must not cost the guard."""
+        self.own_errors += 1
+        if self.own_errors.bit_count() == 1:  # the 1st, 2nd, 4th, 8th …: a flood must not fill the log
+            log.exception("error number %d in the supervisor itself", self.own_errors)
+
+    def state_changed(self) -> bool:
+        """Whether the run is in another state than when this was last asked."""
+        if self._life.state is self._shown_state:
+            return False
+        self._shown_state, self.since_unix_s = self._life.state, unix_s()
+        return True
+
+    def show(self, status: Status, *, durable: bool) -> None:
+        """Writes `status.json`, flushed only where it says something new."""
+        self._scribe.replace(self._paths.status, encode_status(status), durable=durable)
+
+    def save_run(self, record: RunRecord) -> None:
+        self._scribe.replace(self._paths.record, encode_record(record))
+
+    def save_budget(self, budget: Budget) -> None:
+        self._scribe.replace(budget_file(self._paths), msgspec.json.encode(budget))
+
+
+def budget_file(paths: RunPaths) -> Path:
+    """Where it is written down how many restarts are left."""
+    return paths.state / "restarts.json"

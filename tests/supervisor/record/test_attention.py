@@ -1,0 +1,99 @@
+"""What needs a person's attention: composed in one place, each sentence with its kind, for people and for programs alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from memsup.shared.messages import PauseMode
+from memsup.shared.record import RunRecord
+from memsup.shared.settings import Settings
+from memsup.shared.status import Status, Trouble, TroubleKind, Wanted, decode_status, encode_status
+from memsup.supervisor.decide.heat import HeatDecision
+from memsup.supervisor.decide.readings import DiskReading, MemoryReading
+from memsup.supervisor.decide.run.freed import GivenBack
+from memsup.supervisor.decide.run.lifecycle import Lifecycle
+from memsup.supervisor.record.status import Surroundings, status_of
+
+RECORD = RunRecord(
+    run="r", run_id="abc", created_unix_s=1.0, wanted=Wanted.RUNNING, tier="safe", tier_reason="so", settings=Settings()
+)
+QUIET = Surroundings(
+    now_unix_s=2.0,
+    since_unix_s=1.0,
+    pid=1,
+    worker_pid=None,
+    memory=MemoryReading(at_s=1.0),
+    disk=DiskReading(at_s=1.0, free_bytes=100),
+    limit_bytes=1,
+    fence_kind="none",
+    fence_bytes=None,
+    fence_reason="",
+    gpus=(),
+    gpu_note=None,
+    temperatures=(),
+    heat=HeatDecision(),
+    last_action=None,
+    worst_stall_s=0.0,
+    recent_stall_s=0.0,
+    troubles=(),
+    own_errors=0,
+    supervisor_log="/s/supervisor.log",
+    records_lost=0,
+    why_lost=None,
+    disk_floor_bytes=100,
+    undead=0,
+)
+
+
+def life() -> Lifecycle:
+    return Lifecycle(Wanted.RUNNING, PauseMode.HOLD, run_id="abc", lease_s=10.0, memory_limit_bytes=None)
+
+
+def test_where_all_is_well_nobody_is_called() -> None:
+    """Free disk that is exactly the limit is enough: the ladder does not hold at it either."""
+    assert status_of(RECORD, life(), QUIET).attention == []
+
+
+@pytest.mark.parametrize(
+    ("around", "keys"),
+    [
+        (replace(QUIET, own_errors=3), ["own_errors"]),
+        (replace(QUIET, records_lost=2, why_lost="ledger.jsonl: No space left"), ["records_lost"]),
+        (replace(QUIET, disk_floor_bytes=101), ["disk"]),
+        (replace(QUIET, disk=DiskReading(at_s=1.0), disk_floor_bytes=101), []),  # not known is neither fine nor full
+        (replace(QUIET, undead=4), ["undead"]),
+        (
+            replace(QUIET, own_errors=1, troubles=(Trouble(TroubleKind.GPU_LOST, "GPU 1 is lost.", "1"),), undead=1),
+            ["own_errors", "gpu_lost:1", "undead"],
+        ),
+    ],
+)
+def test_each_trouble_of_the_supervisor_has_its_kind(around: Surroundings, keys: list[str]) -> None:
+    status = status_of(RECORD, life(), around)
+    assert status.attention_kinds == keys
+    assert len(status.attention) == len(keys)
+    assert decode_status(encode_status(status)).attention_kinds == keys
+
+
+def test_each_trouble_of_the_worker_has_its_kind() -> None:
+    """Two things that did not come back are two troubles."""
+    run = life()
+    run.failure = "It gave up."
+    run.given_back = GivenBack(missing=("VRAM did not come back.", "RAM did not come back."))
+    run.unresponsive = True
+    status = status_of(RECORD, run, QUIET)
+    assert status.attention_kinds == ["failed", "not_given_back:0", "not_given_back:1", "unresponsive"]
+    assert status.attention[0] == "It gave up."
+
+
+def test_a_document_of_an_earlier_version_takes_a_new_trouble_at_the_right_place() -> None:
+    """It had sentences without kinds; `memsup status` adds that nobody guards the run."""
+    old = b'{"schema":1,"run":"r","state":"running","wanted":"running","attention":["The disk is full."]}'
+    status: Status = decode_status(old)
+    status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, "Nobody guards it."))
+    assert list(zip(status.attention_kinds, status.attention, strict=True)) == [
+        ("", "The disk is full."),
+        ("supervisor_gone", "Nobody guards it."),
+    ]
