@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from memsup.supervisor.decide.readings import THIS_MACHINE
+from memsup.supervisor.record.status import temperature_status
 from memsup.supervisor.words import count, percent, plural, printable, size
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def machine_document(machine: Machine) -> dict[str, Any]:
             {"index": g.index, "name": g.name, "total_bytes": g.total_bytes, "used_bytes": g.used_bytes} for g in machine.gpus
         ],
         "gpu_note": machine.gpu_note,
-        "temperatures": [{"name": t.name, "celsius": t.celsius, "limit_c": t.high_c} for t in machine.temperatures],
+        "temperatures": [temperature_status(reading) for reading in machine.temperatures],
         "disk_free_bytes": machine.disk_free_bytes,
         "kernel": machine.kernel,
         "wsl": machine.is_wsl,

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import click
 
-from memsup.shared.status import OVER, GpuStatus, RunState, Status
+from memsup.shared.readings import KnownGpu
+from memsup.shared.status import OVER, RunState, Status
+from memsup.supervisor.decide.readings import hottest
 from memsup.supervisor.decide.thresholds import COLOUR_BELOW_C
 from memsup.supervisor.words import columns, count, duration, percent, plural, printable, result_line, size
 
@@ -117,7 +119,7 @@ def _fence(status: Status) -> str | None:
     return f"{printable(memory.fence)}, the kernel stops the worker at {size(memory.fence_bytes)}"
 
 
-def _gpu(gpu: GpuStatus) -> str:
+def _gpu(gpu: KnownGpu) -> str:
     parts = [printable(gpu.name or "a GPU"), f"{size(gpu.used_bytes)} of {size(gpu.total_bytes)} used"]
     if gpu.temperature_c is not None:
         limit = "" if gpu.slowdown_c is None else f" (slows itself down at {gpu.slowdown_c:g})"
@@ -130,11 +132,11 @@ def _gpu(gpu: GpuStatus) -> str:
 
 def _heat(status: Status) -> str | None:
     """The hottest sensor; `--json` has them all."""
-    known = [reading for reading in status.temperatures if reading.celsius is not None]
-    if not known:
+    sensor = hottest(status.temperatures)
+    if sensor is None:
         return None
-    hottest = max(known, key=lambda reading: reading.celsius or 0)
-    return f"{printable(hottest.name)} {hottest.celsius:g} °C"
+    limit = "" if sensor.limit_c is None else f" (its limit is {sensor.limit_c:g})"
+    return f"{printable(sensor.name)} {sensor.celsius:g} °C{limit}"
 
 
 def _cooling(status: Status) -> str | None:

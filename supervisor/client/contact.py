@@ -192,7 +192,8 @@ def _gone(paths: RunPaths) -> Seen:
     status = _written(paths, record)
     if status is None or record is None:
         return Seen(Guard.GONE, None, None)
-    status.pid = status.worker_pid = status.memory.worker_bytes = None
+    status.pid = status.worker_pid = None
+    status.memory = msgspec.structs.replace(status.memory, worker_bytes=None)
     status.wanted = record.wanted
     if status.state not in (RunState.FINISHED, RunState.FAILED):
         was, status.state = status.state, RunState.STOPPED

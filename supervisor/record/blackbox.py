@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from memsup.supervisor.decide.readings import GpuReading, MemoryReading
+from memsup.supervisor.decide.readings import GpuReading, MemoryReading, TemperatureReading, limit_c
 
 BLOCK_BYTES = 512
 BLOCKS = 1_800
@@ -72,6 +72,7 @@ class Facts(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     rung: int | None = None
     limit_mib: int | None = None
     disk_free_mib: int | None = None
+    """Free space where the run's state lies. None in files of versions that did not note it."""
     checkpoint_step: int | None = None
     checkpoint_unix_s: float | None = None
     loop_stall_s: float | None = None
@@ -117,7 +118,13 @@ class History:
         return self.frames[-1] if self.frames else None
 
 
+def heat_of_sensor(sensor: TemperatureReading) -> Heat:
+    """The hottest sensor that is not a GPU's, as a frame keeps it."""
+    return Heat(index=-1, celsius=sensor.celsius, slowdown_c=limit_c(sensor), shutdown_c=sensor.critical_c)
+
+
 def heat_of(gpu: GpuReading) -> Heat:
+    """A GPU as a frame keeps it: in MiB, since a frame has 512 bytes."""
     return Heat(
         index=gpu.index,
         celsius=gpu.temperature_c,

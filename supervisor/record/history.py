@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from memsup.shared.messages import Phase
-from memsup.shared.status import BatchStatus, RunState, Status
+from memsup.shared.readings import KnownBatch, KnownGpu, narrow
+from memsup.shared.status import RunState, Status
+from memsup.supervisor.decide.readings import hottest
 
 EVERY_S = 10.0
 FULL_RATE_S = 100_000.0
@@ -74,13 +76,8 @@ def activity_of(state: RunState, phase: Phase | None) -> Activity:
     return _OF_PHASE.get(phase, Activity.TRAINING)
 
 
-class GpuPoint(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
-    index: int
-    used_bytes: int | None = None
-    total_bytes: int | None = None
-    temperature_c: float | None = None
-    slowdown_c: float | None = None
-    power_w: float | None = None
+class GpuPoint(KnownGpu, frozen=True, omit_defaults=True):
+    """A GPU in a point: the most that was used and drawn, and its highest temperature."""
 
 
 class Point(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
@@ -129,47 +126,26 @@ def sample_of(
     status: Status, *, at: float, mono: float, boot: str, duty_fraction: float | None = None, reserve_bytes: int | None = None
 ) -> Point:
     """What is so now, for `Recorder.note`. `duty_fraction`: the share of the time in which the worker may compute."""
-    progress, batch, memory = status.progress, status.batch, status.memory
-    hottest = max((t for t in status.temperatures if t.celsius is not None), key=lambda t: t.celsius or 0.0, default=None)
-    return Point(
+    sensor = hottest(status.temperatures)
+    return narrow(
+        Point,
+        status.progress,
+        status.batch,
+        status.memory,
         at=round(at, 3),
         mono=round(mono, 3),
         boot=boot,
         state=str(status.state),
-        phase=progress.phase,
-        epoch=progress.epoch,
-        step=progress.step,
-        total_steps=progress.total_steps,
-        samples=progress.samples,
-        loss=progress.loss,
-        samples_per_s=progress.samples_per_s,
         duty_fraction=duty_fraction,
-        micro_tokens=batch.micro_tokens,
-        micro_rows=batch.micro_rows,
-        prediction_error=_prediction_error(batch),
-        worker_bytes=memory.worker_bytes,
-        limit_bytes=memory.limit_bytes,
-        ram_total_bytes=memory.ram_total_bytes,
-        ram_available_bytes=memory.ram_available_bytes,
+        prediction_error=_prediction_error(status.batch),
         reserve_bytes=reserve_bytes,
-        pressure=memory.pressure,
-        cpu_c=hottest.celsius if hottest else None,
-        cpu_limit_c=hottest.limit_c if hottest else None,
-        gpus=tuple(
-            GpuPoint(
-                index=gpu.index,
-                used_bytes=gpu.used_bytes,
-                total_bytes=gpu.total_bytes,
-                temperature_c=gpu.temperature_c,
-                slowdown_c=gpu.slowdown_c,
-                power_w=gpu.power_w,
-            )
-            for gpu in status.gpus
-        ),
+        cpu_c=sensor.celsius if sensor else None,
+        cpu_limit_c=sensor.limit_c if sensor else None,
+        gpus=tuple(narrow(GpuPoint, gpu, name=None) for gpu in status.gpus),  # the name is in run after run of lines the same
     )
 
 
-def _prediction_error(batch: BatchStatus) -> float | None:
+def _prediction_error(batch: KnownBatch) -> float | None:
     if not batch.peak_bytes or batch.predicted_bytes is None:
         return None
     return round(abs(batch.predicted_bytes / batch.peak_bytes - 1), 4)

@@ -367,6 +367,8 @@ def last_minute(frames: Sequence[Frame]) -> Iterator[str]:
     pressures = [reading.pressure for reading in traces if reading.pressure is not None]
     if pressures and max(pressures) >= 0.01:
         yield f"at worst {max(pressures):.0%} of the time somebody waited for RAM"
+    if facts is not None and facts.disk_free_mib is not None:
+        yield f"{size(facts.disk_free_mib * 2**20)} free on the disk of the run's state"
     for heat in _heats(last):
         if heat.celsius is not None:
             yield f"{_named(heat)} {heat.celsius:.0f} °C" + ("" if heat.power_w is None else f", {heat.power_w:.0f} W")

@@ -76,11 +76,6 @@ class TemperatureSensors:
         )
 
 
-def limit_c(reading: TemperatureReading) -> float | None:
-    """What `status` shows as the sensor's limit: its critical temperature, else what it calls high."""
-    return reading.critical_c if reading.critical_c is not None else reading.high_c
-
-
 def cpu_limits(reading: TemperatureReading, chosen_c: float | None) -> HeatLimits | None:
     """At which temperatures to act for a CPU's sensor; None: at none, and so for every other sensor of the board.
 

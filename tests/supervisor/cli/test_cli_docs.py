@@ -9,8 +9,9 @@ import msgspec
 import pytest
 from kit import ROOT
 
+from memsup.shared.readings import KnownGpu
 from memsup.shared.settings import Settings, all_keys
-from memsup.shared.status import ActionStatus, GpuStatus, RunState, Status, TemperatureStatus, Wanted, encode_status
+from memsup.shared.status import ActionStatus, RunState, Status, TemperatureStatus, Wanted, encode_status
 from memsup.supervisor.cli import COMMANDS
 from memsup.supervisor.cli import memsup as group
 from memsup.supervisor.client.preparing import may_change, shown, value_of
@@ -62,7 +63,7 @@ def test_every_key_of_the_status_document_stands_on_the_page() -> None:
                 run="default",
                 state=RunState.RUNNING,
                 wanted=Wanted.RUNNING,
-                gpus=[GpuStatus(index=0)],
+                gpus=[KnownGpu(index=0)],
                 temperatures=[TemperatureStatus(name="x")],
                 last_action=ActionStatus(at=0, rung=None, action="", reason=""),
             )

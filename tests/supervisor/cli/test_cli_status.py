@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from kit.cli_process import RUN_ID, a_run, control_server, memsup
 
 from memsup.shared.paths import RunPaths
+from memsup.shared.readings import KnownBatch, KnownGpu
 from memsup.shared.status import (
     ActionStatus,
-    BatchStatus,
     CheckpointStatus,
-    GpuStatus,
     MemoryStatus,
     ProgressStatus,
     RunState,
@@ -49,7 +48,7 @@ def full_status() -> Status:
         progress=ProgressStatus(
             phase="training", epoch=0.7, step=1240, total_steps=5000, samples=19840, loss=0.4123, samples_per_s=23.4, eta_s=2572
         ),
-        batch=BatchStatus(effective=16, micro_tokens=2048, micro_rows=5),
+        batch=KnownBatch(effective=16, micro_tokens=2048, micro_rows=5),
         memory=MemoryStatus(
             ram_total_bytes=24 * GIB,
             ram_available_bytes=14 * GIB,
@@ -60,7 +59,7 @@ def full_status() -> Status:
             pressure=0.12,
         ),
         gpus=[
-            GpuStatus(
+            KnownGpu(
                 index=0, name="RTX 3070", used_bytes=5 * GIB, total_bytes=8 * GIB, temperature_c=88, slowdown_c=98, power_w=180
             )
         ],
@@ -344,7 +343,7 @@ statuses = some(
         samples_per_s=reals,
         eta_s=reals,
     ),
-    batch=some(BatchStatus, effective=numbers, micro_tokens=numbers, micro_rows=numbers),
+    batch=some(KnownBatch, effective=numbers, micro_tokens=numbers, micro_rows=numbers),
     memory=some(
         MemoryStatus,
         ram_total_bytes=numbers,
@@ -357,7 +356,7 @@ statuses = some(
     ),
     gpus=st.lists(
         some(
-            GpuStatus,
+            KnownGpu,
             index=st.integers(0, 9),
             name=texts,
             used_bytes=numbers,
