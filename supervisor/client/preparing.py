@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from memsup.shared.loading import Loaded, load, user_settings_file
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
-from memsup.shared.settings import Settings, Share, all_keys
+from memsup.shared.settings import Settings, Share, keys
 from memsup.shared.task_data import ModelSource, TaskSummary, check_task
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.decide.estimate import Shape, shape_of
@@ -138,29 +138,18 @@ def merge(has: Settings, loaded: Loaded) -> tuple[Settings, list[Difference], li
     """The settings to go on with, what was taken over into them, and what was asked for and would be another training."""
     settings = deepcopy(has)
     taken, kept = [], []
-    for key, origin in loaded.origins.items():
-        section, name = _place(settings, key)
-        now, asked = getattr(section, name), value_of(loaded.settings, key)
-        if now == asked or (asked is None and key.startswith("training.")):
+    for name, origin in loaded.origins.items():
+        key = keys()[name]
+        now, asked = key.value(settings), key.value(loaded.settings)
+        if now == asked or (asked is None and key.section == "training"):
             continue
-        is_secret = key.startswith("notify.")  # where messages go has keys in it, and differences are printed
-        difference = Difference(key, "hidden" if is_secret else now, "hidden" if is_secret else asked, origin)
-        if may_change(key):
-            setattr(section, name, asked)
+        difference = Difference(name, "hidden" if key.is_secret else now, "hidden" if key.is_secret else asked, origin)
+        if key.may_change:
+            key.set(settings, asked)
             taken.append(difference)
         else:
             kept.append(difference)
     return settings, taken, kept
-
-
-def may_change(key: str) -> bool:
-    """Whether a run can go on with another value: it guards or saves differently, but learns the same."""
-    return key.startswith(("limits.", "recovery.", "notify.")) or key in {"checkpoint.every", "checkpoint.keep"}
-
-
-def value_of(settings: Settings, key: str) -> Any:
-    """`key` as a person writes it: `training.epochs`."""
-    return getattr(*_place(settings, key))
 
 
 def shown(value: Any) -> str:
@@ -175,17 +164,10 @@ def shown(value: Any) -> str:
             return str(value)
 
 
-def _place(settings: Settings, key: str) -> tuple[Any, str]:
-    """The struct and the field that hold `key`; a field may carry its unit (`checkpoint.every` is `every_s`)."""
-    section_name, _, name = key.rpartition(".")
-    section = getattr(settings, section_name) if section_name else settings
-    return section, name if hasattr(section, name) else f"{name}_s"
-
-
 def _origins(settings: Settings, taken: Sequence[Difference]) -> dict[str, str]:
     """Where each value of a run that goes on comes from; defaults stay defaults."""
     default = Settings()
-    differs = (key for key in all_keys() if value_of(settings, key) != value_of(default, key))
+    differs = (name for name, key in keys().items() if key.value(settings) != key.value(default))
     return dict.fromkeys(differs, AS_CREATED) | {difference.key: difference.origin for difference in taken}
 
 
