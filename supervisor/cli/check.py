@@ -19,6 +19,7 @@ from memsup.supervisor.cli.findings import Row, limits_document, machine_documen
 from memsup.supervisor.cli.options import data, json_data, json_option, run_option
 from memsup.supervisor.client.preparing import job_file, load_settings, look_around, model_shape
 from memsup.supervisor.decide.readings import Machine
+from memsup.supervisor.decide.tier_lines import lines, notes
 from memsup.supervisor.decide.tiers import DISK_FLOOR_BYTES, Resolution, resolve
 from memsup.supervisor.sense.machine import MemoryUser, largest_users
 from memsup.supervisor.words import columns, command, plural, printable, size
@@ -68,7 +69,7 @@ def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[
         warnings.append(str(error))
     else:
         fence = _try_fence(loaded.settings, machine, resolution)
-        warnings += [*resolution.notes, *_fence_warnings(fence)]
+        warnings += [*notes(resolution), *_fence_warnings(fence)]
     found = Checked(
         machine=machine,
         users=largest_users(without=[os.getpid()]),
@@ -166,7 +167,7 @@ def _print(found: Checked) -> None:
     data("\nLargest users of RAM\n" + _indented(columns(used)))
     if resolution is not None:
         data(f"\nTier {resolution.tier}: {resolution.reason}")
-        data(_indented(columns([name, value, f"← {origin}"] for name, value, origin in resolution.lines)))
+        data(_indented(columns([name, value, f"← {origin}"] for name, value, origin in lines(resolution))))
     data("")
     for sentence in found.warnings:
         data(click.style(f"! {printable(sentence)}", fg="yellow"))
@@ -188,7 +189,7 @@ def _document(found: Checked) -> dict[str, Any]:
         "tier": resolution and resolution.tier,
         "tier_reason": resolution and resolution.reason,
         "limits": resolution and limits_document(resolution.limits),
-        "values": resolution and [line._asdict() for line in resolution.lines],
+        "values": resolution and [line._asdict() for line in lines(resolution)],
         "warnings": found.warnings,
         "command": found.command,
     }

@@ -25,6 +25,7 @@ from memsup.supervisor.cli.picture import one_line
 from memsup.supervisor.client.contact import is_held, see
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.client.preparing import AS_CREATED, Plan, load_settings, plan_continued, plan_new, shown
+from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
 from memsup.supervisor.words import columns, printable, result_line
 from memsup.supervisor.words import command as typed
 
@@ -250,7 +251,7 @@ def _tell(
         _section("The task", data_rows(plan.task, plan.settings))
     if plan.command is not None:
         _section("The command", [("run", printable(" ".join(plan.command)))])
-    limits = resolution.lines if plan.command is None else resolution.lines[:2]
+    limits = lines(resolution) if plan.command is None else memory_lines(resolution)
     data(f"\nTier {tier}: {reason}")
     data("\n".join("  " + line for line in columns([name, value, f"← {origin}"] for name, value, origin in limits)))
 
@@ -260,17 +261,17 @@ def _section(title: str, rows: list[Row]) -> None:
 
 
 def _notes(paths: RunPaths, plan: Plan) -> list[str]:
-    notes = list(plan.resolution.notes)
+    sentences = notes(plan.resolution)
     if plan.machine.is_wsl:
-        notes.append("WSL ends everything some time after its last window is closed: keep one open.")
+        sentences.append("WSL ends everything some time after its last window is closed: keep one open.")
     for key, has, asked, origin in plan.taken:
-        notes.append(f"{key} is now {shown(asked)} ({origin}); it was {shown(has)}.")
+        sentences.append(f"{key} is now {shown(asked)} ({origin}); it was {shown(has)}.")
     for key, has, asked, origin in plan.kept:
-        notes.append(
+        sentences.append(
             f"{key} stays {shown(has)}, {AS_CREATED}; {shown(asked)} ({origin}) would be another training: "
             f"{typed('start', paths.name)} --fresh"
         )
-    return notes
+    return sentences
 
 
 def _tell_next(paths: RunPaths, *, paused: bool) -> None:
@@ -299,7 +300,7 @@ def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str
         "machine": machine_document(plan.machine),
         "limits": limits_document(plan.resolution.limits),
         "needs": plan.resolution.needs and dataclasses.asdict(plan.resolution.needs),
-        "values": [line._asdict() for line in plan.resolution.lines],
+        "values": [line._asdict() for line in lines(plan.resolution)],
         "settings": plan.settings,
         "command": plan.command,
         "notes": _notes(paths, plan),
