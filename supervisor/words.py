@@ -6,10 +6,11 @@ everywhere. Widths count in terminal cells: a run or a path may have a Chinese n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from memsup.shared.readings import KnownGpu
     from memsup.shared.status import Status
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
@@ -87,6 +88,23 @@ def printable(text: str) -> str:
 def command(name: str, run_name: str) -> str:
     """A command to be suggested, as it has to be typed."""
     return f"memsup {name}" + ("" if run_name == "default" else f" --run {run_name}")
+
+
+def steps(step: int, total: int | None) -> str:
+    """`step 40 of 96 (42 %)`; `total` None: how many there are is not known."""
+    return f"step {count(step)}" + (f" of {count(total)} ({percent(step / total)})" if total else "")
+
+
+def gpu_line(gpu: KnownGpu, paint: Callable[[str], str] = str) -> str:
+    """A GPU with its memory, temperature and power, as far as they are known. `paint` may colour the temperature."""
+    heat = "" if gpu.temperature_c is None else f", {paint(f'{gpu.temperature_c:g} °C')}"
+    slowdown = "" if not heat or gpu.slowdown_c is None else f" (slows itself down at {gpu.slowdown_c:g})"
+    power = "" if gpu.power_w is None else f", {gpu.power_w:.0f} W"
+    return f"{printable(gpu.name or 'a GPU')}, {size(gpu.used_bytes)} of {size(gpu.total_bytes)} used{heat}{slowdown}{power}"
+
+
+VERIFIED = {True: "verified", False: "to be verified when it is loaded", None: "not known whether verified"}
+"""What is said of a checkpoint, by whether every byte of it was compared with its manifest since it was written."""
 
 
 def result_line(status: Status) -> str | None:

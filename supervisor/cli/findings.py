@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from memsup.supervisor.decide.readings import THIS_MACHINE
 from memsup.supervisor.record.status import temperature_status
-from memsup.supervisor.words import count, percent, plural, printable, size
+from memsup.supervisor.words import count, gpu_line, percent, plural, printable, size
 
 if TYPE_CHECKING:
     from memsup.shared.settings import Settings
     from memsup.shared.task_data import DataSummary, TaskSummary
-    from memsup.supervisor.decide.readings import GpuReading, Machine, TemperatureReading
+    from memsup.supervisor.decide.readings import Machine, TemperatureReading
     from memsup.supervisor.decide.tiers import Limits
 
 Row = tuple[str, str]
@@ -30,7 +30,7 @@ def machine_rows(machine: Machine) -> list[Row]:
         *(("cgroup", f"{printable(name)} allows {size(limit)}") for name, limit in machine.cgroup_limits),
         ("swap", "none" if machine.swap_total_bytes == 0 else size(machine.swap_total_bytes)),
         ("CPUs", f"{machine.cpus} usable{_of(machine.cpu_source)}" + (f", {machine.cpu_model}" if machine.cpu_model else "")),
-        *((f"GPU {gpu.index}", _gpu(gpu)) for gpu in machine.gpus),
+        *((f"GPU {gpu.index}", gpu_line(gpu)) for gpu in machine.gpus),
     ]
     if not machine.gpus:
         rows.append(("GPUs", machine.gpu_note or "none"))
@@ -86,12 +86,6 @@ def limits_document(limits: Limits) -> dict[str, Any]:
 
 def _of(source: str) -> str:
     return "" if source == THIS_MACHINE else f" ({printable(source)})"
-
-
-def _gpu(gpu: GpuReading) -> str:
-    heat = "" if gpu.temperature_c is None else f", {gpu.temperature_c:g} °C"
-    slowdown = "" if gpu.slowdown_c is None else f" (slows itself down at {gpu.slowdown_c:g})"
-    return f"{printable(gpu.name or 'a GPU')}, {size(gpu.used_bytes)} of {size(gpu.total_bytes)} used{heat}{slowdown}"
 
 
 def _temperatures(readings: tuple[TemperatureReading, ...]) -> str:

@@ -22,7 +22,7 @@ from memsup.shared.status import RunState, Status, Wanted, encode_status
 from memsup.supervisor.cli.findings import Row, data_rows, limits_document, machine_document, machine_rows
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
-from memsup.supervisor.client.contact import is_held, see
+from memsup.supervisor.client.contact import is_held, observe
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.client.preparing import AS_CREATED, Plan, load_settings, plan_continued, plan_new, shown
 from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
@@ -141,7 +141,7 @@ def _already(paths: RunPaths, *, fresh: bool, wait: bool, as_json: bool) -> int:
     """A run with a living supervisor is left as it is."""
     if fresh:
         raise RefusedError(f"Run {paths.name!r} is running. Stop it before it can begin anew: {typed('stop', paths.name)}")
-    status = see(paths).status
+    status = observe(paths).status
     if as_json:
         json_data({"schema": 1, "run": paths.name, "already_running": True})
     elif status is not None:
@@ -156,7 +156,7 @@ def _already(paths: RunPaths, *, fresh: bool, wait: bool, as_json: bool) -> int:
 
 
 def _finished(paths: RunPaths) -> Status | None:
-    status = see(paths).status
+    status = observe(paths).status
     return status if status is not None and status.state is RunState.FINISHED else None
 
 

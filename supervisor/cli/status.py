@@ -10,7 +10,7 @@ import click
 from memsup.shared.status import OVER, RunState, Status, encode_status
 from memsup.supervisor.cli.options import colour, data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import picture
-from memsup.supervisor.client.contact import see
+from memsup.supervisor.client.contact import observe
 from memsup.supervisor.words import command
 
 ALIVE, ATTENTION, STOPPED, UNKNOWN = 0, 1, 3, 4
@@ -29,7 +29,7 @@ def status(run_name: str, as_json: bool, watch: bool) -> int:
     Exit code: 0 alive or finished, 1 needs attention, 3 stopped, 4 unknown run.
     """
     paths = paths_of(run_name)
-    found = see(paths).status
+    found = observe(paths).status
     if found is None:
         message(f"There is no run {run_name!r} in {paths.state.parent}. Start it with: {command('start', run_name)}")
         return UNKNOWN
@@ -66,7 +66,7 @@ def _watch(run_name: str, found: Status, as_json: bool) -> Status:
             if found.state in OVER:
                 return found
             time.sleep(WATCH_EVERY_S if as_json else WATCH_LOG_EVERY_S)
-            found = see(paths).status or found
+            found = observe(paths).status or found
     from rich.live import Live
     from rich.text import Text
 
@@ -76,6 +76,6 @@ def _watch(run_name: str, found: Status, as_json: bool) -> Status:
     with Live(drawn(), auto_refresh=False) as live:
         while found.state not in OVER:
             time.sleep(WATCH_EVERY_S)
-            found = see(paths).status or found
+            found = observe(paths).status or found
             live.update(drawn(), refresh=True)
     return found

@@ -13,7 +13,7 @@ from memsup.shared.status import OVER, RunState, Status, Wanted, encode_status
 from memsup.supervisor.cli import INTERRUPTED
 from memsup.supervisor.cli.options import colour, data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
-from memsup.supervisor.client.contact import see
+from memsup.supervisor.client.contact import observe
 from memsup.supervisor.words import command, duration, printable, result_line, size
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def wait(run_name: str, as_json: bool) -> int:
     Ctrl-C ends the waiting only. Exit code: 0 finished, else 1.
     """
     paths = paths_of(run_name)
-    if see(paths).status is None:
+    if observe(paths).status is None:
         message(f"There is no run {run_name!r}. Start it with: {command('start', run_name)}")
         return NOT_FINISHED
     return follow(paths, as_json)
@@ -138,9 +138,9 @@ def _show(progress: Progress, task: TaskID, status: Status) -> None:
 
 def _look(paths: RunPaths) -> tuple[Status, bool]:
     """What is so, and whether nothing more will come."""
-    seen = see(paths)
-    if seen.status is None:  # somebody deleted it
+    observed = observe(paths)
+    if observed.status is None:  # somebody deleted it
         return Status(
             run=paths.name, state=RunState.STOPPED, wanted=Wanted.STOPPED, attention=["The run's folder is gone."]
         ), True
-    return seen.status, seen.status.state in OVER
+    return observed.status, observed.status.state in OVER

@@ -14,7 +14,7 @@ from memsup.shared.record import RunRecord
 from memsup.shared.settings import TierName
 from memsup.shared.status import Wanted
 from memsup.supervisor.decide.tiers import TIERS
-from memsup.supervisor.words import count, percent
+from memsup.supervisor.words import command, count, percent
 
 COOLER_BY_C = 5.0
 POWER_FRACTION = 0.85
@@ -50,8 +50,8 @@ def footing_of(record: RunRecord, *, watches_gpus: bool) -> Footing:
         most_micro_tokens=most_tokens,
         cooler_by_c=COOLER_BY_C,
         power_fraction=POWER_FRACTION if watches_gpus else 1.0,
-        sentence=f"Since the machine died it goes on gently: {listed}. As before: {_typed('stop', record)}, then "
-        f"{_typed('start', record)}; never so: --set recovery.after_power_loss=same",
+        sentence=f"Since the machine died it goes on gently: {listed}. As before: {command('stop', record.run)}, then "
+        f"{command('start', record.run)}; never so: --set recovery.after_power_loss=same",
     )
 
 
@@ -59,7 +59,7 @@ def waits(record: RunRecord) -> str | None:
     """The machine has died: why nothing is started, and what to type; None: it goes on."""
     if record.settings.recovery.after_power_loss != "ask" or record.wanted is not Wanted.RUNNING:
         return None
-    start = _typed("start", record)
+    start = command("start", record.run)
     return (
         f"It stays stopped, as recovery.after_power_loss is ask. Go on as before: {start}   "
         f"Go on gently: {start} --set recovery.after_power_loss=gentle"
@@ -72,7 +72,3 @@ def _tokens_of_the_tier_below(record: RunRecord) -> int | None:
         return None
     below = TIERS[_TIER_BELOW.get(record.tier, "low")]
     return max(1, min(asked // 2, below.rows * below.max_length))
-
-
-def _typed(what: str, record: RunRecord) -> str:
-    return f"memsup {what}" + ("" if record.run == "default" else f" --run {record.run}")

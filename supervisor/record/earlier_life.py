@@ -24,9 +24,15 @@ def read_budget(file: Path) -> Budget:
         return Budget()
 
 
+def checkpoint_folder(paths: RunPaths, record: RunRecord | None) -> Path:
+    """Where the run's checkpoints lie: `checkpoint.folder`, else in its state folder, as where `record` is not known (None)."""
+    chosen = record.settings.checkpoint.folder if record else None
+    return Path(chosen) if chosen else paths.checkpoints
+
+
 def newest_checkpoint(paths: RunPaths, record: RunRecord) -> Info | None:
     """What lies in the folder, by its manifest alone; the worker verifies in full when it loads."""
-    folder = Path(record.settings.checkpoint.folder) if record.settings.checkpoint.folder else paths.checkpoints
+    folder = checkpoint_folder(paths, record)
     if not folder.is_dir():
         return None
     return next((info for info in Store(folder).list() if info.problem is None), None)  # the newest comes first

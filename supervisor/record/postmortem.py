@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from memsup.supervisor.record.blackbox import Frame, Heat, Mark
-from memsup.supervisor.words import count, duration, size
+from memsup.supervisor.words import VERIFIED, count, duration, size
 
 LIVED_ON_S = 20.0
 """The journal of that boot goes on for this long after the last frame: the machine outlived the supervisor."""
@@ -390,6 +390,6 @@ def told(evidence: Evidence, verdict: Verdict, *, waits: bool = False) -> list[s
 def _left(evidence: Evidence, verdict: Verdict, it_goes_on: str) -> str:
     if verdict.checkpoint_step is None:
         return "There is no checkpoint yet: it begins again."
-    verified = "verified" if evidence.checkpoint_verified else "to be verified when it is loaded"
+    verified = VERIFIED[evidence.checkpoint_verified]
     lost = "" if verdict.lost_s is None else f", {duration(verdict.lost_s)} of work are done again"
     return f"{it_goes_on} from the checkpoint of step {count(verdict.checkpoint_step)} ({verified}){lost}."

@@ -7,7 +7,6 @@ they are what explains that time afterwards. Checkpoints are the worker's and no
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import queue
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from memsup.shared.files import replace_file
+from memsup.shared.files import append_whole, replace_file
 
 MOST_WAITING = 2_000
 """Jobs in the queue before new ones are dropped: minutes of a hung disk, a few MiB of memory."""
@@ -65,7 +64,7 @@ class Scribe:
         while (job := self._jobs.get()) is not None:
             self._do(*job)
         for path in list(self._kept):
-            self._do(str(path), partial(_append_whole, path, bytes(self._kept.pop(path))))
+            self._do(str(path), partial(append_whole, path, bytes(self._kept.pop(path))))
 
     def _do(self, what: str, write: Callable[[], object]) -> None:
         try:
@@ -81,7 +80,7 @@ class Scribe:
         """Raises OSError where the line is lost."""
         kept = self._kept.setdefault(path, bytearray())
         try:
-            _append_whole(path, bytes(kept) + line)
+            append_whole(path, bytes(kept) + line)
         except OSError:
             if len(kept) + len(line) > MOST_KEPT_BYTES:
                 raise
@@ -99,15 +98,3 @@ class ScribeHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._scribe.say(self.format(record) + "\n")
-
-
-def _append_whole(path: Path, lines: bytes) -> None:
-    """All of it or, as on a disk that is nearly full, nothing. Raises OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        size_bytes = os.fstat(fd).st_size
-        if os.write(fd, lines) != len(lines):
-            os.ftruncate(fd, size_bytes)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    finally:
-        os.close(fd)

@@ -17,6 +17,7 @@ from pathlib import Path
 from memsup.shared.clock import monotonic_s
 from memsup.supervisor.decide.readings import THIS_MACHINE, GpuReading, Machine
 from memsup.supervisor.kernel.cgroups import find_hierarchy
+from memsup.supervisor.kernel.kernel_file import number_of, text_of
 from memsup.supervisor.sense.power_supply import PowerSupply
 from memsup.supervisor.sense.temperatures import TemperatureSensors
 
@@ -38,7 +39,7 @@ def look(state_folder: Path, gpus: tuple[GpuReading, ...] = (), gpu_note: str | 
     total, available, source, limits = _memory(meminfo, root)
     cpus, cpu_source = _cpus(root)
     cpu_model, cpu_bf16 = _cpu_model(root)
-    kernel = _text(root / "proc/sys/kernel/osrelease")
+    kernel = text_of(root / "proc/sys/kernel/osrelease")
     return Machine(
         ram_total_bytes=total,
         ram_available_bytes=available,
@@ -73,7 +74,7 @@ def largest_users(count: int = 5, *, without: Iterable[int] = (), root: Path = R
     for folder in (root / "proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) in skipped:
             continue
-        fields = dict(line.split(":", 1) for line in (_text(folder / "status") or "").splitlines() if ":" in line)
+        fields = dict(line.split(":", 1) for line in (text_of(folder / "status") or "").splitlines() if ":" in line)
         own = sum(_kibibytes(fields.get(name, "")) or 0 for name in ("RssAnon", "RssShmem", "VmSwap"))
         if own:
             name = fields.get("Name", "?").strip()
@@ -129,24 +130,24 @@ def _memory(meminfo: dict[str, int], root: Path) -> tuple[int, int | None, str, 
 def _memory_limit_bytes(folder: Path, version: int, *, is_top: bool) -> int | None:
     """Version 2's `memory.high` counts: above it the kernel throttles. Version 1 writes "none" as eight exbibytes."""
     if version == 1:
-        limits = [_number(folder / "memory.limit_in_bytes")]
+        limits = [number_of(folder / "memory.limit_in_bytes")]
         if is_top:  # what the groups above add up to, those that a container cannot see
             limits.append(_stat(folder).get("hierarchical_memory_limit"))
     else:
-        limits = [_number(folder / "memory.max"), _number(folder / "memory.high")]
+        limits = [number_of(folder / "memory.max"), number_of(folder / "memory.high")]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _memory_used_bytes(folder: Path, version: int) -> int | None:
     """Without page cache, which the kernel takes back before it refuses anybody."""
     prefix, file = ("total_", "memory.usage_in_bytes") if version == 1 else ("", "memory.current")
-    used, stat = _number(folder / file), _stat(folder)
+    used, stat = number_of(folder / file), _stat(folder)
     cache = stat.get(prefix + "inactive_file", 0) + stat.get(prefix + "active_file", 0)
     return None if used is None else max(0, used - cache)
 
 
 def _stat(folder: Path) -> dict[str, int]:
-    pairs = (line.split(" ", 1) for line in (_text(folder / "memory.stat") or "").splitlines() if " " in line)
+    pairs = (line.split(" ", 1) for line in (text_of(folder / "memory.stat") or "").splitlines() if " " in line)
     return {name: int(value) for name, value in pairs if value.isdigit()}
 
 
@@ -178,9 +179,9 @@ def _cpus(root: Path) -> tuple[int, str]:
 def _cpu_quota(folder: Path, version: int) -> float | None:
     """CPUs' worth of time; None where it is not limited (`max`, or -1 in version 1)."""
     if version == 1:
-        words = [_text(folder / "cpu.cfs_quota_us") or "", _text(folder / "cpu.cfs_period_us") or ""]
+        words = [text_of(folder / "cpu.cfs_quota_us") or "", text_of(folder / "cpu.cfs_period_us") or ""]
     else:
-        words = (_text(folder / "cpu.max") or "").split()
+        words = (text_of(folder / "cpu.max") or "").split()
     if len(words) != 2 or not all(word.isdigit() for word in words) or words[1] == "0":
         return None
     return int(words[0]) / int(words[1])
@@ -188,7 +189,7 @@ def _cpu_quota(folder: Path, version: int) -> float | None:
 
 def _allowed_cpus(root: Path) -> int:
     """The affinity as /proc tells it (cpuset cgroups are in it already): `0-3,8` is five CPUs."""
-    for line in (_text(root / "proc/self/status") or "").splitlines():
+    for line in (text_of(root / "proc/self/status") or "").splitlines():
         name, _, ranges = line.partition(":")
         if name == "Cpus_allowed_list":
             count = 0
@@ -233,17 +234,5 @@ def _ends_with_ssh(root: Path) -> bool:
 
 
 def _can_sleep(root: Path) -> bool | None:
-    states = _text(root / "sys/power/state")
+    states = text_of(root / "sys/power/state")
     return None if states is None else bool({"mem", "standby", "freeze"} & set(states.split()))
-
-
-def _number(file: Path) -> int | None:
-    text = _text(file) or ""
-    return int(text) if text.removeprefix("-").isdigit() else None
-
-
-def _text(file: Path) -> str | None:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None

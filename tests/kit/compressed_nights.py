@@ -35,7 +35,7 @@ from memsup.shared.endpoints import CONTROL_SOCKET, WORKER_SOCKET, SocketFolder
 from memsup.shared.messages import MAX_FRAME_BYTES
 from memsup.shared.paths import RunPaths, run_paths
 from memsup.shared.status import RunState, Status
-from memsup.supervisor.client.contact import is_held, see
+from memsup.supervisor.client.contact import is_held, observe
 from memsup.supervisor.drill.scenes import COOL_C, HOT_C, WARM_C
 from memsup.supervisor.record.ledger import Entry
 
@@ -114,7 +114,7 @@ class Night:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
-        status = see(self.paths).status
+        status = observe(self.paths).status
         if status is None:
             raise UnexplainedError("There is no status.")
         return status

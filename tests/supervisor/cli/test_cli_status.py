@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.cli_process import RUN_ID, a_run, control_server, memsup
 
-from memsup.shared.paths import RunPaths
+from memsup.shared.paths import RunPaths, open_private
 from memsup.shared.readings import KnownBatch, KnownGpu
 from memsup.shared.status import (
     ActionStatus,
@@ -30,6 +30,7 @@ from memsup.shared.status import (
     encode_status,
 )
 from memsup.supervisor.cli.picture import one_line, picture
+from memsup.supervisor.client.contact import Guard, observe
 
 GIB = 2**30
 
@@ -208,6 +209,22 @@ def test_a_supervisor_in_another_runtime_folder_is_told_apart_from_a_dead_one() 
     assert done.returncode == 1
     assert "MEMSUP_RUNTIME_DIR" in done.stdout
     assert "starting" in done.stdout.splitlines()[0]
+
+
+def test_a_look_opens_and_checks_each_folder_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it asks within that look: here for a whole second, since a supervisor may just be coming up."""
+    paths = a_run()
+    opened: list[Path] = []
+
+    def counted(folder: Path) -> int:
+        opened.append(folder)
+        return open_private(folder)
+
+    monkeypatch.setattr("memsup.supervisor.client.contact.open_private", counted)
+    monkeypatch.setattr("memsup.shared.endpoints.open_private", counted)
+    with lock_held(paths):
+        assert observe(paths).guard is Guard.SILENT
+    assert sorted(opened) == sorted([paths.runtime, paths.state])
 
 
 def test_a_socket_left_by_the_dead_is_no_supervisor() -> None:
