@@ -32,7 +32,7 @@ class Loaded(msgspec.Struct, frozen=True):
 def load(
     *, job_file: Path | None, flags: Iterable[str], environment: Mapping[str, str], user_file: Path | None = None
 ) -> Loaded:
-    """Flags > environment > `job_file` > `user_file` > defaults. Flags look like `training.epochs=2`.
+    """The settings in force: flags > environment > `job_file` > `user_file` > defaults. Flags look like `training.epochs=2`.
 
     Raises `SettingsError` for the first setting that is unknown, malformed or senseless.
     """
@@ -58,7 +58,7 @@ def load(
 
 
 def user_settings_file() -> Path | None:
-    """The user's own `memsup.toml`, if there is one."""
+    """The user's own `memsup.toml`. None where there is none."""
     file = Path(platformdirs.user_config_path("memsup")) / "memsup.toml"
     return file if file.is_file() else None
 
@@ -141,7 +141,7 @@ def _located(value: str, folder: Path, *, hub_allowed: bool) -> str:
 
 
 def _build(values: dict[str, Any], origins: dict[str, str]) -> Settings:
-    """Converts key by key, so that an error names its key and its origin."""
+    """The settings, converted key by key, so that an error names its key and its origin. Raises `SettingsError`."""
     settings = Settings()
     for name, value in values.items():
         key = keys()[name]

@@ -17,7 +17,7 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
 def size(size_bytes: float | None) -> str:
-    """`512 MiB`, `23.5 GiB`; three digits tell enough. Unknown is a question mark, never nought."""
+    """A number of bytes as `512 MiB` or `23.5 GiB`: three digits tell enough. None is a question mark, never nought."""
     if size_bytes is None:
         return "?"
     if abs(size_bytes) < 1024:
@@ -32,7 +32,7 @@ def size(size_bytes: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`8 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`: the two largest units."""
+    """A time in its two largest units: `8 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`. None is a question mark."""
     if seconds is None:
         return "?"
     whole = max(0, round(seconds))
@@ -52,12 +52,12 @@ def count(number: int | None) -> str:
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:
-    """`1 row`, `2 rows`."""
+    """A number with its noun: `1 row`, `2 rows`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def width(text: str) -> int:
-    """Terminal cells: wide and full-width characters take two, combining marks none (UAX #11)."""
+    """The terminal cells that `text` takes: two for wide and full-width characters, none for combining marks (UAX #11)."""
     if text.isascii():
         return len(text)
     import unicodedata
@@ -74,7 +74,7 @@ def pad(text: str, cells: int) -> str:
 
 
 def columns(rows: Iterable[Sequence[str]], gap: str = "  ") -> list[str]:
-    """Left-aligned columns; the last one runs free."""
+    """The rows as lines with left-aligned columns, the last of which runs free."""
     table = [list(row) for row in rows]
     widths = [max((width(row[i]) for row in table if i < len(row)), default=0) for i in range(max(map(len, table), default=0))]
     return [gap.join([*(pad(cell, widths[i]) for i, cell in enumerate(row[:-1])), row[-1]]).rstrip() for row in table if row]
@@ -91,7 +91,7 @@ def command(name: str, run_name: str) -> str:
 
 
 def steps(step: int, total: int | None) -> str:
-    """`step 40 of 96 (42 %)`; `total` None: how many there are is not known."""
+    """How far it is: `step 40 of 96 (42 %)`. A `total` of None is not known."""
     return f"step {count(step)}" + (f" of {count(total)} ({percent(step / total)})" if total else "")
 
 
@@ -108,7 +108,9 @@ VERIFIED = {True: "verified", False: "to be verified when it is loaded", None: "
 
 
 def result_line(status: Status) -> str | None:
-    """Accuracy beside what guessing the most frequent label would reach: without that it says little."""
+    """The metrics of a finished run, with the accuracy beside what guessing the most frequent label would reach, without
+    which it says little. None for any other run.
+    """
     if not status.result:
         return None
     metrics = dict(status.result)

@@ -29,7 +29,7 @@ KEEPS_AWAKE = "systemd-inhibit --what=idle:sleep memsup wait"
 
 
 class FenceFound(NamedTuple):
-    """What the rehearsal showed. `kill_s`: from the order to kill to the last exit; None where it did not work."""
+    """What the rehearsal showed. `kill_s` is the time from the order to kill to the last exit. None where it did not work."""
 
     kind: str
     kill_s: float | None
@@ -38,10 +38,12 @@ class FenceFound(NamedTuple):
 
 
 class Checked(NamedTuple):
+    """All that was found."""
+
     machine: Machine
     users: list[MemoryUser]
     resolution: Resolution | None
-    """None: the settings make no sense here; a warning says why."""
+    """What the settings mean here. None: they make no sense here, and a warning says why."""
     fence: FenceFound | None
     warnings: list[str]
     command: str

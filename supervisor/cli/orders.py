@@ -81,7 +81,9 @@ def stop(run_name: str, as_json: bool, now: bool) -> int:
 
 
 def request(paths: RunPaths, what: RequestKind) -> Reply:
-    """The supervisor's reply. Raises `RefusedError` where nobody is there to be asked, or does not answer."""
+    """Asks the supervisor for something, and gives back its reply. Raises `RefusedError` where nobody is there to be asked,
+    or does not answer.
+    """
     deadline_s = time.monotonic() + COMES_UP_WITHIN_S
     with Contact(paths) as contact:
         while True:
@@ -122,7 +124,7 @@ def answer(reply: Reply, as_json: bool, **more: object) -> int:
 
 
 def _want_no_more(paths: RunPaths) -> None:
-    """Nobody guards the run, but it was to be running: from now on it is stopped and calls for no attention."""
+    """Notes that a run which nobody guards is to be stopped from now on, so that it calls for no attention."""
     record = read_record(paths.record)
     if record is not None and record.wanted is not Wanted.STOPPED and not is_held(paths):
         record.wanted = Wanted.STOPPED

@@ -152,14 +152,18 @@ def _is_current(run_name: str, file: Path) -> bool:
 
 
 def _python() -> str:
-    """Not resolved: a virtual environment's python is a link, and only as that link does it find its packages."""
+    """This Python's path, not resolved: a virtual environment's python is a link, and only as that link does it find its
+    packages.
+
+    Raises `RefusedError`.
+    """
     if not os.path.isabs(sys.executable):
         raise RefusedError("This Python does not know where it lies, so no unit can name it.")
     return sys.executable
 
 
 def _environment() -> dict[str, str]:
-    """Folders as absolute paths: the unit has another working directory."""
+    """The environment with folders as absolute paths, since the unit has another working directory."""
     folders = ("MEMSUP_STATE_DIR", "MEMSUP_RUNTIME_DIR")
     return {name: os.path.abspath(value) if name in folders else value for name, value in os.environ.items() if value}
 
@@ -180,12 +184,12 @@ def _unit_file(run_name: str) -> Path:
 
 
 def _lacks_lingering() -> bool:
-    """loginctl(1): a file for each user who lingers."""
+    """Whether this account does not linger: loginctl(1) keeps a file for each user who does."""
     return not _is_root() and not Path("/var/lib/systemd/linger", getpass.getuser()).exists()
 
 
 def _systemctl(*words: str) -> str | None:
-    """What went wrong, in a line; None when nothing did."""
+    """Has systemctl do something, and tells what went wrong, in a line. None when nothing did."""
     done = _run([*_scope(), *words])
     if isinstance(done, str):
         return done

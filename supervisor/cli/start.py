@@ -138,7 +138,7 @@ def _set_aside(paths: RunPaths) -> Path | None:
 
 
 def _already(paths: RunPaths, *, fresh: bool, wait: bool, as_json: bool) -> int:
-    """A run with a living supervisor is left as it is."""
+    """Says how a run does that has a living supervisor, and leaves it as it is; returns the exit code."""
     if fresh:
         raise RefusedError(f"Run {paths.name!r} is running. Stop it before it can begin anew: {typed('stop', paths.name)}")
     status = observe(paths).status
@@ -202,7 +202,7 @@ def _new_record(paths: RunPaths, plan: Plan) -> RunRecord:
 
 
 def _continued_record(record: RunRecord, plan: Plan) -> RunRecord:
-    """A pause outlives the supervisor; a stop ends with a start."""
+    """The record to go on with: a pause outlives the supervisor, a stop ends with a start."""
     if (
         record.wanted is Wanted.STOPPED
     ):  # whoever stopped it knows of a death of the machine; gentle now only if asked and told so

@@ -16,7 +16,7 @@ from memsup.supervisor.words import command
 ALIVE, ATTENTION, STOPPED, UNKNOWN = 0, 1, 3, 4
 WATCH_EVERY_S = 1.0
 WATCH_LOG_EVERY_S = 10.0
-"""Where nobody can watch a picture move, it is printed again so often."""
+"""Where nobody can watch a picture move, it is printed again after this time."""
 
 
 @click.command(short_help="Show state, progress, limits and the last action.")
@@ -56,7 +56,7 @@ def _print(found: Status, as_json: bool) -> None:
 
 
 def _watch(run_name: str, found: Status, as_json: bool) -> Status:
-    """Until the run is over; the last thing seen is left on the screen."""
+    """Shows the run until it is over, and gives back what was seen last, which is left on the screen."""
     paths = paths_of(run_name)
     moving = colour(sys.stdout) and not as_json
     if not moving:

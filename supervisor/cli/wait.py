@@ -40,7 +40,7 @@ def wait(run_name: str, as_json: bool) -> int:
 
 
 def follow(paths: RunPaths, as_json: bool) -> int:
-    """Until the run is over or its supervisor is gone; returns the exit code."""
+    """Shows progress until the run is over or its supervisor is gone; returns the exit code."""
     try:
         last = _on_a_terminal(paths) if colour(sys.stderr) and not as_json else _in_lines(paths)
     except KeyboardInterrupt:
@@ -53,7 +53,7 @@ def follow(paths: RunPaths, as_json: bool) -> int:
 
 
 def goes_on(paths: RunPaths) -> int:
-    """Ctrl-C ends the looking on only; returns the exit code."""
+    """Says after Ctrl-C that it ended the looking on only; returns the exit code."""
     message(f"\nThe run goes on. Look at it with: {command('status', paths.name)}   End it with: {command('stop', paths.name)}")
     return INTERRUPTED
 
@@ -73,7 +73,7 @@ def _tell_end(last: Status, paths: RunPaths) -> None:
 
 
 def _in_lines(paths: RunPaths) -> Status:
-    """One line when the state changes, and every ten seconds while something moves."""
+    """Prints a line when the state changes, and every ten seconds while something moves; gives back the last status."""
     told, told_at_s = "", -TELL_EVERY_S
     told_state: RunState | None = None
     while True:
@@ -137,7 +137,7 @@ def _show(progress: Progress, task: TaskID, status: Status) -> None:
 
 
 def _look(paths: RunPaths) -> tuple[Status, bool]:
-    """What is so, and whether nothing more will come."""
+    """The status now, and whether nothing more will come."""
     observed = observe(paths)
     if observed.status is None:  # somebody deleted it
         return Status(

@@ -46,7 +46,7 @@ class NoAnswerError(Exception):
 
 
 class Guard(enum.Enum):
-    """The supervisor, as seen from outside."""
+    """What the supervisor does, as seen from outside."""
 
     ANSWERS = enum.auto()
     SILENT = enum.auto()
@@ -243,7 +243,7 @@ def _what_is_left(paths: RunPaths, status: Status, was: RunState) -> str:
 
 
 def _written(paths: RunPaths, record: RunRecord | None) -> Status | None:
-    """`status.json`, with ages as of now; or what little `run.json` says."""
+    """The status in `status.json`, with ages as of now, or what little `run.json` says. None: the run does not exist."""
     if record is None:
         return None
     try:
@@ -259,7 +259,7 @@ def _written(paths: RunPaths, record: RunRecord | None) -> Status | None:
 
 
 def _age_s(paths: RunPaths) -> float | None:
-    """Since the supervisor last wrote its status."""
+    """The seconds since the supervisor last wrote its status. None where it has written none."""
     try:
         return max(0.0, time.time() - paths.status.stat().st_mtime)
     except OSError:

@@ -36,7 +36,7 @@ GPU_BUDGET_S = 10.0
 there in a fraction of a second."""
 AS_CREATED = "as the run was created"
 MOST_HEADER_BYTES = 100_000_000
-"""What safetensors itself allows."""
+"""The longest header that safetensors itself allows."""
 CHECKPOINT_SHARES = 3
 """A checkpoint holds the weights and two moments of Adam for each."""
 
@@ -52,14 +52,14 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be started; all checks passed."""
+    """What is to be started, with all checks passed."""
 
     settings: Settings
-    """Every value filled in."""
+    """The settings with every value filled in."""
     resolution: Resolution
     machine: Machine
     task: TaskSummary | None
-    """None for a foreign command."""
+    """What was found of the data and the model. None for a foreign command."""
     command: list[str] | None
     taken: tuple[Difference, ...] = ()
     kept: tuple[Difference, ...] = ()
@@ -76,7 +76,7 @@ def job_file(*, demo: bool) -> Path | None:
 
 
 def load_settings(*, demo: bool, tier: str | None, assignments: Sequence[str], environment: Mapping[str, str]) -> Loaded:
-    """Raises `SettingsError`."""
+    """The settings as given now. Raises `SettingsError`."""
     flags = ([f"tier={tier}"] if tier else []) + list(assignments)
     return load(job_file=job_file(demo=demo), flags=flags, environment=environment, user_file=user_settings_file())
 
@@ -92,7 +92,7 @@ def look_around(state: Path, settings: Settings) -> Machine:
 
 
 def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan:
-    """Raises `RefusedError`, `SettingsError`, `InputError`."""
+    """What a run that does not exist yet would be. Raises `RefusedError`, `SettingsError` and `InputError`."""
     settings = loaded.settings
     if command is None and settings.task.model is None and settings.task.train is None and job_file(demo=False) is None:
         raise RefusedError(
@@ -111,7 +111,7 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan
 
 
 def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: list[str] | None) -> Plan:
-    """Raises `RefusedError`, `SettingsError`, `InputError`."""
+    """What the run of `record` would go on with. Raises `RefusedError`, `SettingsError` and `InputError`."""
     if command is not None and command != record.command:
         had = "the built-in training" if record.command is None else " ".join(record.command)
         raise RefusedError(
@@ -184,7 +184,9 @@ def _check_resume(folder: Path) -> None:
 def _check_disk(
     paths: RunPaths, settings: Settings, machine: Machine, task: TaskSummary | None, resolution: Resolution
 ) -> None:
-    """Room for the logs, and for a new run's checkpoints as far as their size can be told from the model's folder."""
+    """Raises `RefusedError` unless there is room for the logs, and for a new run's checkpoints as far as their size can be told
+    from the model's folder.
+    """
     folder = Path(settings.checkpoint.folder) if settings.checkpoint.folder else paths.state
     needed = resolution.limits.disk_floor_bytes
     why = "logs and the last words of a run"
@@ -201,7 +203,7 @@ def _check_disk(
 
 
 def model_shape(model: str | None, task: TaskSummary | None = None) -> Shape | None:
-    """The model's numbers from its folder; None where they are not told there. Reads headers, not weights."""
+    """The model's numbers, of which headers are read and no weights. None where its folder does not tell them."""
     folder = Path(model or "")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -212,8 +214,8 @@ def model_shape(model: str | None, task: TaskSummary | None = None) -> Shape | N
 
 
 def _parameters(file: Path) -> int:
-    """safetensors: eight bytes with the length of a JSON header, which gives each tensor's shape. Raises what `model_shape`
-    catches.
+    """How many parameters a safetensors file holds: eight bytes give the length of a JSON header, which gives each tensor's
+    shape. Raises what `model_shape` catches.
     """
     with file.open("rb") as content:
         (length,) = struct.unpack("<Q", content.read(8))

@@ -27,16 +27,17 @@ WORKER_NEEDS_BYTES = 512 * MIB
 LEAST_RESERVE_BYTES = 64 * MIB
 """Twice what the supervisor may take itself; with less there is nobody left to act."""
 DISK_FLOOR_BYTES = 256 * MIB
-"""For logs, ledger and the last words of a run. Room for checkpoints, whose size is known then, is `checkpoint/room.py`."""
+"""What logs, ledger and the last words of a run need. Room for checkpoints, whose size is known then, is
+`checkpoint/room.py`."""
 MOST_HELD_FRACTION = 0.75
-"""Of the worker's share of a GPU that weights, gradients and moments may hold before the moments go to the host: activations
-need the rest."""
+"""The part of the worker's share of a GPU that weights, gradients and moments may hold before the moments go to the host:
+activations need the rest."""
 RESERVE_FRACTION = 0.1
 RESERVE_FLOOR_BYTES = 512 * MIB
 CGROUP_RESERVE_FLOOR_BYTES = 96 * MIB
 """Inside a cgroup the rest of the machine lies outside; what has to live beside the worker is the supervisor and a command."""
 OWN_BYTES = 64 * MIB
-"""What these two take of it."""
+"""What the supervisor and a command take of the reserve inside a cgroup."""
 
 
 class TierValues(NamedTuple):
@@ -63,18 +64,21 @@ _FULL_ABOVE = {"RAM": 16 * GIB, "VRAM": 8 * GIB}
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
+    """What the worker may take, and the place that each limit came from."""
+
     worker_limit_bytes: int
     """What the worker's whole tree may use; the ladder's rungs lie below it."""
     worker_limit_origin: str
     reserve_bytes: int
-    """What the rest of the machine keeps, come what may."""
+    """What the rest of the machine keeps, whatever the worker does."""
     reserve_origin: str
     reserve_free_bytes: int
-    """The part of the reserve that has to be free. On a machine all of it; in a cgroup of our own we live in the rest."""
+    """The part of the reserve that has to be free: all of it on a machine, but in a cgroup of our own we live in the rest."""
     fence_bytes: int
-    """Where the kernel stands behind the ladder. Never reaches into the reserve."""
+    """What the kernel lets the worker's tree use, behind the ladder. It never reaches into the reserve."""
     vram_fraction: float | None
-    """Of the GPU's memory; None where a limit in bytes was given and the GPU's size is not known."""
+    """The part of the GPU's memory that the worker may hold. None where a limit in bytes was given and the GPU's size is not
+    known."""
     disk_floor_bytes: int = DISK_FLOOR_BYTES
     """With less free disk, training holds."""
 
@@ -238,7 +242,7 @@ def _usual_reserve_bytes(total: int) -> int:
 
 
 def _is_contained(machine: Machine) -> bool:
-    """A cgroup bounds us so tightly that the machine keeps its usual reserve even when that cgroup is full."""
+    """Whether a cgroup bounds us so tightly that the machine keeps its usual reserve even when that cgroup is full."""
     outside = (machine.machine_ram_bytes or 0) - machine.ram_total_bytes
     return outside > 0 and outside >= _usual_reserve_bytes(machine.machine_ram_bytes or 0)
 
@@ -299,7 +303,7 @@ def _filled(settings: Settings, tier: TierName, machine: Machine) -> Settings:
 
 
 def default_amp(settings: Settings, machine: Machine) -> tuple[str, str]:
-    """Mixed precision changes results, so it is chosen here, once, and kept for the run; and why.
+    """The mixed precision that is taken where none was asked for, and why. It changes results, so it is kept for the run.
 
     bfloat16 has float32's range, and the weights stay float32, so that nothing has to be scaled. On a GPU the gain depends on
     its generation: there only who asks for it gets it.
@@ -317,7 +321,7 @@ def default_amp(settings: Settings, machine: Machine) -> tuple[str, str]:
 
 
 def _lanes(shape: Shape, filled: Settings, limits: Limits, machine: Machine) -> int:
-    """As the worker will decide, if it takes as many threads as there are CPUs."""
+    """The lanes that the worker will decide on, if it takes as many threads as there are CPUs."""
     training = filled.training
     return training.lanes or lanes_for(
         parameters=shape.parameters,
@@ -328,7 +332,7 @@ def _lanes(shape: Shape, filled: Settings, limits: Limits, machine: Machine) -> 
 
 
 def _estimate(shape: Shape, filled: Settings, lanes: int) -> Estimate:
-    """`filled` has every value."""
+    """What training with these settings takes. `filled` has every value."""
     training = filled.training
     return estimate(
         shape,

@@ -17,7 +17,9 @@ from memsup.supervisor.decide.run.restarts import Budget
 
 
 def read_budget(file: Path) -> Budget:
-    """A whole one where the file is missing or damaged: at worst a run is restarted a few times too often."""
+    """The budget that is left; a whole one where the file is missing or damaged, so that at worst a run is restarted a few
+    times too often.
+    """
     try:
         return msgspec.json.decode(file.read_bytes(), type=Budget)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
@@ -25,13 +27,15 @@ def read_budget(file: Path) -> Budget:
 
 
 def checkpoint_folder(paths: RunPaths, record: RunRecord | None) -> Path:
-    """Where the run's checkpoints lie: `checkpoint.folder`, else in its state folder, as where `record` is not known (None)."""
+    """Where the run's checkpoints lie: in `checkpoint.folder`, else in its state folder. None: the record is not known."""
     chosen = record.settings.checkpoint.folder if record else None
     return Path(chosen) if chosen else paths.checkpoints
 
 
 def newest_checkpoint(paths: RunPaths, record: RunRecord) -> Info | None:
-    """What lies in the folder, by its manifest alone; the worker verifies in full when it loads."""
+    """The newest checkpoint, judged by its manifest alone; the worker verifies it in full when it loads it. None: there is
+    none.
+    """
     folder = checkpoint_folder(paths, record)
     if not folder.is_dir():
         return None
@@ -39,7 +43,7 @@ def newest_checkpoint(paths: RunPaths, record: RunRecord) -> Info | None:
 
 
 def note_of(newest: Info | None) -> CheckpointNote | None:
-    """As the worker would tell of it."""
+    """The checkpoint as the worker would tell of it. None where nothing is known that could be told."""
     if newest is None or newest.step is None or newest.created_unix_s is None:
         return None
     return CheckpointNote(
