@@ -1,10 +1,11 @@
-"""Small files that are always whole: written beside their place, flushed, renamed into it.
+"""Small files that are always whole: written beside their place, flushed, renamed into it; and files of lines, whole as well.
 
 For checkpoints, which are large and verified, see `checkpoint/store.py`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -31,6 +32,25 @@ def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
         raise
     if durable:
         flush_folder(path.parent)
+
+
+def append_whole(path: Path, lines: bytes, *, durable: bool = False) -> None:
+    """Adds all of `lines` or, as on a disk that is nearly full, nothing. `durable`: they are on the disk when this returns.
+    Raises OSError.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        size_bytes = os.fstat(fd).st_size
+        try:
+            if os.write(fd, lines) != len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            if durable:
+                os.fsync(fd)
+        except OSError:
+            os.ftruncate(fd, size_bytes)
+            raise
+    finally:
+        os.close(fd)
 
 
 def flush_folder(folder: Path) -> None:

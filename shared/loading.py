@@ -12,23 +12,12 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import msgspec
 import platformdirs
 
-from memsup.shared.settings import (
-    _DURATIONS,
-    _PATHS,
-    _SIZES,
-    _WRITTEN,
-    Settings,
-    SettingsError,
-    Share,
-    all_keys,
-    parse_duration_s,
-    parse_size,
-)
+from memsup.shared.settings import Settings, SettingsError, Share, Written, keys, parse_duration_s, parse_size
 
 _NOT_SETTINGS = {"MEMSUP_STATE_DIR", "MEMSUP_RUNTIME_DIR"}
 
@@ -43,7 +32,7 @@ class Loaded(msgspec.Struct, frozen=True):
 def load(
     *, job_file: Path | None, flags: Iterable[str], environment: Mapping[str, str], user_file: Path | None = None
 ) -> Loaded:
-    """Flags > environment > `job_file` > `user_file` > defaults. Flags look like `training.epochs=2`.
+    """The settings in force: flags > environment > `job_file` > `user_file` > defaults. Flags look like `training.epochs=2`.
 
     Raises `SettingsError` for the first setting that is unknown, malformed or senseless.
     """
@@ -69,7 +58,7 @@ def load(
 
 
 def user_settings_file() -> Path | None:
-    """The user's own `memsup.toml`, if there is one."""
+    """The user's own `memsup.toml`. None where there is none."""
     file = Path(platformdirs.user_config_path("memsup")) / "memsup.toml"
     return file if file.is_file() else None
 
@@ -105,20 +94,20 @@ def _split_flag(flag: str) -> tuple[str, str]:
 
 def _key_of_variable(name: str) -> str:
     wanted = name.removeprefix("MEMSUP_").lower()
-    for key in all_keys():
+    for key in keys():
         if key.replace(".", "_") == wanted:
             return key
     return _known(wanted, f"the environment variable {name}")
 
 
 def _known(key: str, origin: str) -> str:
-    keys = all_keys()
-    if key in keys:
+    known = keys()
+    if key in known:
         return key
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5) or difflib.get_close_matches(
-        key.rpartition(".")[2], [k.rpartition(".")[2] for k in keys], n=1, cutoff=0.5
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
+        key.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1, cutoff=0.5
     )
-    hint = next((k for k in keys if near and (k == near[0] or k.endswith("." + near[0]))), None)
+    hint = next((k for k in known if near and (k == near[0] or k.endswith("." + near[0]))), None)
     advice = f"Did you mean {hint}?" if hint else "docs/settings.md lists them all."
     raise SettingsError(f"Unknown setting {key!r} in {origin}. {advice}")
 
@@ -126,16 +115,17 @@ def _known(key: str, origin: str) -> str:
 def _typed(key: str, value: Any, origin: str, folder: Path) -> Any:
     """The value with its type: text from flags and environment becomes what TOML would have given."""
     try:
-        if key in _SIZES:
-            return parse_size(str(value))
-        if key in _DURATIONS:
-            return parse_duration_s(str(value))
+        match keys()[key].written:
+            case Written.SIZE:
+                return parse_size(str(value))
+            case Written.DURATION:
+                return parse_duration_s(str(value))
+            case Written.WORDS if isinstance(value, str):
+                return value.split()
+            case (Written.PATH | Written.MODEL) as written if isinstance(value, str):
+                return _located(value, folder, hub_allowed=written is Written.MODEL)
     except ValueError as error:
         raise SettingsError(f"{key} = {value} ({origin}) is not usable: {error}.") from None
-    if key == "notify.urls" and isinstance(value, str):
-        return value.split()
-    if key in _PATHS and isinstance(value, str):
-        return _located(value, folder, hub_allowed=key == "task.model")
     return value
 
 
@@ -151,21 +141,19 @@ def _located(value: str, folder: Path, *, hub_allowed: bool) -> str:
 
 
 def _build(values: dict[str, Any], origins: dict[str, str]) -> Settings:
-    """Converts key by key, so that an error names its key and its origin."""
+    """The settings, converted key by key, so that an error names its key and its origin. Raises `SettingsError`."""
     settings = Settings()
-    for key, value in values.items():
-        section_name, _, field_name = _WRITTEN.get(key, key).rpartition(".")
-        target = getattr(settings, section_name) if section_name else settings
-        kind = get_type_hints(type(target), include_extras=True)[field_name]
-        if value in ("auto", "") and type(None) in get_args(kind):
-            setattr(target, field_name, None)
+    for name, value in values.items():
+        key = keys()[name]
+        if value in ("auto", "") and key.may_be_unset:
+            key.set(settings, None)
             continue
-        from_text = origins[key] in ("flag", "environment")
+        from_text = origins[name] in ("flag", "environment")
         try:
-            converted = value if isinstance(value, Share) else msgspec.convert(value, kind, strict=not from_text)
+            converted = value if isinstance(value, Share) else msgspec.convert(value, key.type, strict=not from_text)
         except msgspec.ValidationError as error:
-            raise SettingsError(f"{key} = {value} ({origins[key]}) is not usable: {_plain(str(error))}.") from None
-        setattr(target, field_name, converted)
+            raise SettingsError(f"{name} = {value} ({origins[name]}) is not usable: {_plain(str(error))}.") from None
+        key.set(settings, converted)
     return settings
 
 

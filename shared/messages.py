@@ -29,6 +29,8 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from memsup.shared.readings import KnownBatch, KnownProgress
+
 PROTOCOL = b"memsup/1"
 MAX_FRAME_BYTES = 1 << 20
 """No honest message is larger; a larger one is refused before it is decoded."""
@@ -157,31 +159,23 @@ AnyOrder = Checkpoint | LimitMicroBatch | LimitMemory | Pace | Pause | Resume | 
 # Reports: worker → supervisor
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How far the main thread is. `ticks` counts everything it finishes (micro-batches, evaluation batches, files
-    written), so that a hang shows although the link's thread still beats.
+class Progress(KnownProgress, frozen=True, forbid_unknown_fields=True):
+    """How far the main thread is, with what a worker always knows. `ticks` counts everything it finishes (micro-batches,
+    evaluation batches, files written), so that a hang shows although the link's thread still beats.
     """
 
     phase: Phase
     ticks: Count
     epoch: float
     step: Count
-    total_steps: int | None
     samples: Count
-    loss: float | None
-    samples_per_s: float | None
-    eta_s: float | None
 
 
-class BatchShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BatchShape(KnownBatch, frozen=True, forbid_unknown_fields=True):
+    """How the worker computes its steps, with what it always knows."""
+
     effective: Count
     micro_tokens: Count
-    micro_rows: int | None
-    """Rows of the last micro-batch."""
-    peak_bytes: int | None = None
-    """Held at most in the last step, by this process or on its device. None: not measured."""
-    predicted_bytes: int | None = None
-    """What the memory model said of that step before it was done."""
 
 
 class WorkerMemory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,14 +1,19 @@
-"""Every setting, once: name, type, default and meaning, and values as people write them. Pure.
+"""Every setting, once: name, type, default and meaning, how a person writes it, and whether it may change later. Pure.
 
-The struct below is the only place in which a setting is declared; `--set section.key=value`, `MEMSUP_SECTION_KEY` and
-`memsup.toml` are all read against it (`loading.py`).
+The structs below are the only place in which a setting is declared; `--set section.key=value`, `MEMSUP_SECTION_KEY` and
+`memsup.toml` are all read against them (`loading.py`), and `keys` tells what their fields say of themselves.
 What a tier puts in for an unset value (`None` here) is decided in `supervisor/decide/tiers.py`.
 """
 
 from __future__ import annotations
 
+import enum
+import functools
 import re
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 
@@ -25,6 +30,31 @@ class Share(msgspec.Struct, frozen=True):
     fraction: float
 
 
+class Written(enum.Enum):
+    """How a person writes a value that is no plain number, word or switch."""
+
+    SIZE = enum.auto()
+    """`600MiB`, `4GB`, or a share such as `85%`."""
+    DURATION = enum.auto()
+    """`90s`, `10m`, `1h30m`; its field ends in `_s`, its key does not."""
+    PATH = enum.auto()
+    """A file or folder, relative to the file that names it."""
+    MODEL = enum.auto()
+    """A path as above, or the id of a model at a hub."""
+    WORDS = enum.auto()
+    """A list, or its words with blanks between them."""
+
+
+Size = Annotated[Share | int, msgspec.Meta(extra={"written": Written.SIZE})]
+Duration = Annotated[float, msgspec.Meta(extra={"written": Written.DURATION})]
+PathText = Annotated[str, msgspec.Meta(extra={"written": Written.PATH})]
+ModelText = Annotated[str, msgspec.Meta(extra={"written": Written.MODEL})]
+Words = Annotated[list[str], msgspec.Meta(extra={"written": Written.WORDS})]
+LATER_TOO = msgspec.Meta(extra={"may_change": True})
+"""Marks a field, or a whole section, that may change while a run lasts: it guards or saves differently, but learns the same."""
+SECRET = msgspec.Meta(extra={"is_secret": True})
+"""Marks what has keys in it and is not shown."""
+
 TierName = Literal["low", "safe", "full"]
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 NotNegative = Annotated[int, msgspec.Meta(ge=0)]
@@ -34,111 +64,179 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What is trained on what. Paths are absolute once loaded. `package:NAME/PATH` names data inside an installed package."""
 
     kind: Literal["text-classification"] = "text-classification"
-    model: str | None = None
+    model: ModelText | None = None
     """A model's folder or hub id. A folder with a `config.json` alone is a model to be trained from nothing."""
-    train: str | None = None
+    train: PathText | None = None
     """CSV, TSV, JSONL or Parquet; or a folder with one `<label>.txt` for each label, one text a line."""
-    eval: str | None = None
-    """The same for evaluation; unset: a tenth of `train` is held out."""
+    eval: PathText | None = None
+    """The same for evaluation. None: a share of `train` is held out."""
     text: str | None = None
-    """The column with the text; unset: found by its content."""
+    """The column with the text. None: it is found by its name or content."""
     label: str | None = None
-    """The column with the label; unset: found by its content."""
+    """The column with the label. None: it is found by its name or content."""
 
 
 class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How it is trained. What is None here is decided by the tier, or by the worker where that is said."""
+
     epochs: Annotated[float, msgspec.Meta(gt=0, le=10_000)] = 3.0
     effective_batch: Positive | None = None
-    """Samples of one optimizer step; fixed for the run."""
+    """Samples of one optimizer step, fixed for the run."""
     max_length: Annotated[int, msgspec.Meta(ge=4, le=1_000_000)] | None = None
+    """Tokens at which a longer text is cut."""
     micro_tokens: Positive | None = None
-    """Most rows × padded length computed at once, at the start."""
+    """The most that rows × padded length of a micro-batch may be at the start."""
     tune: bool | None = None
-    """Search for the fastest cut while training. Left open: where `micro_tokens` was left open as well."""
+    """Whether the fastest cut is searched for while training. None: where `micro_tokens` was left open as well."""
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=10)] = 5e-5
     weight_decay: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.01
     warmup: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.06
-    """Share of all steps in which the learning rate rises."""
+    """The share of all steps in which the learning rate rises."""
     clip_norm: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     eval_share: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
-    """Share of `task.train` that is held out when `task.eval` is unset."""
+    """The share of `task.train` that is held out when `task.eval` is unset."""
     seed: NotNegative = 42
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """What it is computed on: auto, cpu, cuda or cuda:N."""
     amp: Literal["off", "bf16", "fp16"] | None = None
     gradient_checkpointing: bool | None = None
     optimizer_on_host: bool | None = None
-    """On a GPU: the optimizer's moments lie in host memory."""
+    """Whether the optimizer's moments lie in host memory, on a GPU. None: where the GPU has no room for them."""
     loader_processes: NotNegative | None = None
     threads: Positive | None = None
-    """Threads of CPU computation; chosen once and kept for the run, since another number gives other bits."""
+    """Threads of CPU computation, chosen once and kept for the run, since another number gives other bits. None: what is
+    fastest, or the usable CPUs."""
     lanes: Annotated[int, msgspec.Meta(ge=1, le=MOST_LANES)] | None = None
-    """Parts of a micro-batch computed side by side on a CPU. Left open: as memory allows (`shared/lanes.py`)."""
+    """Parts of a micro-batch that a CPU computes side by side. None: as many as memory allows (`shared/lanes.py`)."""
 
 
 class Limits(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    ram: Share | int = Share(0.9)
-    """Bounds the worker's whole tree: bytes, or a share of the RAM this machine (or cgroup) has."""
-    ram_reserve: Share | int | None = None
-    """What the rest of the machine keeps; unset: a tenth of the RAM, at least 512 MiB (96 MiB inside a cgroup)."""
-    vram: Share | int = Share(0.95)
+    """What the run may take of the machine. None: what the machine and its devices say themselves."""
+
+    ram: Size = Share(0.9)
+    """The most that the worker's whole tree may use: bytes, or a share of the RAM that this machine (or cgroup) has."""
+    ram_reserve: Size | None = None
+    """What the rest of the machine keeps. None: a tenth of the RAM, at least 512 MiB (96 MiB inside a cgroup)."""
+    vram: Size = Share(0.95)
     gpu_temperature_c: Annotated[float, msgspec.Meta(gt=0, lt=150)] | None = None
     cpu_temperature_c: Annotated[float, msgspec.Meta(gt=0, lt=150)] | None = None
     power_w: Annotated[float, msgspec.Meta(gt=0)] | None = None
     on_battery: Literal["pause", "run"] = "pause"
-    """What a laptop does that is unplugged."""
+    """What is done when a laptop is unplugged."""
 
 
 class Recovery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How the run goes on after something broke."""
+
     continue_on_cpu: bool = False
-    """A run whose GPU is lost goes on on the CPU: much slower, and with other rounding."""
+    """Whether a run whose GPU is lost goes on on the CPU: much slower, and with other rounding."""
     after_power_loss: Literal["ask", "gentle", "same"] = "gentle"
-    """How it goes on when the whole machine has died (`supervisor/decide/after_power_loss.py`)."""
+    """How the run goes on when the whole machine has died (`supervisor/decide/after_power_loss.py`)."""
 
 
 class Checkpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    every_s: float | None = None
-    """Seconds between checkpoints; `auto` (None here) weighs what a save costs against what a death would."""
-    keep: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 2
-    folder: str | None = None
-    resume_from: str | None = None
+    """When checkpoints are written, where, and how many are kept."""
+
+    every_s: Annotated[Duration | None, LATER_TOO] = None
+    """Seconds between checkpoints. None (`auto`): what a save costs is weighed against what a death would."""
+    keep: Annotated[int, msgspec.Meta(ge=2, le=1000), LATER_TOO] = 2
+    """How many of the newest checkpoints are kept, besides the best one."""
+    folder: PathText | None = None
+    """Where checkpoints lie. None: in the run's state folder."""
+    resume_from: PathText | None = None
+    """A checkpoint to begin from. None: what the run's own folder has, or nothing."""
 
 
 class Notify(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    urls: list[str] = msgspec.field(default_factory=list)
+    """Who is told when the run ends or needs somebody."""
+
+    urls: Words = msgspec.field(default_factory=list)
     """Where messages go, as apprise writes it; `file:/PATH` (one a line) and `env:NAME` keep them out of settings and logs."""
     ping_url: str | None = None
-    """Fetched every minute while the supervisor lives; may be `file:` or `env:`, too."""
+    """An address that is fetched every minute while the supervisor lives; it may be `file:` or `env:`, too."""
 
 
 class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """All settings of a run, by section."""
+
     tier: Literal["auto", "low", "safe", "full"] = "auto"
     task: Task = msgspec.field(default_factory=Task)
     training: Training = msgspec.field(default_factory=Training)
-    limits: Limits = msgspec.field(default_factory=Limits)
-    recovery: Recovery = msgspec.field(default_factory=Recovery)
+    limits: Annotated[Limits, LATER_TOO] = msgspec.field(default_factory=Limits)
+    recovery: Annotated[Recovery, LATER_TOO] = msgspec.field(default_factory=Recovery)
     checkpoint: Checkpoint = msgspec.field(default_factory=Checkpoint)
-    notify: Notify = msgspec.field(default_factory=Notify)
+    notify: Annotated[Notify, LATER_TOO, SECRET] = msgspec.field(default_factory=Notify)
 
 
-# The name a person writes → the field that holds it, where they differ: the field carries its unit.
-_WRITTEN = {"checkpoint.every": "checkpoint.every_s"}
-_DURATIONS = {"checkpoint.every"}
-_SIZES = {"limits.ram", "limits.ram_reserve", "limits.vram"}
-_PATHS = {"task.model", "task.train", "task.eval", "checkpoint.folder", "checkpoint.resume_from"}
+@dataclass(frozen=True)
+class Key:
+    """One setting as a person writes it: where its value lies, and what its field says of itself."""
+
+    section: str
+    """The section's name. Empty for a setting that stands alone."""
+    field: str
+    type: Any
+    """The field's annotation, with its bounds."""
+    written: Written | None
+    """How its value is written. None: as TOML has it."""
+    may_be_unset: bool
+    """Whether it can be left to memsup (None), which a person writes as `auto`."""
+    may_change: bool
+    """Whether a run can go on with another value."""
+    is_secret: bool
+    """Whether its value is not to be shown."""
+
+    def value(self, settings: Settings) -> Any:
+        """What `settings` has for it."""
+        return getattr(self._holder(settings), self.field)
+
+    def set(self, settings: Settings, value: Any) -> None:
+        """Puts `value`, which has the field's type already, into `settings`."""
+        setattr(self._holder(settings), self.field, value)
+
+    def _holder(self, settings: Settings) -> Any:
+        return getattr(settings, self.section) if self.section else settings
 
 
-def all_keys() -> list[str]:
-    """Every setting as a person writes it: `tier`, `task.kind`, …"""
-    renamed = {field: written for written, field in _WRITTEN.items()}
-    keys = []
-    for field in msgspec.structs.fields(Settings):
-        section = field.type
+@functools.cache
+def keys() -> Mapping[str, Key]:
+    """Every setting by the name that a person writes: `tier`, `task.kind`, …"""
+    return MappingProxyType(dict(_keys()))
+
+
+def _keys() -> Iterator[tuple[str, Key]]:
+    for name, annotation in get_type_hints(Settings, include_extras=True).items():
+        section = get_type_hints(Settings)[name]
         if isinstance(section, type) and issubclass(section, msgspec.Struct):
-            keys += [f"{field.name}.{inner.name}" for inner in msgspec.structs.fields(section)]
+            for field, inner in get_type_hints(section, include_extras=True).items():
+                key = _key(name, field, inner, _extras(annotation) | _extras(inner))
+                yield f"{name}.{field.removesuffix('_s') if key.written is Written.DURATION else field}", key
         else:
-            keys.append(field.name)
-    return [renamed.get(key, key) for key in keys]
+            yield name, _key("", name, annotation, _extras(annotation))
+
+
+def _key(section: str, field: str, annotation: Any, extras: dict[str, Any]) -> Key:
+    return Key(
+        section=section,
+        field=field,
+        type=annotation,
+        written=extras.get("written"),
+        may_be_unset=_may_be_none(annotation),
+        may_change=extras.get("may_change", False),
+        is_secret=extras.get("is_secret", False),
+    )
+
+
+def _may_be_none(annotation: Any) -> bool:
+    return annotation is type(None) or any(_may_be_none(part) for part in get_args(annotation))
+
+
+def _extras(annotation: Any) -> dict[str, Any]:
+    """What the marks on a field say, those inside of `X | None` as well."""
+    found: dict[str, Any] = {}
+    for part in get_args(annotation):
+        found |= part.extra or {} if isinstance(part, msgspec.Meta) else _extras(part)
+    return found
 
 
 # --------------------------------------------------------------------------------------------------------------------

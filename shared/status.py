@@ -9,10 +9,14 @@ import enum
 
 import msgspec
 
+from memsup.shared.readings import KnownBatch, KnownGpu, KnownMemory, KnownProgress
+
 SCHEMA = 1
 
 
 class RunState(enum.StrEnum):
+    """What a run does, as a person is told."""
+
     STARTING = "starting"
     RUNNING = "running"
     PAUSING = "pausing"
@@ -26,7 +30,7 @@ class RunState(enum.StrEnum):
 
 
 OVER = (RunState.STOPPED, RunState.FINISHED, RunState.FAILED)
-"""In these states nothing more happens by itself."""
+"""The states in which nothing more happens by itself."""
 
 _UNDER_WAY = frozenset(RunState) - {RunState.STOPPING, *OVER}
 STATE_MOVES = {
@@ -38,7 +42,7 @@ STATE_MOVES = {
 
 
 class Wanted(enum.StrEnum):
-    """What the user asked for; kept apart from what is."""
+    """What the user asked for, kept apart from what is so."""
 
     RUNNING = "running"
     PAUSED = "paused"
@@ -98,75 +102,52 @@ class Trouble(msgspec.Struct, frozen=True):
         return f"{self.kind}:{self.subject}" if self.subject else str(self.kind)
 
 
-class ProgressStatus(msgspec.Struct, kw_only=True):
-    phase: str | None = None
-    epoch: float | None = None
-    step: int | None = None
-    total_steps: int | None = None
-    samples: int | None = None
-    loss: float | None = None
-    samples_per_s: float | None = None
-    eta_s: float | None = None
+class ProgressStatus(KnownProgress, frozen=True):
+    """How far the run is, with the audit's rolling digest of the steps done so far."""
+
     digest: str | None = None
 
 
-class BatchStatus(msgspec.Struct, kw_only=True):
-    effective: int | None = None
-    micro_tokens: int | None = None
-    micro_rows: int | None = None
-    peak_bytes: int | None = None
-    """Held at most in the last step, by the training process alone or on its device."""
-    predicted_bytes: int | None = None
-    """What was predicted for that step."""
+class MemoryStatus(KnownMemory, frozen=True):
+    """Host memory with the limits that are kept and what keeps them."""
 
-
-class MemoryStatus(msgspec.Struct, kw_only=True):
-    ram_total_bytes: int | None = None
-    """What this process may use: the smaller of the machine's RAM and every enclosing cgroup's limit."""
-    ram_available_bytes: int | None = None
-    worker_bytes: int | None = None
-    """The worker's whole tree."""
     limit_bytes: int | None = None
     """What the ladder lets the worker's tree use."""
     fence: str | None = None
-    """scope, cgroup2, cgroup1, rlimit or none."""
+    """The kind of fence: scope, cgroup2, cgroup1, rlimit or none."""
     fence_bytes: int | None = None
     fence_reason: str | None = None
-    """Why no better fence is used."""
+    """Why no better fence is used. None where the best one is."""
     pressure: float | None = None
-    """Share of the last second in which some process waited for memory (PSI `some`)."""
-
-
-class GpuStatus(msgspec.Struct, kw_only=True):
-    index: int
-    name: str | None = None
-    used_bytes: int | None = None
-    total_bytes: int | None = None
-    temperature_c: float | None = None
-    slowdown_c: float | None = None
-    power_w: float | None = None
+    """The share of the last second in which some process waited for memory (PSI `some`)."""
 
 
 class TemperatureStatus(msgspec.Struct, kw_only=True):
+    """A sensor of the CPU or the board."""
+
     name: str
     celsius: float | None = None
     limit_c: float | None = None
+    """The temperature that the sensor calls critical, else the one that it calls high. None where it names neither."""
 
 
 class CoolingStatus(msgspec.Struct, kw_only=True):
     """What is done to stay cool."""
 
     duty_fraction: float
-    """Part of the time in which the worker computes."""
+    """The part of the time in which the worker computes."""
     power_fraction: float
-    """Of the GPU's default power limit."""
+    """The part of the GPU's default power limit that it may draw."""
     holding: bool
     reason: str
     forecast_s: float | None
-    """While holding: until it may go on. Else: until it would have to hold. None: it does not get nearer to that."""
+    """Seconds until the worker may go on, while it is held; otherwise until it would have to be held. None while it does not
+    get nearer to that."""
 
 
 class CheckpointStatus(msgspec.Struct, kw_only=True):
+    """The newest checkpoint. All fields are None while there is none."""
+
     path: str | None = None
     step: int | None = None
     age_s: float | None = None
@@ -174,8 +155,10 @@ class CheckpointStatus(msgspec.Struct, kw_only=True):
 
 
 class ActionStatus(msgspec.Struct, kw_only=True):
+    """The last decision that changed something, from the ledger."""
+
     at: float
-    """Unix seconds."""
+    """The Unix time in seconds."""
     rung: str | None
     action: str
     reason: str
@@ -183,6 +166,8 @@ class ActionStatus(msgspec.Struct, kw_only=True):
 
 
 class Status(msgspec.Struct, kw_only=True):
+    """All that is so of one run at one moment."""
+
     schema: int = SCHEMA
     run: str
     run_id: str | None = None
@@ -192,34 +177,36 @@ class Status(msgspec.Struct, kw_only=True):
     pid: int | None = None
     worker_pid: int | None = None
     since: float | None = None
-    """Unix seconds at which the run came into `state`."""
+    """The Unix time in seconds at which the run came into `state`."""
     progress: ProgressStatus = msgspec.field(default_factory=ProgressStatus)
-    batch: BatchStatus = msgspec.field(default_factory=BatchStatus)
+    batch: KnownBatch = msgspec.field(default_factory=KnownBatch)
     memory: MemoryStatus = msgspec.field(default_factory=MemoryStatus)
-    gpus: list[GpuStatus] = msgspec.field(default_factory=list)
+    gpus: list[KnownGpu] = msgspec.field(default_factory=list)
     gpu_probe: str | None = None
     """Why `gpus` is empty or stale, where it is."""
+    disk_free_bytes: int | None = None
+    """Free space where the run's state lies."""
     temperatures: list[TemperatureStatus] = msgspec.field(default_factory=list)
     cooling: CoolingStatus | None = None
-    """None while nothing has to be done about heat."""
+    """What is done about heat. None while nothing has to be done."""
     checkpoint: CheckpointStatus = msgspec.field(default_factory=CheckpointStatus)
     last_action: ActionStatus | None = None
     restarts: int = 0
     worst_stall_s: float | None = None
     """The longest time by which the supervisor's own loop came too late."""
     recent_stall_s: float | None = None
-    """The same of the last ten to twenty seconds."""
+    """The longest time by which it came too late in the last ten to twenty seconds."""
     attention: list[str] = msgspec.field(default_factory=list)
     """Sentences about what a person should look at; empty when all is well."""
     attention_kinds: list[str] = msgspec.field(default_factory=list)
     """What each sentence of `attention` is about: a `TroubleKind`, with a colon and its subject where there are several."""
     result: dict[str, float] | None = None
-    """The metrics of a finished run."""
+    """The metrics of a finished run, by name. None for any other run."""
     model_path: str | None = None
     failure: str | None = None
-    """Why a failed run failed."""
+    """Why a failed run failed, in one sentence. None for any other run."""
     exit_code: int | None = None
-    """Of a supervised command."""
+    """The exit code of a supervised command. None for the built-in training, and while the command runs."""
 
     def call_for(self, *troubles: Trouble) -> None:
         """Adds what a person should look at."""
@@ -233,9 +220,10 @@ _decoder = msgspec.json.Decoder(Status)
 
 
 def encode_status(status: Status) -> bytes:
+    """The document as JSON; what is not known is null."""
     return _encoder.encode(status)
 
 
 def decode_status(document: bytes) -> Status:
-    """Raises `msgspec.DecodeError`."""
+    """Reads a document of this or an older version. Raises `msgspec.DecodeError`."""
     return _decoder.decode(document)

@@ -23,14 +23,14 @@ from memsup.supervisor.decide.after_power_loss import waits
 from memsup.supervisor.decide.events import By, Event
 from memsup.supervisor.decide.guard import Guard
 from memsup.supervisor.decide.ladder import Rung
-from memsup.supervisor.decide.readings import GpuReading, MemoryReading, TemperatureReading
+from memsup.supervisor.decide.readings import GpuReading, MemoryReading, TemperatureReading, hottest
 from memsup.supervisor.decide.run.actions import Record
 from memsup.supervisor.decide.run.hang import HangWatch
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import Stage
 from memsup.supervisor.devices import Devices
 from memsup.supervisor.fence.worker import WorkerProcess
-from memsup.supervisor.record.blackbox import BlackBox, Facts, Heat, Mark, heat_of, read_blackbox
+from memsup.supervisor.record.blackbox import BlackBox, Facts, Mark, heat_of, heat_of_sensor, read_blackbox
 from memsup.supervisor.record.history import Recorder, sample_of
 from memsup.supervisor.record.rotation import rotate
 from memsup.supervisor.record.scribe import Scribe
@@ -245,10 +245,9 @@ def _facts(
     gpus: tuple[GpuReading, ...],
     temperatures: tuple[TemperatureReading, ...],
 ) -> Facts:
-    hottest = max((t for t in temperatures if t.celsius is not None), key=lambda t: t.celsius or 0.0, default=None)
     heats = [heat_of(gpu) for gpu in gpus]
-    if hottest is not None:
-        heats.append(Heat(index=-1, celsius=hottest.celsius, slowdown_c=hottest.high_c, shutdown_c=hottest.critical_c))
+    if (sensor := hottest(temperatures)) is not None:
+        heats.append(heat_of_sensor(sensor))
     limit_bytes = status.memory.limit_bytes
     return Facts(
         state=str(status.state),
@@ -258,6 +257,7 @@ def _facts(
         ticks=life.heartbeat.progress.ticks if life.heartbeat else None,
         rung=int(rung),
         limit_mib=None if limit_bytes is None else limit_bytes >> 20,
+        disk_free_mib=None if status.disk_free_bytes is None else status.disk_free_bytes >> 20,
         checkpoint_step=life.checkpoint.step if life.checkpoint else None,
         checkpoint_unix_s=life.checkpoint.at_unix_s if life.checkpoint else None,
         loop_stall_s=status.worst_stall_s,

@@ -6,17 +6,18 @@ everywhere. Widths count in terminal cells: a run or a path may have a Chinese n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from memsup.shared.readings import KnownGpu
     from memsup.shared.status import Status
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
 def size(size_bytes: float | None) -> str:
-    """`512 MiB`, `23.5 GiB`; three digits tell enough. Unknown is a question mark, never nought."""
+    """A number of bytes as `512 MiB` or `23.5 GiB`: three digits tell enough. None is a question mark, never nought."""
     if size_bytes is None:
         return "?"
     if abs(size_bytes) < 1024:
@@ -31,7 +32,7 @@ def size(size_bytes: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`8 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`: the two largest units."""
+    """A time in its two largest units: `8 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`. None is a question mark."""
     if seconds is None:
         return "?"
     whole = max(0, round(seconds))
@@ -51,12 +52,12 @@ def count(number: int | None) -> str:
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:
-    """`1 row`, `2 rows`."""
+    """A number with its noun: `1 row`, `2 rows`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def width(text: str) -> int:
-    """Terminal cells: wide and full-width characters take two, combining marks none (UAX #11)."""
+    """The terminal cells that `text` takes: two for wide and full-width characters, none for combining marks (UAX #11)."""
     if text.isascii():
         return len(text)
     import unicodedata
@@ -73,7 +74,7 @@ def pad(text: str, cells: int) -> str:
 
 
 def columns(rows: Iterable[Sequence[str]], gap: str = "  ") -> list[str]:
-    """Left-aligned columns; the last one runs free."""
+    """The rows as lines with left-aligned columns, the last of which runs free."""
     table = [list(row) for row in rows]
     widths = [max((width(row[i]) for row in table if i < len(row)), default=0) for i in range(max(map(len, table), default=0))]
     return [gap.join([*(pad(cell, widths[i]) for i, cell in enumerate(row[:-1])), row[-1]]).rstrip() for row in table if row]
@@ -89,8 +90,27 @@ def command(name: str, run_name: str) -> str:
     return f"memsup {name}" + ("" if run_name == "default" else f" --run {run_name}")
 
 
+def steps(step: int, total: int | None) -> str:
+    """How far it is: `step 40 of 96 (42 %)`. A `total` of None is not known."""
+    return f"step {count(step)}" + (f" of {count(total)} ({percent(step / total)})" if total else "")
+
+
+def gpu_line(gpu: KnownGpu, paint: Callable[[str], str] = str) -> str:
+    """A GPU with its memory, temperature and power, as far as they are known. `paint` may colour the temperature."""
+    heat = "" if gpu.temperature_c is None else f", {paint(f'{gpu.temperature_c:g} °C')}"
+    slowdown = "" if not heat or gpu.slowdown_c is None else f" (slows itself down at {gpu.slowdown_c:g})"
+    power = "" if gpu.power_w is None else f", {gpu.power_w:.0f} W"
+    return f"{printable(gpu.name or 'a GPU')}, {size(gpu.used_bytes)} of {size(gpu.total_bytes)} used{heat}{slowdown}{power}"
+
+
+VERIFIED = {True: "verified", False: "to be verified when it is loaded", None: "not known whether verified"}
+"""What is said of a checkpoint, by whether every byte of it was compared with its manifest since it was written."""
+
+
 def result_line(status: Status) -> str | None:
-    """Accuracy beside what guessing the most frequent label would reach: without that it says little."""
+    """The metrics of a finished run, with the accuracy beside what guessing the most frequent label would reach, without
+    which it says little. None for any other run.
+    """
     if not status.result:
         return None
     metrics = dict(status.result)

@@ -20,6 +20,7 @@ from memsup.supervisor.cli.options import data, json_data, json_option, run_opti
 from memsup.supervisor.client.preparing import job_file, load_settings, look_around, model_shape
 from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.readings import Machine
+from memsup.supervisor.decide.tier_lines import lines, notes
 from memsup.supervisor.decide.tiers import Resolution, resolve
 from memsup.supervisor.sense.machine import MemoryUser, largest_users
 from memsup.supervisor.words import columns, command, plural, printable, size
@@ -29,7 +30,7 @@ KEEPS_AWAKE = "systemd-inhibit --what=idle:sleep memsup wait"
 
 
 class FenceFound(NamedTuple):
-    """What the rehearsal showed. `kill_s`: from the order to kill to the last exit; None where it did not work."""
+    """What the rehearsal showed. `kill_s` is the time from the order to kill to the last exit. None where it did not work."""
 
     kind: str
     kill_s: float | None
@@ -38,10 +39,12 @@ class FenceFound(NamedTuple):
 
 
 class Checked(NamedTuple):
+    """All that was found."""
+
     machine: Machine
     users: list[MemoryUser]
     resolution: Resolution | None
-    """None: the settings make no sense here; a warning says why."""
+    """What the settings mean here. None: they make no sense here, and a warning says why."""
     fence: FenceFound | None
     warnings: list[str]
     command: str
@@ -69,7 +72,7 @@ def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[
         warnings.append(str(error))
     else:
         fence = _try_fence(loaded.settings, machine, resolution)
-        warnings += [*resolution.notes, *_fence_warnings(fence)]
+        warnings += [*notes(resolution), *_fence_warnings(fence)]
     found = Checked(
         machine=machine,
         users=largest_users(without=[os.getpid()]),
@@ -167,7 +170,7 @@ def _print(found: Checked) -> None:
     data("\nLargest users of RAM\n" + _indented(columns(used)))
     if resolution is not None:
         data(f"\nTier {resolution.tier}: {resolution.reason}")
-        data(_indented(columns([name, value, f"← {origin}"] for name, value, origin in resolution.lines)))
+        data(_indented(columns([name, value, f"← {origin}"] for name, value, origin in lines(resolution))))
     data("")
     for sentence in found.warnings:
         data(click.style(f"! {printable(sentence)}", fg="yellow"))
@@ -189,7 +192,7 @@ def _document(found: Checked) -> dict[str, Any]:
         "tier": resolution and resolution.tier,
         "tier_reason": resolution and resolution.reason,
         "limits": resolution and limits_document(resolution.limits),
-        "values": resolution and [line._asdict() for line in resolution.lines],
+        "values": resolution and [line._asdict() for line in lines(resolution)],
         "warnings": found.warnings,
         "command": found.command,
     }

@@ -14,8 +14,9 @@ from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths
 from memsup.shared.run_file import read_record
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
-from memsup.supervisor.cli.orders import DONE, NO_ANSWER, NOT_RUNNING, give, tell
+from memsup.supervisor.cli.orders import DONE, NO_ANSWER, NOT_RUNNING, answer, request
 from memsup.supervisor.client.errors import RefusedError
+from memsup.supervisor.record.earlier_life import checkpoint_folder
 from memsup.supervisor.words import columns, command, count, duration, printable, size
 
 DAMAGED = 1
@@ -37,12 +38,12 @@ def checkpoint(run_name: str, as_json: bool, as_list: bool, verify: str | None) 
         return _verify(Path(verify), as_json)
     if as_list:
         return _list(paths_of(run_name), as_json)
-    reply = give(paths_of(run_name), RequestKind.CHECKPOINT)
+    reply = request(paths_of(run_name), RequestKind.CHECKPOINT)
     if reply.ok and not as_json and reply.checkpoint_path:
         message(reply.text)
         data(printable(reply.checkpoint_path))
         return DONE
-    return tell(reply, reply.text, as_json)
+    return answer(reply, as_json)
 
 
 def _verify(path: Path, as_json: bool) -> int:
@@ -69,8 +70,7 @@ def _list(paths: RunPaths, as_json: bool) -> int:
     record = read_record(paths.record)
     if record is None:
         raise RefusedError(f"There is no run {paths.name!r}. Start it with: {command('start', paths.name)}", NOT_RUNNING)
-    folder = record.settings.checkpoint.folder
-    found = Store(Path(folder) if folder else paths.checkpoints).list()
+    found = Store(checkpoint_folder(paths, record)).list()
     if as_json:
         json_data({"schema": 1, "run": paths.name, "checkpoints": [_document(info) for info in found]})
     elif not found:

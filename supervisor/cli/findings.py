@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from memsup.supervisor.decide.readings import THIS_MACHINE
-from memsup.supervisor.words import count, percent, plural, printable, size
+from memsup.supervisor.record.status import temperature_status
+from memsup.supervisor.words import count, gpu_line, percent, plural, printable, size
 
 if TYPE_CHECKING:
     from memsup.shared.settings import Settings
     from memsup.shared.task_data import DataSummary, TaskSummary
-    from memsup.supervisor.decide.readings import GpuReading, Machine, TemperatureReading
+    from memsup.supervisor.decide.readings import Machine, TemperatureReading
     from memsup.supervisor.decide.tiers import Limits
 
 Row = tuple[str, str]
@@ -29,7 +30,7 @@ def machine_rows(machine: Machine) -> list[Row]:
         *(("cgroup", f"{printable(name)} allows {size(limit)}") for name, limit in machine.cgroup_limits),
         ("swap", "none" if machine.swap_total_bytes == 0 else size(machine.swap_total_bytes)),
         ("CPUs", f"{machine.cpus} usable{_of(machine.cpu_source)}" + (f", {machine.cpu_model}" if machine.cpu_model else "")),
-        *((f"GPU {gpu.index}", _gpu(gpu)) for gpu in machine.gpus),
+        *((f"GPU {gpu.index}", gpu_line(gpu)) for gpu in machine.gpus),
     ]
     if not machine.gpus:
         rows.append(("GPUs", machine.gpu_note or "none"))
@@ -63,7 +64,7 @@ def machine_document(machine: Machine) -> dict[str, Any]:
             {"index": g.index, "name": g.name, "total_bytes": g.total_bytes, "used_bytes": g.used_bytes} for g in machine.gpus
         ],
         "gpu_note": machine.gpu_note,
-        "temperatures": [{"name": t.name, "celsius": t.celsius, "limit_c": t.high_c} for t in machine.temperatures],
+        "temperatures": [temperature_status(reading) for reading in machine.temperatures],
         "disk_free_bytes": machine.disk_free_bytes,
         "kernel": machine.kernel,
         "wsl": machine.is_wsl,
@@ -85,12 +86,6 @@ def limits_document(limits: Limits) -> dict[str, Any]:
 
 def _of(source: str) -> str:
     return "" if source == THIS_MACHINE else f" ({printable(source)})"
-
-
-def _gpu(gpu: GpuReading) -> str:
-    heat = "" if gpu.temperature_c is None else f", {gpu.temperature_c:g} °C"
-    slowdown = "" if gpu.slowdown_c is None else f" (slows itself down at {gpu.slowdown_c:g})"
-    return f"{printable(gpu.name or 'a GPU')}, {size(gpu.used_bytes)} of {size(gpu.total_bytes)} used{heat}{slowdown}"
 
 
 def _temperatures(readings: tuple[TemperatureReading, ...]) -> str:

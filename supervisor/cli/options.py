@@ -20,7 +20,9 @@ json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=Tr
 
 
 def paths_of(run_name: str) -> RunPaths:
-    """Raises `PathError` for a name that cannot be a run's, and for a state folder that is not the user's own."""
+    """The folders of a run. Raises `PathError` for a name that cannot be a run's, and for a state folder that is not the
+    user's.
+    """
     from memsup.shared.paths import check_private, run_paths
 
     paths = run_paths(run_name)
@@ -31,12 +33,12 @@ def paths_of(run_name: str) -> RunPaths:
 
 
 def data(text: str) -> None:
-    """To stdout: what the command was asked for."""
+    """Prints what the command was asked for, on stdout."""
     click.echo(text, color=colour(sys.stdout))
 
 
 def message(text: str) -> None:
-    """To stderr: what a person should know beside it."""
+    """Prints what a person should know beside it, on stderr."""
     click.echo(text, err=True, color=colour(sys.stderr))
 
 
@@ -48,5 +50,7 @@ def json_data(document: bytes | dict[str, Any]) -> None:
 
 
 def colour(stream: Any) -> bool:
-    """Only on a terminal, and not where NO_COLOR is set (https://no-color.org: to anything but the empty string)."""
+    """Whether to print in colour: only on a terminal, and not where NO_COLOR is set (https://no-color.org: to anything but
+    the empty string).
+    """
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()

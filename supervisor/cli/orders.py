@@ -17,7 +17,15 @@ from memsup.shared.run_file import read_record, write_record
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.cli import INTERRUPTED
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
-from memsup.supervisor.client.contact import COMES_UP_WITHIN_S, NoAnswerError, NobodyThereError, ask, is_held, see
+from memsup.supervisor.client.contact import (
+    COMES_UP_WITHIN_S,
+    LOOK_AGAIN_S,
+    Contact,
+    NoAnswerError,
+    NobodyThereError,
+    is_held,
+    observe,
+)
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.words import command
 
@@ -33,9 +41,9 @@ def pause(run_name: str, as_json: bool, release: bool) -> int:
 
     Without --release memory is kept and going on takes no time. Exit code: 0 done, 1 no answer or refused, 3 not running.
     """
-    reply = give(paths_of(run_name), RequestKind.PAUSE_RELEASE if release else RequestKind.PAUSE_HOLD)
+    reply = request(paths_of(run_name), RequestKind.PAUSE_RELEASE if release else RequestKind.PAUSE_HOLD)
     freed = {"freed_ram_bytes": reply.freed_ram_bytes, "freed_vram_bytes": reply.freed_vram_bytes} if release else {}
-    return tell(reply, reply.text, as_json, **freed)
+    return answer(reply, as_json, **freed)
 
 
 @click.command()
@@ -46,8 +54,8 @@ def resume(run_name: str, as_json: bool) -> int:
 
     Exit code: 0 done, 1 no answer or refused, 3 not running.
     """
-    reply = give(paths_of(run_name), RequestKind.RESUME)
-    return tell(reply, reply.text, as_json)
+    reply = request(paths_of(run_name), RequestKind.RESUME)
+    return answer(reply, as_json)
 
 
 @click.command()
@@ -61,7 +69,7 @@ def stop(run_name: str, as_json: bool, now: bool) -> int:
     """
     paths = paths_of(run_name)
     try:
-        reply = give(paths, RequestKind.STOP_NOW if now else RequestKind.STOP)
+        reply = request(paths, RequestKind.STOP_NOW if now else RequestKind.STOP)
     except RefusedError as error:
         if error.code == NOT_RUNNING:
             _want_no_more(paths)
@@ -69,50 +77,54 @@ def stop(run_name: str, as_json: bool, now: bool) -> int:
     except KeyboardInterrupt:
         message(f"The run goes on stopping. Without its checkpoint: {command('stop', run_name)} --now")
         return INTERRUPTED
-    return tell(reply, reply.text, as_json)
+    return answer(reply, as_json)
 
 
-def give(paths: RunPaths, what: RequestKind) -> Reply:
-    """Raises `RefusedError` where nobody is there to be asked, or does not answer."""
+def request(paths: RunPaths, what: RequestKind) -> Reply:
+    """Asks the supervisor for something, and gives back its reply. Raises `RefusedError` where nobody is there to be asked,
+    or does not answer.
+    """
     deadline_s = time.monotonic() + COMES_UP_WITHIN_S
-    while True:
-        try:
-            return ask(paths, what)
-        except NoAnswerError:
-            log = f"its log: {paths.supervisor_log}"
-            raise RefusedError(f"The supervisor of run {paths.name!r} does not answer; {log}", NO_ANSWER) from None
-        except NobodyThereError:
-            # It may just be coming up.
-            if time.monotonic() > deadline_s or not is_held(paths):
-                break
-        time.sleep(0.02)
-    if read_record(paths.record) is None:
+    with Contact(paths) as contact:
+        while True:
+            try:
+                return contact.ask(what)
+            except NoAnswerError:
+                log = f"its log: {paths.supervisor_log}"
+                raise RefusedError(f"The supervisor of run {paths.name!r} does not answer; {log}", NO_ANSWER) from None
+            except NobodyThereError:
+                # It may just be coming up.
+                if time.monotonic() > deadline_s or not contact.is_held():
+                    break
+            time.sleep(LOOK_AGAIN_S)
+    status = observe(paths).status
+    if status is None:
         raise RefusedError(f"There is no run {paths.name!r}. Start it with: {command('start', paths.name)}", NOT_RUNNING)
-    status = see(paths).status
-    if status is not None and status.state is RunState.FINISHED:
+    if status.state is RunState.FINISHED:
         raise RefusedError(
             f"Run {paths.name!r} is finished. To begin anew: {command('start', paths.name)} --fresh", NOT_RUNNING
         )
-    why = f" ({status.state})" if status else ""
-    raise RefusedError(f"Run {paths.name!r} is not running{why}. Start it with: {command('start', paths.name)}", NOT_RUNNING)
+    raise RefusedError(
+        f"Run {paths.name!r} is not running ({status.state}). Start it with: {command('start', paths.name)}", NOT_RUNNING
+    )
 
 
-def tell(reply: Reply, text: str, as_json: bool, **more: object) -> int:
-    """Prints an answer; returns the exit code."""
+def answer(reply: Reply, as_json: bool, **more: object) -> int:
+    """Prints what came of a request; returns the exit code."""
     if as_json:
         status = msgspec.Raw(reply.status_json) if reply.status_json else None
         json_data(
             {"schema": 1, "ok": reply.ok, "text": reply.text, "checkpoint": reply.checkpoint_path, **more, "status": status}
         )
     elif reply.ok:
-        data(text)
+        data(reply.text)
     else:
-        message(f"memsup: {text}")
+        message(f"memsup: {reply.text}")
     return DONE if reply.ok else NO_ANSWER
 
 
 def _want_no_more(paths: RunPaths) -> None:
-    """Nobody guards the run, but it was to be running: from now on it is stopped and calls for no attention."""
+    """Notes that a run which nobody guards is to be stopped from now on, so that it calls for no attention."""
     record = read_record(paths.record)
     if record is not None and record.wanted is not Wanted.STOPPED and not is_held(paths):
         record.wanted = Wanted.STOPPED

@@ -7,9 +7,23 @@ from __future__ import annotations
 
 import click
 
-from memsup.shared.status import OVER, GpuStatus, RunState, Status
+from memsup.shared.readings import KnownGpu
+from memsup.shared.status import OVER, RunState, Status
+from memsup.supervisor.decide.readings import hottest
 from memsup.supervisor.decide.thresholds import COLOUR_BELOW_C
-from memsup.supervisor.words import columns, count, duration, percent, plural, printable, result_line, size
+from memsup.supervisor.words import (
+    VERIFIED,
+    columns,
+    count,
+    duration,
+    gpu_line,
+    percent,
+    plural,
+    printable,
+    result_line,
+    size,
+    steps,
+)
 
 BAR_CELLS = 30
 _COLOURS = {
@@ -49,7 +63,7 @@ def picture(status: Status, now_unix_s: float) -> list[str]:
 
 
 def one_line(status: Status) -> str:
-    """For logs and other places without a terminal."""
+    """The same in one line, for logs and other places without a terminal."""
     parts = [str(status.state), _steps(status), _progress(status)]
     if status.memory.worker_bytes is not None:
         parts.append(f"{size(status.memory.worker_bytes)} of {size(status.memory.limit_bytes)}")
@@ -68,9 +82,7 @@ def _bar(status: Status) -> str | None:
 
 def _steps(status: Status) -> str | None:
     step, total = status.progress.step, status.progress.total_steps
-    if step is None:
-        return None
-    return f"step {count(step)}" + (f" of {count(total)} ({percent(step / total)})" if total else "")
+    return None if step is None else steps(step, total)
 
 
 def _progress(status: Status) -> str | None:
@@ -117,24 +129,19 @@ def _fence(status: Status) -> str | None:
     return f"{printable(memory.fence)}, the kernel stops the worker at {size(memory.fence_bytes)}"
 
 
-def _gpu(gpu: GpuStatus) -> str:
-    parts = [printable(gpu.name or "a GPU"), f"{size(gpu.used_bytes)} of {size(gpu.total_bytes)} used"]
-    if gpu.temperature_c is not None:
-        limit = "" if gpu.slowdown_c is None else f" (slows itself down at {gpu.slowdown_c:g})"
-        hot = gpu.slowdown_c is not None and gpu.temperature_c >= gpu.slowdown_c - COLOUR_BELOW_C
-        parts.append(click.style(f"{gpu.temperature_c:g} °C", fg="yellow" if hot else None) + limit)
-    if gpu.power_w is not None:
-        parts.append(f"{gpu.power_w:.0f} W")
-    return ", ".join(parts)
+def _gpu(gpu: KnownGpu) -> str:
+    now_c, slowdown_c = gpu.temperature_c, gpu.slowdown_c
+    hot = now_c is not None and slowdown_c is not None and now_c >= slowdown_c - COLOUR_BELOW_C
+    return gpu_line(gpu, lambda celsius: click.style(celsius, fg="yellow" if hot else None))
 
 
 def _heat(status: Status) -> str | None:
-    """The hottest sensor; `--json` has them all."""
-    known = [reading for reading in status.temperatures if reading.celsius is not None]
-    if not known:
+    """The hottest sensor with its limit; `--json` has them all."""
+    sensor = hottest(status.temperatures)
+    if sensor is None:
         return None
-    hottest = max(known, key=lambda reading: reading.celsius or 0)
-    return f"{printable(hottest.name)} {hottest.celsius:g} °C"
+    limit = "" if sensor.limit_c is None else f" (its limit is {sensor.limit_c:g})"
+    return f"{printable(sensor.name)} {sensor.celsius:g} °C{limit}"
 
 
 def _cooling(status: Status) -> str | None:
@@ -150,9 +157,8 @@ def _checkpoint(status: Status) -> str | None:
     checkpoint = status.checkpoint
     if checkpoint.step is None:
         return "none yet" if status.state is not RunState.FINISHED else None
-    verified = {True: "verified", False: "to be verified when it is loaded", None: "not known whether verified"}
     age = "" if checkpoint.age_s is None else f", {duration(checkpoint.age_s)} old"
-    return f"step {count(checkpoint.step)}{age}, {verified[checkpoint.verified]}"
+    return f"step {count(checkpoint.step)}{age}, {VERIFIED[checkpoint.verified]}"
 
 
 def _last_action(status: Status, now_unix_s: float) -> str | None:

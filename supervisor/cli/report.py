@@ -10,7 +10,7 @@ import click
 
 from memsup.shared.files import replace_file
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
-from memsup.supervisor.client.contact import see
+from memsup.supervisor.client.contact import observe
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.words import command
 
@@ -34,7 +34,7 @@ def report(run_name: str, as_json: bool, output: str | None) -> int:
     from memsup.supervisor.report.terminal import screen
 
     paths = paths_of(run_name)
-    status = see(paths).status
+    status = observe(paths).status
     if status is None:
         message(f"There is no run {run_name!r} in {paths.state.parent}. Start it with: {command('start', run_name)}")
         return UNKNOWN

@@ -15,7 +15,7 @@ import click
 from memsup.shared.files import replace_file
 from memsup.shared.run_file import read_record
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
-from memsup.supervisor.client.contact import Guard, see
+from memsup.supervisor.client.contact import Guard, observe
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.daemon.systemd import Unit, UnitError, is_wanted, unit_name, unit_text
 from memsup.supervisor.words import command
@@ -57,8 +57,8 @@ def install(run_name: str, as_json: bool, only_print: bool) -> int:
     except OSError as error:
         raise RefusedError(f"{file} cannot be written: {error.strerror}.") from None
     file.chmod(0o644)
-    seen = see(paths)
-    begin = seen.guard is Guard.GONE and is_wanted(record, seen.status)
+    observed = observe(paths)
+    begin = observed.guard is Guard.GONE and is_wanted(record, observed.status)
     problem = _systemctl("daemon-reload") or _systemctl("enable", *(["--now"] if begin else []), file.name)
     if as_json:
         json_data(_document(run_name) | {"begun": begin and not problem})
@@ -152,14 +152,18 @@ def _is_current(run_name: str, file: Path) -> bool:
 
 
 def _python() -> str:
-    """Not resolved: a virtual environment's python is a link, and only as that link does it find its packages."""
+    """This Python's path, not resolved: a virtual environment's python is a link, and only as that link does it find its
+    packages.
+
+    Raises `RefusedError`.
+    """
     if not os.path.isabs(sys.executable):
         raise RefusedError("This Python does not know where it lies, so no unit can name it.")
     return sys.executable
 
 
 def _environment() -> dict[str, str]:
-    """Folders as absolute paths: the unit has another working directory."""
+    """The environment with folders as absolute paths, since the unit has another working directory."""
     folders = ("MEMSUP_STATE_DIR", "MEMSUP_RUNTIME_DIR")
     return {name: os.path.abspath(value) if name in folders else value for name, value in os.environ.items() if value}
 
@@ -180,12 +184,12 @@ def _unit_file(run_name: str) -> Path:
 
 
 def _lacks_lingering() -> bool:
-    """loginctl(1): a file for each user who lingers."""
+    """Whether this account does not linger: loginctl(1) keeps a file for each user who does."""
     return not _is_root() and not Path("/var/lib/systemd/linger", getpass.getuser()).exists()
 
 
 def _systemctl(*words: str) -> str | None:
-    """What went wrong, in a line; None when nothing did."""
+    """Has systemctl do something, and tells what went wrong, in a line. None when nothing did."""
     done = _run([*_scope(), *words])
     if isinstance(done, str):
         return done

@@ -22,9 +22,10 @@ from memsup.shared.status import RunState, Status, Wanted, encode_status
 from memsup.supervisor.cli.findings import Row, data_rows, limits_document, machine_document, machine_rows
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
-from memsup.supervisor.client.contact import is_held, see
+from memsup.supervisor.client.contact import is_held, observe
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.client.preparing import AS_CREATED, Plan, load_settings, plan_continued, plan_new, shown
+from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
 from memsup.supervisor.words import columns, printable, result_line
 from memsup.supervisor.words import command as typed
 
@@ -137,10 +138,10 @@ def _set_aside(paths: RunPaths) -> Path | None:
 
 
 def _already(paths: RunPaths, *, fresh: bool, wait: bool, as_json: bool) -> int:
-    """A run with a living supervisor is left as it is."""
+    """Says how a run does that has a living supervisor, and leaves it as it is; returns the exit code."""
     if fresh:
         raise RefusedError(f"Run {paths.name!r} is running. Stop it before it can begin anew: {typed('stop', paths.name)}")
-    status = see(paths).status
+    status = observe(paths).status
     if as_json:
         json_data({"schema": 1, "run": paths.name, "already_running": True})
     elif status is not None:
@@ -155,7 +156,7 @@ def _already(paths: RunPaths, *, fresh: bool, wait: bool, as_json: bool) -> int:
 
 
 def _finished(paths: RunPaths) -> Status | None:
-    status = see(paths).status
+    status = observe(paths).status
     return status if status is not None and status.state is RunState.FINISHED else None
 
 
@@ -201,7 +202,7 @@ def _new_record(paths: RunPaths, plan: Plan) -> RunRecord:
 
 
 def _continued_record(record: RunRecord, plan: Plan) -> RunRecord:
-    """A pause outlives the supervisor; a stop ends with a start."""
+    """The record to go on with: a pause outlives the supervisor, a stop ends with a start."""
     if (
         record.wanted is Wanted.STOPPED
     ):  # whoever stopped it knows of a death of the machine; gentle now only if asked and told so
@@ -250,7 +251,7 @@ def _tell(
         _section("The task", data_rows(plan.task, plan.settings))
     if plan.command is not None:
         _section("The command", [("run", printable(" ".join(plan.command)))])
-    limits = resolution.lines if plan.command is None else resolution.lines[:2]
+    limits = lines(resolution) if plan.command is None else memory_lines(resolution)
     data(f"\nTier {tier}: {reason}")
     data("\n".join("  " + line for line in columns([name, value, f"← {origin}"] for name, value, origin in limits)))
 
@@ -260,17 +261,17 @@ def _section(title: str, rows: list[Row]) -> None:
 
 
 def _notes(paths: RunPaths, plan: Plan) -> list[str]:
-    notes = list(plan.resolution.notes)
+    sentences = notes(plan.resolution)
     if plan.machine.is_wsl:
-        notes.append("WSL ends everything some time after its last window is closed: keep one open.")
+        sentences.append("WSL ends everything some time after its last window is closed: keep one open.")
     for key, has, asked, origin in plan.taken:
-        notes.append(f"{key} is now {shown(asked)} ({origin}); it was {shown(has)}.")
+        sentences.append(f"{key} is now {shown(asked)} ({origin}); it was {shown(has)}.")
     for key, has, asked, origin in plan.kept:
-        notes.append(
+        sentences.append(
             f"{key} stays {shown(has)}, {AS_CREATED}; {shown(asked)} ({origin}) would be another training: "
             f"{typed('start', paths.name)} --fresh"
         )
-    return notes
+    return sentences
 
 
 def _tell_next(paths: RunPaths, *, paused: bool) -> None:
@@ -299,7 +300,7 @@ def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str
         "machine": machine_document(plan.machine),
         "limits": limits_document(plan.resolution.limits),
         "needs": plan.resolution.needs and dataclasses.asdict(plan.resolution.needs),
-        "values": [line._asdict() for line in plan.resolution.lines],
+        "values": [line._asdict() for line in lines(plan.resolution)],
         "settings": plan.settings,
         "command": plan.command,
         "notes": _notes(paths, plan),

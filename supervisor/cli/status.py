@@ -10,13 +10,13 @@ import click
 from memsup.shared.status import OVER, RunState, Status, encode_status
 from memsup.supervisor.cli.options import colour, data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import picture
-from memsup.supervisor.client.contact import see
+from memsup.supervisor.client.contact import observe
 from memsup.supervisor.words import command
 
 ALIVE, ATTENTION, STOPPED, UNKNOWN = 0, 1, 3, 4
 WATCH_EVERY_S = 1.0
 WATCH_LOG_EVERY_S = 10.0
-"""Where nobody can watch a picture move, it is printed again so often."""
+"""Where nobody can watch a picture move, it is printed again after this time."""
 
 
 @click.command(short_help="Show state, progress, limits and the last action.")
@@ -29,7 +29,7 @@ def status(run_name: str, as_json: bool, watch: bool) -> int:
     Exit code: 0 alive or finished, 1 needs attention, 3 stopped, 4 unknown run.
     """
     paths = paths_of(run_name)
-    found = see(paths).status
+    found = observe(paths).status
     if found is None:
         message(f"There is no run {run_name!r} in {paths.state.parent}. Start it with: {command('start', run_name)}")
         return UNKNOWN
@@ -56,7 +56,7 @@ def _print(found: Status, as_json: bool) -> None:
 
 
 def _watch(run_name: str, found: Status, as_json: bool) -> Status:
-    """Until the run is over; the last thing seen is left on the screen."""
+    """Shows the run until it is over, and gives back what was seen last, which is left on the screen."""
     paths = paths_of(run_name)
     moving = colour(sys.stdout) and not as_json
     if not moving:
@@ -66,7 +66,7 @@ def _watch(run_name: str, found: Status, as_json: bool) -> Status:
             if found.state in OVER:
                 return found
             time.sleep(WATCH_EVERY_S if as_json else WATCH_LOG_EVERY_S)
-            found = see(paths).status or found
+            found = observe(paths).status or found
     from rich.live import Live
     from rich.text import Text
 
@@ -76,6 +76,6 @@ def _watch(run_name: str, found: Status, as_json: bool) -> Status:
     with Live(drawn(), auto_refresh=False) as live:
         while found.state not in OVER:
             time.sleep(WATCH_EVERY_S)
-            found = see(paths).status or found
+            found = observe(paths).status or found
             live.update(drawn(), refresh=True)
     return found

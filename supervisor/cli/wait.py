@@ -13,7 +13,7 @@ from memsup.shared.status import OVER, RunState, Status, Trouble, TroubleKind, W
 from memsup.supervisor.cli import INTERRUPTED
 from memsup.supervisor.cli.options import colour, data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
-from memsup.supervisor.client.contact import see
+from memsup.supervisor.client.contact import observe
 from memsup.supervisor.words import command, duration, printable, result_line, size
 
 if TYPE_CHECKING:
@@ -33,14 +33,14 @@ def wait(run_name: str, as_json: bool) -> int:
     Ctrl-C ends the waiting only. Exit code: 0 finished, else 1.
     """
     paths = paths_of(run_name)
-    if see(paths).status is None:
+    if observe(paths).status is None:
         message(f"There is no run {run_name!r}. Start it with: {command('start', run_name)}")
         return NOT_FINISHED
     return follow(paths, as_json)
 
 
 def follow(paths: RunPaths, as_json: bool) -> int:
-    """Until the run is over or its supervisor is gone; returns the exit code."""
+    """Shows progress until the run is over or its supervisor is gone; returns the exit code."""
     try:
         last = _on_a_terminal(paths) if colour(sys.stderr) and not as_json else _in_lines(paths)
     except KeyboardInterrupt:
@@ -53,7 +53,7 @@ def follow(paths: RunPaths, as_json: bool) -> int:
 
 
 def goes_on(paths: RunPaths) -> int:
-    """Ctrl-C ends the looking on only; returns the exit code."""
+    """Says after Ctrl-C that it ended the looking on only; returns the exit code."""
     message(f"\nThe run goes on. Look at it with: {command('status', paths.name)}   End it with: {command('stop', paths.name)}")
     return INTERRUPTED
 
@@ -73,7 +73,7 @@ def _tell_end(last: Status, paths: RunPaths) -> None:
 
 
 def _in_lines(paths: RunPaths) -> Status:
-    """One line when the state changes, and every ten seconds while something moves."""
+    """Prints a line when the state changes, and every ten seconds while something moves; gives back the last status."""
     told, told_at_s = "", -TELL_EVERY_S
     told_state: RunState | None = None
     while True:
@@ -137,10 +137,10 @@ def _show(progress: Progress, task: TaskID, status: Status) -> None:
 
 
 def _look(paths: RunPaths) -> tuple[Status, bool]:
-    """What is so, and whether nothing more will come."""
-    seen = see(paths)
-    if seen.status is None:  # somebody deleted it
+    """The status now, and whether nothing more will come."""
+    observed = observe(paths)
+    if observed.status is None:  # somebody deleted it
         gone = Status(run=paths.name, state=RunState.STOPPED, wanted=Wanted.STOPPED)
         gone.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, "The run's folder is gone."))
         return gone, True
-    return seen.status, seen.status.state in OVER
+    return observed.status, observed.status.state in OVER

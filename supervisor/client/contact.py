@@ -7,14 +7,13 @@ which the kernel frees with its holder, whether anybody guards it still. Nothing
 from __future__ import annotations
 
 import enum
-import fcntl
 import os
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -22,6 +21,7 @@ from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
 from memsup.shared.messages import BadFrameError, Reply, Request, RequestKind, decode_reply, encode
 from memsup.shared.paths import RunPaths, open_private
 from memsup.shared.status import OVER, RunState, Status, Trouble, TroubleKind, Wanted, decode_status
+from memsup.supervisor.daemon.lock import is_taken
 from memsup.supervisor.words import command, count, duration
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ SILENT_S = 15.0
 ASK_AGAIN_S = 3.0
 COMES_UP_WITHIN_S = 1.0
 """The lock is taken a moment before the sockets are there, and freed a moment after they are gone."""
+LOOK_AGAIN_S = 0.02
 
 
 class NobodyThereError(Exception):
@@ -41,158 +42,173 @@ class NobodyThereError(Exception):
 
 
 class NoAnswerError(Exception):
-    """It listens, but has not answered in time."""
+    """A supervisor listens, but has not answered in time."""
 
 
 class Guard(enum.Enum):
-    """The supervisor, as seen from outside."""
+    """What the supervisor does, as seen from outside."""
 
     ANSWERS = enum.auto()
     SILENT = enum.auto()
-    """It holds the run's lock but does not answer: just starting or ending, or stuck."""
+    """It holds the run's lock but does not answer: it is just starting or ending, or stuck."""
     GONE = enum.auto()
 
 
 @dataclass(frozen=True)
-class Seen:
-    """`status` is None only for a run that does not exist; with a supervisor gone it is what was so, corrected."""
+class Observed:
+    """What was found of a run."""
 
     guard: Guard
     status: Status | None
+    """What is so; with a supervisor gone what was so, corrected. None: the run does not exist."""
     record: RunRecord | None
+    """What `run.json` holds. None: the run does not exist, or its supervisor answered and the file was not read."""
 
 
-def see(paths: RunPaths, within_s: float = 1.0) -> Seen:
-    """Raises `PathError` and `RecordError`."""
+def observe(paths: RunPaths, within_s: float = 1.0) -> Observed:
+    """Looks at a run. Raises `PathError` and `RecordError`."""
     deadline_s = time.monotonic() + COMES_UP_WITHIN_S
-    while True:
-        try:
-            status = decode_status(ask(paths, RequestKind.STATUS, within_s=within_s).status_json)
-            return Seen(Guard.ANSWERS, status, None)
-        except NoAnswerError:
-            return _silent(paths, "The supervisor does not answer; it may be stuck. Its log: " + str(paths.supervisor_log))
-        except NobodyThereError:
-            if not is_held(paths):
-                return _gone(paths)
-        if time.monotonic() > deadline_s:
-            return _silent(
-                paths,
-                f"A supervisor holds this run, but there is no way to reach it in {paths.runtime}: it was started with another "
-                "MEMSUP_RUNTIME_DIR or XDG_RUNTIME_DIR. Set the same one.",
-            )
-        time.sleep(0.02)
+    with Contact(paths) as contact:
+        while True:
+            try:
+                status = decode_status(contact.ask(RequestKind.STATUS, within_s).status_json)
+                return Observed(Guard.ANSWERS, status, None)
+            except NoAnswerError:
+                return _silent(paths, "The supervisor does not answer; it may be stuck. Its log: " + str(paths.supervisor_log))
+            except NobodyThereError:
+                if not contact.is_held():
+                    return _gone(paths)
+            if time.monotonic() > deadline_s:
+                return _silent(
+                    paths,
+                    f"A supervisor holds this run, but there is no way to reach it in {paths.runtime}: it was started with "
+                    "another MEMSUP_RUNTIME_DIR or XDG_RUNTIME_DIR. Set the same one.",
+                )
+            time.sleep(LOOK_AGAIN_S)
 
 
 def ask(paths: RunPaths, what: RequestKind, within_s: float | None = None) -> Reply:
-    """The answer to one request. Without `within_s` for as long as it takes, as long as the supervisor answers at all: a
-    checkpoint takes its time. Raises `NobodyThereError` and `NoAnswerError`.
-    """
-    import zmq
-
-    if not is_listening(paths):
-        raise NobodyThereError
-    with _control(paths) as control:
-        number = 1
-        control.send_multipart(encode(Request(request_id=number, what=what)))
-        began_s = heard_s = asked_s = time.monotonic()
-        while True:
-            if control.poll(50 if within_s is not None else 250, zmq.POLLIN):
-                heard_s = time.monotonic()
-                try:
-                    reply = decode_reply(control.recv_multipart())
-                except BadFrameError:
-                    continue
-                if reply.request_id == 1:
-                    return reply
-                continue
-            now_s = time.monotonic()
-            if within_s is not None and now_s - began_s > within_s:
-                raise NoAnswerError
-            if now_s - heard_s > SILENT_S:
-                raise NoAnswerError
-            if not is_listening(paths):
-                if control.poll(250, zmq.POLLIN):  # its last words may have crossed with our look
-                    continue
-                raise NobodyThereError
-            if within_s is None and now_s - asked_s > ASK_AGAIN_S:
-                number, asked_s = number + 1, now_s
-                control.send_multipart(encode(Request(request_id=number, what=RequestKind.STATUS)))
-
-
-def is_listening(paths: RunPaths) -> bool:
-    """Whether somebody accepts connections at the control socket; a socket left by the dead refuses."""
-    try:
-        folder_fd = open_private(paths.runtime) if paths.runtime.exists() else None
-    except OSError:
-        folder_fd = None
-    if folder_fd is None:
-        return False
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-            probe.connect(f"/proc/self/fd/{folder_fd}/{CONTROL_SOCKET}")
-    except BlockingIOError:  # its queue is full: somebody is there, and stuck
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(folder_fd)
-    return True
+    """The answer to one request; see `Contact.ask`. Raises `NobodyThereError`, `NoAnswerError` and `PathError`."""
+    with Contact(paths) as contact:
+        return contact.ask(what, within_s)
 
 
 def is_held(paths: RunPaths) -> bool:
-    """Whether a supervisor holds the run's lock."""
-    try:
-        fd = open_private(paths.state) if paths.state.exists() else None
-    except OSError:
-        fd = None
-    if fd is None:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+    """Whether a supervisor holds the run's lock. Raises `PathError`."""
+    with Contact(paths) as contact:
+        return contact.is_held()
+
+
+class Contact:
+    """A run's two folders, each opened and checked once, as soon as it is needed and there, and what can be found out there."""
+
+    def __init__(self, paths: RunPaths) -> None:
+        self._paths = paths
+        self._state_fd: int | None = None
+        self._sockets: SocketFolder | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._state_fd is not None:
+            os.close(self._state_fd)
+        if self._sockets is not None:
+            self._sockets.close()
+
+    def is_held(self) -> bool:
+        """Whether a supervisor holds the run's lock. Raises `PathError`."""
+        if self._state_fd is None and self._paths.state.exists():
+            self._state_fd = open_private(self._paths.state)
+        return self._state_fd is not None and is_taken(self._state_fd)
+
+    def ask(self, what: RequestKind, within_s: float | None = None) -> Reply:
+        """The answer to one request. Without `within_s` for as long as it takes, as long as the supervisor answers at all: a
+        checkpoint takes its time. Raises `NobodyThereError`, `NoAnswerError` and `PathError`.
+        """
+        import zmq
+
+        if not self._is_listening():
+            raise NobodyThereError
+        with self._control() as control:
+            number = 1
+            control.send_multipart(encode(Request(request_id=number, what=what)))
+            began_s = heard_s = asked_s = time.monotonic()
+            while True:
+                if control.poll(50 if within_s is not None else 250, zmq.POLLIN):
+                    heard_s = time.monotonic()
+                    try:
+                        reply = decode_reply(control.recv_multipart())
+                    except BadFrameError:
+                        continue
+                    if reply.request_id == 1:
+                        return reply
+                    continue
+                now_s = time.monotonic()
+                if within_s is not None and now_s - began_s > within_s:
+                    raise NoAnswerError
+                if now_s - heard_s > SILENT_S:
+                    raise NoAnswerError
+                if not self._is_listening():
+                    if control.poll(250, zmq.POLLIN):  # its last words may have crossed with our look
+                        continue
+                    raise NobodyThereError
+                if within_s is None and now_s - asked_s > ASK_AGAIN_S:
+                    number, asked_s = number + 1, now_s
+                    control.send_multipart(encode(Request(request_id=number, what=RequestKind.STATUS)))
+
+    def _is_listening(self) -> bool:
+        """Whether somebody accepts connections at the control socket; a socket left by the dead refuses."""
+        if self._sockets is None:
+            if not self._paths.runtime.exists():
+                return False
+            self._sockets = SocketFolder(self._paths)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+                probe.connect(self._sockets.endpoint(CONTROL_SOCKET).removeprefix("ipc://"))
+        except BlockingIOError:  # its queue is full: somebody is there, and stuck
+            return True
+        except OSError:
+            return False
         return True
-    finally:
-        os.close(fd)  # which gives the lock back
-    return False
 
+    @contextmanager
+    def _control(self) -> Iterator[zmq.Socket[bytes]]:
+        import zmq
 
-@contextmanager
-def _control(paths: RunPaths) -> Iterator[zmq.Socket[bytes]]:
-    import zmq
-
-    folder = SocketFolder(paths)
-    context = zmq.Context()
-    control = context.socket(zmq.DEALER)
-    try:
-        control.linger = 0
-        control.connect(folder.endpoint(CONTROL_SOCKET))
-        yield control
-    finally:
-        control.close()
-        context.term()
-        folder.close()
+        assert self._sockets is not None, "whoever asks has looked first whether anybody listens"
+        context = zmq.Context()
+        control = context.socket(zmq.DEALER)
+        try:
+            control.linger = 0
+            control.connect(self._sockets.endpoint(CONTROL_SOCKET))
+            yield control
+        finally:
+            control.close()
+            context.term()
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Where nobody answers: what was so, corrected by what is known
 
 
-def _silent(paths: RunPaths, why: str) -> Seen:
+def _silent(paths: RunPaths, why: str) -> Observed:
     record = _record(paths)
     status = _written(paths, record)
     if status is not None:
         if status.state in OVER:  # of its last life; this one has just begun
             status.state = RunState.STARTING
         status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, why))
-    return Seen(Guard.SILENT, status, record)
+    return Observed(Guard.SILENT, status, record)
 
 
-def _gone(paths: RunPaths) -> Seen:
+def _gone(paths: RunPaths) -> Observed:
     record = _record(paths)
     status = _written(paths, record)
     if status is None or record is None:
-        return Seen(Guard.GONE, None, None)
-    status.pid = status.worker_pid = status.memory.worker_bytes = None
+        return Observed(Guard.GONE, None, None)
+    status.pid = status.worker_pid = None
+    status.memory = msgspec.structs.replace(status.memory, worker_bytes=None)
     status.wanted = record.wanted
     if status.state not in (RunState.FINISHED, RunState.FAILED):
         was, status.state = status.state, RunState.STOPPED
@@ -201,7 +217,7 @@ def _gone(paths: RunPaths) -> Seen:
             status.since = time.time() - age_s
         if record.wanted is not Wanted.STOPPED:
             status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, _what_is_left(paths, status, was)))
-    return Seen(Guard.GONE, status, record)
+    return Observed(Guard.GONE, status, record)
 
 
 def _record(paths: RunPaths) -> RunRecord | None:
@@ -227,7 +243,7 @@ def _what_is_left(paths: RunPaths, status: Status, was: RunState) -> str:
 
 
 def _written(paths: RunPaths, record: RunRecord | None) -> Status | None:
-    """`status.json`, with ages as of now; or what little `run.json` says."""
+    """The status in `status.json`, with ages as of now, or what little `run.json` says. None: the run does not exist."""
     if record is None:
         return None
     try:
@@ -243,7 +259,7 @@ def _written(paths: RunPaths, record: RunRecord | None) -> Status | None:
 
 
 def _age_s(paths: RunPaths) -> float | None:
-    """Since the supervisor last wrote its status."""
+    """The seconds since the supervisor last wrote its status. None where it has written none."""
     try:
         return max(0.0, time.time() - paths.status.stat().st_mtime)
     except OSError:

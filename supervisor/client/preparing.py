@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from memsup.shared.loading import Loaded, load, user_settings_file
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
-from memsup.shared.settings import Settings, Share, all_keys
+from memsup.shared.settings import Settings, Share, keys
 from memsup.shared.task_data import ModelSource, TaskSummary, check_task
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.decide.disk import disk_floor_bytes
@@ -37,7 +37,7 @@ GPU_BUDGET_S = 10.0
 there in a fraction of a second."""
 AS_CREATED = "as the run was created"
 MOST_HEADER_BYTES = 100_000_000
-"""What safetensors itself allows."""
+"""The longest header that safetensors itself allows."""
 CHECKPOINT_SHARES = 3
 """A checkpoint holds the weights and two moments of Adam for each."""
 
@@ -53,14 +53,14 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be started; all checks passed."""
+    """What is to be started, with all checks passed."""
 
     settings: Settings
-    """Every value filled in."""
+    """The settings with every value filled in."""
     resolution: Resolution
     machine: Machine
     task: TaskSummary | None
-    """None for a foreign command."""
+    """What was found of the data and the model. None for a foreign command."""
     command: list[str] | None
     taken: tuple[Difference, ...] = ()
     kept: tuple[Difference, ...] = ()
@@ -77,7 +77,7 @@ def job_file(*, demo: bool) -> Path | None:
 
 
 def load_settings(*, demo: bool, tier: str | None, assignments: Sequence[str], environment: Mapping[str, str]) -> Loaded:
-    """Raises `SettingsError`."""
+    """The settings as given now. Raises `SettingsError`."""
     flags = ([f"tier={tier}"] if tier else []) + list(assignments)
     return load(job_file=job_file(demo=demo), flags=flags, environment=environment, user_file=user_settings_file())
 
@@ -93,7 +93,7 @@ def look_around(state: Path, settings: Settings) -> Machine:
 
 
 def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan:
-    """Raises `RefusedError`, `SettingsError`, `InputError`."""
+    """What a run that does not exist yet would be. Raises `RefusedError`, `SettingsError` and `InputError`."""
     settings = loaded.settings
     if command is None and settings.task.model is None and settings.task.train is None and job_file(demo=False) is None:
         raise RefusedError(
@@ -112,7 +112,7 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan
 
 
 def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: list[str] | None) -> Plan:
-    """Raises `RefusedError`, `SettingsError`, `InputError`."""
+    """What the run of `record` would go on with. Raises `RefusedError`, `SettingsError` and `InputError`."""
     if command is not None and command != record.command:
         had = "the built-in training" if record.command is None else " ".join(record.command)
         raise RefusedError(
@@ -139,29 +139,18 @@ def merge(has: Settings, loaded: Loaded) -> tuple[Settings, list[Difference], li
     """The settings to go on with, what was taken over into them, and what was asked for and would be another training."""
     settings = deepcopy(has)
     taken, kept = [], []
-    for key, origin in loaded.origins.items():
-        section, name = _place(settings, key)
-        now, asked = getattr(section, name), value_of(loaded.settings, key)
-        if now == asked or (asked is None and key.startswith("training.")):
+    for name, origin in loaded.origins.items():
+        key = keys()[name]
+        now, asked = key.value(settings), key.value(loaded.settings)
+        if now == asked or (asked is None and key.section == "training"):
             continue
-        is_secret = key.startswith("notify.")  # where messages go has keys in it, and differences are printed
-        difference = Difference(key, "hidden" if is_secret else now, "hidden" if is_secret else asked, origin)
-        if may_change(key):
-            setattr(section, name, asked)
+        difference = Difference(name, "hidden" if key.is_secret else now, "hidden" if key.is_secret else asked, origin)
+        if key.may_change:
+            key.set(settings, asked)
             taken.append(difference)
         else:
             kept.append(difference)
     return settings, taken, kept
-
-
-def may_change(key: str) -> bool:
-    """Whether a run can go on with another value: it guards or saves differently, but learns the same."""
-    return key.startswith(("limits.", "recovery.", "notify.")) or key in {"checkpoint.every", "checkpoint.keep"}
-
-
-def value_of(settings: Settings, key: str) -> Any:
-    """`key` as a person writes it: `training.epochs`."""
-    return getattr(*_place(settings, key))
 
 
 def shown(value: Any) -> str:
@@ -176,17 +165,10 @@ def shown(value: Any) -> str:
             return str(value)
 
 
-def _place(settings: Settings, key: str) -> tuple[Any, str]:
-    """The struct and the field that hold `key`; a field may carry its unit (`checkpoint.every` is `every_s`)."""
-    section_name, _, name = key.rpartition(".")
-    section = getattr(settings, section_name) if section_name else settings
-    return section, name if hasattr(section, name) else f"{name}_s"
-
-
 def _origins(settings: Settings, taken: Sequence[Difference]) -> dict[str, str]:
     """Where each value of a run that goes on comes from; defaults stay defaults."""
     default = Settings()
-    differs = (key for key in all_keys() if value_of(settings, key) != value_of(default, key))
+    differs = (name for name, key in keys().items() if key.value(settings) != key.value(default))
     return dict.fromkeys(differs, AS_CREATED) | {difference.key: difference.origin for difference in taken}
 
 
@@ -201,7 +183,9 @@ def _check_resume(folder: Path) -> None:
 
 
 def _check_disk(paths: RunPaths, settings: Settings, machine: Machine, task: TaskSummary | None) -> None:
-    """Room for the logs, and for a new run's checkpoints as far as their size can be told from the model's folder."""
+    """Raises `RefusedError` unless there is room for the logs, and for a new run's checkpoints as far as their size can be told
+    from the model's folder.
+    """
     folder = Path(settings.checkpoint.folder) if settings.checkpoint.folder else paths.state
     needed = disk_floor_bytes(None)
     why = "logs and the last words of a run"
@@ -218,7 +202,7 @@ def _check_disk(paths: RunPaths, settings: Settings, machine: Machine, task: Tas
 
 
 def model_shape(model: str | None, task: TaskSummary | None = None) -> Shape | None:
-    """The model's numbers from its folder; None where they are not told there. Reads headers, not weights."""
+    """The model's numbers, of which headers are read and no weights. None where its folder does not tell them."""
     folder = Path(model or "")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -229,8 +213,8 @@ def model_shape(model: str | None, task: TaskSummary | None = None) -> Shape | N
 
 
 def _parameters(file: Path) -> int:
-    """safetensors: eight bytes with the length of a JSON header, which gives each tensor's shape. Raises what `model_shape`
-    catches.
+    """How many parameters a safetensors file holds: eight bytes give the length of a JSON header, which gives each tensor's
+    shape. Raises what `model_shape` catches.
     """
     with file.open("rb") as content:
         (length,) = struct.unpack("<Q", content.read(8))

@@ -61,7 +61,9 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def set_aside(paths: RunPaths) -> Path | None:
-    """Moves what lies in the state folder out of the way of a new run; None where nothing does. Raises OSError."""
+    """Moves what lies in the state folder out of the way of a new run, and tells where to. None where nothing lies there.
+    Raises OSError.
+    """
     if not any(paths.state.iterdir()):
         return None
     number = 1
@@ -73,7 +75,7 @@ def set_aside(paths: RunPaths) -> Path | None:
 
 
 def write_run(paths: RunPaths, record: RunRecord) -> None:
-    """Raises `RefusedError`, and leaves no half-written run."""
+    """Writes `run.json`. Raises `RefusedError`, and leaves no half-written run."""
     try:
         write_record(paths.record, record)
     except OSError as error:
@@ -104,7 +106,7 @@ def spawn(paths: RunPaths) -> Answer:
 
 
 def _spawn(paths: RunPaths, prefix: list[str]) -> tuple[subprocess.Popen[bytes], bytes | None]:
-    """The process, and its line: empty if it ended without one, None if neither happened in time."""
+    """The process and its line, which is empty where it ended without one. None where neither happened in time."""
     ready, told = os.pipe()
     log = _open_log(paths)
     try:
@@ -128,18 +130,18 @@ def _spawn(paths: RunPaths, prefix: list[str]) -> tuple[subprocess.Popen[bytes],
 
 
 def become(paths: RunPaths) -> None:
-    """Turns this process into the supervisor, in this terminal. Does not return."""
+    """Turns this process into the supervisor, in this terminal. It does not return."""
     os.chdir("/")
     os.execve(sys.executable, command(paths), environment(paths))  # noqa: S606 - a list of arguments, no shell
 
 
 def command(paths: RunPaths) -> list[str]:
-    """`-P`: what lies in the current folder is not imported."""
+    """The supervisor's command line. With `-P` nothing that lies in the current folder is imported."""
     return [sys.executable, "-P", "-m", "memsup.supervisor", "--run", paths.name]
 
 
 def environment(paths: RunPaths) -> dict[str, str]:
-    """The folders by their full names: they may be relative to this folder, and differ between login sessions."""
+    """The environment with the two folders' full names, which may be relative to this folder, and differ between logins."""
     return os.environ | {"MEMSUP_STATE_DIR": str(paths.state.parent), "MEMSUP_RUNTIME_DIR": str(paths.runtime.parent)}
 
 
@@ -152,7 +154,7 @@ def _open_log(paths: RunPaths) -> int:
 
 
 def _first_line(fd: int, deadline_s: float) -> bytes | None:
-    """What comes before the line or the writer ends; None when neither happens in time."""
+    """What comes before the line or the writer ends. None when neither happens in time."""
     text = b""
     while not text.endswith(b"\n"):
         if not select.select([fd], [], [], max(0.0, deadline_s - time.monotonic()))[0]:
@@ -169,11 +171,11 @@ class Answer(msgspec.Struct):
 
     ok: bool
     text: str = ""
-    """Why it did not come up."""
+    """Why it did not come up. It is empty where it did."""
     postmortem: list[str] = []
-    """What the life before died of, in lines for a person; empty where it ended well."""
+    """What the life before died of, in lines for a person. It is empty where it ended well."""
     waits: bool = False
-    """It came up and started nothing: a person is to say first whether the run goes on."""
+    """Whether it came up and started nothing, since a person is to say first whether the run goes on."""
 
 
 def _verdict(line: bytes) -> Answer | None:

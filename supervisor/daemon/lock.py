@@ -1,4 +1,4 @@
-"""One supervisor a run: the lock. Who holds it is asked from outside in `client/contact.py`."""
+"""One supervisor a run: the lock, and the look from outside at whether it is held."""
 
 from __future__ import annotations
 
@@ -39,6 +39,16 @@ class Lock:
     def release(self) -> None:
         os.close(self._folder_fd)
         os.close(self._file_fd)
+
+
+def is_taken(fd: int) -> bool:
+    """Whether another process holds the lock on what `fd` has open. Nothing is kept."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return False
 
 
 def _try_lock(fd: int) -> bool:

@@ -14,31 +14,33 @@ from memsup.shared.record import RunRecord
 from memsup.shared.settings import TierName
 from memsup.shared.status import Wanted
 from memsup.supervisor.decide.tiers import TIERS
-from memsup.supervisor.words import count, percent
+from memsup.supervisor.words import command, count, percent
 
 COOLER_BY_C = 5.0
 POWER_FRACTION = 0.85
-"""Of what the card is allowed else: it costs a few percent of speed, and takes the peaks off its current."""
+"""The part of the power limit that a gentle run takes: it costs a few percent of speed, and takes the peaks off the current."""
 _TIER_BELOW: dict[str, TierName] = {"full": "safe", "safe": "low"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Footing:
+    """How gently a run goes on."""
+
     most_micro_tokens: int | None = None
-    """Bound of a micro-batch; None: none but the settings'."""
+    """The most tokens of a micro-batch. None: the settings alone bound it."""
     cooler_by_c: float = 0.0
-    """Taken off every temperature at which something is done."""
+    """How many degrees earlier everything is done about a temperature."""
     power_fraction: float = 1.0
-    """Of the GPU's power limit."""
+    """The part of the GPU's power limit that may be drawn."""
     sentence: str | None = None
-    """What is so and how to end it, for a person; None: nothing is other than usual."""
+    """What is done otherwise and how to end that, for a person. None: the run goes on as it always does."""
 
 
 AS_EVER = Footing()
 
 
 def footing_of(record: RunRecord, *, watches_gpus: bool) -> Footing:
-    """What the run stands on now."""
+    """How gently the run goes on now."""
     if not record.gentle or record.settings.recovery.after_power_loss != "gentle":
         return AS_EVER
     most_tokens = None if record.command is not None else _tokens_of_the_tier_below(record)
@@ -50,16 +52,16 @@ def footing_of(record: RunRecord, *, watches_gpus: bool) -> Footing:
         most_micro_tokens=most_tokens,
         cooler_by_c=COOLER_BY_C,
         power_fraction=POWER_FRACTION if watches_gpus else 1.0,
-        sentence=f"Since the machine died it goes on gently: {listed}. As before: {_typed('stop', record)}, then "
-        f"{_typed('start', record)}; never so: --set recovery.after_power_loss=same",
+        sentence=f"Since the machine died it goes on gently: {listed}. As before: {command('stop', record.run)}, then "
+        f"{command('start', record.run)}; never so: --set recovery.after_power_loss=same",
     )
 
 
 def waits(record: RunRecord) -> str | None:
-    """The machine has died: why nothing is started, and what to type; None: it goes on."""
+    """Why nothing is started after a death of the machine, and what to type. None: the run goes on."""
     if record.settings.recovery.after_power_loss != "ask" or record.wanted is not Wanted.RUNNING:
         return None
-    start = _typed("start", record)
+    start = command("start", record.run)
     return (
         f"It stays stopped, as recovery.after_power_loss is ask. Go on as before: {start}   "
         f"Go on gently: {start} --set recovery.after_power_loss=gentle"
@@ -72,7 +74,3 @@ def _tokens_of_the_tier_below(record: RunRecord) -> int | None:
         return None
     below = TIERS[_TIER_BELOW.get(record.tier, "low")]
     return max(1, min(asked // 2, below.rows * below.max_length))
-
-
-def _typed(what: str, record: RunRecord) -> str:
-    return f"memsup {what}" + ("" if record.run == "default" else f" --run {record.run}")

@@ -8,18 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 HOLD_AFTER_S = 10.0
-"""A plug that is pulled and put back costs nothing."""
+"""A plug that is pulled and put back within this time costs nothing."""
 RESUME_AFTER_S = 30.0
 
 
 @dataclass
 class BatteryControl:
-    """Whether to hold because of the battery. Unknown changes nothing."""
+    """Decides whether to hold because of the battery. Where that is not known (None), nothing changes."""
 
     holding: bool = False
     _other_since_s: float | None = None
 
     def step(self, now_s: float, on_battery: bool | None) -> bool:
+        """Whether to hold now. `on_battery` None: not known."""
         if on_battery is None or on_battery is self.holding:
             self._other_since_s = None
         elif self._other_since_s is None:

@@ -18,23 +18,24 @@ from memsup.shared.lanes import BASE_BYTES, BYTES_PER_PARAMETER, lane_bytes
 
 MIB = 2**20
 MOMENTS_BYTES = 8
-"""Of these, the moments."""
+"""What Adam's two moments take of the bytes of each parameter."""
 BLOCK_NUMBERS = 1 << 20
-"""Of attention's matrices the worker (`compute/attention.py`) computes so many at a time, or one head's if that has more."""
+"""The worker (`compute/attention.py`) computes so many numbers of attention's matrices at a time, or one head's if that has
+more."""
 LENGTH_STEP = 32
 
 
 class Constants(NamedTuple):
-    """Activations, in bytes: kept for the backward pass unless said otherwise."""
+    """The bytes that activations take, which are kept for the backward pass unless something else is said."""
 
     hidden: float
-    """For each token, layer and unit of the hidden size."""
+    """Bytes for each token, layer and unit of the hidden size."""
     intermediate: float
-    """The same for the feed-forward part: before and after its activation function."""
+    """Bytes for each token, layer and unit of the feed-forward part, before and after its activation function."""
     attention: float
-    """For each head and pair of tokens of a block: not kept, needed one block at a time."""
+    """Bytes for each head and pair of tokens of a block, which are not kept but needed one block at a time."""
     copies: int
-    """For each weight outside of the embeddings: its copy in the lower precision."""
+    """Bytes for each weight outside of the embeddings: its copy in the lower precision."""
 
 
 CONSTANTS = {
@@ -46,42 +47,44 @@ CONSTANTS["fp16"] = CONSTANTS["bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A model's numbers."""
+    """A model's numbers, as its config tells them."""
 
     parameters: int
     embeddings: int
-    """Of these, in the table of tokens."""
+    """How many of the parameters are in the table of tokens."""
     layers: int
     hidden: int
     heads: int
     intermediate: int
     positions: int | None
-    """The longest text it can take, in tokens."""
+    """The longest text that it can take, in tokens. None: its config does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Bytes of the worker at its peak."""
+    """What the worker takes at its peak."""
 
     shape: Shape
     held_bytes: int
-    """All the time: the base, weights, gradients, optimizer."""
+    """What is held all the time: the base, weights, gradients and optimizer."""
     length: int
-    """Tokens of the longest text, to which the others refer."""
+    """Tokens of the longest text, for which the other figures are."""
     rows: int
-    """Of the micro-batch at the start."""
+    """Rows of the micro-batch at the start."""
     lane_bytes: int
-    """What further lanes take besides their activations, where memory allows them."""
+    """What the lanes beyond the first take besides their activations."""
     micro_batch_bytes: int
-    """With that, as the settings have it."""
+    """The peak with the micro-batch of the settings and with all lanes."""
     row_bytes: int
-    """With one text, activations kept."""
+    """The peak with one text whose activations are kept."""
     least_bytes: int
-    """With one text, and activation checkpointing if that takes less: with less memory it cannot be trained."""
+    """The peak with one text, and activation checkpointing if that takes less: with less memory it cannot be trained."""
 
 
 def shape_of(config: Mapping[str, Any], weights: int | None, labels: int) -> Shape | None:
-    """`config` is the model's config.json, `weights` the number of parameters in its files where there are any."""
+    """The numbers of a model. `config` is its config.json, `weights` the number of parameters in its files. None for `weights`:
+    there are no files. None is given back where the config does not tell.
+    """
     numbers = [_number(config, *names) for names in _NAMES]
     if any(number is None for number in numbers):
         return None
@@ -110,7 +113,7 @@ _NAMES = (
     ("num_attention_heads", "n_heads"),
     ("intermediate_size", "hidden_dim"),
 )
-"""BERT's words and DistilBERT's."""
+"""The names in a config, BERT's and DistilBERT's."""
 
 
 def _number(config: Mapping[str, Any], *names: str) -> int | None:
@@ -148,14 +151,14 @@ def held_bytes(shape: Shape) -> int:
 
 
 def device_bytes(shape: Shape, *, optimizer_on_host: bool) -> int:
-    """What a GPU holds all the time. With Adam's moments on the host: room for those of the largest parameter."""
+    """What a GPU holds all the time; with Adam's moments on the host it still needs room for those of the largest parameter."""
     if not optimizer_on_host:
         return BYTES_PER_PARAMETER * shape.parameters
     return (BYTES_PER_PARAMETER - MOMENTS_BYTES) * shape.parameters + MOMENTS_BYTES * shape.embeddings
 
 
 def peak_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing: bool) -> int:
-    """Of the worker, while a micro-batch of `rows` texts of `length` tokens is computed."""
+    """What the worker holds while a micro-batch of `rows` texts of `length` tokens is computed."""
     constants, tokens = CONSTANTS[amp], rows * length
     of_a_layer = tokens * (constants.hidden * shape.hidden + constants.intermediate * shape.intermediate)
     of_a_block = constants.attention * min(rows * shape.heads * length**2, max(BLOCK_NUMBERS, length**2))
@@ -173,7 +176,9 @@ def least_bytes(shape: Shape, *, amp: str, length: int) -> int:
 
 
 def longest_that_fits(shape: Shape, *, amp: str, below: int, limit_bytes: int) -> int | None:
-    """Tokens, fewer than `below`, of a text that fits alone with activation checkpointing; None: however short, it does not."""
+    """The length, below `below` tokens, of a text that fits alone with activation checkpointing. None: none does, however
+    short.
+    """
     for length in range((below - 1) // LENGTH_STEP * LENGTH_STEP, 0, -LENGTH_STEP):
         if least_bytes(shape, amp=amp, length=length) <= limit_bytes:
             return length

@@ -20,24 +20,24 @@ from dataclasses import dataclass, field, replace
 from memsup.supervisor.decide.thresholds import HeatLimits
 
 STEP_S = 1.0
-"""More frequent calls are answered from the last step."""
+"""Calls that come more often than this are answered from the last step."""
 AHEAD_S = 30.0
 PER_DEGREE, PER_DEGREE_SECOND = 0.006, 0.0018
-"""Duty given up for each degree above the level, and for each degree and second."""
+"""The duty that is given up for each degree above the level, and for each degree and second."""
 UP_PER_S, DOWN_PER_S = 0.005, 0.1
 LEAST_DUTY = 0.05
 SHOWN_STEP = 0.02
 """The worker is told of changes of at least this much."""
 UNKNOWN_YET_DUTY, FIRST_SEEN_HOT_C = 0.5, 10.0
-"""Begin with this duty when the first reading is already this near to the level: how it got there is not known."""
+"""Computing begins with this duty where the first reading is already this near to the level: how it got there is not known."""
 SLOWED_DUTY, SLOWED_C, SLOWED_CALM_S = 0.5, 5.0, 300.0
-"""A device whose hardware slows it down because of heat counts as this much above its level, down to this duty, whatever its
-temperature says, if it says any: the sensor may lie, or another part of it be hot. And no climbing for a while after.
-"""
+"""A device whose hardware slows it down because of heat is treated as if it were this many degrees above its level, whatever
+its sensor says, until the duty is down to this: the sensor may lie, or another part of the device may be hot. For the last of
+these times after that the duty is not raised."""
 
 HOLD_AFTER_S, LEAST_HOLD_S = 10.0, 60.0
 RESUME_DUTY = 0.7
-"""Part of the duty before the hold with which computing begins again."""
+"""Computing begins again with this part of the duty that was in force before the hold."""
 TELL_HOLD_S, TELL_SLOW_S, TELL_BLIND_S = 600.0, 1800.0, 600.0
 SLOW_DUTY, NOT_SLOW_DUTY = 0.5, 0.8
 
@@ -47,7 +47,7 @@ CAP_STEP, LEAST_CAP = 0.05, 0.6
 
 _LEVEL_GAIN, _SLOPE_GAIN = 0.35, 0.03
 _GAP_S = 10.0
-"""After so long without a reading the slope is forgotten."""
+"""The slope is forgotten after so long without a reading."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,9 +58,9 @@ class HeatSource:
     temperature_c: float | None
     limits: HeatLimits
     heat: float | None = None
-    """Anything in proportion to the heat being made now: watts, or the part of the CPU in use."""
+    """Anything in proportion to the heat that is being made now: watts, or the part of the CPU in use. None: not known."""
     slowed: bool | None = None
-    """Its hardware slows it down because of heat now."""
+    """Whether its hardware slows it down because of heat now. None: it does not tell."""
     cappable: bool = False
 
 
@@ -73,9 +73,10 @@ class HeatDecision:
     hold: bool = False
     reason: str = ""
     forecast_s: float | None = None
-    """While holding: until it may go on. Else: until the hold level is reached, if it is getting warmer."""
+    """The seconds until it may go on, while it is held, and otherwise until the hold level is reached. None where it does
+    not get nearer to that."""
     tell: str | None = None
-    """For a person, once: it stays too hot, or too slow, or blind."""
+    """A sentence for a person, told once: it stays too hot, or too slow, or blind. None: there is nothing new to tell."""
     troubles: tuple[tuple[str, str], ...] = ()
     """What was told and is still so: what it is about, and the sentence."""
 
@@ -87,7 +88,7 @@ class _Track:
     level_c: float | None = None
     slope_c_per_s: float = 0.0
     at_s: float = 0.0
-    """Of the last known reading."""
+    """The time of the last known reading."""
     hot_since_s: float | None = None
     slowed_at_s: float | None = None
     heat: float = 0.0
@@ -116,7 +117,7 @@ class _Track:
             self.hot_since_s = now_s
 
     def idles(self, duty: float) -> bool:
-        """It makes clearly less heat than it usually does at this duty."""
+        """Whether it makes clearly less heat than it usually does at this duty."""
         return self.heat < 0.7 * duty * self.usual_heat
 
     def ahead_c(self) -> float:
@@ -126,20 +127,20 @@ class _Track:
 
 @dataclass
 class HeatControl:
-    """Call `step` about once a second."""
+    """Decides on duty, power and hold. `step` is to be called about once a second."""
 
     _tracks: dict[str, _Track] = field(default_factory=dict)
     _found: float = 1.0
-    """The integrator: the duty that the cooling is believed to carry."""
+    """The duty that the cooling is believed to carry, as the integrator has found it."""
     _duty: float = 1.0
     _lately: float = 1.0
-    """The duty of the last seconds."""
+    """The mean duty of the last seconds."""
     _power: float = 1.0
     _power_since_s: float | None = None
     _held_since_s: float | None = None
     _stepped_s: float | None = None
     _since_s: dict[str, float] = field(default_factory=dict)
-    """Since when what a person may have to be told has been so."""
+    """The time since which each thing that a person may have to be told has been so."""
     _told: dict[str, str] = field(default_factory=dict)
     """The sentences about what is still so."""
     _last: HeatDecision = field(default_factory=HeatDecision)
@@ -147,7 +148,9 @@ class HeatControl:
     def step(
         self, now_s: float, sources: Sequence[HeatSource], *, computing: bool = True, may_cap: bool = False
     ) -> HeatDecision:
-        """What to do now. `computing`: the worker has work and is not held by somebody else; `may_cap`: power limits work."""
+        """What to do now. `computing` tells that the worker has work and is not held by somebody else, `may_cap` that power
+        limits work.
+        """
         if self._stepped_s is not None and now_s - self._stepped_s < 0.9 * STEP_S:
             return replace(self._last, tell=None)
         elapsed_s = STEP_S if self._stepped_s is None else min(now_s - self._stepped_s, _GAP_S)
@@ -188,7 +191,7 @@ class HeatControl:
         self._lately += 0.3 * (self._duty - self._lately)
 
     def _spare_c(self, source: HeatSource) -> float:
-        """How far below its level the source will be; negative: above."""
+        """How far below its level the source will be, negative where it will be above."""
         spare = float("inf")
         if source.temperature_c is not None:
             spare = source.limits.pace_c - self._tracks[source.name].ahead_c()
@@ -206,7 +209,9 @@ class HeatControl:
     # -- power limit --------------------------------------------------------------------------------------------------
 
     def _cap(self, now_s: float, sources: Sequence[HeatSource], may_cap: bool) -> None:
-        """Slowly, and only where the GPU is what limits: a step lower while pacing costs much, a step back when it is cool."""
+        """The part of the power limit, which changes slowly, and only where the GPU is what limits: a step lower while
+        pacing costs much, a step back when it is cool.
+        """
         if not may_cap:
             self._power = 1.0
             return
@@ -236,8 +241,8 @@ class HeatControl:
         return None
 
     def _cool_enough(self, now_s: float, since_s: float, sources: Sequence[HeatSource]) -> bool:
-        """Below the resume level after the minimum time. A hold has a deadline: after it, below the pace level is enough, and
-        what is not known does not hold for ever.
+        """Whether a hold may end: below the resume level, after the minimum time. A hold has a deadline: after it, below
+        the pace level is enough, and what is not known does not hold for ever.
         """
         held_s = now_s - since_s
         if held_s < LEAST_HOLD_S:
@@ -298,7 +303,7 @@ class HeatControl:
         return max(at_least_s, left_c / -slope) if slope < -0.01 else None
 
     def _tell(self, now_s: float, sources: Sequence[HeatSource], hottest: HeatSource | None, computing: bool) -> str | None:
-        """One sentence for a person, once for each episode."""
+        """The sentence that a person is told, once for each episode. None: there is nothing to tell."""
         where = f"{hottest.name} is at {hottest.temperature_c:.0f} °C" if hottest else "No temperature can be read"
         rests = f"{where} after {TELL_HOLD_S / 60:.0f} minutes of rest. Check fans, dust and the room; training waits."
         slows = (
@@ -316,7 +321,7 @@ class HeatControl:
         return fresh
 
     def _lasts(self, now_s: float, what: str, is_so: bool, seconds: float, sentence: str) -> str | None:
-        """The sentence, once, when it has been so for that long."""
+        """The sentence, given once, when it has been so for that long. None before and after."""
         if not is_so:
             self._since_s.pop(what, None)
             self._told.pop(what, None)

@@ -1,70 +1,59 @@
-"""What the sensors saw, as values: the words in which `memory.py`, `ladder.py`, the ledger and the black box talk.
+"""What the sensors saw, as values: the words in which `sense/`, what decides, the ledger and the black box talk.
 
-Every field may be None: unknown, which is neither fine nor zero. Nothing here reads anything.
+A field that is None is not known, which is neither fine nor zero. Nothing here reads anything.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from memsup.shared.readings import KnownGpu, KnownMemory
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryReading:
+class MemoryReading(KnownMemory, frozen=True, kw_only=True):
     """Host memory at one instant (`at_s`, monotonic)."""
 
     at_s: float
-    ram_total_bytes: int | None = None
-    """What this process may use: the smallest of the machine's RAM and every enclosing cgroup's limit."""
-    ram_available_bytes: int | None = None
-    """The smallest of MemAvailable and what is left, page cache not counted, in every enclosing cgroup."""
     swap_free_bytes: int | None = None
-    worker_bytes: int | None = None
-    """Memory that only the death of the worker's tree would give back (anonymous and shared, no page cache)."""
     pressure_fraction: float | None = None
-    """Share of the time since the last reading in which some process of the machine waited for memory (PSI `some`)."""
+    """The share of the time since the last reading in which some process of the machine waited for memory (PSI `some`)."""
     worker_pressure_fraction: float | None = None
-    """The same within the fence's cgroup, where it has a PSI file."""
+    """The same within the fence's cgroup. None where it has no PSI file."""
     fence_oom_kills: int | None = None
     """Processes that the kernel killed inside the fence since the fence was made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskReading:
-    """Free space where the run's state lies."""
+    """Free space where the run's state lies, at `at_s` (monotonic)."""
 
     at_s: float
     free_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuReading:
-    """One GPU as its probe saw it at `at_s`."""
+class GpuReading(KnownGpu, frozen=True, kw_only=True):
+    """One GPU as its probe saw it at `at_s` (monotonic)."""
 
     at_s: float
-    index: int
     uuid: str | None = None
-    name: str | None = None
-    used_bytes: int | None = None
-    total_bytes: int | None = None
     worker_bytes: int | None = None
-    """The share of the worker's own processes."""
-    temperature_c: float | None = None
-    slowdown_c: float | None = None
-    """Where the device slows itself down, from the device."""
+    """The memory that the worker's own processes hold."""
     shutdown_c: float | None = None
-    power_w: float | None = None
+    """The temperature at which the device switches itself off, as it says itself."""
     power_limit_w: float | None = None
     power_default_w: float | None = None
-    """The limit that the device comes with."""
+    """The power limit that the device comes with."""
     slowed_by_heat: bool | None = None
-    """Its hardware holds its clocks down because of heat now."""
+    """Whether its hardware holds its clocks down because of heat now."""
     lost: bool = False
-    """Fallen off the bus (NVML_ERROR_GPU_IS_LOST, Xid 79)."""
+    """Whether it has fallen off the bus (NVML_ERROR_GPU_IS_LOST, Xid 79)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemperatureReading:
-    """A CPU or board sensor (hwmon)."""
+    """A sensor of the CPU or the board (hwmon) at `at_s` (monotonic)."""
 
     at_s: float
     name: str
@@ -73,12 +62,39 @@ class TemperatureReading:
     critical_c: float | None = None
 
 
+def limit_c(reading: TemperatureReading) -> float | None:
+    """What is shown as the sensor's limit: its critical temperature, else what it calls high. None where it names neither.
+
+    The critical one comes first since *high* says little: k10temp called 70 high for years, and laptops name there what they
+    run at all day.
+    """
+    return reading.critical_c if reading.critical_c is not None else reading.high_c
+
+
+class HasCelsius(Protocol):
+    """A sensor's temperature, whatever else is known of it."""
+
+    @property
+    def celsius(self) -> float | None: ...
+
+
+Sensor = TypeVar("Sensor", bound=HasCelsius)
+
+
+def hottest(sensors: Iterable[Sensor]) -> Sensor | None:
+    """The sensor with the highest temperature. None where no temperature is known."""
+    known = (sensor for sensor in sensors if sensor.celsius is not None)
+    return max(known, key=lambda sensor: sensor.celsius or 0.0, default=None)
+
+
 THIS_MACHINE = "this machine"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """None: not known. An empty tuple: looked, and there is none (`gpu_note` says why there are no GPUs)."""
+    """What this machine has. A field that is None is not known; an empty tuple means that there is none (`gpu_note` says why
+    there are no GPUs).
+    """
 
     ram_total_bytes: int
     """What this process may use: the smallest of the machine's RAM and every enclosing cgroup's limit."""
@@ -96,17 +112,17 @@ class Machine:
     cpu_source: str = THIS_MACHINE
     cpu_model: str | None = None
     cpu_bf16: bool | None = None
-    """The CPU multiplies bfloat16 numbers in hardware."""
+    """Whether the CPU multiplies bfloat16 numbers in hardware."""
     gpus: tuple[GpuReading, ...] = ()
     gpu_note: str | None = None
     temperatures: tuple[TemperatureReading, ...] = ()
     disk_free_bytes: int | None = None
-    """Where the run's state lies, for this user."""
+    """What this user may still write where the run's state lies."""
     kernel: str | None = None
     is_wsl: bool = False
     on_battery: bool | None = None
-    """None where there is no battery."""
+    """Whether it runs on its battery. None where there is none."""
     can_sleep: bool | None = None
-    """The kernel can suspend this machine."""
+    """Whether the kernel can suspend this machine."""
     ends_with_ssh: bool = False
-    """This is a login by ssh, and with the last of them systemd ends what this user runs."""
+    """Whether this is a login by ssh, with the last of which systemd ends what this user runs."""

@@ -1,6 +1,6 @@
 """Distrust of a temperature sensor that never moves: a stuck one reads fine for ever. Pure.
 
-RunView still is not enough: an idle device, or one kept at its set point, rightly shows the same whole degree for minutes. But
+Standing still is not enough: an idle device, or one kept at its set point, rightly shows the same whole degree for minutes. But
 the same number, to the last digit, while the heat being made has changed by a good part, is not a temperature.
 """
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 ASSUMED_SLOWDOWN_C = 93.0
-"""For a device that does not say: the lowest that is usual (30-series)."""
+"""The slowdown temperature of a device that does not say: the lowest that is usual (30-series)."""
 COLOUR_BELOW_C, PACE_BELOW_C, HOLD_BELOW_C, RESUME_BELOW_C = 12.0, 8.0, 5.0, 15.0
 _LEAST_SLOWDOWN_C, _MOST_SLOWDOWN_C = 60.0, 120.0
 _MOST_MARGIN_C = 120.0
@@ -19,7 +19,7 @@ _MOST_MARGIN_C = 120.0
 
 @dataclass(frozen=True, slots=True)
 class DeviceLimits:
-    """Where the device slows itself down and switches itself off, in °C; None: it does not say, or says nonsense."""
+    """Where the device slows itself down and switches itself off, in °C. None: it does not say, or says nonsense."""
 
     slowdown_c: float | None = None
     shutdown_c: float | None = None
@@ -34,7 +34,7 @@ def device_limits(
     slowdown_threshold_c: float | None = None,
     shutdown_threshold_c: float | None = None,
 ) -> DeviceLimits:
-    """From the margins where the device has them (the old thresholds are no longer maintained there), else from the thresholds.
+    """The device's limits, from its margins where it has them (it no longer maintains the old thresholds), else from those.
 
     A margin counts down to 0 at the operating limit and goes on below; the device slows down when it falls to
     `slowdown_margin_c` (-2, say). So S is as far above the present temperature as the margin is above that.
@@ -63,17 +63,17 @@ class HeatLimits:
     """What memsup does at which temperature (°C) of one device or sensor."""
 
     colour_c: float
-    """`status` shows it as warm."""
+    """From here on `status` shows it as warm."""
     pace_c: float
-    """Kept by computing with gaps."""
+    """This temperature is kept by computing with gaps."""
     hold_c: float
     resume_c: float
     slowdown_c: float
     assumed: bool = False
-    """The device does not say when it slows down."""
+    """Whether `slowdown_c` is assumed, since the device does not say."""
 
     def cooler(self, by_c: float) -> HeatLimits:
-        """The same, everything that memsup does done so many degrees earlier."""
+        """These limits with everything that memsup does done so many degrees earlier."""
         return replace(
             self,
             colour_c=self.colour_c - by_c,
@@ -84,7 +84,8 @@ class HeatLimits:
 
 
 def heat_limits(slowdown_c: float | None, chosen_c: float | None = None) -> HeatLimits:
-    """The limits of a device that slows down at `slowdown_c`; `chosen_c` is the pace level that the user set.
+    """The limits of a device that slows down at `slowdown_c`, None where it does not say. `chosen_c` is the pace level that the
+    user set, None where none was set.
 
     The user may go nearer to the slowdown than the default, but not past the hold level.
     """

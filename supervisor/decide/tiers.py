@@ -1,8 +1,8 @@
 """Which tier a machine earns, and what it makes of every value that was left open: limits, reserve, batch, threads. Pure.
 
-Covers the table of the design, `auto`, and the limits with the place that each came from, as `start` prints them. A tier is
-a starting point: within it the worker's planner moves. Refuses what makes no sense on this machine (`SettingsError`). What
-the machine has is looked up in `machine.py`; what a person may write is checked in `shared/settings.py`.
+Covers the table of tiers, `auto`, and the limits with the place that each came from; `tier_lines.py` puts them into words. A
+tier is a starting point: within it the worker's planner moves. Refuses what makes no sense on this machine (`SettingsError`).
+What the machine has is looked up in `sense/machine.py`; what a person may write is checked in `shared/settings.py`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from memsup.shared.lanes import BASE_BYTES, MOST_FRACTION, lanes_for
+from memsup.shared.lanes import BASE_BYTES, lanes_for
 from memsup.shared.settings import Settings, SettingsError, Share, TierName
 from memsup.supervisor.decide.estimate import MOMENTS_BYTES, Estimate, Shape, device_bytes, estimate, longest_that_fits
 from memsup.supervisor.decide.readings import GpuReading, Machine
-from memsup.supervisor.decide.thresholds import ASSUMED_SLOWDOWN_C
 from memsup.supervisor.words import percent, size
 
 MIB = 2**20
@@ -28,14 +27,14 @@ WORKER_NEEDS_BYTES = 512 * MIB
 LEAST_RESERVE_BYTES = 64 * MIB
 """Twice what the supervisor may take itself; with less there is nobody left to act."""
 MOST_HELD_FRACTION = 0.75
-"""Of the worker's share of a GPU that weights, gradients and moments may hold before the moments go to the host: activations
-need the rest."""
+"""The part of the worker's share of a GPU that weights, gradients and moments may hold before the moments go to the host:
+activations need the rest."""
 RESERVE_FRACTION = 0.1
 RESERVE_FLOOR_BYTES = 512 * MIB
 CGROUP_RESERVE_FLOOR_BYTES = 96 * MIB
 """Inside a cgroup the rest of the machine lies outside; what has to live beside the worker is the supervisor and a command."""
 OWN_BYTES = 64 * MIB
-"""What these two take of it."""
+"""What the supervisor and a command take of the reserve inside a cgroup."""
 
 
 class TierValues(NamedTuple):
@@ -52,7 +51,7 @@ TIERS: dict[TierName, TierValues] = {
     "safe": TierValues(rows=4, max_length=256, effective_batch=16, gradient_checkpointing=False),
     "full": TierValues(rows=8, max_length=512, effective_batch=16, gradient_checkpointing=False),
 }
-_ORDER: tuple[TierName, ...] = ("low", "safe", "full")
+ORDER: tuple[TierName, ...] = ("low", "safe", "full")
 
 # Memory is sold in round numbers, of which firmware and drivers keep a part: a machine "with 8 GB" reports 7.6 GiB, and a card
 # "with 8 GB" has 8 GiB. So "at least" is read as 10^9 bytes each, and "more than" as 2^30.
@@ -62,77 +61,85 @@ _FULL_ABOVE = {"RAM": 16 * GIB, "VRAM": 8 * GIB}
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
+    """What the worker may take, and the place that each limit came from."""
+
     worker_limit_bytes: int
     """What the worker's whole tree may use; the ladder's rungs lie below it."""
     worker_limit_origin: str
     reserve_bytes: int
-    """What the rest of the machine keeps, come what may."""
+    """What the rest of the machine keeps, whatever the worker does."""
     reserve_origin: str
     reserve_free_bytes: int
-    """The part of the reserve that has to be free. On a machine all of it; in a cgroup of our own we live in the rest."""
+    """The part of the reserve that has to be free: all of it on a machine, but in a cgroup of our own we live in the rest."""
     fence_bytes: int
-    """Where the kernel stands behind the ladder. Never reaches into the reserve."""
+    """What the kernel lets the worker's tree use, behind the ladder. It never reaches into the reserve."""
     vram_fraction: float | None
-    """Of the GPU's memory; None where a limit in bytes was given and the GPU's size is not known."""
-
-
-class Line(NamedTuple):
-    """A value as `start` prints it, and where it came from."""
-
-    name: str
-    value: str
-    origin: str
+    """The part of the GPU's memory that the worker may hold. None where a limit in bytes was given and the GPU's size is not
+    known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolution:
+    """What was asked for, on which machine, and what came of it. `tier_lines.py` tells it."""
+
+    asked: Settings
+    origins: Mapping[str, str]
+    """Where each key was set (`training.epochs` → "flag"); absent ones are defaults."""
+    machine: Machine
+    gpu: GpuReading | None
+    """The GPU whose memory counts. None: the CPU trains, or no GPU was seen."""
     settings: Settings
     """As asked, with every value filled in that the tier decides."""
     tier: TierName
     reason: str
+    """Why it is this tier, in one clause."""
+    earned: TierName
+    """The tier that `auto` would have chosen."""
+    earned_reason: str
     limits: Limits
-    lines: tuple[Line, ...]
+    lanes: int | None
+    """Parts of a micro-batch that the CPU will compute side by side. None: the model is not known before it is loaded."""
     needs: Estimate | None
-    """None: the model is not known before it is loaded."""
-    notes: tuple[str, ...]
-    """Sentences about what was asked for and does not do here what it says."""
+    """What training will take. None: the model is not known before it is loaded."""
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU trains, one that was seen or one that was asked for by name."""
+        return self.gpu is not None or self.asked.training.device.startswith("cuda")
 
 
 def resolve(settings: Settings, origins: Mapping[str, str], machine: Machine, shape: Shape | None = None) -> Resolution:
-    """`origins`: where each key was set (`training.epochs` → "flag"), absent ones are defaults. `shape`: of the model, where it
-    is known. Raises `SettingsError`.
+    """What `settings` mean on `machine`. `origins` tells where each key was set; `shape` is the model's. None where it is not
+    known before the model is loaded. Raises `SettingsError`.
     """
     gpu = deciding_gpu(settings, machine)
     earned, earned_reason = earned_tier(machine, gpu)
     tier = earned if settings.tier == "auto" else settings.tier
-    reason = earned_reason if settings.tier == "auto" else f"asked for ({_origin('tier', origins)})"
+    reason = earned_reason if settings.tier == "auto" else f"asked for ({origin_of('tier', origins)})"
     limits = resolve_limits(settings, origins, machine, gpu)
     filled = _filled(settings, tier, machine)
-    lanes = 1 if shape is None or gpu is not None else _lanes(shape, filled, limits, machine)
-    needs = None if shape is None else _estimate(shape, filled, lanes)
+    lanes = None if shape is None else 1 if gpu is not None else _lanes(shape, filled, limits, machine)
+    needs = None if shape is None else _estimate(shape, filled, lanes or 1)
     if needs is not None and gpu is not None:
         filled.training.optimizer_on_host = _fit_gpu(needs, limits, gpu, filled.training.optimizer_on_host)
     elif needs is not None and not settings.training.device.startswith("cuda"):
         _check_fits(needs, limits, filled)
         if settings.training.gradient_checkpointing is None and needs.row_bytes > limits.worker_limit_bytes:
             filled.training.gradient_checkpointing = True
-            needs = _estimate(needs.shape, filled, lanes)
-    *training_lines, last_line = _training_lines(settings, filled, origins, tier, machine)
-    lines = (
-        *_limit_lines(settings, origins, limits, gpu),
-        *training_lines,
-        *_lane_lines(filled, origins, None if shape is None else lanes, on_gpu=gpu is not None),
-        last_line,
-        *_needs_lines(filled, needs, on_gpu=gpu is not None or settings.training.device.startswith("cuda")),
-    )
+            needs = _estimate(needs.shape, filled, lanes or 1)
     return Resolution(
+        asked=settings,
+        origins=origins,
+        machine=machine,
+        gpu=gpu,
         settings=filled,
         tier=tier,
         reason=reason,
+        earned=earned,
+        earned_reason=earned_reason,
         limits=limits,
-        lines=lines,
+        lanes=lanes,
         needs=needs,
-        notes=tuple(_notes(settings, machine, limits, tier=tier, earned=earned, earned_reason=earned_reason)),
     )
 
 
@@ -147,7 +154,7 @@ def earned_tier(machine: Machine, gpu: GpuReading | None) -> tuple[TierName, str
     """The tier by the smaller of the two memories, and why. Without a GPU (or with one of unknown size) RAM alone decides."""
     vram_bytes = gpu.total_bytes if gpu else None
     views = [("RAM", machine.ram_total_bytes)] + ([("VRAM", vram_bytes)] if vram_bytes is not None else [])
-    name, size_bytes = min(views, key=lambda view: _ORDER.index(_tier_of(*view)))
+    name, size_bytes = min(views, key=lambda view: ORDER.index(_tier_of(*view)))
     tier = _tier_of(name, size_bytes)
     bound = {
         "low": f"less than {_SAFE_FROM[name] // GB} GB",
@@ -174,8 +181,8 @@ def _tier_of(name: str, size_bytes: int) -> TierName:
 def resolve_limits(settings: Settings, origins: Mapping[str, str], machine: Machine, gpu: GpuReading | None) -> Limits:
     total = machine.ram_total_bytes
     reserve, reserve_origin = _reserve(settings, origins, machine)
-    asked = _bytes_of(settings.limits.ram, total)
-    origin = f"limits.ram = {_share_text(settings.limits.ram, total)} ({_origin('limits.ram', origins)})"
+    asked = bytes_of(settings.limits.ram, total)
+    origin = f"limits.ram = {share_text(settings.limits.ram, total)} ({origin_of('limits.ram', origins)})"
     if asked > total - reserve:
         limit, limit_origin = total - reserve, "what the reserve leaves"
     else:
@@ -212,8 +219,8 @@ def _reserve(settings: Settings, origins: Mapping[str, str], machine: Machine) -
         if default > total // 2:
             return total // 2, "half of the RAM: there is little (default)"
         return default, "a tenth of the RAM, at least 512 MiB (default)"
-    reserve = _bytes_of(asked, total)
-    origin = f"limits.ram_reserve = {_share_text(asked, total)} ({_origin('limits.ram_reserve', origins)})"
+    reserve = bytes_of(asked, total)
+    origin = f"limits.ram_reserve = {share_text(asked, total)} ({origin_of('limits.ram_reserve', origins)})"
     if reserve < LEAST_RESERVE_BYTES:
         raise SettingsError(
             f"{origin} leaves the rest of the machine too little to live on: give it {size(LEAST_RESERVE_BYTES)} or more."
@@ -230,7 +237,7 @@ def _usual_reserve_bytes(total: int) -> int:
 
 
 def _is_contained(machine: Machine) -> bool:
-    """A cgroup bounds us so tightly that the machine keeps its usual reserve even when that cgroup is full."""
+    """Whether a cgroup bounds us so tightly that the machine keeps its usual reserve even when that cgroup is full."""
     outside = (machine.machine_ram_bytes or 0) - machine.ram_total_bytes
     return outside > 0 and outside >= _usual_reserve_bytes(machine.machine_ram_bytes or 0)
 
@@ -247,16 +254,16 @@ def _check_temperature(settings: Settings, origins: Mapping[str, str], gpu: GpuR
     asked = settings.limits.gpu_temperature_c
     if asked is not None and gpu is not None and gpu.slowdown_c is not None and asked >= gpu.slowdown_c:
         raise SettingsError(
-            f"limits.gpu_temperature_c = {asked:g} ({_origin('limits.gpu_temperature_c', origins)}) would never act: "
+            f"limits.gpu_temperature_c = {asked:g} ({origin_of('limits.gpu_temperature_c', origins)}) would never act: "
             f"{gpu.name or 'the GPU'} slows itself down at {gpu.slowdown_c:g} °C. Choose less, or leave it unset."
         )
 
 
-def _bytes_of(value: Share | int, total: int) -> int:
+def bytes_of(value: Share | int, total: int) -> int:
     return int(total * value.fraction) if isinstance(value, Share) else value
 
 
-def _share_text(value: Share | int, total: int) -> str:
+def share_text(value: Share | int, total: int) -> str:
     return f"{percent(value.fraction)} of {size(total)}" if isinstance(value, Share) else size(value)
 
 
@@ -265,7 +272,7 @@ def _round_gib(size_bytes: int) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What the tier fills in, and how it is told
+# What the tier fills in
 
 
 def _filled(settings: Settings, tier: TierName, machine: Machine) -> Settings:
@@ -281,7 +288,7 @@ def _filled(settings: Settings, tier: TierName, machine: Machine) -> Settings:
         micro_tokens=or_else(asked.micro_tokens, row.rows * row.max_length),
         tune=or_else(asked.tune, asked.micro_tokens is None),
         gradient_checkpointing=or_else(asked.gradient_checkpointing, row.gradient_checkpointing),
-        amp=or_else(asked.amp, _default_amp(settings, machine)[0]),
+        amp=or_else(asked.amp, default_amp(settings, machine)[0]),
         # Tokenised rows are read from a memory-mapped cache, which no further process makes faster.
         loader_processes=or_else(asked.loader_processes, 0),
     )
@@ -290,8 +297,8 @@ def _filled(settings: Settings, tier: TierName, machine: Machine) -> Settings:
     return msgspec.structs.replace(settings, training=training)
 
 
-def _default_amp(settings: Settings, machine: Machine) -> tuple[str, str]:
-    """Mixed precision changes results, so it is chosen here, once, and kept for the run; and why.
+def default_amp(settings: Settings, machine: Machine) -> tuple[str, str]:
+    """The mixed precision that is taken where none was asked for, and why. It changes results, so it is kept for the run.
 
     bfloat16 has float32's range, and the weights stay float32, so that nothing has to be scaled. On a GPU the gain depends on
     its generation: there only who asks for it gets it.
@@ -304,95 +311,12 @@ def _default_amp(settings: Settings, machine: Machine) -> tuple[str, str]:
     return "off", "this CPU does not compute bfloat16 itself (default)"
 
 
-def _limit_lines(settings: Settings, origins: Mapping[str, str], limits: Limits, gpu: GpuReading | None) -> list[Line]:
-    lines = [
-        Line("worker memory", f"at most {size(limits.worker_limit_bytes)}", limits.worker_limit_origin),
-        Line("reserve", f"{size(limits.reserve_bytes)} for everything else", limits.reserve_origin),
-    ]
-    if gpu is not None:
-        vram = settings.limits.vram
-        of = (
-            f"{percent(limits.vram_fraction)} of {size(gpu.total_bytes)}"
-            if limits.vram_fraction is not None
-            else _share_text(vram, 0)
-        )
-        lines.append(Line("worker VRAM", f"at most {of}", f"limits.vram ({_origin('limits.vram', origins)})"))
-        asked_c, slowdown_c = settings.limits.gpu_temperature_c, gpu.slowdown_c
-        if asked_c is not None:
-            lines.append(
-                Line(
-                    "GPU heat", f"{asked_c:g} °C", f"limits.gpu_temperature_c ({_origin('limits.gpu_temperature_c', origins)})"
-                )
-            )
-        else:
-            origin = "where it slows itself down" if slowdown_c is not None else "assumed, for the device names no limit"
-            lines.append(Line("GPU heat", f"below {slowdown_c or ASSUMED_SLOWDOWN_C:g} °C", f"{origin} (default)"))
-    for key, name, unit in (("cpu_temperature_c", "CPU heat", "°C"), ("power_w", "GPU power", "W")):
-        value = getattr(settings.limits, key)
-        if value is not None:
-            lines.append(Line(name, f"{value:g} {unit}", f"limits.{key} ({_origin('limits.' + key, origins)})"))
-    return lines
-
-
-def _training_lines(
-    asked: Settings, filled: Settings, origins: Mapping[str, str], tier: TierName, machine: Machine
-) -> list[Line]:
-    row, training = TIERS[tier], filled.training
-
-    def origin(key: str, default: str) -> str:
-        return default if getattr(asked.training, key) is None else f"training.{key} ({_origin('training.' + key, origins)})"
-
-    by_tier = f"tier {tier}"
-    micro_default = f"{by_tier}: {row.rows} × {row.max_length}; moves to what is fastest and fits"
-    fastest = "" if training.threads else "the fastest number is found out by trying and "
-    cpus = f"usable CPUs ({machine.cpu_source}); {fastest}kept for the run"
-    to_begin_with = " to begin with" if training.tune else ""
-    switch = {True: "on", False: "off", None: "?"}
-    return [
-        Line("effective batch", f"{training.effective_batch} samples a step, always", origin("effective_batch", by_tier)),
-        Line("micro-batch", f"{training.micro_tokens:,} tokens{to_begin_with}", origin("micro_tokens", micro_default)),
-        Line("longest text", f"{training.max_length} tokens", origin("max_length", by_tier)),
-        Line(
-            "activation checkpointing",
-            switch[training.gradient_checkpointing],
-            origin(
-                "gradient_checkpointing",
-                by_tier if training.gradient_checkpointing is row.gradient_checkpointing else "one text would not fit without",
-            ),
-        ),
-        Line("mixed precision", f"{training.amp}", origin("amp", _default_amp(asked, machine)[1])),
-        Line("threads", f"{training.threads or f'at most {machine.cpus}'}", origin("threads", cpus)),
-        Line("loader processes", f"{training.loader_processes}", origin("loader_processes", by_tier)),
-    ]
-
-
-def _lane_lines(filled: Settings, origins: Mapping[str, str], lanes: int | None, *, on_gpu: bool) -> list[Line]:
-    """`lanes` None: the model is not known yet."""
-    if on_gpu or filled.training.device.startswith("cuda"):
-        return []
-    if filled.training.lanes is not None:
-        return [Line("lanes", f"{filled.training.lanes}", f"training.lanes ({_origin('training.lanes', origins)})")]
-    if lanes is None:
-        return [Line("lanes", "as many as memory allows", "decided when the model is loaded (default)")]
-    if lanes > 1:
-        tokens = f" and {filled.training.micro_tokens:,} tokens" if filled.training.tune else ""
-        value = f"{lanes}, each with half of the threads{tokens}"
-        return [Line("lanes", value, "there is room for another gradient (default)")]
-    return [
-        Line(
-            "lanes",
-            f"{lanes}",
-            f"a second needs an even number of threads, and {percent(MOST_FRACTION)} of the memory (default)",
-        )
-    ]
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # What the model needs
 
 
 def _lanes(shape: Shape, filled: Settings, limits: Limits, machine: Machine) -> int:
-    """As the worker will decide, if it takes as many threads as there are CPUs."""
+    """The lanes that the worker will decide on, if it takes as many threads as there are CPUs."""
     training = filled.training
     return training.lanes or lanes_for(
         parameters=shape.parameters,
@@ -403,7 +327,7 @@ def _lanes(shape: Shape, filled: Settings, limits: Limits, machine: Machine) -> 
 
 
 def _estimate(shape: Shape, filled: Settings, lanes: int) -> Estimate:
-    """`filled` has every value."""
+    """What training with these settings takes. `filled` has every value."""
     training = filled.training
     return estimate(
         shape,
@@ -460,53 +384,6 @@ def _fit_gpu(needs: Estimate, limits: Limits, gpu: GpuReading, asked: bool | Non
     return on_host
 
 
-def _needs_lines(settings: Settings, needs: Estimate | None, *, on_gpu: bool) -> list[Line]:
-    if settings.task.model is None:
-        return []
-    if needs is None:
-        return [Line("memory needed", "not known before the model is loaded", "its folder does not tell, or it is at a hub")]
-    origin = f"estimated: {needs.shape.parameters / 1e6:,.3g} million parameters"
-    if on_gpu:
-        on_host = bool(settings.training.optimizer_on_host)
-        held = size(device_bytes(needs.shape, optimizer_on_host=on_host))
-        optimizer = f"the optimizer's {size(MOMENTS_BYTES * needs.shape.parameters)} on the host" if on_host else "optimizer"
-        return [Line("memory needed", f"{held} of VRAM, and its activations", f"{origin}, with gradients and {optimizer}")]
-    value = f"about {size(needs.micro_batch_bytes)} to begin with, at least {size(needs.least_bytes)}"
-    return [Line("memory needed", value, f"{origin}; {needs.rows} × {needs.length} tokens, and one text")]
-
-
-def _notes(
-    settings: Settings, machine: Machine, limits: Limits, *, tier: TierName, earned: TierName, earned_reason: str
-) -> list[str]:
-    notes = []
-    if _ORDER.index(tier) > _ORDER.index(earned):
-        notes.append(f"Tier {tier} was asked for, but this machine earns {earned}: {earned_reason}. Micro-batches will shrink.")
-    asked = _bytes_of(settings.limits.ram, machine.ram_total_bytes)
-    if asked > machine.ram_total_bytes:
-        notes.append(f"limits.ram asks for {size(asked)}, more than there is; the limit is {size(limits.worker_limit_bytes)}.")
-    free = machine.ram_available_bytes
-    if free is not None and free - limits.reserve_bytes < WORKER_NEEDS_BYTES:
-        notes.append(
-            f"Only {size(free)} RAM are free now, and the reserve is {size(limits.reserve_bytes)}: "
-            "training will hold until others give memory back (memsup check names the largest users)."
-        )
-    if machine.ends_with_ssh:
-        notes.append(
-            "This is a login by ssh, and your account does not linger: systemd ends the run when your last login ends. "
-            "So that it goes on: loginctl enable-linger"
-        )
-    device, threads = settings.training.device, settings.training.threads
-    if device.startswith("cuda") and not machine.gpus:
-        notes.append(f"training.device is {device}, but no GPU was seen ({machine.gpu_note or 'there is none'}).")
-    if threads is not None and threads > machine.cpus:
-        notes.append(
-            f"training.threads is {threads}, but only {machine.cpus} CPUs can be used: they will get in each other's way."
-        )
-    lanes = settings.training.lanes or 1
-    if (threads or machine.cpus) % lanes:
-        notes.append(f"training.lanes is {lanes}, which does not divide {threads or machine.cpus} threads: one lane is used.")
-    return notes
-
-
-def _origin(key: str, origins: Mapping[str, str]) -> str:
+def origin_of(key: str, origins: Mapping[str, str]) -> str:
+    """Where the value of `key` was set."""
     return origins.get(key, "default")

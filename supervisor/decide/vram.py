@@ -20,14 +20,14 @@ from memsup.supervisor.decide.readings import GpuReading
 from memsup.supervisor.words import size
 
 CALM_FRACTION = 0.85
-"""Of its allowance: below, the worker may grow (again, after `CALM_S`)."""
+"""Below this part of its allowance the worker may grow (again, after `CALM_S`)."""
 CALM_S = 30.0
 SETTLE_S = 10.0
 """A halved micro-batch shows in memory after this time; only then is it halved again."""
 NEWCOMER_BYTES = 256 << 20
 """Others who took this much more, on a device that is full, want more than they got."""
 CONTEXT_BYTES = 400 << 20
-"""CUDA's own share of a process, where the driver does not tell what the process holds in all."""
+"""What CUDA itself takes in a process, assumed where the driver does not tell what the process holds in all."""
 LIMIT_STEP_BYTES = 128 << 20
 """The soft limit follows changes of at least this much."""
 
@@ -35,15 +35,15 @@ LIMIT_STEP_BYTES = 128 << 20
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VramDecision:
     shrink: bool = False
-    """Asked once, then not before `SETTLE_S`."""
+    """Whether the micro-batch is to be halved; it is asked once, and again after `SETTLE_S`."""
     may_grow: bool = True
     reason: str = ""
     allowance_bytes: int | None = None
-    """What others leave the worker of its share, its context included."""
+    """What others leave the worker of its share, its context included. None: not known."""
     limit_bytes: int | None = None
     """What torch may reserve: the least that others left it in the last `CALM_S`. None: not known yet."""
     crowded: str | None = None
-    """How much more others hold than the least they held, in one clause; None while it is less than a newcomer's."""
+    """How much more others hold than the least they held, in one clause. None while it is less than a newcomer would hold."""
 
 
 @dataclass
@@ -52,19 +52,21 @@ class VramControl:
 
     vram_fraction: float = 0.95
     _others_bytes: int | None = None
-    """Of others, when the worker's size last fitted."""
+    """What others held when the worker's size last fitted. None: it has not been seen to fit."""
     _least_others_bytes: int | None = None
     _others: deque[int] = field(default_factory=lambda: deque(maxlen=2))
     _contexts: deque[int] = field(default_factory=lambda: deque(maxlen=9))
     _room: deque[tuple[float, int]] = field(default_factory=deque)
-    """What was left to torch, in time and rising: the first is the least of the last `CALM_S`."""
+    """What was left to torch, ordered by time and rising, so that the first is the least of the last `CALM_S`."""
     _limit_bytes: int | None = None
     _crowded: str | None = None
     _shrunk_at_s: float | None = None
     _tight_at_s: float | None = None
 
     def step(self, now_s: float, gpu: GpuReading, allocated_bytes: int | None, reserved_bytes: int | None) -> VramDecision:
-        """`allocated_bytes` and `reserved_bytes` are the worker's own figures. What is not known neither shrinks nor grows."""
+        """What the worker has to do now. `allocated_bytes` and `reserved_bytes` are its own figures; where something is not
+        known it neither shrinks nor grows.
+        """
         total, used = gpu.total_bytes, gpu.used_bytes
         if total is None or used is None or allocated_bytes is None or reserved_bytes is None:
             return VramDecision(may_grow=False, limit_bytes=self._limit_bytes, crowded=self._crowded)
@@ -98,7 +100,7 @@ class VramControl:
         )
 
     def _soft_limit(self, now_s: float, room_bytes: int) -> int:
-        """Down at once, up after calm."""
+        """What torch may reserve, which falls at once and rises after calm. None: not known."""
         while self._room and self._room[-1][1] >= room_bytes:
             self._room.pop()
         self._room.append((now_s, room_bytes))

@@ -11,7 +11,6 @@ runs, so it can touch nothing else.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -22,6 +21,7 @@ from pathlib import Path
 from memsup.shared.messages import RequestKind
 from memsup.shared.paths import PathError, RunPaths
 from memsup.supervisor.client.contact import NoAnswerError, NobodyThereError, ask
+from memsup.supervisor.daemon.lock import is_taken
 from memsup.supervisor.fence import choose_fence
 from memsup.supervisor.fence.kill import KillState, TreeKill
 
@@ -60,9 +60,7 @@ def holder_of(paths: RunPaths) -> int | None:
     """The pid of the supervisor that holds the run's lock. None means that nobody does."""
     try:
         with paths.lock.open("rb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if is_taken(lock.fileno()):
                 text = lock.read(32).strip()
                 return int(text) if text.isdigit() else None
     except OSError:

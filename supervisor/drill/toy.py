@@ -26,7 +26,7 @@ from memsup.shared.run_file import new_run_id
 from memsup.shared.settings import Checkpoint, Limits, Settings, Task, Training
 from memsup.shared.status import RunState, Status, Wanted
 from memsup.supervisor.client import spawning
-from memsup.supervisor.client.contact import NoAnswerError, NobodyThereError, ask, see
+from memsup.supervisor.client.contact import NoAnswerError, NobodyThereError, ask, observe
 from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.tiers import resolve
 from memsup.supervisor.drill.janitor import run_folders
@@ -135,7 +135,7 @@ class Toy:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def status(self) -> Status | None:
-        return see(self.paths).status
+        return observe(self.paths).status
 
     def ledger(self) -> list[Entry]:
         lines = self.paths.ledger.read_bytes().splitlines() if self.paths.ledger.exists() else []

@@ -16,6 +16,20 @@ _ABSURD = 1 << 62
 """No honest counter of bytes, microseconds or events comes near; cgroup v1 writes "no limit" as almost 2^63."""
 
 
+def text_of(file: Path) -> str | None:
+    """What a small file holds, without blanks around it, for what is read once. None where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def number_of(file: Path) -> int | None:
+    """The whole number that is all that a file holds. None where it holds anything else, or cannot be read."""
+    text = text_of(file) or ""
+    return int(text) if text.removeprefix("-").isdecimal() else None
+
+
 class KeptFile:
     """One descriptor and one buffer: `read` fills the buffer, the other methods look into it."""
 

@@ -24,11 +24,11 @@ from pathlib import Path
 
 import msgspec
 
-from memsup.supervisor.decide.readings import GpuReading, MemoryReading
+from memsup.supervisor.decide.readings import GpuReading, MemoryReading, TemperatureReading, limit_c
 
 BLOCK_BYTES = 512
 BLOCKS = 1_800
-"""Half an hour of seconds."""
+"""The ring holds half an hour of seconds."""
 LEAST_APART_S = 0.099
 """Readings of a trace that come faster than this are left out: ten a second show any runaway."""
 _HEAD = struct.Struct("<4sIQH")
@@ -36,7 +36,7 @@ _HEAD = struct.Struct("<4sIQH")
 _MAGIC = b"mbb1"
 _MIB = 1 << 20
 _ABSURD_NUMBER = 1 << 48
-"""More seconds than there will be."""
+"""No ring has lived for so many seconds: such a number is garbage."""
 
 
 class Mark:
@@ -61,21 +61,22 @@ class Heat(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
 
 
 class Facts(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """What changes slowly; noted about once a second."""
+    """What changes slowly, noted about once a second."""
 
     state: str
     phase: str | None = None
     worker_pid: int | None = None
     step: int | None = None
     ticks: int | None = None
-    """What the worker's main thread has finished; stands still in a hang."""
+    """What the worker's main thread has finished, which stands still in a hang."""
     rung: int | None = None
     limit_mib: int | None = None
     disk_free_mib: int | None = None
+    """Free space where the run's state lies. None in files of versions that did not note it."""
     checkpoint_step: int | None = None
     checkpoint_unix_s: float | None = None
     loop_stall_s: float | None = None
-    """By how much the supervisor's own loop came too late, at worst, since it started."""
+    """The longest time by which the supervisor's own loop came too late since it started."""
     heats: tuple[Heat, ...] = ()
 
 
@@ -89,12 +90,14 @@ class Memory(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Frame(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """One second: what was so, and a trace of the memory readings within it."""
+
     boot: str
     at: float
-    """Unix seconds."""
+    """The Unix time in seconds."""
     mono: float
     pid: int
-    """The supervisor's."""
+    """The supervisor's process."""
     mark: str | None = None
     reason: str | None = None
     total_mib: int | None = None
@@ -102,7 +105,7 @@ class Frame(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     fence_oom_kills: int | None = None
     facts: Facts | None = None
     trace: tuple[Memory, ...] = ()
-    """Oldest first."""
+    """The memory readings of this second, oldest first."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,13 @@ class History:
         return self.frames[-1] if self.frames else None
 
 
+def heat_of_sensor(sensor: TemperatureReading) -> Heat:
+    """The hottest sensor that is not a GPU's, as a frame keeps it."""
+    return Heat(index=-1, celsius=sensor.celsius, slowdown_c=limit_c(sensor), shutdown_c=sensor.critical_c)
+
+
 def heat_of(gpu: GpuReading) -> Heat:
+    """A GPU as a frame keeps it: in MiB, since a frame has 512 bytes."""
     return Heat(
         index=gpu.index,
         celsius=gpu.temperature_c,
@@ -135,7 +144,7 @@ class BlackBox:
     def __init__(self, path: Path, boot: str) -> None:
         self._boot = boot
         self.facts: Facts | None = None
-        """To be set by the main loop whenever it knows better."""
+        """What the next frames say; the main loop sets it whenever it knows better. None until it has."""
         self._noted: list[MemoryReading] = []
         self._slot_s = 0.0
         """When the last reading of the trace began its tenth of a second."""
@@ -148,11 +157,11 @@ class BlackBox:
 
     @property
     def writes_sectors(self) -> bool:
-        """False: this file system wants whole pages, eight times as much."""
+        """Whether sectors are written. False where the file system wants whole pages, eight times as much."""
         return self._direct
 
     def note(self, memory: MemoryReading) -> None:
-        """The main loop's, at each look. Never blocks."""
+        """Takes a reading, at each look of the main loop. It never blocks."""
         noted = self._noted
         if not noted or memory.at_s - self._slot_s >= LEAST_APART_S:
             self._slot_s = memory.at_s
@@ -163,7 +172,7 @@ class BlackBox:
             noted[-1] = memory
 
     def flush(self, now_s: float, unix_s: float, mark: str | None = None, reason: str | None = None) -> None:
-        """The scribe's, once a second: writes a frame and waits until it is on the disk. Raises OSError."""
+        """Writes a frame and waits until it is on the disk; the scribe does it, once a second. Raises OSError."""
         frame = self._frame(now_s, unix_s, mark, reason)
         self._sector[:BLOCK_BYTES] = block(self._number, frame)
         os.pwrite(self._fd, memoryview(self._sector)[:BLOCK_BYTES], self._number % BLOCKS * BLOCK_BYTES)
@@ -171,7 +180,7 @@ class BlackBox:
         self._number += 1
 
     def close_cleanly(self, now_s: float, unix_s: float, reason: str) -> None:
-        """The last frame: nothing died here. To be called when the scribe has ended; raises OSError."""
+        """Writes the last frame, which says that nothing died here. To be called when the scribe has ended. Raises OSError."""
         self.flush(now_s, unix_s, Mark.CLEAN, reason[:80])
         os.close(self._fd)
 
@@ -224,7 +233,7 @@ _decoder = msgspec.msgpack.Decoder(Frame)
 
 
 def block(number: int, frame: Frame) -> bytes:
-    """`frame` as exactly `BLOCK_BYTES`. What does not fit goes: first the trace's oldest, then GPUs, then the words."""
+    """`frame` as exactly `BLOCK_BYTES`. What does not fit is left out: first the trace's oldest, then GPUs, then the words."""
     content = _encoder.encode(frame)
     while len(content) > BLOCK_BYTES - _HEAD.size:
         frame = _shorter(frame)
@@ -245,7 +254,7 @@ def _shorter(frame: Frame) -> Frame:
 
 
 def unpack(raw: bytes) -> tuple[int, bytes] | None:
-    """Number and content of a block; None for anything that is not a whole one."""
+    """The number and the content of a block. None for anything that is not a whole one."""
     if len(raw) != BLOCK_BYTES:
         return None
     magic, checksum, number, length = _HEAD.unpack_from(raw)
@@ -284,12 +293,15 @@ def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _torn(path: Path) -> Iterator[bytes]:
-    """Blocks that are neither whole nor unwritten."""
+    """The blocks that are neither whole nor unwritten."""
     return (raw for raw in _raw(path) if raw.strip(b"\0") and unpack(raw) is None)
 
 
 def _lay_out(path: Path) -> None:
-    """All blocks are there and were written once: a later write changes no metadata that a flush would have to write."""
+    """Makes the file with every block written once, so that a later write changes no metadata that a flush would have to write.
+
+    Raises OSError.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         size_bytes = BLOCKS * BLOCK_BYTES

@@ -17,23 +17,33 @@ from memsup.supervisor.decide.run.restarts import Budget
 
 
 def read_budget(file: Path) -> Budget:
-    """A whole one where the file is missing or damaged: at worst a run is restarted a few times too often."""
+    """The budget that is left; a whole one where the file is missing or damaged, so that at worst a run is restarted a few
+    times too often.
+    """
     try:
         return msgspec.json.decode(file.read_bytes(), type=Budget)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return Budget()
 
 
+def checkpoint_folder(paths: RunPaths, record: RunRecord | None) -> Path:
+    """Where the run's checkpoints lie: in `checkpoint.folder`, else in its state folder. None: the record is not known."""
+    chosen = record.settings.checkpoint.folder if record else None
+    return Path(chosen) if chosen else paths.checkpoints
+
+
 def newest_checkpoint(paths: RunPaths, record: RunRecord) -> Info | None:
-    """What lies in the folder, by its manifest alone; the worker verifies in full when it loads."""
-    folder = Path(record.settings.checkpoint.folder) if record.settings.checkpoint.folder else paths.checkpoints
+    """The newest checkpoint, judged by its manifest alone; the worker verifies it in full when it loads it. None: there is
+    none.
+    """
+    folder = checkpoint_folder(paths, record)
     if not folder.is_dir():
         return None
     return next((info for info in Store(folder).list() if info.problem is None), None)  # the newest comes first
 
 
 def note_of(newest: Info | None) -> CheckpointNote | None:
-    """As the worker would tell of it."""
+    """The checkpoint as the worker would tell of it. None where nothing is known that could be told."""
     if newest is None or newest.step is None or newest.created_unix_s is None:
         return None
     return CheckpointNote(

@@ -18,17 +18,19 @@ from memsup.supervisor.record.blackbox import Frame, History, Mark
 from memsup.supervisor.record.postmortem import Evidence, Line
 
 DEADLINE_S = 8.0
-"""For each call of journalctl; a journal of years on a slow disk takes seconds."""
+"""How long each call of journalctl may take; a journal of years on a slow disk takes seconds."""
 MOST_LINES = 3_000
 MOST_DUMP_BYTES = 256 * 1024
 PSTORE = (Path("/sys/fs/pstore"), Path("/var/lib/systemd/pstore"))
-"""The kernel's own, and where systemd-pstore(8) moves it at boot."""
+"""The kernel's own folder of crash dumps, and the one to which systemd-pstore(8) moves them at boot."""
 _STAMPED = re.compile(r"(\d{9,11}\.\d+) (.*)")
 _DUMP_PREFIX = re.compile(r"(?:<\d+>)?\[ *\d+\.\d+\] ?")
 
 
 def collect(history: History, *, boot: str, now_unix_s: float, checkpoint: Info | None) -> Evidence:
-    """`boot` is this boot's id, `checkpoint` the newest that is usable. Takes seconds at most; never raises."""
+    """All that can be found out. `boot` is this boot's id, `checkpoint` the newest that is usable. It takes seconds at
+    most, and never raises.
+    """
     unread: list[str] = []
     last = history.last
     kernel = journal = dumps = None
@@ -56,7 +58,7 @@ def collect(history: History, *, boot: str, now_unix_s: float, checkpoint: Info 
 
 
 def _journal(last: Frame, options: list[str], unread: list[str]) -> tuple[Line, ...] | None:
-    """The last lines of the boot in which the black box ends."""
+    """The last lines of the boot in which the black box ends. None where there are none to be had; `unread` then says why."""
     boot = last.boot.replace("-", "")
     if not re.fullmatch(r"[0-9a-f]{32}", boot):
         unread.append("The black box names no boot, so its log could not be looked up.")
@@ -84,7 +86,7 @@ def _journal(last: Frame, options: list[str], unread: list[str]) -> tuple[Line, 
 
 
 def _stamped(text: str) -> Iterator[Line]:
-    """Lines of `-o short-unix`: seconds, host, who, text."""
+    """The lines of `-o short-unix`, each of which has seconds, host, who, and text."""
     for line in text.splitlines():
         found = _STAMPED.match(line)
         if found:
@@ -118,7 +120,7 @@ def _kernel_ring(now_unix_s: float, unread: list[str]) -> tuple[Line, ...] | Non
 
 
 def _crash_dumps(unread: list[str], folders: tuple[Path, ...] = PSTORE) -> tuple[Line, ...] | None:
-    """Kernel lines of every dump, with the dump's date; None where no folder could be looked into."""
+    """The kernel's lines in every dump, with the dump's date. None where no folder could be looked into."""
     lines: list[Line] = []
     readable = False
     for folder in folders:

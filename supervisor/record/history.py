@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from memsup.shared.messages import Phase
-from memsup.shared.status import BatchStatus, RunState, Status
+from memsup.shared.readings import KnownBatch, KnownGpu, narrow
+from memsup.shared.status import RunState, Status
+from memsup.supervisor.decide.readings import hottest
 
 EVERY_S = 10.0
 FULL_RATE_S = 100_000.0
 """A run older than this (27 h) is recorded more and more rarely, so that the file grows with the logarithm of its age:
 2 MB for a night, 5 MB for the first day, 24 MB after a month (measured: 560 bytes a line with a GPU)."""
 MOST_LINE_BYTES = 64 * 1024
-"""A longer line is no point."""
+"""A line that is longer than this is no point."""
 _SLEPT_S = 2.0
-"""The wall clock ran this much further than the monotonic one: the machine slept in between (or its clock was set)."""
+"""Where the wall clock ran this much further than the monotonic one, the machine slept in between (or its clock was set)."""
 
 
 class Activity(enum.StrEnum):
@@ -39,7 +41,7 @@ class Activity(enum.StrEnum):
     PAUSED = "paused"
     COOLING = "cooling"
     RECOVERING = "recovering"
-    """Held, frozen or started again, because of memory, the disk or a death."""
+    """The worker is held, frozen or started again, because of memory, the disk or a death."""
     ENDING = "ending"
     ASLEEP = "asleep"
     """The machine slept, or its clock was set forward."""
@@ -66,7 +68,9 @@ _OF_PHASE = {
 
 
 def activity_of(state: RunState, phase: Phase | None) -> Activity:
-    """`phase` None: not known, as for a foreign command; then a running run trains."""
+    """What the time goes into. A `phase` of None is not known, as for a foreign command; a running run is then said to
+    train.
+    """
     if state in _OF_STATE:
         return _OF_STATE[state]
     if phase is None:
@@ -74,53 +78,50 @@ def activity_of(state: RunState, phase: Phase | None) -> Activity:
     return _OF_PHASE.get(phase, Activity.TRAINING)
 
 
-class GpuPoint(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
-    index: int
-    used_bytes: int | None = None
-    total_bytes: int | None = None
-    temperature_c: float | None = None
-    slowdown_c: float | None = None
-    power_w: float | None = None
+class GpuPoint(KnownGpu, frozen=True, omit_defaults=True):
+    """A GPU in a point: the most that was used and drawn, and its highest temperature."""
 
 
 class Point(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
-    """One line of `history.jsonl`. Unknown is absent. As a sample, before it is recorded, `spent_s` is empty."""
+    """One line of `history.jsonl`, in which what is not known is absent. `spent_s` is empty in a sample, before it is recorded.
+
+    Figures of which nothing else is said are means over the stretch of time that the point stands for.
+    """
 
     at: float
-    """Unix seconds, at the end of the stretch that the point stands for."""
+    """The Unix time in seconds at the end of the stretch that the point stands for."""
     mono: float
-    """The same on the supervisor's own clock; only comparable within one `boot`."""
+    """The same instant on the supervisor's monotonic clock, which is only comparable within one `boot`."""
     boot: str
     state: str
     phase: str | None = None
     spent_s: dict[str, float] = {}
-    """Seconds by `Activity` since the point before; empty in the first point of each life of the supervisor."""
+    """The seconds since the point before, by `Activity`. It is empty in the first point of each life of the supervisor."""
     epoch: float | None = None
     step: int | None = None
     total_steps: int | None = None
     samples: int | None = None
     loss: float | None = None
-    """Mean, as are all figures about which nothing else is said."""
     samples_per_s: float | None = None
     duty_fraction: float | None = None
     micro_tokens: int | None = None
-    """Least."""
+    """The least of the stretch."""
     micro_rows: int | None = None
-    """Least."""
+    """The least of the stretch."""
     prediction_error: float | None = None
     """How far the predicted peak of a step was off, as a part of the measured one, whichever way."""
     worker_bytes: int | None = None
-    """Most."""
+    """The most of the stretch."""
     limit_bytes: int | None = None
-    """What the ladder lets the worker's tree use; the last."""
+    """What the ladder lets the worker's tree use, at the end of the stretch."""
     ram_total_bytes: int | None = None
     ram_available_bytes: int | None = None
-    """Least."""
+    """The least of the stretch."""
     reserve_bytes: int | None = None
     pressure: float | None = None
-    """Most."""
+    """The most of the stretch."""
     cpu_c: float | None = None
-    """Most, of the hottest sensor that is not a GPU's."""
+    """The highest temperature of the hottest sensor that is not a GPU's."""
     cpu_limit_c: float | None = None
     gpus: tuple[GpuPoint, ...] = ()
 
@@ -128,48 +129,27 @@ class Point(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
 def sample_of(
     status: Status, *, at: float, mono: float, boot: str, duty_fraction: float | None = None, reserve_bytes: int | None = None
 ) -> Point:
-    """What is so now, for `Recorder.note`. `duty_fraction`: the share of the time in which the worker may compute."""
-    progress, batch, memory = status.progress, status.batch, status.memory
-    hottest = max((t for t in status.temperatures if t.celsius is not None), key=lambda t: t.celsius or 0.0, default=None)
-    return Point(
+    """What is so now, for `Recorder.note`. `duty_fraction` is the share of the time in which the worker may compute."""
+    sensor = hottest(status.temperatures)
+    return narrow(
+        Point,
+        status.progress,
+        status.batch,
+        status.memory,
         at=round(at, 3),
         mono=round(mono, 3),
         boot=boot,
         state=str(status.state),
-        phase=progress.phase,
-        epoch=progress.epoch,
-        step=progress.step,
-        total_steps=progress.total_steps,
-        samples=progress.samples,
-        loss=progress.loss,
-        samples_per_s=progress.samples_per_s,
         duty_fraction=duty_fraction,
-        micro_tokens=batch.micro_tokens,
-        micro_rows=batch.micro_rows,
-        prediction_error=_prediction_error(batch),
-        worker_bytes=memory.worker_bytes,
-        limit_bytes=memory.limit_bytes,
-        ram_total_bytes=memory.ram_total_bytes,
-        ram_available_bytes=memory.ram_available_bytes,
+        prediction_error=_prediction_error(status.batch),
         reserve_bytes=reserve_bytes,
-        pressure=memory.pressure,
-        cpu_c=hottest.celsius if hottest else None,
-        cpu_limit_c=hottest.limit_c if hottest else None,
-        gpus=tuple(
-            GpuPoint(
-                index=gpu.index,
-                used_bytes=gpu.used_bytes,
-                total_bytes=gpu.total_bytes,
-                temperature_c=gpu.temperature_c,
-                slowdown_c=gpu.slowdown_c,
-                power_w=gpu.power_w,
-            )
-            for gpu in status.gpus
-        ),
+        cpu_c=sensor.celsius if sensor else None,
+        cpu_limit_c=sensor.limit_c if sensor else None,
+        gpus=tuple(narrow(GpuPoint, gpu, name=None) for gpu in status.gpus),  # the name is in run after run of lines the same
     )
 
 
-def _prediction_error(batch: BatchStatus) -> float | None:
+def _prediction_error(batch: KnownBatch) -> float | None:
     if not batch.peak_bytes or batch.predicted_bytes is None:
         return None
     return round(abs(batch.predicted_bytes / batch.peak_bytes - 1), 4)
@@ -240,7 +220,7 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
 
 
 def interval_s(age_s: float) -> float:
-    """Between two points of a run that began `age_s` ago."""
+    """The time between two points of a run that began `age_s` ago."""
     return max(EVERY_S, EVERY_S * age_s / FULL_RATE_S)
 
 
@@ -249,7 +229,7 @@ _decoder = msgspec.json.Decoder(Point)
 
 
 class Recorder:
-    """Samples in, lines out. `begun_unix_s` is when the run was created."""
+    """Takes samples and gives lines. `begun_unix_s` is when the run was created."""
 
     def __init__(self, begun_unix_s: float) -> None:
         self._begun_unix_s = begun_unix_s
@@ -259,7 +239,7 @@ class Recorder:
         self._written_s = 0.0
 
     def note(self, sample: Point) -> bytes | None:
-        """To be called about once a second; a line when one is due. `sample.mono` is now."""
+        """Takes a sample, about once a second, and gives a line when one is due. None while none is. `sample.mono` is now."""
         if self._before is None:
             self._before, self._written_s = sample, sample.mono
             return _encoder.encode(sample) + b"\n"
@@ -270,7 +250,7 @@ class Recorder:
         return self.rest()
 
     def rest(self) -> bytes | None:
-        """The line for what was noted since the last one; to be called at the end."""
+        """The line for what was noted since the last one, to be asked for at the end. None where nothing was noted."""
         if not self._noted or self._before is None:
             return None
         line = _encoder.encode(fold(self._noted)) + b"\n"

@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from memsup.supervisor.record.blackbox import Frame, Heat, Mark
-from memsup.supervisor.words import count, duration, size
+from memsup.supervisor.words import VERIFIED, count, duration, size
 
 LIVED_ON_S = 20.0
-"""The journal of that boot goes on for this long after the last frame: the machine outlived the supervisor."""
+"""Where the journal of that boot goes on for this long after the last frame, the machine outlived the supervisor."""
 SHUTS_DOWN_WITHIN_S = 180.0
 AROUND_S = 300.0
 """What the kernel wrote this long before the last frame, or later, can have to do with the death."""
 NEAR_SHUTDOWN_C = 3.0
 """A last temperature within this of where the device shuts itself down speaks for heat."""
 STOOD_STILL_S = 10.0
-"""Frames come once a second; so long without one, then one again, and the whole machine stood."""
+"""Frames come once a second. Where so long passed between two of them, the whole machine stood still."""
 
 
 class Cause(enum.StrEnum):
@@ -40,7 +40,7 @@ class Cause(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a log with its Unix time; None where it has none."""
+    """One line of a log with its Unix time. None where it has none."""
 
     at: float | None
     text: str
@@ -48,11 +48,11 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Everything known at the next start. None: could not be read, and `unread` says why."""
+    """Everything that is known at the next start. What is None could not be read, and `unread` says why."""
 
     frames: tuple[Frame, ...] = ()
     broken: int = 0
-    """Blocks of the ring that are torn."""
+    """How many blocks of the ring are torn."""
     boot: str
     """The boot of this start."""
     now_unix_s: float
@@ -60,7 +60,7 @@ class Evidence:
     kernel: tuple[Line, ...] | None = None
     """The kernel's own log of the boot of the last frame."""
     journal: tuple[Line, ...] | None = None
-    """The last lines of all that boot's log; their end is the last sign of life."""
+    """The last lines of everything that was logged in that boot; their end is the last sign of life."""
     crash_dumps: tuple[Line, ...] | None = None
     """What the kernel left in pstore, with the files' dates."""
     checkpoint_step: int | None = None
@@ -74,15 +74,16 @@ class Evidence:
 class Verdict:
     cause: Cause
     sure: bool
-    """Written down by the kernel or by memsup itself; False: the likeliest that fits."""
+    """Whether the kernel or memsup itself wrote the cause down. False where it is the likeliest that fits."""
     machine: bool
-    """The whole machine died. False where the supervisor alone did, or where the machine was shut down in good order."""
+    """Whether the whole machine died. False where the supervisor alone did, or where the machine was shut down in good
+    order."""
     sentence: str
     evidence_for: tuple[str, ...] = ()
     evidence_against: tuple[str, ...] = ()
     died_unix_s: float | None = None
     lost_s: float | None = None
-    """Work since the newest checkpoint, in seconds; None: not known."""
+    """The seconds of work since the newest checkpoint. None: not known."""
     checkpoint_step: int | None = None
     checkpoint_path: str | None = None
 
@@ -102,7 +103,7 @@ class _Finding:
 
 
 def judge(evidence: Evidence) -> Verdict | None:
-    """None: there was no earlier life of this run, so there is nothing to explain."""
+    """What the life before died of. None: there was none of this run, so there is nothing to explain."""
     if not evidence.frames:
         if not evidence.broken:
             return None
@@ -205,7 +206,7 @@ def _panic(record: Line, source: str, lines: Sequence[Line]) -> _Finding:
 
 
 def _died_before_the_machine(evidence: Evidence, last: Frame, lived_on_s: float) -> _Finding:
-    """The reboot came later and has nothing to do with it."""
+    """The verdict where the machine lived on: the reboot came later and has nothing to do with it."""
     finding = _supervisor_death(evidence, last)
     finding.sentence = finding.sentence.replace("the machine lived on", "the machine itself was started again later")
     finding.pro = [p for p in finding.pro if "not been started again" not in p]
@@ -214,7 +215,9 @@ def _died_before_the_machine(evidence: Evidence, last: Frame, lived_on_s: float)
 
 
 def _without_a_word(evidence: Evidence, last: Frame, kernel: Sequence[Line]) -> _Finding:
-    """No shutdown, no panic, no record of heat: power, a reset, a hang, or heat that nobody wrote down."""
+    """The verdict where there is no shutdown, no panic and no record of heat: it was power, a reset, a hang, or heat that
+    nobody wrote down.
+    """
     went = "The machine went down without shutting down"
     pro = _silence(evidence)
     if (record := _first(kernel, lambda text: _oom_victim(text) is not None)) is not None:
@@ -288,7 +291,7 @@ def _earlyoom_victim(text: str) -> int | None:
 
 
 def _around(lines: Iterable[Line], last: Frame) -> list[Line]:
-    """Those that can have to do with the death; undated ones can."""
+    """The lines that can have to do with the death, those without a date among them."""
     return [line for line in lines if line.at is None or line.at >= last.at - AROUND_S]
 
 
@@ -338,7 +341,9 @@ def _at_shutdown(frame: Frame) -> Heat | None:
 
 
 def _stood_still_s(frames: Sequence[Frame]) -> float | None:
-    """The supervisor's own clock jumped between two of the last frames of one life: the machine stood, not the worker."""
+    """How long the supervisor's own clock jumped between two of the last frames of one life, in which the machine stood
+    still and not the worker alone. None where it did not.
+    """
     tail = [frame for frame in frames[-10:] if frame.boot == frames[-1].boot and frame.pid == frames[-1].pid]
     gaps = [after.mono - before.mono for before, after in itertools.pairwise(tail)]
     longest = max(gaps, default=0.0)
@@ -367,13 +372,17 @@ def last_minute(frames: Sequence[Frame]) -> Iterator[str]:
     pressures = [reading.pressure for reading in traces if reading.pressure is not None]
     if pressures and max(pressures) >= 0.01:
         yield f"at worst {max(pressures):.0%} of the time somebody waited for RAM"
+    if facts is not None and facts.disk_free_mib is not None:
+        yield f"{size(facts.disk_free_mib * 2**20)} free on the disk of the run's state"
     for heat in _heats(last):
         if heat.celsius is not None:
             yield f"{_named(heat)} {heat.celsius:.0f} °C" + ("" if heat.power_w is None else f", {heat.power_w:.0f} W")
 
 
 def told(evidence: Evidence, verdict: Verdict, *, waits: bool = False) -> list[str]:
-    """The next start's first words, for a terminal and a message. `waits`: nothing is started before a person says so."""
+    """The next start's first words, for a terminal and a message. `waits` tells that nothing is started before a person
+    says so.
+    """
     lines = [verdict.sentence]
     if verdict.is_bad:
         if verdict.died_unix_s is not None:
@@ -388,6 +397,6 @@ def told(evidence: Evidence, verdict: Verdict, *, waits: bool = False) -> list[s
 def _left(evidence: Evidence, verdict: Verdict, it_goes_on: str) -> str:
     if verdict.checkpoint_step is None:
         return "There is no checkpoint yet: it begins again."
-    verified = "verified" if evidence.checkpoint_verified else "to be verified when it is loaded"
+    verified = VERIFIED[evidence.checkpoint_verified]
     lost = "" if verdict.lost_s is None else f", {duration(verdict.lost_s)} of work are done again"
     return f"{it_goes_on} from the checkpoint of step {count(verdict.checkpoint_step)} ({verified}){lost}."

@@ -12,11 +12,11 @@ from pathlib import Path
 
 MOST_BYTES = 8 << 20
 PARTS = 5
-"""Besides the one in use: 48 MiB, some hundred thousand decisions."""
+"""So many parts are kept besides the one in use: 48 MiB in all, some hundred thousand decisions."""
 
 
 def rotate(file: Path, most_bytes: int = MOST_BYTES, parts: int = PARTS) -> bool:
-    """Makes room for a new `file` when it has grown beyond `most_bytes`; whether it did. Raises OSError."""
+    """Makes room for a new `file` when it has grown beyond `most_bytes`, and tells whether it did. Raises OSError."""
     try:
         if os.lstat(file).st_size <= most_bytes:
             return False
@@ -32,11 +32,11 @@ def rotate(file: Path, most_bytes: int = MOST_BYTES, parts: int = PARTS) -> bool
 
 
 def part(file: Path, number: int) -> Path:
-    """`ledger.2.jsonl` for number 2 of `ledger.jsonl`."""
+    """The path of a part: `ledger.2.jsonl` for number 2 of `ledger.jsonl`."""
     return file.with_name(f"{file.stem}.{number}{file.suffix}")
 
 
 def parts_of(file: Path) -> list[Path]:
-    """Those that there are, the oldest first, and `file` itself."""
+    """The parts that there are, the oldest first, and `file` itself."""
     older = [found for found in file.parent.glob(f"{file.stem}.*{file.suffix}") if found.suffixes[0][1:].isdecimal()]
     return [*sorted(older, key=lambda found: int(found.suffixes[0][1:]), reverse=True), file]

@@ -1,13 +1,13 @@
 """Everything the supervisor writes to disk, written by a thread that does nothing else.
 
-The main loop decides and must never wait for a disk that is full, slow or gone: it hands over bytes and goes on. What cannot be
-kept up with is dropped and counted, oldest duties first served. Lines that a full disk does not take wait here until it does:
-they are what explains that time afterwards. Checkpoints are the worker's and not written here.
+The main loop decides and must never wait for a disk that is full, slow or gone: it hands over bytes and goes on. They are
+written in the order in which they came; where they come faster than the disk takes them, the newest are dropped and
+counted. Lines that a full disk does not take wait here until it does: they are what explains that time afterwards.
+Checkpoints are the worker's and not written here.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import queue
@@ -16,47 +16,51 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from memsup.shared.files import replace_file
+from memsup.shared.files import append_whole, replace_file
 
 MOST_WAITING = 2_000
-"""Jobs in the queue before new ones are dropped: minutes of a hung disk, a few MiB of memory."""
+"""So many jobs wait before new ones are dropped: minutes of a hung disk, a few MiB of memory."""
 MOST_KEPT_BYTES = 256 << 10
-"""Lines for one file that a full disk has not taken."""
+"""The most that is kept of the lines for one file that a full disk has not taken."""
 
 
 class Scribe:
+    """The thread, and the queue of what it is to write."""
+
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[str, Callable[[], object]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
         self._kept: dict[Path, bytearray] = {}
         self.lost = 0
-        """Writes dropped or failed since the start."""
+        """How many writes were dropped or failed since the start."""
         self.last_error: str | None = None
 
     def start(self) -> None:
         self._thread.start()
 
     def append(self, path: Path, line: bytes) -> None:
-        """Whole lines, in this order; those that the disk refuses come before the next ones."""
+        """Adds whole lines to a file, in this order; those that the disk refuses come before the next ones."""
         self.carry_out(str(path), partial(self._append, path, line))
 
     def replace(self, path: Path, content: bytes, *, durable: bool = True) -> None:
-        """The file holds the old or the new content, never a part of either; see `replace_file` for `durable`."""
+        """Puts a new content in the place of a file's; it never holds a part of either. `replace_file` tells what `durable`
+        means.
+        """
         self.carry_out(str(path), partial(replace_file, path, content, durable=durable))
 
     def say(self, line: str) -> None:
-        """On standard error: `supervisor.log`, or the terminal of `--foreground`, which may be stopped."""
+        """Writes to standard error: `supervisor.log`, or the terminal of `--foreground`, which may be stopped."""
         self.carry_out("standard error", partial(os.write, 2, line.encode(errors="replace")))
 
     def carry_out(self, what: str, job: Callable[[], object]) -> None:
-        """`job` may wait for the disk, and raise OSError; `what` names it where it failed."""
+        """Has `job` done, which may wait for the disk and raise OSError; `what` names it where it failed."""
         if self._jobs.qsize() < MOST_WAITING:
             self._jobs.put((what, job))
         else:
             self.lost += 1
 
     def finish(self, within_s: float) -> bool:
-        """Writes what is waiting and ends; False when the disk did not take it in time."""
+        """Writes what is waiting and ends, and tells whether the disk took it in time."""
         self._jobs.put(None)
         self._thread.join(within_s)
         return not self._thread.is_alive()
@@ -65,7 +69,7 @@ class Scribe:
         while (job := self._jobs.get()) is not None:
             self._do(*job)
         for path in list(self._kept):
-            self._do(str(path), partial(_append_whole, path, bytes(self._kept.pop(path))))
+            self._do(str(path), partial(append_whole, path, bytes(self._kept.pop(path))))
 
     def _do(self, what: str, write: Callable[[], object]) -> None:
         try:
@@ -78,10 +82,10 @@ class Scribe:
             self.last_error = f"{what}: {error!r}"
 
     def _append(self, path: Path, line: bytes) -> None:
-        """Raises OSError where the line is lost."""
+        """Adds a line after those that are kept for the same file. Raises OSError where it is lost."""
         kept = self._kept.setdefault(path, bytearray())
         try:
-            _append_whole(path, bytes(kept) + line)
+            append_whole(path, bytes(kept) + line)
         except OSError:
             if len(kept) + len(line) > MOST_KEPT_BYTES:
                 raise
@@ -99,15 +103,3 @@ class ScribeHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._scribe.say(self.format(record) + "\n")
-
-
-def _append_whole(path: Path, lines: bytes) -> None:
-    """All of it or, as on a disk that is nearly full, nothing. Raises OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        size_bytes = os.fstat(fd).st_size
-        if os.write(fd, lines) != len(lines):
-            os.ftruncate(fd, size_bytes)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    finally:
-        os.close(fd)

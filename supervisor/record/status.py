@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from memsup.shared.readings import KnownBatch, KnownGpu, narrow
 from memsup.shared.record import RunRecord
 from memsup.shared.status import (
     ActionStatus,
-    BatchStatus,
     CheckpointStatus,
     CoolingStatus,
-    GpuStatus,
     MemoryStatus,
     ProgressStatus,
     RunState,
@@ -21,13 +20,13 @@ from memsup.shared.status import (
     TroubleKind,
 )
 from memsup.supervisor.decide.heat import HeatDecision
-from memsup.supervisor.decide.readings import DiskReading, GpuReading, MemoryReading, TemperatureReading
+from memsup.supervisor.decide.readings import DiskReading, GpuReading, MemoryReading, TemperatureReading, limit_c
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """Everything in the status that the lifecycle does not know."""
+    """Everything in the status that the lifecycle does not know. Monotonic and Unix times are in seconds."""
 
     now_unix_s: float
     since_unix_s: float
@@ -62,6 +61,8 @@ class Surroundings:
 
 
 def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Status:
+    """The document; `around` is from the same moment as what `life` knows."""
+    beat = life.heartbeat
     status = Status(
         run=record.run,
         run_id=record.run_id,
@@ -71,12 +72,21 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
         pid=around.pid,
         worker_pid=around.worker_pid,
         since=around.since_unix_s,
-        progress=_progress(life),
+        progress=narrow(ProgressStatus, beat.progress, digest=beat.digest) if beat else ProgressStatus(),
         batch=_batch(record, life),
-        memory=_memory(around),
-        gpus=[_gpu(gpu) for gpu in around.gpus],
+        memory=narrow(
+            MemoryStatus,
+            around.memory,
+            limit_bytes=around.limit_bytes,
+            fence=around.fence_kind,
+            fence_bytes=around.fence_bytes,
+            fence_reason=around.fence_reason or None,
+            pressure=around.memory.pressure_fraction,
+        ),
+        gpus=[narrow(KnownGpu, gpu) for gpu in around.gpus],
         gpu_probe=around.gpu_note,
-        temperatures=[_temperature(reading) for reading in around.temperatures],
+        disk_free_bytes=around.disk.free_bytes,
+        temperatures=[temperature_status(reading) for reading in around.temperatures],
         cooling=_cooling(around.heat),
         checkpoint=_checkpoint(life, around.now_unix_s),
         last_action=around.last_action,
@@ -92,63 +102,15 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
     return status
 
 
-def _progress(life: Lifecycle) -> ProgressStatus:
-    if life.heartbeat is None:
-        return ProgressStatus()
-    p = life.heartbeat.progress
-    return ProgressStatus(
-        phase=str(p.phase),
-        epoch=p.epoch,
-        step=p.step,
-        total_steps=p.total_steps,
-        samples=p.samples,
-        loss=p.loss,
-        samples_per_s=p.samples_per_s,
-        eta_s=p.eta_s,
-        digest=life.heartbeat.digest,
-    )
+def temperature_status(reading: TemperatureReading) -> TemperatureStatus:
+    """A sensor as the document and `check` show it."""
+    return TemperatureStatus(name=reading.name, celsius=reading.celsius, limit_c=limit_c(reading))
 
 
-def _batch(record: RunRecord, life: Lifecycle) -> BatchStatus:
-    batch = life.heartbeat.batch if life.heartbeat else None
-    if batch is None:
-        return BatchStatus(effective=None if life.is_command else record.settings.training.effective_batch)
-    return BatchStatus(
-        effective=batch.effective,
-        micro_tokens=batch.micro_tokens,
-        micro_rows=batch.micro_rows,
-        peak_bytes=batch.peak_bytes,
-        predicted_bytes=batch.predicted_bytes,
-    )
-
-
-def _memory(around: Surroundings) -> MemoryStatus:
-    return MemoryStatus(
-        ram_total_bytes=around.memory.ram_total_bytes,
-        ram_available_bytes=around.memory.ram_available_bytes,
-        worker_bytes=around.memory.worker_bytes,
-        limit_bytes=around.limit_bytes,
-        fence=around.fence_kind,
-        fence_bytes=around.fence_bytes,
-        fence_reason=around.fence_reason or None,
-        pressure=around.memory.pressure_fraction,
-    )
-
-
-def _gpu(gpu: GpuReading) -> GpuStatus:
-    return GpuStatus(
-        index=gpu.index,
-        name=gpu.name,
-        used_bytes=gpu.used_bytes,
-        total_bytes=gpu.total_bytes,
-        temperature_c=gpu.temperature_c,
-        slowdown_c=gpu.slowdown_c,
-        power_w=gpu.power_w,
-    )
-
-
-def _temperature(reading: TemperatureReading) -> TemperatureStatus:
-    return TemperatureStatus(name=reading.name, celsius=reading.celsius, limit_c=reading.high_c)
+def _batch(record: RunRecord, life: Lifecycle) -> KnownBatch:
+    if life.heartbeat is not None and life.heartbeat.batch is not None:
+        return narrow(KnownBatch, life.heartbeat.batch)
+    return KnownBatch(effective=None if life.is_command else record.settings.training.effective_batch)
 
 
 def _cooling(heat: HeatDecision) -> CoolingStatus | None:

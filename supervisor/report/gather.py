@@ -20,6 +20,7 @@ from memsup.shared.paths import RunPaths
 from memsup.shared.record import RecordError, RunRecord
 from memsup.shared.run_file import read_record
 from memsup.shared.status import Status
+from memsup.supervisor.record.earlier_life import checkpoint_folder
 from memsup.supervisor.record.history import MOST_LINE_BYTES, Point, read_points
 from memsup.supervisor.record.ledger import Entry, read_entry
 from memsup.supervisor.record.rotation import parts_of
@@ -104,7 +105,7 @@ def _lines(file: Path) -> Iterator[bytes]:
 
 
 def _checkpoints(paths: RunPaths, record: RunRecord | None, unreadable: list[str]) -> list[Info]:
-    folder = Path(record.settings.checkpoint.folder) if record and record.settings.checkpoint.folder else paths.checkpoints
+    folder = checkpoint_folder(paths, record)
     if not folder.is_dir():
         return []
     try:

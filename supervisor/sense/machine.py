@@ -17,6 +17,7 @@ from pathlib import Path
 from memsup.shared.clock import monotonic_s
 from memsup.supervisor.decide.readings import THIS_MACHINE, GpuReading, Machine
 from memsup.supervisor.kernel.cgroups import MemoryAccount, find_hierarchy
+from memsup.supervisor.kernel.kernel_file import text_of
 from memsup.supervisor.sense.power_supply import PowerSupply
 from memsup.supervisor.sense.temperatures import TemperatureSensors
 
@@ -38,7 +39,7 @@ def look(state_folder: Path, gpus: tuple[GpuReading, ...] = (), gpu_note: str | 
     total, available, source, limits = _memory(meminfo, root)
     cpus, cpu_source = _cpus(root)
     cpu_model, cpu_bf16 = _cpu_model(root)
-    kernel = _text(root / "proc/sys/kernel/osrelease")
+    kernel = text_of(root / "proc/sys/kernel/osrelease")
     return Machine(
         ram_total_bytes=total,
         ram_available_bytes=available,
@@ -73,7 +74,7 @@ def largest_users(count: int = 5, *, without: Iterable[int] = (), root: Path = R
     for folder in (root / "proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) in skipped:
             continue
-        fields = dict(line.split(":", 1) for line in (_text(folder / "status") or "").splitlines() if ":" in line)
+        fields = dict(line.split(":", 1) for line in (text_of(folder / "status") or "").splitlines() if ":" in line)
         own = sum(_kibibytes(fields.get(name, "")) or 0 for name in ("RssAnon", "RssShmem", "VmSwap"))
         if own:
             name = fields.get("Name", "?").strip()
@@ -145,9 +146,9 @@ def _cpus(root: Path) -> tuple[int, str]:
 def _cpu_quota(folder: Path, version: int) -> float | None:
     """The time that a cgroup may use, in CPUs. None where it is not limited (`max`, or -1 in version 1)."""
     if version == 1:
-        words = [_text(folder / "cpu.cfs_quota_us") or "", _text(folder / "cpu.cfs_period_us") or ""]
+        words = [text_of(folder / "cpu.cfs_quota_us") or "", text_of(folder / "cpu.cfs_period_us") or ""]
     else:
-        words = (_text(folder / "cpu.max") or "").split()
+        words = (text_of(folder / "cpu.max") or "").split()
     if len(words) != 2 or not all(word.isdigit() for word in words) or words[1] == "0":
         return None
     return int(words[0]) / int(words[1])
@@ -155,7 +156,7 @@ def _cpu_quota(folder: Path, version: int) -> float | None:
 
 def _allowed_cpus(root: Path) -> int:
     """How many CPUs the affinity allows, as /proc tells it (cpuset cgroups are in it already): `0-3,8` is five CPUs."""
-    for line in (_text(root / "proc/self/status") or "").splitlines():
+    for line in (text_of(root / "proc/self/status") or "").splitlines():
         name, _, ranges = line.partition(":")
         if name == "Cpus_allowed_list":
             count = 0
@@ -203,12 +204,5 @@ def _ends_with_ssh(root: Path) -> bool:
 
 
 def _can_sleep(root: Path) -> bool | None:
-    states = _text(root / "sys/power/state")
+    states = text_of(root / "sys/power/state")
     return None if states is None else bool({"mem", "standby", "freeze"} & set(states.split()))
-
-
-def _text(file: Path) -> str | None:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from memsup.supervisor.kernel.kernel_file import KeptFile
+from memsup.supervisor.kernel.kernel_file import KeptFile, text_of
 
 
 class PowerSupply:
@@ -15,8 +14,8 @@ class PowerSupply:
         self._batteries: list[KeptFile] = []
         self._mains: list[KeptFile] = []
         for supply in sorted((root / "sys/class/power_supply").glob("*")):
-            kind = _word(supply / "type")
-            if kind == "Battery" and _word(supply / "scope") != "Device":  # a mouse's battery says nothing about the machine
+            kind = text_of(supply / "type")
+            if kind == "Battery" and text_of(supply / "scope") != "Device":  # a mouse's battery says nothing about the machine
                 self._batteries.append(KeptFile(supply / "status", size_bytes=64))
             elif kind in ("Mains", "USB"):
                 self._mains.append(KeptFile(supply / "online", size_bytes=64))
@@ -27,16 +26,3 @@ class PowerSupply:
         if not states:
             return None
         return "Discharging" in states and 1 not in plugged
-
-
-def _word(file: Path) -> str | None:
-    try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        return os.read(fd, 64).decode(errors="replace").strip()
-    except OSError:
-        return None
-    finally:
-        os.close(fd)

@@ -8,7 +8,6 @@ are `gpu/`'s.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from memsup.supervisor.decide.heat import HeatSource
 from memsup.supervisor.decide.readings import TemperatureReading
 from memsup.supervisor.decide.stuck_sensor import FrozenWatch
 from memsup.supervisor.decide.thresholds import HOLD_BELOW_C, PACE_BELOW_C, HeatLimits, heat_limits
-from memsup.supervisor.kernel.kernel_file import KeptFile
+from memsup.supervisor.kernel.kernel_file import KeptFile, number_of, text_of
 
 SLOW_READ_S = 0.01
 SLOW_READS = 3
@@ -74,11 +73,6 @@ class TemperatureSensors:
         return TemperatureReading(
             at_s=now_s, name=sensor.name, celsius=celsius, high_c=sensor.high_c, critical_c=sensor.critical_c
         )
-
-
-def limit_c(reading: TemperatureReading) -> float | None:
-    """What `status` shows as the sensor's limit: its critical temperature, else what it calls high."""
-    return reading.critical_c if reading.critical_c is not None else reading.high_c
 
 
 def cpu_limits(reading: TemperatureReading, chosen_c: float | None) -> HeatLimits | None:
@@ -137,15 +131,15 @@ class _CpuUse:
 
 def _find(root: Path) -> Iterable[_Sensor]:
     for chip_folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
-        chip = _text(chip_folder / "name") or chip_folder.name
+        chip = text_of(chip_folder / "name") or chip_folder.name
         for file in sorted(chip_folder.glob("temp*_input")):
             stem = file.name.removesuffix("_input")
-            label = _text(chip_folder / f"{stem}_label") or stem
+            label = text_of(chip_folder / f"{stem}_label") or stem
             yield _Sensor(
                 name=f"{chip} {label}",
                 file=KeptFile(file, size_bytes=64),
-                high_c=_sensible(_number(chip_folder / f"{stem}_max"), _LEAST_LIMIT_C),
-                critical_c=_sensible(_number(chip_folder / f"{stem}_crit"), _LEAST_LIMIT_C),
+                high_c=_sensible(number_of(chip_folder / f"{stem}_max"), _LEAST_LIMIT_C),
+                critical_c=_sensible(number_of(chip_folder / f"{stem}_crit"), _LEAST_LIMIT_C),
                 watch=FrozenWatch(),
             )
 
@@ -156,21 +150,3 @@ def _sensible(millidegrees: int | None, least_c: float) -> float | None:
     """
     celsius = None if millidegrees is None else millidegrees / 1000
     return celsius if celsius is not None and least_c < celsius < _MOST_C else None
-
-
-def _number(file: Path) -> int | None:
-    text = _text(file)
-    return int(text) if text and text.isdigit() else None
-
-
-def _text(file: Path) -> str | None:
-    try:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        return os.read(fd, 256).decode(errors="replace").strip() or None
-    except OSError:
-        return None
-    finally:
-        os.close(fd)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from memsup.shared.status import RunState, Status, TroubleKind
-from memsup.supervisor.words import count, duration, percent, plural, size
+from memsup.supervisor.words import count, duration, plural, size, steps
 
 PAUSED_LONG_S = 15 * 60.0
 ATTENTION_HOLDS_S = 60.0
@@ -198,10 +198,9 @@ def _progress(status: Status) -> str:
     progress = status.progress
     if progress.step is None:
         return ""
-    of = f" of {count(progress.total_steps)} ({percent(progress.step / progress.total_steps)})" if progress.total_steps else ""
     left = f", {duration(progress.eta_s)} left" if progress.eta_s is not None else ""
     loss = f", loss {progress.loss:.3g}" if progress.loss is not None else ""
-    return f"Step {count(progress.step)}{of}{loss}{left}."
+    return f"{steps(progress.step, progress.total_steps).capitalize()}{loss}{left}."
 
 
 def _result(status: Status) -> str:

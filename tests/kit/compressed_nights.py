@@ -36,7 +36,7 @@ from memsup.shared.endpoints import CONTROL_SOCKET, WORKER_SOCKET, SocketFolder
 from memsup.shared.messages import MAX_FRAME_BYTES
 from memsup.shared.paths import RunPaths, run_paths
 from memsup.shared.status import RunState, Status, Wanted
-from memsup.supervisor.client.contact import is_held, see
+from memsup.supervisor.client.contact import is_held, observe
 from memsup.supervisor.decide.events import By, Event, OrderKind
 from memsup.supervisor.decide.ladder import HoldReason
 from memsup.supervisor.decide.run.restarts import Cause
@@ -121,7 +121,7 @@ class Night:
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def status(self) -> Status:
-        status = see(self.paths).status
+        status = observe(self.paths).status
         if status is None:
             raise UnexplainedError("There is no status.")
         return status

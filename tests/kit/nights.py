@@ -12,9 +12,8 @@ from typing import Any
 
 from memsup.shared.messages import PauseMode
 from memsup.shared.paths import RunPaths, prepare
+from memsup.shared.readings import KnownBatch, KnownGpu
 from memsup.shared.status import (
-    BatchStatus,
-    GpuStatus,
     MemoryStatus,
     ProgressStatus,
     RunState,
@@ -133,7 +132,7 @@ class Night:
                 loss=0.18 + 0.55 * math.exp(-self.step / 900) + 0.03 * wobble if self.step else None,
                 samples_per_s=(16 / self.step_s * self.duty_fraction + wobble * 0.4) if trains else None,
             ),
-            batch=BatchStatus(effective=16, micro_tokens=self.micro_tokens, micro_rows=8),
+            batch=KnownBatch(effective=16, micro_tokens=self.micro_tokens, micro_rows=8),
             memory=MemoryStatus(
                 ram_total_bytes=16 * GIB,
                 ram_available_bytes=int(13 * GIB - self.worker_bytes + wobble * GIB / 8),
@@ -143,7 +142,7 @@ class Night:
                 fence_bytes=13 * GIB,
             ),
             gpus=[
-                GpuStatus(
+                KnownGpu(
                     index=0,
                     name="GTX 1080",
                     used_bytes=6 * GIB,

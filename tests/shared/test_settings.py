@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsup.shared.loading import load
-from memsup.shared.settings import SettingsError, Share, all_keys, parse_duration_s, parse_size
+from memsup.shared.settings import Settings, SettingsError, Share, keys, parse_duration_s, parse_size
 
 
 def load_flags(*flags: str, environment: dict[str, str] | None = None, job_file: Path | None = None):  # type: ignore[no-untyped-def]
@@ -38,7 +38,7 @@ def test_flags_beat_environment_beats_job_file_beats_user_file(tmp_path: Path) -
 
 
 def test_every_key_can_be_written_as_a_variable() -> None:
-    for key in all_keys():
+    for key in keys():
         variable = "MEMSUP_" + key.replace(".", "_").upper()
         assert load_flags(environment={variable: SAMPLE.get(key, "1")}).origins == {key: "environment"}
 
@@ -140,3 +140,28 @@ def test_any_text_is_a_duration_or_a_plain_error(text: str) -> None:
     except ValueError:
         return
     assert value is None or value > 0
+
+
+def test_a_value_is_put_where_it_is_read() -> None:
+    """Every key finds its own field: what is put there is there, and every other field is as it was."""
+    for name, key in keys().items():
+        settings, mark = Settings(), object()
+        key.set(settings, mark)
+        assert key.value(settings) is mark
+        others = (other for other in keys() if other != name)
+        assert all(keys()[other].value(settings) == keys()[other].value(Settings()) for other in others)
+
+
+def test_what_may_change_in_a_run_is_what_changes_no_training() -> None:
+    """Limits, recovery, messages, and the rhythm of checkpoints; nothing of the task or the training."""
+    later = {name for name, key in keys().items() if key.may_change}
+    assert {name.split(".")[0] for name in later} == {"limits", "recovery", "notify", "checkpoint"}
+    assert {name for name in later if name.startswith("checkpoint.")} == {"checkpoint.every", "checkpoint.keep"}
+    assert {name for name, key in keys().items() if key.is_secret} == {"notify.urls", "notify.ping_url"}
+
+
+def test_only_what_is_unset_by_default_or_optional_takes_auto() -> None:
+    """`auto` for a value that always needs one is refused."""
+    assert load_flags("checkpoint.every=auto").settings.checkpoint.every_s is None
+    with pytest.raises(SettingsError, match=r"training\.seed = auto"):
+        load_flags("training.seed=auto")

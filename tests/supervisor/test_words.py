@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memsup.shared.readings import KnownGpu
 from memsup.shared.settings import parse_size
-from memsup.supervisor.words import columns, duration, pad, percent, printable, size, width
+from memsup.supervisor.words import columns, duration, gpu_line, pad, percent, printable, size, steps, width
 
 
 @pytest.mark.parametrize(
@@ -70,3 +71,20 @@ def test_padding_never_cuts(text: str, cells: int) -> None:
 def test_others_words_cannot_drive_the_terminal(text: str) -> None:
     """A worker's message or a file's name may hold escape sequences."""
     assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in printable(text))
+
+
+def test_steps_are_told_with_their_share_where_the_whole_is_known() -> None:
+    """A command's steps, or those of a run without an end, are only counted."""
+    assert steps(1240, 6585) == "step 1,240 of 6,585 (19 %)"
+    assert steps(1240, None) == "step 1,240"
+    assert steps(0, 0) == "step 0"
+
+
+def test_a_gpu_is_told_as_far_as_it_is_known() -> None:
+    """What is not known is a question mark or left out; what has a name by others cannot drive the terminal."""
+    known = KnownGpu(
+        index=0, name="A\x1bcard", used_bytes=2**30, total_bytes=2**31, temperature_c=71.5, slowdown_c=93.0, power_w=88.4
+    )
+    assert gpu_line(known) == "A\ufffdcard, 1 GiB of 2 GiB used, 71.5 °C (slows itself down at 93), 88 W"
+    assert gpu_line(known, str.upper).count("71.5 °C") == 1
+    assert gpu_line(KnownGpu(index=1)) == "a GPU, ? of ? used"

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from memsup.shared.clock import unix_s
+from memsup.shared.files import append_whole
 from memsup.worker.plan.entry import Entry, appended, in_force
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class Plan:
 
     def _put(self, entry: Entry) -> None:
         try:
-            append_line(self._file, msgspec.json.encode(entry))
+            append_whole(self._file, msgspec.json.encode(entry) + b"\n", durable=True)
         except OSError as error:
             # A full disk must not keep the worker from shrinking. The run stays right; only its bits are not
             # reproducible if it is killed before the next checkpoint, which has the plan as well.
@@ -91,19 +92,3 @@ def read_journal(file: Path) -> list[Entry]:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("%s, line %d is unreadable and skipped: %s.", file, number, error)
     return entries
-
-
-def append_line(file: Path, line: bytes) -> None:
-    """Durably, or not at all. Raises OSError."""
-    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        size = os.fstat(fd).st_size
-        try:
-            if os.write(fd, line + b"\n") != len(line) + 1:
-                raise OSError(f"{file} took a part of the line only")
-            os.fsync(fd)
-        except OSError:
-            os.ftruncate(fd, size)
-            raise
-    finally:
-        os.close(fd)

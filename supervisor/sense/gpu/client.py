@@ -19,10 +19,10 @@ import signal
 import socket
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from memsup.shared.clock import monotonic_s
 from memsup.supervisor.decide.readings import GpuReading

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from memsup.supervisor.decide.heat import HeatSource
 from memsup.supervisor.decide.readings import GpuReading

@@ -9,11 +9,12 @@ import msgspec
 import pytest
 from kit import ROOT
 
-from memsup.shared.settings import Settings, all_keys
-from memsup.shared.status import ActionStatus, GpuStatus, RunState, Status, TemperatureStatus, Wanted, encode_status
+from memsup.shared.readings import KnownGpu
+from memsup.shared.settings import Settings, Written, keys
+from memsup.shared.status import ActionStatus, RunState, Status, TemperatureStatus, Wanted, encode_status
 from memsup.supervisor.cli import COMMANDS
 from memsup.supervisor.cli import memsup as group
-from memsup.supervisor.client.preparing import may_change, shown, value_of
+from memsup.supervisor.client.preparing import shown
 from memsup.supervisor.decide.tiers import TIERS
 
 DOCS = ROOT / "docs"
@@ -24,14 +25,32 @@ ROWS = re.findall(r"^\| `([a-z_.]+)` \| ([^|]*) \| ([^|]*) \|$", SETTINGS, flags
 
 def test_every_setting_stands_on_the_page_once() -> None:
     """And none that does not exist."""
-    assert sorted(key for key, _, _ in ROWS) == sorted(all_keys())
+    assert sorted(key for key, _, _ in ROWS) == sorted(keys())
 
 
 @pytest.mark.parametrize(("key", "default", "meaning"), ROWS, ids=[key for key, _, _ in ROWS])
 def test_each_default_is_the_one_in_force(key: str, default: str, meaning: str) -> None:
     """With its mark where a run that exists may take another value."""
-    assert default.strip() == shown(value_of(Settings(), key))
-    assert ("↻" in meaning) == may_change(key)
+    assert default.strip() == shown(keys()[key].value(Settings()))
+    assert ("↻" in meaning) == keys()[key].may_change
+
+
+@pytest.mark.parametrize(
+    ("heading", "written"),
+    [
+        ("Sizes", {Written.SIZE}),
+        ("Durations", {Written.DURATION}),
+        ("Paths", {Written.PATH, Written.MODEL}),
+        ("Lists", {Written.WORDS}),
+    ],
+)
+def test_how_a_value_is_written_is_said_of_every_setting_that_it_is_true_of(heading: str, written: set[Written]) -> None:
+    """And of no other one."""
+    listed = re.search(rf"^\* {heading} \(([^)]*)\)", SETTINGS, flags=re.MULTILINE)
+    assert listed is not None
+    assert sorted(re.findall(r"`([a-z_.]+)`", listed[1])) == sorted(
+        name for name, key in keys().items() if key.written in written
+    )
 
 
 def test_the_table_of_tiers_is_the_one_in_force() -> None:
@@ -62,7 +81,7 @@ def test_every_key_of_the_status_document_stands_on_the_page() -> None:
                 run="default",
                 state=RunState.RUNNING,
                 wanted=Wanted.RUNNING,
-                gpus=[GpuStatus(index=0)],
+                gpus=[KnownGpu(index=0)],
                 temperatures=[TemperatureStatus(name="x")],
                 last_action=ActionStatus(at=0, rung=None, action="", reason=""),
             )

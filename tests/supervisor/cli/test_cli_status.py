@@ -16,12 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.cli_process import RUN_ID, a_run, control_server, memsup
 
-from memsup.shared.paths import RunPaths
+from memsup.shared.paths import RunPaths, open_private
+from memsup.shared.readings import KnownBatch, KnownGpu
 from memsup.shared.status import (
     ActionStatus,
-    BatchStatus,
     CheckpointStatus,
-    GpuStatus,
     MemoryStatus,
     ProgressStatus,
     RunState,
@@ -31,6 +30,7 @@ from memsup.shared.status import (
     encode_status,
 )
 from memsup.supervisor.cli.picture import one_line, picture
+from memsup.supervisor.client.contact import Guard, observe
 
 GIB = 2**30
 
@@ -49,7 +49,7 @@ def full_status() -> Status:
         progress=ProgressStatus(
             phase="training", epoch=0.7, step=1240, total_steps=5000, samples=19840, loss=0.4123, samples_per_s=23.4, eta_s=2572
         ),
-        batch=BatchStatus(effective=16, micro_tokens=2048, micro_rows=5),
+        batch=KnownBatch(effective=16, micro_tokens=2048, micro_rows=5),
         memory=MemoryStatus(
             ram_total_bytes=24 * GIB,
             ram_available_bytes=14 * GIB,
@@ -60,7 +60,7 @@ def full_status() -> Status:
             pressure=0.12,
         ),
         gpus=[
-            GpuStatus(
+            KnownGpu(
                 index=0, name="RTX 3070", used_bytes=5 * GIB, total_bytes=8 * GIB, temperature_c=88, slowdown_c=98, power_w=180
             )
         ],
@@ -211,6 +211,22 @@ def test_a_supervisor_in_another_runtime_folder_is_told_apart_from_a_dead_one() 
     assert "starting" in done.stdout.splitlines()[0]
 
 
+def test_a_look_opens_and_checks_each_folder_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it asks within that look: here for a whole second, since a supervisor may just be coming up."""
+    paths = a_run()
+    opened: list[Path] = []
+
+    def counted(folder: Path) -> int:
+        opened.append(folder)
+        return open_private(folder)
+
+    monkeypatch.setattr("memsup.supervisor.client.contact.open_private", counted)
+    monkeypatch.setattr("memsup.shared.endpoints.open_private", counted)
+    with lock_held(paths):
+        assert observe(paths).guard is Guard.SILENT
+    assert sorted(opened) == sorted([paths.runtime, paths.state])
+
+
 def test_a_socket_left_by_the_dead_is_no_supervisor() -> None:
     """A connection to it is refused."""
     import socket
@@ -344,7 +360,7 @@ statuses = some(
         samples_per_s=reals,
         eta_s=reals,
     ),
-    batch=some(BatchStatus, effective=numbers, micro_tokens=numbers, micro_rows=numbers),
+    batch=some(KnownBatch, effective=numbers, micro_tokens=numbers, micro_rows=numbers),
     memory=some(
         MemoryStatus,
         ram_total_bytes=numbers,
@@ -357,7 +373,7 @@ statuses = some(
     ),
     gpus=st.lists(
         some(
-            GpuStatus,
+            KnownGpu,
             index=st.integers(0, 9),
             name=texts,
             used_bytes=numbers,

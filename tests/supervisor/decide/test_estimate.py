@@ -15,6 +15,7 @@ from memsup.shared.settings import Settings, SettingsError
 from memsup.supervisor.client.preparing import model_shape
 from memsup.supervisor.decide.estimate import Shape, estimate, held_bytes, peak_bytes, shape_of
 from memsup.supervisor.decide.readings import GpuReading, Machine
+from memsup.supervisor.decide.tier_lines import lines
 from memsup.supervisor.decide.tiers import Resolution, resolve
 
 MIB, GIB = 2**20, 2**30
@@ -88,7 +89,7 @@ def test_a_model_at_a_hub_is_said_to_be_unknown() -> None:
     settings = load(job_file=None, flags=["task.model=bert-base-chinese"], environment={}).settings
     found = resolve(settings, {}, Machine(ram_total_bytes=GIB + GIB // 4, ram_available_bytes=None))
     assert found.needs is None
-    assert "not known before" in next(line.value for line in found.lines if line.name == "memory needed")
+    assert "not known before" in next(line.value for line in lines(found) if line.name == "memory needed")
 
 
 shapes = st.builds(
@@ -141,7 +142,7 @@ def test_activation_checkpointing_is_switched_on_where_a_text_needs_it() -> None
     """Not before, not against an explicit wish, and said."""
 
     def line(found: Resolution) -> str:
-        return next(f"{line.value} {line.origin}" for line in found.lines if line.name == "activation checkpointing")
+        return next(f"{line.value} {line.origin}" for line in lines(found) if line.name == "activation checkpointing")
 
     flags = ["training.max_length=512", "tier=full"]
     tight, roomy = resolved(24, CHINESE, *flags, "limits.ram=2.1GiB"), resolved(24, CHINESE, *flags, "limits.ram=4GiB")
@@ -159,7 +160,7 @@ def test_on_a_gpu_what_is_held_must_fit_its_memory() -> None:
         return (GpuReading(at_s=0, index=0, name="GTX 1080", total_bytes=int(gib * GIB)),)
 
     found = resolved(24, CHINESE, gpus=gpu(8))
-    assert "VRAM" in next(line.value for line in found.lines if line.name == "memory needed")
+    assert "VRAM" in next(line.value for line in lines(found) if line.name == "memory needed")
     assert found.settings.training.optimizer_on_host is False
     with pytest.raises(SettingsError, match=r"GTX 1080.*training\.device = cpu"):
         resolved(24, CHINESE, gpus=gpu(0.75))
@@ -170,7 +171,7 @@ def test_where_a_gpu_has_no_room_for_the_optimizer_its_moments_go_to_the_host() 
     gpus = (GpuReading(at_s=0, index=0, name="MX150", total_bytes=2 * GIB),)
     found = resolved(24, CHINESE, gpus=gpus)
     assert found.settings.training.optimizer_on_host is True
-    assert "on the host" in next(line.origin for line in found.lines if line.name == "memory needed")
+    assert "on the host" in next(line.origin for line in lines(found) if line.name == "memory needed")
     asked = resolved(24, CHINESE, "training.optimizer_on_host=false", gpus=gpus)
     assert asked.settings.training.optimizer_on_host is False
     small = (GpuReading(at_s=0, index=0, name="MX130", total_bytes=int(1.25 * GIB)),)

@@ -12,6 +12,7 @@ from memsup.shared.loading import load
 from memsup.shared.settings import Settings, SettingsError, Share
 from memsup.supervisor.decide.ladder import Ladder, MemoryLimits, Rung, WorkerView
 from memsup.supervisor.decide.readings import GpuReading, Machine, MemoryReading
+from memsup.supervisor.decide.tier_lines import lines, notes
 from memsup.supervisor.decide.tiers import LEAST_RESERVE_BYTES, TIERS, WORKER_NEEDS_BYTES, Resolution, resolve
 
 MIB, GIB = 2**20, 2**30
@@ -101,7 +102,7 @@ def test_what_is_set_is_kept(asked: dict[str, object]) -> None:
     loaded = load(job_file=None, flags=[f"{key}={value}" for key, value in asked.items()], environment={})
     found = resolve(loaded.settings, loaded.origins, machine(64))
     assert found.settings == loaded.settings
-    origins = {line.origin for line in found.lines if line.name not in {"worker memory", "reserve"}}
+    origins = {line.origin for line in lines(found) if line.name not in {"worker memory", "reserve"}}
     assert all("(flag)" in origin for origin in origins)
 
 
@@ -197,7 +198,7 @@ def test_bfloat16_is_chosen_where_the_cpu_computes_it(where: Machine, flags: lis
     """By every tier alike, said with its reason; what was asked for wins, and a GPU's owner is not decided for."""
     found = resolved(where, *flags)
     assert found.settings.training.amp == amp
-    (line,) = (line for line in found.lines if line.name == "mixed precision")
+    (line,) = (line for line in lines(found) if line.name == "mixed precision")
     assert line.value == amp
     assert ("(flag)" in line.origin) == (any("amp" in flag for flag in flags) and "auto" not in flags[0])
 
@@ -274,8 +275,8 @@ def test_a_gpu_limit_above_the_devices_own_is_refused() -> None:
     hot = machine(32, gpus=(GpuReading(at_s=0, index=0, name="GTX 1080", total_bytes=8 * GIB, slowdown_c=96.0),))
     with pytest.raises(SettingsError, match="slows itself down at 96"):
         resolved(hot, "limits.gpu_temperature_c=100")
-    assert any("85 °C" in line.value for line in resolved(hot, "limits.gpu_temperature_c=85").lines)
-    assert any("96 °C" in line.value for line in resolved(hot).lines)
+    assert any("85 °C" in line.value for line in lines(resolved(hot, "limits.gpu_temperature_c=85")))
+    assert any("96 °C" in line.value for line in lines(resolved(hot)))
 
 
 def test_vram_in_bytes_is_a_share_of_the_gpu_that_decides() -> None:
@@ -288,12 +289,12 @@ def test_vram_in_bytes_is_a_share_of_the_gpu_that_decides() -> None:
 
 def test_what_was_asked_for_and_does_nothing_here_is_said() -> None:
     """Nothing is silently clamped."""
-    assert "earns low" in " ".join(resolved(machine(4), "tier=full").notes)
-    assert "more than there is" in " ".join(resolved(machine(16), "limits.ram=64GiB").notes)
-    assert "no GPU was seen" in " ".join(resolved(machine(16), "training.device=cuda").notes)
-    assert "only 4 CPUs" in " ".join(resolved(machine(16), "training.threads=32").notes)
-    assert "are free now" in " ".join(resolved(machine(16, ram_available_bytes=GIB)).notes)
-    assert resolved(machine(16, ram_available_bytes=8 * GIB)).notes == ()
+    assert "earns low" in " ".join(notes(resolved(machine(4), "tier=full")))
+    assert "more than there is" in " ".join(notes(resolved(machine(16), "limits.ram=64GiB")))
+    assert "no GPU was seen" in " ".join(notes(resolved(machine(16), "training.device=cuda")))
+    assert "only 4 CPUs" in " ".join(notes(resolved(machine(16), "training.threads=32")))
+    assert "are free now" in " ".join(notes(resolved(machine(16, ram_available_bytes=GIB))))
+    assert notes(resolved(machine(16, ram_available_bytes=8 * GIB))) == []
 
 
 def test_a_cgroup_that_decides_is_named() -> None:

@@ -32,7 +32,9 @@ def frame(
         mark=mark,
         reason="stopped by the user" if mark else None,
         total_mib=16_000,
-        facts=Facts(state="running", phase="training", step=4211, limit_mib=12_000, heats=(heat,) if heat else ()),
+        facts=Facts(
+            state="running", phase="training", step=4211, limit_mib=12_000, heats=(heat,) if heat else (), disk_free_mib=900
+        ),
         trace=(Memory(100, 7000, free_mib, 0.0),),
     )
 
@@ -199,7 +201,7 @@ def test_the_work_that_is_lost_is_told() -> None:
 
 
 def test_the_last_minute_is_shown() -> None:
-    """State and step, the worker's memory, the machine's, and the temperatures."""
+    """State and step, the worker's memory, the machine's, the disk's free space, and the temperatures."""
     frames = tuple(
         frame(ago, heat=Heat(index=0, celsius=83.0, power_w=170.0), free_mib=9000 - 60 + int(ago)) for ago in range(90, -1, -1)
     )
@@ -207,6 +209,7 @@ def test_the_last_minute_is_shown() -> None:
     assert lines[0] == "running (training), step 4,211"
     assert lines[1].startswith("worker 6.84 GiB → 6.84 GiB of 11.7 GiB")
     assert "at least 8.73 GiB" in lines[2]
+    assert lines[-2] == "900 MiB free on the disk of the run's state"
     assert lines[-1] == "GPU 0 83 °C, 170 W"
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from kit.small_disk import MIB, fill, on_a_small_disk
 
-from memsup.supervisor.record.scribe import MOST_KEPT_BYTES, Scribe, _append_whole
+from memsup.supervisor.record.scribe import MOST_KEPT_BYTES, Scribe
 
 LINE = b"x" * 999 + b"\n"
 
@@ -50,19 +49,5 @@ def test_a_disk_that_stays_full_costs_bounded_memory_and_is_counted(tmp_path: Pa
         assert scribe.lost > 0
         assert "No space left" in (scribe.last_error or "")
         assert ledger.read_bytes().endswith(b"\n")
-
-    on_a_small_disk(tmp_path, MIB, play)
-
-
-def test_a_part_of_a_line_is_taken_back(tmp_path: Path) -> None:
-    """A disk with room for the first page of it takes that much."""
-
-    def play() -> None:
-        file = tmp_path / "ledger.jsonl"
-        file.write_bytes(b"before\n")
-        fill(tmp_path)
-        with pytest.raises(OSError, match="No space left"):
-            _append_whole(file, 10 * LINE)
-        assert file.read_bytes() == b"before\n"
 
     on_a_small_disk(tmp_path, MIB, play)

@@ -16,6 +16,7 @@ from kit import KIT
 
 from memsup.shared.settings import Settings
 from memsup.supervisor.decide.readings import THIS_MACHINE
+from memsup.supervisor.decide.tier_lines import notes
 from memsup.supervisor.decide.tiers import resolve
 from memsup.supervisor.sense.machine import disk_free_bytes, largest_users, look
 from memsup.supervisor.sense.memory import MemorySensor
@@ -273,7 +274,7 @@ def test_who_came_by_ssh_is_told_that_the_run_ends_with_the_connection(tmp_path:
     machine = look(tmp_path, root=root)
     assert machine.ends_with_ssh
     large = replace(machine, ram_total_bytes=8 << 30)
-    assert any("loginctl enable-linger" in note for note in resolve(Settings(), {}, large).notes)
+    assert any("loginctl enable-linger" in note for note in notes(resolve(Settings(), {}, large)))
     linger = root / "var/lib/systemd/linger"
     linger.mkdir(parents=True)
     (linger / pwd.getpwuid(os.getuid()).pw_name).touch()

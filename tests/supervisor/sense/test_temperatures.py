@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsup.supervisor.decide.battery import HOLD_AFTER_S, RESUME_AFTER_S, BatteryControl
-from memsup.supervisor.decide.readings import TemperatureReading
+from memsup.supervisor.decide.readings import TemperatureReading, limit_c
 from memsup.supervisor.decide.stuck_sensor import BELIEVED_FROM_C, STILL_S, FrozenWatch
 from memsup.supervisor.sense import temperatures
 from memsup.supervisor.sense.power_supply import PowerSupply
-from memsup.supervisor.sense.temperatures import TemperatureSensors, cpu_limits, cpu_sources, limit_c
+from memsup.supervisor.sense.temperatures import TemperatureSensors, cpu_limits, cpu_sources
 
 
 def write(root: Path, files: dict[str, str]) -> None:

@@ -1,0 +1,78 @@
+"""What is measured of a run, declared once: how far it is, how it computes, memory, GPUs. Pure.
+
+A field that is None is not known. Whoever needs more adds to these (`shared/messages.py` what a worker must tell,
+`supervisor/decide/readings.py` what the sensors saw, `shared/status.py` what a person asks about), and whoever needs less takes
+what it needs by name, with `narrow`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+
+class KnownProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a training is."""
+
+    phase: str | None = None
+    """What the worker's main thread does, a `Phase` of `shared/messages.py`."""
+    epoch: float | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    samples: int | None = None
+    """Samples that were trained on so far, each as often as it was."""
+    loss: float | None = None
+    samples_per_s: float | None = None
+    eta_s: float | None = None
+    """The seconds that are left."""
+
+
+class KnownBatch(msgspec.Struct, frozen=True, kw_only=True):
+    """How an optimizer step is computed."""
+
+    effective: int | None = None
+    """Samples of one optimizer step."""
+    micro_tokens: int | None = None
+    """The most that rows × padded length of a micro-batch may be."""
+    micro_rows: int | None = None
+    """Rows of the last micro-batch."""
+    peak_bytes: int | None = None
+    """The most that the training process alone, or its device, held in the last step."""
+    predicted_bytes: int | None = None
+    """What the memory model said of that step before it was done."""
+
+
+class KnownMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """Host memory: what there is, and what the worker has of it."""
+
+    ram_total_bytes: int | None = None
+    """What this process may use: the smallest of the machine's RAM and every enclosing cgroup's limit."""
+    ram_available_bytes: int | None = None
+    """The smallest of MemAvailable and what is left, page cache not counted, in every enclosing cgroup."""
+    worker_bytes: int | None = None
+    """Memory that only the death of the worker's whole tree would give back (anonymous and shared, no page cache)."""
+
+
+class KnownGpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU."""
+
+    index: int
+    """The driver's number, which is not CUDA's."""
+    name: str | None = None
+    used_bytes: int | None = None
+    total_bytes: int | None = None
+    temperature_c: float | None = None
+    slowdown_c: float | None = None
+    """The temperature at which the device slows itself down, as it says itself."""
+    power_w: float | None = None
+
+
+Narrow = TypeVar("Narrow", bound=msgspec.Struct)
+
+
+def narrow(kind: type[Narrow], *sources: msgspec.Struct, **own: Any) -> Narrow:
+    """A `kind` made of what `sources` have under the names of its fields, the later source first, and of `own` above all."""
+    wanted = set(kind.__struct_fields__)
+    taken = {name: getattr(source, name) for source in sources for name in source.__struct_fields__ if name in wanted}
+    return kind(**(taken | own))
