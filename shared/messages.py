@@ -29,7 +29,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-PROTOCOL = b"memsup/1"
+PROTOCOL = b"memsup/2"
 MAX_FRAME_BYTES = 1 << 20
 """No honest message is larger; a larger one is refused before it is decoded."""
 
@@ -83,16 +83,18 @@ class FailureCause(enum.StrEnum):
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
-    """Answers `Hello`. `memory_limit_bytes` is what the worker's whole tree may use; `micro_tokens_limit` caps the
-    micro-batch from the first step on (only after a restart because of memory); None means no such limit. `on_cpu`: whatever
-    the settings say, since the GPU is lost.
-    """
+    """The answer to `Hello`: what this life of the worker may use, and what it has to know of the ones before."""
 
     run_id: str
     lease_s: float
     memory_limit_bytes: int | None
+    """What the worker's whole tree may use. None means that nothing limits it."""
     micro_tokens_limit: int | None
+    """Caps the micro-batch from the first step on. None means no such limit, as ever but after a restart because of memory."""
     on_cpu: bool = False
+    """Whether to compute on the CPU whatever the settings say, since the GPU is lost."""
+    deaths: Count = 0
+    """How many lives before this one ended without anybody having asked for it; who dies often saves more often."""
 
 
 class Lease(Message, frozen=True, tag="lease"):
@@ -109,7 +111,7 @@ class Order(Message, frozen=True):
 
 
 class Checkpoint(Order, frozen=True, tag="checkpoint"):
-    """Write and verify a checkpoint; `Done.checkpoint_path` names it."""
+    """Write and verify a checkpoint; `Done.checkpoint` describes it."""
 
 
 class LimitMicroBatch(Order, frozen=True, tag="limit_micro_batch"):
@@ -206,14 +208,11 @@ class CheckpointNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Report(Message, frozen=True):
-    """Comes from the worker with `rank`, 0 of 1 today."""
-
-    rank: Count
+    """Base of what the worker says."""
 
 
 class Hello(Report, frozen=True, tag="hello"):
     pid: Count
-    world_size: Count
     run_id: str
 
 
@@ -231,12 +230,14 @@ class Accepted(Report, frozen=True, tag="accepted"):
 
 
 class Done(Report, frozen=True, tag="done"):
-    """An order was carried out. `detail` is a plain clause; `checkpoint` comes with orders that wrote one."""
+    """An order was carried out. `detail` is a plain clause; the other fields say the same to programs."""
 
     order_id: Count
     detail: Text
     checkpoint: CheckpointNote | None = None
+    """The checkpoint that was written, or found to hold the state already. None where the order was for none."""
     micro_tokens: int | None = None
+    """The most tokens of a micro-batch from now on. None where the order was not about micro-batches."""
 
 
 class OrderFailed(Report, frozen=True, tag="order_failed"):
@@ -284,11 +285,15 @@ class DecisionKind(enum.StrEnum):
     CHECKPOINT_DAMAGED = "checkpoint_damaged"
     """A checkpoint was found damaged and set aside."""
     CHECKPOINT_USED = "checkpoint_used"
-    """An older checkpoint is gone on from, since newer ones were damaged."""
+    """An older checkpoint is gone on from, or none is left, since newer ones were damaged."""
+    CHECKPOINT_FAILED = "checkpoint_failed"
+    """A checkpoint that was due could not be written; the ones before it count."""
     ROWS_LEFT_OUT = "rows_left_out"
     """Rows of the data are not trained on."""
     CUT_REFUSED = "cut_refused"
-    """A way of cutting or computing that was planned would have been seen by the model."""
+    """A way of cutting or computing that was asked for is not taken: the model would see it, or does not know it."""
+    OTHER_BITS = "other_bits"
+    """The run goes on where it computes other last bits than before, as with another number of threads."""
 
 
 class Decided(Report, frozen=True, tag="decided"):

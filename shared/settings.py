@@ -46,7 +46,7 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The column with the label; unset: found by its content."""
 
 
-class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold what is no setting any more; it is passed over
     epochs: Annotated[float, msgspec.Meta(gt=0, le=10_000)] = 3.0
     effective_batch: Positive | None = None
     """Samples of one optimizer step; fixed for the run."""
@@ -69,7 +69,6 @@ class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     gradient_checkpointing: bool | None = None
     optimizer_on_host: bool | None = None
     """On a GPU: the optimizer's moments lie in host memory."""
-    loader_processes: NotNegative | None = None
     threads: Positive | None = None
     """Threads of CPU computation; chosen once and kept for the run, since another number gives other bits."""
     lanes: Annotated[int, msgspec.Meta(ge=1, le=MOST_LANES)] | None = None

@@ -9,7 +9,7 @@ import torch
 
 from memsup.shared.messages import FailureCause
 from memsup.shared.settings import Share
-from memsup.worker.compute.offloaded_adam import HostedAdamW
+from memsup.worker.compute.offloaded_adam import OffloadedAdamW
 from memsup.worker.compute.randomness import repeated
 from memsup.worker.compute.threads import find_threads
 from memsup.worker.memory import CudaMemory, DeviceMemory
@@ -111,8 +111,8 @@ def make_optimizer(model: Any, *, weight_decay: float, on_host: bool = False) ->
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = HostedAdamW(groups) if on_host else torch.optim.AdamW(groups, lr=0.0, fused=True)
-    new_moment = optimizer.host_moment if isinstance(optimizer, HostedAdamW) else torch.zeros_like
+    optimizer = OffloadedAdamW(groups) if on_host else torch.optim.AdamW(groups, lr=0.0, fused=True)
+    new_moment = optimizer.host_moment if isinstance(optimizer, OffloadedAdamW) else torch.zeros_like
     for parameter in trained:
         optimizer.state[parameter] = {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),

@@ -170,7 +170,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in _WORDS_OF_EXHAUSTION)
 
 
-def lasts(exhausted: str) -> bool:
+def is_permanent(exhausted: str) -> bool:
     """Whether this process will not get over it, however much memory there is again. `exhausted`: the error's text.
 
     Once oneDNN had no memory for its generated code, it makes none in that thread any more, whatever the shape; in another

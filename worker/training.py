@@ -50,6 +50,8 @@ class Training:
     measuring: Measuring
     lanes: Lanes = field(init=False)
     """Made when weights and plan are where they belong."""
+    deaths: int = 0
+    """How many lives of the run ended without anybody having asked for it."""
     done_before: int = 0
     """Steps that an earlier life had taken, some of which may have to be redone."""
 

@@ -287,7 +287,6 @@ def _filled(settings: Settings, tier: TierName, machine: Machine) -> Settings:
         gradient_checkpointing=or_else(asked.gradient_checkpointing, row.gradient_checkpointing),
         amp=or_else(asked.amp, _default_amp(settings, machine)[0]),
         # Tokenised rows are read from a memory-mapped cache, which no further process makes faster.
-        loader_processes=or_else(asked.loader_processes, 0),
     )
     if not training.tune:
         training.threads = asked.threads or machine.cpus
@@ -366,7 +365,6 @@ def _training_lines(
         ),
         Line("mixed precision", f"{training.amp}", origin("amp", _default_amp(asked, machine)[1])),
         Line("threads", f"{training.threads or f'at most {machine.cpus}'}", origin("threads", cpus)),
-        Line("loader processes", f"{training.loader_processes}", origin("loader_processes", by_tier)),
     ]
 
 

@@ -97,7 +97,6 @@ class Toy:
                 device="cpu",
                 amp="off",
                 gradient_checkpointing=False,
-                loader_processes=0,
                 threads=1,
             ),
             limits=limits or Limits(),

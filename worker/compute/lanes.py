@@ -6,7 +6,7 @@ weights, with gradients of its own, which are added in the order of the lanes wh
 was faster. So a lane costs the memory of one more gradient, and of the weights in the lower precision where there is one.
 
 Covers CPUs. Which rows a lane computes is in `batches.py`; how many lanes there are is asked of `shared/lanes.py`, and where
-memory becomes short one has to do (`Entry.single`). Lanes need a model that draws its random numbers from `randomness.py`'s
+memory becomes short one has to do (`Entry.one_lane`). Lanes need a model that draws its random numbers from `randomness.py`'s
 streams: torch's generators belong to all threads at once (`draws_elsewhere`).
 """
 

@@ -17,7 +17,7 @@ from torch.optim.adamw import adamw
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class HostedAdamW(torch.optim.AdamW):
+class OffloadedAdamW(torch.optim.AdamW):
     """Fused, without AMSGrad. The room on the device, twice the largest parameter, is taken once, at the start: so a step
     allocates nothing, as with moments that live there.
     """

@@ -33,7 +33,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What micro-batches cost: the cheapest cut is taken. None: as few as may be."""
     lanes: int = 1
     """Parts of a micro-batch that are computed side by side where memory allows it (`lanes.py`): 1 or 2."""
-    single: bool = False
+    one_lane: bool = msgspec.field(default=False, name="single")  # as journals and checkpoints have always called it
     """Memory is short, so one lane has to do."""
     cause: str
     at_unix_s: float
@@ -50,7 +50,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def lanes_used(self) -> int:
-        return 1 if self.single else self.lanes
+        return 1 if self.one_lane else self.lanes
 
     def checkpoints_activations(self, length: int) -> bool:
         """Whether a micro-batch padded to `length` computes its activations twice instead of keeping them."""

@@ -43,7 +43,7 @@ class Measuring:
         self._peaks, self._predicted = [], []
 
     @contextmanager
-    def micro_batch(self, shape: Shape, *, twice: bool, timed: bool = True) -> Iterator[None]:
+    def micro_batch(self, shape: Shape, *, checkpointed: bool, timed: bool = True) -> Iterator[None]:
         """Around its forward and backward pass. `twice`: its activations are computed twice. `timed` False: it does not use all
         lanes, and so says nothing of what others cost.
         """
@@ -56,7 +56,7 @@ class Measuring:
             return
         if not self._peaks:
             self.planner.begin_step(before_bytes)
-        self._predicted.append(self.planner.predicted_peak_bytes(shape, checkpointed=twice))
+        self._predicted.append(self.planner.predicted_peak_bytes(shape, checkpointed=checkpointed))
         began_s = monotonic_s()
         yield
         try:
@@ -64,7 +64,7 @@ class Measuring:
         except OSError:
             return
         took_s = monotonic_s() - began_s if timed else None
-        self.planner.observe(shape, checkpointed=twice, took_s=took_s, peak_bytes=peak_bytes, before_bytes=before_bytes)
+        self.planner.observe(shape, checkpointed=checkpointed, took_s=took_s, peak_bytes=peak_bytes, before_bytes=before_bytes)
         self._peaks.append(peak_bytes)
 
     def leak(self, hand_back: Callable[[], None]) -> str | None:

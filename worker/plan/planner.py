@@ -47,7 +47,7 @@ class Refusal(NamedTuple):
     until_step: int
 
 
-class Begun(NamedTuple):
+class Initial(NamedTuple):
     """What the run began with is only taken from it for a good reason: where every row is computed alone, all is slow."""
 
     tokens: int
@@ -65,13 +65,13 @@ class Planner:
         limit_bytes: int | None,
         longest: int,
         may_checkpoint: bool,
-        begun: Begun | None = None,
+        initial: Initial | None = None,
         layers: int | None = None,
     ) -> None:
         """`limit_bytes`: what the worker may hold when all is well; None: nobody knows. `longest`: of all rows, in tokens.
         `may_checkpoint`: activations. `layers`: of the model, where it says so.
         """
-        self._begun, self._layers = begun, layers or MANY_LAYERS
+        self._initial, self._layers = initial, layers or MANY_LAYERS
         self._limit_bytes, self._longest = limit_bytes, longest
         self._may_checkpoint = may_checkpoint
         self._lanes = 0
@@ -165,11 +165,11 @@ class Planner:
         changes |= self._faster(_with(plan, changes), steps, worth)
         if plan.ceiling is not None:  # one step of trust at a time
             changes["ceiling"] = 2 * plan.ceiling if 2 * plan.ceiling < plan.start else None
-        if plan.single and plan.ceiling is None and plan.limit is None:
-            changes["single"] = False
+        if plan.one_lane and plan.ceiling is None and plan.limit is None:
+            changes["one_lane"] = False
         if changes.get("checkpointed_from", plan.checkpointed_from) != plan.checkpointed_from:
             self.look_soon()  # rows that were not kept before are: what they take is seen now
-        if changes.keys() & {"start", "ceiling", "single"}:
+        if changes.keys() & {"start", "ceiling", "one_lane"}:
             self.look_soon()
             self._floor = Floor()  # larger micro-batches leave more behind than smaller ones did, which is no leak
         return changes or None
@@ -178,7 +178,7 @@ class Planner:
 
     def _room(self, step: int, plan: Entry) -> dict[str, Any]:
         """The bounds by length, and from which length on activations are computed twice."""
-        kept, twice = self._kept(), self._footprint[True].fit()
+        kept, checkpointed = self._kept(), self._footprint[True].fit()
         if self._limit_bytes is None or kept is None:
             return {}
         bands: list[int] = []
@@ -189,7 +189,7 @@ class Planner:
             if self._may_checkpoint and (checkpointed_from is not None or tokens < length):
                 if checkpointed_from is None:
                     checkpointed_from = band_length(band - 1) + 1 if band else 1
-                tokens = self._most_tokens(twice, length) if twice else length
+                tokens = self._most_tokens(checkpointed, length) if checkpointed else length
                 tokens = min(tokens, self._not_refused(step, band, checkpointed=True))
             bands.append(max(tokens, 1))
         if (
@@ -204,9 +204,9 @@ class Planner:
         """That fit: as far as growth goes, or what the run began with, where that takes a little more."""
         assert self._limit_bytes is not None
         most = fit.most_tokens(length, self._limit_bytes)
-        if self._begun is None:
+        if self._initial is None:
             return most
-        return max(most, min(max(self._begun.tokens, length), fit.most_tokens(length, self._begun.most_bytes)))
+        return max(most, min(max(self._initial.tokens, length), fit.most_tokens(length, self._initial.most_bytes)))
 
     def _not_refused(self, step: int, band: int, *, checkpointed: bool) -> int:
         """Tokens that are no more than half of those with which memory ran out lately."""
@@ -216,11 +216,11 @@ class Planner:
     def _kept(self) -> Fit | None:
         """The line for activations that are kept; where they never were, a guess that is too high rather than too low."""
         fit = self._footprint[False].fit()
-        twice = self._footprint[True].fit()
-        if fit is None and twice is not None:
+        checkpointed = self._footprint[True].fit()
+        if fit is None and checkpointed is not None:
             layers = self._layers
             times = max(1.0, layers * NUMBERS_OF_A_LAYER / (layers + 2 * NUMBERS_OF_A_LAYER))
-            return twice._replace(per_token=times * twice.per_token, per_square=layers * twice.per_square)
+            return checkpointed._replace(per_token=times * checkpointed.per_token, per_square=layers * checkpointed.per_square)
         return fit
 
     # -- time ---------------------------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ class Prepared:
     fingerprint: str
     """Changes when the rows, their tokens, their labels or the held-out split change. A checkpoint made with another one
     must not be continued as if nothing had happened."""
+    left_out: dict[str, int]
+    """How many rows of the data are not trained on, by why not."""
     facts: dict[str, str]
     """What was found, one line each, for the log: heading → plain text."""
 

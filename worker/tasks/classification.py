@@ -157,6 +157,7 @@ class TextClassification:
             train=TextRows(corpus.train, label_places, tokenizer),
             evaluation=TextRows(corpus.evaluation, label_places, tokenizer),
             fingerprint=corpus.fingerprint,
+            left_out={"they have no text": corpus.counts.blank} if corpus.counts.blank else {},
             facts={
                 **_data_facts(corpus, max_length, held_out=task.eval is None),
                 "model": f"{config.model_type}, {model.num_parameters():,} parameters, {new_layers}; {len(tokenizer):,} tokens",
@@ -318,6 +319,4 @@ def _data_facts(corpus: Corpus, max_length: int, *, held_out: bool) -> dict[str,
         facts["evaluation"] = f"{len(evaluation):,} rows of task.eval; the texts of {counts.shared:,} are trained on too"
     if counts.repeated:
         facts["repeated"] = f"{counts.repeated:,} rows of the training data have the text of an earlier one"
-    if counts.blank:
-        facts["blank"] = f"{counts.blank:,} rows without a text are left out"
     return facts

@@ -355,6 +355,7 @@ class Lifecycle:
                     memory_limit_bytes=self.memory_limit_bytes,
                     micro_tokens_limit=self.micro_tokens_limit,
                     on_cpu=self.on_cpu,
+                    deaths=self.restarts,
                 )
             )
         )
