@@ -42,36 +42,41 @@ def remove_a_file(checkpoint: Path) -> None:
     (checkpoint / "state.json").unlink()
 
 
-def ledger() -> list[dict[str, Any]]:
-    return [msgspec.json.decode(line) for line in run_paths("default").ledger.read_bytes().splitlines()]
+def said_since(known: int) -> dict[str, tuple[Any, ...]]:
+    """What the ledger says of checkpoints after its first `known` lines: event → by whom, which folder, which step."""
+    lines = [msgspec.json.decode(line) for line in run_paths("default").ledger.read_bytes().splitlines()[known:]]
+    return {
+        line["event"]: (line.get("by"), line.get("checkpoint"), line.get("checkpoint_step"))
+        for line in lines
+        if line["event"].startswith("checkpoint_")
+    }
+
+
+def attention() -> str:
+    return " ".join(memsup("status", "--json").document["attention"])
 
 
 def test_a_damaged_checkpoint_and_the_one_that_is_used_are_named_in_ledger_status_and_report(job: Path) -> None:
-    folder = run_paths("default").checkpoints
+    paths = run_paths("default")
     for damage in (flip_a_bit, cut, remove_a_file):
         assert memsup("start", cwd=job).returncode == 0
-        eventually(lambda: sum(info.problem is None for info in Store(folder).list()) >= 2)
+        eventually(lambda: sum(info.problem is None for info in Store(paths.checkpoints).list()) >= 2)
         assert memsup("stop").returncode == 0
-        newest, before, *_ = (info for info in Store(folder).list() if info.problem is None)
+        newest, before, *_ = (info for info in Store(paths.checkpoints).list() if info.problem is None)
         damage(newest.path)
-        known = len(ledger())
+        known = len(paths.ledger.read_bytes().splitlines())
 
-        assert memsup("start", cwd=job).returncode == 0  # which stays until a step is done
+        assert memsup("start", cwd=job).returncode == 0
+        said = eventually(lambda known=known: len(said := said_since(known)) >= 2 and said)
         aside = newest.path.with_name(f"damaged-{newest.path.name}")
+        assert said == {
+            "checkpoint_damaged": ("worker", str(aside), newest.step),
+            "checkpoint_used": ("worker", str(before.path), before.step),
+        }
         assert aside.is_dir()
-        said = {line["event"]: line for line in ledger()[known:] if line["event"].startswith("checkpoint_")}
-        assert said["checkpoint_damaged"]["by"] == "worker"
-        assert (said["checkpoint_damaged"]["checkpoint"], said["checkpoint_damaged"]["checkpoint_step"]) == (
-            str(aside),
-            newest.step,
-        )
-        assert (said["checkpoint_used"]["checkpoint"], said["checkpoint_used"]["checkpoint_step"]) == (
-            str(before.path),
-            before.step,
-        )
-        attention = " ".join(memsup("status", "--json").document["attention"])
+        assert eventually(lambda aside=aside: aside.name in attention(), 10)
+        assert before.path.name in attention()
         report = memsup("report").stdout
-        for place, text in {"status": attention, "report": report}.items():
-            assert aside.name in text, (damage.__name__, place)
-            assert before.path.name in text, (damage.__name__, place)
+        assert aside.name in report, damage
+        assert before.path.name in report, damage
         assert memsup("stop").returncode == 0
