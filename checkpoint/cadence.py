@@ -16,7 +16,8 @@ OVERHEAD_FRACTION = 0.01
 FIRST_SAVE_S = 60.0
 """A run's first save comes early: until then its cost is unknown, and so is whether the disk takes it at all."""
 ASSUMED_LIFE_S = 6 * 3600.0
-"""Before anything is known of this machine: one death in an evening and a night. Counts as one observed death."""
+"""The mean time between deaths that is assumed before anything is known of this machine: one death in an evening and a night.
+It counts as one observed death."""
 
 
 @dataclass(frozen=True)

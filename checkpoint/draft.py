@@ -32,20 +32,20 @@ class Saved:
     step: int
     bytes: int
     seconds: float
-    """From the beginning of the draft until `commit` returned: what the save cost."""
+    """What the save cost: the time from the beginning of the draft until `commit` returned."""
     note: str | None = None
-    """What went wrong without harm, such as an old checkpoint that could not be deleted."""
+    """What went wrong without harm, such as an old checkpoint that could not be deleted. None means that nothing did."""
 
 
 class Draft:
-    """All methods raise OSError; `Store.draft` puts it into plain words.
+    """A checkpoint that is being written. All methods raise OSError; `Store.draft` puts it into plain words.
 
-    Names are plain file names, each used once; ValueError otherwise.
+    Names are plain file names, each used once; anything else raises ValueError.
     """
 
     def __init__(self, folder: Path, step: int, publish: Callable[[Draft, Manifest], Saved]) -> None:
         self.folder = folder
-        """For libraries that write files themselves; see `adopt`."""
+        """The draft's folder, for libraries that write files themselves; see `adopt`."""
         self.step = step
         self.began_s = monotonic_s()
         self._publish = publish
@@ -53,6 +53,7 @@ class Draft:
         self._fd = open_folder(folder)
 
     def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes a file of `content`."""
         with self._new_file(name) as file:
             file.write(memoryview(content))
             self._files[name] = file.finish()

@@ -24,7 +24,7 @@ class DamagedWhenWritten(Damaged):
     def __init__(self, message: str, path: Path, step: int) -> None:
         super().__init__(message)
         self.path = path
-        """Where it lies now."""
+        """The folder in which it lies now."""
         self.step = step
 
 
@@ -41,7 +41,8 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def as_write_error(error: Exception, what: str) -> CheckpointError | None:
-    """`error`, met while writing `what`, as one of this package's; None if it has nothing to do with the disk.
+    """`error`, met while writing `what`, as one of this package's. None means that it has nothing to do with the disk, or is
+    one already.
 
     The tokenizers library raises a bare Exception whose text ends with Rust's "(os error 28)", hence the look into the text.
     """

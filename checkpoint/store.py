@@ -39,7 +39,7 @@ class SetAside:
     """A damaged checkpoint that was put out of the way."""
 
     path: Path
-    """Where it lies now."""
+    """The folder in which it lies now."""
     step: int | None
     """The step that it is named after. None means that its name tells none."""
     reason: str
@@ -93,7 +93,9 @@ class Store:
         return swept
 
     def room(self, save_bytes: int | None = None, *, emergency: bool = False) -> Room | None:
-        """Whether another checkpoint fits: one of `save_bytes`, or as large as the newest. None: its size is not known."""
+        """Whether another checkpoint fits: one of `save_bytes`, or as large as the newest. None means that its size is not
+        known.
+        """
         found = self.list()
         if save_bytes is None:
             save_bytes = next((info.bytes for info in found if info.problem is None), None)
@@ -108,9 +110,9 @@ class Store:
     def draft(self, step: int, expected_bytes: int | None = None, *, emergency: bool = False) -> Iterator[Draft]:
         """A new checkpoint of `step`: `with store.draft(step) as draft: …; draft.commit()`. Uncommitted it leaves no trace.
 
-        `expected_bytes`, if the size is known; otherwise that of the newest one counts. Where room is short, dispensable
-        checkpoints go first. An `emergency` checkpoint may use the room that other saves leave free.
-        Raises `DiskFull` (also before anything is written), `NotWritten`, `Damaged`.
+        `expected_bytes` is its size. None means that it is not known, and the size of the newest one counts. Where room is
+        short, dispensable checkpoints go first. An `emergency` checkpoint may use the room that other saves leave free. Raises
+        `DiskFull` (also before anything is written), `NotWritten`, `DamagedWhenWritten`.
         """
         from memsup.checkpoint.draft import Draft
 
@@ -191,7 +193,7 @@ class Store:
         return None
 
     def _delete(self, infos: Iterable[Info]) -> None:
-        """Renamed first, so that a half-deleted checkpoint never looks like a damaged one."""
+        """Deletes checkpoints, renamed first, so that a half-deleted one never looks like a damaged one."""
         gone = []
         for info in infos:
             gone.append(info.path.with_name(folders.GONE + info.path.name))
@@ -202,7 +204,9 @@ class Store:
             remove_tree(path)
 
     def _set_aside(self, name: str, reason: str) -> SetAside:
-        """Out of the way and kept, with the reason in it. Where even that fails, it stays where it is and is not used."""
+        """Puts a checkpoint out of the way and keeps it, with the reason in it. Where even that fails, it stays where it is and
+        is not used.
+        """
         path = self.folder / name
         taken = self._names()
         aside = folders.aside_name(name, taken)
@@ -226,7 +230,7 @@ class Store:
             raise CheckpointError(f"{self.folder} cannot be read: {error.strerror}.") from None
 
     def _checkpoints(self) -> Sequence[str]:
-        """The newest first, by step. By name, not by date: clocks jump."""
+        """The names of all checkpoints, the newest first: by step, not by date, since clocks jump."""
         found = [(order, name) for name in self._names() if (order := folders.order(name))]
         return [name for _, name in sorted(found, reverse=True)]
 

@@ -139,6 +139,8 @@ class Pace(Order, frozen=True, tag="pace"):
 
 
 class Pause(Order, frozen=True, tag="pause"):
+    """Stop computing, in one of two ways."""
+
     mode: PauseMode
 
 
@@ -176,24 +178,28 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class BatchShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the last step was cut, and what that took of memory. Tokens are rows × padded length."""
+
     effective: Count
     micro_tokens: Count
     micro_rows: int | None
-    """Rows of the last micro-batch."""
+    """The rows of the last micro-batch. None means that there was none yet."""
     peak_bytes: int | None = None
-    """Held at most in the last step, by this process or on its device. None: not measured."""
+    """The most that was held in the last step, by this process or on its device. None means that it was not measured."""
     predicted_bytes: int | None = None
-    """What the memory model said of that step before it was done."""
+    """What the memory model said of that step before it was done. None means that it said nothing."""
 
 
 class WorkerMemory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the worker knows better than anybody outside. None: does not apply or not known."""
+    """What the worker knows of its memory better than anybody outside. None means that a number does not apply, or is not
+    known.
+    """
 
     resident_bytes: int | None
     cuda_allocated_bytes: int | None
     cuda_reserved_bytes: int | None
     data_limit_bytes: int | None
-    """The soft limit (`RLIMIT_DATA`) in force."""
+    """The soft limit (`RLIMIT_DATA`) in force. None means that there is none."""
 
 
 class CheckpointNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -212,20 +218,26 @@ class Report(Message, frozen=True):
 
 
 class Hello(Report, frozen=True, tag="hello"):
+    """The worker's first word: which process it is, and of which run."""
+
     pid: Count
     run_id: str
 
 
 class Heartbeat(Report, frozen=True, tag="heartbeat"):
+    """What the worker says every half second, and beside each other report."""
+
     progress: Progress
     batch: BatchShape | None
     memory: WorkerMemory
     checkpoint: CheckpointNote | None
     digest: str | None
-    """The audit's rolling digest after `progress.step` steps."""
+    """The audit's rolling digest after `progress.step` steps. None means that training has not begun."""
 
 
 class Accepted(Report, frozen=True, tag="accepted"):
+    """An order has arrived; it will be carried out at the next boundary."""
+
     order_id: Count
 
 
@@ -251,7 +263,7 @@ class OutOfMemory(Report, frozen=True, tag="out_of_memory"):
     """Caught: the step's gradients were dropped, memory handed back, the step is redone with `micro_tokens_after`."""
 
     where: str
-    """forward, backward, optimizer, evaluate"""
+    """The part of the work in which it ran out: forward, backward, optimizer or evaluate."""
     device: str
     step: Count
     micro_tokens_before: Count
@@ -260,7 +272,7 @@ class OutOfMemory(Report, frozen=True, tag="out_of_memory"):
 
 
 class Finished(Report, frozen=True, tag="finished"):
-    """The run is complete; its model lies at `model_path`. `metrics`: accuracy, majority_accuracy, loss, …"""
+    """The run is complete; its model lies at `model_path`, and `metrics` has accuracy, majority_accuracy, loss and so on."""
 
     model_path: str
     metrics: dict[str, float]
@@ -302,10 +314,12 @@ class Decided(Report, frozen=True, tag="decided"):
     what: DecisionKind
     detail: Text
     checkpoint: str | None = None
-    """The folder that it is about, as it is called now."""
+    """The folder of the checkpoint that it is about, as it is called now. None means that it is about none, or that none is
+    left."""
     step: int | None = None
-    """The step that the checkpoint holds, as its folder's name tells."""
+    """The step that it is about. None means that it is about none, or that the folder's name tells none."""
     rows: int | None = None
+    """How many rows of the data it is about. None means that it is about none."""
 
 
 class Leaving(Report, frozen=True, tag="leaving"):
@@ -323,6 +337,8 @@ AnyReport = Hello | Heartbeat | Accepted | Done | OrderFailed | OutOfMemory | Fi
 
 
 class RequestKind(enum.StrEnum):
+    """What the command line asks of the supervisor."""
+
     STATUS = "status"
     PAUSE_HOLD = "pause_hold"
     PAUSE_RELEASE = "pause_release"
@@ -333,13 +349,16 @@ class RequestKind(enum.StrEnum):
 
 
 class Request(Message, frozen=True, tag="request"):
+    """Something that the command line asks, to be answered by one `Reply`."""
+
     request_id: Count
     what: RequestKind
 
 
 class Reply(Message, frozen=True, tag="reply"):
-    """`ok` False: not done, and `text` says why and what to do. `status_json` is the status document (schema 1). After a pause
-    with release, `freed_…` is what the worker gave back; None: not known, or there was none.
+    """The answer to a `Request`. Where `ok` is False it was not done, and `text` says why and what to do. `status_json` is the
+    status document (schema 1). After a pause with release, `freed_…` is what the worker gave back. None of them means that it
+    is not known, or that there was none.
     """
 
     request_id: Count
@@ -370,22 +389,22 @@ def encode(message: Message) -> list[bytes]:
 
 
 def decode_for_worker(frames: list[bytes]) -> ToWorker:
-    """Raises `BadFrameError`."""
+    """The order or answer that the worker received. Raises `BadFrameError`."""
     return _decode(frames, _to_worker)
 
 
 def decode_for_supervisor(frames: list[bytes]) -> AnyReport:
-    """Raises `BadFrameError`."""
+    """The report that the supervisor received. Raises `BadFrameError`."""
     return _decode(frames, _to_supervisor)
 
 
 def decode_request(frames: list[bytes]) -> Request:
-    """Raises `BadFrameError`."""
+    """The request that the supervisor received. Raises `BadFrameError`."""
     return _decode(frames, _request)
 
 
 def decode_reply(frames: list[bytes]) -> Reply:
-    """Raises `BadFrameError`."""
+    """The reply that the command line received. Raises `BadFrameError`."""
     return _decode(frames, _reply)
 
 

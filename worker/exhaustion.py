@@ -29,6 +29,7 @@ _NEW_PROCESS = (
 
 @contextlib.contextmanager
 def has_to_fit(what: str, welcome: Welcome) -> Iterator[None]:
+    """Raises `GiveUp` with a sentence about `what` where memory runs out inside."""
     try:
         yield
     except Exception as error:
@@ -90,6 +91,7 @@ def _one_row_too_large(training: Training, step: int, row: int, tokens: int) -> 
 
 
 def report_out_of_memory(training: Training, where: str, before: Entry, tokens_after: int, exhausted: str) -> None:
+    """Tells the supervisor that memory ran out, and with what it goes on."""
     step = training.step + 1
     log.warning("Out of memory in %s at step %d: %s", where, step, exhausted)
     training.session.link.report(
@@ -105,7 +107,7 @@ def report_out_of_memory(training: Training, where: str, before: Entry, tokens_a
 
 
 def shrink_evaluation(training: Training, rows: Rows, longest: int, exhausted: str) -> int:
-    """Tokens for the rest of this evaluation; the plan of the training is not concerned."""
+    """Makes room for the evaluation to go on; returns the tokens for its rest. The plan of the training is not concerned."""
     hand_back(training.device_memory)
     training.soft_limit.renew()
     if len(rows) == 1:

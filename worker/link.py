@@ -99,7 +99,7 @@ class LeaseTimer:
         self._left_s = lease_s
 
     def spend(self, elapsed_s: float) -> bool:
-        """True once nothing is left. Before the first lease nothing is spent."""
+        """Takes `elapsed_s` off the lease; returns whether nothing is left. Before the first lease nothing is spent."""
         if self._left_s is None:
             return False
         self._left_s -= min(elapsed_s, self._most_s)
@@ -132,7 +132,7 @@ class Link:
         self._thread.start()
 
     def welcome(self, timeout_s: float) -> Welcome | None:
-        """What the supervisor allows in this life; None when it is gone or says nothing in time."""
+        """Waits for what the supervisor allows in this life. None means that it is gone, or said nothing in time."""
         try:
             first = self._welcome.get(timeout=timeout_s)
         except queue.Empty:

@@ -52,14 +52,14 @@ _FIRST_LOSS_SCALE = 2.0**16
 
 @dataclass(frozen=True)
 class Start:
-    """From where this life goes on. All None: from the settings alone."""
+    """The place from which this life goes on. Where all fields are None it begins from the settings alone."""
 
     folder: Path | None = None
-    """Where model and tokenizer come from."""
+    """The folder from which model and tokenizer come. None means that they come from `task.model`."""
     state: State | None = None
-    """None with a folder: only its weights are taken."""
+    """The state that is gone on with. None beside a folder means that only its weights are taken."""
     note: CheckpointNote | None = None
-    """The run's own newest checkpoint."""
+    """The run's own newest checkpoint. None means that it has none."""
 
 
 def find_start(record: RunRecord, store: Store, session: Session) -> Start:
@@ -281,7 +281,7 @@ def save_if_due(training: Training) -> None:
 
 
 def save_evaluated(training: Training) -> None:
-    """The best so far is worth a checkpoint as soon as that takes no more than its share of the time."""
+    """Saves the best result so far as soon as a save takes no more than its share of the time; else as `save_if_due`."""
     share_s = (training.save_s or 0.0) / OVERHEAD_FRACTION
     if training.best is training.evaluated and training.work_s() - training.saved_s >= share_s:
         save_if_possible(training)
@@ -290,7 +290,7 @@ def save_evaluated(training: Training) -> None:
 
 
 def save_if_possible(training: Training) -> None:
-    """Training does not end because a save failed: what a full disk means is the supervisor's to decide."""
+    """Saves, and goes on where that fails: what a full disk means is the supervisor's to decide."""
     try:
         training.session.checkpoint_now()
     except Exception as error:
@@ -301,7 +301,7 @@ def save_if_possible(training: Training) -> None:
 
 
 def merit_of(evaluated: Evaluated) -> float:
-    """The greater the better."""
+    """How good an evaluation's result is: the greater, the better."""
     return evaluated.metrics["accuracy"] if "accuracy" in evaluated.metrics else -evaluated.metrics["loss"]
 
 

@@ -42,7 +42,7 @@ from memsup.worker.link import Link, MustLeave, Snapshot
 from memsup.worker.memory import hand_back
 
 SIGN_OF_LIFE_S = 1.0
-"""While the main thread waits (held, or in a gap of its pace) it counts as moving this often."""
+"""How often the main thread counts as moving while it waits, held or in a gap of its pace."""
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Session:
         self.link = link
         self._program: Program | None = None
         self.held_s = 0.0
-        """Time spent in pauses so far; a rate of work leaves it out."""
+        """The time spent in pauses so far; a rate of work leaves it out."""
         self._held = False
         self._held_since_s = 0.0
         self._phase_before_hold = Phase.STARTING
@@ -109,7 +109,7 @@ class Session:
         self._postponed: list[AnyOrder | MustLeave] = []
 
     def begin(self, program: Program) -> None:
-        """From now on orders go to `program`. Those that came before wait for it."""
+        """Has orders go to `program` from now on. Those that came before have waited for it."""
         assert self._program is None, "a session has one program"
         self._program = program
         self.link.read_memory = program.read_memory
@@ -140,7 +140,7 @@ class Session:
         )
 
     def tick(self) -> None:
-        """Something was finished, so the main thread lives. Cheap; carries out no order."""
+        """Tells that something was finished, so the main thread lives. It is cheap and carries out no order."""
         self.publish(ticks=self.link.snapshot.progress.ticks + 1)
 
     def decided(
@@ -177,9 +177,8 @@ class Session:
         return note
 
     def leave(self, reason: str) -> None:
-        """Unordered: nobody decides what a failed save means, so leave all the same; the newest checkpoint holds.
-
-        Raises `Leave`.
+        """Saves and leaves without an order. Nobody decides then what a failed save means, so it leaves all the same, and the
+        newest checkpoint holds. Raises `Leave`.
         """
         note = self.link.snapshot.checkpoint
         if self._loaded is not None:

@@ -73,10 +73,10 @@ log = logging.getLogger(__name__)
 
 _STEPS_TO_DOUBLE_SCALE = 2000
 PLANNED_FRACTION, INITIAL_FRACTION = 0.84, 0.88
-"""Of its limit is what micro-batches are planned for, and what those with which the run began may take: the ladder stops growth
-at 85 %, asks for less at 90 %, and the planner's line has an error."""
+"""The parts of the worker's limit that micro-batches are planned for, and that those may take with which the run began: the
+ladder stops growth at 85 %, asks for less at 90 %, and the planner's line has an error."""
 _COMING_STEPS = 32
-"""So many steps ahead decide which cut is the fastest."""
+"""The number of coming steps by which it is decided which cut is the fastest."""
 
 
 def train(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session) -> Finished:
@@ -108,7 +108,7 @@ def train(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session
 
 
 def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session) -> Training:
-    """Everything in its place for the next step, whichever that is."""
+    """Puts everything in its place for the next step, whichever that is. Raises `Leave`, `GiveUp`, `InputError`."""
     settings = record.settings
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class _Program:
     def __init__(self, memory: DeviceMemory | None) -> None:
         self._memory = memory
         self.training: Training | None = None
-        """None means that it is still being loaded."""
+        """All that is trained with. None means that it is still being loaded."""
 
     @property
     def is_loaded(self) -> bool:
@@ -224,8 +224,8 @@ class _Program:
 
 
 def _lanes_for(training: Training, welcome: Welcome) -> tuple[int, str | None]:
-    """In how many lanes the run computes where nothing is decided yet, and why in fewer than are wanted. None means that there
-    are as many as are wanted.
+    """The number of lanes in which a new run computes, and the reason why they are fewer than wanted. None means that they are
+    not.
     """
     settings, examples, model = training.settings, training.prepared.train, training.prepared.model
     if training.device.type != "cpu":
@@ -312,17 +312,17 @@ def take_step(training: Training) -> None:
 
 @dataclass(frozen=True)
 class Gradient:
-    """A step's gradient is in the parameters, clipped; these are its figures."""
+    """The figures of a step's gradient, which itself is in the parameters, clipped."""
 
     loss: float
     weight: float
     norm: float
-    """Before clipping."""
+    """The gradient's norm before it was clipped."""
 
 
 @contextlib.contextmanager
 def _named(step: int, rows: Rows) -> Iterator[None]:
-    """A crash in here names its step and rows: the restarts count by step, and a person looks at the rows."""
+    """Names step and rows of a crash inside: the restarts count by step, and a person looks at the rows."""
     try:
         yield
     except (GiveUp, CheckpointError, OSError):  # of these the step is not the cause
@@ -337,7 +337,9 @@ def _in_words(rows: Rows) -> str:
 
 
 def _try_gradient(training: Training, step: int, rows: Rows) -> Gradient | None:
-    """None: the step is to be done again, under a plan that has changed. Its gradients are dropped."""
+    """Computes the gradient of a step. None means that the step is to be done again, under a plan that has changed; its
+    gradients are dropped.
+    """
     try:
         gradient = _accumulate(training, step, rows)
     except Exception as error:
@@ -355,6 +357,9 @@ def _try_gradient(training: Training, step: int, rows: Rows) -> Gradient | None:
 
 
 def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
+    """Adds up the gradients of the step's micro-batches. None as in `_try_gradient`: the plan has changed meanwhile, or the
+    loss scale was too high.
+    """
     examples, lanes = training.prepared.train, training.lanes
     plan = training.plan.at(step)
     cuts = [split(micro, examples.lengths[micro], plan) for micro in cut(rows, examples.lengths[rows], plan)]
@@ -394,7 +399,7 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
 
 
 def _add_gradient(training: Training, rows: Rows, weight: float, seeded: Callable[[], None], model: Any) -> torch.Tensor:
-    """Of these rows, in one lane, into the gradients of its `model`; returns their share of the step's loss."""
+    """Adds the gradient of these rows, in one lane, to the gradients of its `model`; returns their share of the step's loss."""
     where = "forward"
     try:
         seeded()
@@ -410,7 +415,7 @@ def _add_gradient(training: Training, rows: Rows, weight: float, seeded: Callabl
 
 
 def _plan_ahead(training: Training) -> None:
-    """Between two steps: takes what was measured into the plan. Raises `Leave` where memory leaks."""
+    """Takes what was measured into the plan, between two steps. Raises `Leave` where memory leaks."""
     step, planner = training.step + 1, training.measuring.planner
     if training.measuring.is_tight:
         trim()  # before the ladder asks for less
@@ -430,7 +435,7 @@ def _plan_ahead(training: Training) -> None:
 
 
 def _finish_gradient(training: Training, step: int, rows: Rows, weight: float, loss: float) -> Gradient | None:
-    """Undoes the loss scale and clips. None: the scale was too high for this step and is lower now."""
+    """Undoes the loss scale and clips the gradient. None means that the scale was too high for this step and is lower now."""
     parameters = [parameter for parameter in training.prepared.model.parameters() if parameter.grad is not None]
     if training.loss_scale != 1:
         for parameter in parameters:
@@ -479,7 +484,7 @@ def _apply_gradient(training: Training, step: int, rate: float) -> None:
 
 
 def evaluate(training: Training) -> None:
-    """Measures the model on the evaluation rows, the longest first, and nothing is kept but the counts."""
+    """Measures the model on the evaluation rows, the longest first, and keeps nothing but the counts."""
     session, examples = training.session, training.prepared.evaluation
     model = training.prepared.model.eval()
     metrics = training.task.new_metrics()

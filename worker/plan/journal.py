@@ -2,8 +2,8 @@
 
 A change is written and flushed before it takes effect, with the step from which it holds, so that steps redone after a kill
 are cut as they were: another cut gives other bits. A change that holds from a step replaces all that was written before for
-that step and later ones. What an entry says is in `entry.py`. Who changes what and why is decided in
- `planner.py` (what was measured) and `train.py` (what happened).
+that step and later ones. What an entry says is in `entry.py`. Who changes what and why is decided in `planner.py` (what was
+measured), `exhaustion.py` (memory ran out) and `micro_batch_limit.py` (the supervisor ordered it).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Plan:
-    """What the journal says, and the only writer of it."""
+    """The entries of a run's journal; nothing else writes to it."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -32,7 +32,7 @@ class Plan:
             self._entries = appended(self._entries, entry)
 
     def begin(self, entry: Entry, *, saved: bool) -> None:
-        """With what the run begins where the journal says nothing: from the settings, or as a checkpoint has it (`saved`).
+        """Takes `entry`, from the settings or as a checkpoint has it (`saved`), where the journal says nothing.
 
         A saved entry that the journal does not have was lost from it, and holds. Otherwise the journal knows better.
         """
@@ -40,12 +40,15 @@ class Plan:
             self._put(entry)
 
     def at(self, step: int) -> Entry:
+        """The entry that holds for `step`."""
         found = in_force(self._entries, step)
         assert found is not None, "the plan has not begun"
         return found
 
     def change(self, step: int, cause: str, **changes: Any) -> Entry:
-        """From `step` on, what was last known with `changes`. Returns what holds then, when that is on disk."""
+        """Has what was last known hold from `step` on with `changes`, which are fields of `Entry`. Returns the entry that then
+        holds, when it is on disk.
+        """
         concerned = [entry for entry in self._entries if entry.step > step] + [self.at(step)]
         if all(getattr(entry, name) == value for entry in concerned for name, value in changes.items()):
             return self.at(step)
@@ -56,11 +59,12 @@ class Plan:
 
     @property
     def threads(self) -> int | None:
-        """With which the run began. None: it has not, or is older than the question."""
+        """The number of threads with which the run began. None means that it has not begun, or is older than the question."""
         return self._entries[-1].threads if self._entries else None
 
     @property
     def last_change(self) -> Entry:
+        """The entry that was written last."""
         return self._entries[-1]
 
     def _put(self, entry: Entry) -> None:
@@ -75,7 +79,9 @@ class Plan:
 
 
 def read_journal(file: Path) -> list[Entry]:
-    """All entries as they were written. A torn end, as after a power cut, is cut off; other damage is skipped, and said."""
+    """All entries of a journal as they were written. A torn end, as after a power cut, is cut off; other damage is skipped and
+    logged.
+    """
     try:
         content = file.read_bytes()
     except FileNotFoundError:
@@ -94,7 +100,7 @@ def read_journal(file: Path) -> list[Entry]:
 
 
 def append_line(file: Path, line: bytes) -> None:
-    """Durably, or not at all. Raises OSError."""
+    """Appends `line` to `file` durably, or not at all. Raises OSError."""
     fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         size = os.fstat(fd).st_size

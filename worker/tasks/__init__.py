@@ -51,9 +51,9 @@ class Prepared:
     """A task, ready to train."""
 
     model: PreTrainedModel
-    """On the CPU, float32, in eval mode."""
+    """The model, on the CPU, in float32 and eval mode."""
     tokenizer: PreTrainedTokenizerBase
-    """Goes into every checkpoint and into the result beside the model."""
+    """The tokenizer, which goes into every checkpoint and into the result beside the model."""
     train: Examples
     evaluation: Examples
     fingerprint: str
@@ -78,6 +78,8 @@ class Metrics(Protocol):
 
 
 class Task(Protocol):
+    """A kind of training: from what, with which model, and by which measure."""
+
     def load(self, settings: Settings, paths: RunPaths, boundary: Boundary, *, checkpoint: Path | None = None) -> Prepared:
         """Loads data (through the cache in `paths.cache`), tokenizer and model.
 
