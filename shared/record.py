@@ -18,7 +18,7 @@ class RecordError(Exception):
 
 
 class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What the worker was expected to hold at its peak: `held_bytes` always, and `token_bytes` for each token computed at once."""
+    """What the worker was expected to hold at its peak: `held_bytes`, and `token_bytes` for each token computed at once."""
 
     held_bytes: int
     token_bytes: float

@@ -124,6 +124,8 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     # -----------------------------------------------------------------------------------------------------------------
     # Machine: threads, device, and the limit below the fence at which exhaustion can still be caught
     plan = Plan(paths.plan)
+    for damage in plan.damage:
+        session.decided(DecisionKind.OTHER_BITS, f"{damage} Steps that are redone may be cut in another way than they were.")
     threads = start_threads(settings.training.threads or plan.threads or (start.state.threads if start.state else None))
     may_move = settings.recovery.continue_on_cpu and start.state is not None
     device = choose_device(settings.training.device, on_cpu=welcome.on_cpu, or_cpu=may_move)

@@ -184,6 +184,17 @@ def test_other_last_bits_are_on_record(tmp_path: Path) -> None:
     assert (said.what, said.step) == (DecisionKind.OTHER_BITS, 1)
 
 
+def test_a_lost_line_of_the_plan_is_on_record_since_steps_may_be_cut_otherwise(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path)
+    with one_life(settings) as training:
+        training.plan.change(2, "a test", limit=40)
+        file = training.paths.plan
+    file.write_bytes(file.read_bytes().replace(b'"limit":40', b'"limit":4?'))
+    with one_life(settings) as training:
+        (said,) = decisions(training)
+    assert said.what is DecisionKind.OTHER_BITS
+
+
 def test_rows_without_a_text_are_left_out_and_that_is_on_record_once(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path)
     assert settings.task.train is not None

@@ -26,7 +26,9 @@ class Plan:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._written = read_journal(file)
+        self.damage: list[str]
+        """A sentence for each line of the journal that could not be read."""
+        self._written, self.damage = read_journal(file)
         self._entries: list[Entry] = []
         for entry in self._written:
             self._entries = appended(self._entries, entry)
@@ -78,16 +80,17 @@ class Plan:
         self._entries = appended(self._entries, entry)
 
 
-def read_journal(file: Path) -> list[Entry]:
-    """All entries of a journal as they were written. A torn end, as after a power cut, is cut off; other damage is skipped and
-    logged.
+def read_journal(file: Path) -> tuple[list[Entry], list[str]]:
+    """All entries of a journal as they were written, and a sentence for each line that cannot be read and is skipped. A torn
+    end, as after a power cut, is cut off.
     """
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        return []
+        return [], []
     *lines, torn = content.split(b"\n")
-    if torn:
+    damage = []
+    if torn:  # by a power cut, before that change took effect
         log.warning("%s ends in the middle of a line, which is dropped.", file)
         os.truncate(file, len(content) - len(torn))
     entries = []
@@ -95,8 +98,8 @@ def read_journal(file: Path) -> list[Entry]:
         try:
             entries.append(msgspec.json.decode(line, type=Entry))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.warning("%s, line %d is unreadable and skipped: %s.", file, number, error)
-    return entries
+            damage.append(f"{file}, line {number} is unreadable and skipped: {error}.")
+    return entries, damage
 
 
 def append_line(file: Path, line: bytes) -> None:

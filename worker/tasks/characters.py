@@ -48,7 +48,7 @@ _words = BertPreTokenizer()
 
 
 def _normalize(text: str) -> str:
-    """The text as the tokenizer will see it: lower case, no accents, no control characters, spaces around Chinese characters."""
+    """The text as the tokenizer sees it: lower case, no accents, no control characters, spaces around Chinese characters."""
     return str(_normalizer.normalize_str(text))
 
 
