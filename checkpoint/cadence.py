@@ -16,7 +16,8 @@ OVERHEAD_FRACTION = 0.01
 FIRST_SAVE_S = 60.0
 """A run's first save comes early: until then its cost is unknown, and so is whether the disk takes it at all."""
 ASSUMED_LIFE_S = 6 * 3600.0
-"""Before anything is known of this machine: one death in an evening and a night. Counts as one observed death."""
+"""The mean time between deaths that is assumed before anything is known of this machine: one death in an evening and a night.
+It counts as one observed death."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,11 @@ class Experience:
     """What this run has seen so far. All durations are monotonic seconds; time that stood still (paused) is not counted."""
 
     save_s: float | None
-    """Measured cost of a save (the last one, or the mean of a few); None: none was made yet."""
+    """What the last save cost, as measured. None means that none was made yet."""
     trained_s: float
     """Training time of the run in all its lives."""
     deaths: int
-    """Ends of the worker that nobody asked for."""
+    """How many lives of the worker ended without anybody having asked for it."""
 
     @property
     def mean_life_s(self) -> float:
@@ -37,7 +38,7 @@ class Experience:
 
 
 def interval_s(experience: Experience, every_s: float | None = None) -> float:
-    """Seconds of work between two checkpoints. `every_s` is the user's own choice and stands as it is; None is `auto`."""
+    """Seconds of work between two checkpoints. `every_s` is the user's own choice and stands as it is. None means `auto`."""
     if every_s is not None:
         return every_s
     if experience.save_s is None:
@@ -54,21 +55,6 @@ def young_daly_s(save_s: float, mean_life_s: float) -> float:
     return math.sqrt(2 * save_s * mean_life_s) * (1 + ratio / 3 + ratio * ratio / 9) - save_s
 
 
-def is_due(
-    now_s: float, saved_s: float, experience: Experience, every_s: float | None = None, until_next_chance_s: float = 0.0
-) -> bool:
-    """Whether to save now. `saved_s` is when the work since was begun: the end of the last save, or the start.
-
-    `until_next_chance_s` is the time to the next micro-batch boundary; with `auto` the ten minutes are not overrun for it.
-    """
-    unsaved_s = now_s - saved_s
-    if every_s is None and unsaved_s + until_next_chance_s > MOST_AT_RISK_S:
-        return True
-    return unsaved_s >= interval_s(experience, every_s)
-
-
-def pays_before_risk(now_s: float, saved_s: float, experience: Experience, chance_of_death: float) -> bool:
-    """Whether to save before a risky moment (a larger micro-batch, a pause, heat): does the work that may be lost, times the
-    chance of losing it, exceed the cost of a save? An unknown cost is no reason not to.
-    """
-    return (now_s - saved_s) * chance_of_death > (experience.save_s or 0.0)
+def is_due(now_s: float, saved_s: float, experience: Experience, every_s: float | None = None) -> bool:
+    """Whether to save now. `saved_s` is when the work since was begun: the end of the last save, or the start."""
+    return now_s - saved_s >= interval_s(experience, every_s)

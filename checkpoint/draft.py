@@ -26,28 +26,26 @@ from memsup.shared.clock import monotonic_s, unix_s
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint that is on the disk, whatever happens now."""
+    """A checkpoint that is on the disk, whatever happens now, and was read back from it."""
 
     path: Path
     step: int
     bytes: int
     seconds: float
-    """From the beginning of the draft until `commit` returned: what the save cost."""
-    verified: bool
-    """Every byte was read back from the disk and compared, and older checkpoints were deleted after that."""
+    """What the save cost: the time from the beginning of the draft until `commit` returned."""
     note: str | None = None
-    """What went wrong without harm, such as an old checkpoint that could not be deleted."""
+    """What went wrong without harm, such as an old checkpoint that could not be deleted. None means that nothing did."""
 
 
 class Draft:
-    """All methods raise OSError; `Store.draft` puts it into plain words.
+    """A checkpoint that is being written. All methods raise OSError; `Store.draft` puts it into plain words.
 
-    Names are plain file names, each used once; ValueError otherwise.
+    Names are plain file names, each used once; anything else raises ValueError.
     """
 
-    def __init__(self, folder: Path, step: int, publish: Callable[[Draft, Manifest, bool], Saved]) -> None:
+    def __init__(self, folder: Path, step: int, publish: Callable[[Draft, Manifest], Saved]) -> None:
         self.folder = folder
-        """For libraries that write files themselves; see `adopt`."""
+        """The draft's folder, for libraries that write files themselves; see `adopt`."""
         self.step = step
         self.began_s = monotonic_s()
         self._publish = publish
@@ -55,6 +53,7 @@ class Draft:
         self._fd = open_folder(folder)
 
     def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes a file of `content`."""
         with self._new_file(name) as file:
             file.write(memoryview(content))
             self._files[name] = file.finish()
@@ -79,11 +78,12 @@ class Draft:
             file.take_content()
             self._files[name] = file.finish()
 
-    def commit(self, metric: float | None = None, *, wait: bool = True) -> Saved:
-        """Makes a checkpoint of the draft. `metric`: the evaluation's result, greater is better; not finite counts as none.
+    def commit(self, metric: float | None = None) -> Saved:
+        """Makes a checkpoint of the draft. `metric` is the evaluation's result, the greater the better; one that is not finite
+        counts as none. None means that there was no evaluation.
 
-        When this returns, the checkpoint is durable. With `wait` it has been read back too, and `Damaged` is raised if the disk
-        gave back something else. Without, that goes on in a thread while the caller trains: see `Store.confirmation`.
+        When this returns, the checkpoint is durable, every byte was read back from the disk and compared, and older checkpoints
+        were deleted after that. Raises `Damaged` if the disk gave back something else.
         """
         for name in sorted(os.listdir(self._fd)):
             if name not in self._files:
@@ -98,7 +98,7 @@ class Draft:
             file.write(memoryview(manifests.seal(manifest)))
             file.finish()
         os.fsync(self._fd)
-        return self._publish(self, manifest, wait)
+        return self._publish(self, manifest)
 
     def close(self) -> None:
         """Lets go of the folder; removes nothing."""

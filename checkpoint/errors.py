@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class CheckpointError(Exception):
@@ -12,6 +16,16 @@ class CheckpointError(Exception):
 
 class Damaged(CheckpointError):  # noqa: N818 - what happened, not what kind of object it is
     """What lies on disk is not what was written, or is not a checkpoint. Whoever loads must use another one."""
+
+
+class DamagedWhenWritten(Damaged):
+    """A checkpoint was not on the disk what had been written; it was set aside, and the ones before it count."""
+
+    def __init__(self, message: str, path: Path, step: int) -> None:
+        super().__init__(message)
+        self.path = path
+        """The folder in which it lies now."""
+        self.step = step
 
 
 class DiskFull(CheckpointError):  # noqa: N818
@@ -27,7 +41,8 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def as_write_error(error: Exception, what: str) -> CheckpointError | None:
-    """`error`, met while writing `what`, as one of this package's; None if it has nothing to do with the disk.
+    """`error`, met while writing `what`, as one of this package's. None means that it has nothing to do with the disk, or is
+    one already.
 
     The tokenizers library raises a bare Exception whose text ends with Rust's "(os error 28)", hence the look into the text.
     """

@@ -20,7 +20,7 @@ DRAFT = ".draft-"
 GONE = ".gone-"
 DAMAGED = "damaged-"
 WHY = "WHY.txt"
-"""In a folder set aside: the reason, for whoever finds it."""
+"""The file in a folder set aside that says why, for whoever finds it."""
 
 _CHECKPOINT = re.compile(r"step-(\d{8,18})(?:\.(\d{1,9}))?")
 
@@ -31,17 +31,19 @@ class Info:
 
     path: Path
     step: int | None
-    """None: not known, since its manifest cannot be read."""
+    """The step that it holds. None means that it is not known, since its manifest cannot be read."""
     created_unix_s: float | None
     bytes: int | None
     metric: float | None
-    """The evaluation's result, greater is better; None: not evaluated."""
+    """The evaluation's result, the greater the better. None means that there was no evaluation."""
     problem: str | None = None
-    """Why it cannot be used; None: nothing known against it."""
+    """Why it cannot be used. None means that nothing is known against it."""
 
 
 def order(name: str) -> tuple[int, int] | None:
-    """(step, number within the step) of a checkpoint's folder: the greater, the newer. None for any other name."""
+    """The step of a checkpoint's folder, and its number within the step: the greater, the newer. None means that it is the name
+    of something else.
+    """
     match = _CHECKPOINT.fullmatch(name)
     return (int(match[1]), int(match[2] or 1)) if match else None
 
@@ -62,6 +64,6 @@ def aside_name(name: str, taken: Iterable[str]) -> str:
 
 
 def aside_step(name: str) -> int | None:
-    """The step that a checkpoint set aside was named after."""
+    """The step that a checkpoint set aside was named after. None means that the name tells none."""
     found = order(name.removeprefix(DAMAGED).partition("_")[0])
     return found[0] if found else None

@@ -20,7 +20,7 @@ from memsup.checkpoint.manifest import is_file_name
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 SHARD_BYTES = 256 << 20
-"""A shard holds no more, unless it is a single larger tensor."""
+"""The most that a shard holds, unless it is a single larger tensor."""
 MAX_HEADER_BYTES = 8 << 20
 """Room for 60,000 tensors. The format allows 100 MB, which would take a gigabyte once it is decoded."""
 MAX_INDEX_BYTES = 8 << 20
@@ -58,14 +58,14 @@ class Placed:
 
 
 def size_bytes(tensor: Described) -> int:
-    """Raises ValueError for a dtype that safetensors does not have."""
+    """The bytes of a tensor's elements. Raises ValueError for a dtype that safetensors does not have."""
     if tensor.dtype not in DTYPE_BYTES:
         raise ValueError(f"{tensor.name}: safetensors has no type {tensor.dtype!r}")
     return math.prod(tensor.shape) * DTYPE_BYTES[tensor.dtype]
 
 
 def plan_shards(stem: str, tensors: Sequence[D], shard_bytes: int) -> dict[str, list[D]]:
-    """File name → its tensors, in their order within the file. Raises ValueError for two tensors of one name."""
+    """The tensors of each file, by its name, in their order within it. Raises ValueError for two tensors of one name."""
     names = [tensor.name for tensor in tensors]
     if len(set(names)) != len(names):
         raise ValueError(f"{stem}: two tensors have the same name")
@@ -87,7 +87,9 @@ def plan_shards(stem: str, tensors: Sequence[D], shard_bytes: int) -> dict[str, 
 
 
 def encode_header(tensors: Sequence[Described]) -> bytes:
-    """Everything that stands before the tensors."""
+    """The bytes that stand before the tensors. Raises ValueError for a name that a tensor cannot have, or a header that is too
+    long.
+    """
     document: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place = 0
     for tensor in tensors:
@@ -173,7 +175,7 @@ def encode_index(shards: dict[str, list[D]]) -> bytes:
 
 
 def decode_index(document: bytes) -> dict[str, str]:
-    """Tensor → file. Raises `Damaged`, also for a file that lies anywhere else."""
+    """The file of each tensor. Raises `Damaged`, also for a file that lies anywhere else."""
     try:
         weight_map = _index.decode(document).weight_map
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

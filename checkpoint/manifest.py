@@ -33,21 +33,25 @@ Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file of the checkpoint."""
+
     name: str
-    """Directly inside the checkpoint's folder."""
+    """The file's name, directly inside the checkpoint's folder."""
     bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOTAL_BYTES)]
     xxh3_128: Hash
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The files of a checkpoint, and what it is a checkpoint of."""
+
     format: Annotated[str, msgspec.Meta(pattern="^memsup-checkpoint-1$")] = "memsup-checkpoint-1"
     step: Annotated[int, msgspec.Meta(ge=0, lt=MAX_STEP)]
     created_unix_s: Annotated[float, msgspec.Meta(ge=0)]
     metric: float | None
-    """The evaluation's result, greater is better; None: not evaluated."""
+    """The evaluation's result, the greater the better. None means that there was no evaluation."""
     files: Annotated[list[File], msgspec.Meta(min_length=1, max_length=MAX_FILES)]
     xxh3_128: Hash = "0" * 32
-    """Of every byte of the document before this value."""
+    """The hash of every byte of the document before this value."""
 
     @property
     def total_bytes(self) -> int:
@@ -70,7 +74,7 @@ def seal(manifest: Manifest) -> bytes:
 
 
 def unseal(document: bytes) -> Manifest:
-    """Raises `Damaged` unless `document` is exactly what `seal` made of a sensible manifest."""
+    """The manifest in `document`. Raises `Damaged` unless that is exactly what `seal` made of a sensible one."""
     if not document:
         raise Damaged("its manifest is empty, as after a power cut.")
     if len(document) > MAX_BYTES:

@@ -93,6 +93,7 @@ def read_json(path: Path, name: str, kind: type[T] | Any = Any) -> T:
 
 
 def read_manifest(folder_fd: int) -> Manifest:
+    """The manifest of a checkpoint's folder. Raises `Damaged`."""
     try:
         document = read_small(folder_fd, manifests.NAME, manifests.MAX_BYTES)
     except FileNotFoundError:

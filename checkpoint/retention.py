@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from memsup.checkpoint.folders import Info
 
 LEAST_KEPT = 2
-"""Were there one only, damage to it would cost the whole run."""
+"""How many checkpoints are kept at least: were there one only, damage to it would cost the whole run."""
 
 
 def deletable(newest_first: Sequence[Info], keep: int) -> list[Info]:
@@ -26,6 +26,6 @@ def deletable(newest_first: Sequence[Info], keep: int) -> list[Info]:
 
 
 def best_of(newest_first: Sequence[Info]) -> Info | None:
-    """The one with the greatest metric; None if none was evaluated."""
+    """The checkpoint with the greatest metric. None means that none was evaluated."""
     evaluated = [info for info in newest_first if info.problem is None and info.metric is not None]
     return max(evaluated, key=lambda info: info.metric or 0.0, default=None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from memsup.checkpoint.folders import Info
 
 SPARE_BYTES = 32 << 20
-"""For what a file system needs beside the files, and for logs and ledger, which must not fail first."""
+"""The room for what a file system needs beside the files, and for logs and ledger, which must not fail first."""
 
 
 class Verdict(enum.Enum):
@@ -34,9 +34,8 @@ class Room:
 
 
 def judge(free_bytes: int, save_bytes: int, *, dispensable: Sequence[Info] = (), emergency: bool = False) -> Room:
-    """Room for a save of `save_bytes` in `free_bytes`. `dispensable`: what may be deleted for it, the least useful first.
-
-    An `emergency` checkpoint may use the room that was kept for it.
+    """Whether there is room for a save of `save_bytes` in `free_bytes`. `dispensable` is what may be deleted for it, the least
+    useful first. An `emergency` checkpoint may use the room that was kept for it.
     """
     needed_bytes = save_bytes * (1 if emergency else 2) + SPARE_BYTES
     purpose = "for the emergency checkpoint" if emergency else "for a checkpoint and an emergency one"

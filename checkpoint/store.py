@@ -17,12 +17,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memsup.checkpoint import folders, manifest, retention
-from memsup.checkpoint.errors import CheckpointError, Damaged, DiskFull, as_write_error
+from memsup.checkpoint.errors import CheckpointError, Damaged, DamagedWhenWritten, DiskFull, as_write_error
 from memsup.checkpoint.folders import Info
 from memsup.checkpoint.reading import open_folder, verify
 from memsup.checkpoint.room import Room, Verdict, judge
@@ -31,15 +31,17 @@ from memsup.shared.files import flush_folder
 
 # What only a writer needs is imported when it writes: the supervisor reads, and counts its megabytes.
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from memsup.checkpoint.draft import Draft, Saved
 
 
 @dataclass(frozen=True)
 class SetAside:
+    """A damaged checkpoint that was put out of the way."""
+
     path: Path
-    """Where it lies now."""
+    """The folder in which it lies now."""
+    step: int | None
+    """The step that it is named after. None means that its name tells none."""
     reason: str
 
 
@@ -51,8 +53,6 @@ class Store:
             raise ValueError(f"at least {retention.LEAST_KEPT} checkpoints are kept")
         self.folder = folder.absolute()
         self.keep = keep
-        self.confirmation: Future[Saved] | None = None
-        """Of the last `commit(wait=False)`: `Saved` once it is verified; `Damaged` if the disk gave back something else."""
 
     # ----------------------------------------------------------------------------------------------------------------
     # Reading
@@ -68,7 +68,6 @@ class Store:
 
         `full=False` looks at sizes only. Raises `CheckpointError` where nothing can be said, such as without permission.
         """
-        self._await_confirmation()
         aside: list[SetAside] = []
         for name in self._checkpoints():
             try:
@@ -94,7 +93,9 @@ class Store:
         return swept
 
     def room(self, save_bytes: int | None = None, *, emergency: bool = False) -> Room | None:
-        """Whether another checkpoint fits: one of `save_bytes`, or as large as the newest. None: its size is not known."""
+        """Whether another checkpoint fits: one of `save_bytes`, or as large as the newest. None means that its size is not
+        known.
+        """
         found = self.list()
         if save_bytes is None:
             save_bytes = next((info.bytes for info in found if info.problem is None), None)
@@ -109,15 +110,14 @@ class Store:
     def draft(self, step: int, expected_bytes: int | None = None, *, emergency: bool = False) -> Iterator[Draft]:
         """A new checkpoint of `step`: `with store.draft(step) as draft: …; draft.commit()`. Uncommitted it leaves no trace.
 
-        `expected_bytes`, if the size is known; otherwise that of the newest one counts. Where room is short, dispensable
-        checkpoints go first. An `emergency` checkpoint may use the room that other saves leave free.
-        Raises `DiskFull` (also before anything is written), `NotWritten`, `Damaged`.
+        `expected_bytes` is its size. None means that it is not known, and the size of the newest one counts. Where room is
+        short, dispensable checkpoints go first. An `emergency` checkpoint may use the room that other saves leave free. Raises
+        `DiskFull` (also before anything is written), `NotWritten`, `DamagedWhenWritten`.
         """
         from memsup.checkpoint.draft import Draft
 
         if not 0 <= step < manifest.MAX_STEP:
             raise ValueError(f"a checkpoint cannot be of step {step}")
-        self._await_confirmation()
         try:
             self._make_room(expected_bytes, emergency)
             folder = self._new_folder(step)
@@ -158,10 +158,8 @@ class Store:
         draft.mkdir(mode=0o700)
         return draft
 
-    def _publish(self, draft: Draft, contents: manifest.Manifest, wait_for_it: bool) -> Saved:
-        """Gives a finished draft its name; from then on it is a checkpoint."""
-        from concurrent.futures import ThreadPoolExecutor
-
+    def _publish(self, draft: Draft, contents: manifest.Manifest) -> Saved:
+        """Gives a finished draft its name, from then on it is a checkpoint, and reads it back."""
         from memsup.checkpoint.draft import Saved
 
         path = self.folder / folders.next_name(draft.step, self._names())
@@ -171,38 +169,31 @@ class Store:
         except OSError:
             os.rename(path, draft.folder)  # what cannot be made durable is no checkpoint, and goes the way of the draft
             raise
-        saved = Saved(path, draft.step, contents.total_bytes, monotonic_s() - draft.began_s, verified=False)
-        if wait_for_it:
-            saved = self._confirm(saved)
-            return replace(saved, seconds=monotonic_s() - draft.began_s)
-        thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-readback")
-        self.confirmation = thread.submit(self._confirm, saved)
-        thread.shutdown(wait=False)  # it ends after its one task
-        return saved
+        note = self._confirm(path, draft.step)
+        return Saved(path, draft.step, contents.total_bytes, monotonic_s() - draft.began_s, note)
 
-    def _confirm(self, saved: Saved) -> Saved:
-        """Reads a new checkpoint back from the disk; older ones are deleted after that and never before."""
+    def _confirm(self, path: Path, step: int) -> str | None:
+        """Reads a new checkpoint back from the disk; older ones are deleted after that and never before. Returns what went
+        wrong without harm; None where nothing did. Raises `DamagedWhenWritten`.
+        """
         try:
-            self._verify(saved.path.name, full=True, from_disk=True)
+            self._verify(path.name, full=True, from_disk=True)
         except Damaged as damage:
-            self._set_aside(saved.path.name, str(damage))
-            raise Damaged(
-                f"The checkpoint of step {saved.step} was written, but the disk gives back something else: {damage} "
-                "It was set aside and the one before it counts. The disk may be failing."
+            aside = self._set_aside(path.name, str(damage))
+            raise DamagedWhenWritten(
+                f"The checkpoint of step {step} was written, but the disk gives back something else: {damage} "
+                "It was set aside and the one before it counts. The disk may be failing.",
+                aside.path,
+                step,
             ) from None
         try:
             self.retain()
         except (OSError, CheckpointError) as error:
-            return replace(saved, verified=True, note=f"An older checkpoint could not be deleted: {error}.")
-        return replace(saved, verified=True)
-
-    def _await_confirmation(self) -> None:
-        """One thing at a time happens in the folder. The outcome stays where the caller looks for it."""
-        if self.confirmation is not None:
-            self.confirmation.exception()
+            return f"An older checkpoint could not be deleted: {error}."
+        return None
 
     def _delete(self, infos: Iterable[Info]) -> None:
-        """Renamed first, so that a half-deleted checkpoint never looks like a damaged one."""
+        """Deletes checkpoints, renamed first, so that a half-deleted one never looks like a damaged one."""
         gone = []
         for info in infos:
             gone.append(info.path.with_name(folders.GONE + info.path.name))
@@ -213,7 +204,9 @@ class Store:
             remove_tree(path)
 
     def _set_aside(self, name: str, reason: str) -> SetAside:
-        """Out of the way and kept, with the reason in it. Where even that fails, it stays where it is and is not used."""
+        """Puts a checkpoint out of the way and keeps it, with the reason in it. Where even that fails, it stays where it is and
+        is not used.
+        """
         path = self.folder / name
         taken = self._names()
         aside = folders.aside_name(name, taken)
@@ -223,7 +216,7 @@ class Store:
             os.rename(path, self.folder / aside)
             path = self.folder / aside
             flush_folder(self.folder)
-        return SetAside(path, reason)
+        return SetAside(path, folders.aside_step(aside), reason)
 
     # ----------------------------------------------------------------------------------------------------------------
     # Folders
@@ -237,7 +230,7 @@ class Store:
             raise CheckpointError(f"{self.folder} cannot be read: {error.strerror}.") from None
 
     def _checkpoints(self) -> Sequence[str]:
-        """The newest first, by step. By name, not by date: clocks jump."""
+        """The names of all checkpoints, the newest first: by step, not by date, since clocks jump."""
         found = [(order, name) for name in self._names() if (order := folders.order(name))]
         return [name for _, name in sorted(found, reverse=True)]
 

@@ -40,7 +40,7 @@ class Tensor:
 
 
 def write_shard(file: DurableFile, tensors: list[Tensor]) -> None:
-    """One safetensors file. Raises ValueError if a tensor's chunks are not of the size it claims."""
+    """Writes one safetensors file. Raises ValueError if a tensor's chunks are not of the size it claims."""
     file.write(memoryview(encode_header(tensors)))
     for tensor in tensors:
         written_bytes = 0
@@ -73,7 +73,7 @@ def open_tensors(path: Path, stem: str) -> Iterator[Tensor]:
 
 
 def _shards(folder_fd: int, stem: str) -> list[str]:
-    """The files of `stem`: those of its index, or the one file."""
+    """The names of the files of `stem`: those of its index, or the one file. Raises `Damaged`."""
     index = stem + INDEX_SUFFIX
     try:
         document = read_small(folder_fd, index, MAX_INDEX_BYTES)

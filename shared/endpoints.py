@@ -22,7 +22,7 @@ class SocketFolder:
         self._fd = open_private(paths.runtime)
 
     def endpoint(self, socket_name: str) -> str:
-        """For `bind` and `connect`; valid in this process until `close`."""
+        """The endpoint of a socket for `bind` and `connect`; valid in this process until `close`."""
         return f"ipc:///proc/self/fd/{self._fd}/{socket_name}"
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Makes `path` hold `content`; whoever reads it, at any moment, sees the old or the new, never a part. Raises OSError.
 
-    `durable` False: nothing is flushed, so a power cut may leave an older content, or none. For what is written again soon.
+    Without `durable` nothing is flushed, so a power cut may leave an older content, or none: for what is written again soon.
     """
     beside = path.with_name(path.name + ".new")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

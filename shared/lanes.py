@@ -10,15 +10,18 @@ BYTES_PER_PARAMETER = 16
 """float32: the weight, its gradient, and Adam's two moments."""
 MOST_LANES = 2
 GRADIENT_BYTES = 4
-"""Of a weight, in each lane beyond the first; its copy in a lower precision takes half as much again."""
+"""Bytes of a weight's gradient, in each lane beyond the first; its copy in a lower precision, where there is one, takes
+`COPY_BYTES` more."""
 COPY_BYTES = 2
 MOST_FRACTION, MOST_HELD_FRACTION = 0.1, 0.5
-"""Of the worker's limit that further lanes may take, and that may then be held all the time: what is faster must not be what
-fills the memory. With 0.7 a limit that fell to 60 % cost a death (`benchmarks/squeeze.py --limit 1.5`)."""
+"""The parts of the worker's limit that further lanes may take, and that may then be held all the time: what is faster must not
+be what fills the memory. With 0.7 a limit that fell to 60 % cost a death (`benchmarks/squeeze.py --limit 1.5`)."""
 
 
 def lanes_for(*, parameters: int, amp: str, threads: int, limit_bytes: int | None) -> int:
-    """`limit_bytes` None: nobody knows, and nothing is spent."""
+    """The number of lanes for a model of so many parameters. None of `limit_bytes` means that nobody knows what there is, and
+    one lane is used.
+    """
     if threads % MOST_LANES or limit_bytes is None:
         return 1
     further_bytes = lane_bytes(parameters=parameters, amp=amp)
@@ -28,5 +31,5 @@ def lanes_for(*, parameters: int, amp: str, threads: int, limit_bytes: int | Non
 
 
 def lane_bytes(*, parameters: int, amp: str) -> int:
-    """What a lane beyond the first takes, activations apart."""
+    """The bytes that a lane beyond the first takes, activations apart."""
     return parameters * (GRADIENT_BYTES + (COPY_BYTES if amp != "off" else 0))

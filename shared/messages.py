@@ -31,7 +31,7 @@ import msgspec
 
 from memsup.shared.readings import KnownBatch, KnownProgress
 
-PROTOCOL = b"memsup/1"
+PROTOCOL = b"memsup/2"
 MAX_FRAME_BYTES = 1 << 20
 """No honest message is larger; a larger one is refused before it is decoded."""
 
@@ -85,16 +85,18 @@ class FailureCause(enum.StrEnum):
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
-    """Answers `Hello`. `memory_limit_bytes` is what the worker's whole tree may use; `micro_tokens_limit` caps the
-    micro-batch from the first step on (only after a restart because of memory); None means no such limit. `on_cpu`: whatever
-    the settings say, since the GPU is lost.
-    """
+    """The answer to `Hello`: what this life of the worker may use, and what it has to know of the ones before."""
 
     run_id: str
     lease_s: float
     memory_limit_bytes: int | None
+    """What the worker's whole tree may use. None means that nothing limits it."""
     micro_tokens_limit: int | None
+    """Caps the micro-batch from the first step on. None means no such limit, as ever but after a restart because of memory."""
     on_cpu: bool = False
+    """Whether to compute on the CPU whatever the settings say, since the GPU is lost."""
+    deaths: Count = 0
+    """How many lives before this one ended without anybody having asked for it; who dies often saves more often."""
 
 
 class Lease(Message, frozen=True, tag="lease"):
@@ -111,7 +113,7 @@ class Order(Message, frozen=True):
 
 
 class Checkpoint(Order, frozen=True, tag="checkpoint"):
-    """Write and verify a checkpoint; `Done.checkpoint_path` names it."""
+    """Write and verify a checkpoint; `Done.checkpoint` describes it."""
 
 
 class LimitMicroBatch(Order, frozen=True, tag="limit_micro_batch"):
@@ -139,6 +141,8 @@ class Pace(Order, frozen=True, tag="pace"):
 
 
 class Pause(Order, frozen=True, tag="pause"):
+    """Stop computing, in one of two ways."""
+
     mode: PauseMode
 
 
@@ -179,13 +183,15 @@ class BatchShape(KnownBatch, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkerMemory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the worker knows better than anybody outside. None: does not apply or not known."""
+    """What the worker knows of its memory better than anybody outside. None means that a number does not apply, or is not
+    known.
+    """
 
     resident_bytes: int | None
     cuda_allocated_bytes: int | None
     cuda_reserved_bytes: int | None
     data_limit_bytes: int | None
-    """The soft limit (`RLIMIT_DATA`) in force."""
+    """The soft limit (`RLIMIT_DATA`) in force. None means that there is none."""
 
 
 class CheckpointNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -200,37 +206,42 @@ class CheckpointNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class Report(Message, frozen=True):
-    """Comes from the worker with `rank`, 0 of 1 today."""
-
-    rank: Count
+    """Base of what the worker says."""
 
 
 class Hello(Report, frozen=True, tag="hello"):
+    """The worker's first word: which process it is, and of which run."""
+
     pid: Count
-    world_size: Count
     run_id: str
 
 
 class Heartbeat(Report, frozen=True, tag="heartbeat"):
+    """What the worker says every half second, and beside each other report."""
+
     progress: Progress
     batch: BatchShape | None
     memory: WorkerMemory
     checkpoint: CheckpointNote | None
     digest: str | None
-    """The audit's rolling digest after `progress.step` steps."""
+    """The audit's rolling digest after `progress.step` steps. None means that training has not begun."""
 
 
 class Accepted(Report, frozen=True, tag="accepted"):
+    """An order has arrived; it will be carried out at the next boundary."""
+
     order_id: Count
 
 
 class Done(Report, frozen=True, tag="done"):
-    """An order was carried out. `detail` is a plain clause; `checkpoint` comes with orders that wrote one."""
+    """An order was carried out. `detail` is a plain clause; the other fields say the same to programs."""
 
     order_id: Count
     detail: Text
     checkpoint: CheckpointNote | None = None
+    """The checkpoint that was written, or found to hold the state already. None where the order was for none."""
     micro_tokens: int | None = None
+    """The most tokens of a micro-batch from now on. None where the order was not about micro-batches."""
 
 
 class OrderFailed(Report, frozen=True, tag="order_failed"):
@@ -244,7 +255,7 @@ class OutOfMemory(Report, frozen=True, tag="out_of_memory"):
     """Caught: the step's gradients were dropped, memory handed back, the step is redone with `micro_tokens_after`."""
 
     where: str
-    """forward, backward, optimizer, evaluate"""
+    """The part of the work in which it ran out: forward, backward, optimizer or evaluate."""
     device: str
     step: Count
     micro_tokens_before: Count
@@ -253,7 +264,7 @@ class OutOfMemory(Report, frozen=True, tag="out_of_memory"):
 
 
 class Finished(Report, frozen=True, tag="finished"):
-    """The run is complete; its model lies at `model_path`. `metrics`: accuracy, majority_accuracy, loss, …"""
+    """The run is complete; its model lies at `model_path`, and `metrics` has accuracy, majority_accuracy, loss and so on."""
 
     model_path: str
     metrics: dict[str, float]
@@ -278,11 +289,15 @@ class DecisionKind(enum.StrEnum):
     CHECKPOINT_DAMAGED = "checkpoint_damaged"
     """A checkpoint was found damaged and set aside."""
     CHECKPOINT_USED = "checkpoint_used"
-    """An older checkpoint is gone on from, since newer ones were damaged."""
+    """An older checkpoint is gone on from, or none is left, since newer ones were damaged."""
+    CHECKPOINT_FAILED = "checkpoint_failed"
+    """A checkpoint that was due could not be written; the ones before it count."""
     ROWS_LEFT_OUT = "rows_left_out"
     """Rows of the data are not trained on."""
     CUT_REFUSED = "cut_refused"
-    """A way of cutting or computing that was planned would have been seen by the model."""
+    """A way of cutting or computing that was asked for is not taken: the model would see it, or does not know it."""
+    OTHER_BITS = "other_bits"
+    """The run goes on where it computes other last bits than before, as with another number of threads."""
 
 
 class Decided(Report, frozen=True, tag="decided"):
@@ -291,10 +306,12 @@ class Decided(Report, frozen=True, tag="decided"):
     what: DecisionKind
     detail: Text
     checkpoint: str | None = None
-    """The folder that it is about, as it is called now."""
+    """The folder of the checkpoint that it is about, as it is called now. None means that it is about none, or that none is
+    left."""
     step: int | None = None
-    """The step that the checkpoint holds, as its folder's name tells."""
+    """The step that it is about. None means that it is about none, or that the folder's name tells none."""
     rows: int | None = None
+    """How many rows of the data it is about. None means that it is about none."""
 
 
 class Leaving(Report, frozen=True, tag="leaving"):
@@ -312,6 +329,8 @@ AnyReport = Hello | Heartbeat | Accepted | Done | OrderFailed | OutOfMemory | Fi
 
 
 class RequestKind(enum.StrEnum):
+    """What the command line asks of the supervisor."""
+
     STATUS = "status"
     PAUSE_HOLD = "pause_hold"
     PAUSE_RELEASE = "pause_release"
@@ -322,13 +341,16 @@ class RequestKind(enum.StrEnum):
 
 
 class Request(Message, frozen=True, tag="request"):
+    """Something that the command line asks, to be answered by one `Reply`."""
+
     request_id: Count
     what: RequestKind
 
 
 class Reply(Message, frozen=True, tag="reply"):
-    """`ok` False: not done, and `text` says why and what to do. `status_json` is the status document (schema 1). After a pause
-    with release, `freed_…` is what the worker gave back; None: not known, or there was none.
+    """The answer to a `Request`. Where `ok` is False it was not done, and `text` says why and what to do. `status_json` is the
+    status document (schema 1). After a pause with release, `freed_…` is what the worker gave back. None of them means that it
+    is not known, or that there was none.
     """
 
     request_id: Count
@@ -359,22 +381,22 @@ def encode(message: Message) -> list[bytes]:
 
 
 def decode_for_worker(frames: list[bytes]) -> ToWorker:
-    """Raises `BadFrameError`."""
+    """The order or answer that the worker received. Raises `BadFrameError`."""
     return _decode(frames, _to_worker)
 
 
 def decode_for_supervisor(frames: list[bytes]) -> AnyReport:
-    """Raises `BadFrameError`."""
+    """The report that the supervisor received. Raises `BadFrameError`."""
     return _decode(frames, _to_supervisor)
 
 
 def decode_request(frames: list[bytes]) -> Request:
-    """Raises `BadFrameError`."""
+    """The request that the supervisor received. Raises `BadFrameError`."""
     return _decode(frames, _request)
 
 
 def decode_reply(frames: list[bytes]) -> Reply:
-    """Raises `BadFrameError`."""
+    """The reply that the command line received. Raises `BadFrameError`."""
     return _decode(frames, _reply)
 
 

@@ -1,6 +1,6 @@
 """Where a run keeps its things, and the guard at the door: only the user's own, real, closed folders are used.
 
-Covers the folder names of the design and their checks. Opens no socket (`shared/endpoints.py`) and reads no file in them.
+Covers the names of folders and files, and their checks. Opens no socket (`shared/endpoints.py`) and reads no file in them.
 """
 
 from __future__ import annotations

@@ -18,36 +18,40 @@ class RecordError(Exception):
 
 
 class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What the worker was expected to hold at its peak: `held_bytes` always, and so much for each token computed at once."""
+    """What the worker was expected to hold at its peak: `held_bytes`, and `token_bytes` for each token computed at once."""
 
     held_bytes: int
     token_bytes: float
     most_tokens: int
-    """A step has no more than that."""
+    """The tokens of the largest step; no micro-batch can have more."""
 
     def peak_bytes(self, micro_tokens: int) -> int:
-        """With micro-batches of `micro_tokens`."""
+        """The bytes at the peak with micro-batches of `micro_tokens`."""
         return self.held_bytes + int(self.token_bytes * min(micro_tokens, self.most_tokens))
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
+    """The content of `run.json`."""
+
     run: str
     run_id: str
     created_unix_s: float
     wanted: Wanted
     pause_mode: PauseMode = PauseMode.HOLD
-    """How a wanted pause is to be carried out."""
+    """How a pause that is wanted is to be carried out."""
     gentle: bool = False
-    """The machine died under it, and nobody has stopped and started it since (`supervisor/decide/after_power_loss.py`)."""
+    """Whether the machine died under the run, and nobody has stopped and started it since
+    (`supervisor/decide/after_power_loss.py`)."""
     tier: str
-    """low, safe or full; `settings.tier` keeps what was asked."""
+    """The tier that was chosen: low, safe or full; `settings.tier` keeps what was asked."""
     tier_reason: str
     settings: Settings
-    """With every value that the tier decides filled in."""
+    """The settings, with every value that the tier decides filled in."""
     estimate: MemoryEstimate | None = None
-    """Of the worker, as `start` made it; None where the model was not known, or for a GPU."""
+    """What the worker was expected to hold, as `start` estimated it. None means that the model was not known, or that it is for
+    a GPU."""
     command: list[str] | None = None
-    """A supervised command in place of the built-in training."""
+    """The command that is supervised. None means the built-in training."""
     command_folder: str | None = None
 
 
@@ -55,4 +59,5 @@ _encoder = msgspec.json.Encoder()
 
 
 def encode_record(record: RunRecord) -> bytes:
+    """The bytes of `run.json`, indented for people."""
     return msgspec.json.format(_encoder.encode(record), indent=2) + b"\n"

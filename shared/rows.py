@@ -26,15 +26,17 @@ class InputError(Exception):
 
 
 class Row(NamedTuple):
+    """A row as the file has it, and where it stands."""
+
     file: Path
     line: int
-    """From 1; of a Parquet file the number of the row."""
+    """The line on which the row begins, from 1; of a Parquet file the number of the row."""
     values: dict[str, object]
     """Column → value as the format has it: text in CSV and TSV, anything in JSONL and Parquet."""
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """All rows of a file or folder in their order. `columns` lets Parquet skip the others; None reads all of them.
+    """All rows of a file or folder in their order. `columns` lets Parquet skip the others. None of it reads all columns.
 
     Raises InputError for an unknown or empty file and for the first row that is broken.
     """
@@ -59,6 +61,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
 
 
 def names_columns_in_first_line(path: Path) -> bool:
+    """Whether the format names its columns in the first line."""
     return path.suffix.lower() in (".csv", ".tsv", ".tab")
 
 

@@ -18,12 +18,12 @@ def new_run_id() -> str:
 
 
 def write_record(path: Path, record: RunRecord) -> None:
-    """Raises OSError."""
+    """Makes `path` hold `record`, durably. Raises OSError."""
     replace_file(path, encode_record(record))
 
 
 def read_record(path: Path) -> RunRecord | None:
-    """None where there is no run yet. Raises `RecordError` for a damaged one."""
+    """The record at `path`. None means that there is no run yet. Raises `RecordError` for a damaged one."""
     try:
         return _decoder.decode(path.read_bytes())
     except FileNotFoundError:

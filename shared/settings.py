@@ -76,7 +76,7 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The column with the label. None: it is found by its name or content."""
 
 
-class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold what is no setting any more; it is passed over
     """How it is trained. What is None here is decided by the tier, or by the worker where that is said."""
 
     epochs: Annotated[float, msgspec.Meta(gt=0, le=10_000)] = 3.0
@@ -102,7 +102,6 @@ class Training(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     gradient_checkpointing: bool | None = None
     optimizer_on_host: bool | None = None
     """Whether the optimizer's moments lie in host memory, on a GPU. None: where the GPU has no room for them."""
-    loader_processes: NotNegative | None = None
     threads: Positive | None = None
     """Threads of CPU computation, chosen once and kept for the run, since another number gives other bits. None: what is
     fastest, or the usable CPUs."""

@@ -49,6 +49,8 @@ _SAMPLE_ROWS = 1000
 
 
 class Columns(NamedTuple):
+    """The names of the two columns that count."""
+
     text: str
     label: str
 
@@ -65,9 +67,9 @@ class ModelSource(enum.StrEnum):
 
     FOLDER = "folder"
     CONFIG_ONLY = "config only"
-    """Trained from nothing."""
+    """From nowhere: the folder has a config.json alone, and the model is trained from nothing."""
     HUB = "hub"
-    """Not looked at: that may need the network."""
+    """From the hub, which is not looked at here: that may need the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +79,13 @@ class DataSummary:
     path: Path
     columns: Columns
     rows: int
-    """With a text; the `blank_texts` come on top."""
+    """How many rows have a text; the `blank_texts` come on top."""
     blank_texts: int
     complete: bool
     labels: dict[str, int]
     """Rows of each label, in the order of `sorted_labels`."""
     text_chars: tuple[int, int, int, int]
-    """Length of the texts in characters: median, 90 %, 99 %, longest."""
+    """The lengths of the texts in characters: median, 90 %, 99 %, longest."""
     token_estimates: Counter[int]
     """Number of texts by roughly how many tokens they make."""
 
@@ -97,7 +99,7 @@ class TaskSummary:
     model: ModelSource
     train: DataSummary
     evaluation: DataSummary | None
-    """None: a share of `train` will be held out."""
+    """What was seen of the data to evaluate on. None means that a share of `train` will be held out."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -119,7 +121,9 @@ def check_task(task: Task, *, budget_s: float) -> TaskSummary:
 
 
 def check_model(model: str | None) -> ModelSource:
-    """Raises InputError for a folder that holds no model. A hub id is only told from a folder, not looked up."""
+    """Where the weights of `model` come from. A hub id is only told from a folder, not looked up. Raises InputError for a
+    folder that holds no model.
+    """
     if not model:
         raise InputError("task.model is not set: name a hub id such as bert-base-chinese, or a folder with a config.json.")
     path = Path(model)
@@ -317,7 +321,7 @@ def find_columns(path: Path, text: str | None = None, label: str | None = None) 
 
 
 def _find_label(seen: dict[str, list[str]], path: Path) -> str:
-    """By name, or else the only column of few, short, repeated values."""
+    """The column of labels: by name, or else the only one of few, short, repeated values. Raises InputError."""
     if (named := _by_name(seen, _LABEL_NAMES)) is not None:
         return named
     fits = [
@@ -332,7 +336,7 @@ def _find_label(seen: dict[str, list[str]], path: Path) -> str:
 
 
 def _find_text(seen: dict[str, list[str]], path: Path) -> str:
-    """By name, or else the column whose values are by far the longest."""
+    """The column of texts: by name, or else the one whose values are by far the longest. Raises InputError."""
     if (named := _by_name(seen, _TEXT_NAMES)) is not None:
         return named
     lengths = sorted(((sum(map(len, values)) / len(values), name) for name, values in seen.items() if values), reverse=True)

@@ -5,5 +5,6 @@ before that takes its seconds. To be read in this order: `__main__.py`, `link.py
 
 `plan/` says how a step is cut, `compute/` how a gradient is made, `tasks/` from what. Beside `train.py`: `training.py` (what a
 life trains with), `saving.py` (when it saves, and where a run begins), `state.py` (state to checkpoint and back), `audit.py`
-(what each step did), `exhaustion.py` and `memory.py` (when memory does not suffice), `hardware.py`.
+(what each step did), `exhaustion.py` (when memory ran out), `micro_batch_limit.py` (when the supervisor asks for less),
+`memory.py` and `hardware.py`.
 """

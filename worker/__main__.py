@@ -89,15 +89,15 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
         last_words = train(record, paths, welcome, session)
     except Leave as leave:
         log.info("Leaving: %s.", leave.reason)
-        last_words = Leaving(rank=link.rank, reason=leave.reason, checkpoint=leave.checkpoint)
+        last_words = Leaving(reason=leave.reason, checkpoint=leave.checkpoint)
     except Exception as error:
         log.exception("The training ends here.")
-        last_words = _failed(error, link)
+        last_words = _failed(error)
     link.report(last_words)
     return 1 if isinstance(last_words, Failed) else 0
 
 
-def _failed(error: Exception, link: Link) -> Failed:
+def _failed(error: Exception) -> Failed:
     """Whose fault it is, in one sentence."""
     cause, message, step = FailureCause.CRASH, f"The worker crashed: {type(error).__name__}: {error}", None
     if isinstance(error, GiveUp):
@@ -110,7 +110,6 @@ def _failed(error: Exception, link: Link) -> Failed:
         cause, message = FailureCause.DISK_FULL, f"The disk is full: {error}. Free some space, then: memsup start"
     crash = error.__cause__ or error  # not the sentence that was made of it
     return Failed(
-        rank=link.rank,
         cause=cause,
         message=message,
         traceback="".join(traceback.format_exception(crash))[-60_000:] if cause is FailureCause.CRASH else None,

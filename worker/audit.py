@@ -29,7 +29,7 @@ _LINE = "{step:10d} {rows:16} {weight:>24} {learning_rate:>24} {loss:>24} {gradi
 
 
 class Step(NamedTuple):
-    """All that is audited of a step. The floats are Python's: 64 bits, written so that they read back the same."""
+    """What is audited of a step. The floats are Python's: 64 bits, written so that they read back the same."""
 
     step: int
     rows: NDArray[np.int64]
@@ -68,7 +68,7 @@ class Audit:
     """The digest so far, and the file of lines."""
 
     def __init__(self, file: Path) -> None:
-        """Raises OSError."""
+        """Opens `file`, or creates it. Raises OSError."""
         self.digest = BEFORE_FIRST
         self._complained = False
         self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -83,6 +83,7 @@ class Audit:
         os.ftruncate(self._fd, min(step * LINE_BYTES, os.fstat(self._fd).st_size))
 
     def record(self, taken: Step) -> None:
+        """Rolls the digest on, and writes the step's line; a full disk costs the line alone."""
         self.digest = rolled(self.digest, taken)
         try:
             os.pwrite(self._fd, line(taken, self.digest), (taken.step - 1) * LINE_BYTES)

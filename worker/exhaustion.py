@@ -1,8 +1,9 @@
-"""When memory does not suffice, or the supervisor limits it: smaller micro-batches, activations computed twice, or a sentence.
+"""What follows from running out of memory: smaller micro-batches, one lane, activations computed twice, or a sentence.
 
-Covers what follows from running out of memory while loading, training and evaluating, always outside of the `except` that
-caught it: the exception keeps its frames alive, and with them the graph. How exhaustion is recognised and memory handed back is
-in `memory.py`; what is tried when there is room is the planner's.
+Covers it while loading, training and evaluating, always outside of the `except` that caught the error: an exception keeps its
+frames alive, and with them the graph. How exhaustion is recognised and memory handed back is in `memory.py`, what the
+supervisor orders before it comes to that in `micro_batch_limit.py`, and what is tried when there is room again in
+`plan/planner.py`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from memsup.shared.messages import FailureCause, LimitMicroBatch, OutOfMemory, Welcome
-from memsup.worker.memory import hand_back, is_out_of_memory, lasts
+from memsup.shared.messages import FailureCause, OutOfMemory, Welcome
+from memsup.worker.memory import hand_back, is_out_of_memory, is_permanent, read_memory
 from memsup.worker.plan.batches import Rows
 from memsup.worker.plan.entry import Entry
 from memsup.worker.session import GiveUp
@@ -28,6 +29,7 @@ _NEW_PROCESS = (
 
 @contextlib.contextmanager
 def has_to_fit(what: str, welcome: Welcome) -> Iterator[None]:
+    """Raises `GiveUp` with a sentence about `what` where memory runs out inside."""
     try:
         yield
     except Exception as error:
@@ -59,22 +61,22 @@ def shrink(training: Training, step: int, exhausted: str) -> None:
     with training.soft_limit.spare():
         if len(rows) > 1:
             cause = f"out of memory in {training.where} at {len(rows)} rows, {tokens} tokens"
-            after = training.plan.change(step, cause, ceiling=min(before.micro_tokens, tokens) // 2, single=before.lanes > 1)
+            after = training.plan.change(step, cause, ceiling=min(before.micro_tokens, tokens) // 2, one_lane=before.lanes > 1)
         elif before.lanes_used > 1:
             cause = f"out of memory in {training.where} at one row of {tokens} tokens, with a second lane's gradients"
-            after = training.plan.change(step, cause, single=True)
+            after = training.plan.change(step, cause, one_lane=True)
         elif not training.activation_checkpointing and model.supports_gradient_checkpointing:
             cause = f"out of memory in {training.where} at one row of {tokens} tokens"
             after = training.plan.change(step, cause, activation_checkpointing=True)
         else:
             raise _one_row_too_large(training, step, int(rows[0]), tokens)
         report_out_of_memory(training, training.where, before, after.micro_tokens, exhausted)
-    if lasts(exhausted):
+    if is_permanent(exhausted):
         training.session.leave(_NEW_PROCESS)
 
 
 def _one_row_too_large(training: Training, step: int, row: int, tokens: int) -> GiveUp:
-    memory = training.session.link.read_memory()
+    memory = read_memory(training.device_memory)
     if training.device_memory is not None:
         held, limit = memory.cuda_allocated_bytes, None
     else:
@@ -89,11 +91,11 @@ def _one_row_too_large(training: Training, step: int, row: int, tokens: int) -> 
 
 
 def report_out_of_memory(training: Training, where: str, before: Entry, tokens_after: int, exhausted: str) -> None:
+    """Tells the supervisor that memory ran out, and with what it goes on."""
     step = training.step + 1
     log.warning("Out of memory in %s at step %d: %s", where, step, exhausted)
     training.session.link.report(
         OutOfMemory(
-            rank=training.session.link.rank,
             where=where,
             device=str(training.device),
             step=step,
@@ -104,34 +106,8 @@ def report_out_of_memory(training: Training, where: str, before: Entry, tokens_a
     )
 
 
-def limit_micro_batch(training: Training, order: LimitMicroBatch) -> int:
-    """Takes the supervisor's limit into the plan, from the step in hand on: it is done again if its cuts change."""
-    step = training.step + 1
-    before = training.plan.at(step)
-    in_force, limit, ceiling, twice = before.micro_tokens, order.micro_tokens, before.ceiling, before.activation_checkpointing
-    single = before.single
-    if order.halve:
-        in_use = min(in_force, training.largest_tokens or in_force)  # halving what is not used would change nothing
-        if training.settings.tune and training.largest is not None and training.largest.all_rows == 1:
-            # The largest is one row, and halving would only cost time. The planner takes this back when the limit is lifted.
-            limit, twice = in_use, twice or training.prepared.model.supports_gradient_checkpointing
-        else:
-            limit = max(1, in_use // 2)
-        single = before.lanes > 1
-        hand_back(training.device_memory)
-    elif limit is None and not order.may_grow:
-        limit = in_force
-    elif limit is None and before.limit is not None and training.settings.tune:
-        ceiling = 2 * in_force  # from there the planner goes on, and sees whether the room is really back
-        training.measuring.planner.look_soon()
-    changes = {"limit": limit, "ceiling": ceiling, "activation_checkpointing": twice, "single": single and limit is not None}
-    after = training.plan.change(step, f"ordered: {order.reason}", **changes)
-    training.publish()
-    return after.micro_tokens
-
-
 def shrink_evaluation(training: Training, rows: Rows, longest: int, exhausted: str) -> int:
-    """Tokens for the rest of this evaluation; the plan of the training is not concerned."""
+    """Makes room for the evaluation to go on; returns the tokens for its rest. The plan of the training is not concerned."""
     hand_back(training.device_memory)
     training.soft_limit.renew()
     if len(rows) == 1:
@@ -143,7 +119,7 @@ def shrink_evaluation(training: Training, rows: Rows, longest: int, exhausted: s
     tokens = len(rows) * longest // 2
     before = training.plan.at(training.step + 1)
     report_out_of_memory(training, "evaluate", before, tokens, exhausted)
-    if lasts(exhausted):
+    if is_permanent(exhausted):
         step = training.step + 1
         training.plan.change(step, f"out of memory in an evaluation at {len(rows)} rows", ceiling=tokens)
         training.session.leave(_NEW_PROCESS)

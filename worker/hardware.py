@@ -9,7 +9,7 @@ import torch
 
 from memsup.shared.messages import FailureCause
 from memsup.shared.settings import Share
-from memsup.worker.compute.offloaded_adam import HostedAdamW
+from memsup.worker.compute.offloaded_adam import OffloadedAdamW
 from memsup.worker.compute.randomness import repeated
 from memsup.worker.compute.threads import find_threads
 from memsup.worker.memory import CudaMemory, DeviceMemory
@@ -19,8 +19,8 @@ _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def start_threads(wanted: int | None) -> int:
-    """Fixes the number of threads that compute, and starts them; returns it. None: the fastest, found out by trying, of at most
-    `OMP_NUM_THREADS`. Call it before memory is limited: a library that cannot start a thread aborts.
+    """Fixes the number of threads that compute, and starts them; returns it. None means the fastest number, found out by
+    trying, of at most `OMP_NUM_THREADS`. Call it before memory is limited: a library that cannot start a thread aborts.
     """
     threads = wanted or find_threads(torch.get_num_threads())
     torch.set_num_threads(threads)
@@ -32,8 +32,8 @@ def start_threads(wanted: int | None) -> int:
 
 
 def choose_device(wanted: str, *, on_cpu: bool = False, or_cpu: bool = False) -> torch.device:
-    """`wanted` is auto, cpu, cuda or cuda:N. `on_cpu`: the CPU all the same; `or_cpu`: where no GPU works, the CPU will do.
-    Raises `GiveUp`.
+    """The device that `wanted` (auto, cpu, cuda or cuda:N) means here. With `on_cpu` it is the CPU all the same; with `or_cpu`
+    the CPU will do where no GPU works. Raises `GiveUp`.
     """
     if on_cpu or (or_cpu and not torch.cuda.is_available()):
         wanted = "cpu"
@@ -55,7 +55,9 @@ def choose_device(wanted: str, *, on_cpu: bool = False, or_cpu: bool = False) ->
 
 
 def device_memory(device: torch.device, limit: Share | int) -> DeviceMemory | None:
-    """None on a CPU. `limit` is the share of the device, or the bytes, beyond which torch itself says that memory is out."""
+    """The memory of `device`, limited to `limit`, a share of it or bytes, beyond which torch itself says that memory is out.
+    None means that it is a CPU.
+    """
     if device.type != "cuda":
         return None
     memory = CudaMemory(device)
@@ -64,8 +66,8 @@ def device_memory(device: torch.device, limit: Share | int) -> DeviceMemory | No
 
 
 def autocast(device: torch.device, amp: str | None) -> AbstractContextManager[Any]:
-    """Forward passes in the lower precision `amp`, if it is one. None: not here, as in a backward pass, which has the precision
-    of each forward operation anyway.
+    """Computes forward passes inside in the lower precision `amp`, if it is one. None means that nothing is lowered, as in a
+    backward pass, which has the precision of each forward operation anyway.
     """
     return torch.autocast(device.type, dtype=_AMP[amp]) if amp in _AMP else torch.autocast(device.type, enabled=False)
 
@@ -75,7 +77,9 @@ def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str,
 
 
 def set_activation_checkpointing(model: Any, on: bool) -> None:
-    """Activations are computed a second time in the backward pass instead of kept: the same gradient in less memory."""
+    """Sets whether activations are computed a second time in the backward pass instead of kept: the same gradient in less
+    memory.
+    """
     if hasattr(model, "activation_checkpointing_enable"):  # transformers 5
         enable, disable = model.activation_checkpointing_enable, model.activation_checkpointing_disable
     else:
@@ -102,17 +106,17 @@ def place_model(model: Any, device: torch.device) -> None:
 def make_optimizer(model: Any, *, weight_decay: float, on_host: bool = False) -> torch.optim.Optimizer:
     """AdamW with all of its state allocated, and touched: it must not run out of memory when parameters change.
 
-    Biases and normalisation weights are not decayed, as usual. Fused: in place, so a step needs no memory of its own, and the
-    fastest on the CPU as well. The learning rate is set at each step. `on_host`: its moments lie in host memory
-    (`compute/offloaded_adam.py`).
+    Biases and normalisation weights are not decayed, as usual. It is fused, which computes in place, so that a step needs no
+    memory of its own, and is the fastest on the CPU as well. The learning rate is set at each step. With `on_host` its moments
+    lie in host memory (`compute/offloaded_adam.py`).
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": weight_decay},
         {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = HostedAdamW(groups) if on_host else torch.optim.AdamW(groups, lr=0.0, fused=True)
-    new_moment = optimizer.host_moment if isinstance(optimizer, HostedAdamW) else torch.zeros_like
+    optimizer = OffloadedAdamW(groups) if on_host else torch.optim.AdamW(groups, lr=0.0, fused=True)
+    new_moment = optimizer.host_moment if isinstance(optimizer, OffloadedAdamW) else torch.zeros_like
     for parameter in trained:
         optimizer.state[parameter] = {
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),

@@ -99,7 +99,7 @@ class LeaseTimer:
         self._left_s = lease_s
 
     def spend(self, elapsed_s: float) -> bool:
-        """True once nothing is left. Before the first lease nothing is spent."""
+        """Takes `elapsed_s` off the lease; returns whether nothing is left. Before the first lease nothing is spent."""
         if self._left_s is None:
             return False
         self._left_s -= min(elapsed_s, self._most_s)
@@ -109,13 +109,12 @@ class LeaseTimer:
 class Link:
     """Public to the main thread: `orders`, `snapshot`, `report`, `welcome` and `close`."""
 
-    def __init__(self, paths: RunPaths, *, run_id: str, lifeline_fd: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, paths: RunPaths, *, run_id: str, lifeline_fd: int) -> None:
         """`lifeline_fd` is the read end of a pipe whose other end only the supervisor holds. Raises `PathError`."""
-        self.rank = rank
         self.orders: queue.SimpleQueue[AnyOrder | MustLeave] = queue.SimpleQueue()
         self.snapshot = STARTING
         self.read_memory: Callable[[], WorkerMemory] = read_memory
-        self._hello = Hello(rank=rank, pid=os.getpid(), world_size=world_size, run_id=run_id)
+        self._hello = Hello(pid=os.getpid(), run_id=run_id)
         self._lifeline_fd = lifeline_fd
         self._welcome: queue.SimpleQueue[Welcome | MustLeave] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[AnyReport | None] = queue.SimpleQueue()
@@ -133,7 +132,7 @@ class Link:
         self._thread.start()
 
     def welcome(self, timeout_s: float) -> Welcome | None:
-        """What the supervisor allows in this life; None when it is gone or says nothing in time."""
+        """Waits for what the supervisor allows in this life. None means that it is gone, or said nothing in time."""
         try:
             first = self._welcome.get(timeout=timeout_s)
         except queue.Empty:
@@ -217,7 +216,7 @@ class Link:
                 continue
             if isinstance(message, Order):
                 self.orders.put(message)
-                self._send(socket, Accepted(rank=self.rank, order_id=message.order_id))
+                self._send(socket, Accepted(order_id=message.order_id))
             else:
                 self._lease.renew(message.lease_s)
                 if isinstance(message, Welcome):
@@ -232,7 +231,6 @@ class Link:
         self._send(
             socket,
             Heartbeat(
-                rank=self.rank,
                 progress=seen.progress,
                 batch=seen.batch,
                 memory=memory,

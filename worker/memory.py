@@ -1,7 +1,7 @@
 """Memory as the worker sees it: how much it holds, the soft limit in host RAM, giving memory back, recognising exhaustion.
 
-Also the one seam for torch's CUDA memory calls (`DeviceMemory`). What is done about exhaustion is decided in `train.py`; the
-fence around the process is the supervisor's.
+Also the one seam for torch's CUDA memory calls (`DeviceMemory`). What is done about exhaustion is decided in `exhaustion.py`;
+the fence around the process is the supervisor's.
 
 The soft limit (`RLIMIT_DATA`) lies below the worker's limit, so that an allocation fails, and can be caught, before the fence
 kills. It is for CPU training only: the CUDA driver maps far more than it uses.
@@ -26,7 +26,7 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MIB = 1 << 20
 
 SPARE_BYTES = 64 * _MIB
-"""Between the soft limit and the worker's limit: what a save may need beyond what training holds."""
+"""The room between the soft limit and the worker's limit: what a save may need beyond what training holds."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ SPARE_BYTES = 64 * _MIB
 
 
 class Held(NamedTuple):
-    """Of this process; see statm in proc_pid_statm(5)."""
+    """What this process holds; see proc_pid_statm(5)."""
 
     resident_bytes: int
     anonymous_bytes: int
@@ -44,7 +44,7 @@ class Held(NamedTuple):
 
 
 def held() -> Held:
-    """Raises OSError."""
+    """Reads what this process holds now. Raises OSError."""
     fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
     try:
         pages = [int(word) for word in os.read(fd, 256).split()]
@@ -54,7 +54,9 @@ def held() -> Held:
 
 
 class Peak:
-    """How much was held at most since `begin`: anonymous memory of this process, or what torch allocated on the device."""
+    """Measures how much was held at most since `begin`: anonymous memory of this process, or what torch allocated on the
+    device.
+    """
 
     def __init__(self, device: DeviceMemory | None) -> None:
         self._device = device
@@ -72,7 +74,7 @@ class Peak:
         return held().anonymous_bytes
 
     def end(self) -> int:
-        """Raises OSError."""
+        """Returns the most bytes that were held since `begin`. Raises OSError."""
         if self._device is not None:
             return self._device.peak_bytes()
         now = held()
@@ -92,7 +94,7 @@ def _resident_peak_bytes() -> int:
 
 
 def read_memory(device: DeviceMemory | None = None) -> WorkerMemory:
-    """For the heartbeat; quick, from any thread. Raises OSError."""
+    """Reads what a heartbeat says of memory; quick, and from any thread. Raises OSError."""
     soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
     return WorkerMemory(
         resident_bytes=held().resident_bytes,
@@ -117,7 +119,7 @@ def soft_limit_bytes(worker_limit_bytes: int, now: Held) -> int:
 
 
 class SoftLimit:
-    """`RLIMIT_DATA`, kept where it has to be. None as limit: there is none, and nothing is done."""
+    """`RLIMIT_DATA`, kept where it has to be. None as limit means that there is none, and nothing is done."""
 
     def __init__(self, worker_limit_bytes: int | None) -> None:
         self._worker_limit_bytes = worker_limit_bytes
@@ -170,8 +172,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in _WORDS_OF_EXHAUSTION)
 
 
-def lasts(exhausted: str) -> bool:
-    """Whether this process will not get over it, however much memory there is again. `exhausted`: the error's text.
+def is_permanent(exhausted: str) -> bool:
+    """Whether this process will not get over running out of memory, however much there is again; `exhausted` is the error's
+    text.
 
     Once oneDNN had no memory for its generated code, it makes none in that thread any more, whatever the shape; in another
     thread it does. So it looks as if the generator kept its first error for each thread.
@@ -205,15 +208,15 @@ class DeviceMemory(Protocol):
     def allocated_bytes(self) -> int: ...
 
     def reserved_bytes(self) -> int:
-        """Allocated, and kept by torch for later."""
+        """Bytes that are allocated, or kept by torch for later."""
         ...
 
     def peak_bytes(self) -> int:
-        """Allocated at most since `reset_peak`. Waits until the device has done what it was given."""
+        """The most bytes that were allocated since `reset_peak`. Waits until the device has done what it was given."""
         ...
 
     def reset_peak(self) -> None:
-        """Waits until the device has done what it was given."""
+        """Begins a new peak. Waits until the device has done what it was given."""
         ...
 
     def release(self) -> None:
@@ -221,12 +224,12 @@ class DeviceMemory(Protocol):
         ...
 
     def limit(self, size_bytes: int) -> None:
-        """Torch raises its own error rather than reserve more than this, before the device is full for everybody."""
+        """Has torch raise its own error rather than reserve more than this, before the device is full for everybody."""
         ...
 
 
 def limit_device(device: DeviceMemory | None, order: LimitMemory) -> str:
-    """Carries the order out, between two micro-batches. What came of it, for its answer."""
+    """Carries the order out, between two micro-batches; returns what came of it, as a clause for its answer."""
     if device is None:
         return "it computes on the CPU, so there is nothing to limit"
     device.limit(order.device_bytes)

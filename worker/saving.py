@@ -16,12 +16,13 @@ import torch
 
 from memsup.checkpoint import manifest
 from memsup.checkpoint.cadence import OVERHEAD_FRACTION, Experience, is_due
-from memsup.checkpoint.errors import CheckpointError, Damaged
+from memsup.checkpoint.draft import Draft, Saved
+from memsup.checkpoint.errors import CheckpointError, Damaged, DamagedWhenWritten
 from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store, remove_tree
 from memsup.shared.clock import unix_s
 from memsup.shared.files import flush_folder
-from memsup.shared.messages import CheckpointNote, FailureCause, Welcome
+from memsup.shared.messages import CheckpointNote, DecisionKind, FailureCause, Welcome
 from memsup.shared.record import RunRecord
 from memsup.worker.memory import is_out_of_memory
 from memsup.worker.plan.entry import Entry
@@ -51,21 +52,22 @@ _FIRST_LOSS_SCALE = 2.0**16
 
 @dataclass(frozen=True)
 class Start:
-    """From where this life goes on. All None: from the settings alone."""
+    """The place from which this life goes on. Where all fields are None it begins from the settings alone."""
 
     folder: Path | None = None
-    """Where model and tokenizer come from."""
+    """The folder from which model and tokenizer come. None means that they come from `task.model`."""
     state: State | None = None
-    """None with a folder: only its weights are taken."""
+    """The state that is gone on with. None beside a folder means that only its weights are taken."""
     note: CheckpointNote | None = None
-    """The run's own newest checkpoint."""
+    """The run's own newest checkpoint. None means that it has none."""
 
 
-def find_start(record: RunRecord, store: Store) -> Start:
+def find_start(record: RunRecord, store: Store, session: Session) -> Start:
     """The run's newest checkpoint that is whole, or what `checkpoint.resume_from` names. Raises `GiveUp`."""
     info, set_aside = store.newest_valid()
     for damaged in set_aside:
-        log.warning("A damaged checkpoint was set aside as %s: %s", damaged.path, damaged.reason)
+        sentence = f"A damaged checkpoint was set aside as {damaged.path}: {damaged.reason}"
+        session.decided(DecisionKind.CHECKPOINT_DAMAGED, sentence, checkpoint=damaged.path, step=damaged.step)
     if info is not None:
         state = _readable_state(info.path)
         if state.run_id != record.run_id:
@@ -74,7 +76,11 @@ def find_start(record: RunRecord, store: Store) -> Start:
                 f"{store.folder} has checkpoints of another run: choose an empty checkpoint.folder, or name the checkpoint to "
                 "go on from as checkpoint.resume_from.",
             )
-        log.info("Going on after step %d, from %s.", state.step, info.path)
+        if set_aside:
+            sentence = f"Goes on after step {state.step:,} from {info.path}, since newer checkpoints were damaged."
+            session.decided(DecisionKind.CHECKPOINT_USED, sentence, checkpoint=info.path, step=state.step)
+        else:
+            log.info("Going on after step %d, from %s.", state.step, info.path)
         note = CheckpointNote(
             path=str(info.path),
             step=state.step,
@@ -84,6 +90,10 @@ def find_start(record: RunRecord, store: Store) -> Start:
             size_bytes=info.bytes,
         )
         return Start(info.path, state, note)
+    if set_aside:
+        origin = record.settings.checkpoint.resume_from or "the settings alone"
+        sentence = f"No checkpoint is left that is whole, so the run begins anew, from {origin}."
+        session.decided(DecisionKind.CHECKPOINT_USED, sentence, step=0)
     if record.settings.checkpoint.resume_from is None:
         return Start()
     folder = Path(record.settings.checkpoint.resume_from)
@@ -151,10 +161,11 @@ def _limit_plan(training: Training, welcome: Welcome, done_before: int) -> None:
     if welcome.micro_tokens_limit is not None:
         if welcome.micro_tokens_limit < plan.at(next_step).micro_tokens:
             bound = "ceiling" if training.settings.tune else "limit"
-            changes = {bound: welcome.micro_tokens_limit, "single": last.lanes > 1}
+            changes = {bound: welcome.micro_tokens_limit, "one_lane": last.lanes > 1}
             plan.change(next_step, "restarted because of memory", **changes)
     elif last.limit is not None:
-        plan.change(max(next_step, done_before + 1, last.step + 1), "a limit of an earlier life ends", limit=None, single=False)
+        first = max(next_step, done_before + 1, last.step + 1)
+        plan.change(first, "a limit of an earlier life ends", limit=None, one_lane=False)
 
 
 def _first_plan(training: Training, lanes: int) -> Entry:
@@ -190,10 +201,15 @@ def _refuse_other_training(training: Training, state: State, folder: Path) -> No
             f"memsup start --fresh --set task.model={folder}",
         )
     _refuse_other_device(training, state)
-    if state.threads != training.threads:
-        log.warning("%d threads instead of %d: right, but not bit for bit what it was.", training.threads, state.threads)
-    if state.torch_version != torch.__version__:
-        log.warning("torch %s instead of %s: right, but not bit for bit what it was.", torch.__version__, state.torch_version)
+    others = {
+        f"{training.threads} threads instead of {state.threads}": state.threads != training.threads,
+        f"torch {torch.__version__} instead of {state.torch_version}": state.torch_version != torch.__version__,
+        f"{training.device.type} instead of {state.device}": state.device not in (None, training.device.type),
+    }
+    if any(others.values()):
+        what = "; ".join(what for what, differs in others.items() if differs)
+        sentence = f"It goes on after step {state.step:,} with {what}: right, but not bit for bit what it would have been."
+        training.session.decided(DecisionKind.OTHER_BITS, sentence, step=state.step)
 
 
 def _refuse_other_device(training: Training, state: State) -> None:
@@ -206,8 +222,6 @@ def _refuse_other_device(training: Training, state: State) -> None:
             f"The run was computed on a GPU up to step {state.step}, and there is none that works now; a lost one comes back "
             "with a reboot. To go on on the CPU, much slower: memsup start --set recovery.continue_on_cpu=true",
         )
-    if state.device is not None and state.device != training.device.type:
-        log.warning("On %s instead of %s: right, but not bit for bit what it was.", training.device.type, state.device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -217,8 +231,13 @@ def _refuse_other_device(training: Training, state: State) -> None:
 def save(training: Training, *, last: bool) -> CheckpointNote:
     """Writes the state after the last whole step, unless the newest checkpoint has it. Raises CheckpointError."""
     state = _state(training)
-    if training.newest is not None and _means_the_same(state, training.newest_state) and _is_whole(training.newest):
-        return training.newest
+    if training.newest is not None and _means_the_same(state, training.newest_state):
+        damage = _damage(training.newest)
+        if damage is None:
+            return training.newest
+        sentence = f"{training.newest.path} was damaged since it was written, so its step is written again: {damage}"
+        path = Path(training.newest.path)
+        training.session.decided(DecisionKind.CHECKPOINT_DAMAGED, sentence, checkpoint=path, step=training.newest.step)
     merit = merit_of(training.evaluated) if training.evaluated and training.is_evaluated else None
     with training.soft_limit.spare(), training.store.draft(training.step, emergency=last) as draft:
         write_state(
@@ -229,12 +248,12 @@ def save(training: Training, *, last: bool) -> CheckpointNote:
             optimizer=training.optimizer,
             tick=training.session.tick,
         )
-        saved = draft.commit(metric=merit)
+        saved = _committed(draft, merit, training.session)
     training.newest = CheckpointNote(
         path=str(saved.path),
         step=saved.step,
         at_unix_s=unix_s(),
-        verified=saved.verified,
+        verified=True,
         save_s=saved.seconds,
         size_bytes=saved.bytes,
     )
@@ -245,15 +264,24 @@ def save(training: Training, *, last: bool) -> CheckpointNote:
     return training.newest
 
 
+def _committed(draft: Draft, merit: float | None, session: Session) -> Saved:
+    try:
+        return draft.commit(metric=merit)
+    except DamagedWhenWritten as damage:
+        session.decided(DecisionKind.CHECKPOINT_DAMAGED, str(damage), checkpoint=damage.path, step=damage.step)
+        raise
+
+
 def save_if_due(training: Training) -> None:
-    # Deaths are not known here; the supervisor, who knows, orders checkpoints before what is risky.
-    experience = Experience(save_s=training.save_s, trained_s=training.trained_s + training.work_s(), deaths=0)
-    if is_due(training.work_s(), training.saved_s, experience, training.record.settings.checkpoint.every_s):
+    """Saves if the work since the last save is worth it (`checkpoint/cadence.py`)."""
+    now_s = training.work_s()
+    experience = Experience(save_s=training.save_s, trained_s=training.trained_s + now_s, deaths=training.deaths)
+    if is_due(now_s, training.saved_s, experience, training.record.settings.checkpoint.every_s):
         save_if_possible(training)
 
 
 def save_evaluated(training: Training) -> None:
-    """The best so far is worth a checkpoint as soon as that takes no more than its share of the time."""
+    """Saves the best result so far as soon as a save takes no more than its share of the time; else as `save_if_due`."""
     share_s = (training.save_s or 0.0) / OVERHEAD_FRACTION
     if training.best is training.evaluated and training.work_s() - training.saved_s >= share_s:
         save_if_possible(training)
@@ -262,18 +290,18 @@ def save_evaluated(training: Training) -> None:
 
 
 def save_if_possible(training: Training) -> None:
-    """Training does not end because a save failed: what a full disk means is the supervisor's to decide."""
+    """Saves, and goes on where that fails: what a full disk means is the supervisor's to decide."""
     try:
         training.session.checkpoint_now()
     except Exception as error:
         if not isinstance(error, CheckpointError) and not is_out_of_memory(error):
             raise
-        log.error("No checkpoint after step %d: %s", training.step, error)
+        training.session.save_failed(error)
         training.saved_s = training.work_s()  # or it would be tried again at each step
 
 
 def merit_of(evaluated: Evaluated) -> float:
-    """The greater the better."""
+    """How good an evaluation's result is: the greater, the better."""
     return evaluated.metrics["accuracy"] if "accuracy" in evaluated.metrics else -evaluated.metrics["loss"]
 
 
@@ -302,12 +330,13 @@ def _means_the_same(state: State, other: State | None) -> bool:
     return other is not None and (state.step, state.plan, state.evaluated) == (other.step, other.plan, other.evaluated)
 
 
-def _is_whole(note: CheckpointNote) -> bool:
+def _damage(note: CheckpointNote) -> str | None:
+    """What is wrong with a checkpoint. None means that it is whole."""
     try:
         verify(Path(note.path))
-    except CheckpointError:
-        return False
-    return True
+    except CheckpointError as error:
+        return str(error)
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """What a training program owes its supervisor, and nothing about training: orders at boundaries, progress, checkpoints.
 
-The program calls `boundary` wherever its state is whole (between micro-batches, batches of an evaluation, pieces of loading)
-and gives the session two functions: how to write a checkpoint and how to limit the micro-batch. Everything ordered is carried
-out inside `boundary`, in the main thread, and answered there. A pause blocks in it; leaving raises `Leave` out of it.
+The program calls `boundary` wherever its state is whole (between micro-batches, batches of an evaluation, pieces of loading).
+What the session asks of it is `Program`: how to write a checkpoint, how to use less. Everything ordered is carried out inside
+`boundary`, in the main thread, and answered there. A pause blocks in it; leaving raises `Leave` out of it.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 
+from memsup.checkpoint.errors import DamagedWhenWritten
 from memsup.shared.clock import monotonic_s
 from memsup.shared.messages import (
     AnyOrder,
     BatchShape,
     Checkpoint,
     CheckpointNote,
+    Decided,
+    DecisionKind,
     Done,
     FailureCause,
     LimitMemory,
@@ -32,12 +36,13 @@ from memsup.shared.messages import (
     Phase,
     Resume,
     Stop,
+    WorkerMemory,
 )
 from memsup.worker.link import Link, MustLeave, Snapshot
 from memsup.worker.memory import hand_back
 
 SIGN_OF_LIFE_S = 1.0
-"""While the main thread waits (held, or in a gap of its pace) it counts as moving this often."""
+"""How often the main thread counts as moving while it waits, held or in a gap of its pace."""
 
 log = logging.getLogger(__name__)
 
@@ -60,21 +65,41 @@ class GiveUp(Exception):  # noqa: N818 - what it says to do, like SystemExit
         self.step = step
 
 
+class Program(Protocol):
+    """What a session asks of the program that trains: in the main thread, but for `read_memory`."""
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there are a state that could be saved and a plan that could be limited."""
+        ...
+
+    def save(self, *, last: bool) -> CheckpointNote:
+        """Writes and verifies a checkpoint of the state as it is. The `last` one of this life may use the room on the disk that
+        is kept free for it. Raises what a save raises.
+        """
+        ...
+
+    def limit_micro_batch(self, order: LimitMicroBatch) -> int:
+        """Takes a limit into the plan; returns the `micro_tokens` in force from now on."""
+        ...
+
+    def limit_memory(self, order: LimitMemory) -> str:
+        """Limits the device's memory; returns what came of it, as a clause."""
+        ...
+
+    def read_memory(self) -> WorkerMemory:
+        """What is held now; quick, and called from the link's thread. Raises OSError."""
+        ...
+
+
 class Session:
     """One life of a worker under its supervisor. Belongs to the main thread."""
 
     def __init__(self, link: Link) -> None:
         self.link = link
-        self.save: Callable[[bool], CheckpointNote] | None = None
-        """Writes and verifies a checkpoint of the state as it is; True: the last one of this life, so room that is kept free
-        for it may be used. Unset while there is nothing that could be saved.
-        """
-        self.limit_micro_batch: Callable[[LimitMicroBatch], int] | None = None
-        """Takes a limit into the plan; returns the `micro_tokens` in force from now on. Unset while there is no plan."""
-        self.limit_memory: Callable[[LimitMemory], str] | None = None
-        """Limits the device's memory; returns what came of it. Unset until the device is chosen."""
+        self._program: Program | None = None
         self.held_s = 0.0
-        """Time spent in pauses so far; a rate of work leaves it out."""
+        """The time spent in pauses so far; a rate of work leaves it out."""
         self._held = False
         self._held_since_s = 0.0
         self._phase_before_hold = Phase.STARTING
@@ -82,6 +107,17 @@ class Session:
         self._rest_until_s = 0.0
         self._busy_since_s = monotonic_s()
         self._postponed: list[AnyOrder | MustLeave] = []
+
+    def begin(self, program: Program) -> None:
+        """Has orders go to `program` from now on. Those that came before have waited for it."""
+        assert self._program is None, "a session has one program"
+        self._program = program
+        self.link.read_memory = program.read_memory
+
+    @property
+    def _loaded(self) -> Program | None:
+        """The program. None means that it has nothing yet that could be saved or limited."""
+        return self._program if self._program is not None and self._program.is_loaded else None
 
     # ---------------------------------------------------------------------------------------------------------------
     # Telling
@@ -104,11 +140,26 @@ class Session:
         )
 
     def tick(self) -> None:
-        """Something was finished, so the main thread lives. Cheap; carries out no order."""
+        """Tells that something was finished, so the main thread lives. It is cheap and carries out no order."""
         self.publish(ticks=self.link.snapshot.progress.ticks + 1)
+
+    def decided(
+        self,
+        what: DecisionKind,
+        sentence: str,
+        *,
+        checkpoint: Path | None = None,
+        step: int | None = None,
+        rows: int | None = None,
+    ) -> None:
+        """Puts on record, in the log and in the ledger, what the worker decided by itself; see `messages.Decided`."""
+        log.warning("%s", sentence)
+        path = str(checkpoint) if checkpoint is not None else None
+        self.link.report(Decided(what=what, detail=sentence, checkpoint=path, step=step, rows=rows))
 
     @contextlib.contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:
+        """What the worker is doing inside; afterwards it does again what it did before."""
         before = self.link.snapshot.progress.phase
         self.publish(phase=phase)
         try:
@@ -118,24 +169,32 @@ class Session:
 
     def checkpoint_now(self, *, last: bool = False) -> CheckpointNote:
         """Writes a checkpoint and publishes it. Raises what the program's `save` raises."""
-        assert self.save is not None
+        program = self._loaded
+        assert program is not None, "there is nothing yet that could be saved"
         with self.phase(Phase.SAVING):
-            note = self.save(last)
+            note = program.save(last=last)
         self.publish(checkpoint=note)
         return note
 
     def leave(self, reason: str) -> None:
-        """Unordered: nobody decides what a failed save means, so leave all the same; the newest checkpoint holds.
-
-        Raises `Leave`.
+        """Saves and leaves without an order. Nobody decides then what a failed save means, so it leaves all the same, and the
+        newest checkpoint holds. Raises `Leave`.
         """
         note = self.link.snapshot.checkpoint
-        if self.save is not None:
+        if self._loaded is not None:
             try:
                 note = self.checkpoint_now(last=True)
-            except Exception:
+            except Exception as error:
                 log.exception("Leaving without a new checkpoint.")
+                self.save_failed(error)
         raise Leave(reason, note)
+
+    def save_failed(self, error: Exception) -> None:
+        """Puts on record that a checkpoint that nobody ordered could not be written."""
+        if isinstance(error, DamagedWhenWritten):  # the program has said that already
+            return
+        step = self.link.snapshot.progress.step
+        self.decided(DecisionKind.CHECKPOINT_FAILED, f"No checkpoint after step {step:,}: {error}", step=step)
 
     # ---------------------------------------------------------------------------------------------------------------
     # Boundaries
@@ -206,7 +265,7 @@ class Session:
             self.publish(phase=self._phase_before_hold)
 
     def _checkpoint(self, order: Checkpoint) -> None:
-        if self.save is not None:
+        if self._loaded is not None:
             try:
                 note = self.checkpoint_now()
             except Exception as error:
@@ -216,7 +275,6 @@ class Session:
         elif self._held:
             self.link.report(
                 OrderFailed(
-                    rank=self.link.rank,
                     order_id=order.order_id,
                     detail="Nothing is loaded yet, so there is nothing newer than the newest checkpoint.",
                 )
@@ -225,21 +283,21 @@ class Session:
             self._postponed.append(order)
 
     def _limit_micro_batch(self, order: LimitMicroBatch) -> None:
-        if self.limit_micro_batch is None:
-            self._postponed.append(order)
-            return
-        micro_tokens = self.limit_micro_batch(order)
-        self._done(order, f"micro-batches of at most {micro_tokens} tokens", micro_tokens=micro_tokens)
-
-    def _limit_memory(self, order: LimitMemory) -> None:
-        if self.limit_memory is None:
+        if self._loaded is None:
             self._postponed.append(order)
         else:
-            self._done(order, self.limit_memory(order))
+            micro_tokens = self._loaded.limit_micro_batch(order)
+            self._done(order, f"micro-batches of at most {micro_tokens} tokens", micro_tokens=micro_tokens)
+
+    def _limit_memory(self, order: LimitMemory) -> None:
+        if self._program is None:
+            self._postponed.append(order)
+        else:
+            self._done(order, self._program.limit_memory(order))
 
     def _leave(self, order: Pause | Stop, *, checkpoint: bool) -> None:
         note = self.link.snapshot.checkpoint
-        if checkpoint and self.save is not None:
+        if checkpoint and self._loaded is not None:
             try:
                 note = self.checkpoint_now(last=True)
             except Exception as error:
@@ -252,12 +310,8 @@ class Session:
         self, order: AnyOrder, detail: str, *, checkpoint: CheckpointNote | None = None, micro_tokens: int | None = None
     ) -> None:
         log.info("Order %d done (%s): %s.", order.order_id, order.reason, detail)
-        self.link.report(
-            Done(rank=self.link.rank, order_id=order.order_id, detail=detail, checkpoint=checkpoint, micro_tokens=micro_tokens)
-        )
+        self.link.report(Done(order_id=order.order_id, detail=detail, checkpoint=checkpoint, micro_tokens=micro_tokens))
 
     def _failed(self, order: AnyOrder, error: Exception) -> None:
         log.error("Order %d failed (%s).", order.order_id, order.reason, exc_info=error)
-        self.link.report(
-            OrderFailed(rank=self.link.rank, order_id=order.order_id, detail=f"The checkpoint could not be written: {error}")
-        )
+        self.link.report(OrderFailed(order_id=order.order_id, detail=f"The checkpoint could not be written: {error}"))

@@ -5,7 +5,7 @@
     state.json                                          `State`, below
 
 Covers the way between torch's tensors and the store's, a bounded piece at a time; nothing is pickled. How a folder becomes
-durable, verified and old is the business of `checkpoint/`; when one is written is decided in `train.py`.
+durable, verified and old is the business of `checkpoint/`; when one is written is decided in `saving.py`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ Tick = Callable[[], None]
 
 
 class Evaluated(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The result of an evaluation, and the step after which it was made."""
+
     step: int
     metrics: dict[str, float]
 
@@ -57,26 +59,26 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     format: int = FORMAT
     run_id: str
     fingerprint: str
-    """Of the data; see `tasks.Prepared`."""
+    """The fingerprint of the data; see `tasks.Prepared`."""
     step: int
     seed: int
     effective_batch: int
     device: str | None = None
-    """cpu or cuda: where it was computed. None in checkpoints of an earlier version."""
+    """Where it was computed: cpu or cuda. None stands in checkpoints of an earlier version."""
     threads: int
-    """Another number gives other bits."""
+    """How many threads computed; another number gives other bits."""
     torch_version: str
     plan: Entry
-    """What holds for the step after this one."""
+    """The plan that holds for the step after this one."""
     digest: str
     loss: float | None
-    """Of the last step."""
+    """The loss of the last step. None means that no step was taken."""
     loss_scale: float
     steps_at_scale: int
     evaluated: Evaluated | None
     best: Evaluated | None
     trained_s: float
-    """Time of work in all lives of the run, pauses left out."""
+    """The time of work in all lives of the run, pauses left out."""
 
 
 def write_state(
@@ -94,7 +96,7 @@ def write_state(
 
 
 def read_state(path: Path) -> State:
-    """Of a verified checkpoint. Raises `Damaged` where it is of another format."""
+    """Reads the state of a verified checkpoint. Raises `Damaged` where it is of another format."""
     state: State = read_json(path, STATE_FILE, State)
     if state.format != FORMAT:
         raise Damaged(f"{STATE_FILE} has format {state.format}; this version of memsup reads {FORMAT}.")
@@ -114,6 +116,7 @@ def model_tensors(model: Any) -> dict[str, torch.Tensor]:
 
 
 def optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The tensors of the optimizer's state, named `<parameter>.<key>`."""
     return {
         f"{name}.{key}": value
         for name, parameter in model.named_parameters()

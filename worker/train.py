@@ -5,7 +5,8 @@ weighted by its share of the whole, and steps once. Parameters change only there
 that of the step's beginning: a checkpoint can be written, and the step done again, at any boundary.
 
 What decides is elsewhere: rows, cuts and which cut is the fastest in `plan/`, what is saved and when in `saving.py`, what is
-done when memory does not suffice in `exhaustion.py`. What is learnt, and from what, is the task's (`tasks/`).
+done when memory does not suffice in `exhaustion.py`. Orders are carried out by `session.py`, at the boundaries. What is learnt,
+and from what, is the task's (`tasks/`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,17 @@ import torch
 from memsup.checkpoint.errors import CheckpointError
 from memsup.checkpoint.store import Store
 from memsup.shared.lanes import lanes_for
-from memsup.shared.messages import FailureCause, Finished, Phase, Welcome
+from memsup.shared.messages import (
+    CheckpointNote,
+    DecisionKind,
+    FailureCause,
+    Finished,
+    LimitMemory,
+    LimitMicroBatch,
+    Phase,
+    Welcome,
+    WorkerMemory,
+)
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.worker.audit import Audit, Step
@@ -34,7 +45,7 @@ from memsup.worker.compute.dropout import draw_cheaply
 from memsup.worker.compute.embedding import add_in_place
 from memsup.worker.compute.lanes import Lanes, draws_elsewhere
 from memsup.worker.compute.randomness import seed_everything, seed_stream
-from memsup.worker.exhaustion import has_to_fit, limit_micro_batch, report_out_of_memory, shrink, shrink_evaluation
+from memsup.worker.exhaustion import has_to_fit, report_out_of_memory, shrink, shrink_evaluation
 from memsup.worker.hardware import (
     autocast,
     choose_device,
@@ -46,11 +57,12 @@ from memsup.worker.hardware import (
     to_device,
 )
 from memsup.worker.memory import DeviceMemory, Peak, SoftLimit, hand_back, is_out_of_memory, limit_device, read_memory, trim
+from memsup.worker.micro_batch_limit import limit_micro_batch
 from memsup.worker.plan.batches import Order, Rows, Schedule, cut, learning_rate, split
 from memsup.worker.plan.footprint import shape_of
 from memsup.worker.plan.journal import Plan
 from memsup.worker.plan.measuring import Measuring
-from memsup.worker.plan.planner import Begun, Planner
+from memsup.worker.plan.planner import Initial, Planner
 from memsup.worker.saving import export_model, find_start, merit_of, resume, save, save_evaluated, save_if_due
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import Evaluated
@@ -60,11 +72,11 @@ from memsup.worker.training import Training
 log = logging.getLogger(__name__)
 
 _STEPS_TO_DOUBLE_SCALE = 2000
-PLANNED_FRACTION, BEGUN_FRACTION = 0.84, 0.88
-"""Of its limit is what micro-batches are planned for, and what those with which the run began may take: the ladder stops growth
-at 85 %, asks for less at 90 %, and the planner's line has an error."""
+PLANNED_FRACTION, INITIAL_FRACTION = 0.84, 0.88
+"""The parts of the worker's limit that micro-batches are planned for, and that those may take with which the run began: the
+ladder stops growth at 85 %, asks for less at 90 %, and the planner's line has an error."""
 _COMING_STEPS = 32
-"""So many steps ahead decide which cut is the fastest."""
+"""The number of coming steps by which it is decided which cut is the fastest."""
 
 
 def train(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session) -> Finished:
@@ -88,7 +100,6 @@ def train(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session
         export_model(Path(note.path), paths.model, session)
     assert training.evaluated is not None
     return Finished(
-        rank=session.link.rank,
         model_path=str(paths.model),
         metrics=training.evaluated.metrics,
         steps=training.step,
@@ -97,7 +108,7 @@ def train(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session
 
 
 def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session) -> Training:
-    """Everything in its place for the next step, whichever that is."""
+    """Puts everything in its place for the next step, whichever that is. Raises `Leave`, `GiveUp`, `InputError`."""
     settings = record.settings
 
     # -----------------------------------------------------------------------------------------------------------------
@@ -105,7 +116,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     store = Store(Path(settings.checkpoint.folder or paths.checkpoints), keep=settings.checkpoint.keep)
     for swept in store.sweep():
         log.info("%s", swept)
-    start = find_start(record, store)
+    start = find_start(record, store, session)
     if start.state is not None:
         session.publish(step=start.state.step, checkpoint=start.note)  # loading takes a while, and people ask
     session.boundary()
@@ -113,12 +124,14 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     # -----------------------------------------------------------------------------------------------------------------
     # Machine: threads, device, and the limit below the fence at which exhaustion can still be caught
     plan = Plan(paths.plan)
+    for damage in plan.damage:
+        session.decided(DecisionKind.OTHER_BITS, f"{damage} Steps that are redone may be cut in another way than they were.")
     threads = start_threads(settings.training.threads or plan.threads or (start.state.threads if start.state else None))
     may_move = settings.recovery.continue_on_cpu and start.state is not None
     device = choose_device(settings.training.device, on_cpu=welcome.on_cpu, or_cpu=may_move)
     memory = device_memory(device, settings.limits.vram)
-    session.link.read_memory = lambda: read_memory(memory)
-    session.limit_memory = lambda order: limit_device(memory, order)
+    program = _Program(memory)
+    session.begin(program)
     soft_limit = SoftLimit(welcome.memory_limit_bytes if memory is None else None)
 
     def boundary() -> None:
@@ -169,39 +182,83 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         plan=plan,
         audit=Audit(paths.state / "audit.txt"),
         measuring=_measuring(prepared, welcome, memory, settings.training.micro_tokens),
+        deaths=welcome.deaths,
     )
-    lanes = _lanes_for(training, welcome)
+    lanes, why_fewer = _lanes_for(training, welcome)
+    if start.state is None:  # otherwise an earlier life has said so
+        _tell_what_is_not_done(training, why_fewer)
     resume(training, start, welcome, lanes=lanes)
     if plan.last_change.lanes > lanes:
         redone = training.done_before if device.type == "cpu" else 0  # another device has other bits anyway
         plan.change(max(training.step, redone) + 1, "there is no room for so many lanes any more", lanes=lanes)
     training.lanes = Lanes(prepared.model, plan.at(training.step + 1).lanes, threads)
     log.info("%d threads compute, in %d lanes.", threads, len(training.lanes))
-    session.save = lambda last: save(training, last=last)
-    session.limit_micro_batch = lambda order: limit_micro_batch(training, order)
+    program.training = training
     boundary()
     return training
 
 
-def _lanes_for(training: Training, welcome: Welcome) -> int:
-    """With how many lanes the run begins."""
+class _Program:
+    """The training as its session knows it (`session.Program`): first a device alone, then all of it."""
+
+    def __init__(self, memory: DeviceMemory | None) -> None:
+        self._memory = memory
+        self.training: Training | None = None
+        """All that is trained with. None means that it is still being loaded."""
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.training is not None
+
+    def save(self, *, last: bool) -> CheckpointNote:
+        assert self.training is not None
+        return save(self.training, last=last)
+
+    def limit_micro_batch(self, order: LimitMicroBatch) -> int:
+        assert self.training is not None
+        return limit_micro_batch(self.training, order)
+
+    def limit_memory(self, order: LimitMemory) -> str:
+        return limit_device(self._memory, order)
+
+    def read_memory(self) -> WorkerMemory:
+        return read_memory(self._memory)
+
+
+def _lanes_for(training: Training, welcome: Welcome) -> tuple[int, str | None]:
+    """The number of lanes in which a new run computes, and the reason why they are fewer than wanted. None means that they are
+    not.
+    """
     settings, examples, model = training.settings, training.prepared.train, training.prepared.model
     if training.device.type != "cpu":
-        return 1
+        return 1, None
     lanes = settings.lanes or lanes_for(
         parameters=model.num_parameters(),
         amp=settings.amp or "off",
         threads=training.threads,
         limit_bytes=welcome.memory_limit_bytes,
     )
-    if lanes == 1 or training.threads % lanes:
-        return 1
+    if lanes == 1:
+        return 1, None
+    if training.threads % lanes:
+        return 1, f"{training.threads} threads cannot be shared out to {lanes} lanes, so micro-batches are computed in one."
     shortest = examples.batch(np.array([examples.lengths.argmin()], dtype=np.int64))
     with autocast(training.device, settings.amp):
         if draws_elsewhere(lambda: training.task.loss(model.train(), shortest)):
-            log.info("The model draws random numbers of its own, so micro-batches are computed in one lane.")
-            return 1
-    return lanes
+            return 1, "The model draws random numbers of its own, so micro-batches are computed in one lane."
+    return lanes, None
+
+
+def _tell_what_is_not_done(training: Training, why_fewer_lanes: str | None) -> None:
+    """Puts on record what was asked for, or is in the data, and is left out."""
+    session, prepared = training.session, training.prepared
+    for why, rows in prepared.left_out.items():
+        session.decided(DecisionKind.ROWS_LEFT_OUT, f"Rows of the data that are left out, since {why}: {rows:,}.", rows=rows)
+    if why_fewer_lanes is not None:
+        session.decided(DecisionKind.CUT_REFUSED, why_fewer_lanes)
+    if training.settings.gradient_checkpointing and not prepared.model.supports_gradient_checkpointing:
+        sentence = "The model knows no activation checkpointing, so training.gradient_checkpointing changes nothing."
+        session.decided(DecisionKind.CUT_REFUSED, sentence)
 
 
 def _measuring(prepared: Prepared, welcome: Welcome, memory: DeviceMemory | None, first_tokens: int | None) -> Measuring:
@@ -210,7 +267,7 @@ def _measuring(prepared: Prepared, welcome: Welcome, memory: DeviceMemory | None
         limit_bytes=None if limit_bytes is None else int(limit_bytes * PLANNED_FRACTION),
         longest=int(prepared.train.lengths.max()),
         may_checkpoint=bool(prepared.model.supports_gradient_checkpointing),
-        begun=Begun(first_tokens, int(limit_bytes * BEGUN_FRACTION)) if first_tokens and limit_bytes else None,
+        initial=Initial(first_tokens, int(limit_bytes * INITIAL_FRACTION)) if first_tokens and limit_bytes else None,
         layers=getattr(prepared.model.config, "num_hidden_layers", None),
     )
     return Measuring(Peak(memory), planner, waits_for_device=memory is not None)
@@ -257,17 +314,17 @@ def take_step(training: Training) -> None:
 
 @dataclass(frozen=True)
 class Gradient:
-    """A step's gradient is in the parameters, clipped; these are its figures."""
+    """The figures of a step's gradient, which itself is in the parameters, clipped."""
 
     loss: float
     weight: float
     norm: float
-    """Before clipping."""
+    """The gradient's norm before it was clipped."""
 
 
 @contextlib.contextmanager
 def _named(step: int, rows: Rows) -> Iterator[None]:
-    """A crash in here names its step and rows: the restarts count by step, and a person looks at the rows."""
+    """Names step and rows of a crash inside: the restarts count by step, and a person looks at the rows."""
     try:
         yield
     except (GiveUp, CheckpointError, OSError):  # of these the step is not the cause
@@ -282,7 +339,9 @@ def _in_words(rows: Rows) -> str:
 
 
 def _try_gradient(training: Training, step: int, rows: Rows) -> Gradient | None:
-    """None: the step is to be done again, under a plan that has changed. Its gradients are dropped."""
+    """Computes the gradient of a step. None means that the step is to be done again, under a plan that has changed; its
+    gradients are dropped.
+    """
     try:
         gradient = _accumulate(training, step, rows)
     except Exception as error:
@@ -300,6 +359,9 @@ def _try_gradient(training: Training, step: int, rows: Rows) -> Gradient | None:
 
 
 def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
+    """Adds up the gradients of the step's micro-batches. None as in `_try_gradient`: the plan has changed meanwhile, or the
+    loss scale was too high.
+    """
     examples, lanes = training.prepared.train, training.lanes
     plan = training.plan.at(step)
     cuts = [split(micro, examples.lengths[micro], plan) for micro in cut(rows, examples.lengths[rows], plan)]
@@ -315,17 +377,18 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
     with lanes.step(partial(autocast, training.device, training.settings.amp)):  # a whole step: weights are converted once
         for parts, shape in zip(cuts, shapes, strict=True):
             training.micro_rows, training.micro_shape = np.concatenate(parts), shape
-            twice = plan.checkpoints_activations(shape.length)
-            if training.activation_checkpointing != twice:
+            checkpointed = plan.checkpoints_activations(shape.length)
+            if training.activation_checkpointing != checkpointed:
                 for one in lanes.models:
-                    set_activation_checkpointing(one, twice)
-                training.activation_checkpointing = twice
+                    set_activation_checkpointing(one, checkpointed)
+                training.activation_checkpointing = checkpointed
             work = []
             for part in parts:
                 seeded = partial(seed_stream if len(parts) > 1 else seed_everything, training.settings.seed, step, position)
                 work.append(partial(_add_gradient, training, part, weight, seeded))
                 position += len(part)
-            with training.measuring.micro_batch(shape, twice=twice, timed=len(parts) == plan.lanes_used):
+            uses_all_lanes = len(parts) == plan.lanes_used
+            with training.measuring.micro_batch(shape, checkpointed=checkpointed, timed=uses_all_lanes):
                 for loss in lanes.run(work):
                     total_loss += loss
             training.publish()
@@ -338,7 +401,7 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
 
 
 def _add_gradient(training: Training, rows: Rows, weight: float, seeded: Callable[[], None], model: Any) -> torch.Tensor:
-    """Of these rows, in one lane, into the gradients of its `model`; returns their share of the step's loss."""
+    """Adds the gradient of these rows, in one lane, to the gradients of its `model`; returns their share of the step's loss."""
     where = "forward"
     try:
         seeded()
@@ -354,7 +417,7 @@ def _add_gradient(training: Training, rows: Rows, weight: float, seeded: Callabl
 
 
 def _plan_ahead(training: Training) -> None:
-    """Between two steps: takes what was measured into the plan. Raises `Leave` where memory leaks."""
+    """Takes what was measured into the plan, between two steps. Raises `Leave` where memory leaks."""
     step, planner = training.step + 1, training.measuring.planner
     if training.measuring.is_tight:
         trim()  # before the ladder asks for less
@@ -374,7 +437,7 @@ def _plan_ahead(training: Training) -> None:
 
 
 def _finish_gradient(training: Training, step: int, rows: Rows, weight: float, loss: float) -> Gradient | None:
-    """Undoes the loss scale and clips. None: the scale was too high for this step and is lower now."""
+    """Undoes the loss scale and clips the gradient. None means that the scale was too high for this step and is lower now."""
     parameters = [parameter for parameter in training.prepared.model.parameters() if parameter.grad is not None]
     if training.loss_scale != 1:
         for parameter in parameters:
@@ -423,7 +486,7 @@ def _apply_gradient(training: Training, step: int, rate: float) -> None:
 
 
 def evaluate(training: Training) -> None:
-    """Measures the model on the evaluation rows, the longest first, and nothing is kept but the counts."""
+    """Measures the model on the evaluation rows, the longest first, and keeps nothing but the counts."""
     session, examples = training.session, training.prepared.evaluation
     model = training.prepared.model.eval()
     metrics = training.task.new_metrics()

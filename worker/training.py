@@ -27,11 +27,13 @@ from memsup.worker.state import Evaluated, State
 from memsup.worker.tasks import Prepared, Task
 
 _RATE_OVER_S = 30.0
-"""Samples per second are told of about this much time."""
+"""The time over which samples per second are counted."""
 
 
 @dataclass(kw_only=True)
 class Training:
+    """Everything that one life of the worker trains with."""
+
     record: RunRecord
     paths: RunPaths
     session: Session
@@ -49,15 +51,17 @@ class Training:
     audit: Audit
     measuring: Measuring
     lanes: Lanes = field(init=False)
-    """Made when weights and plan are where they belong."""
+    """The lanes that compute; made when weights and plan are where they belong."""
+    deaths: int = 0
+    """How many lives of the run ended without anybody having asked for it."""
     done_before: int = 0
-    """Steps that an earlier life had taken, some of which may have to be redone."""
+    """How many steps earlier lives had taken, some of which may have to be redone."""
 
     # How far the run is.
     step: int = 0
-    """Steps taken."""
+    """How many steps were taken."""
     loss: float | None = None
-    """Of the last step."""
+    """The loss of the last step. None means that no step was taken yet."""
     loss_scale: float = 1.0
     steps_at_scale: int = 0
     evaluated: Evaluated | None = None
@@ -65,27 +69,27 @@ class Training:
 
     # The step in hand.
     micro_rows: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    """Of the micro-batch in hand; the first row is the longest."""
+    """The rows of the micro-batch in hand; the first one is the longest."""
     micro_shape: Shape | None = None
-    """Of the micro-batch in hand."""
+    """The shape of the micro-batch in hand. None means that there was none yet."""
     largest: Shape | None = None
-    """The step's largest micro-batch."""
+    """The shape of the step's largest micro-batch. None means that there was none yet."""
     where: str = "forward"
-    """Where memory ran out last."""
+    """The part of the step in which memory ran out last."""
     activation_checkpointing: bool = False
-    """As the model is set now."""
+    """Whether the model is set to compute its activations twice now."""
 
     # Checkpoints.
     newest: CheckpointNote | None = None
     newest_state: State | None = None
     saved_s: float = 0.0
-    """When the newest was written, on the clock of `work_s`."""
+    """When the newest checkpoint was written, on the clock of `work_s`."""
     save_s: float | None = None
-    """What the last save took."""
+    """How long the last save took. None means that none was made in this life."""
 
     # Time.
     trained_s: float = 0.0
-    """In earlier lives."""
+    """The time of work in earlier lives, pauses left out."""
     _began_s: float = field(default_factory=monotonic_s)
     _recent_samples: float = 0.0
     _recent_s: float = 0.0
@@ -105,11 +109,11 @@ class Training:
         return self.evaluated is not None and self.evaluated.step == self.step
 
     def lengths_of(self, step: int) -> Lengths:
-        """Of the rows that `step` sees."""
+        """The lengths of the rows that `step` sees."""
         return self.prepared.train.lengths[self.order.batch(step)]
 
     def boundary(self) -> None:
-        """Between two pieces of work. Raises `Leave`."""
+        """Ends a piece of work: carries out what was ordered, and measures the soft limit anew. Raises `Leave`."""
         self.session.boundary()
         self.soft_limit.renew()
 
@@ -118,7 +122,7 @@ class Training:
         return monotonic_s() - self._began_s - self.session.held_s
 
     def count_rate(self, samples: int, took_s: float) -> None:
-        """Older steps fade out of the rate as newer ones take their time."""
+        """Counts a step into the rate, in which older steps fade as newer ones take their time."""
         fading = max(0.0, 1 - took_s / _RATE_OVER_S)
         self._recent_samples = self._recent_samples * fading + samples
         self._recent_s = self._recent_s * fading + took_s

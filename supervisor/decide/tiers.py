@@ -289,8 +289,6 @@ def _filled(settings: Settings, tier: TierName, machine: Machine) -> Settings:
         tune=or_else(asked.tune, asked.micro_tokens is None),
         gradient_checkpointing=or_else(asked.gradient_checkpointing, row.gradient_checkpointing),
         amp=or_else(asked.amp, default_amp(settings, machine)[0]),
-        # Tokenised rows are read from a memory-mapped cache, which no further process makes faster.
-        loader_processes=or_else(asked.loader_processes, 0),
     )
     if not training.tune:
         training.threads = asked.threads or machine.cpus

@@ -95,7 +95,6 @@ class Toy:
                 device="cpu",
                 amp="off",
                 gradient_checkpointing=False,
-                loader_processes=0,
                 threads=1,
             ),
             limits=limits or Limits(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +14,6 @@ from memsup.checkpoint.cadence import (
     Experience,
     interval_s,
     is_due,
-    pays_before_risk,
     young_daly_s,
 )
 
@@ -91,17 +89,3 @@ def test_an_evening_of_training() -> None:
     measured = Experience(save_s=0.5, trained_s=60.0, deaths=0)
     assert not is_due(200.0, 60.5, measured)
     assert is_due(210.0, 60.5, measured)
-
-
-@given(experiences, st.floats(0, 700), st.floats(0, 100))
-def test_a_slow_micro_batch_does_not_overrun_the_ten_minutes(experience: Experience, unsaved_s: float, chance_s: float) -> None:
-    if not is_due(1e6 + unsaved_s, 1e6, experience, until_next_chance_s=chance_s):
-        assert unsaved_s + chance_s <= MOST_AT_RISK_S + 0.001
-
-
-@pytest.mark.parametrize(
-    ("unsaved_s", "chance", "pays"), [(300, 0.05, True), (30, 0.05, False), (30, 1.0, True), (0, 1.0, False)]
-)
-def test_before_a_risky_moment_it_is_saved_if_the_work_is_worth_it(unsaved_s: float, chance: float, pays: bool) -> None:
-    """A save of two seconds: five minutes of work at a risk of one in twenty are worth it, half a minute is not."""
-    assert pays_before_risk(unsaved_s, 0.0, Experience(save_s=2.0, trained_s=HOUR, deaths=0), chance) is pays

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from memsup.shared.messages import AnyReport, OutOfMemory, Welcome
+from memsup.shared.messages import AnyReport, Decided, OutOfMemory, Welcome
 from memsup.shared.paths import prepare, run_paths
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings
@@ -65,6 +65,11 @@ def reports(training: Training) -> list[AnyReport]:
 
 def exhaustions(training: Training) -> list[OutOfMemory]:
     return [report for report in reports(training) if isinstance(report, OutOfMemory)]
+
+
+def decisions(training: Training) -> list[Decided]:
+    """What the worker has decided by itself since it was last asked what it said."""
+    return [report for report in reports(training) if isinstance(report, Decided)]
 
 
 def without_dropout(settings: Settings) -> Settings:

@@ -67,10 +67,10 @@ def write(draft: Draft, step: int) -> None:
     draft.adopt(TOKENIZER)
 
 
-def save(store: Store, step: int, *, metric: float | None = None, wait: bool = True) -> Saved:
+def save(store: Store, step: int, *, metric: float | None = None) -> Saved:
     with store.draft(step) as draft:
         write(draft, step)
-        return draft.commit(metric, wait=wait)
+        return draft.commit(metric)
 
 
 def assert_holds(path: Path, step: int) -> None:

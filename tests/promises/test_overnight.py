@@ -58,7 +58,7 @@ def beat(ticks: int) -> m.Heartbeat:
         phase=Phase.TRAINING, ticks=ticks, epoch=0.1, step=5, total_steps=9, samples=80, loss=0.5, samples_per_s=9.0, eta_s=60.0
     )
     memory = m.WorkerMemory(resident_bytes=1, cuda_allocated_bytes=None, cuda_reserved_bytes=None, data_limit_bytes=None)
-    return m.Heartbeat(rank=0, progress=progress, batch=None, memory=memory, checkpoint=None, digest=None)
+    return m.Heartbeat(progress=progress, batch=None, memory=memory, checkpoint=None, digest=None)
 
 
 def test_a_killed_supervisor_is_explained_by_the_next_start_before_anything_else(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_worker_that_stands_still_is_dumped_killed_and_started_again(tmp_path:
     try:
         eventually(lambda: "stands" in paths.worker_log.read_text())
         life.on_spawned(0.0)
-        life.on_report(0.0, m.Hello(rank=0, pid=worker.pid or 0, world_size=1, run_id=record.run_id))
+        life.on_report(0.0, m.Hello(pid=worker.pid or 0, run_id=record.run_id))
         now_s, hang = 0.0, None
         while hang is None:
             now_s += 1.0

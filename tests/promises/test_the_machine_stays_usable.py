@@ -22,6 +22,7 @@ from kit.cli_process import end_supervisors, eventually, memsup
 from kit.fenced import MISBEHAVING
 from kit.lone_supervisor import tiny_settings
 
+from memsup.shared.messages import PROTOCOL
 from memsup.shared.paths import run_paths
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -201,7 +202,7 @@ def test_garbage_on_both_sockets_disturbs_nobody(job: Path) -> None:
         socket.linger = 5000
         socket.connect(folder.endpoint(name))
         for number in range(300):
-            socket.send_multipart([b"memsup/1", os.urandom(number), b""][: number % 3 + 1])
+            socket.send_multipart([PROTOCOL, os.urandom(number), b""][: number % 3 + 1])
         socket.close()
     context.term()
     folder.close()

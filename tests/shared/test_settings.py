@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memsup.shared.loading import load
+from memsup.shared.record import RunRecord
+from memsup.shared.run_file import read_record, write_record
 from memsup.shared.settings import Settings, SettingsError, Share, keys, parse_duration_s, parse_size
+from memsup.shared.status import Wanted
 
 
 def load_flags(*flags: str, environment: dict[str, str] | None = None, job_file: Path | None = None):  # type: ignore[no-untyped-def]
@@ -165,3 +169,26 @@ def test_only_what_is_unset_by_default_or_optional_takes_auto() -> None:
     assert load_flags("checkpoint.every=auto").settings.checkpoint.every_s is None
     with pytest.raises(SettingsError, match=r"training\.seed = auto"):
         load_flags("training.seed=auto")
+
+
+def test_a_run_of_before_with_a_setting_that_is_gone_is_still_read_and_the_setting_is_refused_when_it_is_set(
+    tmp_path: Path,
+) -> None:
+    """`training.loader_processes` was written into every `run.json`, and read by nobody."""
+    file = tmp_path / "run.json"
+    record = RunRecord(
+        run="r",
+        run_id="0123456789ab",
+        created_unix_s=0.0,
+        wanted=Wanted.RUNNING,
+        tier="full",
+        tier_reason="there is plenty",
+        settings=Settings(),
+    )
+    write_record(file, record)
+    document = msgspec.json.decode(file.read_bytes())
+    document["settings"]["training"]["loader_processes"] = 0
+    file.write_bytes(msgspec.json.encode(document))
+    assert read_record(file) == record
+    with pytest.raises(SettingsError, match="loader_processes"):
+        load_flags("training.loader_processes=2")

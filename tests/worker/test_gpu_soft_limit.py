@@ -42,11 +42,11 @@ def allocator(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_step_on_a_gpu_takes_the_moments_from_where_the_settings_say(tmp_path: Path, allocator: Any, on_host: bool) -> None:
     from kit.one_life import one_life
 
-    from memsup.worker.compute.offloaded_adam import HostedAdamW
+    from memsup.worker.compute.offloaded_adam import OffloadedAdamW
     from memsup.worker.train import take_step
 
     with one_life(tiny_settings(tmp_path, training__optimizer_on_host=on_host)) as life:
-        assert isinstance(life.optimizer, HostedAdamW) is on_host
+        assert isinstance(life.optimizer, OffloadedAdamW) is on_host
         take_step(life)
         assert life.step == 1
         assert all(state["exp_avg_sq"].device.type == "cpu" for state in life.optimizer.state.values())

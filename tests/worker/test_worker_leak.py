@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from memsup.worker.plan.footprint import Shape
@@ -23,6 +23,7 @@ def watched(steps: int, held_bytes: object, *, seed: int = 0) -> Leak | None:
 
 
 @given(per_step_kib=st.integers(64, 20_000), steps=st.integers(64, 3000), seed=st.integers(0, 1000))
+@example(per_step_kib=4518, steps=68, seed=105)  # few steps in a quarter, so its lowest one was a matter of chance
 def test_a_leak_is_found_with_its_slope_whether_fast_or_slow(per_step_kib: int, steps: int, seed: int) -> None:
     rises = per_step_kib * 1024
     leak = watched(steps, lambda step: 500 * MIB + rises * step, seed=seed)

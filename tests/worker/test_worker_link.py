@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,12 @@ from memsup.shared.messages import (
     Accepted,
     Checkpoint,
     CheckpointNote,
+    Decided,
+    DecisionKind,
     Done,
     Heartbeat,
     Hello,
+    LimitMemory,
     LimitMicroBatch,
     OrderFailed,
     Pace,
@@ -30,12 +34,41 @@ from memsup.shared.messages import (
     Resume,
     Stop,
     Welcome,
+    WorkerMemory,
     encode,
 )
 from memsup.worker.link import LeaseTimer, Link, MustLeave
+from memsup.worker.memory import read_memory
 from memsup.worker.session import Leave, Session
 
 NOTE = CheckpointNote(path="/somewhere/step-00000007", step=7, at_unix_s=1.0, verified=True, save_s=0.1)
+
+
+@dataclass
+class Trainer:
+    """A program whose saves take no time, or fail."""
+
+    fails: bool = False
+    is_loaded: bool = True
+    saved: list[bool] = field(default_factory=list)
+    """For each save, whether it was to be the last one."""
+    limits: list[LimitMicroBatch] = field(default_factory=list)
+
+    def save(self, *, last: bool) -> CheckpointNote:
+        if self.fails:
+            raise OSError(28, "No space left on device")
+        self.saved.append(last)
+        return NOTE
+
+    def limit_micro_batch(self, order: LimitMicroBatch) -> int:
+        self.limits.append(order)
+        return 64
+
+    def limit_memory(self, order: LimitMemory) -> str:
+        return f"{order.device_bytes} bytes"
+
+    def read_memory(self) -> WorkerMemory:
+        return read_memory()
 
 
 class Ends:
@@ -75,7 +108,7 @@ def ends(tmp_path: Path) -> Iterator[Ends]:
 def test_hello_welcome_and_beats(ends: Ends) -> None:
     ends.link.start()
     hello = ends.supervisor.first(Hello)
-    assert (hello.pid, hello.rank, hello.world_size, hello.run_id) == (os.getpid(), 0, 1, "0123456789ab")
+    assert (hello.pid, hello.run_id) == (os.getpid(), "0123456789ab")
     welcome = ends.link.welcome(10)
     assert isinstance(welcome, Welcome)
     assert welcome.lease_s == 60
@@ -98,7 +131,7 @@ def test_an_order_is_accepted_while_the_main_thread_is_busy(ends: Ends) -> None:
         [b""],
         [PROTOCOL],
         [PROTOCOL, b"\xc1garbage"],
-        [b"memsup/2", encode(Stop(order_id=1, reason="", checkpoint=False))[1]],
+        [PROTOCOL + b"0", encode(Stop(order_id=1, reason="", checkpoint=False))[1]],
         [PROTOCOL, encode(Stop(order_id=1, reason="", checkpoint=False))[1][:-3]],
         [PROTOCOL, b"\x81\xa4kind\xa7explode"],
         [PROTOCOL, b"\x90" * 100_000],
@@ -166,42 +199,42 @@ def test_time_in_which_nothing_could_be_heard_does_not_count(passes_s: list[floa
 
 
 def test_each_order_is_carried_out_at_the_boundary_and_answered(ends: Ends) -> None:
-    saved: list[bool] = []
-    limits: list[LimitMicroBatch] = []
-    ends.session.save = lambda last: (saved.append(last), NOTE)[1]
-    ends.session.limit_micro_batch = lambda order: (limits.append(order), 64)[1]
+    trainer = Trainer()
+    ends.session.begin(trainer)
     ends.connect()
     ends.supervisor.send(Checkpoint(order_id=1, reason="a test"))
     ends.supervisor.send(LimitMicroBatch(order_id=2, reason="a test", halve=True))
     ends.supervisor.first(Accepted, order_id=2)
-    assert not saved
+    assert not trainer.saved
     ends.obey()
     assert ends.supervisor.first(Done, order_id=1).checkpoint == NOTE
     assert ends.supervisor.first(Done, order_id=2).micro_tokens == 64
-    assert saved == [False]
-    assert limits == [LimitMicroBatch(order_id=2, reason="a test", halve=True)]
+    assert trainer.saved == [False]
+    assert trainer.limits == [LimitMicroBatch(order_id=2, reason="a test", halve=True)]
 
 
 def test_orders_that_need_a_plan_wait_for_it_while_loading(ends: Ends) -> None:
     ends.connect()
     ends.supervisor.send(Checkpoint(order_id=1, reason="a test"))
     ends.supervisor.send(LimitMicroBatch(order_id=2, reason="a test", micro_tokens=128))
-    ends.supervisor.first(Accepted, order_id=2)
+    ends.supervisor.send(LimitMemory(order_id=3, reason="a test", device_bytes=5))
+    ends.supervisor.first(Accepted, order_id=3)
     ends.obey()
     ends.session.boundary()
     assert not [r for r in ends.supervisor.reports if isinstance(r, Done | OrderFailed)]
-    ends.session.save = lambda _last: NOTE
-    ends.session.limit_micro_batch = lambda _order: 128
+    trainer = Trainer(is_loaded=False)
+    ends.session.begin(trainer)
+    ends.session.boundary()
+    assert ends.supervisor.first(Done, order_id=3).detail == "5 bytes", "the device is there first"
+    assert not [r for r in ends.supervisor.reports if isinstance(r, Done | OrderFailed) and r.order_id != 3]
+    trainer.is_loaded = True
     ends.session.boundary()
     assert ends.supervisor.first(Done, order_id=1).checkpoint == NOTE
-    assert ends.supervisor.first(Done, order_id=2).micro_tokens == 128
+    assert ends.supervisor.first(Done, order_id=2).micro_tokens == 64
 
 
 def test_a_failed_save_is_answered_and_nothing_ends(ends: Ends) -> None:
-    def full(_last: bool) -> CheckpointNote:
-        raise OSError(28, "No space left on device")
-
-    ends.session.save = full
+    ends.session.begin(Trainer(fails=True))
     ends.connect()
     for number, order in enumerate(
         [
@@ -218,8 +251,7 @@ def test_a_failed_save_is_answered_and_nothing_ends(ends: Ends) -> None:
 
 def test_a_hold_blocks_and_still_answers(ends: Ends) -> None:
     """Held at a boundary, the worker writes a checkpoint, takes a limit, and goes on when it is told."""
-    ends.session.save = lambda _last: NOTE
-    ends.session.limit_micro_batch = lambda _order: 32
+    ends.session.begin(Trainer())
     ends.connect()
     passed = threading.Event()
 
@@ -260,28 +292,27 @@ def test_a_hold_blocks_and_still_answers(ends: Ends) -> None:
     ],
 )
 def test_leaving_as_told(ends: Ends, order: Stop | Pause, saves: list[bool]) -> None:
-    saved: list[bool] = []
-    ends.session.save = lambda last: (saved.append(last), NOTE)[1]
+    trainer = Trainer()
+    ends.session.begin(trainer)
     ends.connect()
     ends.supervisor.send(order)
     with pytest.raises(Leave, match="enough") as leave:
         ends.obey()
-    assert saved == saves
+    assert trainer.saved == saves
     assert leave.value.checkpoint == (NOTE if saves else None)
     assert ends.supervisor.first(Done, order_id=1).checkpoint == (NOTE if saves else None)
 
 
 def test_leaving_without_a_supervisor_saves_first_and_leaves_even_if_that_fails(ends: Ends) -> None:
-    def full(_last: bool) -> CheckpointNote:
-        raise OSError(28, "No space left on device")
-
-    ends.session.publish(checkpoint=NOTE)
-    ends.session.save = full
+    ends.session.publish(checkpoint=NOTE, step=9)
+    ends.session.begin(Trainer(fails=True))
     ends.connect()
     os.close(ends.lifeline)
     with pytest.raises(Leave, match="gone") as leave:
         ends.obey()
     assert leave.value.checkpoint == NOTE
+    said = ends.supervisor.first(Decided)
+    assert (said.what, said.step) == (DecisionKind.CHECKPOINT_FAILED, 9)
 
 
 def test_a_pace_leaves_gaps_of_the_measured_work(ends: Ends) -> None:

@@ -148,7 +148,7 @@ planned = peak.begin() + (32 << 20)
 measuring = Measuring(peak, Planner(limit_bytes=planned, longest=8, may_checkpoint=False), waits_for_device=False)
 def step():
     measuring.begin_step(1)
-    with measuring.micro_batch(Shape(1, 8), twice=False):
+    with measuring.micro_batch(Shape(1, 8), checkpointed=False):
         pass
     measuring.end_step()
     return measuring.is_tight

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memsup.worker.compute.offloaded_adam import MOMENTS, HostedAdamW
+from memsup.worker.compute.offloaded_adam import MOMENTS, OffloadedAdamW
 from memsup.worker.hardware import make_optimizer
 from memsup.worker.state import optimizer_tensors
 
@@ -50,7 +50,7 @@ def assert_same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
 def test_a_run_has_the_same_bits_wherever_its_moments_lie() -> None:
     usual, hosted = Odd(), Odd()
     beside, on_host = make_optimizer(usual, weight_decay=0.01), make_optimizer(hosted, weight_decay=0.01, on_host=True)
-    assert isinstance(on_host, HostedAdamW)
+    assert isinstance(on_host, OffloadedAdamW)
     train(usual, beside, range(20))
     train(hosted, on_host, range(20))
     assert_same_bits(tensors(usual, beside), tensors(hosted, on_host))
@@ -77,7 +77,7 @@ def test_a_run_goes_on_from_either_kind_of_checkpoint(first_on_host: bool) -> No
 def test_a_step_keeps_nothing_on_the_device_but_room_for_the_largest_parameter() -> None:
     model = Odd()
     optimizer = make_optimizer(model, weight_decay=0.01, on_host=True)
-    assert isinstance(optimizer, HostedAdamW)
+    assert isinstance(optimizer, OffloadedAdamW)
     moments = [optimizer.state[parameter][name].data_ptr() for parameter in model.parameters() for name in MOMENTS]
     train(model, optimizer, range(2))
     assert moments == [optimizer.state[parameter][name].data_ptr() for parameter in model.parameters() for name in MOMENTS]

@@ -155,7 +155,7 @@ def test_a_full_disk_does_not_keep_the_worker_from_shrinking(
     assert "not on disk" in caplog.text
 
 
-def test_damage_within_the_journal_is_said_and_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_within_the_journal_is_said_and_skipped(tmp_path: Path) -> None:
     plan = new_plan(tmp_path)
     plan.change(4, "ordered", limit=512)
     plan.change(6, "out of memory", ceiling=256)
@@ -164,4 +164,16 @@ def test_damage_within_the_journal_is_said_and_skipped(tmp_path: Path, caplog: p
     file.write_bytes(lines[0] + b"\x00\xff{" + lines[1] + lines[2])
     again = Plan(file)
     assert [again.at(step).micro_tokens for step in (1, 5, 6)] == [1024, 1024, 256]
-    assert "line 2" in caplog.text
+    (damage,) = again.damage
+    assert "line 2" in damage
+
+
+def test_a_journal_of_before_is_read_and_gone_on_with_in_its_words(tmp_path: Path) -> None:
+    """`one_lane` was called `single`, and still is in the file: a run goes on over an update."""
+    file = tmp_path / "plan.jsonl"
+    line = b'{"step":3,"start":1024,"ceiling":512,"lanes":2,"single":true,"cause":"out of memory","at_unix_s":1.0}\n'
+    file.write_bytes(line)
+    plan = Plan(file)
+    assert plan.at(3).one_lane
+    plan.change(5, "there is room", one_lane=False)
+    assert msgspec.json.decode(file.read_bytes().splitlines()[1])["single"] is False

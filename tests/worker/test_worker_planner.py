@@ -16,7 +16,7 @@ from memsup.worker.plan.batches import Lengths, Rows, cut, split
 from memsup.worker.plan.cost import Costs, Stopwatch
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.footprint import Footprint, Shape, non_negative_least_squares, shape_of
-from memsup.worker.plan.planner import LEAST_OFTEN_STEPS, REFUSED_STEPS, Begun, Planner
+from memsup.worker.plan.planner import LEAST_OFTEN_STEPS, REFUSED_STEPS, Initial, Planner
 
 MIB = 1 << 20
 EFFECTIVE = 16
@@ -46,12 +46,12 @@ class Machine:
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
 
-    def took_s(self, shape: Shape, *, twice: bool = False) -> float:
+    def took_s(self, shape: Shape, *, checkpointed: bool = False) -> float:
         seconds = self.start_s + shape.tokens * (self.token_s + self.square_s * shape.length + self.size_s * shape.tokens)
-        return seconds * (4 / 3 if twice else 1) * (1 + self.noise * self.random.exponential())
+        return seconds * (4 / 3 if checkpointed else 1) * (1 + self.noise * self.random.exponential())
 
-    def peak_bytes(self, shape: Shape, *, twice: bool = False) -> int:
-        part = self.recomputed if twice else 1.0
+    def peak_bytes(self, shape: Shape, *, checkpointed: bool = False) -> int:
+        part = self.recomputed if checkpointed else 1.0
         return self.floor_bytes + int(part * (shape.tokens * self.token_bytes + shape.squares * self.square_bytes))
 
     def step(self, lengths: Lengths, entry: Entry, planner: Planner | None = None) -> tuple[float, int]:
@@ -62,11 +62,13 @@ class Machine:
         for rows in cut(np.arange(len(lengths)), lengths, entry):
             parts = split(rows, lengths[rows], entry)
             shape = shape_of([lengths[part] for part in parts])
-            twice = entry.checkpoints_activations(shape.length)
-            took_s, peak_bytes = self.took_s(shape.heaviest, twice=twice), self.peak_bytes(shape, twice=twice)
+            checkpointed = entry.checkpoints_activations(shape.length)
+            took_s = self.took_s(shape.heaviest, checkpointed=checkpointed)
+            peak_bytes = self.peak_bytes(shape, checkpointed=checkpointed)
             if planner is not None:
                 timed_s = took_s if len(parts) == entry.lanes_used else None
-                planner.observe(shape, checkpointed=twice, took_s=timed_s, peak_bytes=peak_bytes, before_bytes=self.floor_bytes)
+                measured = {"took_s": timed_s, "peak_bytes": peak_bytes, "before_bytes": self.floor_bytes}
+                planner.observe(shape, checkpointed=checkpointed, **measured)
             seconds += took_s
             peaks.append(peak_bytes)
         return seconds, max(peaks)
@@ -83,13 +85,13 @@ class Night:
     seed: int = 3
     uniform: bool = False
     """All texts are as long as the longest."""
-    begun: Begun | None = None
+    initial: Initial | None = None
     step: int = 0
     peaks: list[int] = field(default_factory=list)
     changes: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.planner = Planner(limit_bytes=self.limit_bytes, longest=self.longest, may_checkpoint=True, begun=self.begun)
+        self.planner = Planner(limit_bytes=self.limit_bytes, longest=self.longest, may_checkpoint=True, initial=self.initial)
 
     def lengths(self, step: int) -> Lengths:
         if self.uniform:
@@ -164,7 +166,7 @@ def test_whatever_a_token_takes_it_grows_to_the_limit_and_not_beyond(
     begin = plan(64, activation_checkpointing=True, lanes=lanes)
     night = Night(machine, limit_bytes=limit_mib * MIB, entry=begin, seed=seed)
     night.run(100)
-    one_row = max(machine.peak_bytes(Shape(1, 512), twice=True), limit_mib * MIB)  # one row is always computed
+    one_row = max(machine.peak_bytes(Shape(1, 512), checkpointed=True), limit_mib * MIB)  # one row is always computed
     assert max(night.peaks) <= 1.02 * one_row
     assert len(night.changes) < 25, "the plan flutters"
 
@@ -196,7 +198,7 @@ def test_a_run_that_begins_close_to_its_limit_keeps_what_it_began_with(kept_befo
     """What is held before a micro-batch may take more than growth keeps to; rows computed alone and twice save nothing then."""
     machine = Machine(floor_bytes=700 * MIB, token_bytes=MIB // 8)
     begin = plan(128, activation_checkpointing=kept_before)
-    night = Night(machine, limit_bytes=717 * MIB, entry=begin, begun=Begun(128, 788 * MIB))
+    night = Night(machine, limit_bytes=717 * MIB, entry=begin, initial=Initial(128, 788 * MIB))
     night.run(100)
     assert night.entry.most_tokens(16) == 128
     assert not night.entry.checkpoints_activations(512)
@@ -205,7 +207,7 @@ def test_a_run_that_begins_close_to_its_limit_keeps_what_it_began_with(kept_befo
 
 def test_what_it_began_with_is_taken_away_where_it_does_not_fit() -> None:
     machine = Machine(floor_bytes=700 * MIB, token_bytes=MIB)
-    night = Night(machine, limit_bytes=717 * MIB, entry=plan(128), begun=Begun(128, 788 * MIB))
+    night = Night(machine, limit_bytes=717 * MIB, entry=plan(128), initial=Initial(128, 788 * MIB))
     night.run(100)
     assert night.entry.most_tokens(16) < 88
     assert night.entry.checkpoints_activations(300)
@@ -240,7 +242,7 @@ def test_a_ceiling_is_raised_step_by_step() -> None:
 
 
 def test_a_lane_that_memory_took_comes_back_with_the_last_ceiling() -> None:
-    night = Night(SMALL_IS_FAST, limit_bytes=16 << 30, entry=plan(4096, ceiling=64, lanes=2, single=True))
+    night = Night(SMALL_IS_FAST, limit_bytes=16 << 30, entry=plan(4096, ceiling=64, lanes=2, one_lane=True))
     while night.entry.ceiling is not None:
         assert night.entry.lanes_used == 1
         night.run(1)
@@ -250,9 +252,9 @@ def test_a_lane_that_memory_took_comes_back_with_the_last_ceiling() -> None:
 
 
 def test_the_supervisors_word_is_not_argued_with() -> None:
-    night = Night(LARGE_IS_FAST, limit_bytes=16 << 30, entry=plan(4096, limit=256, lanes=2, single=True))
+    night = Night(LARGE_IS_FAST, limit_bytes=16 << 30, entry=plan(4096, limit=256, lanes=2, one_lane=True))
     night.run(60)
-    assert night.entry == plan(4096, limit=256, lanes=2, single=True)
+    assert night.entry == plan(4096, limit=256, lanes=2, one_lane=True)
 
 
 def test_what_a_step_will_take_is_known_beforehand() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import msgspec
 import pytest
 import torch
 from kit.lone_supervisor import tiny_settings
-from kit.one_life import one_life
+from kit.one_life import decisions, one_life
 
 from memsup.checkpoint.errors import Damaged
 from memsup.checkpoint.store import Store
-from memsup.shared.messages import FailureCause
+from memsup.shared.messages import DecisionKind, FailureCause
 from memsup.worker import train
+from memsup.worker.saving import save_if_possible
 from memsup.worker.session import GiveUp
 from memsup.worker.state import PIECE_BYTES, _outgoing, model_tensors, optimizer_tensors, read_tensors
 from memsup.worker.training import Training
@@ -140,19 +142,80 @@ def test_a_resumed_training_has_every_bit_of_the_one_that_was_saved(tmp_path: Pa
         assert training.audit.digest == digest
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_both_are_on_record(tmp_path: Path) -> None:
     settings = tiny_settings(tmp_path)
     with one_life(settings) as training:
-        for _ in range(2):
-            train.take_step(training)
-            note = training.session.checkpoint_now()
+        train.take_step(training)
+        before = training.session.checkpoint_now()
+        train.take_step(training)
+        note = training.session.checkpoint_now()
         damaged = Path(note.path) / "optimizer.safetensors"
         content = bytearray(damaged.read_bytes())
         content[len(content) // 2] ^= 1
         damaged.write_bytes(content)
     with one_life(settings) as training:
         assert training.step == 1
-    assert "set aside" in caplog.text
+        aside, used = decisions(training)
+    assert (aside.what, aside.step) == (DecisionKind.CHECKPOINT_DAMAGED, 2)
+    assert aside.checkpoint == str(Path(note.path).with_name("damaged-step-00000002"))
+    assert Path(aside.checkpoint).is_dir()
+    assert (used.what, used.step, used.checkpoint) == (DecisionKind.CHECKPOINT_USED, 1, before.path)
+
+
+def test_where_no_checkpoint_is_whole_the_run_begins_anew_and_says_so(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path)
+    with one_life(settings) as training:
+        train.take_step(training)
+        (Path(training.session.checkpoint_now().path) / "config.json").unlink()
+    with one_life(settings) as training:
+        assert training.step == 0
+        aside, used = decisions(training)
+    assert (aside.what, aside.step) == (DecisionKind.CHECKPOINT_DAMAGED, 1)
+    assert (used.what, used.step, used.checkpoint) == (DecisionKind.CHECKPOINT_USED, 0, None)
+
+
+def test_other_last_bits_are_on_record(tmp_path: Path) -> None:
+    with one_life(tiny_settings(tmp_path, training__threads=1)) as training:
+        train.take_step(training)
+        training.session.checkpoint_now()
+        assert decisions(training) == []
+    with one_life(tiny_settings(tmp_path, training__threads=2)) as training:
+        (said,) = decisions(training)
+    assert (said.what, said.step) == (DecisionKind.OTHER_BITS, 1)
+
+
+def test_a_lost_line_of_the_plan_is_on_record_since_steps_may_be_cut_otherwise(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path)
+    with one_life(settings) as training:
+        training.plan.change(2, "a test", limit=40)
+        file = training.paths.plan
+    file.write_bytes(file.read_bytes().replace(b'"limit":40', b'"limit":4?'))
+    with one_life(settings) as training:
+        (said,) = decisions(training)
+    assert said.what is DecisionKind.OTHER_BITS
+
+
+def test_rows_without_a_text_are_left_out_and_that_is_on_record_once(tmp_path: Path) -> None:
+    settings = tiny_settings(tmp_path)
+    assert settings.task.train is not None
+    data = Path(settings.task.train)
+    label = data.read_text(encoding="utf-8").splitlines()[1].rsplit(",", 1)[1]
+    with data.open("a", encoding="utf-8") as file:
+        file.write(f",{label}\n   ,{label}\n")
+    with one_life(settings) as training:
+        (said,) = decisions(training)
+        assert (said.what, said.rows) == (DecisionKind.ROWS_LEFT_OUT, 2)
+        train.take_step(training)
+        training.session.checkpoint_now()
+    with one_life(settings) as training:
+        assert decisions(training) == []
+
+
+def test_lanes_that_do_not_divide_the_threads_are_refused_on_record(tmp_path: Path) -> None:
+    with one_life(tiny_settings(tmp_path, training__threads=3, training__lanes=2)) as training:
+        assert len(training.lanes) == 1
+        (said,) = decisions(training)
+    assert said.what is DecisionKind.CUT_REFUSED
 
 
 def test_a_checkpoint_that_was_damaged_since_is_written_again_when_it_is_asked_for(tmp_path: Path) -> None:
@@ -164,6 +227,30 @@ def test_a_checkpoint_that_was_damaged_since_is_written_again_when_it_is_asked_f
         second = training.session.checkpoint_now()
         assert second.path != first.path
         assert second.step == 1
+        (said,) = decisions(training)
+        assert (said.what, said.checkpoint) == (DecisionKind.CHECKPOINT_DAMAGED, first.path)
+
+
+def test_a_checkpoint_that_the_disk_gives_back_otherwise_is_on_record(tmp_path: Path) -> None:
+    """The disk, here: somebody who goes on writing into the draft once a file is in it."""
+    with one_life(tiny_settings(tmp_path)) as training:
+        train.take_step(training)
+        tokenizer = training.prepared.tokenizer
+
+        class GoesOnWriting:
+            def save_pretrained(self, folder: Path) -> None:
+                tokenizer.save_pretrained(folder)
+                with (folder / "model.safetensors").open("r+b") as file:
+                    file.seek(-1, 2)
+                    file.write(b"later")
+
+        training.prepared = dataclasses.replace(training.prepared, tokenizer=GoesOnWriting())
+        save_if_possible(training)
+        assert training.newest is None
+        (said,) = decisions(training)
+    assert (said.what, said.step) == (DecisionKind.CHECKPOINT_DAMAGED, 1)
+    assert said.checkpoint is not None
+    assert Path(said.checkpoint).name == "damaged-step-00000001"
 
 
 def test_resuming_from_another_runs_checkpoint_goes_on_with_its_steps(tmp_path: Path) -> None:

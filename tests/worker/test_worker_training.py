@@ -14,13 +14,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.lone_supervisor import tiny_settings
-from kit.one_life import StarvedTask, exhaustions, one_life, reports, without_dropout
+from kit.one_life import StarvedTask, decisions, exhaustions, one_life, reports, without_dropout
 
-from memsup.shared.messages import CheckpointNote, Done, FailureCause, LimitMicroBatch, Pause, PauseMode, Resume
+from memsup.shared.messages import DecisionKind, Done, FailureCause, LimitMicroBatch, Pause, PauseMode, Resume
 from memsup.worker import exhaustion, train
 from memsup.worker.memory import held
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.planner import Planner
+from memsup.worker.saving import save_if_due, save_if_possible
 from memsup.worker.session import GiveUp, Leave
 from memsup.worker.training import Training
 
@@ -38,7 +39,7 @@ def life(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Training]:
         yield training
 
 
-class Begun:
+class AsItBegan:
     """A training as it was when it began, to be put back there."""
 
     def __init__(self, training: Training) -> None:
@@ -96,15 +97,15 @@ def test_any_split_gives_the_whole_batchs_gradient(life: Training) -> None:
     assert life.micro_rows.size == 24
     expected = gradient(life)
 
-    @given(micro_tokens=st.integers(1, 2000), activation_checkpointing=st.booleans(), single=st.booleans())
+    @given(micro_tokens=st.integers(1, 2000), activation_checkpointing=st.booleans(), one_lane=st.booleans())
     @settings(max_examples=40)
-    def any_split(micro_tokens: int, activation_checkpointing: bool, single: bool) -> None:
+    def any_split(micro_tokens: int, activation_checkpointing: bool, one_lane: bool) -> None:
         life.plan._put(
             Entry(
                 step=1,
                 start=micro_tokens,
                 lanes=len(life.lanes),
-                single=single,
+                one_lane=one_lane,
                 activation_checkpointing=activation_checkpointing,
                 cause="another split",
                 at_unix_s=0.0,
@@ -125,7 +126,7 @@ def test_a_step_done_twice_has_the_same_bits(tmp_path: Path, lanes: int, twice: 
     given_settings = tiny_settings(tmp_path, training__threads=2, training__lanes=lanes, training__gradient_checkpointing=twice)
     with one_life(given_settings) as life:
         assert len(life.lanes) == lanes
-        begun = Begun(life)
+        begun = AsItBegan(life)
         rows = life.order.batch(3)
         life.settings.clip_norm = 1e9
         one = train._accumulate(begun.again(), 3, rows)
@@ -170,7 +171,7 @@ events = st.lists(
 
 def test_no_sequence_of_shrink_grow_exhaustion_and_pause_changes_what_is_learnt(life: Training) -> None:
     steps = 5
-    begun = Begun(life)
+    begun = AsItBegan(life)
     for _ in range(steps):
         train.take_step(life)
     planned, learnt = life.audit.digest.split(".")[0], weights(life)
@@ -215,7 +216,7 @@ def test_out_of_memory_is_an_ordinary_event(life: Training, where: str, call: in
     """The step's gradients are dropped, the micro-batch halved, journalled first, and the step done again: as if nothing had
     happened.
     """
-    begun = Begun(life)
+    begun = AsItBegan(life)
     train.take_step(life)
     undisturbed = weights(life)
     begun.again()
@@ -237,7 +238,7 @@ def test_the_graph_of_a_failed_step_is_gone_before_it_is_done_again(life: Traini
     import gc
 
     alive: list[int] = []
-    begun = Begun(life)
+    begun = AsItBegan(life)
     hand_back = exhaustion.hand_back
 
     def counted(device: Any) -> None:
@@ -441,19 +442,31 @@ def test_a_loss_scale_that_is_too_high_costs_no_step(tmp_path: Path) -> None:
 # Saving does not end training
 
 
-def test_a_full_disk_is_said_and_training_goes_on(life: Training, caplog: pytest.LogCaptureFixture) -> None:
-    from memsup.checkpoint.errors import DiskFull
-    from memsup.worker.saving import save_if_possible
-
-    def full(_last: bool) -> CheckpointNote:
-        raise DiskFull("The disk is too full for another checkpoint.")
-
-    life.session.save = full
+def test_a_checkpoint_that_cannot_be_written_is_on_record_and_training_goes_on(life: Training) -> None:
     train.take_step(life)
-    save_if_possible(life)
+    life.store.folder.write_bytes(b"where a folder should be")
+    try:
+        save_if_possible(life)
+    finally:
+        life.store.folder.unlink()
     train.take_step(life)
     assert life.step == 2
-    assert "too full" in caplog.text
+    (said,) = decisions(life)
+    assert (said.what, said.step) == (DecisionKind.CHECKPOINT_FAILED, 1)
+
+
+def test_who_dies_often_saves_more_often(life: Training) -> None:
+    """A save of half a second, two minutes after the last one: too early on a calm machine, not on a deadly one."""
+    train.take_step(life)
+    life.record.settings.checkpoint.every_s = None  # auto
+    life.save_s, life.trained_s = 0.5, 36_000.0
+    life.saved_s = life.work_s() - 120
+    save_if_due(life)
+    assert life.newest is None
+    life.deaths = 10
+    save_if_due(life)
+    assert life.newest is not None
+    assert life.newest.step == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------

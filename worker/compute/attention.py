@@ -22,14 +22,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from memsup.worker.compute.dropout import Draws, can_draw
 
 BLOCK_NUMBERS = 1 << 20
-"""Of a matrix at a time: with 2 MiB in bfloat16 it is as fast as it gets where the second cache has 1 MiB a core."""
+"""How many numbers of a matrix are computed at a time: with 2 MiB in bfloat16 it is as fast as it gets where the second cache
+has 1 MiB a core."""
 _HIDDEN = -30_000.0
-"""Added to a score that does not count: e to that is 0, and where none counts all are alike, instead of not a number."""
+"""The number that is added to a score that does not count: e to that is 0, and where no score counts all are alike, instead of
+not a number."""
 _ONLY_TORCHS = ("position_bias", "cache", "softcap")
 
 
 def attend_in_blocks() -> None:
-    """From now on, in this process."""
+    """Has this process compute attention in blocks from now on."""
     AttentionInterface.register("sdpa", _attend)
 
 
@@ -44,8 +46,9 @@ def _attend(
     is_causal: bool | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """`query`, `key`, `value`: rows x heads x length x width. `attention_mask`: rows x (1 or heads) x length x length, True
-    where it counts, or numbers that are added. Returns rows x length x heads x width, and no weights.
+    """Computes attention as transformers' interface wants it. `query`, `key` and `value` have rows x heads x length x width;
+    `attention_mask` has rows x (1 or heads) x length x length, True where it counts, or numbers that are added. Returns rows x
+    length x heads x width, and no weights.
     """
     is_plain = query.shape == key.shape == value.shape and all(more.get(name) is None for name in _ONLY_TORCHS)
     if attention_mask is not None:
@@ -64,6 +67,8 @@ def _attend(
 
 
 class _Attention(torch.autograd.Function):
+    """Attention with dropout, of which the backward pass computes each block anew."""
+
     @staticmethod
     def forward(
         context: Any,
@@ -106,11 +111,11 @@ class _Attention(torch.autograd.Function):
 
 
 Block = tuple[slice, slice]
-"""Of rows, and of heads."""
+"""The rows and the heads that are computed at a time."""
 
 
 def _blocks(shape: torch.Size) -> Iterator[Block]:
-    """All rows and heads: some rows, or if one is too large, some of its heads at a time."""
+    """The blocks that make up all rows and heads: some rows, or where one is too large, some of its heads at a time."""
     rows, heads, length, _ = shape
     heads_at_a_time = min(heads, max(1, BLOCK_NUMBERS // length**2))
     rows_at_a_time = max(1, BLOCK_NUMBERS // (heads * length**2))
@@ -120,7 +125,7 @@ def _blocks(shape: torch.Size) -> Iterator[Block]:
 
 
 def _bias(mask: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor | None:
-    """To be added to the scores, for every row and head."""
+    """What is to be added to the scores, for every row and head. None means nothing."""
     if mask is None:
         return None
     bias = mask.to(query.dtype)
@@ -139,12 +144,14 @@ def _weights(queries: torch.Tensor, keys: torch.Tensor, bias: torch.Tensor | Non
 
 
 def _matrices(part: torch.Tensor) -> torch.Tensor:
-    """Rows and heads as one dimension; copies only where there is more than one row."""
+    """A part with rows and heads as one dimension; copied only where there is more than one row."""
     return part.reshape(-1, *part.shape[2:])
 
 
 def _like(part: torch.Tensor) -> torch.Tensor:
-    """Rows x heads x length x width, with a token's heads side by side, as the layers before and after have them."""
+    """An empty tensor of rows x heads x length x width, with a token's heads side by side, as the layers before and after have
+    them.
+    """
     rows, heads, length, width = part.shape
     return torch.empty(rows, length, heads, width, dtype=part.dtype).transpose(1, 2)
 

@@ -26,27 +26,28 @@ _CHANCES = 1 << 16
 
 
 class Draws:
-    """Which units are kept, a part after the other; from the same seed the same again."""
+    """Which units are kept, drawn a part after the other; from the same seed they are the same again."""
 
     def __init__(self, seed: int, probability: float) -> None:
-        """`probability`: of being dropped; see `can_draw`."""
+        """Begins the draws of `seed`; `probability` is that of being dropped, see `can_draw`."""
         self.seed, self.probability = seed, probability
         kept = round((1 - probability) * _CHANCES)
         self.scale = _CHANCES / kept
-        """What is kept counts so many times, in place of what is dropped."""
+        """How many times what is kept counts, in place of what is dropped."""
         self._last_kept = kept - 1 - _CHANCES // 2
         self._bits = np.random.SFC64(seed)
 
     @classmethod
     def new(cls, probability: float) -> Draws:
+        """The draws of the next seed of this thread's stream."""
         return cls(next_seed(), probability)
 
     def again(self) -> Draws:
-        """From the beginning."""
+        """The same draws from the beginning."""
         return Draws(self.seed, self.probability)
 
     def kept(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        """The next ones: 1 for kept and 0 for dropped. Not of booleans: torch multiplies by those ten times as slowly."""
+        """The next draws: 1 for kept and 0 for dropped. They are no booleans, by which torch multiplies ten times as slowly."""
         count = prod(shape)
         words = self._bits.random_raw((count + 3) // 4)
         bits = torch.from_numpy(words.view(np.int16))[:count].view(shape)
@@ -74,6 +75,8 @@ def _drop(layer: torch.nn.Dropout, units: torch.Tensor) -> torch.Tensor:
 
 
 class _Drop(torch.autograd.Function):
+    """Dropout whose backward pass draws again instead of having kept the outcome."""
+
     @staticmethod
     def forward(context: Any, units: torch.Tensor, probability: float) -> torch.Tensor:
         context.draws = Draws.new(probability)

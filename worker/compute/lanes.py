@@ -6,7 +6,7 @@ weights, with gradients of its own, which are added in the order of the lanes wh
 was faster. So a lane costs the memory of one more gradient, and of the weights in the lower precision where there is one.
 
 Covers CPUs. Which rows a lane computes is in `batches.py`; how many lanes there are is asked of `shared/lanes.py`, and where
-memory becomes short one has to do (`Entry.single`). Lanes need a model that draws its random numbers from `randomness.py`'s
+memory becomes short one has to do (`Entry.one_lane`). Lanes need a model that draws its random numbers from `randomness.py`'s
 streams: torch's generators belong to all threads at once (`draws_elsewhere`).
 """
 
@@ -26,10 +26,12 @@ Result = TypeVar("Result")
 
 
 class Lanes:
-    """The main thread is the first lane. No lane computes anything but inside of `run`."""
+    """Copies of a model and the threads that compute with them. The main thread is the first lane; no lane computes anything
+    but inside of `run`.
+    """
 
     def __init__(self, model: Model, count: int, threads: int) -> None:
-        """`threads`: of all lanes together. Weights must lie where they are from now on."""
+        """Makes `count` lanes of `threads` threads together. From now on the weights of `model` must stay where they lie."""
         self._threads = threads
         self.models = [model, *(_sharing(model) for _ in range(count - 1))]
         self._others = [ThreadPoolExecutor(1, f"lane-{number}") for number in range(2, count + 1)]
@@ -41,7 +43,7 @@ class Lanes:
 
     @contextlib.contextmanager
     def step(self, precision: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-        """Around all `run`s of a step. `precision` is entered in each lane, so that it converts the weights once."""
+        """Stands around all `run`s of a step. `precision` is entered in each lane, so that it converts the weights once."""
         entered = [precision() for _ in self._others]
         for other, context in zip(self._others, entered, strict=True):
             other.submit(context.__enter__).result()
@@ -53,8 +55,8 @@ class Lanes:
                 other.submit(context.__exit__, None, None, None).result()
 
     def run(self, parts: Sequence[Callable[[Model], Result]]) -> list[Result]:
-        """Each part in a lane of its own, with that lane's model; a single one with all threads. Raises what a part raised,
-        when all have ended.
+        """Computes each part in a lane of its own, with that lane's model; a single part has all threads. Raises what a part
+        raised, when all have ended.
         """
         assert len(parts) <= len(self), "a part without a lane would be left out"
         if len(parts) == 1:
@@ -103,7 +105,7 @@ def _sharing(model: Model) -> Model:
 
 
 def _start(threads: int) -> None:
-    """In a lane's own thread: the number of threads that it computes with is its own, and they start now."""
+    """Starts the threads of a lane, called in the lane's own thread: their number is a setting of that thread."""
     torch.set_num_threads(threads)
     square = torch.ones(256, 256)
     (square @ square).add_(1).exp_()

@@ -17,9 +17,9 @@ from torch.optim.adamw import adamw
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class HostedAdamW(torch.optim.AdamW):
-    """Fused, without AMSGrad. The room on the device, twice the largest parameter, is taken once, at the start: so a step
-    allocates nothing, as with moments that live there.
+class OffloadedAdamW(torch.optim.AdamW):
+    """AdamW, fused and without AMSGrad, whose moments lie in host memory. The room on the device, twice the largest parameter,
+    is taken once, at the start: so a step allocates nothing, as with moments that live there.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
@@ -28,12 +28,12 @@ class HostedAdamW(torch.optim.AdamW):
         self._room = [torch.zeros(largest.numel(), dtype=largest.dtype, device=largest.device) for _ in MOMENTS]
 
     def host_moment(self, parameter: torch.Tensor) -> torch.Tensor:
-        """A moment that was never used. Page-locked where that makes the way to the device faster."""
+        """A moment of zeros in host memory, page-locked where that makes the way to the device faster."""
         return torch.zeros(parameter.shape, dtype=parameter.dtype, device="cpu", pin_memory=parameter.is_cuda)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """`closure` has to be None."""
+        """Takes the step, one parameter after the other. `closure` has to be None."""
         assert closure is None
         for group in self.param_groups:
             for parameter in group["params"]:

@@ -18,7 +18,7 @@ import torch
 
 
 def derived_seed(*numbers: int) -> int:
-    """63 bits; other arguments give others."""
+    """A seed of 63 bits that `numbers` determine; others give another one."""
     words = b"".join(number.to_bytes(8, "little") for number in numbers)
     return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little") >> 1
 
@@ -37,13 +37,13 @@ def seed_stream(seed: int, step: int, position: int) -> None:
 
 
 def next_seed() -> int:
-    """63 bits, the next of this thread's stream."""
+    """The next seed of this thread's stream, 63 bits."""
     _stream.taken += 1
     return derived_seed(_stream.seed, _stream.taken)
 
 
 def seed_everything(seed: int, step: int, position: int) -> None:
-    """`seed_stream`, and torch's generators of CPU and every CUDA device."""
+    """Begins this thread's stream anew, and torch's generators of the CPU and every CUDA device."""
     seed_stream(seed, step, position)
     torch.manual_seed(_stream.seed)
 

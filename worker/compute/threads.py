@@ -17,14 +17,16 @@ import torch
 from memsup.shared.clock import monotonic_s
 
 WORTH_FRACTION = 0.03
-"""More threads have to be faster by this much."""
+"""By how much more threads have to be faster."""
 _SPARE_ONE_FROM = 4
 _ROUNDS = 5
 _ROWS, _LENGTH, _HIDDEN, _HEADS = 8, 64, 384, 6
 
 
 def find_threads(at_most: int) -> int:
-    """Takes a second or two where there is a choice. Leaves torch's generators of random numbers as they were."""
+    """Finds the number of threads to compute with. It takes a second or two where there is a choice, and leaves torch's
+    generators of random numbers as they were.
+    """
     counts = candidates(at_most, cores(os.sched_getaffinity(0)))
     if len(counts) == 1:
         return counts[0]
@@ -33,7 +35,9 @@ def find_threads(at_most: int) -> int:
 
 
 def candidates(cpus: int, cores: int | None) -> list[int]:
-    """The numbers worth trying, the largest first. `cpus`: that may be used; `cores`: they belong to, None: unknown."""
+    """The numbers of threads worth trying, the largest first, where `cpus` CPUs may be used that belong to `cores` cores. None
+    means that the cores are not known.
+    """
     whole = min(cpus, cores or cpus)
     spared = whole - 1 if whole >= _SPARE_ONE_FROM else whole
     return sorted({cpus, whole, spared}, reverse=True)
@@ -46,7 +50,9 @@ def fewest_fast(seconds: Mapping[int, float]) -> int:
 
 
 def cores(cpus: set[int], root: Path = Path("/")) -> int | None:
-    """How many cores these CPUs are, by the kernel's topology (kernel docs, admin-guide/cputopology). None: it does not say."""
+    """How many cores these CPUs are, by the kernel's topology (kernel docs, admin-guide/cputopology). None means that it does
+    not say.
+    """
     siblings = set()
     for cpu in cpus:
         try:
@@ -63,7 +69,9 @@ def _layer() -> Callable[[], None]:
 
 
 def _timed(counts: list[int], work: Callable[[], None]) -> dict[int, float]:
-    """The quickest of some rounds each, taking turns: what else the machine does slows all of them alike."""
+    """The quickest of some rounds with each number, in seconds. They take turns, so that what else the machine does slows all
+    of them alike.
+    """
     seconds = dict.fromkeys(counts, float("inf"))
     for _ in range(_ROUNDS):
         for count in counts:

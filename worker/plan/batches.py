@@ -34,23 +34,25 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Steps of one epoch; the last one may be of fewer samples than the others."""
         return -(-self.rows // self.effective_batch)
 
     @property
     def total_steps(self) -> int:
-        """A part of an epoch is rounded up to whole steps."""
+        """All steps of the run. A part of an epoch is rounded up to whole steps."""
         return max(1, math.ceil(self.epochs * self.steps_per_epoch - 1e-9))
 
     def epoch_of(self, step: int) -> float:
-        """Epochs completed after `step` steps."""
+        """The epochs completed after `step` steps, as a fraction."""
         return step / self.steps_per_epoch
 
     def samples_after(self, step: int) -> int:
+        """Samples seen after `step` steps, those of earlier epochs included."""
         epochs, rest = divmod(step, self.steps_per_epoch)
         return epochs * self.rows + rest * self.effective_batch
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether the model is evaluated after `step`: at the end of each epoch and of the run."""
+        """Whether `step` is the last one of an epoch or of the run, after which the model is evaluated."""
         return step > 0 and (step % self.steps_per_epoch == 0 or step == self.total_steps)
 
 
@@ -73,7 +75,9 @@ class Order:
 
 
 def shuffled(rows: int, seed: int, epoch: int) -> Rows:
-    """0 … rows-1 in the order of a hash of (seed, epoch, row): the same for ever, whatever numpy does to its generators."""
+    """The numbers 0 … rows-1 in the order of a hash of (seed, epoch, row): the same for ever, whatever numpy does to its
+    generators.
+    """
     with np.errstate(over="ignore"):
         stream = _mix(_mix(np.array([seed], dtype=np.uint64)) + np.uint64(epoch))
         return np.argsort(_mix(np.arange(rows, dtype=np.uint64) + stream), kind="stable").astype(np.int64, copy=False)
@@ -115,10 +119,10 @@ class _Reach(NamedTuple):
 
     end: int
     middle: int
-    """Where its second part begins; `end`: nowhere."""
+    """The row with which its second part begins. At `end` there is no second part."""
     tokens: int
     cost: float
-    """Of the part that takes longer."""
+    """The cost of the part that takes longer, in tokens."""
 
 
 def _reaches(longest: list[int], begin: int, plan: Entry) -> Iterator[_Reach]:
@@ -137,7 +141,7 @@ def _reaches(longest: list[int], begin: int, plan: Entry) -> Iterator[_Reach]:
 
 
 def _of_parts(longest: list[int], begin: int, middle: int, end: int, costs: Costs) -> tuple[float, int]:
-    """Cost and tokens."""
+    """What the two parts of a micro-batch cost together, and their tokens."""
     first = (middle - begin) * longest[begin]
     if middle == end:
         return costs.of(first, longest[begin]), first
@@ -146,6 +150,7 @@ def _of_parts(longest: list[int], begin: int, middle: int, end: int, costs: Cost
 
 
 def _allowed(longest: list[int], begin: int, plan: Entry) -> Iterator[_Reach]:
+    """Those of `_reaches` that `plan` allows; the first, of one row, always is."""
     most = plan.most_tokens(longest[begin])
     for reach in _reaches(longest, begin, plan):
         if reach.tokens > most and reach.end > begin + 1:
@@ -154,6 +159,7 @@ def _allowed(longest: list[int], begin: int, plan: Entry) -> Iterator[_Reach]:
 
 
 def _greedy(longest: list[int], plan: Entry) -> list[int]:
+    """The rows with which micro-batches end if each takes as many rows as it may."""
     ends, end = [], 0
     while end < len(longest):
         *_, furthest = _allowed(longest, end, plan)
@@ -163,7 +169,9 @@ def _greedy(longest: list[int], plan: Entry) -> list[int]:
 
 
 def _cheapest(longest: list[int], plan: Entry) -> list[int]:
-    """Where micro-batches end. From the back: the rows from `begin` on cost what their best first micro-batch and rest cost."""
+    """The rows with which micro-batches end in the cheapest cut. It is found from the back: the rows from `begin` on cost what
+    their best first micro-batch and the best cut of the rest cost.
+    """
     count = len(longest)
     price, end_of = [0.0] * (count + 1), [0] * count
     for begin in reversed(range(count)):
@@ -178,7 +186,9 @@ def _cheapest(longest: list[int], plan: Entry) -> list[int]:
 
 
 def learning_rate(step: int, *, peak: float, total_steps: int, warmup_fraction: float) -> float:
-    """Of `step` (from 1): rises linearly to `peak`, then falls linearly; the step after the last would have 0."""
+    """The learning rate of `step` (from 1). It rises linearly to `peak`, then falls linearly; the step after the last would
+    have 0.
+    """
     warmup_steps = math.ceil(total_steps * warmup_fraction)
     if step <= warmup_steps:
         return peak * (step / warmup_steps)

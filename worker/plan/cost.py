@@ -22,30 +22,32 @@ _LEAST_SPREAD = 4
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """In tokens: what a micro-batch costs beside its own."""
+    """What a micro-batch costs beyond its tokens, expressed in tokens: whatever takes as long as one token costs 1."""
 
     start: float
-    """Of a micro-batch, whatever is in it."""
+    """The cost of a micro-batch, whatever is in it."""
     per_square: float
-    """Of each token, for each token of the padded length."""
+    """What a token costs more for each token of the length to which it is padded."""
     per_size: float
-    """Of each token, for each token of the micro-batch."""
+    """What a token costs more for each token of its micro-batch."""
 
     def of(self, tokens: int, length: int) -> float:
+        """The cost of a micro-batch of `tokens` that is padded to `length`, in tokens."""
         return self.start + tokens * (1 + self.per_square * length + self.per_size * tokens)
 
 
 BY_TOKENS = Costs(start=0.0, per_square=0.0, per_size=0.0)
-"""What is taken before anything was measured."""
+"""The costs that are assumed before anything was measured: a token is a token."""
 
 
 class Stopwatch:
-    """Observes, and fits when asked."""
+    """The times of micro-batches as they were observed, and the line through them."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[Shape, float]] = deque(maxlen=_REMEMBERED)
 
     def observe(self, shape: Shape, seconds: float) -> None:
+        """Takes in the time of one micro-batch."""
         self._seen.append((shape, seconds))
 
     def __len__(self) -> int:
@@ -53,12 +55,13 @@ class Stopwatch:
 
     @property
     def tokens_seen(self) -> tuple[int, int]:
-        """Of the smallest and the largest micro-batch that is remembered; zeros: there is none."""
+        """The tokens of the smallest and of the largest micro-batch that is remembered; two zeros where none is."""
         tokens = [shape.tokens for shape, _ in self._seen]
         return min(tokens, default=0), max(tokens, default=0)
 
     def fit(self) -> Costs | None:
-        """None: too little was seen. Two digits, so that the plan does not change with every measurement.
+        """The line through what was seen, with two digits, so that the plan does not change with every measurement. None means
+        that too little was seen.
 
         Other programs make some micro-batches slow and none fast, so the fit follows the quick ones: least squares of the
         relative errors, those far above the line counting less and less (iteratively reweighted, Holland and Welsch 1977).

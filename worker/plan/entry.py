@@ -12,52 +12,57 @@ from memsup.worker.plan.cost import Costs
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What holds from `step` (counted from 1) on. Tokens are rows × padded length."""
+    """How steps are cut from `step` (counted from 1) on. Tokens are rows × padded length."""
 
     step: int
+    """The first step for which this holds."""
     start: int
     """Most tokens of a micro-batch: as the settings have it, and as far as the planner has gone since."""
     limit: int | None = None
-    """What the supervisor allows."""
+    """The most that the supervisor allows now. None means that it sets no limit."""
     ceiling: int | None = None
-    """What running out of memory has taught; the planner raises it again, step by step."""
+    """The most that running out of memory has taught; the planner raises it again, step by step. None means that memory has
+    sufficed so far."""
     activation_checkpointing: bool = False
-    """For all micro-batches."""
+    """Whether all micro-batches compute their activations twice instead of keeping them."""
     checkpointed_from: int | None = None
-    """For those that are padded to this length or more."""
+    """The padded length from which on micro-batches compute their activations twice. None means that length decides nothing."""
     bands: tuple[int, ...] = ()
-    """Most tokens that fit, as predicted, of a micro-batch padded to at most 16, 32, 64, … tokens; longer ones as the last."""
+    """The most tokens that fit, as predicted, of a micro-batch padded to at most 16, 32, 64, … tokens. The last one speaks of
+    all longer ones, too. Empty means that nothing is predicted yet."""
     threads: int | None = None
-    """That compute: another number gives other bits."""
+    """How many threads compute; another number gives other bits. None stands in journals of before the question was asked."""
     costs: Costs | None = None
-    """What micro-batches cost: the cheapest cut is taken. None: as few as may be."""
+    """What micro-batches cost, so that the cheapest cut is taken. None means that it is not known, and the fewest micro-batches
+    are."""
     lanes: int = 1
-    """Parts of a micro-batch that are computed side by side where memory allows it (`lanes.py`): 1 or 2."""
-    single: bool = False
+    """How many parts of a micro-batch are computed side by side where memory allows it (`compute/lanes.py`): 1 or 2."""
+    one_lane: bool = msgspec.field(default=False, name="single")  # as journals and checkpoints have always called it
     """Memory is short, so one lane has to do."""
     cause: str
     at_unix_s: float
 
     @property
     def micro_tokens(self) -> int:
-        """The bound for short rows; long ones may have a lower one."""
+        """The most tokens of a micro-batch of short rows; long rows may have a lower bound."""
         return self.most_tokens(1)
 
     def most_tokens(self, length: int) -> int:
-        """Of a micro-batch padded to `length`. Fewer than `length`: one row."""
+        """The most tokens of a micro-batch padded to `length`. Where they are fewer than `length`, it is one row."""
         fits = self.bands[min(band_of(length), len(self.bands) - 1)] if self.bands else None
         return min(bound for bound in (self.start, self.limit, self.ceiling, fits) if bound is not None)
 
     @property
     def lanes_used(self) -> int:
-        return 1 if self.single else self.lanes
+        """The number of lanes that micro-batches are computed in now."""
+        return 1 if self.one_lane else self.lanes
 
     def checkpoints_activations(self, length: int) -> bool:
         """Whether a micro-batch padded to `length` computes its activations twice instead of keeping them."""
         return self.activation_checkpointing or (self.checkpointed_from is not None and length >= self.checkpointed_from)
 
     def same_cuts(self, other: Entry) -> bool:
-        """Whether a step computed under the one has the bits it has under the other."""
+        """Whether a step has the same bits under this entry as under the other."""
         return self._cuts() == other._cuts()
 
     def _cuts(self) -> tuple[object, ...]:
@@ -66,7 +71,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def band_of(length: int) -> int:
-    """Which of `Entry.bands` speaks of micro-batches that are padded to `length`."""
+    """The place among `Entry.bands` that speaks of micro-batches padded to `length`."""
     return max(0, (length - 1).bit_length() - 4)
 
 
@@ -76,7 +81,7 @@ def band_length(band: int) -> int:
 
 
 def in_force(entries: list[Entry], step: int) -> Entry | None:
-    """What holds for `step`; `entries` in the order of their steps."""
+    """The entry that holds for `step`, of `entries` in the order of their steps. None means that they begin later."""
     return next((entry for entry in reversed(entries) if entry.step <= step), None)
 
 

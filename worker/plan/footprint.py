@@ -5,9 +5,9 @@ what attention takes, quadratic in the length (Vaswani et al. 2017): much where 
 `attention.py` computes them in blocks. Activation checkpointing and mixed precision change a and b, so each has a model of its
 own. What is done about a prediction is decided in `planner.py`, and how peaks are measured is in `memory.py`.
 
-Peaks of the host are resident sizes, which fall late: after a large micro-batch a small one is told of with the large one's
-peak. So a peak that did not rise above what was resident before says only that the micro-batch needs no more than that. The
-least that was ever held before one is the floor: what a micro-batch of no tokens would take.
+Peaks of the host are resident sizes, which fall late: a small micro-batch after a large one seems to have the large one's peak.
+So a peak that did not rise above what was resident before says only that this micro-batch needs no more than that. The least
+that was ever held before a micro-batch is the floor: what a micro-batch of no tokens would take.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MANY_TOKENS = 10**9
-"""More than any micro-batch has."""
+"""A number of tokens that no micro-batch reaches: no bound."""
 _REMEMBERED = 256
 _LEAST_SEEN, _NEWS_TO_FIT = 8, 32
 _LEAST_RISES = 3
@@ -28,61 +28,65 @@ _LEAST_MARGIN_BYTES = 8 << 20
 
 
 class Shape(NamedTuple):
-    """Of a micro-batch, or of the part of it that one lane computes."""
+    """The size of a micro-batch, or of the part of it that one lane computes."""
 
     rows: int
     length: int
-    """Padded: of the longest row."""
+    """The length of the longest row, to which all are padded."""
     beside: Shape | None = None
-    """What is computed at the same time in another lane; its rows are no longer than these."""
+    """The part that is computed at the same time in another lane; its rows are no longer than these. None means that there is
+    none."""
 
     @property
     def all_rows(self) -> int:
+        """The rows of all parts."""
         return self.rows + (self.beside.all_rows if self.beside else 0)
 
     @property
     def tokens(self) -> int:
+        """Rows × padded length, all parts together."""
         return self.rows * self.length + (self.beside.tokens if self.beside else 0)
 
     @property
     def squares(self) -> int:
-        """Tokens, each times the length to which it is padded."""
+        """The sum over all tokens of the length to which each is padded."""
         return self.rows * self.length**2 + (self.beside.squares if self.beside else 0)
 
     @property
     def heaviest(self) -> Shape:
-        """The part for which the others wait."""
+        """The part with the most tokens, for which the others wait."""
         alone = self._replace(beside=None)
         return max(alone, self.beside.heaviest, key=lambda part: part.tokens) if self.beside else alone
 
 
 def shape_of(parts: Sequence[NDArray[np.integer[Any]]]) -> Shape:
-    """`parts`: the lengths of the rows that each lane computes, the longest first."""
+    """The shape of a micro-batch whose `parts` are the lengths of the rows that each lane computes, the longest first."""
     first, *others = parts
     return Shape(len(first), int(first[0]), shape_of(others) if others else None)
 
 
 class Fit(NamedTuple):
-    """Bytes; `margin_bytes` is what reality has been above the line, and a little."""
+    """The line of the model, in bytes: floor, and what each token and each square take on top."""
 
     floor_bytes: float
     per_token: float
     per_square: float
     margin_bytes: float
+    """How far reality has been above the line, and a little more."""
 
     def peak_bytes(self, shape: Shape) -> float:
-        """The best guess, without the margin."""
+        """The best guess of a micro-batch's peak, without the margin."""
         return self.floor_bytes + self.per_token * shape.tokens + self.per_square * shape.squares
 
     def most_tokens(self, length: int, limit_bytes: int) -> int:
-        """Tokens of a micro-batch padded to `length` that stay below `limit_bytes` even with the margin."""
+        """The most tokens of a micro-batch padded to `length` that stay below `limit_bytes` even with the margin."""
         room_bytes = limit_bytes - self.floor_bytes - self.margin_bytes
         a_token = self.per_token + self.per_square * length
         return int(min(max(room_bytes, 0.0) / max(a_token, 1e-9), MANY_TOKENS))
 
 
 class Footprint:
-    """Observes, and fits when asked and there is news."""
+    """The peaks of micro-batches as they were observed, and the line through them, fitted anew when there is news."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[Shape, int, int]] = deque(maxlen=_REMEMBERED)
@@ -90,12 +94,12 @@ class Footprint:
         self._news = 0
 
     def observe(self, shape: Shape, peak_bytes: int, before_bytes: int) -> None:
-        """`before_bytes`: held when the micro-batch began."""
+        """Takes in one micro-batch: its peak, and what was held when it began."""
         self._seen.append((shape, peak_bytes, before_bytes))
         self._news += 1
 
     def fit(self) -> Fit | None:
-        """None: too little was seen."""
+        """The line through what was seen. None means that too little was."""
         if self._news >= (_LEAST_SEEN if self._fit is None else _NEWS_TO_FIT):
             self._fit, self._news = self._fitted(), 0
         return self._fit

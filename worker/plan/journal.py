@@ -2,8 +2,8 @@
 
 A change is written and flushed before it takes effect, with the step from which it holds, so that steps redone after a kill
 are cut as they were: another cut gives other bits. A change that holds from a step replaces all that was written before for
-that step and later ones. What an entry says is in `entry.py`. Who changes what and why is decided in
- `planner.py` (what was measured) and `train.py` (what happened).
+that step and later ones. What an entry says is in `entry.py`. Who changes what and why is decided in `planner.py` (what was
+measured), `exhaustion.py` (memory ran out) and `micro_batch_limit.py` (the supervisor ordered it).
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ log = logging.getLogger(__name__)
 
 
 class Plan:
-    """What the journal says, and the only writer of it."""
+    """The entries of a run's journal; nothing else writes to it."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._written = read_journal(file)
+        self.damage: list[str]
+        """A sentence for each line of the journal that could not be read."""
+        self._written, self.damage = read_journal(file)
         self._entries: list[Entry] = []
         for entry in self._written:
             self._entries = appended(self._entries, entry)
 
     def begin(self, entry: Entry, *, saved: bool) -> None:
-        """With what the run begins where the journal says nothing: from the settings, or as a checkpoint has it (`saved`).
+        """Takes `entry`, from the settings or as a checkpoint has it (`saved`), where the journal says nothing.
 
         A saved entry that the journal does not have was lost from it, and holds. Otherwise the journal knows better.
         """
@@ -41,12 +43,15 @@ class Plan:
             self._put(entry)
 
     def at(self, step: int) -> Entry:
+        """The entry that holds for `step`."""
         found = in_force(self._entries, step)
         assert found is not None, "the plan has not begun"
         return found
 
     def change(self, step: int, cause: str, **changes: Any) -> Entry:
-        """From `step` on, what was last known with `changes`. Returns what holds then, when that is on disk."""
+        """Has what was last known hold from `step` on with `changes`, which are fields of `Entry`. Returns the entry that then
+        holds, when it is on disk.
+        """
         concerned = [entry for entry in self._entries if entry.step > step] + [self.at(step)]
         if all(getattr(entry, name) == value for entry in concerned for name, value in changes.items()):
             return self.at(step)
@@ -57,11 +62,12 @@ class Plan:
 
     @property
     def threads(self) -> int | None:
-        """With which the run began. None: it has not, or is older than the question."""
+        """The number of threads with which the run began. None means that it has not begun, or is older than the question."""
         return self._entries[-1].threads if self._entries else None
 
     @property
     def last_change(self) -> Entry:
+        """The entry that was written last."""
         return self._entries[-1]
 
     def _put(self, entry: Entry) -> None:
@@ -75,14 +81,17 @@ class Plan:
         self._entries = appended(self._entries, entry)
 
 
-def read_journal(file: Path) -> list[Entry]:
-    """All entries as they were written. A torn end, as after a power cut, is cut off; other damage is skipped, and said."""
+def read_journal(file: Path) -> tuple[list[Entry], list[str]]:
+    """All entries of a journal as they were written, and a sentence for each line that cannot be read and is skipped. A torn
+    end, as after a power cut, is cut off.
+    """
     try:
         content = file.read_bytes()
     except FileNotFoundError:
-        return []
+        return [], []
     *lines, torn = content.split(b"\n")
-    if torn:
+    damage = []
+    if torn:  # by a power cut, before that change took effect
         log.warning("%s ends in the middle of a line, which is dropped.", file)
         os.truncate(file, len(content) - len(torn))
     entries = []
@@ -90,5 +99,5 @@ def read_journal(file: Path) -> list[Entry]:
         try:
             entries.append(msgspec.json.decode(line, type=Entry))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.warning("%s, line %d is unreadable and skipped: %s.", file, number, error)
-    return entries
+            damage.append(f"{file}, line {number} is unreadable and skipped: {error}.")
+    return entries, damage

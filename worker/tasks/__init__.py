@@ -51,14 +51,16 @@ class Prepared:
     """A task, ready to train."""
 
     model: PreTrainedModel
-    """On the CPU, float32, in eval mode."""
+    """The model, on the CPU, in float32 and eval mode."""
     tokenizer: PreTrainedTokenizerBase
-    """Goes into every checkpoint and into the result beside the model."""
+    """The tokenizer, which goes into every checkpoint and into the result beside the model."""
     train: Examples
     evaluation: Examples
     fingerprint: str
     """Changes when the rows, their tokens, their labels or the held-out split change. A checkpoint made with another one
     must not be continued as if nothing had happened."""
+    left_out: dict[str, int]
+    """How many rows of the data are not trained on, by why not."""
     facts: dict[str, str]
     """What was found, one line each, for the log: heading → plain text."""
 
@@ -76,6 +78,8 @@ class Metrics(Protocol):
 
 
 class Task(Protocol):
+    """A kind of training: from what, with which model, and by which measure."""
+
     def load(self, settings: Settings, paths: RunPaths, boundary: Boundary, *, checkpoint: Path | None = None) -> Prepared:
         """Loads data (through the cache in `paths.cache`), tokenizer and model.
 

@@ -15,7 +15,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-"""In BERT's places: padding is 0."""
+"""The special tokens in BERT's places: padding is 0."""
 
 
 def character_vocabulary(texts: Iterable[list[str]], *, at_most: int) -> list[str]:
@@ -48,7 +48,7 @@ _words = BertPreTokenizer()
 
 
 def _normalize(text: str) -> str:
-    """As the tokenizer will: lower case, no accents, no control characters, spaces around Chinese characters."""
+    """The text as the tokenizer sees it: lower case, no accents, no control characters, spaces around Chinese characters."""
     return str(_normalizer.normalize_str(text))
 
 

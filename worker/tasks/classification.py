@@ -114,7 +114,7 @@ class ClassificationMetrics:
 
 
 def _logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Shape (rows, labels), float32 whatever the forward pass computed in."""
+    """The model's logits, shape (rows, labels), in float32 whatever the forward pass computed in."""
     return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
 
 
@@ -157,6 +157,7 @@ class TextClassification:
             train=TextRows(corpus.train, label_places, tokenizer),
             evaluation=TextRows(corpus.evaluation, label_places, tokenizer),
             fingerprint=corpus.fingerprint,
+            left_out={"they have no text": corpus.counts.blank} if corpus.counts.blank else {},
             facts={
                 **_data_facts(corpus, max_length, held_out=task.eval is None),
                 "model": f"{config.model_type}, {model.num_parameters():,} parameters, {new_layers}; {len(tokenizer):,} tokens",
@@ -178,7 +179,9 @@ class TextClassification:
 
 
 def _load_tokenizer(origin: str, kind: ModelSource) -> Any | None:
-    """None where the model comes with none and is trained from nothing: then one is learnt. Raises InputError."""
+    """The tokenizer of the model. None means that it comes with none and is trained from nothing: then one is learnt. Raises
+    InputError.
+    """
     if kind is not ModelSource.HUB and not any(any(Path(origin).glob(pattern)) for pattern in _TOKENIZER_FILES):
         if kind is ModelSource.CONFIG_ONLY:
             return None
@@ -194,7 +197,7 @@ def _load_tokenizer(origin: str, kind: ModelSource) -> Any | None:
 
 
 def _tokenizer_name(model: str) -> str:
-    """Changes when a folder's tokenizer, or the settings it is made by, change. A hub id stands for itself."""
+    """A name that changes when a folder's tokenizer, or the settings it is made by, change. A hub id stands for itself."""
     digest = hashlib.blake2b(model.encode(), digest_size=16)
     for pattern in ("config.json", "tokenizer_config.json", *_TOKENIZER_FILES):
         for file in sorted(Path(model).glob(pattern)):
@@ -203,7 +206,7 @@ def _tokenizer_name(model: str) -> str:
 
 
 def _positions(config: Any) -> int | None:
-    """Most tokens that the model takes; None where it sets no bound."""
+    """The most tokens that the model takes. None means that it sets no bound."""
     positions = getattr(config, "max_position_embeddings", None) or 0
     if config.model_type in _POSITIONS_AFTER_PADDING:
         positions -= (config.pad_token_id or 0) + 1
@@ -211,7 +214,7 @@ def _positions(config: Any) -> int | None:
 
 
 def _max_length(wanted: int | None, config: Any, tokenizer: Any | None) -> int:
-    """What the settings want, unless model or tokenizer take less."""
+    """The length at which texts are cut: what the settings want, unless model or tokenizer take less."""
     bounds = [wanted or 512, _positions(config), getattr(tokenizer, "model_max_length", None)]
     return min(bound for bound in bounds if bound is not None)
 
@@ -284,7 +287,9 @@ def _from_pretrained(auto: Any, origin: str, **arguments: Any) -> Any:
 
 
 def _loading(origin: str, load: Callable[[], Any]) -> Any:
-    """`load()`, with whatever a foreign folder makes the libraries raise as an InputError; only exhaustion stays what it is."""
+    """Calls `load`; whatever a foreign folder makes the libraries raise becomes an InputError. Only running out of memory or
+    disk stays what it is.
+    """
     try:
         return load()
     except Exception as error:
@@ -318,6 +323,4 @@ def _data_facts(corpus: Corpus, max_length: int, *, held_out: bool) -> dict[str,
         facts["evaluation"] = f"{len(evaluation):,} rows of task.eval; the texts of {counts.shared:,} are trained on too"
     if counts.repeated:
         facts["repeated"] = f"{counts.repeated:,} rows of the training data have the text of an earlier one"
-    if counts.blank:
-        facts["blank"] = f"{counts.blank:,} rows without a text are left out"
     return facts

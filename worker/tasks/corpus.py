@@ -72,7 +72,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
     train: str
     evaluation: str | None
-    """None: `eval_share` of `train` is held out, chosen by `seed`."""
+    """The data to evaluate on. None means that `eval_share` of `train` is held out, chosen by `seed`."""
     text: str | None
     label: str | None
     eval_share: float
@@ -104,7 +104,7 @@ class _FileNote(msgspec.Struct, frozen=True):
 
 
 class _Note(msgspec.Struct, frozen=True, kw_only=True):
-    """corpus.json"""
+    """What corpus.json holds."""
 
     format: int
     source: Source
@@ -121,7 +121,7 @@ class Rows:
     def __init__(self, tokens: NDArray[Any], offsets: Ints, labels: Ints, chosen: Ints) -> None:
         self._tokens, self._offsets, self._labels, self._chosen = tokens, offsets, labels, chosen
         self.lengths: NDArray[np.int32] = (offsets[chosen + 1] - offsets[chosen]).astype(np.int32)
-        """Tokens of each row."""
+        """The number of tokens of each row."""
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -162,7 +162,7 @@ class Corpus:
         self.fingerprint = _digest(
             msgspec.json.encode([note.labels, sorted((name, seen.blake2b) for name, seen in note.files.items())])
         )
-        """Of rows, tokens, labels and split."""
+        """The fingerprint of rows, tokens, labels and split."""
 
 
 def open_corpus(cache: Path, source: Source, make_encoder: MakeEncoder, boundary: Boundary) -> Corpus:
@@ -225,7 +225,7 @@ def _token_type(vocabulary_size: int) -> type[np.uint16] | type[np.uint32]:
 
 
 def _whole(folder: Path, source: Source, boundary: Boundary) -> _Note | None:
-    """The note of a corpus whose files are all as they were written; None otherwise."""
+    """The note of a corpus whose files are all as they were written. None means that there is no such corpus."""
     try:
         note = msgspec.json.decode((folder / "corpus.json").read_bytes(), type=_Note)
         fits = note.format == _FORMAT and note.source == source
@@ -255,12 +255,12 @@ class _Table(NamedTuple):
     """The rows as read: their texts on disk, the rest as one number each."""
 
     texts: Any
-    """datasets.Dataset, mapped"""
+    """The texts as a mapped `datasets.Dataset`."""
     labels: list[str]
     label_of_row: Ints
     text_hashes: NDArray[np.uint64]
     train_rows: int
-    """Rows from here on are of the evaluation data."""
+    """How many rows are of the training data; those after them are of the evaluation data."""
     columns: Columns
     blank: int
 
@@ -353,7 +353,7 @@ def _read(arrow: Path, source: Source, paths: _Paths, boundary: Boundary) -> _Ta
 
 
 def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    """Of bounded rows and characters; a single text may be longer."""
+    """The examples in chunks of bounded rows and characters; a single text may be longer."""
     chunk: list[Example] = []
     chars = 0
     for example in examples:

@@ -213,6 +213,7 @@ class Lifecycle(Standing):
             memory_limit_bytes=self.memory_limit_bytes,
             micro_tokens_limit=self.micro_tokens_limit,
             on_cpu=self.on_cpu,
+            deaths=self.restarts,
         )
         self._out.append(Send(welcome))
 

@@ -78,7 +78,7 @@ def test_each_tier_gives_the_guides_values() -> None:
         training = resolved(machine(64), f"tier={name}").settings.training
         assert (training.micro_tokens, training.max_length, training.effective_batch) == (tokens, length, 16)
         assert training.gradient_checkpointing is checkpointing
-        assert (training.amp, training.threads, training.loader_processes) == ("off", None, 0)
+        assert (training.amp, training.threads) == ("off", None)
 
 
 @given(
@@ -92,7 +92,6 @@ def test_each_tier_gives_the_guides_values() -> None:
             "training.threads": st.integers(1, 64),
             "training.lanes": st.integers(1, 2),
             "training.amp": st.sampled_from(["off", "bf16", "fp16"]),
-            "training.loader_processes": st.integers(0, 8),
             "training.tune": st.sampled_from(["true", "false"]),
         }
     )
@@ -121,7 +120,6 @@ def test_nothing_is_left_open_for_the_run_record() -> None:
         "micro_tokens",
         "gradient_checkpointing",
         "amp",
-        "loader_processes",
         "threads",
     ):
         assert getattr(training, name) is not None, name

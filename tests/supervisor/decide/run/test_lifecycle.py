@@ -52,14 +52,14 @@ def beat(phase: Phase = Phase.TRAINING, *, ticks: int = 1, step: int = 5, micro_
     )
     memory = m.WorkerMemory(resident_bytes=1, cuda_allocated_bytes=None, cuda_reserved_bytes=None, data_limit_bytes=None)
     batch = m.BatchShape(effective=16, micro_tokens=micro_tokens, micro_rows=8)
-    return m.Heartbeat(rank=0, progress=progress, batch=batch, memory=memory, checkpoint=None, digest=None)
+    return m.Heartbeat(progress=progress, batch=batch, memory=memory, checkpoint=None, digest=None)
 
 
 def note(step: int) -> m.CheckpointNote:
     return m.CheckpointNote(path=f"/c/step-{step}", step=step, at_unix_s=1.0, verified=True, save_s=0.1)
 
 
-HELLO = m.Hello(rank=0, pid=42, world_size=1, run_id="r")
+HELLO = m.Hello(pid=42, run_id="r")
 
 
 @dataclass
@@ -102,8 +102,8 @@ class Play:
         """The worker accepts and carries out every order of the last batch."""
         actions: list[Action] = []
         for order in self.orders():
-            actions += self.do("report", m.Accepted(rank=0, order_id=order.order_id))
-            actions += self.do("report", m.Done(rank=0, order_id=order.order_id, detail="done", **done))  # type: ignore[arg-type]
+            actions += self.do("report", m.Accepted(order_id=order.order_id))
+            actions += self.do("report", m.Done(order_id=order.order_id, detail="done", **done))  # type: ignore[arg-type]
         return actions
 
 
@@ -168,7 +168,7 @@ def test_release_lets_the_process_go_and_resume_starts_another() -> None:
     (order,) = play.orders()
     assert isinstance(order, m.Pause)
     assert order.mode is PauseMode.RELEASE
-    play.do("report", m.Leaving(rank=0, reason="pause with release", checkpoint=note(6)))
+    play.do("report", m.Leaving(reason="pause with release", checkpoint=note(6)))
     assert answers(play.do("exit", 0, 0)) == [(1, True)]
     assert play.life.state is RunState.PAUSED
     assert play.life.restarts == 0
@@ -216,11 +216,22 @@ def test_kill_9_of_the_worker_goes_on_from_the_checkpoint_after_a_moment() -> No
     assert Spawn() not in play.seen
     assert Spawn() in play.do("tick", after_s=1.1)
     play.do("spawned")
-    play.do("report", HELLO)
+    (welcome,) = [a.message for a in play.do("report", HELLO) if isinstance(a, Send)]
+    assert isinstance(welcome, m.Welcome)
+    assert welcome.deaths == 1, "who dies often saves more often"
     assert play.life.state is RunState.RECOVERING
     play.do("report", beat(ticks=3))
     assert play.life.state is RunState.RUNNING
     assert play.life.restarts == 1
+
+
+@pytest.mark.parametrize("what", list(m.DecisionKind))
+def test_what_the_worker_decides_by_itself_is_on_record(what: m.DecisionKind) -> None:
+    play = Play(new_life()).training()
+    said = m.Decided(what=what, detail="As it is.", checkpoint="/c/damaged-step-00000005", step=5, rows=2)
+    (line,) = [action for action in play.do("report", said) if isinstance(action, Record)]
+    assert (line.event, line.by, line.reason) == (Event(what), By.WORKER, "As it is.")
+    assert (line.checkpoint, line.checkpoint_step, line.rows) == ("/c/damaged-step-00000005", 5, 2)
 
 
 def test_a_death_for_memory_starts_smaller_and_no_other_death_does() -> None:
@@ -245,7 +256,7 @@ def test_dying_again_and_again_without_a_new_checkpoint_is_given_up() -> None:
 
 def test_bad_input_is_told_and_not_tried_again() -> None:
     play = Play(new_life()).training()
-    play.do("report", m.Failed(rank=0, cause=m.FailureCause.BAD_INPUT, message="Line 7 has 3 fields instead of 2."))
+    play.do("report", m.Failed(cause=m.FailureCause.BAD_INPUT, message="Line 7 has 3 fields instead of 2."))
     play.do("exit", 1, 0)
     assert play.life.state is RunState.FAILED
     assert play.life.failure == "Line 7 has 3 fields instead of 2."
@@ -253,7 +264,7 @@ def test_bad_input_is_told_and_not_tried_again() -> None:
 
 def test_a_lost_gpu_is_told_and_no_restart_loop_follows() -> None:
     play = Play(new_life()).training()
-    play.do("report", m.Failed(rank=0, cause=m.FailureCause.CRASH, message="CUDA error: unspecified launch failure"))
+    play.do("report", m.Failed(cause=m.FailureCause.CRASH, message="CUDA error: unspecified launch failure"))
     play.do("exit", 1, 0, "GPU 0 (RTX 3060) is lost: only a reboot brings it back.")
     assert play.life.state is RunState.FAILED
     assert "only a reboot" in (play.life.failure or "")
@@ -283,7 +294,7 @@ def test_memory_hold_pauses_saves_and_resumes() -> None:
     play.do("stance", Stance(rung=Rung.HOLD, holds=frozenset({HoldReason.MEMORY}), may_grow=False, reason="96 %"))
     orders = play.orders()
     assert [type(o) for o in orders] == [m.Pause, m.Checkpoint, m.LimitMicroBatch]
-    play.do("report", m.Done(rank=0, order_id=orders[0].order_id, detail="holding"))
+    play.do("report", m.Done(order_id=orders[0].order_id, detail="holding"))
     play.do("report", beat(Phase.HOLDING, ticks=2))
     assert play.life.state is RunState.RECOVERING
     play.do("report", beat(Phase.SAVING, ticks=3))
@@ -313,7 +324,7 @@ def test_stop_checkpoints_leaves_and_quits() -> None:
     assert isinstance(order, m.Stop)
     assert order.checkpoint
     assert play.life.state is RunState.STOPPING
-    play.do("report", m.Leaving(rank=0, reason="stop", checkpoint=note(6)))
+    play.do("report", m.Leaving(reason="stop", checkpoint=note(6)))
     actions = play.do("exit", 0, 0)
     assert answers(actions) == [(3, True)]
     assert Quit() in actions
@@ -335,7 +346,7 @@ FULL = "The checkpoint could not be written: the disk is full."
 def refuse(play: Play) -> tuple[m.AnyOrder, list[Action]]:
     """The worker cannot save, and stays; what it was told, and what follows."""
     (order,) = play.orders()
-    return order, play.do("report", m.OrderFailed(rank=0, order_id=order.order_id, detail=FULL))
+    return order, play.do("report", m.OrderFailed(order_id=order.order_id, detail=FULL))
 
 
 def test_a_stop_whose_checkpoint_fails_holds_says_why_and_is_tried_until_it_can_be_saved() -> None:
@@ -351,7 +362,7 @@ def test_a_stop_whose_checkpoint_fails_holds_says_why_and_is_tried_until_it_can_
     (hold,) = play.orders()
     assert isinstance(hold, m.Pause)
     assert hold.mode is PauseMode.HOLD
-    play.do("report", m.Done(rank=0, order_id=hold.order_id, detail="holding"))
+    play.do("report", m.Done(order_id=hold.order_id, detail="holding"))
     play.do("report", beat(Phase.HOLDING, ticks=2), after_s=10)
     play.do("tick", after_s=AGAIN_AFTER_S - 11)
     assert play.orders() == []
@@ -363,7 +374,7 @@ def test_a_stop_whose_checkpoint_fails_holds_says_why_and_is_tried_until_it_can_
     assert not any(isinstance(a, Record) for a in actions), "it is told once"
     play.do("tick", after_s=AGAIN_AFTER_S)
     play.obey()
-    play.do("report", m.Leaving(rank=0, reason="stop", checkpoint=note(6)))
+    play.do("report", m.Leaving(reason="stop", checkpoint=note(6)))
     assert Quit() in play.do("exit", 0, 0)
     assert play.life.state is RunState.STOPPED
     assert play.life.leaving.sentence(None) is None
@@ -452,11 +463,11 @@ def test_a_slow_checkpoint_with_progress_is_waited_for() -> None:
     play = Play(new_life()).training()
     play.do("request", 4, RequestKind.CHECKPOINT)
     (order,) = play.orders()
-    play.do("report", m.Accepted(rank=0, order_id=order.order_id))
+    play.do("report", m.Accepted(order_id=order.order_id))
     for ticks in range(2, 60):
         assert answers(play.do("report", beat(Phase.SAVING, ticks=ticks), after_s=10)) == []
         assert answers(play.do("tick")) == []
-    done = m.Done(rank=0, order_id=order.order_id, detail="written", checkpoint=note(5))
+    done = m.Done(order_id=order.order_id, detail="written", checkpoint=note(5))
     (answer,) = [a for a in play.do("report", done) if isinstance(a, Answer)]
     assert answer.checkpoint_path == "/c/step-5"
 
@@ -465,7 +476,7 @@ def test_the_machine_going_down_keeps_what_the_user_wants() -> None:
     play = Play(new_life()).training()
     play.do("terminate", forget=False)
     assert not any(isinstance(a, SaveWish) for a in play.seen)
-    play.do("report", m.Leaving(rank=0, reason="stop", checkpoint=note(6)))
+    play.do("report", m.Leaving(reason="stop", checkpoint=note(6)))
     assert Quit() in play.do("exit", 0, 0)
 
 
@@ -767,10 +778,10 @@ EVENTS = st.sampled_from(
         ("report", beat(Phase.LOADING)),
         ("report", beat()),
         ("report", beat(Phase.HOLDING, ticks=3)),
-        ("report", m.Leaving(rank=0, reason="x", checkpoint=None)),
-        ("report", m.Done(rank=0, order_id=1, detail="ok")),
-        ("report", m.OrderFailed(rank=0, order_id=2, detail="no")),
-        ("report", m.Accepted(rank=0, order_id=3)),
+        ("report", m.Leaving(reason="x", checkpoint=None)),
+        ("report", m.Done(order_id=1, detail="ok")),
+        ("report", m.OrderFailed(order_id=2, detail="no")),
+        ("report", m.Accepted(order_id=3)),
         ("exit", 0, 0),
         ("exit", -9, 0),
         ("exit", -9, 1),

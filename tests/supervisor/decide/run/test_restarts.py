@@ -44,14 +44,13 @@ SEGV = Death(exit_status=-signal.SIGSEGV)
 
 def crash(step: int | None, traceback: str = "Traceback: …") -> Death:
     message = f"Step {step} (rows 3, 1, 4 of the training data) crashed: IndexError"
-    words = Failed(rank=0, cause=FailureCause.CRASH, message=message, traceback=traceback, step=step)
+    words = Failed(cause=FailureCause.CRASH, message=message, traceback=traceback, step=step)
     return Death(exit_status=1, last_words=words)
 
 
 COUNTS = st.integers(0, 2**40)
 FAILURES = st.builds(
     Failed,
-    rank=st.just(0),
     cause=st.sampled_from(FailureCause),
     message=st.text(min_size=1, max_size=50),
     traceback=st.none() | st.text(max_size=9_000),
@@ -62,8 +61,8 @@ DEATHS = st.builds(
     exit_status=st.none() | st.integers(-70, 255),
     last_words=st.none()
     | FAILURES
-    | st.just(Leaving(rank=0, reason="its lease ran out", checkpoint=None))
-    | st.just(Finished(rank=0, model_path="/m", metrics={}, steps=1, samples=1)),
+    | st.just(Leaving(reason="its lease ran out", checkpoint=None))
+    | st.just(Finished(model_path="/m", metrics={}, steps=1, samples=1)),
     killed_by_us=st.sampled_from([None, Cause.MEMORY, Cause.HANG, Cause.UNRESPONSIVE]),
     fence_oom_kills=st.integers(0, 3),
     gpu_lost=st.sampled_from([None, "GPU 0 is lost."]),
@@ -149,7 +148,7 @@ def test_different_steps_that_fail_are_not_the_same_step() -> None:
 
 def test_a_loss_that_explodes_stops_the_run_at_once_with_the_workers_sentence() -> None:
     """Restarting would only explode again."""
-    words = Failed(rank=0, cause=FailureCause.NOT_FINITE, message="The loss is nan at step 7 (rows 3, 1).", step=7)
+    words = Failed(cause=FailureCause.NOT_FINITE, message="The loss is nan at step 7 (rows 3, 1).", step=7)
     verdict = judge(Death(exit_status=1, last_words=words), Budget(), None, 0.0)
     assert (verdict.again, verdict.cause, verdict.sentence) == (
         False,
@@ -161,7 +160,7 @@ def test_a_loss_that_explodes_stops_the_run_at_once_with_the_workers_sentence() 
 @pytest.mark.parametrize(
     ("death", "cause"),
     [
-        (Death(exit_status=0, last_words=Finished(rank=0, model_path="/m", metrics={}, steps=1, samples=1)), Cause.FINISHED),
+        (Death(exit_status=0, last_words=Finished(model_path="/m", metrics={}, steps=1, samples=1)), Cause.FINISHED),
         (Death(exit_status=-9, fence_oom_kills=1), Cause.MEMORY),
         (Death(exit_status=-9, killed_by_us=Cause.MEMORY), Cause.MEMORY),
         (Death(exit_status=-9, killed_by_us=Cause.HANG), Cause.HANG),
@@ -170,7 +169,7 @@ def test_a_loss_that_explodes_stops_the_run_at_once_with_the_workers_sentence() 
         (Death(exit_status=-11), Cause.CRASH),
         (Death(exit_status=1), Cause.CRASH),
         (Death(exit_status=None), Cause.CRASH),
-        (Death(exit_status=0, last_words=Leaving(rank=0, reason="x", checkpoint=None)), Cause.LEFT),
+        (Death(exit_status=0, last_words=Leaving(reason="x", checkpoint=None)), Cause.LEFT),
         (Death(exit_status=1, gpu_lost="GPU 0 is lost."), Cause.GPU_LOST),
         (Death(exit_status=3, is_command=True), Cause.COMMAND_FAILED),
         (Death(exit_status=0, is_command=True), Cause.FINISHED),

@@ -1,0 +1,51 @@
+"""What the supervisor says about the size of micro-batches, taken into the plan. Which orders there are is in
+`messages.LimitMicroBatch`, when they are given in the supervisor's ladder; running out of memory is `exhaustion.py`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memsup.shared.messages import LimitMicroBatch
+from memsup.worker.memory import hand_back
+from memsup.worker.plan.entry import Entry
+from memsup.worker.training import Training
+
+
+def limit_micro_batch(training: Training, order: LimitMicroBatch) -> int:
+    """Takes the order into the plan, from the step in hand on, which is done again if its cuts change. Returns the most tokens
+    of a micro-batch from now on.
+    """
+    step = training.step + 1
+    before = training.plan.at(step)
+    changes: dict[str, Any] = {
+        "limit": order.micro_tokens,
+        "ceiling": before.ceiling,
+        "activation_checkpointing": before.activation_checkpointing,
+        "one_lane": before.one_lane,
+    }
+    if order.halve:
+        changes |= _halved(training, before)
+        hand_back(training.device_memory)
+    elif order.micro_tokens is None and not order.may_grow:
+        changes["limit"] = before.micro_tokens
+    elif order.micro_tokens is None:
+        changes["one_lane"] = False
+        if before.limit is not None and training.settings.tune:
+            changes["ceiling"] = 2 * before.micro_tokens  # from there the planner goes on, and sees whether the room is back
+            training.measuring.planner.look_soon()
+    after = training.plan.change(step, f"ordered: {order.reason}", **changes)
+    training.publish()
+    return after.micro_tokens
+
+
+def _halved(training: Training, before: Entry) -> dict[str, Any]:
+    """What to change so that about half of the memory of a micro-batch is used."""
+    # What is used, not what is allowed: halving what is not used would change nothing.
+    in_use = min(before.micro_tokens, training.largest_tokens or before.micro_tokens)
+    changes: dict[str, Any] = {"limit": max(1, in_use // 2), "one_lane": before.lanes > 1}
+    if training.settings.tune and training.largest is not None and training.largest.all_rows == 1:
+        # The largest is one row, and halving would only cost time. The planner takes this back when the limit is lifted.
+        can_checkpoint = training.prepared.model.supports_gradient_checkpointing
+        changes |= {"limit": in_use, "activation_checkpointing": before.activation_checkpointing or can_checkpoint}
+    return changes
