@@ -67,14 +67,14 @@ def heard(sockets: Sockets) -> list[m.AnyReport]:
 
 
 def hello(run_id: str = RUN_ID, pid: int = PID) -> list[bytes]:
-    return m.encode(m.Hello(rank=0, pid=pid, world_size=1, run_id=run_id))
+    return m.encode(m.Hello(pid=pid, run_id=run_id))
 
 
 def test_only_the_worker_that_was_started_is_heard_and_spoken_to(sockets: Sockets, peer: Peer) -> None:
     """Not who comes without a Hello, with another run's, or with another process's number."""
     worker, strangers = peer(WORKER_SOCKET), [peer(WORKER_SOCKET) for _ in range(3)]
     sockets.send(m.Lease(lease_s=1.0))  # nobody is there yet: lost, and no error
-    said = [hello(run_id="another"), hello(pid=1), m.encode(m.Accepted(rank=0, order_id=1))]
+    said = [hello(run_id="another"), hello(pid=1), m.encode(m.Accepted(order_id=1))]
     for stranger, words in zip(strangers, said, strict=True):
         stranger.send_multipart(words)
         assert heard(sockets) == []
@@ -91,7 +91,7 @@ def test_what_an_earlier_worker_still_has_to_say_is_not_the_next_ones(sockets: S
     earlier.send_multipart(hello())
     assert len(heard(sockets)) == 1
     sockets.forget_worker()
-    earlier.send_multipart(m.encode(m.Accepted(rank=0, order_id=1)))
+    earlier.send_multipart(m.encode(m.Accepted(order_id=1)))
     assert heard(sockets) == []
     sockets.send(m.Lease(lease_s=1.0))
     assert not earlier.poll(50)

@@ -48,7 +48,7 @@ QUIET = Surroundings(
 
 
 def life() -> Lifecycle:
-    return Lifecycle(Wanted.RUNNING, PauseMode.HOLD, run_id="abc", lease_s=10.0, memory_limit_bytes=None)
+    return Lifecycle(wanted=Wanted.RUNNING, pause_mode=PauseMode.HOLD, run_id="abc", lease_s=10.0, memory_limit_bytes=None)
 
 
 def test_where_all_is_well_nobody_is_called() -> None:
@@ -82,7 +82,7 @@ def test_each_trouble_of_the_worker_has_its_kind() -> None:
     run = life()
     run.failure = "It gave up."
     run.given_back = GivenBack(missing=("VRAM did not come back.", "RAM did not come back."))
-    run.unresponsive = True
+    run.worker.unresponsive = True
     status = status_of(RECORD, run, QUIET)
     assert status.attention_kinds == ["failed", "not_given_back:0", "not_given_back:1", "unresponsive"]
     assert status.attention[0] == "It gave up."

@@ -41,7 +41,9 @@ class Desk:
     def __init__(self, paths: RunPaths) -> None:
         self.paths, self.scribe = paths, Scribe()
         self.scribe.start()
-        self.life = Lifecycle(Wanted.RUNNING, PauseMode.HOLD, run_id="abc", lease_s=10.0, memory_limit_bytes=None)
+        self.life = Lifecycle(
+            wanted=Wanted.RUNNING, pause_mode=PauseMode.HOLD, run_id="abc", lease_s=10.0, memory_limit_bytes=None
+        )
         ladder = Ladder(MemoryLimits(worker_bytes=4 * GIB, reserve_bytes=GIB))
         self.guard = Guard(ladder, MemoryReading(at_s=1.0, worker_bytes=5), DiskReading(at_s=1.0, free_bytes=7))
         self.journal = Journal(paths, BOOT, self.scribe, self.life, self.guard)

@@ -22,7 +22,7 @@ from memsup.shared.messages import PauseMode
 from memsup.shared.paths import run_paths
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.cli.report import report
-from memsup.supervisor.client.contact import see
+from memsup.supervisor.client.contact import observe
 from memsup.supervisor.decide.events import By, Event, Move, OrderKind, Outcome
 from memsup.supervisor.decide.ladder import HoldReason, Rung
 from memsup.supervisor.decide.run.actions import Record
@@ -237,7 +237,7 @@ def test_the_recorded_state_is_reported_as_the_state_before_reported_it(private_
     before = json.loads((OLD_STATE / "report.json").read_bytes())
     paths = run_paths("default")
     shutil.copytree(OLD_STATE, paths.state)
-    assert gather(paths, see(paths).status, 0.0).unreadable == ()
+    assert gather(paths, observe(paths).status, 0.0).unreadable == ()
     done = CliRunner().invoke(report, ["--json"], standalone_mode=False)
     assert done.exception is None
     now = json.loads(done.stdout)

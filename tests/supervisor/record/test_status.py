@@ -22,6 +22,8 @@ from memsup.shared.status import (
     ProgressStatus,
     RunState,
     Status,
+    Trouble,
+    TroubleKind,
     Wanted,
     decode_status,
     encode_status,
@@ -50,7 +52,6 @@ def a_life(*reports: m.AnyReport) -> Lifecycle:
 def a_beat() -> m.Heartbeat:
     """What the worker of the old document tells."""
     return m.Heartbeat(
-        rank=0,
         progress=m.Progress(
             phase=m.Phase.TRAINING,
             ticks=400,
@@ -106,7 +107,13 @@ def a_status(life: Lifecycle, **changes: Any) -> Status:
         last_action=ActionStatus(at=1.0, rung="pace", action="pace 0.5", reason="GPU 0 is warm", result="carried out"),
         worst_stall_s=0.0125,
         recent_stall_s=0.002,
-        attention=("Look at this.",),
+        troubles=(Trouble(TroubleKind.HEAT, "Look at this."),),
+        own_errors=0,
+        supervisor_log="/s/supervisor.log",
+        records_lost=0,
+        why_lost=None,
+        disk_floor_bytes=0,
+        undead=0,
     )
     record = RunRecord(
         run="夜",
@@ -154,7 +161,7 @@ def test_an_absent_reading_is_null_and_its_place_is_there() -> None:
 
 def test_what_was_measured_stands_where_it_stood() -> None:
     """The document that the supervisor makes of the same readings, beside the one that the version before wrote."""
-    life = a_life(m.Hello(rank=0, pid=12, world_size=1, run_id="r1"), a_beat())
+    life = a_life(m.Hello(pid=12, run_id="r1"), a_beat())
     document = msgspec.json.decode(encode_status(a_status(life)))
     earlier = old("status_full.json")
     for part in ("run", "tier", "progress", "batch", "memory", "gpus", "gpu_probe", "cooling", "checkpoint", "worst_stall_s"):

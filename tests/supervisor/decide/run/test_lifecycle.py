@@ -550,7 +550,7 @@ def test_a_new_life_has_nothing_of_the_last_one() -> None:
     play.do("report", beat(Phase.HOLDING, ticks=2))
     play.do("stance", Stance(rung=Rung.FREEZE, freeze=True))
     play.do("tick", after_s=300)
-    play.do("report", m.Leaving(rank=0, reason="x", checkpoint=None))
+    play.do("report", m.Leaving(reason="x", checkpoint=None))
     assert play.life.frozen
     assert Spawn() in play.do("exit", 0, 0, after_s=1)
     assert play.life.worker == OneLife(
@@ -587,12 +587,12 @@ def test_an_order_of_the_ladder_is_on_record_with_what_it_answers_and_what_came_
     both = (HoldReason.MEMORY, HoldReason.HEAT)
     play.do("stance", Stance(rung=Rung.SHRINK, shrink=True, may_grow=False, duty_fraction=0.7, pressures=both))
     halve, pace = play.orders()
-    play.do("report", m.Done(rank=0, order_id=halve.order_id, detail="512", micro_tokens=512))
+    play.do("report", m.Done(order_id=halve.order_id, detail="512", micro_tokens=512))
     halved = play.record(Event.ORDER)
     assert (halved.order, halved.outcome, halved.by) == (OrderKind.HALVE, Outcome.DONE, By.LADDER)
     assert (halved.tokens, halved.pressures) == ((1024, 512), MEMORY)
     play.seen.clear()
-    play.do("report", m.OrderFailed(rank=0, order_id=pace.order_id, detail="no"))
+    play.do("report", m.OrderFailed(order_id=pace.order_id, detail="no"))
     paced = play.record(Event.ORDER)
     assert (paced.order, paced.outcome, paced.by) == (OrderKind.PACE, Outcome.FAILED, By.LADDER)
     assert (paced.duty_fraction, paced.pressures, paced.tokens) == (0.7, (HoldReason.HEAT,), None)
@@ -697,7 +697,7 @@ def test_a_kill_a_death_and_what_follows_are_on_record_with_their_cause() -> Non
 
 def test_a_death_that_is_given_up_and_the_end_after_it_are_on_record() -> None:
     play = Play(new_life()).training()
-    play.do("report", m.Failed(rank=0, cause=m.FailureCause.BAD_INPUT, message="Line 7 has 3 fields instead of 2."))
+    play.do("report", m.Failed(cause=m.FailureCause.BAD_INPUT, message="Line 7 has 3 fields instead of 2."))
     play.do("exit", 1, 0)
     death, end = play.record(Event.DEATH), play.record(Event.END)
     assert (death.cause, death.again, death.delay_s) == (Cause.BAD_INPUT, False, None)
@@ -710,7 +710,7 @@ def test_a_death_that_is_given_up_and_the_end_after_it_are_on_record() -> None:
         (("request", 3, RequestKind.STOP), By.USER),
         (("terminate", {"forget": True}), By.USER),
         (("terminate", {"forget": False}), By.SYSTEM),
-        (("report", m.Finished(rank=0, model_path="/m", metrics={}, steps=1, samples=1)), By.WORKER),
+        (("report", m.Finished(model_path="/m", metrics={}, steps=1, samples=1)), By.WORKER),
     ],
 )
 def test_who_ended_the_run_is_on_record(event: tuple[object, ...], by: By) -> None:
@@ -734,7 +734,7 @@ def test_a_worker_that_left_is_on_record_with_who_sent_it_away() -> None:
         play = Play(new_life()).training()
         if stance is not None:
             play.do("stance", stance)
-        play.do("report", m.Leaving(rank=0, reason="its lease ran out", checkpoint=note(6)))
+        play.do("report", m.Leaving(reason="its lease ran out", checkpoint=note(6)))
         play.do("exit", 0, 0)
         left = play.record(Event.LEFT)
         assert (left.by, left.cause) == (by, Cause.LEFT)
@@ -749,14 +749,12 @@ def test_running_out_of_memory_is_on_record_with_both_sizes() -> None:
 
 def test_a_damaged_checkpoint_is_on_record_and_a_person_is_told_also_when_there_were_many() -> None:
     play = Play(new_life()).training()
-    damaged = m.Decided(
-        rank=0, what=m.DecisionKind.CHECKPOINT_DAMAGED, detail="Step 8 is damaged.", checkpoint="/c/step-8.bad", step=8
-    )
+    damaged = m.Decided(what=m.DecisionKind.CHECKPOINT_DAMAGED, detail="Step 8 is damaged.", checkpoint="/c/step-8.bad", step=8)
     play.do("report", damaged)
     record = play.record(Event.CHECKPOINT_DAMAGED)
     assert (record.checkpoint, record.checkpoint_step, record.by) == ("/c/step-8.bad", 8, By.WORKER)
-    play.do("report", m.Decided(rank=0, what=m.DecisionKind.CHECKPOINT_USED, detail="Step 4 is used.", step=4))
-    play.do("report", m.Decided(rank=0, what=m.DecisionKind.ROWS_LEFT_OUT, detail="2 rows are empty.", rows=2))
+    play.do("report", m.Decided(what=m.DecisionKind.CHECKPOINT_USED, detail="Step 4 is used.", step=4))
+    play.do("report", m.Decided(what=m.DecisionKind.ROWS_LEFT_OUT, detail="2 rows are empty.", rows=2))
     assert play.life.attention == ("Step 8 is damaged.", "Step 4 is used.")
     assert play.record(Event.ROWS_LEFT_OUT).rows == 2
     for _ in range(100):
@@ -769,7 +767,7 @@ def test_a_damaged_checkpoint_is_on_record_and_a_person_is_told_also_when_there_
 
 
 OUT_OF_MEMORY = m.OutOfMemory(
-    rank=0, where="forward", device="cpu", step=3, micro_tokens_before=1024, micro_tokens_after=512, detail="no"
+    where="forward", device="cpu", step=3, micro_tokens_before=1024, micro_tokens_after=512, detail="no"
 )
 EVENTS = st.sampled_from(
     [
@@ -800,9 +798,9 @@ EVENTS = st.sampled_from(
         ("stance", Stance(rung=Rung.KILL, freeze=True, kill=True)),
         (
             "report",
-            m.OutOfMemory(rank=0, where="a", device="b", step=1, micro_tokens_before=8, micro_tokens_after=4, detail="c"),
+            m.OutOfMemory(where="a", device="b", step=1, micro_tokens_before=8, micro_tokens_after=4, detail="c"),
         ),
-        ("report", m.Decided(rank=0, what=m.DecisionKind.CHECKPOINT_DAMAGED, detail="d", step=3)),
+        ("report", m.Decided(what=m.DecisionKind.CHECKPOINT_DAMAGED, detail="d", step=3)),
         ("stance", Stance(rung=Rung.PACE, duty_fraction=0.5, pressures=(HoldReason.HEAT,))),
         ("hang", "nothing came of it", None),
         ("terminate",),
