@@ -7,7 +7,6 @@ writes are `scribe.py`'s. Nothing here blocks: the only wait is the poll.
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import signal
@@ -22,6 +21,7 @@ import zmq
 from memsup.shared import messages as m
 from memsup.shared.clock import monotonic_s, unix_s
 from memsup.shared.endpoints import SocketFolder
+from memsup.shared.log import log
 from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord, encode_record
@@ -73,6 +73,8 @@ SLOW_LOOK_S = 1.0
 CALM_LOOK_S = 2.0
 """The same while nothing is in motion: what the supervisor takes of the processor at rest, it takes here."""
 LAST_WORDS_WITHIN_S = 0.5
+LAST_OUTPUT_WITHIN_S = 1.0
+"""For what the worker has printed to be in its log before the supervisor goes."""
 GARBAGE_EVERY_S = 60.0
 """Lines of the ledger about it: a flood must not fill the disk."""
 STATUS_EVERY_S = 10.0
@@ -83,8 +85,6 @@ DEADMAN_BEAT_S = 0.5
 LEAST_FREE_DISK_BYTES = 64 << 20
 ENDING_STEP_S = 0.01
 """Between the steps of a kill, which is when memory is most wanted back."""
-
-log = logging.getLogger("memsup.supervisor")
 
 
 class Supervisor:
@@ -203,7 +203,7 @@ class Supervisor:
             except Exception:  # a fault of ours must not cost the guard: the next look is what counts
                 self.errors += 1
                 if self.errors.bit_count() == 1:
-                    log.exception("error number %d in the supervisor itself", self.errors)
+                    log.exception("Error in the supervisor itself", number=self.errors)
 
     def on_wake(self, now_s: float, woken: Mapping[object, int]) -> None:
         if now_s >= self.next_look_s:
@@ -242,6 +242,7 @@ class Supervisor:
             time.sleep(ENDING_STEP_S)
             now_s = monotonic_s()
         self.fence.remove()
+        self.worker.write_out(LAST_OUTPUT_WITHIN_S)
         self.cooling.close()
         if self.deadman is not None:
             self.deadman.goodbye()
@@ -479,7 +480,7 @@ class Supervisor:
             disk=self.disk,
         )
         self.scribe.append(self.paths.ledger, line)
-        log.info("%s: %s", record.event, " - ".join(filter(None, (record.reason, record.action, record.result))))
+        log.info(f"{record.event}: {' - '.join(filter(None, (record.reason, record.action, record.result)))}", in_ledger=True)
 
     # -- what others see ----------------------------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ but for the logs of a bad death before the worker exists, and for the last messa
 
 from __future__ import annotations
 
-import os
 import select
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from memsup.supervisor.decide.run.lifecycle import Lifecycle, Stage
 from memsup.supervisor.fence.worker import WorkerProcess
 from memsup.supervisor.record.blackbox import BlackBox, Facts, Heat, Mark, heat_of, read_blackbox
 from memsup.supervisor.record.history import Recorder, sample_of
+from memsup.supervisor.record.output import worker_log
 from memsup.supervisor.record.rotation import rotate
 from memsup.supervisor.record.scribe import Scribe
 from memsup.supervisor.tell.messenger import Messenger
@@ -40,7 +40,9 @@ from memsup.supervisor.words import duration
 ROTATE_EVERY_S = 60.0
 STACKS_WITHIN_S = 5.0
 """From the signal until every thread's stack is in the worker's log; a thread stuck in the kernel writes none."""
-MOST_STACK_BYTES = 4_000
+MOST_STACK_BYTES, MOST_STACK_LINES = 4_000, 200
+MOST_LOG_BYTES = 2 << 20
+"""Of the supervisor's own log, which has what the ledger has not: errors, garbage, a probe that was given up."""
 FAREWELL_S = 10.0
 """For the message that the run is over: below systemd, what is on its way dies with the supervisor."""
 
@@ -67,7 +69,7 @@ class Overnight:
         self._hang = HangWatch()
         self._dates = DateWatch()
         self._stacks: str | None = None
-        self._stacks_from_byte = 0
+        self._asked_unix_s = 0.0
         self._stacks_until_s: float | None = None
         notify = record.settings.notify
         self._tells = bool(notify.urls)
@@ -117,6 +119,8 @@ class Overnight:
         if now_s >= self._next_rotation_s:
             self._next_rotation_s = now_s + ROTATE_EVERY_S
             self._scribe.carry_out(str(self._paths.ledger), lambda: rotate(self._paths.ledger))
+            log = self._paths.supervisor_log
+            self._scribe.carry_out(str(log), lambda: rotate(log, MOST_LOG_BYTES, parts=1))
 
     def hung(self, now_s: float, life: Lifecycle, worker: WorkerProcess) -> tuple[str, str | None] | None:
         """About once a second. Why the worker is to be killed, and the stacks of its threads; None: it gets on."""
@@ -129,7 +133,7 @@ class Overnight:
             return None
         if self._stacks_until_s is None:
             self._stacks, self._stacks_until_s = None, now_s + STACKS_WITHIN_S
-            self._stacks_from_byte = _size_bytes(self._paths.worker_log)
+            self._asked_unix_s = time.time() - 0.001  # the machine's own clock, as in the log, which has milliseconds
             worker.dump_stacks()
             return None
         if self._stacks is None and now_s < self._stacks_until_s:
@@ -246,11 +250,10 @@ class Overnight:
 
     def _read_stacks(self) -> None:
         """The scribe's: the log's disk may be what the worker waits for. Raises OSError."""
-        with self._paths.worker_log.open("rb") as log:
-            log.seek(max(self._stacks_from_byte, _size_bytes(self._paths.worker_log) - MOST_STACK_BYTES))
-            text = log.read(MOST_STACK_BYTES).decode(errors="replace").strip()
+        lines = worker_log(self._paths).last(MOST_STACK_LINES)
+        text = "\n".join(line.text for line in lines if line.at_unix_s is not None and line.at_unix_s >= self._asked_unix_s)
         if "(most recent call first)" in text:
-            self._stacks = text
+            self._stacks = text[-MOST_STACK_BYTES:].strip()
 
 
 def _facts(
@@ -295,10 +298,3 @@ def _is_traced(pid: int | None) -> bool:
     except OSError:
         return False
     return any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in text.splitlines())
-
-
-def _size_bytes(file: Path) -> int:
-    try:
-        return os.stat(file).st_size
-    except OSError:
-        return 0

@@ -6,7 +6,6 @@ become durable, verified and old is in `checkpoint/`.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store, remove_tree
 from memsup.shared.clock import unix_s
 from memsup.shared.files import flush_folder
+from memsup.shared.log import log
 from memsup.shared.messages import CheckpointNote, FailureCause, Welcome
 from memsup.shared.record import RunRecord
 from memsup.worker.memory import is_out_of_memory
@@ -40,7 +40,7 @@ from memsup.worker.state import (
 )
 from memsup.worker.training import Training
 
-log = logging.getLogger(__name__)
+OTHER_BITS = "The results will be right, but not bit for bit what they would have been"
 
 _FIRST_LOSS_SCALE = 2.0**16
 
@@ -65,7 +65,7 @@ def find_start(record: RunRecord, store: Store) -> Start:
     """The run's newest checkpoint that is whole, or what `checkpoint.resume_from` names. Raises `GiveUp`."""
     info, set_aside = store.newest_valid()
     for damaged in set_aside:
-        log.warning("A damaged checkpoint was set aside as %s: %s", damaged.path, damaged.reason)
+        log.warning("A damaged checkpoint was set aside", path=str(damaged.path), reason=damaged.reason)
     if info is not None:
         state = _readable_state(info.path)
         if state.run_id != record.run_id:
@@ -74,7 +74,7 @@ def find_start(record: RunRecord, store: Store) -> Start:
                 f"{store.folder} has checkpoints of another run: choose an empty checkpoint.folder, or name the checkpoint to "
                 "go on from as checkpoint.resume_from.",
             )
-        log.info("Going on after step %d, from %s.", state.step, info.path)
+        log.info("Going on from a checkpoint", step=state.step, path=str(info.path))
         note = CheckpointNote(
             path=str(info.path),
             step=state.step,
@@ -88,14 +88,14 @@ def find_start(record: RunRecord, store: Store) -> Start:
         return Start()
     folder = Path(record.settings.checkpoint.resume_from)
     if not (folder / manifest.NAME).exists():
-        log.warning("%s is no checkpoint of memsup: only its weights are taken; steps and optimizer begin anew.", folder)
+        log.warning("No checkpoint of memsup: only its weights are taken, steps and optimizer begin anew", path=str(folder))
         return Start(folder)
     try:
         verify(folder)
     except CheckpointError as error:
         raise GiveUp(FailureCause.BAD_INPUT, f"{folder} cannot be resumed from: {error}") from None
     state = _readable_state(folder)
-    log.info("Going on after step %d of run %s, from %s.", state.step, state.run_id, folder)
+    log.info("Going on from a checkpoint of another run", step=state.step, run_id=state.run_id, path=str(folder))
     return Start(folder, state)
 
 
@@ -191,9 +191,9 @@ def _refuse_other_training(training: Training, state: State, folder: Path) -> No
         )
     _refuse_other_device(training, state)
     if state.threads != training.threads:
-        log.warning("%d threads instead of %d: right, but not bit for bit what it was.", training.threads, state.threads)
+        log.warning(OTHER_BITS, threads=training.threads, threads_before=state.threads)
     if state.torch_version != torch.__version__:
-        log.warning("torch %s instead of %s: right, but not bit for bit what it was.", torch.__version__, state.torch_version)
+        log.warning(OTHER_BITS, torch=torch.__version__, torch_before=state.torch_version)
 
 
 def _refuse_other_device(training: Training, state: State) -> None:
@@ -207,7 +207,7 @@ def _refuse_other_device(training: Training, state: State) -> None:
             "with a reboot. To go on on the CPU, much slower: memsup start --set recovery.continue_on_cpu=true",
         )
     if state.device is not None and state.device != training.device.type:
-        log.warning("On %s instead of %s: right, but not bit for bit what it was.", training.device.type, state.device)
+        log.warning(OTHER_BITS, device=training.device.type, device_before=state.device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def save(training: Training, *, last: bool) -> CheckpointNote:
     training.newest_state = state
     training.save_s = saved.seconds
     training.saved_s = training.work_s()
-    log.info("Checkpoint after step %d in %.1f s: %s. %s", saved.step, saved.seconds, saved.path, saved.note or "")
+    log.info("Checkpoint written", step=saved.step, took_s=round(saved.seconds, 1), path=str(saved.path), note=saved.note)
     return training.newest
 
 
@@ -268,7 +268,7 @@ def save_if_possible(training: Training) -> None:
     except Exception as error:
         if not isinstance(error, CheckpointError) and not is_out_of_memory(error):
             raise
-        log.error("No checkpoint after step %d: %s", training.step, error)
+        log.error("No checkpoint could be written", step=training.step, why=str(error))
         training.saved_s = training.work_s()  # or it would be tried again at each step
 
 

@@ -8,7 +8,6 @@ out inside `boundary`, in the main thread, and answered there. A pause blocks in
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import msgspec
 
 from memsup.shared.clock import monotonic_s
+from memsup.shared.log import log
 from memsup.shared.messages import (
     AnyOrder,
     BatchShape,
@@ -38,8 +38,6 @@ from memsup.worker.memory import hand_back
 
 SIGN_OF_LIFE_S = 1.0
 """While the main thread waits (held, or in a gap of its pace) it counts as moving this often."""
-
-log = logging.getLogger(__name__)
 
 
 class Leave(BaseException):
@@ -134,7 +132,7 @@ class Session:
             try:
                 note = self.checkpoint_now(last=True)
             except Exception:
-                log.exception("Leaving without a new checkpoint.")
+                log.exception("Leaving without a new checkpoint")
         raise Leave(reason, note)
 
     # ---------------------------------------------------------------------------------------------------------------
@@ -251,13 +249,13 @@ class Session:
     def _done(
         self, order: AnyOrder, detail: str, *, checkpoint: CheckpointNote | None = None, micro_tokens: int | None = None
     ) -> None:
-        log.info("Order %d done (%s): %s.", order.order_id, order.reason, detail)
+        log.info("Order done", order_id=order.order_id, reason=order.reason, result=detail)
         self.link.report(
             Done(rank=self.link.rank, order_id=order.order_id, detail=detail, checkpoint=checkpoint, micro_tokens=micro_tokens)
         )
 
     def _failed(self, order: AnyOrder, error: Exception) -> None:
-        log.error("Order %d failed (%s).", order.order_id, order.reason, exc_info=error)
+        log.error("Order failed", order_id=order.order_id, reason=order.reason, exc_info=error)
         self.link.report(
             OrderFailed(rank=self.link.rank, order_id=order.order_id, detail=f"The checkpoint could not be written: {error}")
         )

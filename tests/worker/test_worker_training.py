@@ -441,7 +441,7 @@ def test_a_loss_scale_that_is_too_high_costs_no_step(tmp_path: Path) -> None:
 # Saving does not end training
 
 
-def test_a_full_disk_is_said_and_training_goes_on(life: Training, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk_is_said_and_training_goes_on(life: Training, logged: list[dict[str, Any]]) -> None:
     from memsup.checkpoint.errors import DiskFull
     from memsup.worker.saving import save_if_possible
 
@@ -453,7 +453,7 @@ def test_a_full_disk_is_said_and_training_goes_on(life: Training, caplog: pytest
     save_if_possible(life)
     train.take_step(life)
     assert life.step == 2
-    assert "too full" in caplog.text
+    assert [event["step"] for event in logged if event["level"] == "error"] == [1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

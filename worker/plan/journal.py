@@ -8,7 +8,6 @@ that step and later ones. What an entry says is in `entry.py`. Who changes what 
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from typing import Any
 import msgspec
 
 from memsup.shared.clock import unix_s
+from memsup.shared.log import log
 from memsup.worker.plan.entry import Entry, appended, in_force
-
-log = logging.getLogger(__name__)
 
 
 class Plan:
@@ -51,7 +49,7 @@ class Plan:
             return self.at(step)
         after = msgspec.structs.replace(self._entries[-1], step=step, cause=cause, at_unix_s=unix_s(), **changes)
         self._put(after)
-        log.info("From step %d on at most %d tokens in a micro-batch: %s.", step, after.micro_tokens, cause)
+        log.info("The plan changes", from_step=step, micro_tokens=after.micro_tokens, cause=cause)
         return after
 
     @property
@@ -69,7 +67,7 @@ class Plan:
         except OSError as error:
             # A full disk must not keep the worker from shrinking. The run stays right; only its bits are not
             # reproducible if it is killed before the next checkpoint, which has the plan as well.
-            log.error("The change of plan is not on disk: %s.", error)
+            log.error("The change of plan is not on disk", why=str(error))
         self._written.append(entry)
         self._entries = appended(self._entries, entry)
 
@@ -82,14 +80,14 @@ def read_journal(file: Path) -> list[Entry]:
         return []
     *lines, torn = content.split(b"\n")
     if torn:
-        log.warning("%s ends in the middle of a line, which is dropped.", file)
+        log.warning("The journal ends in the middle of a line, which is dropped", path=str(file))
         os.truncate(file, len(content) - len(torn))
     entries = []
     for number, line in enumerate(lines, start=1):
         try:
             entries.append(msgspec.json.decode(line, type=Entry))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.warning("%s, line %d is unreadable and skipped: %s.", file, number, error)
+            log.warning("A line of the journal is unreadable and skipped", line=number, path=str(file), why=str(error))
     return entries
 
 
