@@ -46,11 +46,17 @@ def words(event: Mapping[str, Any]) -> str:
     lines of its own.
     """
     about = ("time", "level", "event", "run", "exception")
-    fields = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in event.items() if name not in about)
+    fields = ", ".join(_figure(name, value) for name, value in event.items() if name not in about and value is not None)
     level = str(event.get("level", "info"))
     text = f"{event.get('event', '?')}: {fields}" if fields else str(event.get("event", "?"))
     traceback = f"\n{event['exception']}" if event.get("exception") else ""
     return ("" if level == "info" else f"{level}: ") + text + traceback
+
+
+def _figure(name: str, value: Any) -> str:
+    """`step 12`, `took 0.1 s`: a field in words, with its unit behind the figure."""
+    name, unit = (name[:-2], " s") if name.endswith("_s") else (name, "")
+    return f"{name.replace('_', ' ')} {f'{value:.6g}' if isinstance(value, float) else value}{unit}"
 
 
 def json_lines(write: Callable[[bytes], object]) -> Output:

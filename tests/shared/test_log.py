@@ -32,10 +32,10 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[bytes], list
 def test_an_event_is_a_json_line_and_plain_words(written: tuple[list[bytes], list[bytes]]) -> None:
     """Time, level, event and run first; then its own fields."""
     before_s = time.time()
-    log.warning("GPU probe given up", why="it hung", after_s=2.5)
+    log.warning("GPU probe given up", why="it hung", after_s=2.5, loss=0.123456789, note=None)
     (line,), (text,) = written
     fields = json.loads(line)
-    assert list(fields) == ["time", "level", "event", "run", "why", "after_s"]
+    assert list(fields) == ["time", "level", "event", "run", "why", "after_s", "loss", "note"]
     assert (fields["level"], fields["event"], fields["run"], fields["after_s"]) == (
         "warning",
         "GPU probe given up",
@@ -43,7 +43,7 @@ def test_an_event_is_a_json_line_and_plain_words(written: tuple[list[bytes], lis
         2.5,
     )
     assert before_s - 0.01 < datetime.fromisoformat(fields["time"]).timestamp() < time.time() + 0.01
-    assert text.decode()[8:] == "  warning: GPU probe given up: why it hung, after s 2.5\n"
+    assert text.decode()[8:] == "  warning: GPU probe given up: why it hung, after 2.5 s, loss 0.123457\n"
 
 
 def test_an_exception_has_its_traceback(written: tuple[list[bytes], list[bytes]]) -> None:
