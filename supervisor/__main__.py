@@ -6,14 +6,16 @@ Says on `--ready-fd`, in one JSON line, whether it guards now or why not; from t
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import msgspec
 import zmq
 
+from memsup.shared.log import json_lines, log, log_to, plain_words, to_standard_error
 from memsup.shared.paths import PathError, prepare, run_paths
 from memsup.shared.record import RecordError
 from memsup.shared.run_file import read_record
@@ -21,7 +23,6 @@ from memsup.shared.settings import SettingsError
 from memsup.supervisor.daemon.lock import AlreadyRunningError, Lock
 from memsup.supervisor.daemon.systemd import GUARDED
 from memsup.supervisor.main import Supervisor
-from memsup.supervisor.record.scribe import ScribeHandler
 
 
 def main() -> int:
@@ -33,6 +34,8 @@ def main() -> int:
     try:
         paths = run_paths(options.run)
         prepare(paths)
+        into_file = _standard_error_is(paths.supervisor_log)
+        log_to(paths.name, (json_lines if into_file else plain_words)(to_standard_error))
         lock = Lock(paths)
         record = read_record(paths.record)
         if record is None:
@@ -40,11 +43,10 @@ def main() -> int:
         supervisor = Supervisor(paths, record)
     except (AlreadyRunningError, PathError, RecordError, SettingsError, OSError, zmq.ZMQError) as error:
         _tell(options.ready_fd, ok=False, text=str(error))
-        print(error, file=sys.stderr)
+        log.error(str(error))
         return GUARDED if isinstance(error, AlreadyRunningError) else 1
-    handler = ScribeHandler(supervisor.scribe)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    into_log = json_lines(partial(supervisor.scribe.append, paths.supervisor_log))
+    log_to(paths.name, into_log, *([] if into_file else [plain_words(supervisor.scribe.say)]))
     death = supervisor.night.death
     _tell(
         options.ready_fd, ok=True, postmortem=death.lines if death else (), waits=death is not None and death.waits is not None
@@ -52,6 +54,14 @@ def main() -> int:
     supervisor.run()
     lock.release()
     return supervisor.exit_status
+
+
+def _standard_error_is(file: Path) -> bool:
+    """Whether `memsup start` has led it there, so that what Python says when it breaks has a place."""
+    try:
+        return os.path.samestat(os.fstat(2), os.stat(file))
+    except OSError:
+        return False
 
 
 def _tell(fd: int | None, *, ok: bool, text: str = "", postmortem: Sequence[str] = (), waits: bool = False) -> None:

@@ -70,6 +70,8 @@ from memsup.supervisor.words import plural
 LEASE_S = 30.0
 GPU_FACTS_S = 5.0
 """For the first look at the GPUs, before the loop runs: waking a driver takes seconds."""
+LAST_OUTPUT_WITHIN_S = 1.0
+"""For what the worker has printed to be in its log, when the supervisor ends."""
 WRITTEN_WITHIN_S = 5.0
 """For the last records, when the supervisor ends."""
 
@@ -202,6 +204,7 @@ class Supervisor:
             time.sleep(SOON_S)
             now_s = monotonic_s()
         self.worker.close()
+        self.worker.write_out(LAST_OUTPUT_WITHIN_S)
         self.devices.close()
         status = self._status()
         self._show(now_s, status, durable=True)

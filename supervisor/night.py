@@ -7,7 +7,7 @@ here, and nothing waits, but for the logs of a bad death before the worker exist
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from memsup.supervisor.devices import Devices
 from memsup.supervisor.fence.worker import WorkerProcess
 from memsup.supervisor.record.blackbox import BlackBox, Facts, Mark, heat_of, heat_of_sensor, read_blackbox
 from memsup.supervisor.record.history import Recorder, sample_of
+from memsup.supervisor.record.output import worker_log
 from memsup.supervisor.record.rotation import rotate
 from memsup.supervisor.record.scribe import Scribe
 from memsup.supervisor.tell.notices import Notices
@@ -40,7 +41,9 @@ from memsup.supervisor.words import duration
 ROTATE_EVERY_S = 60.0
 STACKS_WITHIN_S = 5.0
 """From the signal until every thread's stack is in the worker's log; a thread stuck in the kernel writes none."""
-MOST_STACK_BYTES = 4_000
+MOST_STACK_BYTES, MOST_STACK_LINES = 4_000, 200
+MOST_LOG_BYTES = 2 << 20
+"""The most of the supervisor's own log, which has what the ledger has not: errors, garbage, a probe that was given up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +112,7 @@ class Night:
         """`death` is that of the life before. None: it ended well. `reserve_bytes` is what the rest of the machine keeps."""
         self._paths, self._scribe, self._boot, self._reserve_bytes = paths, scribe, boot, reserve_bytes
         self.death = death
-        self.hangs = HangGuard(paths.worker_log, scribe)
+        self.hangs = HangGuard(paths, scribe)
         self._box: BlackBox | None = None
         self._history = Recorder(record.created_unix_s)
         self._notices = Notices(paths.state / "told.json", record.settings.notify, scribe)
@@ -151,6 +154,8 @@ class Night:
         if now_s >= self._rotate_s:
             self._rotate_s = now_s + ROTATE_EVERY_S
             self._scribe.carry_out(str(self._paths.ledger), lambda: rotate(self._paths.ledger))
+            log = self._paths.supervisor_log
+            self._scribe.carry_out(str(log), lambda: rotate(log, MOST_LOG_BYTES, parts=1))
 
     def say_goodbye(self, now_s: float, status: Status, duty_fraction: float) -> Iterator[Record]:
         """The worker is gone and the scribe still writes. Waits for the last message."""
@@ -196,11 +201,11 @@ class Night:
 class HangGuard:
     """Looks whether the worker's main thread gets on, and fetches every thread's stack before a hang is answered."""
 
-    def __init__(self, worker_log: Path, scribe: Scribe) -> None:
-        self._log, self._scribe = worker_log, scribe
+    def __init__(self, paths: RunPaths, scribe: Scribe) -> None:
+        self._paths, self._scribe = paths, scribe
         self._watch = HangWatch()
         self._stacks: str | None = None
-        self._stacks_from_byte = 0
+        self._asked_unix_s = 0.0
         self._stacks_until_s: float | None = None
 
     def step(self, now_s: float, life: Lifecycle, worker: WorkerProcess) -> tuple[str, str | None] | None:
@@ -217,11 +222,11 @@ class HangGuard:
             return None
         if self._stacks_until_s is None:
             self._stacks, self._stacks_until_s = None, now_s + STACKS_WITHIN_S
-            self._stacks_from_byte = _size_bytes(self._log)
+            self._asked_unix_s = time.time() - 0.001  # the machine's own clock, as in the log, which has milliseconds
             worker.dump_stacks()
             return None
         if self._stacks is None and now_s < self._stacks_until_s:
-            self._scribe.carry_out(str(self._log), self._read_stacks)
+            self._scribe.carry_out(str(self._paths.worker_log), self._read_stacks)
             return None
         self._stacks_until_s = None
         limit_s = self._watch.limit_s(phase)
@@ -231,11 +236,10 @@ class HangGuard:
 
     def _read_stacks(self) -> None:
         """The scribe's: the log's disk may be what the worker waits for. Raises OSError."""
-        with self._log.open("rb") as log:
-            log.seek(max(self._stacks_from_byte, _size_bytes(self._log) - MOST_STACK_BYTES))
-            text = log.read(MOST_STACK_BYTES).decode(errors="replace").strip()
+        lines = worker_log(self._paths).last(MOST_STACK_LINES)
+        text = "\n".join(line.text for line in lines if line.at_unix_s is not None and line.at_unix_s >= self._asked_unix_s)
         if "(most recent call first)" in text:
-            self._stacks = text
+            self._stacks = text[-MOST_STACK_BYTES:].strip()
 
 
 def _facts(
@@ -272,10 +276,3 @@ def _is_traced(pid: int | None) -> bool:
     except OSError:
         return False
     return any(line.startswith("TracerPid:") and line.split()[1] != "0" for line in text.splitlines())
-
-
-def _size_bytes(file: Path) -> int:
-    try:
-        return os.stat(file).st_size
-    except OSError:
-        return 0

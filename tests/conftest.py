@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -51,3 +52,13 @@ def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvml: dict[
     monkeypatch.setenv("MEMSUP_RUNTIME_DIR", str(tmp_path / "runtime"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     return tmp_path
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The events that this process logs, with their fields."""
+    from memsup.shared import log
+
+    events: list[dict[str, Any]] = []
+    monkeypatch.setattr(log._outputs, "outputs", (lambda event: events.append(dict(event)),))
+    return events

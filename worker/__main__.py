@@ -16,6 +16,7 @@ import sys
 import traceback
 
 from memsup.checkpoint.errors import DiskFull
+from memsup.shared.log import FromLibraries, json_lines, log, log_to, plain_words, to_standard_error
 from memsup.shared.messages import AnyReport, Failed, FailureCause, Leaving, Phase
 from memsup.shared.paths import PathError, RunPaths, run_paths
 from memsup.shared.record import RecordError, RunRecord
@@ -40,14 +41,12 @@ LIBRARIES = {
 }
 """Environment of torch's libraries, where the user has not set it."""
 
-log = logging.getLogger("memsup.worker")
-
 
 def main() -> int:
     arguments = _arguments()
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s.%(msecs)03d %(levelname)s %(message)s", datefmt="%F %T"
-    )
+    log_to(arguments.run, (plain_words if sys.stderr.isatty() else json_lines)(to_standard_error))
+    logging.basicConfig(level=logging.INFO, handlers=[FromLibraries()])
+    logging.captureWarnings(True)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # kill -USR1 PID: every thread's stack into worker.log
     try:
@@ -57,7 +56,7 @@ def main() -> int:
             raise RecordError(f"There is no run {arguments.run!r}. Start it with: memsup start --run {arguments.run}")
         link = Link(paths, run_id=record.run_id, lifeline_fd=arguments.lifeline_fd)
     except (PathError, RecordError) as error:
-        log.error("%s", error)
+        log.error(str(error))
         return 1
     link.start()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -78,7 +77,7 @@ def _arguments() -> argparse.Namespace:
 def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
     welcome = link.welcome(WELCOME_S)
     if welcome is None:
-        log.error("No supervisor answered; the worker trains only under one. Start it with: memsup start --run %s", record.run)
+        log.error(f"No supervisor answered; the worker trains only under one. Start it with: memsup start --run {record.run}")
         return 1
     session = Session(link)
     last_words: AnyReport
@@ -88,10 +87,10 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
             from memsup.worker.train import train
         last_words = train(record, paths, welcome, session)
     except Leave as leave:
-        log.info("Leaving: %s.", leave.reason)
+        log.info("Leaving", reason=leave.reason)
         last_words = Leaving(reason=leave.reason, checkpoint=leave.checkpoint)
     except Exception as error:
-        log.exception("The training ends here.")
+        log.exception("The training ends here")
         last_words = _failed(error)
     link.report(last_words)
     return 1 if isinstance(last_words, Failed) else 0
@@ -119,7 +118,6 @@ def _failed(error: Exception) -> Failed:
 
 if __name__ == "__main__":
     status = main()
-    logging.shutdown()
     sys.stdout.flush()
     # Taking torch and its thousands of modules down in order takes seconds, in which the memory is not back yet. Everything
     # that matters is on disk and has been said.

@@ -12,7 +12,6 @@ computed from them.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import struct
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-log = logging.getLogger(__name__)
+from memsup.shared.log import log
 
 BEFORE_FIRST = "0" * 16 + "." + "0" * 16
 
@@ -89,7 +88,7 @@ class Audit:
             os.pwrite(self._fd, line(taken, self.digest), (taken.step - 1) * LINE_BYTES)
         except OSError as error:  # the disk is full: the digest goes on without the line
             if not self._complained:
-                log.warning("The audit lacks lines from step %d on: %s.", taken.step, error.strerror)
+                log.warning("The audit lacks lines", from_step=taken.step, why=error.strerror)
             self._complained = True
 
 

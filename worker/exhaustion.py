@@ -9,17 +9,15 @@ supervisor orders before it comes to that in `micro_batch_limit.py`, and what is
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 
+from memsup.shared.log import log
 from memsup.shared.messages import FailureCause, OutOfMemory, Welcome
 from memsup.worker.memory import hand_back, is_out_of_memory, is_permanent, read_memory
 from memsup.worker.plan.batches import Rows
 from memsup.worker.plan.entry import Entry
 from memsup.worker.session import GiveUp
 from memsup.worker.training import Training
-
-log = logging.getLogger(__name__)
 
 _NEW_PROCESS = (
     "memory ran out while code for the processor was generated, which a process does not get over: a new one goes on from here "
@@ -93,7 +91,7 @@ def _one_row_too_large(training: Training, step: int, row: int, tokens: int) -> 
 def report_out_of_memory(training: Training, where: str, before: Entry, tokens_after: int, exhausted: str) -> None:
     """Tells the supervisor that memory ran out, and with what it goes on."""
     step = training.step + 1
-    log.warning("Out of memory in %s at step %d: %s", where, step, exhausted)
+    log.warning("Out of memory", where=where, step=step, why=exhausted)
     training.session.link.report(
         OutOfMemory(
             where=where,

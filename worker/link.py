@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import logging
 import os
 import queue
 import sys
@@ -24,6 +23,7 @@ import zmq
 
 from memsup.shared.clock import monotonic_s
 from memsup.shared.endpoints import WORKER_SOCKET, SocketFolder
+from memsup.shared.log import log
 from memsup.shared.messages import (
     Accepted,
     AnyOrder,
@@ -48,8 +48,6 @@ BEAT_S = 0.5
 ABANDONED_S = 600.0
 """A worker without a supervisor whose main thread does not move for this long is ended from here."""
 _LINGER_MS = 3000
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +158,7 @@ class Link:
             socket.connect(self._folder.endpoint(WORKER_SOCKET))
             self._serve(socket)
         except Exception as error:
-            log.exception("The link to the supervisor broke.")
+            log.exception("The link to the supervisor broke")
             self._leave(f"the link to the supervisor broke: {error}")
         finally:
             context.destroy(linger=_LINGER_MS if not self._lost else _LINGER_MS // 10)
@@ -212,7 +210,7 @@ class Link:
             except BadFrameError as error:
                 self._garbage += 1
                 if self._garbage.bit_count() == 1:  # the 1st, 2nd, 4th, 8th, …: a flood must not fill the log
-                    log.warning("Dropped frame %d that is no message: %s", self._garbage, error)
+                    log.warning("Dropped a frame that is no message", number=self._garbage, why=str(error))
                 continue
             if isinstance(message, Order):
                 self.orders.put(message)
@@ -248,11 +246,11 @@ class Link:
     def _leave(self, reason: str) -> None:
         if not self._lost:
             self._lost = True
-            log.warning("Leaving: %s.", reason)
+            log.warning("Leaving", reason=reason)
             self.orders.put(MustLeave(reason))
             self._welcome.put(MustLeave(reason))
 
     def _end_abandoned(self) -> None:
-        log.critical("No supervisor, and the main thread has not moved for %.0f s: ending the process.", ABANDONED_S)
+        log.critical("No supervisor, and the main thread does not move: ending the process", silent_s=ABANDONED_S)
         faulthandler.dump_traceback(sys.stderr)
         os._exit(1)

@@ -6,7 +6,6 @@ become durable, verified and old is in `checkpoint/`.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store, remove_tree
 from memsup.shared.clock import unix_s
 from memsup.shared.files import flush_folder
+from memsup.shared.log import log
 from memsup.shared.messages import CheckpointNote, DecisionKind, FailureCause, Welcome
 from memsup.shared.record import RunRecord
 from memsup.worker.memory import is_out_of_memory
@@ -41,7 +41,7 @@ from memsup.worker.state import (
 )
 from memsup.worker.training import Training
 
-log = logging.getLogger(__name__)
+OTHER_BITS = "The results will be right, but not bit for bit what they would have been"
 
 _FIRST_LOSS_SCALE = 2.0**16
 
@@ -80,7 +80,7 @@ def find_start(record: RunRecord, store: Store, session: Session) -> Start:
             sentence = f"Goes on after step {state.step:,} from {info.path}, since newer checkpoints were damaged."
             session.decided(DecisionKind.CHECKPOINT_USED, sentence, checkpoint=info.path, step=state.step)
         else:
-            log.info("Going on after step %d, from %s.", state.step, info.path)
+            log.info("Going on from a checkpoint", step=state.step, path=str(info.path))
         note = CheckpointNote(
             path=str(info.path),
             step=state.step,
@@ -98,14 +98,14 @@ def find_start(record: RunRecord, store: Store, session: Session) -> Start:
         return Start()
     folder = Path(record.settings.checkpoint.resume_from)
     if not (folder / manifest.NAME).exists():
-        log.warning("%s is no checkpoint of memsup: only its weights are taken; steps and optimizer begin anew.", folder)
+        log.warning("No checkpoint of memsup: only its weights are taken, steps and optimizer begin anew", path=str(folder))
         return Start(folder)
     try:
         verify(folder)
     except CheckpointError as error:
         raise GiveUp(FailureCause.BAD_INPUT, f"{folder} cannot be resumed from: {error}") from None
     state = _readable_state(folder)
-    log.info("Going on after step %d of run %s, from %s.", state.step, state.run_id, folder)
+    log.info("Going on from a checkpoint of another run", step=state.step, run_id=state.run_id, path=str(folder))
     return Start(folder, state)
 
 
@@ -260,7 +260,7 @@ def save(training: Training, *, last: bool) -> CheckpointNote:
     training.newest_state = state
     training.save_s = saved.seconds
     training.saved_s = training.work_s()
-    log.info("Checkpoint after step %d in %.1f s: %s. %s", saved.step, saved.seconds, saved.path, saved.note or "")
+    log.info("Checkpoint written", step=saved.step, took_s=round(saved.seconds, 1), path=str(saved.path), note=saved.note)
     return training.newest
 
 

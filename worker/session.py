@@ -8,7 +8,6 @@ What the session asks of it is `Program`: how to write a checkpoint, how to use 
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import msgspec
 
 from memsup.checkpoint.errors import DamagedWhenWritten
 from memsup.shared.clock import monotonic_s
+from memsup.shared.log import log
 from memsup.shared.messages import (
     AnyOrder,
     BatchShape,
@@ -43,8 +43,6 @@ from memsup.worker.memory import hand_back
 
 SIGN_OF_LIFE_S = 1.0
 """How often the main thread counts as moving while it waits, held or in a gap of its pace."""
-
-log = logging.getLogger(__name__)
 
 
 class Leave(BaseException):
@@ -153,7 +151,7 @@ class Session:
         rows: int | None = None,
     ) -> None:
         """Puts on record, in the log and in the ledger, what the worker decided by itself; see `messages.Decided`."""
-        log.warning("%s", sentence)
+        log.warning(sentence, decision=what)
         path = str(checkpoint) if checkpoint is not None else None
         self.link.report(Decided(what=what, detail=sentence, checkpoint=path, step=step, rows=rows))
 
@@ -185,7 +183,7 @@ class Session:
             try:
                 note = self.checkpoint_now(last=True)
             except Exception as error:
-                log.exception("Leaving without a new checkpoint.")
+                log.exception("Leaving without a new checkpoint")
                 self.save_failed(error)
         raise Leave(reason, note)
 
@@ -309,9 +307,9 @@ class Session:
     def _done(
         self, order: AnyOrder, detail: str, *, checkpoint: CheckpointNote | None = None, micro_tokens: int | None = None
     ) -> None:
-        log.info("Order %d done (%s): %s.", order.order_id, order.reason, detail)
+        log.info("Order done", order_id=order.order_id, reason=order.reason, result=detail)
         self.link.report(Done(order_id=order.order_id, detail=detail, checkpoint=checkpoint, micro_tokens=micro_tokens))
 
     def _failed(self, order: AnyOrder, error: Exception) -> None:
-        log.error("Order %d failed (%s).", order.order_id, order.reason, exc_info=error)
+        log.error("Order failed", order_id=order.order_id, reason=order.reason, exc_info=error)
         self.link.report(OrderFailed(order_id=order.order_id, detail=f"The checkpoint could not be written: {error}"))

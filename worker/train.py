@@ -12,7 +12,6 @@ and from what, is the task's (`tasks/`).
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import torch
 from memsup.checkpoint.errors import CheckpointError
 from memsup.checkpoint.store import Store
 from memsup.shared.lanes import lanes_for
+from memsup.shared.log import log
 from memsup.shared.messages import (
     CheckpointNote,
     DecisionKind,
@@ -68,8 +68,6 @@ from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import Evaluated
 from memsup.worker.tasks import Prepared, find_task
 from memsup.worker.training import Training
-
-log = logging.getLogger(__name__)
 
 _STEPS_TO_DOUBLE_SCALE = 2000
 PLANNED_FRACTION, INITIAL_FRACTION = 0.84, 0.88
@@ -115,7 +113,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     # Start: the newest checkpoint that is whole, or what the settings name
     store = Store(Path(settings.checkpoint.folder or paths.checkpoints), keep=settings.checkpoint.keep)
     for swept in store.sweep():
-        log.info("%s", swept)
+        log.info("Removed what a kill had left", what=swept)
     start = find_start(record, store, session)
     if start.state is not None:
         session.publish(step=start.state.step, checkpoint=start.note)  # loading takes a while, and people ask
@@ -154,8 +152,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
             weight_decay=settings.training.weight_decay,
             on_host=bool(settings.training.optimizer_on_host) and memory is not None,
         )
-    for heading, fact in prepared.facts.items():
-        log.info("%s: %s", heading, fact)
+    log.info("Prepared", **prepared.facts)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Plan: which rows which step sees, and where in it the run is
@@ -192,7 +189,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         redone = training.done_before if device.type == "cpu" else 0  # another device has other bits anyway
         plan.change(max(training.step, redone) + 1, "there is no room for so many lanes any more", lanes=lanes)
     training.lanes = Lanes(prepared.model, plan.at(training.step + 1).lanes, threads)
-    log.info("%d threads compute, in %d lanes.", threads, len(training.lanes))
+    log.info("Computing", threads=threads, lanes=len(training.lanes))
     program.training = training
     boundary()
     return training
@@ -514,4 +511,4 @@ def evaluate(training: Training) -> None:
     training.evaluated = Evaluated(step=training.step, metrics=metrics.result())
     if training.best is None or merit_of(training.evaluated) > merit_of(training.best):
         training.best = training.evaluated
-    log.info("After step %d: %s", training.step, training.evaluated.metrics)
+    log.info("Evaluated", step=training.step, **training.evaluated.metrics)

@@ -1,87 +1,145 @@
-"""`memsup logs`: the end of the ledger and of the worker's output, and with `-f` what is added to them.
+"""`memsup logs`: ledger, worker and supervisor as one stream in time order, and with `-f` what is added until the run ends.
 
-Follows a file through truncation, replacement and late birth by looking at it a few times a second. Reads bounded pieces,
-however large the file. Control characters are taken out: what a worker prints must not drive the reader's terminal.
+Where the lines come from is known in `record/output.py`. Here they are put in order and made readable. Control characters are
+taken out: what a worker prints must not drive the reader's terminal.
 """
 
 from __future__ import annotations
 
-import os
+import heapq
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from memsup.shared.run_file import read_record
 from memsup.shared.settings import parse_duration_s
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.client.errors import RefusedError
-from memsup.supervisor.record.rotation import parts_of
+from memsup.supervisor.record.output import Line, Log, ledger, supervisor_log, worker_log
 from memsup.supervisor.words import command, printable
 
 UNKNOWN = 4
 LINES = 40
 LOOK_EVERY_S = 0.25
-PIECE_BYTES = 64 * 1024
-LONGEST_LINE_BYTES = 256 * 1024
-"""A longer line is cut into pieces of this length: a worker that never ends its line must not fill our memory."""
+NO_TIME = " " * len("05-12 04:31:22")
 
 
 @click.command()
 @run_option
 @json_option
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until Ctrl-C.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is added, until the run ends or Ctrl-C.")
 @click.option(
     "-n", "--lines", type=click.IntRange(min=0), help=f"How many lines of the end; {LINES} unless --since says from where."
 )
-@click.option("--since", metavar="WHEN", help="The ledger from then on: 2h or 30m ago, 06:30, 2026-05-12, '2026-05-12 22:00'.")
+@click.option("--since", metavar="WHEN", help="What came from then on: 2h or 30m ago, 06:30, 2026-05-12, '2026-05-12 22:00'.")
 @click.option("--events", "only", flag_value="events", help="Only the ledger: each decision with its cause and its result.")
 @click.option("--worker", "only", flag_value="worker", help="Only what the worker printed.")
+@click.option("--supervisor", "only", flag_value="supervisor", help="Only what the supervisor logged beside the ledger.")
 def logs(*, run_name: str, as_json: bool, follow: bool, lines: int | None, since: str | None, only: str | None) -> int:
-    """Show the ledger of decisions and the worker's output; both unless one is asked for.
-
-    The worker's lines carry no time, so --since shows the ledger alone.
+    """Show the ledger of decisions, the worker's output and the supervisor's log, in the order in which it was written.
 
     Exit code: 0, or 4 for an unknown run.
     """
     since_s = None if since is None else _unix_s(since, datetime.now())
-    if since is not None and only == "worker":
-        raise RefusedError("The lines that the worker printed carry no time; --since is for the ledger: --events.")
     paths = paths_of(run_name)
     if read_record(paths.record) is None:
         raise RefusedError(f"There is no run {run_name!r}. Start it with: {command('start', run_name)}", UNKNOWN)
-    sources = [
-        Source("events", paths.ledger, event_line),
-        Source("worker", paths.worker_log, worker_line),
-    ]
-    only = "events" if since_s is not None else only
-    sources = [source for source in sources if only in {None, source.name}]
-    show = _shower(as_json, headed=len(sources) > 1)
+    every = (Source("events", ledger(paths)), Source("worker", worker_log(paths)), Source("supervisor", supervisor_log(paths)))
+    sources = [source for source in every if only in {None, source.name}]
+    told = False
+    for shown in _first(sources, since_s, lines):
+        told = True
+        _show(shown, as_json, alone=only is not None)
+    if since_s is not None and not told:
+        what = "decision" if only == "events" else "line"
+        message(f"No {what} since {datetime.fromtimestamp(since_s):%Y-%m-%d %H:%M:%S}.")
     for source in sources:
-        first = (
-            source.tail.last(LINES if lines is None else lines) if since_s is None else _events_since(source, since_s, lines)
-        )
-        told = False
-        for line in first:
-            told = True
-            show(source, line)
-        if since_s is not None and not told and source.path.exists():
-            message(f"No decision since {datetime.fromtimestamp(since_s):%Y-%m-%d %H:%M:%S}.")
-        if not source.path.exists() and not follow:
-            message(f"{source.path} does not exist yet.")
-    while follow:
-        time.sleep(LOOK_EVERY_S)
+        if not follow and not source.log.path.exists() and (source.name != "supervisor" or only == "supervisor"):
+            message(f"{source.log.path} does not exist yet.")
+    if follow:
+        from memsup.supervisor.client.contact import is_held
+    runs = follow
+    while runs:
+        runs = is_held(paths)
+        for shown in sorted((shown for source in sources for shown in source.more()), key=_when):
+            _show(shown, as_json, alone=only is not None)
+        if runs:
+            time.sleep(LOOK_EVERY_S)
+    if lines != 0 or follow:
         for source in sources:
-            for line in source.tail.more():
-                show(source, line)
+            if (rest := source.log.rest()) is not None and source.name != "events":
+                _show(Shown(0.0, source.name, rest), as_json, alone=only is not None)
+    if follow:
+        message(f"Run {run_name!r} has no supervisor any more, so nothing is added.")
     return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A line and its place in the stream."""
+
+    at_unix_s: float
+    source: str
+    line: Line
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether it is half a line of the ledger, from which nobody knows when it was written."""
+        return self.source == "events" and self.line.event is None
+
+
+class Source:
+    """The lines of one log with the times by which they are put in order."""
+
+    def __init__(self, name: str, log: Log) -> None:
+        self.name, self.log = name, log
+        self._at_unix_s: float | None = None
+
+    def last(self, lines: int) -> list[Shown]:
+        """The last lines that there are now."""
+        found = self.log.last(lines)
+        self._at_unix_s = next((line.at_unix_s for line in found if line.at_unix_s is not None), None)
+        return list(self._placed(found))
+
+    def all(self) -> Iterator[Shown]:
+        """Every line that there is now."""
+        return self._placed(self.log.all())
+
+    def more(self) -> Iterator[Shown]:
+        """The lines that were completed since."""
+        return self._placed(self.log.more())
+
+    def _placed(self, lines: Iterable[Line]) -> Iterator[Shown]:
+        """A line that does not say when it was written goes with the one before it; the first ones were written at the latest
+        when the file was.
+        """
+        for line in lines:
+            if line.at_unix_s is not None:
+                self._at_unix_s = line.at_unix_s
+            elif self._at_unix_s is None:
+                self._at_unix_s = self.log.written_s() or 0.0
+            yield Shown(self._at_unix_s, self.name, line)
+
+
+def _when(shown: Shown) -> float:
+    return shown.at_unix_s
+
+
+def _first(sources: list[Source], since_s: float | None, lines: int | None) -> Iterable[Shown]:
+    """What is shown before anything is added: the last `lines` of all, or all since then."""
+    if since_s is None:
+        wanted = LINES if lines is None else lines
+        stream: Iterable[Shown] = heapq.merge(*(source.last(wanted) for source in sources), key=_when)
+        return deque(stream, wanted)
+    merged = heapq.merge(*(source.all() for source in sources), key=_when)
+    stream = (shown for shown in merged if shown.at_unix_s >= since_s and not shown.is_torn)
+    return stream if lines is None else deque(stream, lines)
 
 
 def _unix_s(when: str, now: datetime) -> float:
@@ -109,116 +167,39 @@ def _unix_s(when: str, now: datetime) -> float:
     return since_s
 
 
-def _events_since(source: Source, since_s: float, lines: int | None) -> Iterator[bytes]:
-    """From the older parts of the ledger and from the one in use, with which `source.tail.more` goes on; the last `lines`."""
-    *older, _ = parts_of(source.path)
-    tails = [*map(Tail, older), source.tail]
-    found = (line for tail in tails for line in tail.more() if _is_since(line, since_s))
-    return found if lines is None else iter(deque(found, lines))
+def _show(shown: Shown, as_json: bool, *, alone: bool) -> None:
+    if as_json:
+        json_data(json_line(shown.source, shown.line))
+    elif shown.source == "events":
+        if (text := event_line(shown.line)) is not None:
+            data(text)
+    else:
+        data("\n".join(readable(shown.source, shown.line, alone=alone)))
 
 
-def _is_since(line: bytes, since_s: float) -> bool:
-    at = (_event(line) or {}).get("at")
-    return isinstance(at, int | float) and at >= since_s
+def readable(source: str, line: Line, *, alone: bool) -> list[str]:
+    """A line of the worker's or the supervisor's, in as many lines as an event has. `alone`: nothing else is shown, so that
+    what a program printed stands there as it would have without memsup.
+    """
+    if line.event is None and alone:
+        return [terminal_line(line.text)]
+    name = "" if alone else f"{source:12}  "
+    when = NO_TIME if line.at_unix_s is None else _local(line.at_unix_s)
+    first, *others = line.text.split("\n")
+    return [f"{when}  {name}{terminal_line(first)}", *(f"{NO_TIME}  {terminal_line(other)}" for other in others)]
 
 
-@dataclass
-class Tail:
-    """The lines of a file that grows, is cut short, is replaced, or is not there yet."""
-
-    path: Path
-    _inode: int | None = None
-    _position: int = 0
-    _rest: bytes = b""
-
-    def last(self, lines: int) -> list[bytes]:
-        """The last complete lines that there are now; `more` goes on from there."""
-        found = self._open()
-        if found is None:
-            return []
-        fd, size = found
-        with os.fdopen(fd, "rb") as file:
-            start, block = size, b""
-            while start > 0 and block.count(b"\n") <= lines and len(block) < max(lines, 1) * LONGEST_LINE_BYTES:
-                start = max(0, size - max(PIECE_BYTES, 2 * len(block)))
-                file.seek(start)
-                block = file.read(size - start)
-        complete, _, self._rest = block.rpartition(b"\n")
-        self._position = size
-        everything = complete.split(b"\n") if complete or block.startswith(b"\n") else []
-        return everything[-lines:] if lines else []
-
-    def more(self) -> Iterator[bytes]:
-        """The lines that were completed since."""
-        found = self._open()
-        if found is None:
-            return
-        fd, size = found
-        with os.fdopen(fd, "rb") as file:
-            file.seek(self._position)
-            while piece := file.read(min(PIECE_BYTES, max(0, size - self._position))):
-                self._position += len(piece)
-                *whole, self._rest = (self._rest + piece).split(b"\n")
-                yield from whole
-                if len(self._rest) > LONGEST_LINE_BYTES:
-                    yield self._rest
-                    self._rest = b""
-
-    def _open(self) -> tuple[int, int] | None:
-        """The file and its size; begins anew where it is another one or has become shorter."""
-        try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
-            return None
-        found = os.fstat(fd)
-        if found.st_ino != self._inode or found.st_size < self._position:
-            self._inode, self._position, self._rest = found.st_ino, 0, b""
-        return fd, found.st_size
-
-
-@dataclass
-class Source:
-    name: str
-    path: Path
-    readable: Callable[[bytes], str | None]
-    tail: Tail = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.tail = Tail(self.path)
-
-
-def _shower(as_json: bool, *, headed: bool) -> Callable[[Source, bytes], None]:
-    """Prints a line; where there are two sources, with a heading whenever the other one speaks."""
-    spoke: list[str] = []
-
-    def show(source: Source, line: bytes) -> None:
-        if as_json:
-            json_data(json_line(source.name, line))
-            return
-        text = source.readable(line)
-        if text is None:
-            return
-        if headed and spoke[-1:] != [source.name]:
-            data(("\n" if spoke else "") + f"==> {source.path} <==")
-            spoke[:] = [source.name]
-        data(text)
-
-    return show
-
-
-def worker_line(line: bytes) -> str:
+def terminal_line(text: str) -> str:
     """As a terminal would have left it: of a progress bar that redraws itself, the last state."""
-    text = line.rstrip(b"\r").rpartition(b"\r")[2].decode("utf-8", errors="replace")
-    return printable(text.expandtabs())
+    return printable(text.rstrip("\r").rpartition("\r")[2].expandtabs())
 
 
-def event_line(line: bytes) -> str | None:
-    """`04:31:22  rung  shrink: halve the micro-batch (host memory 91 %) → done`; None for a torn line."""
-    event = _event(line)
+def event_line(line: Line) -> str | None:
+    """`05-12 04:31:22  rung  shrink: halve the micro-batch (host memory 91 %) → done`; None for a torn line."""
+    event = line.event
     if event is None:
         return None
-    at = event.get("at")
-    when = time.strftime("%m-%d %H:%M:%S", time.localtime(at)) if isinstance(at, int | float) else "?"
+    when = "?" if line.at_unix_s is None else _local(line.at_unix_s)
     action, reason, result = event.get("action"), event.get("reason"), event.get("result")
     result = " / ".join(result.splitlines()) if isinstance(result, str) else result  # a post-mortem has several sentences
     text = f"{action} ({reason})" if action and reason else action or reason or ""
@@ -227,16 +208,12 @@ def event_line(line: bytes) -> str | None:
     return printable(f"{when}  {event.get('event', '?'):12}  {at_step}{text}" + (f" → {result}" if result else ""))
 
 
-def json_line(source: str, line: bytes) -> dict[str, Any]:
+def json_line(source: str, line: Line) -> dict[str, Any]:
+    """The document of one line."""
     if source == "events":
-        return {"log": source, "event": _event(line)}
-    return {"log": source, "line": line.decode("utf-8", errors="replace")}
+        return {"log": source, "event": line.event}
+    return {"log": source, "line": line.text, "at": line.at_unix_s, "event": line.event}
 
 
-def _event(line: bytes) -> dict[str, Any] | None:
-    """A power cut may leave half a line at the end."""
-    try:
-        event = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return event if isinstance(event, dict) else None
+def _local(at_unix_s: float) -> str:
+    return time.strftime("%m-%d %H:%M:%S", time.localtime(at_unix_s))

@@ -24,6 +24,7 @@ from memsup.shared.run_file import write_record
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.daemon.self_protection import own_scope
 from memsup.supervisor.fence.base import fence_name
+from memsup.supervisor.words import printable
 
 READY_WITHIN_S = 60.0
 """Importing and trying out the fence takes half a second; a machine under pressure is slower."""
@@ -186,7 +187,8 @@ def _verdict(line: bytes) -> Answer | None:
 
 
 def _last_words(paths: RunPaths) -> str:
-    from memsup.supervisor.cli.logs import Tail, worker_line
+    from memsup.supervisor.record.output import supervisor_log
 
-    lines = [worker_line(line) for line in Tail(paths.supervisor_log).last(1)]
-    return f"Its last words: {lines[0]}" if lines else f"It left no word in {paths.supervisor_log}."
+    log = supervisor_log(paths)
+    last = log.rest() or next(iter(log.last(1)), None)
+    return f"Its last words: {printable(last.text)}" if last else f"It left no word in {paths.supervisor_log}."

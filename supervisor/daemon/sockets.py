@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -17,6 +16,7 @@ import zmq
 
 from memsup.shared import messages as m
 from memsup.shared.endpoints import CONTROL_SOCKET, WORKER_SOCKET, SocketFolder
+from memsup.shared.log import log
 from memsup.shared.paths import RunPaths
 from memsup.supervisor.decide.run.actions import Answer
 
@@ -28,7 +28,6 @@ NOBODY = 0
 MOST_AT_ONCE = 100
 """Messages taken from one socket before the loop looks at memory again: nobody can talk the guard to sleep."""
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -130,7 +129,7 @@ class Sockets:
             except m.BadFrameError as error:
                 self._garbage += 1
                 if self._garbage.bit_count() == 1:  # the 1st, 2nd, 4th, 8th …: a flood must not fill the log
-                    log.warning("dropped frame number %d that is no message: %s", self._garbage, error)
+                    log.warning("Dropped a frame that is no message", number=self._garbage, why=str(error))
 
     def _send(self, socket: zmq.Socket[bytes], identity: bytes, message: m.Message) -> None:
         with contextlib.suppress(zmq.Again):  # whoever does not read gets nothing more; ROUTER drops for who is gone

@@ -1,7 +1,8 @@
-"""The worker as a process: started inside the fence with its lifeline, log and environment, and ended for certain.
+"""The worker as a process: started inside the fence with its lifeline, output and environment, and ended for certain.
 
 Covers the built-in worker and a foreign command alike, and the deadman that stands behind the supervisor where no cgroup does.
-When to start and end the worker is decided in `decide/run/lifecycle.py`; how a tree is killed, in `kill.py`.
+What the worker prints goes through `output.py`. When to start and end it is decided in `decide/run/lifecycle.py`; how a tree is
+killed, in `kill.py`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import select
 import signal
 import sys
+import time
 from collections.abc import Mapping
 
 from memsup.shared.paths import RunPaths
@@ -18,11 +21,8 @@ from memsup.shared.record import RunRecord
 from memsup.supervisor.decide.run.last_words import LastWords
 from memsup.supervisor.fence.base import Fence
 from memsup.supervisor.fence.kill import Deadman, KillState, TreeKill
+from memsup.supervisor.fence.output import OutputPump
 from memsup.supervisor.kernel.children import Child, spawn
-
-LOG_LIMIT_BYTES = 16 << 20
-"""A larger log is set aside (one generation is kept) when the next worker starts."""
-
 
 DEADMAN_BEAT_S = 0.5
 
@@ -35,6 +35,8 @@ class WorkerProcess:
         self._next_beat_s = -math.inf
         self._last_words = LastWords()
         self._child: Child | None = None
+        self._pumps: list[OutputPump] = []
+        """Of this worker, and of those before it that still have something to write."""
         self._lifeline: int | None = None
         self._end: TreeKill | None = None
         self._kills_before = 0
@@ -65,12 +67,13 @@ class WorkerProcess:
         return len(self._end.left()) if self._end is not None and self._end.state is KillState.UNDEAD else 0
 
     def start(self) -> None:
-        """Starts the worker. Its standard output goes to `worker.log`; the lifeline's other end dies with this process.
+        """Starts the worker. What it prints goes to `worker.log`; the lifeline's other end dies with this process.
 
         Raises OSError.
         """
+        pump = OutputPump(self._paths.worker_log, self._paths.name)
+        self._pumps.append(pump)
         read_end, write_end = os.pipe()
-        log_fd = _open_log(self._paths)
         self._kills_before = self.fence.oom_kills() or 0
         try:
             self._child = spawn(
@@ -78,14 +81,14 @@ class WorkerProcess:
                 environment=self._environment(),
                 folder=self._record.command_folder or str(self._paths.state),
                 keep_fds=[read_end],
-                output=log_fd,
+                output=pump.write_end,
             )
         except OSError:
             os.close(write_end)
             raise
         finally:
             os.close(read_end)
-            os.close(log_fd)
+            os.close(pump.write_end)
         self._lifeline = write_end
 
     def terminate(self) -> None:
@@ -108,6 +111,7 @@ class WorkerProcess:
         After its own exit, what the worker left behind is ended too. It is gone once that is done and its last words, where it
         `owes_words`, have come or had their time.
         """
+        self._pumps = [pump for pump in self._pumps if not pump.step(now_s)]
         if self._end is None:
             if self._child is None or self._child.exit_code() is None:
                 return None
@@ -116,6 +120,14 @@ class WorkerProcess:
         if state is KillState.GONE and self._last_words.may_come(now_s, self.exit_status, owed=owes_words):
             return KillState.KILLING
         return state
+
+    def write_out(self, within_s: float) -> bool:
+        """Waits until all that workers have printed is in their log; False when it is not in time."""
+        until_s = time.monotonic() + within_s
+        while self._pumps and (left_s := until_s - time.monotonic()) > 0:
+            select.select([pump.pidfd for pump in self._pumps], [], [], left_s)
+            self._pumps = [pump for pump in self._pumps if not pump.step(time.monotonic())]
+        return not self._pumps
 
     def collect(self) -> tuple[int | None, int]:
         """After `KillState.GONE`: the exit status, and how many processes the kernel killed at the fence in this life.
@@ -178,13 +190,3 @@ class WorkerProcess:
             "TOKENIZERS_PARALLELISM": "false",  # forked pools beside torch's threads deadlock
             "PYTHONFAULTHANDLER": "1",
         }
-
-
-def _open_log(paths: RunPaths) -> int:
-    log = paths.worker_log
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    if os.fstat(fd).st_size > LOG_LIMIT_BYTES:
-        os.close(fd)
-        os.rename(log, log.with_name(log.name + ".1"))
-        return _open_log(paths)
-    return fd

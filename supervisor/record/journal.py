@@ -6,12 +6,12 @@ scribe, so nothing here waits for the disk. Black box and history are `night.py`
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import msgspec
 
 from memsup.shared.clock import unix_s
+from memsup.shared.log import log
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord, encode_record
 from memsup.shared.status import ActionStatus, Status, encode_status
@@ -21,8 +21,6 @@ from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.restarts import Budget
 from memsup.supervisor.record import ledger
 from memsup.supervisor.record.scribe import Scribe
-
-log = logging.getLogger("memsup.supervisor")
 
 
 class Journal:
@@ -57,13 +55,13 @@ class Journal:
             disk=self._guard.disk,
         )
         self._scribe.append(self._paths.ledger, line)
-        log.info("%s: %s", record.event, " - ".join(filter(None, (record.reason, record.action, record.result))))
+        log.info(f"{record.event}: {' - '.join(filter(None, (record.reason, record.action, record.result)))}", in_ledger=True)
 
     def own_error(self) -> None:
         """Notes the exception that is being handled: a fault of ours must not cost the guard."""
         self.own_errors += 1
         if self.own_errors.bit_count() == 1:  # the 1st, 2nd, 4th, 8th …: a flood must not fill the log
-            log.exception("error number %d in the supervisor itself", self.own_errors)
+            log.exception("Error in the supervisor itself", number=self.own_errors)
 
     def state_changed(self) -> bool:
         """Whether the run is in another state than when this was last asked."""

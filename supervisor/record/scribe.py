@@ -8,7 +8,6 @@ Checkpoints are the worker's and not written here.
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import threading
@@ -48,9 +47,9 @@ class Scribe:
         """
         self.carry_out(str(path), partial(replace_file, path, content, durable=durable))
 
-    def say(self, line: str) -> None:
-        """Writes to standard error: `supervisor.log`, or the terminal of `--foreground`, which may be stopped."""
-        self.carry_out("standard error", partial(os.write, 2, line.encode(errors="replace")))
+    def say(self, line: bytes) -> None:
+        """Writes to standard error: the terminal of `--foreground`, which may be stopped, or the service manager's journal."""
+        self.carry_out("standard error", partial(os.write, 2, line))
 
     def carry_out(self, what: str, job: Callable[[], object]) -> None:
         """Has `job` done, which may wait for the disk and raise OSError; `what` names it where it failed."""
@@ -92,14 +91,3 @@ class Scribe:
             kept += line
         else:
             del self._kept[path]
-
-
-class ScribeHandler(logging.Handler):
-    """Log records by way of the scribe, so that logging never blocks the loop."""
-
-    def __init__(self, scribe: Scribe) -> None:
-        super().__init__()
-        self._scribe = scribe
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._scribe.say(self.format(record) + "\n")

@@ -106,7 +106,7 @@ def test_a_worker_that_stands_still_is_dumped_killed_and_started_again(tmp_path:
     assert record is not None
     scribe = Scribe()
     scribe.start()
-    hangs = HangGuard(paths.worker_log, scribe)
+    hangs = HangGuard(paths, scribe)
     worker = WorkerProcess(paths, record, NoFence(record.run_id, 1 << 30), cpus=1)
     life = Lifecycle(
         wanted=record.wanted, pause_mode=record.pause_mode, run_id=record.run_id, lease_s=10.0, memory_limit_bytes=None

@@ -24,6 +24,7 @@ from kit.lone_supervisor import tiny_settings
 
 from memsup.shared.messages import PROTOCOL
 from memsup.shared.paths import run_paths
+from memsup.supervisor.record.output import log_line
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 MIB = 1 << 20
@@ -208,4 +209,5 @@ def test_garbage_on_both_sockets_disturbs_nobody(job: Path) -> None:
     folder.close()
     after = trains_beyond(seen["progress"]["step"])
     assert (after["pid"], after["worker_pid"], after["restarts"]) == (seen["pid"], seen["worker_pid"], 0)
-    assert "dropped frame" in run_paths("default").supervisor_log.read_text()
+    logged = [log_line(line) for line in run_paths("default").supervisor_log.read_bytes().splitlines()]
+    assert [line.event["number"] for line in logged if line.event][:3] == [1, 2, 4]

@@ -136,7 +136,7 @@ def test_a_checkpoint_does_not_undo_what_the_journal_says_of_later_steps(tmp_pat
 
 @pytest.mark.parametrize("room_bytes", [0, 10])
 def test_a_full_disk_does_not_keep_the_worker_from_shrinking(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, room_bytes: int
+    tmp_path: Path, logged: list[dict[str, Any]], room_bytes: int
 ) -> None:
     """The disk (here: the limit on a file's size) takes nothing more, or a part of the line: the plan holds all the same, and
     what the journal has stays whole.
@@ -152,7 +152,7 @@ def test_a_full_disk_does_not_keep_the_worker_from_shrinking(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert plan.at(2).micro_tokens == 64
     assert file.read_bytes() == before
-    assert "not on disk" in caplog.text
+    assert [event["level"] for event in logged if "why" in event] == ["error"]
 
 
 def test_damage_within_the_journal_is_said_and_skipped(tmp_path: Path) -> None:

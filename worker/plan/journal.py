@@ -8,7 +8,6 @@ measured), `exhaustion.py` (memory ran out) and `micro_batch_limit.py` (the supe
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ import msgspec
 
 from memsup.shared.clock import unix_s
 from memsup.shared.files import append_whole
+from memsup.shared.log import log
 from memsup.worker.plan.entry import Entry, appended, in_force
-
-log = logging.getLogger(__name__)
 
 
 class Plan:
@@ -57,7 +55,7 @@ class Plan:
             return self.at(step)
         after = msgspec.structs.replace(self._entries[-1], step=step, cause=cause, at_unix_s=unix_s(), **changes)
         self._put(after)
-        log.info("From step %d on at most %d tokens in a micro-batch: %s.", step, after.micro_tokens, cause)
+        log.info("The plan changes", from_step=step, micro_tokens=after.micro_tokens, cause=cause)
         return after
 
     @property
@@ -76,7 +74,7 @@ class Plan:
         except OSError as error:
             # A full disk must not keep the worker from shrinking. The run stays right; only its bits are not
             # reproducible if it is killed before the next checkpoint, which has the plan as well.
-            log.error("The change of plan is not on disk: %s.", error)
+            log.error("The change of plan is not on disk", why=str(error))
         self._written.append(entry)
         self._entries = appended(self._entries, entry)
 
@@ -92,7 +90,7 @@ def read_journal(file: Path) -> tuple[list[Entry], list[str]]:
     *lines, torn = content.split(b"\n")
     damage = []
     if torn:  # by a power cut, before that change took effect
-        log.warning("%s ends in the middle of a line, which is dropped.", file)
+        log.warning("The journal ends in the middle of a line, which is dropped", path=str(file))
         os.truncate(file, len(content) - len(torn))
     entries = []
     for number, line in enumerate(lines, start=1):

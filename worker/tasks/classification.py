@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ import transformers
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from memsup.shared.log import log
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
 from memsup.shared.task_data import InputError, ModelSource, check_model
@@ -27,8 +27,6 @@ from memsup.worker.memory import is_out_of_memory
 from memsup.worker.tasks import Boundary, Examples, Prepared
 from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
 from memsup.worker.tasks.corpus import Corpus, Rows, Source, open_corpus
-
-log = logging.getLogger(__name__)
 
 _CHARS_A_TOKEN = 100
 """No tokenizer makes longer tokens of text; what lies further behind the cut is not worth its memory."""
@@ -123,6 +121,8 @@ class TextClassification:
 
     def load(self, settings: Settings, paths: RunPaths, boundary: Boundary, *, checkpoint: Path | None = None) -> Prepared:
         transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_default_handler()  # what it says goes the way of our own events
+        transformers.utils.logging.enable_propagation()
         task, training = settings.task, settings.training
         kind = check_model(task.model) if checkpoint is None else ModelSource.FOLDER
         origin = str(checkpoint or task.model)
@@ -295,7 +295,7 @@ def _loading(origin: str, load: Callable[[], Any]) -> Any:
     except Exception as error:
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
             raise
-        log.warning("Loading %s failed.", origin, exc_info=True)
+        log.warning("Loading failed", origin=origin, exc_info=True)
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         raise InputError(
             f"The model {origin} cannot be loaded ({reason}): check the name and the network, or give a folder with "

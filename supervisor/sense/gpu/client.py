@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import logging
 import math
 import select
 import signal
@@ -25,6 +24,7 @@ import msgspec
 from msgspec.structs import replace
 
 from memsup.shared.clock import monotonic_s
+from memsup.shared.log import log
 from memsup.supervisor.decide.readings import GpuReading
 from memsup.supervisor.decide.stuck_sensor import FrozenWatch
 from memsup.supervisor.kernel.children import Child, spawn
@@ -45,8 +45,6 @@ BACKOFF_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 FORGIVEN_AFTER_S = 300.0
 """After a probe that lived this long the backoff begins anew."""
 _TICK_S = 0.05
-
-log = logging.getLogger("memsup.supervisor.sense.gpu")
 
 
 class ProbeState(enum.Enum):
@@ -268,7 +266,7 @@ class GpuClient:
         self._spawn_at_s = now_s + (BACKOFF_S[min(self.failures, len(BACKOFF_S)) - 1] if self.failures else 0.0)
 
     def _count_failure(self, now_s: float, why: str) -> None:
-        log.warning("GPU probe given up: %s", why)
+        log.warning("GPU probe given up", why=why)
         self.failures = 1 if now_s - self._spawned_s >= FORGIVEN_AFTER_S else self.failures + 1
         self.why = why
 

@@ -1,4 +1,4 @@
-"""`memsup logs`: the end of the ledger and of the worker's output, and what is added, through rotation and truncation."""
+"""`memsup logs`: ledger, worker and supervisor as one stream, and what is added, through rotation and truncation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.cli_process import MEMSUP, a_run, eventually, memsup
 
-from memsup.supervisor.cli.logs import LONGEST_LINE_BYTES, Tail, event_line, worker_line
+from memsup.shared.log import time_text
+from memsup.shared.paths import run_paths
+from memsup.supervisor.cli.logs import event_line, readable
+from memsup.supervisor.daemon.lock import Lock
+from memsup.supervisor.record.output import LONGEST_LINE_BYTES, Tail, ledger_line, log_line
 
 EVENT = {
     "at": 1_700_000_000.0,
@@ -29,41 +33,110 @@ EVENT = {
 }
 
 
-def a_run_with_logs() -> Path:
+def printed(text: str, at_unix_s: float) -> str:
+    """A line that a program printed, as the pump writes it."""
+    return json.dumps({"time": time_text(at_unix_s), "event": text, "run": "default"}) + "\n"
+
+
+def logged(event: str, at_unix_s: float, **fields: object) -> str:
+    """An event of the worker or the supervisor, as it stands in the file."""
+    head = {"time": time_text(at_unix_s), "level": "warning", "event": event, "run": "default"}
+    return json.dumps(head | fields) + "\n"
+
+
+def a_night() -> Path:
+    """Eight seconds, in which each of the three logs has something to say."""
     paths = a_run()
-    paths.ledger.write_text(json.dumps(EVENT) + "\n" + '{"torn": tr')
-    paths.worker_log.write_text("".join(f"line {i}\n" for i in range(100)))
+    paths.ledger.write_text("".join(json.dumps(EVENT | {"at": 1000.0 + at, "reason": f"reason {at}"}) + "\n" for at in (1, 5)))
+    paths.worker_log.write_text(
+        printed("printed 2", 1002) + logged("Checkpoint written", 1004, step=7) + printed("printed 6", 1006)
+    )
+    paths.supervisor_log.write_text(
+        logged("GPU probe given up", 1003, why="it hung") + logged("Dropped a frame", 1008, number=1)
+    )
     return paths.state
 
 
-def test_both_are_shown_with_a_heading_unless_one_is_asked_for() -> None:
-    """The ledger first: it says why; then the end of what the worker printed."""
-    a_run_with_logs()
-    both = memsup("logs", "-n", "3").stdout
-    assert both.index("ledger.jsonl") < both.index("halve the micro-batch (host memory 91 %) → done")
-    assert both.index("halve") < both.index("worker.log") < both.index("line 97")
-    assert "line 96" not in both
-    assert "step 1,240" in both
-    assert memsup("logs", "--worker", "-n", "2").stdout == "line 98\nline 99\n"
-    assert "line" not in memsup("logs", "--events").stdout
-    assert memsup("logs", "--worker", "-n", "0").stdout == ""
+def test_all_logs_are_one_stream_in_time_order() -> None:
+    """Each line with its time and where it comes from; the last lines are the last of all, not of each."""
+    a_night()
+    stream = memsup("logs", TZ="UTC").stdout.splitlines()
+    assert [line[:28].rstrip() for line in stream] == [
+        "01-01 00:16:41  rung",
+        "01-01 00:16:42  worker",
+        "01-01 00:16:43  supervisor",
+        "01-01 00:16:44  worker",
+        "01-01 00:16:45  rung",
+        "01-01 00:16:46  worker",
+        "01-01 00:16:48  supervisor",
+    ]
+    assert stream[2].endswith("  warning: GPU probe given up: why it hung")
+    assert stream[3].endswith("  warning: Checkpoint written: step 7")
+    assert stream[5].endswith("  printed 6")
+    assert memsup("logs", "-n", "3", TZ="UTC").stdout.splitlines() == stream[-3:]
+    documents = [json.loads(line) for line in memsup("logs", "--json").stdout.splitlines()]
+    assert [document["log"] for document in documents] == [
+        "events",
+        "worker",
+        "supervisor",
+        "worker",
+        "events",
+        "worker",
+        "supervisor",
+    ]
+    assert documents[1] == {"log": "worker", "line": "printed 2", "at": 1002.0, "event": None}
+    assert documents[3]["event"]["step"] == 7
 
 
-def test_json_lines_name_their_log() -> None:
-    """A torn line of the ledger is null, not a traceback."""
-    state = a_run_with_logs()
-    with (state / "ledger.jsonl").open("a") as file:
-        file.write("\n")
-    lines = [json.loads(line) for line in memsup("logs", "--json", "-n", "2").stdout.splitlines()]
+def test_each_log_can_be_had_alone() -> None:
+    """What a program printed then stands there as it would have without memsup."""
+    a_night()
+    assert memsup("logs", "--worker", TZ="UTC").stdout == (
+        "printed 2\n01-01 00:16:44  warning: Checkpoint written: step 7\nprinted 6\n"
+    )
+    assert memsup("logs", "--supervisor", "-n", "1", TZ="UTC").stdout == "01-01 00:16:48  warning: Dropped a frame: number 1\n"
+    assert [line[16:20] for line in memsup("logs", "--events").stdout.splitlines()] == ["rung", "rung"]
+    assert memsup("logs", "-n", "0").stdout == ""
+
+
+def test_an_exception_keeps_its_lines() -> None:
+    """The traceback follows its event, and cannot drive the terminal either."""
+    paths = a_run()
+    paths.supervisor_log.write_text(logged("Error in the supervisor itself", 1000, exception="Traceback:\n  File\x1b[2J"))
+    lines = memsup("logs", "--supervisor", TZ="UTC").stdout.splitlines()
     assert lines == [
-        {"log": "events", "event": EVENT},
-        {"log": "events", "event": None},
-        {"log": "worker", "line": "line 98"},
-        {"log": "worker", "line": "line 99"},
+        "01-01 00:16:40  warning: Error in the supervisor itself",
+        " " * 16 + "Traceback:",
+        " " * 16 + "  File�[2J",
     ]
 
 
-def test_since_takes_what_was_decided_from_then_on_through_all_parts_of_the_ledger() -> None:
+def test_logs_from_before_there_were_json_lines_are_shown() -> None:
+    """Lines that begin with a date, as both processes wrote them, have their place; the others come after the one before."""
+    paths = a_run()
+    paths.ledger.write_text(json.dumps(EVENT | {"at": 1002.5}) + "\n")
+    paths.worker_log.write_text(
+        "1970-01-01 00:16:42.100 INFO Checkpoint\nloss 0.5\n1970-01-01 00:16:43.000 INFO Leaving\nhalf a li"
+    )
+    paths.supervisor_log.write_text("1970-01-01 00:16:44,200 end: finished\n")
+    stream = memsup("logs", TZ="UTC").stdout.splitlines()
+    in_order = ("Checkpoint", "loss", "91 %", "Leaving", "finished", "half a li")
+    assert len(stream) == len(in_order)
+    assert all(word in line for word, line in zip(in_order, stream, strict=True))
+
+
+def test_a_torn_line_of_the_ledger_is_null() -> None:
+    """And no traceback; on a terminal it is left out."""
+    paths = a_run()
+    paths.ledger.write_text(json.dumps(EVENT) + '\n{"torn": tr\n')
+    assert [json.loads(line) for line in memsup("logs", "--events", "--json").stdout.splitlines()] == [
+        {"log": "events", "event": EVENT},
+        {"log": "events", "event": None},
+    ]
+    assert memsup("logs", "--events").stdout.count("\n") == 1
+
+
+def test_since_takes_what_came_from_then_on_through_all_parts_of_every_log() -> None:
     """Minutes ago or a local time, in the reader's time zone; the lines of older parts come first, torn ones not at all."""
     paths, now = a_run(), time.time()
     ago_s = {"ledger.2.jsonl": (9000, 7500), "ledger.1.jsonl": (7000, 3500), "ledger.jsonl": (1700, 20)}
@@ -72,31 +145,37 @@ def test_since_takes_what_was_decided_from_then_on_through_all_parts_of_the_ledg
         (paths.state / name).write_text("".join(lines))
     with paths.ledger.open("a") as file:
         file.write('{"torn": tr\n')
-    paths.worker_log.write_text("a line without a time\n")
+    paths.worker_log.write_text(printed("printed", now - 8000) + printed("printed too", now - 30))
+    paths.supervisor_log.write_text(logged("given up", now - 4000))
 
     def told(*arguments: str, **environment: str) -> list[str]:
         done = memsup("logs", "--json", *arguments, **environment)
         assert done.returncode == 0, done.stderr
-        return [json.loads(line)["event"]["reason"] for line in done.stdout.splitlines()]
+        documents = [json.loads(line) for line in done.stdout.splitlines()]
+        return [document["event"]["reason"] if document["log"] == "events" else document["line"] for document in documents]
 
     assert told("--events", "--since", "2h") == ["7000 s ago", "3500 s ago", "1700 s ago", "20 s ago"]
-    assert told("--since", "30m") == ["1700 s ago", "20 s ago"]
-    assert told("--since", "1h30m", "-n", "2") == ["1700 s ago", "20 s ago"]
+    assert told("--since", "30m") == ["1700 s ago", "printed too", "20 s ago"]
+    assert told("--since", "1h30m") == ["warning: given up", "3500 s ago", "1700 s ago", "printed too", "20 s ago"]
+    assert told("--since", "1h30m", "-n", "2") == ["printed too", "20 s ago"]
+    assert told("--worker", "--since", "3h") == ["printed", "printed too"]
+    assert told("--supervisor", "--since", "2h") == ["warning: given up"]
     for zone in ("UTC", "Asia/Shanghai"):
         then = datetime.fromtimestamp(now - 5000, ZoneInfo(zone))
         for when in (f"{then:%Y-%m-%d %H:%M}", f"{then:%H:%M}", f"{then:%Y-%m-%dT%H:%M:%S}"):
-            assert told("--since", when, TZ=zone) == ["3500 s ago", "1700 s ago", "20 s ago"], (zone, when)
-    assert len(told("--since", f"{datetime.fromtimestamp(now - 2 * 86400, ZoneInfo('UTC')):%Y-%m-%d}")) == 6
+            assert told("--events", "--since", when, TZ=zone) == ["3500 s ago", "1700 s ago", "20 s ago"], (zone, when)
+    assert len(told("--events", "--since", f"{datetime.fromtimestamp(now - 2 * 86400, ZoneInfo('UTC')):%Y-%m-%d}")) == 6
     assert "(20 s ago)" in memsup("logs", "--since", "2m").stdout
-    quiet = memsup("logs", "--since", "2s")
-    assert (quiet.returncode, quiet.stdout) == (0, "")
-    assert quiet.stderr.startswith("No decision since 2")
+    for arguments, what in ((["--events"], "decision"), ([], "line")):
+        quiet = memsup("logs", "--since", "2s", *arguments)
+        assert (quiet.returncode, quiet.stdout) == (0, "")
+        assert quiet.stderr.startswith(f"No {what} since 2")
 
 
 @pytest.mark.parametrize("when", ["yesterday", "25:00", "2h ago", "2026-13-01", "-5m", "auto", "", "99999999999999d"])
 def test_a_time_that_is_none_is_refused_in_a_sentence(when: str) -> None:
     """Exit 2, what was written, and what could be."""
-    a_run_with_logs()
+    a_night()
     refused = memsup("logs", "--events", f"--since={when}")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
@@ -105,13 +184,10 @@ def test_a_time_that_is_none_is_refused_in_a_sentence(when: str) -> None:
     )
 
 
-def test_since_is_refused_for_the_future_and_for_the_worker() -> None:
-    a_run_with_logs()
+def test_since_is_refused_for_the_future() -> None:
+    a_night()
     future = memsup("logs", "--since", "2999-01-01")
     assert (future.returncode, future.stderr) == (2, "memsup: --since '2999-01-01' is still to come.\n")
-    worker = memsup("logs", "--worker", "--since", "2h")
-    assert worker.returncode == 2
-    assert "carry no time" in worker.stderr
 
 
 def test_follow_goes_on_where_since_ended() -> None:
@@ -119,6 +195,7 @@ def test_follow_goes_on_where_since_ended() -> None:
     paths = a_run()
     first, second = (json.dumps(EVENT | {"at": time.time(), "reason": reason}) + "\n" for reason in ("first", "second"))
     paths.ledger.write_text(first)
+    lock = Lock(paths)
     following = subprocess.Popen([*MEMSUP, "logs", "-f", "--since", "1h", "--json"], stdout=subprocess.PIPE, text=True)
     assert following.stdout is not None
     try:
@@ -127,8 +204,34 @@ def test_follow_goes_on_where_since_ended() -> None:
             file.write(second)
         assert json.loads(following.stdout.readline())["event"]["reason"] == "second"
     finally:
-        following.terminate()
-        following.communicate(timeout=30)
+        lock.release()
+        assert following.communicate(timeout=30)[0] == ""
+    assert following.returncode == 0
+
+
+def test_following_ends_when_the_run_does_and_shows_what_came_last() -> None:
+    """All that was written before the supervisor let go of the run, a line without an end too."""
+    paths = a_run()
+    paths.worker_log.write_text(printed("first", time.time()))
+    lock = Lock(paths)
+    following = subprocess.Popen([*MEMSUP, "logs", "-f", "--worker"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert following.stdout is not None
+    assert following.stdout.readline() == "first\n"
+    with paths.worker_log.open("a") as file:
+        file.write(printed("last", time.time()) + "no newline")
+    lock.release()
+    out, err = following.communicate(timeout=30)
+    assert out == "last\nno newline\n"
+    assert "no supervisor any more" in err
+    assert following.returncode == 0
+
+
+def test_what_runs_does_not_wait_for_who_follows_what_does_not_run() -> None:
+    """Without a supervisor there is nothing to wait for: the last lines, and the end."""
+    a_night()
+    done = memsup("logs", "-f", "-n", "1")
+    assert done.returncode == 0
+    assert done.stdout.endswith("Dropped a frame: number 1\n")
 
 
 def test_an_unknown_run_is_exit_4_and_a_young_one_is_told() -> None:
@@ -140,21 +243,23 @@ def test_an_unknown_run_is_exit_4_and_a_young_one_is_told() -> None:
     young = memsup("logs")
     assert young.returncode == 0
     assert "worker.log does not exist yet" in young.stderr
+    assert "supervisor.log" not in young.stderr
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
     """Memsup logs | head"""
-    a_run_with_logs()
+    a_night()
     done = subprocess.run(
         ["sh", "-c", '"$@" logs -n 100 | head -n 1', "sh", *MEMSUP], capture_output=True, text=True, timeout=60, check=True
     )
     assert "Traceback" not in done.stderr
-    assert done.stdout.startswith("==>")
+    assert done.stdout.count("\n") == 1
 
 
 def test_follow_goes_through_truncation_rotation_and_late_birth() -> None:
     """What `tail -F` does, without waking a hundred times a second."""
     paths = a_run()
+    lock = Lock(paths)
     following = subprocess.Popen([*MEMSUP, "logs", "-f", "--worker"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert following.stdout is not None
     try:
@@ -174,7 +279,7 @@ def test_follow_goes_through_truncation_rotation_and_late_birth() -> None:
         seconds = sum(int(field) for field in Path(f"/proc/{following.pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13])
         assert seconds < 200, "hundredths of a second of CPU"
     finally:
-        following.terminate()
+        lock.release()
         following.communicate(timeout=30)
 
 
@@ -182,7 +287,7 @@ def test_ctrl_c_ends_following_without_a_traceback() -> None:
     """Exit 130, as shells expect."""
     import signal
 
-    a_run_with_logs()
+    lock = Lock(run_paths(a_night().name))
     following = subprocess.Popen(
         [*MEMSUP, "logs", "-f"],
         stdout=subprocess.PIPE,
@@ -193,9 +298,10 @@ def test_ctrl_c_ends_following_without_a_traceback() -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert following.stdout is not None
-    eventually(lambda: "line 99" in following.stdout.readline())
+    eventually(lambda: "Dropped a frame" in following.stdout.readline())
     following.send_signal(signal.SIGINT)
     _, err = following.communicate(timeout=30)
+    lock.release()
     assert following.returncode == 130
     assert "Traceback" not in err
 
@@ -253,18 +359,20 @@ def test_a_log_that_is_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None:
     assert Tail(tmp_path / "pipe").last(5) == []
 
 
-@given(st.binary())
-def test_worker_output_cannot_drive_the_terminal(line: bytes) -> None:
-    """Escape sequences, carriage returns and bytes that are no UTF-8."""
-    assert worker_line(line).isprintable()
-    assert event_line(line) is None or event_line(line).isprintable()  # type: ignore[union-attr]
+@given(st.binary(), st.booleans())
+def test_worker_output_cannot_drive_the_terminal(line: bytes, alone: bool) -> None:
+    """Escape sequences, carriage returns and bytes that are no UTF-8, in a log of before and in one of now."""
+    wrapped = json.dumps({"time": "2026-05-12T04:31:22.123Z", "event": line.decode(errors="replace")}).encode()
+    for text in (line, wrapped):
+        assert all(part.isprintable() for part in readable("worker", log_line(text), alone=alone))
+        assert (event_line(ledger_line(text)) or "").isprintable()
 
 
 def test_a_postmortem_of_several_sentences_is_one_readable_line() -> None:
     line = json.dumps({"at": 0, "event": "postmortem", "reason": "It died.", "result": "First.\nSecond."}).encode()
-    assert str(event_line(line)).endswith("It died. → First. / Second.")
+    assert str(event_line(ledger_line(line))).endswith("It died. → First. / Second.")
 
 
 def test_a_progress_bar_shows_its_last_state() -> None:
     """Tqdm redraws one line with carriage returns."""
-    assert worker_line(b" 10%|#    |\r 50%|###  |\r100%|#####|\r") == "100%|#####|"
+    assert readable("worker", log_line(b" 10%|#    |\r 50%|###  |\r100%|#####|\r"), alone=True) == ["100%|#####|"]
