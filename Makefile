@@ -4,7 +4,11 @@ BIN := .venv/bin
 PACKAGES := supervisor worker shared checkpoint
 CODE := $(PACKAGES) tests benchmarks
 
-.PHONY: setup demo test fast lint types boundaries unit slow wheel clean
+# Most tests wait most of the time, for a process that loads or for a clock: one more at a time than there are cores.
+TOGETHER = $(BIN)/pytest --durations=15 --numprocesses=$(shell expr $$(nproc) + 1) --dist=loadgroup
+ALONE = $(BIN)/pytest --durations=5
+
+.PHONY: setup demo test fast nightly lint types boundaries unit suite wheel clean
 
 setup: .venv/installed build/links/memsup
 
@@ -22,7 +26,7 @@ build/links/memsup:
 demo: setup
 	$(BIN)/memsup start --tier auto --wait
 
-test: lint types boundaries unit slow wheel
+test: lint types boundaries suite wheel
 
 fast: lint types boundaries unit
 
@@ -32,15 +36,22 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy $(PACKAGES:%=-p memsup.%)
+	$(BIN)/mypy tests
 
 boundaries: setup
 	$(BIN)/lint-imports --no-cache
 
-unit: setup
-	$(BIN)/pytest -m 'not slow'
+suite: setup
+	$(TOGETHER) -m 'not alone and not nightly'
+	$(ALONE) -m 'alone and not nightly'
 
-slow: setup
-	$(BIN)/pytest -m slow
+unit: setup
+	$(TOGETHER) -m 'not slow and not alone and not nightly'
+	$(ALONE) -m 'alone and not slow and not nightly'
+
+# What takes hours, an emulated machine, or only says again with more repetitions what `test` has said.
+nightly: setup
+	$(BIN)/pytest --durations=15 -m nightly
 
 # The wheel in a venv of its own, far from this folder.
 wheel: setup

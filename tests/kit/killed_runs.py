@@ -22,6 +22,7 @@ import psutil
 
 from kit.cli_process import end_supervisors, eventually, memsup
 from kit.lone_supervisor import tiny_settings
+from kit.run_state import LOOK_EVERY_S, status
 from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store
 from memsup.checkpoint.tensors import open_tensors
@@ -81,11 +82,11 @@ def disturbed(folder: Path, name: str, draw: random.Random, tally: Tally, *, kil
     memsup("start", "--run", name, cwd=folder)
     for _ in range(kills):
         if draw.random() < 0.75:  # loading takes most of a life here, but it is in training that something can be lost
-            eventually(lambda: _phase(name) in ("training", "saving", "evaluating", None), 120)
+            eventually(lambda: _phase(name) in ("training", "saving", "evaluating", None), 120, every_s=LOOK_EVERY_S)
             time.sleep(draw.uniform(0, 2))
         else:
             time.sleep(draw.uniform(0.05, longest_life_s))
-        seen = memsup("status", "--json", "--run", name).document
+        seen = status(name)
         if seen["state"] == "finished":
             break
         victim = draw.choice(["worker", "supervisor", "both"])
@@ -107,7 +108,7 @@ def disturbed(folder: Path, name: str, draw: random.Random, tally: Tally, *, kil
 
 def _phase(name: str) -> str | None:
     """What the worker does; None when the run is over."""
-    seen = memsup("status", "--json", "--run", name).document
+    seen = status(name)
     return None if seen["state"] in ("finished", "failed", "stopped") else str(seen["progress"]["phase"])
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from kit.cli_process import MEMSUP, end_supervisors, eventually, memsup
 from kit.fake_nvml import UNSUPPORTED, FakeNvml, Fault, build, compiler
-from kit.lone_supervisor import tiny_settings
+from kit.run_state import endless_job, status, step_of, until
+from kit.yardstick import Sleeper
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,12 +27,7 @@ pytestmark = [
 
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[Path]:
-    tiny_settings(tmp_path / "job", rows=240)
-    (tmp_path / "job" / "memsup.toml").write_text(
-        '[task]\nmodel = "tiny-bert"\ntrain = "reviews.csv"\n'
-        "[training]\nepochs = 2000\neffective_batch = 8\nmax_length = 48\nmicro_tokens = 96\nthreads = 1\n"
-    )
-    yield tmp_path / "job"
+    yield endless_job(tmp_path / "job")
     end_supervisors()
 
 
@@ -42,10 +38,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     for name, value in library.environment.items():
         monkeypatch.setenv(name, value)
     return library
-
-
-def status() -> Any:
-    return memsup("status", "--json").document
 
 
 MEND = {"fault": Fault.NONE}
@@ -62,20 +54,6 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """What is done to the device, and what mends it. A value that stands still takes minutes to be found out; that is in
 `test_gpu_cooling.py`.
 """
-
-
-def until(wanted: Any, within_s: float = 90) -> Any:
-    """The first status for which `wanted` holds."""
-
-    def look() -> Any:
-        seen = status()
-        return seen if wanted(seen) else None
-
-    return eventually(look, within_s)
-
-
-def step_of(seen: Any) -> int:
-    return seen["progress"]["step"] or 0
 
 
 def test_each_fault_of_the_driver_costs_readings_and_nothing_else(job: Path, fake: FakeNvml) -> None:
@@ -96,27 +74,33 @@ def test_each_fault_of_the_driver_costs_readings_and_nothing_else(job: Path, fak
     assert status()["worst_stall_s"] < 0.25
 
 
+@pytest.mark.alone
 def test_while_the_probe_hangs_memory_is_looked_at_in_time(
     job: Path, fake: FakeNvml, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Probe after probe hangs, is killed and replaced. Other load can make any process late, so the best of a few windows of
-    10 to 20 s counts; each of them has a hang, a kill and a start in it.
+    """Probe after probe hangs, is killed and replaced. Other load can make any process late, so the best of three windows
+    counts, each with a hang, a kill and a start in it, and the supervisor may be twice as late as a thread that only sleeps.
     """
     memsup("start", cwd=job)
     until(lambda seen: step_of(seen) > 3 and seen["gpus"] and seen["gpus"][0]["temperature_c"] is not None)
     fake.set(fault=Fault.HANG)
     until(lambda seen: seen["gpus"][0]["temperature_c"] is None)
-    late_s = []
-    for _ in range(6):
-        began_s = time.monotonic()
-        seen = until(lambda _, began_s=began_s: time.monotonic() > began_s + 21)
-        assert seen["gpus"][0]["temperature_c"] is None
-        late_s.append(seen["recent_stall_s"])
-        if late_s[-1] <= 0.05:
-            break
+    late_s: list[tuple[float, float]] = []
+    with Sleeper() as sleeper:
+        while len(late_s) < 3 and not in_time(late_s):
+            over_s = time.monotonic() + 21  # what is said to be recent reaches back 10 to 20 s
+            sleeper.take_worst_s()
+            seen = until(lambda _, over_s=over_s: time.monotonic() > over_s)  # type: ignore[misc]
+            assert seen["gpus"][0]["temperature_c"] is None
+            late_s.append((seen["recent_stall_s"], sleeper.take_worst_s()))
     with capsys.disabled():
-        print(f" [late {', '.join(f'{s * 1000:.1f}' for s in late_s)} ms]", end="")
-    assert late_s[-1] <= 0.05
+        print(f" [late {', '.join(f'{s * 1000:.1f} beside {sleeps * 1000:.1f}' for s, sleeps in late_s)} ms]", end="")
+    assert in_time(late_s)
+
+
+def in_time(late_s: list[tuple[float, float]]) -> bool:
+    """Of the supervisor and of a thread that only sleeps: at least once within 50 ms, or twice what this machine imposes."""
+    return any(supervisor_s <= max(0.05, 2 * sleeper_s) for supervisor_s, sleeper_s in late_s)
 
 
 def test_a_machine_without_nvidias_library_is_a_normal_machine(

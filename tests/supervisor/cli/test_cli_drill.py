@@ -49,6 +49,7 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("drill")
 @pytest.mark.timeout(900)
 def test_a_bad_night_is_rehearsed_and_proved_and_nothing_is_left_of_it(folder: Path) -> None:
     """Also where nothing may be mounted: then these two lines say so, and all others are proved."""
@@ -65,7 +66,8 @@ def test_a_bad_night_is_rehearsed_and_proved_and_nothing_is_left_of_it(folder: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.xdist_group("drill")
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.nightly), signal.SIGKILL])
 def test_an_interrupted_drill_cleans_up_and_even_a_killed_one_leaves_nothing(folder: Path, number: signal.Signals) -> None:
     """At a random instant, so also in the midst of a start."""
     drill = subprocess.Popen([*MEMSUP, "drill"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
