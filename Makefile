@@ -4,8 +4,9 @@ BIN := .venv/bin
 PACKAGES := supervisor worker shared checkpoint
 CODE := $(PACKAGES) tests benchmarks
 
-# Most tests wait most of the time, for a process that loads or for a clock: one more at a time than there are cores.
-TOGETHER = $(BIN)/pytest --durations=15 --numprocesses=$(shell expr $$(nproc) + 1) --dist=loadgroup
+# Many tests wait for a process that loads or for a clock: one more at a time than there are cores. Each core takes the next ones
+# when it is free, and the long ones come first (tests/conftest.py).
+TOGETHER = $(BIN)/pytest --durations=15 --numprocesses=$(shell expr $$(nproc) + 1) --dist=load --maxschedchunk=2
 ALONE = $(BIN)/pytest --durations=5
 
 .PHONY: setup demo test fast nightly lint types boundaries unit suite wheel clean
@@ -15,7 +16,7 @@ setup: .venv/installed build/links/memsup
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "memsup needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[demo,dev]'
 	@touch $@
 
 # mypy does not see through setuptools' mapping of the four folders; a folder of links shows it the same names.
@@ -57,7 +58,7 @@ nightly: setup
 wheel: setup
 	rm -rf build/wheel build/bdist* build/lib && $(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
 	$(PYTHON) -m venv --clear build/wheel-venv
-	build/wheel-venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/memsup-*.whl
+	build/wheel-venv/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt build/wheel/memsup-*.whl
 	cd / && $(CURDIR)/build/wheel-venv/bin/memsup --help
 	@rm -rf build/wheel-venv
 

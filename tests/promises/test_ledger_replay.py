@@ -83,7 +83,6 @@ def decided_again(entry: Entry) -> Stance:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("drill")
 @pytest.mark.timeout(600)
 def test_each_decision_of_a_squeezed_and_killed_run_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The drill's two scenes about memory: real supervisor, real training, real memory. Rung, reason and what is asked."""
