@@ -6,7 +6,7 @@ CODE := $(PACKAGES) tests benchmarks
 
 # Many tests wait for a process that loads or for a clock: one more at a time than there are cores. Each core takes the next ones
 # when it is free, and the long ones come first (tests/conftest.py).
-TOGETHER = $(BIN)/pytest --durations=15 --numprocesses=$(shell expr $$(nproc) + 1) --dist=load --maxschedchunk=2
+TOGETHER = $(BIN)/pytest --durations=15 --numprocesses=$(shell expr $$(nproc) + 1) --dist=loadgroup
 ALONE = $(BIN)/pytest --durations=5
 
 .PHONY: setup demo test fast nightly lint types boundaries unit suite wheel clean

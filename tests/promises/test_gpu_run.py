@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from kit.cli_process import MEMSUP, end_supervisors, eventually, memsup
 from kit.fake_nvml import UNSUPPORTED, FakeNvml, Fault, build, compiler
+from kit.faults.night_clock import FAST, NightClock
 from kit.run_state import endless_job, status, step_of, until
 from kit.yardstick import Sleeper
 
@@ -117,7 +118,9 @@ def test_a_machine_without_nvidias_library_is_a_normal_machine(
     assert seen["gpu_probe"] == "No GPU is watched: this run computes on the CPU."
 
 
-def test_a_hot_gpu_is_paced_and_one_at_its_slowdown_holds_the_run_until_it_has_cooled(job: Path, fake: FakeNvml) -> None:
+def test_a_hot_gpu_is_paced_and_one_at_its_slowdown_holds_the_run_until_it_has_cooled(
+    job: Path, fake: FakeNvml, night_clock: NightClock
+) -> None:
     """The device's own model is driven by hand here: its room gets hot. (The controller is judged in test_heat.py.)"""
     memsup("start", cwd=job)
     until(lambda seen: step_of(seen) > 3 and seen["gpus"] and seen["gpus"][0]["temperature_c"] is not None)
@@ -130,7 +133,8 @@ def test_a_hot_gpu_is_paced_and_one_at_its_slowdown_holds_the_run_until_it_has_c
     fake.set(ambient_c=60, cooler_s=40)
     until(lambda seen: (seen["cooling"] or {}).get("forecast_s") is not None)
     assert "goes on in about" in memsup("status").stdout
-    until(lambda seen: seen["state"] == "running" and step_of(seen) > step_of(held), within_s=150)
+    with night_clock.fast(FAST / 6):  # the probe has to answer within two seconds of that clock
+        until(lambda seen: seen["state"] == "running" and step_of(seen) > step_of(held), within_s=150)
 
 
 def test_a_power_limit_is_set_for_the_run_and_back_when_the_supervisor_is_killed(job: Path, fake: FakeNvml) -> None:
@@ -148,7 +152,9 @@ LAPTOP = {"AC/type": "Mains", "AC/online": "1", "BAT0/type": "Battery", "BAT0/st
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT RUN: only root can put another folder over /sys/class/power_supply")
-def test_a_laptop_that_is_unplugged_holds_the_run_and_goes_on_at_the_mains(job: Path, tmp_path: Path) -> None:
+def test_a_laptop_that_is_unplugged_holds_the_run_and_goes_on_at_the_mains(
+    job: Path, tmp_path: Path, night_clock: NightClock
+) -> None:
     """The supervisor sees these files where the kernel's would be, in a mount namespace of its own."""
     supplies = tmp_path / "power_supply"
     for name, content in LAPTOP.items():
@@ -160,11 +166,13 @@ def test_a_laptop_that_is_unplugged_holds_the_run_and_goes_on_at_the_mains(job: 
         pytest.skip(f"NOT RUN: {started.stderr.strip()}")
     until(lambda seen: step_of(seen) > 3)
     (supplies / "AC/online").write_text("0\n")
-    held = until(lambda seen: seen["progress"]["phase"] == "holding")
+    with night_clock.fast(FAST):
+        held = until(lambda seen: seen["progress"]["phase"] == "holding")
     assert any("runs on its battery" in sentence for sentence in held["attention"])
     assert "runs on its battery" in held["last_action"]["reason"]
     (supplies / "AC/online").write_text("1\n")
-    on = until(lambda seen: step_of(seen) > step_of(held))
+    with night_clock.fast(FAST):
+        on = until(lambda seen: step_of(seen) > step_of(held))
     assert (on["state"], on["attention"]) == ("running", [])
 
 
