@@ -25,7 +25,7 @@ def status(run: str = "default") -> Any:
     return None if found is None else json.loads(encode_status(found))
 
 
-def until(wanted: Callable[[Any], Any], within_s: float = 90, run: str = "default") -> Any:
+def until(wanted: Callable[[Any], Any], within_s: float = 150, run: str = "default") -> Any:
     """The first document for which `wanted` holds."""
 
     def look() -> Any:
@@ -39,7 +39,7 @@ def step_of(seen: Any) -> int:
     return seen["progress"]["step"] or 0
 
 
-def trains_beyond(step: int, within_s: float = 120) -> Any:
+def trains_beyond(step: int, within_s: float = 150) -> Any:
     """The first document of a run that computes and has done more than `step` steps."""
     return until(lambda seen: seen["state"] == "running" and step_of(seen) > step, within_s)
 

@@ -270,7 +270,7 @@ def test_steps_redone_after_a_kill_are_cut_as_they_were(tmp_path: Path, nursery:
 
 
 def test_only_a_restart_because_of_memory_makes_micro_batches_smaller(tmp_path: Path, nursery: Nursery) -> None:
-    with LoneSupervisor(tiny_settings(tmp_path, training__epochs=40), nursery=nursery) as supervisor:
+    with LoneSupervisor(tiny_settings(tmp_path, training__epochs=15), nursery=nursery) as supervisor:
         supervisor.start()
         supervisor.reach(Phase.TRAINING, 10)
         supervisor.order(Checkpoint(order_id=1, reason="a test"))

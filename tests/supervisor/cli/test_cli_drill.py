@@ -20,6 +20,7 @@ from kit.cli_process import MEMSUP, eventually, memsup
 
 from memsup.supervisor.cli.drill import Finding, Verdict, _findings, _room
 from memsup.supervisor.drill import balloon as balloon_program
+from memsup.supervisor.drill import scenes
 from memsup.supervisor.drill.private_mounts import leave_the_common_view, mount_small_disk
 from memsup.supervisor.drill.scenes import SCENES, Scene
 from memsup.supervisor.drill.scenes import memory as memory_scene
@@ -56,8 +57,11 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize(
     "scene", [scene for scene in SCENES if scene.play is not memory_scene], ids=lambda scene: ", ".join(scene.names)
 )
-def test_each_scene_is_played_and_proved(scene: Scene, folder: Path) -> None:
-    """In a thread of its own, as in a drill. The scene about memory is in `test_ledger_replay.py`, which needs its ledger."""
+def test_each_scene_is_played_and_proved(scene: Scene, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a thread of its own, as in a drill. The scene about memory is in `test_ledger_replay.py`, which needs its ledger. The
+    runs whose bits are compared are a third as long.
+    """
+    monkeypatch.setattr(scenes, "EPOCHS", scenes.EPOCHS // 3)
     found: list[Finding] = []
     with _room(threading.Event()) as room:
         thread = threading.Thread(target=lambda: found.extend(_findings(scene, room)))
