@@ -4,14 +4,19 @@ BIN := .venv/bin
 PACKAGES := supervisor worker shared checkpoint
 CODE := $(PACKAGES) tests benchmarks
 
-.PHONY: setup demo test fast lint types boundaries unit slow wheel clean
+# Many tests wait for a process that loads or for a clock: one more at a time than there are cores. Each core takes the next ones
+# when it is free, and the long ones come first (tests/conftest.py).
+TOGETHER = $(BIN)/pytest --durations=15 --numprocesses=$(shell expr $$(nproc) + 1) --dist=loadgroup
+ALONE = $(BIN)/pytest --durations=5
+
+.PHONY: setup demo test fast nightly lint types boundaries unit suite wheel clean
 
 setup: .venv/installed build/links/memsup
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "memsup needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[demo,dev]'
 	@touch $@
 
 # mypy does not see through setuptools' mapping of the four folders; a folder of links shows it the same names.
@@ -22,7 +27,7 @@ build/links/memsup:
 demo: setup
 	$(BIN)/memsup start --tier auto --wait
 
-test: lint types boundaries unit slow wheel
+test: lint types boundaries suite wheel
 
 fast: lint types boundaries unit
 
@@ -32,21 +37,28 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy $(PACKAGES:%=-p memsup.%)
+	$(BIN)/mypy tests
 
 boundaries: setup
 	$(BIN)/lint-imports --no-cache
 
-unit: setup
-	$(BIN)/pytest -m 'not slow'
+suite: setup
+	$(TOGETHER) -m 'not alone and not nightly'
+	$(ALONE) -m 'alone and not nightly'
 
-slow: setup
-	$(BIN)/pytest -m slow
+unit: setup
+	$(TOGETHER) -m 'not slow and not alone and not nightly'
+	$(ALONE) -m 'alone and not slow and not nightly'
+
+# What takes hours, an emulated machine, or only says again with more repetitions what `test` has said.
+nightly: setup
+	$(BIN)/pytest --durations=15 -m nightly
 
 # The wheel in a venv of its own, far from this folder.
 wheel: setup
 	rm -rf build/wheel build/bdist* build/lib && $(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
 	$(PYTHON) -m venv --clear build/wheel-venv
-	build/wheel-venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build/wheel/memsup-*.whl
+	build/wheel-venv/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt build/wheel/memsup-*.whl
 	cd / && $(CURDIR)/build/wheel-venv/bin/memsup --help
 	@rm -rf build/wheel-venv
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+from kit import FAULTS
+from kit.faults.night_clock import NightClock
 
 hypothesis.settings.register_profile("memsup", print_blob=True, deadline=None)
 hypothesis.settings.load_profile("memsup")
@@ -20,6 +23,33 @@ hypothesis.settings.load_profile("memsup")
 # A shell leaves it ignored to what it runs in the background, and children would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+BUDGET_S = 60.0
+"""No test outside of `nightly` may take longer on a machine that has its cores for it, nor may what it needs be made ready for
+longer.
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones come first, so that at the end of a parallel run no core waits for one of them."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fails a test that is over the budget, which grows as far as processes outnumbered the cores in the last minute."""
+    report = yield
+    crowd = max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+    if report.passed and call.duration > BUDGET_S * crowd and "nightly" not in item.keywords:
+        report.outcome = "failed"
+        report.longrepr = (
+            f"It took {call.duration:.0f} s, and may take {BUDGET_S * crowd:.0f} on this machine as it is now. Make it quicker "
+            "(tests/README.md says by what means), or mark it nightly if only nights are for it."
+        )
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +92,12 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     monkeypatch.setattr(log._outputs, "outputs", (lambda event: events.append(dict(event)),))
     return events
+
+
+@pytest.fixture
+def night_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NightClock:
+    """The clock of all processes of memsup that the test starts: `with night_clock.fast(FAST):` lets their waits pass."""
+    clock = NightClock(tmp_path / "clock")
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS))
+    monkeypatch.setenv("FAULT_CLOCK", str(clock.file))
+    return clock

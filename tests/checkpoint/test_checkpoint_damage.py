@@ -115,7 +115,7 @@ def test_the_older_checkpoints_file_in_place_of_the_new_one(store: Store, name: 
 
 
 @pytest.mark.parametrize("name", FILES.values(), ids=FILES)
-@pytest.mark.parametrize("flips", [25, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [100, pytest.param(1000, marks=pytest.mark.nightly)])
 def test_any_flipped_bit(store: Store, name: str, flips: int) -> None:
     """One at a time, anywhere in the file: each is found when the checkpoint is verified."""
     path = store.folder / "step-00000002"

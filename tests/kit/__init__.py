@@ -1,4 +1,7 @@
-"""What tests and benchmarks share: real processes, supervisors, kills, limits, disks and devices to try memsup on."""
+"""What tests and benchmarks share: real processes, supervisors, kills, limits, disks and devices to try memsup on.
+
+Which of them is for what is in tests/README.md, "What there is to test with".
+"""
 
 from pathlib import Path
 

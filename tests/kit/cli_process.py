@@ -54,12 +54,12 @@ def memsup(*arguments: str, cwd: Path | None = None, within_s: float = 120, **en
     return Done(done.args, done.returncode, done.stdout, done.stderr)
 
 
-def eventually(true: Callable[[], Any], within_s: float = 60) -> Any:
+def eventually(true: Callable[[], Any], within_s: float = 120, *, every_s: float = 0.02) -> Any:
     """What `true` returns as soon as it is true; fails after `within_s`."""
     deadline_s = time.monotonic() + within_s
     while not (found := true()):
         assert time.monotonic() < deadline_s, f"not within {within_s} s"
-        time.sleep(0.02)
+        time.sleep(every_s)
     return found
 
 

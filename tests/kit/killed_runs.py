@@ -22,6 +22,7 @@ import psutil
 
 from kit.cli_process import end_supervisors, eventually, memsup
 from kit.lone_supervisor import tiny_settings
+from kit.run_state import LOOK_EVERY_S, status
 from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store
 from memsup.checkpoint.tensors import open_tensors
@@ -37,8 +38,8 @@ effective_batch = 8
 max_length = 48
 micro_tokens = 96
 learning_rate = 1e-3
-threads = 2
-lanes = 2
+threads = {lanes}
+lanes = {lanes}
 [checkpoint]
 every = "{every}"
 """
@@ -65,9 +66,10 @@ class Tally:
         return sum(self.kills.values())
 
 
-def make_job(folder: Path, *, epochs: int, every: str = "300ms") -> None:
+def make_job(folder: Path, *, epochs: int, every: str = "300ms", lanes: int = 2) -> None:
+    """27 steps an epoch. Each lane has one thread; two of them wait for each other, which is slow where others compute, too."""
     tiny_settings(folder, rows=240)
-    (folder / "memsup.toml").write_text(JOB.format(epochs=epochs, every=every), encoding="utf-8")
+    (folder / "memsup.toml").write_text(JOB.format(epochs=epochs, every=every, lanes=lanes), encoding="utf-8")
 
 
 def undisturbed(folder: Path, name: str) -> End:
@@ -81,11 +83,11 @@ def disturbed(folder: Path, name: str, draw: random.Random, tally: Tally, *, kil
     memsup("start", "--run", name, cwd=folder)
     for _ in range(kills):
         if draw.random() < 0.75:  # loading takes most of a life here, but it is in training that something can be lost
-            eventually(lambda: _phase(name) in ("training", "saving", "evaluating", None), 120)
+            eventually(lambda: _phase(name) in ("training", "saving", "evaluating", None), 120, every_s=LOOK_EVERY_S)
             time.sleep(draw.uniform(0, 2))
         else:
             time.sleep(draw.uniform(0.05, longest_life_s))
-        seen = memsup("status", "--json", "--run", name).document
+        seen = status(name)
         if seen["state"] == "finished":
             break
         victim = draw.choice(["worker", "supervisor", "both"])
@@ -107,7 +109,7 @@ def disturbed(folder: Path, name: str, draw: random.Random, tally: Tally, *, kil
 
 def _phase(name: str) -> str | None:
     """What the worker does; None when the run is over."""
-    seen = memsup("status", "--json", "--run", name).document
+    seen = status(name)
     return None if seen["state"] in ("finished", "failed", "stopped") else str(seen["progress"]["phase"])
 
 

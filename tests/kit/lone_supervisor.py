@@ -221,7 +221,7 @@ class LoneSupervisor:
             self.send(Lease(lease_s=self.lease_s))
             self._leased_s = time.monotonic()
 
-    def until(self, what: str, condition: Callable[[], T], deadline_s: float = 120.0) -> T:
+    def until(self, what: str, condition: Callable[[], T | None], deadline_s: float = 120.0) -> T:
         """Pumps until `condition` gives something true, and returns that. A worker that ended meanwhile is an error."""
         end_s = time.monotonic() + deadline_s
         while True:
@@ -260,10 +260,16 @@ class LoneSupervisor:
         """Sends an order and waits for its answers; the worker must have accepted it first."""
         self.send(order)
         self.first(Accepted, order_id=order.order_id)
-        return self.until(
-            f"an answer to order {order.order_id}",
-            lambda: next((r for r in self.reports if isinstance(r, Done | OrderFailed) and r.order_id == order.order_id), None),
-        )
+
+        def answered() -> Done | OrderFailed | None:
+            for report in self.reports:
+                if isinstance(report, Done | OrderFailed) and report.order_id == order.order_id:
+                    return report
+            return None
+
+        answer = self.until(f"an answer to order {order.order_id}", answered)
+        assert isinstance(answer, Done | OrderFailed)
+        return answer
 
     def finish(self) -> Finished:
         """Waits for the end of the run, and of the process."""
@@ -274,6 +280,7 @@ class LoneSupervisor:
     def last_words(self) -> Finished | Failed | Leaving:
         """Waits for the end of this life, and of the process."""
         last = self.until("the end of this life", self._last_words)
+        assert isinstance(last, Finished | Failed | Leaving)
         assert isinstance(last, Failed) or self.exit_status() == 0
         return last
 
@@ -282,7 +289,10 @@ class LoneSupervisor:
         return self.worker.wait(timeout=60)
 
     def _last_words(self) -> Finished | Failed | Leaving | None:
-        return next((r for r in self.reports if isinstance(r, Finished | Failed | Leaving)), None)
+        for report in self.reports:
+            if isinstance(report, Finished | Failed | Leaving):
+                return report
+        return None
 
     def log(self) -> str:
         return self.paths.worker_log.read_text(encoding="utf-8", errors="replace") if self.paths.worker_log.exists() else ""

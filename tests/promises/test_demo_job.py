@@ -60,6 +60,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("demo")
 def test_the_reviews_become_characters_that_the_model_knows(demo: tuple[Any, Any]) -> None:
     _, prepared = demo
     assert len(prepared.tokenizer) == prepared.model.config.vocab_size <= 4400
@@ -71,6 +72,7 @@ def test_the_reviews_become_characters_that_the_model_knows(demo: tuple[Any, Any
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("demo")
 def test_no_review_that_is_asked_for_was_trained_on(demo: tuple[Any, Any]) -> None:
     """Half of the reviews stand in the collection twice; with a split by rows, 85 % of the questions would be known answers."""
     _, prepared = demo
@@ -83,6 +85,7 @@ def test_no_review_that_is_asked_for_was_trained_on(demo: tuple[Any, Any]) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("demo")
 def test_a_few_hundred_steps_learn_more_than_chance(demo: tuple[Any, Any]) -> None:
     """A fifth of the way of the job, with short reviews only, so that it takes seconds: the rest is `make demo`."""
     import torch

@@ -44,7 +44,7 @@ def client(fake: FakeNvml) -> Iterator[GpuClient]:
 
 
 @pytest.mark.parametrize(
-    "hours", [pytest.param(0.5, id="half an hour"), pytest.param(8, id="a whole night", marks=pytest.mark.slow)]
+    "hours", [pytest.param(0.5, id="half an hour"), pytest.param(8, id="a whole night", marks=pytest.mark.nightly)]
 )
 def test_a_hot_summer_night_stays_cool_at_nine_tenths_of_the_best_speed(
     library: Path, fake: FakeNvml, client: GpuClient, hours: float

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 from kit.cli_process import MEMSUP, end_supervisors, eventually, memsup
 from kit.fake_nvml import UNSUPPORTED, FakeNvml, Fault, build, compiler
-from kit.lone_supervisor import tiny_settings
+from kit.faults.night_clock import FAST, NightClock
+from kit.run_state import endless_job, status, step_of, until
+from kit.yardstick import Sleeper
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,12 +28,7 @@ pytestmark = [
 
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[Path]:
-    tiny_settings(tmp_path / "job", rows=240)
-    (tmp_path / "job" / "memsup.toml").write_text(
-        '[task]\nmodel = "tiny-bert"\ntrain = "reviews.csv"\n'
-        "[training]\nepochs = 2000\neffective_batch = 8\nmax_length = 48\nmicro_tokens = 96\nthreads = 1\n"
-    )
-    yield tmp_path / "job"
+    yield endless_job(tmp_path / "job")
     end_supervisors()
 
 
@@ -42,10 +39,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     for name, value in library.environment.items():
         monkeypatch.setenv(name, value)
     return library
-
-
-def status() -> Any:
-    return memsup("status", "--json").document
 
 
 MEND = {"fault": Fault.NONE}
@@ -62,20 +55,6 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """What is done to the device, and what mends it. A value that stands still takes minutes to be found out; that is in
 `test_gpu_cooling.py`.
 """
-
-
-def until(wanted: Any, within_s: float = 90) -> Any:
-    """The first status for which `wanted` holds."""
-
-    def look() -> Any:
-        seen = status()
-        return seen if wanted(seen) else None
-
-    return eventually(look, within_s)
-
-
-def step_of(seen: Any) -> int:
-    return seen["progress"]["step"] or 0
 
 
 def test_each_fault_of_the_driver_costs_readings_and_nothing_else(job: Path, fake: FakeNvml) -> None:
@@ -96,27 +75,33 @@ def test_each_fault_of_the_driver_costs_readings_and_nothing_else(job: Path, fak
     assert status()["worst_stall_s"] < 0.25
 
 
+@pytest.mark.alone
 def test_while_the_probe_hangs_memory_is_looked_at_in_time(
     job: Path, fake: FakeNvml, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Probe after probe hangs, is killed and replaced. Other load can make any process late, so the best of a few windows of
-    10 to 20 s counts; each of them has a hang, a kill and a start in it.
+    """Probe after probe hangs, is killed and replaced. Other load can make any process late, so the best of three windows
+    counts, each with a hang, a kill and a start in it, and the supervisor may be twice as late as a thread that only sleeps.
     """
     memsup("start", cwd=job)
     until(lambda seen: step_of(seen) > 3 and seen["gpus"] and seen["gpus"][0]["temperature_c"] is not None)
     fake.set(fault=Fault.HANG)
     until(lambda seen: seen["gpus"][0]["temperature_c"] is None)
-    late_s = []
-    for _ in range(6):
-        began_s = time.monotonic()
-        seen = until(lambda _, began_s=began_s: time.monotonic() > began_s + 21)
-        assert seen["gpus"][0]["temperature_c"] is None
-        late_s.append(seen["recent_stall_s"])
-        if late_s[-1] <= 0.05:
-            break
+    late_s: list[tuple[float, float]] = []
+    with Sleeper() as sleeper:
+        while len(late_s) < 3 and not in_time(late_s):
+            over_s = time.monotonic() + 21  # what is said to be recent reaches back 10 to 20 s
+            sleeper.take_worst_s()
+            seen = until(lambda _, over_s=over_s: time.monotonic() > over_s)  # type: ignore[misc]
+            assert seen["gpus"][0]["temperature_c"] is None
+            late_s.append((seen["recent_stall_s"], sleeper.take_worst_s()))
     with capsys.disabled():
-        print(f" [late {', '.join(f'{s * 1000:.1f}' for s in late_s)} ms]", end="")
-    assert late_s[-1] <= 0.05
+        print(f" [late {', '.join(f'{s * 1000:.1f} beside {sleeps * 1000:.1f}' for s, sleeps in late_s)} ms]", end="")
+    assert in_time(late_s)
+
+
+def in_time(late_s: list[tuple[float, float]]) -> bool:
+    """Of the supervisor and of a thread that only sleeps: at least once within 50 ms, or twice what this machine imposes."""
+    return any(supervisor_s <= max(0.05, 2 * sleeper_s) for supervisor_s, sleeper_s in late_s)
 
 
 def test_a_machine_without_nvidias_library_is_a_normal_machine(
@@ -133,7 +118,9 @@ def test_a_machine_without_nvidias_library_is_a_normal_machine(
     assert seen["gpu_probe"] == "No GPU is watched: this run computes on the CPU."
 
 
-def test_a_hot_gpu_is_paced_and_one_at_its_slowdown_holds_the_run_until_it_has_cooled(job: Path, fake: FakeNvml) -> None:
+def test_a_hot_gpu_is_paced_and_one_at_its_slowdown_holds_the_run_until_it_has_cooled(
+    job: Path, fake: FakeNvml, night_clock: NightClock
+) -> None:
     """The device's own model is driven by hand here: its room gets hot. (The controller is judged in test_heat.py.)"""
     memsup("start", cwd=job)
     until(lambda seen: step_of(seen) > 3 and seen["gpus"] and seen["gpus"][0]["temperature_c"] is not None)
@@ -146,7 +133,8 @@ def test_a_hot_gpu_is_paced_and_one_at_its_slowdown_holds_the_run_until_it_has_c
     fake.set(ambient_c=60, cooler_s=40)
     until(lambda seen: (seen["cooling"] or {}).get("forecast_s") is not None)
     assert "goes on in about" in memsup("status").stdout
-    until(lambda seen: seen["state"] == "running" and step_of(seen) > step_of(held), within_s=150)
+    with night_clock.fast(FAST / 6):  # the probe has to answer within two seconds of that clock
+        until(lambda seen: seen["state"] == "running" and step_of(seen) > step_of(held), within_s=150)
 
 
 def test_a_power_limit_is_set_for_the_run_and_back_when_the_supervisor_is_killed(job: Path, fake: FakeNvml) -> None:
@@ -164,7 +152,9 @@ LAPTOP = {"AC/type": "Mains", "AC/online": "1", "BAT0/type": "Battery", "BAT0/st
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT RUN: only root can put another folder over /sys/class/power_supply")
-def test_a_laptop_that_is_unplugged_holds_the_run_and_goes_on_at_the_mains(job: Path, tmp_path: Path) -> None:
+def test_a_laptop_that_is_unplugged_holds_the_run_and_goes_on_at_the_mains(
+    job: Path, tmp_path: Path, night_clock: NightClock
+) -> None:
     """The supervisor sees these files where the kernel's would be, in a mount namespace of its own."""
     supplies = tmp_path / "power_supply"
     for name, content in LAPTOP.items():
@@ -176,11 +166,13 @@ def test_a_laptop_that_is_unplugged_holds_the_run_and_goes_on_at_the_mains(job: 
         pytest.skip(f"NOT RUN: {started.stderr.strip()}")
     until(lambda seen: step_of(seen) > 3)
     (supplies / "AC/online").write_text("0\n")
-    held = until(lambda seen: seen["progress"]["phase"] == "holding")
+    with night_clock.fast(FAST):
+        held = until(lambda seen: seen["progress"]["phase"] == "holding")
     assert any("runs on its battery" in sentence for sentence in held["attention"])
     assert "runs on its battery" in held["last_action"]["reason"]
     (supplies / "AC/online").write_text("1\n")
-    on = until(lambda seen: step_of(seen) > step_of(held))
+    with night_clock.fast(FAST):
+        on = until(lambda seen: step_of(seen) > step_of(held))
     assert (on["state"], on["attention"]) == ("running", [])
 
 

@@ -10,11 +10,12 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kit.cli_process import end_supervisors, eventually, memsup
+from kit.faults.night_clock import FAST, NightClock
 from kit.killed_runs import end_of, make_job, undisturbed
+from kit.run_state import status, until
 from kit.small_disk import MIB, fill, on_a_small_disk
 
 from memsup.checkpoint.store import Store
@@ -28,7 +29,7 @@ DISK_BYTES = 448 * MIB
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     """Where the run's state will lie, and a job beside it."""
-    make_job(tmp_path / "job", epochs=20, every="1s")
+    make_job(tmp_path / "job", epochs=20, every="300ms", lanes=1)
     (tmp_path / "state").mkdir()
     return tmp_path / "state"
 
@@ -43,17 +44,13 @@ def on_the_disk(state: Path, play: Callable[[Path], None]) -> None:
     on_a_small_disk(state, DISK_BYTES, with_an_end)
 
 
-def status() -> Any:
-    return memsup("status", "--json", "--run", "night").document
-
-
 def start(job: Path) -> None:
     done = memsup("start", "--run", "night", cwd=job)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def has_saved() -> bool:
-    seen = status()
+    seen = status("night")
     return seen["state"] == "running" and seen["progress"]["phase"] == "training" and newest_step() > 0
 
 
@@ -68,7 +65,7 @@ def orders_to_stop() -> list[str]:
     return [entry["result"].partition(":")[0] for entry in entries if entry.get("action") == "stop"]
 
 
-def test_a_stop_that_cannot_be_saved_waits_for_room_and_loses_nothing(state: Path) -> None:
+def test_a_stop_that_cannot_be_saved_waits_for_room_and_loses_nothing(state: Path, night_clock: NightClock) -> None:
     def play(job: Path) -> None:
         left_alone = undisturbed(job, "undisturbed")
         start(job)
@@ -78,12 +75,13 @@ def test_a_stop_that_cannot_be_saved_waits_for_room_and_loses_nothing(state: Pat
         assert refused.returncode == 1
         assert "The run cannot stop" in refused.stdout + refused.stderr
         assert "memsup stop --now" in refused.stdout + refused.stderr
-        seen = eventually(lambda: (now := status())["progress"]["phase"] == "holding" and now)
+        seen = until(lambda now: now["progress"]["phase"] == "holding", run="night")
         assert seen["state"] == "stopping"
         assert any("The run cannot stop" in sentence for sentence in seen["attention"])
         assert newest_step() < seen["progress"]["step"]
         ballast.unlink()
-        eventually(lambda: not is_held(run_paths("night")))
+        with night_clock.fast(FAST):
+            eventually(lambda: not is_held(run_paths("night")))
         assert newest_step() == seen["progress"]["step"], "it held, and all of it was saved"
         assert orders_to_stop() == ["failed", "done"]
         start(job)
@@ -98,9 +96,9 @@ def test_a_machine_that_goes_down_does_not_wait_for_room(state: Path) -> None:
         start(job)
         eventually(has_saved)
         fill(state)
-        os.kill(status()["pid"], signal.SIGTERM)
+        os.kill(status("night")["pid"], signal.SIGTERM)
         eventually(lambda: not is_held(run_paths("night")), within_s=20)
-        seen = status()
+        seen = status("night")
         assert (seen["state"], seen["wanted"]) == ("stopped", "running")
         assert newest_step() > 0
 
@@ -115,12 +113,12 @@ def test_memory_that_cannot_be_given_back_yet_is_said_and_who_resumes_goes_on(st
         refused = memsup("pause", "--release", "--run", "night")
         assert refused.returncode == 1
         assert "cannot give its memory back" in refused.stdout + refused.stderr
-        held = eventually(lambda: (now := status())["progress"]["phase"] == "holding" and now)
+        held = until(lambda now: now["progress"]["phase"] == "holding", run="night")
         ballast.unlink()
         assert memsup("resume", "--run", "night").returncode == 0
-        assert status()["worker_pid"] == held["worker_pid"], "nothing was loaded anew"
+        assert status("night")["worker_pid"] == held["worker_pid"], "nothing was loaded anew"
         assert memsup("wait", "--run", "night").returncode == 0
-        end = status()
+        end = status("night")
         assert (end["state"], end["restarts"]) == ("finished", 0)
 
     on_the_disk(state, play)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -13,14 +12,14 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kit.cli_process import a_run, end_supervisors, eventually, memsup
+from kit.run_state import ledger, until
 
 from memsup.shared import messages as m
 from memsup.shared.messages import Phase
-from memsup.shared.paths import RunPaths, run_paths
+from memsup.shared.paths import run_paths
 from memsup.shared.run_file import read_record
 from memsup.shared.status import decode_status
 from memsup.supervisor.client.contact import is_held
@@ -49,10 +48,6 @@ def nothing_keeps_running() -> Iterator[None]:
     end_supervisors()
 
 
-def ledger(paths: RunPaths) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in paths.ledger.read_text(encoding="utf-8").splitlines()]
-
-
 def beat(ticks: int) -> m.Heartbeat:
     progress = m.Progress(
         phase=Phase.TRAINING, ticks=ticks, epoch=0.1, step=5, total_steps=9, samples=80, loss=0.5, samples_per_s=9.0, eta_s=60.0
@@ -73,7 +68,7 @@ def test_a_killed_supervisor_is_explained_by_the_next_start_before_anything_else
     said = second.document["postmortem"]
     assert said[0] == "The supervisor was killed or ended without a word; the machine lived on."
     assert second.stderr.startswith(said[0])
-    found = eventually(lambda: [entry for entry in ledger(paths) if entry["event"] == "postmortem"])
+    found = eventually(lambda: [entry for entry in ledger() if entry["event"] == "postmortem"])
     assert [entry["reason"] for entry in found] == said[:1]
     assert memsup("stop", "--now", cwd=tmp_path).returncode == 0
     eventually(lambda: not is_held(paths))
@@ -158,7 +153,7 @@ def test_a_supervisor_says_by_its_exit_status_whether_it_is_to_begin_again(tmp_p
     first.terminate()
     assert first.wait(60) == 75
     second = subprocess.Popen(start, stderr=subprocess.DEVNULL)
-    eventually(lambda: memsup("status").returncode == 0)
+    until(lambda seen: seen["state"] == "running")
     memsup("stop")
     assert second.wait(60) == 0
 
@@ -185,7 +180,7 @@ def test_a_message_about_the_end_is_delivered_and_is_in_the_ledger_without_its_a
         eventually(lambda: not is_held(paths))
         assert len(got) == 1
         assert b"finished" in got[0]
-        said = [entry for entry in ledger(paths) if entry["event"] == "message"]
+        said = [entry for entry in ledger() if entry["event"] == "message"]
         assert [entry["result"] for entry in said] == ["delivered"]
         assert "a-secret" not in paths.ledger.read_text() + paths.supervisor_log.read_text()
     finally:

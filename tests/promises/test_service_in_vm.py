@@ -18,7 +18,7 @@ SERVICE = ROOT / "benchmarks" / "deaths" / "service.py"
 LAB = os.environ.get("MEMSUP_VM_LAB")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(3000)
 @pytest.mark.skipif(LAB is None, reason="NOT RUN: MEMSUP_VM_LAB names no folder with a virtual machine")
 @pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="NOT RUN: there is no qemu-system-x86_64")

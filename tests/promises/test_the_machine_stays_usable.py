@@ -6,21 +6,19 @@ notices, and the ledger says what happened. The parts are held to account in tes
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from kit import FAULTS
 from kit.cli_process import end_supervisors, eventually, memsup
+from kit.faults.night_clock import FAST, NightClock
 from kit.fenced import MISBEHAVING
-from kit.lone_supervisor import tiny_settings
+from kit.run_state import LOOK_EVERY_S, endless_job, ledger, status, trains_beyond, until
 
 from memsup.shared.messages import PROTOCOL
 from memsup.shared.paths import run_paths
@@ -46,14 +44,6 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
     yield child
     child.kill()
     child.wait()
-
-
-def status() -> Any:
-    return memsup("status", "--json").document
-
-
-def ledger() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in run_paths("default").ledger.read_text().splitlines()]
 
 
 def of_this_run() -> list[psutil.Process]:
@@ -94,7 +84,7 @@ def test_a_runaway_is_ended_at_its_limit_and_nobody_else_is_touched(
         peaks.append(seen["memory"]["worker_bytes"] or 0)
         return bool(seen["restarts"]) or seen["state"] == "failed"
 
-    eventually(died, 120)
+    eventually(died, 120, every_s=LOOK_EVERY_S)
     deaths = [line for line in ledger() if line["event"] == "death"]
     assert "memory" in deaths[0]["action"], deaths
     assert max(peaks) <= LIMIT_MIB * MIB
@@ -108,31 +98,17 @@ def test_a_runaway_is_ended_at_its_limit_and_nobody_else_is_touched(
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    tiny_settings(tmp_path / "job", rows=240)
-    (tmp_path / "job" / "memsup.toml").write_text(
-        '[task]\nmodel = "tiny-bert"\ntrain = "reviews.csv"\n'
-        "[training]\nepochs = 2000\neffective_batch = 8\nmax_length = 48\nmicro_tokens = 96\nthreads = 1\n"
-    )
-    return tmp_path / "job"
-
-
-def trains_beyond(step: int) -> Any:
-    def look() -> Any:
-        seen = status()
-        return seen if seen["state"] == "running" and (seen["progress"]["step"] or 0) > step else None
-
-    return eventually(look, 120)
+    return endless_job(tmp_path / "job")
 
 
 @pytest.mark.parametrize("disobeys", ["computing", "saving", "without-a-link"])
 def test_a_worker_that_takes_all_it_can_get_is_ended_at_its_limit_and_the_run_goes_on(
-    disobeys: str, job: Path, tmp_path: Path, bystander: subprocess.Popen[bytes]
+    disobeys: str, job: Path, tmp_path: Path, bystander: subprocess.Popen[bytes], night_clock: NightClock
 ) -> None:
     """The built-in training, gone wrong in native code that holds the GIL: no order can be heard, let alone carried out."""
     orders = tmp_path / "orders"
     orders.mkdir()
-    faults = {"PYTHONPATH": str(FAULTS), "FAULT_FOLDER": str(orders)}
-    started = memsup("start", "--set", f"limits.ram={LIMIT_MIB}MiB", cwd=job, **faults)
+    started = memsup("start", "--set", f"limits.ram={LIMIT_MIB}MiB", cwd=job, FAULT_FOLDER=str(orders))
     assert started.returncode == 0, started.stderr
     trains_beyond(3)
     saved = memsup("checkpoint", "--json")
@@ -147,7 +123,8 @@ def test_a_worker_that_takes_all_it_can_get_is_ended_at_its_limit_and_the_run_go
             assert memsup("checkpoint").returncode != 0
         case "without-a-link":
             (orders / "mute").touch()
-            eventually(lambda: any("does not answer" in sentence for sentence in status()["attention"]))
+            with night_clock.fast(FAST):
+                until(lambda seen: any("does not answer" in sentence for sentence in seen["attention"]))
             (orders / "gorge").touch()
     peaks: list[int] = []
 
@@ -156,7 +133,7 @@ def test_a_worker_that_takes_all_it_can_get_is_ended_at_its_limit_and_the_run_go
         peaks.append(seen["memory"]["worker_bytes"] or 0)
         return seen["worker_pid"] not in (None, before["worker_pid"]) and seen["progress"]["step"] > before["progress"]["step"]
 
-    eventually(goes_on, 120)
+    eventually(goes_on, 120, every_s=LOOK_EVERY_S)
     deaths = [line for line in ledger() if line["event"] == "death"]
     assert ["memory" in death["action"] for death in deaths] == [True], deaths
     readings = [line["memory"]["worker_bytes"] or 0 for line in ledger() if line.get("memory")]
@@ -167,23 +144,27 @@ def test_a_worker_that_takes_all_it_can_get_is_ended_at_its_limit_and_the_run_go
     assert not [path.name for path in run_paths("default").checkpoints.iterdir() if path.name.startswith(".")]
 
 
-def test_a_supervisor_that_is_stopped_loses_its_worker_to_the_lease_and_goes_on_afterwards(job: Path) -> None:
+def test_a_supervisor_that_is_stopped_loses_its_worker_to_the_lease_and_goes_on_afterwards(
+    job: Path, night_clock: NightClock
+) -> None:
     """The worker does not train on unguarded: it checkpoints and leaves."""
     memsup("start", cwd=job)
     seen = trains_beyond(3)
     os.kill(seen["pid"], signal.SIGSTOP)
-    eventually(lambda: psutil.Process(seen["worker_pid"]).status() == psutil.STATUS_ZOMBIE, 90)
+    with night_clock.fast(FAST):
+        eventually(lambda: psutil.Process(seen["worker_pid"]).status() == psutil.STATUS_ZOMBIE, 90)
     os.kill(seen["pid"], signal.SIGCONT)
-    again = trains_beyond(seen["progress"]["step"])
+    again = until(lambda now: now["worker_pid"] not in (None, seen["worker_pid"]))
     assert again["pid"] == seen["pid"]
-    assert again["worker_pid"] != seen["worker_pid"]
+    trains_beyond(seen["progress"]["step"])
 
 
-def test_a_worker_that_stands_still_is_said_to_and_can_be_stopped(job: Path) -> None:
+def test_a_worker_that_stands_still_is_said_to_and_can_be_stopped(job: Path, night_clock: NightClock) -> None:
     memsup("start", cwd=job)
     seen = trains_beyond(3)
     os.kill(seen["worker_pid"], signal.SIGSTOP)
-    silent = eventually(lambda: (now := status())["attention"] and now, 60)
+    with night_clock.fast(FAST):
+        silent = until(lambda now: now["attention"])
     assert "does not answer" in silent["attention"][0]
     assert memsup("status").returncode == 1
     assert memsup("stop", "--now").returncode == 0

@@ -14,6 +14,7 @@ from kit import KIT, TESTS
 from kit.cli_process import end_supervisors, eventually, memsup
 from kit.fake_nvml import FakeNvml, Fault, build, compiler
 from kit.lone_supervisor import tiny_settings
+from kit.run_state import endless_job, until
 
 from memsup.shared.messages import Done, LimitMemory
 
@@ -108,14 +109,6 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
     end_supervisors()
 
 
-def until(wanted: Any, within_s: float = 90) -> Any:
-    def look() -> Any:
-        seen = memsup("status", "--json").document
-        return seen if wanted(seen) else None
-
-    return eventually(look, within_s)
-
-
 def actions() -> list[str]:
     lines = memsup("logs", "--events", "--json").stdout.splitlines()
     return [line for line in lines if "of the GPU" in line]
@@ -123,12 +116,7 @@ def actions() -> list[str]:
 
 @pytest.fixture
 def job(tmp_path: Path) -> Path:
-    tiny_settings(tmp_path / "job", rows=240)
-    (tmp_path / "job" / "memsup.toml").write_text(
-        '[task]\nmodel = "tiny-bert"\ntrain = "reviews.csv"\n'
-        "[training]\nepochs = 2000\neffective_batch = 8\nmax_length = 48\nmicro_tokens = 96\nthreads = 1\n"
-    )
-    return tmp_path / "job"
+    return endless_job(tmp_path / "job")
 
 
 def in_gpu(seen: Any) -> bool:

@@ -89,14 +89,14 @@ def test_result_and_gradient_are_those_of_whole_matrices(case: Case, seed: int) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "BLOCK_NUMBERS", case.block_numbers)
         seed_stream(seed, 1, 0)
-        found, weights = _attend(ENCODER, *inputs, mask, dropout=PROBABILITY)
+        found, weights = _attend(ENCODER, *inputs, mask, dropout=PROBABILITY)  # type: ignore[call-arg]
         gradients = torch.autograd.grad(found, inputs, direction)
         seed_stream(seed, 1, 0)
         draws, kept = Draws.new(PROBABILITY), torch.full((*shape[:3], case.length), torch.nan, dtype=torch.float64)
         for block in attention._blocks(shape):
             kept[block] = draws.kept(kept[block].shape, torch.float64) * draws.scale
     assert weights is None
-    expected = plainly(*inputs, mask, kept)
+    expected = plainly(*inputs, mask, kept)  # type: ignore[call-arg]
     torch.testing.assert_close(found, expected)
     for gradient, wanted in zip(gradients, torch.autograd.grad(expected, inputs, direction), strict=True):
         torch.testing.assert_close(gradient, wanted)

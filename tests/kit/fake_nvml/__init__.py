@@ -54,7 +54,7 @@ class Device(ctypes.Structure):
     @property
     def celsius(self) -> float:
         """The model's own temperature, before noise and rounding."""
-        return self.cooler_c + self.die_c
+        return float(self.cooler_c + self.die_c)
 
 
 class Control(ctypes.Structure):
@@ -108,7 +108,8 @@ class FakeNvml:
         self.control.magic = MAGIC
 
     def __getitem__(self, index: int) -> Device:
-        return self.control.device[index]
+        device: Device = self.control.device[index]
+        return device
 
     def set(self, index: int = 0, **values: object) -> None:
         for name, value in values.items():

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+FAST = 30.0
+"""So many of the night's seconds in one, while a wait of the product's own is all that is due."""
 _LAYOUT = struct.Struct("=5d")
 """How fast; this machine's clock and the night's when that began; what the dates are ahead of the night's clock; the sum."""
 
@@ -83,7 +85,7 @@ def install(file: str) -> None:
     def poll_by_the_night(self: zmq.Poller, timeout: float | None = None) -> list[tuple[object, int]]:
         return poll(self, timeout if timeout is None or timeout < 0 else math.ceil(timeout / read()[0]))
 
-    class QueueOfTheNight(queue.SimpleQueue):
+    class QueueOfTheNight(queue.SimpleQueue[object]):
         def get(self, block: bool = True, timeout: float | None = None) -> object:
             return super().get(block, timeout if timeout is None else timeout / read()[0])
 

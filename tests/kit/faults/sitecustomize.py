@@ -17,10 +17,12 @@ import mmap
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if clock_file := os.environ.get("FAULT_CLOCK"):
-    import night_clock
+    import night_clock  # type: ignore[import-not-found]  # found beside this file by Python, not by mypy
 
     night_clock.install(clock_file)
 
@@ -56,12 +58,12 @@ def obey(folder: Path) -> None:
     before_each_cut(look)
 
 
-def before_each_cut(look) -> None:
+def before_each_cut(look: Callable[[Any], object]) -> None:
     from memsup.worker.plan import batches
 
     right = batches.cut
 
-    def cut(rows, lengths, micro_tokens):
+    def cut(rows: Any, lengths: Any, micro_tokens: int) -> Any:
         look(rows)
         return right(rows, lengths, micro_tokens)
 
@@ -77,7 +79,7 @@ def poison_next_loss() -> None:
 
     right = functional.cross_entropy
 
-    def wrong(*arguments, **named):
+    def wrong(*arguments: Any, **named: Any) -> Any:
         functional.cross_entropy = right
         return right(*arguments, **named) * float("nan")
 
@@ -87,7 +89,11 @@ def poison_next_loss() -> None:
 def stop_the_link() -> None:
     from memsup.worker import link
 
-    link.encode = lambda _message: threading.Event().wait()
+    def never(_message: object) -> list[bytes]:
+        threading.Event().wait()
+        return []
+
+    link.encode = never
 
 
 def gorge() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -10,17 +11,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from kit.cli_process import MEMSUP, eventually, memsup
 
-from memsup.supervisor.cli.drill import Finding, Verdict, _findings
+from memsup.supervisor.cli.drill import Finding, Verdict, _findings, _room
 from memsup.supervisor.drill import balloon as balloon_program
+from memsup.supervisor.drill import scenes
 from memsup.supervisor.drill.private_mounts import leave_the_common_view, mount_small_disk
 from memsup.supervisor.drill.scenes import SCENES, Scene
+from memsup.supervisor.drill.scenes import memory as memory_scene
 from memsup.supervisor.drill.toy import NotProvedError, NotRehearsedError, OverError, Room, made_up_reviews
 
 NAMES = [name for scene in SCENES for name in scene.names]
@@ -28,9 +31,10 @@ NEED_A_MOUNT = {"heat", "full disk"}
 MIB = 1 << 20
 
 
-def left_of(folder: Path) -> list[str]:
-    """Files, processes and fences of drills; of those in `folder` only, but for the fences."""
-    found = [str(entry) for entry in (*folder.iterdir(), *Path("/sys/fs/cgroup").glob("**/memsup-drill_*"))]
+def left_of(folder: Path, runs: Iterable[str] = ("drill_*",)) -> list[str]:
+    """What is left of drills: files in `folder`, processes that were started from there, and fences of `runs`."""
+    fences = [fence for run in runs for fence in Path("/sys/fs/cgroup").glob(f"**/memsup-{run}")]
+    found = [str(entry) for entry in (*folder.iterdir(), *fences)]
     for process in psutil.process_iter():
         try:
             if process.environ().get("TMPDIR", "").startswith(str(folder)) and process.status() != psutil.STATUS_ZOMBIE:
@@ -49,31 +53,60 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "scene", [scene for scene in SCENES if scene.play is not memory_scene], ids=lambda scene: ", ".join(scene.names)
+)
+def test_each_scene_is_played_and_proved(scene: Scene, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a thread of its own, as in a drill. The scene about memory is in `test_ledger_replay.py`, which needs its ledger. The
+    runs whose bits are compared are a third as long.
+    """
+    monkeypatch.setattr(scenes, "EPOCHS", scenes.EPOCHS // 3)
+    found: list[Finding] = []
+    with _room(threading.Event()) as room:
+        thread = threading.Thread(target=lambda: found.extend(_findings(scene, room)))
+        thread.start()
+        thread.join()
+    assert [finding.name for finding in found] == list(scene.names)
+    for finding in found:
+        assert_proved(finding.name, finding.verdict, finding.text)
+    assert list(folder.iterdir()) == []
+
+
+def assert_proved(name: str, verdict: str, text: str) -> None:
+    """With figures. Where nothing may be mounted, two scenes say so instead."""
+    allowed = {Verdict.PROVED, Verdict.NOT_REHEARSED} if name in NEED_A_MOUNT else {Verdict.PROVED}
+    assert verdict in allowed, (name, text)
+    assert any(character.isdigit() for character in text) or verdict == Verdict.NOT_REHEARSED
+
+
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_a_bad_night_is_rehearsed_and_proved_and_nothing_is_left_of_it(folder: Path) -> None:
-    """Also where nothing may be mounted: then these two lines say so, and all others are proved."""
+    """The whole drill, as a person has it played."""
     done = memsup("drill", "--json", within_s=800)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.document["proved"] is True
     found = {finding["name"]: finding for finding in done.document["findings"]}
     assert sorted(found) == sorted(NAMES)
     for name, finding in found.items():
-        allowed = {"proved", "not rehearsed"} if name in NEED_A_MOUNT else {"proved"}
-        assert finding["verdict"] in allowed, finding
-        assert any(character.isdigit() for character in finding["text"]) or finding["verdict"] == "not rehearsed"
+        assert_proved(name, finding["verdict"], finding["text"])
     assert left_of(folder) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.nightly), signal.SIGKILL])
 def test_an_interrupted_drill_cleans_up_and_even_a_killed_one_leaves_nothing(folder: Path, number: signal.Signals) -> None:
     """At a random instant, so also in the midst of a start."""
     drill = subprocess.Popen([*MEMSUP, "drill"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     time.sleep(random.SystemRandom().uniform(1, 12))
+    drill.send_signal(signal.SIGSTOP)
+    runs = [json.loads(record.read_bytes())["run_id"] for record in folder.glob("*/*/state/*/run.json")]
     drill.send_signal(number)
+    drill.send_signal(signal.SIGCONT)
     drill.communicate(timeout=120)
     assert drill.returncode == {signal.SIGINT: 130, signal.SIGKILL: -9}[number]
-    eventually(lambda: left_of(folder) == [], 60)
+    eventually(lambda: left_of(folder, runs) == [], 60)
 
 
 @pytest.fixture

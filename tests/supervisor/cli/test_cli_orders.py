@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from kit.cli_process import MEMSUP, RUN_ID, a_run, control_server, end_supervisors, eventually, memsup
+from kit.run_state import until
 
 from memsup.checkpoint.store import Store
 from memsup.shared.messages import Reply, RequestKind
@@ -231,8 +232,8 @@ def test_wait_notices_that_the_supervisor_was_killed(tmp_path: Path) -> None:
     """It does not wait for ever for the dead."""
     assert memsup("start", "--", "sleep", "1000", cwd=tmp_path).returncode == 0
     waiting = subprocess.Popen([*MEMSUP, "wait"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    pid = memsup("status", "--json").document["pid"]
-    worker_pid = eventually(lambda: memsup("status", "--json").document["worker_pid"])
+    seen = until(lambda seen: seen["worker_pid"])
+    pid, worker_pid = seen["pid"], seen["worker_pid"]
     os.kill(pid, signal.SIGKILL)
     _, err = waiting.communicate(timeout=60)
     assert waiting.returncode == 1

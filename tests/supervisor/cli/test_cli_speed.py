@@ -78,11 +78,13 @@ def test_every_command_on_the_help_page_exists_and_takes_run_and_json(name: str)
     assert done.stderr == ""
 
 
+@pytest.mark.alone
 def test_help_answers_within_150_ms() -> None:
     """A promise in numbers."""
     assert_answers_within(0.150, "--help")
 
 
+@pytest.mark.alone
 def test_status_answers_within_250_ms() -> None:
     """With a supervisor that answers at once, and without one."""
     paths = a_run()

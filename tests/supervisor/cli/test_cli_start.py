@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from kit.cli_process import MEMSUP, RUN_ID, a_run, control_server, end_supervisors, eventually, memsup
+from kit.run_state import status, until
 
 from memsup.shared.paths import run_paths
 from memsup.shared.run_file import read_record
@@ -255,7 +256,7 @@ def test_start_detaches_and_answers_within_seconds(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Started" in done.stdout
     assert "memsup status" in done.stdout
-    pid = memsup("status", "--json").document["pid"]
+    pid = status()["pid"]
     assert os.getsid(pid) == pid != os.getsid(0)
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
     assert os.readlink(f"/proc/{pid}/fd/0") == os.devnull
@@ -267,12 +268,12 @@ def test_start_detaches_and_answers_within_seconds(tmp_path: Path) -> None:
 def test_a_second_start_says_that_it_runs_and_succeeds(tmp_path: Path) -> None:
     """Idempotent: the same supervisor, the same run."""
     assert memsup("start", *WAIT_FOREVER, cwd=tmp_path).returncode == 0
-    before = memsup("status", "--json").document
+    before = status()
     done = memsup("start", *WAIT_FOREVER, cwd=tmp_path)
     assert done.returncode == 0
     assert "already runs" in done.stdout
     assert memsup("start", "--json", cwd=tmp_path).document["already_running"] is True
-    after = memsup("status", "--json").document
+    after = status()
     assert (before["pid"], before["run_id"]) == (after["pid"], after["run_id"])
     refused = memsup("start", "--fresh", *WAIT_FOREVER, cwd=tmp_path)
     assert refused.returncode == 2
@@ -314,7 +315,7 @@ def test_wait_is_not_content_with_a_run_that_was_stopped(tmp_path: Path) -> None
     waiting = subprocess.Popen(
         [*MEMSUP, "start", "--wait", *WAIT_FOREVER], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    eventually(lambda: memsup("status").returncode == 0)
+    until(lambda seen: seen["state"] == "running")
     assert memsup("stop").returncode == 0
     _, err = waiting.communicate(timeout=60)
     assert waiting.returncode == 1
@@ -332,8 +333,7 @@ def test_ctrl_c_ends_the_waiting_and_not_the_run(tmp_path: Path) -> None:
         text=True,
         start_new_session=True,
     )
-    eventually(lambda: memsup("status").returncode == 0)
-    eventually(lambda: memsup("status", "--json").document["state"] == "running")
+    until(lambda seen: seen["state"] == "running")
     os.killpg(waiting.pid, signal.SIGINT)
     _, err = waiting.communicate(timeout=60)
     assert waiting.returncode == 130, err
@@ -352,9 +352,7 @@ def test_ctrl_c_in_the_foreground_stops_the_run(tmp_path: Path) -> None:
         text=True,
         start_new_session=True,
     )
-    eventually(lambda: memsup("status").returncode == 0)
-    assert memsup("status", "--json").document["pid"] == foreground.pid
-    eventually(lambda: memsup("status", "--json").document["state"] == "running")
+    assert until(lambda seen: seen["state"] == "running")["pid"] == foreground.pid
     os.killpg(foreground.pid, signal.SIGINT)
     _, err = foreground.communicate(timeout=60)
     assert "Traceback" not in err
@@ -432,7 +430,7 @@ def test_a_paused_run_stays_paused_over_a_restart_of_its_supervisor(tmp_path: Pa
     """Only `resume` ends a pause; start says so."""
     assert memsup("start", *WAIT_FOREVER, cwd=tmp_path).returncode == 0
     assert memsup("pause").returncode == 0
-    pid = memsup("status", "--json").document["pid"]
+    pid = status()["pid"]
     os.kill(pid, 9)
     eventually(lambda: not is_held(run_paths("default")))
     done = memsup("start", cwd=tmp_path)

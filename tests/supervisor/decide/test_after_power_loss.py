@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from kit.cli_process import a_run, end_supervisors, eventually, memsup
 from kit.fake_nvml import FakeNvml, build, compiler
-from kit.lone_supervisor import tiny_settings
+from kit.run_state import endless_job, status, until
 
 from memsup.shared.paths import RunPaths, run_paths
 from memsup.shared.record import RunRecord
@@ -38,10 +38,6 @@ GENTLY = "Since the machine died it goes on gently: "
 def nothing_keeps_running() -> Iterator[None]:
     yield
     end_supervisors()
-
-
-def status() -> Any:
-    return memsup("status", "--json").document
 
 
 def entries(paths: RunPaths, event: str) -> list[dict[str, Any]]:
@@ -134,7 +130,7 @@ def test_ask_starts_nothing_until_a_person_has_said_so(tmp_path: Path) -> None:
     assert [entry["reason"] for entry in entries(paths, "wanted")] == [seen.document["attention"][1]]
     assert begun.read_text() == "x\n", "nothing was started"
     assert memsup("start").returncode == 0
-    eventually(lambda: status()["state"] == "running")
+    until(lambda seen: seen["state"] == "running")
     assert status()["attention"] == []
     assert begun.read_text() == "x\nx\n"
 
@@ -169,20 +165,14 @@ def test_gently_is_smaller_and_with_less_power_until_it_is_stopped(tmp_path: Pat
     for name, value in fake.environment.items():
         monkeypatch.setenv(name, value)
     job = tmp_path / "job"
-    tiny_settings(job, rows=240)
-    (job / "memsup.toml").write_text(
-        '[task]\nmodel = "tiny-bert"\ntrain = "reviews.csv"\n'
-        "[training]\nepochs = 2000\neffective_batch = 8\nmax_length = 48\nmicro_tokens = 96\nthreads = 1\n"
-        '[checkpoint]\nevery = "2s"\n'
-    )
+    endless_job(job, '[checkpoint]\nevery = "2s"\n')
 
     def trains_with(micro_tokens: int) -> Any:
-        def look() -> Any:
-            seen = status()
-            trains = seen["state"] == "running" and seen["progress"]["phase"] == "training"
-            return seen if trains and seen["batch"]["micro_tokens"] == micro_tokens else None
+        def trains(seen: Any) -> bool:
+            computes = seen["state"] == "running" and seen["progress"]["phase"] == "training"
+            return bool(computes and seen["batch"]["micro_tokens"] == micro_tokens)
 
-        return eventually(look, 120)
+        return until(trains, 120)
 
     memsup("start", cwd=job)
     paths = run_paths("default")

@@ -26,7 +26,11 @@ from memsup.supervisor.kernel.processes import look_at
 
 pytestmark = pytest.mark.slow
 LIMIT = 200 * MIB
-KINDS = {Kind.SCOPE: ScopeFence, Kind.CGROUP2: DelegatedFence, Kind.CGROUP1: Cgroup1Fence}
+KINDS: dict[Kind, Callable[[str, int], Fence]] = {
+    Kind.SCOPE: ScopeFence,
+    Kind.CGROUP2: DelegatedFence,
+    Kind.CGROUP1: Cgroup1Fence,
+}
 # The same facts under the names of the two versions.
 LIMIT_FILE = {1: "memory.limit_in_bytes", 2: "memory.max"}
 HIGHEST_FILE = {1: "memory.max_usage_in_bytes", 2: "memory.peak"}

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -123,7 +124,7 @@ def test_an_ordinary_user_without_systemd_gets_rlimits_and_the_reason(tmp_path: 
 # The launcher
 
 
-def launched(*arguments: str, **popen: object) -> subprocess.CompletedProcess[str]:
+def launched(*arguments: str, **popen: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-I", "-S", launch.__file__, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, **popen)
 

@@ -34,7 +34,9 @@ def fresh_fence() -> NoFence:
 def ended(child: Child) -> int:
     wait_for("it has exited", lambda: child.exit_code() is not None)
     child.close()
-    return child.exit_code()
+    code = child.exit_code()
+    assert code is not None
+    return code
 
 
 def test_the_pidfd_tells_of_the_exit_and_the_code_is_kept() -> None:
@@ -132,7 +134,7 @@ def test_a_kill_before_the_child_entered_its_fence_kills_it_too() -> None:
 
 def test_an_unknown_population_is_not_taken_for_empty() -> None:
     class Unknown(NoFence):
-        def populated(self) -> bool | None:
+        def populated(self) -> bool | None:  # type: ignore[override]
             return None
 
     end = TreeKill(Unknown("x", 1), None, now_s=0.0, give_up_s=10.0)

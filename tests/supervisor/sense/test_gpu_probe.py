@@ -240,6 +240,7 @@ def test_errors_of_the_library_are_unknown(loop: Loop, fake: FakeNvml) -> None:
     assert loop.look()[0].temperature_c is None
 
 
+@pytest.mark.alone
 def test_a_hang_costs_one_probe_and_the_loop_waits_for_nothing(loop: Loop, fake: FakeNvml) -> None:
     """Unknown while it lasts; killed at its deadline; the next probe reads on."""
     loop.look()
@@ -674,6 +675,7 @@ def test_a_limit_that_somebody_else_set_meanwhile_is_left_alone(loop: Loop, fake
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_in_real_time_a_hanging_probe_never_holds_the_loop_up(fake: FakeNvml, capsys: pytest.CaptureFixture[str]) -> None:
     """A loop that ticks every 10 ms, over two hangs, two kills and two starts: no call into the client waits for anything."""
     loop = Loop(GpuClient())

@@ -246,6 +246,7 @@ def test_disk_space_is_asked_where_the_state_will_be(tmp_path: Path) -> None:
     assert abs(free - found.f_bavail * found.f_frsize) < 256 * MIB
 
 
+@pytest.mark.alone
 def test_this_machine_is_seen_quickly_and_without_a_fork(tmp_path: Path) -> None:
     """Everything the kernel tells about this machine, against what the C library says of it; a look starts no process."""
     code = (

@@ -381,6 +381,7 @@ def test_this_machine_can_be_read() -> None:
     assert reading.swap_free_bytes is not None
 
 
+@pytest.mark.alone
 def test_a_reading_costs_microseconds() -> None:
     """At 100 readings a second, half a percent of a core. The quickest of many batches, since load is no fault of ours."""
     sensor = MemorySensor(None)
