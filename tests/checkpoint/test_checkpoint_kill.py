@@ -208,7 +208,7 @@ def test_io_error_at_every_call(name: str, two_steps: Path, undisturbed: Trace, 
             assert "Input/output error" in outcome.text
             assert names_in(outcome.folder) == ["step-00000001", "step-00000002"]
         if outcome.code == 3:
-            assert re.match(r"(Damaged|NotWritten|CheckpointError): .+\.$", outcome.text.strip()), outcome
+            assert re.match(r"(Damaged|DamagedWhenWritten|NotWritten|CheckpointError): .+\.$", outcome.text.strip()), outcome
         assert set(names_in(outcome.folder)) & {"damaged-step-00000001", "damaged-step-00000002"} == set()
         assert_sound(outcome.folder, reached={2, 3})
 
