@@ -13,7 +13,7 @@ from kit.cli_process import eventually
 from kit.lone_supervisor import tiny_settings
 from memsup.shared.paths import run_paths
 from memsup.shared.status import encode_status
-from memsup.supervisor.client.contact import see
+from memsup.supervisor.client.contact import observe
 
 LOOK_EVERY_S = 0.05
 """A supervisor that is asked more often has little else to do."""
@@ -21,7 +21,7 @@ LOOK_EVERY_S = 0.05
 
 def status(run: str = "default") -> Any:
     """The document that `memsup status --json` prints. None where there is no such run."""
-    found = see(run_paths(run)).status
+    found = observe(run_paths(run)).status
     return None if found is None else json.loads(encode_status(found))
 
 

@@ -276,7 +276,7 @@ class Lifecycle(Standing):
                 self._start_smaller(Why("room has to be made for others", By.LADDER))
         else:
             self.recovery.died(now_s, verdict)
-            self._out += [records.death(verdict, last_words_of(death)), SaveBudget(verdict.budget)]
+            self._out += [records.death(verdict, last_words_of(death), death.exit_status), SaveBudget(verdict.budget)]
             if not verdict.again:
                 self._end_run(RunState.FAILED, verdict.sentence, By.SUPERVISOR, verdict.cause)
             elif verdict.smaller:

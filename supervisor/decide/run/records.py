@@ -118,8 +118,8 @@ def hang(why: str, stacks: str | None) -> Record:
     return Record(event=Event.HANG, reason=why, result=stacks, by=By.SUPERVISOR, cause=Cause.HANG)
 
 
-def death(verdict: Verdict, last_words: str) -> Record:
-    """The worker is gone without having been told to go."""
+def death(verdict: Verdict, last_words: str, exit_status: int | None) -> Record:
+    """The worker is gone without having been told to go. `exit_status` is None where it left no trace."""
     return Record(
         event=Event.DEATH,
         reason=verdict.sentence,
@@ -128,6 +128,7 @@ def death(verdict: Verdict, last_words: str) -> Record:
         cause=verdict.cause,
         again=verdict.again,
         delay_s=verdict.delay_s if verdict.again else None,
+        exit_status=exit_status,
     )
 
 
