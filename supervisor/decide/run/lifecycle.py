@@ -92,6 +92,9 @@ class Lifecycle(Standing):
                 self._out.append(records.decided(report))
                 if what in (m.DecisionKind.CHECKPOINT_DAMAGED, m.DecisionKind.CHECKPOINT_USED):
                     self.damage.append(report.detail)
+                gone = what is m.DecisionKind.CHECKPOINT_DAMAGED
+                if gone and self.checkpoint is not None and self.checkpoint.step == report.step:
+                    self.checkpoint = None  # the next heartbeat tells which one is the newest now, if there is any
             case m.Finished() | m.Failed() | m.Leaving():
                 worker.last_words = report
         return self._follow_up(now_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -760,6 +761,17 @@ def test_a_damaged_checkpoint_is_on_record_and_a_person_is_told_also_when_there_
     for _ in range(100):
         play.do("report", damaged)
     assert len(play.life.attention) == MOST_DAMAGE_TOLD
+
+
+def test_a_checkpoint_that_was_found_damaged_is_the_newest_no_more() -> None:
+    """`status` must not point at a folder that was set aside; another step's damage changes nothing."""
+    play = Play(new_life(checkpoint=note(8))).training()
+    play.do("report", m.Decided(what=m.DecisionKind.CHECKPOINT_DAMAGED, detail="Step 9 is damaged.", step=9))
+    assert play.life.checkpoint == note(8)
+    play.do("report", m.Decided(what=m.DecisionKind.CHECKPOINT_DAMAGED, detail="Step 8 is damaged.", step=8))
+    assert play.life.checkpoint is None
+    play.do("report", msgspec.structs.replace(beat(ticks=2), checkpoint=note(4)))
+    assert play.life.checkpoint == note(4)
 
 
 # --------------------------------------------------------------------------------------------------------------------
