@@ -16,7 +16,7 @@ from pathlib import Path
 from memsup.shared.messages import WorkerMemory
 from memsup.shared.settings import Limits
 from memsup.shared.status import Trouble, TroubleKind
-from memsup.supervisor.decide.after_power_loss import AS_EVER, Footing
+from memsup.supervisor.decide.after_power_loss import UNRESTRAINED, Restraint
 from memsup.supervisor.decide.battery import BatteryControl
 from memsup.supervisor.decide.heat import LEAST_CAP, HeatControl, HeatDecision
 from memsup.supervisor.decide.ladder import HoldReason, Proposal
@@ -59,7 +59,7 @@ class Devices:
     watches_gpus: bool
     vram_fraction: float | None
     power_record: Path
-    footing: Footing = AS_EVER
+    restraint: Restraint = UNRESTRAINED
     gpus: tuple[GpuReading, ...] = ()
     workers: tuple[GpuReading, ...] = ()
     """The GPUs that the worker computes on."""
@@ -127,13 +127,13 @@ class Devices:
         self.workers = workers = of_worker(self.gpus, self._visible)
         sources = heat_sources(workers, self.limits.gpu_temperature_c)
         sources += cpu_sources(self.temperatures, self._sensors.cpu_use, self.limits.cpu_temperature_c)
-        sources = [replace(source, limits=source.limits.cooler(self.footing.cooler_by_c)) for source in sources]
+        sources = [replace(source, limits=source.limits.cooler(self.restraint.cooler_by_c)) for source in sources]
         self.is_cool = not workers and all(
             source.temperature_c is not None and source.temperature_c < source.limits.pace_c - FAR_C for source in sources
         )
         self.heat = self._heat.step(now_s, sources, computing=load.computing, may_cap=self.client.may_cap)
         self._note_trouble(workers)
-        power_fraction = max(LEAST_CAP, self.footing.power_fraction * self.heat.power_fraction)
+        power_fraction = max(LEAST_CAP, self.restraint.power_fraction * self.heat.power_fraction)
         self.client.cap(power_limits(workers, power_fraction, self.limits.power_w))
         return tuple(self._proposals(now_s, workers, load))
 
@@ -168,7 +168,7 @@ class Devices:
     def troubles(self) -> tuple[Trouble, ...]:
         """What a person should look at now."""
         heat = [Trouble(TroubleKind.HEAT, sentence, about) for about, sentence in self.heat.troubles]
-        gently = [] if self.footing.sentence is None else [Trouble(TroubleKind.GENTLE, self.footing.sentence)]
+        gently = [] if self.restraint.sentence is None else [Trouble(TroubleKind.GENTLE, self.restraint.sentence)]
         return (*gently, *self._lasting[-MOST_LASTING:], *heat, *([ON_BATTERY] if self._on_battery else []))
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ from memsup.supervisor.daemon.self_protection import protect, settle
 from memsup.supervisor.daemon.signals import Signals
 from memsup.supervisor.daemon.sockets import NOBODY, Sockets
 from memsup.supervisor.daemon.systemd import GO_ON, exit_status
-from memsup.supervisor.decide.after_power_loss import footing_of
+from memsup.supervisor.decide.after_power_loss import restraint_of
 from memsup.supervisor.decide.events import By, Event
 from memsup.supervisor.decide.guard import Guard, would_compute
 from memsup.supervisor.decide.ladder import Ladder, MemoryLimits
@@ -95,7 +95,7 @@ class Supervisor:
         machine = look(paths.state, gpus)
         limits = resolve(record.settings, {}, machine).limits
         on_gpu = device.startswith("cuda") or bool(gpus)
-        footing = footing_of(record, watches_gpus=on_gpu)
+        restraint = restraint_of(record, watches_gpus=on_gpu)
         fence = choose_fence(record.run_id, limits.fence_bytes, device_is_cuda=on_gpu).fence
 
         self.signals = Signals()
@@ -105,7 +105,7 @@ class Supervisor:
             watches_gpus=on_gpu,
             vram_fraction=limits.vram_fraction,
             power_record=paths.state.parent / ".power-limits.json",
-            footing=footing,
+            restraint=restraint,
         )
         deadman = Deadman(fence.name) if fence.folder is None else None
         self.worker = WorkerProcess(paths, record, fence, machine.cpus, deadman=deadman)
@@ -127,7 +127,7 @@ class Supervisor:
             continue_on_cpu=record.settings.recovery.continue_on_cpu,
             checkpoint=note_of(newest),
             budget=read_budget(budget_file(paths)),
-            most_micro_tokens=footing.most_micro_tokens,
+            most_micro_tokens=restraint.most_micro_tokens,
         )
         self.journal = Journal(paths, boot, self.scribe, self.life, self.guard)
         self.night = Night(paths, record, self.scribe, boot, death, limits.reserve_bytes)
@@ -231,7 +231,7 @@ class Supervisor:
         self.night.on_look(memory)
         self.worker.beat(now_s)
         stance = self.guard.look(now_s, memory, self.life.view())
-        self._perform(now_s, self.life.on_stance(now_s, stance, decided_on=self.guard.ladder.moment))
+        self._perform(now_s, self.life.on_stance(now_s, stance, decided_on=self.guard.ladder.decided_on))
         gone = self.life.stage is Stage.NONE
         again_in_s = self.guard.look_again_in_s(worker_is_gone=gone, at_most_s=self.worker.beat_every_s)
         self.schedule.look_again(now_s, again_in_s)

@@ -23,7 +23,7 @@ _TIER_BELOW: dict[str, TierName] = {"full": "safe", "safe": "low"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Footing:
+class Restraint:
     """How gently a run goes on."""
 
     most_micro_tokens: int | None = None
@@ -36,19 +36,19 @@ class Footing:
     """What is done otherwise and how to end that, for a person. None: the run goes on as it always does."""
 
 
-AS_EVER = Footing()
+UNRESTRAINED = Restraint()
 
 
-def footing_of(record: RunRecord, *, watches_gpus: bool) -> Footing:
+def restraint_of(record: RunRecord, *, watches_gpus: bool) -> Restraint:
     """How gently the run goes on now."""
     if not record.gentle or record.settings.recovery.after_power_loss != "gentle":
-        return AS_EVER
+        return UNRESTRAINED
     most_tokens = None if record.command is not None else _tokens_of_the_tier_below(record)
     how = [] if most_tokens is None else [f"micro-batches of at most {count(most_tokens)} tokens"]
     how.append(f"everything {COOLER_BY_C:.0f} °C cooler")
     how += [f"{percent(POWER_FRACTION)} of the GPU's power limit, where the driver lets it be set"] if watches_gpus else []
     listed = " and ".join(filter(None, [", ".join(how[:-1]), how[-1]]))
-    return Footing(
+    return Restraint(
         most_micro_tokens=most_tokens,
         cooler_by_c=COOLER_BY_C,
         power_fraction=POWER_FRACTION if watches_gpus else 1.0,

@@ -8,8 +8,8 @@ Memory is judged by *use*: the part of what the worker may have that is taken, 0
 tree against its limit, and the machine's used memory against all but the reserve. Climbing is immediate, to the highest rung
 whose `enter` is met; coming down is one rung at a time, after `calm_s` below that rung's `leave`.
 
-Each step leaves in `Ladder.moment` what it was decided on besides the readings. The ledger keeps that of every decision, and
-`replay` comes to the same stance from it.
+Each step leaves in `Ladder.decided_on` what it was decided on besides the readings. The ledger keeps it with every decision,
+and `replay` comes to the same stance from it.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class Ladder:
     _disk_low: bool = False
     _disk_calm_since: float | None = None
     _used: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64))
-    moment: LadderState | None = None
+    decided_on: LadderState | None = None
     """What the last step was decided on, besides the readings. None: there was none yet."""
 
     def step(
@@ -205,7 +205,7 @@ class Ladder:
         proposals: tuple[Proposal, ...] = (),
     ) -> Stance:
         """One look at everything. Unknown readings keep the rung as it is: unknown is neither fine nor bad."""
-        self.moment = self._moment(now_s, memory, worker, proposals)
+        self.decided_on = self._state_before(now_s, memory, worker, proposals)
         use = memory_use(memory, self.limits)
         if use is not None:
             self._note_growth(memory)
@@ -253,7 +253,9 @@ class Ladder:
             return None
         return (now_bytes - then_bytes) / (now_s - then_s)
 
-    def _moment(self, now_s: float, memory: MemoryReading, worker: WorkerView, proposals: tuple[Proposal, ...]) -> LadderState:
+    def _state_before(
+        self, now_s: float, memory: MemoryReading, worker: WorkerView, proposals: tuple[Proposal, ...]
+    ) -> LadderState:
         in_window = (seen for seen in self._used if memory.at_s - seen[0] <= RATE_WINDOW_S)
         return LadderState(
             now_s=now_s,
@@ -392,24 +394,24 @@ class Ladder:
         return max(self.rung, Rung.PACE) if duty < 1.0 else self.rung
 
 
-def replay(moment: LadderState, memory: MemoryReading, disk: DiskReading | None) -> Stance:
-    """The stance that the ladder came to at `moment` on these readings."""
+def replay(state: LadderState, memory: MemoryReading, disk: DiskReading | None) -> Stance:
+    """The stance that the ladder came to in `state` on these readings."""
     ladder = Ladder(
-        moment.limits,
-        moment.disk_floor_bytes,
-        Rung(moment.rung),
-        {Rung(rung): since_s for rung, since_s in moment.above_since.items()},
-        moment.calm_since,
-        moment.held_since,
-        moment.frozen_at,
-        moment.left_when_frozen,
-        moment.thawed_at,
-        moment.shrunk_at,
-        moment.disk_low,
-        moment.disk_calm_since,
-        deque([] if moment.used is None else [moment.used], maxlen=64),
+        state.limits,
+        state.disk_floor_bytes,
+        Rung(state.rung),
+        {Rung(rung): since_s for rung, since_s in state.above_since.items()},
+        state.calm_since,
+        state.held_since,
+        state.frozen_at,
+        state.left_when_frozen,
+        state.thawed_at,
+        state.shrunk_at,
+        state.disk_low,
+        state.disk_calm_since,
+        deque([] if state.used is None else [state.used], maxlen=64),
     )
-    return ladder.step(moment.now_s, memory, disk, moment.worker, moment.proposals)
+    return ladder.step(state.now_s, memory, disk, state.worker, state.proposals)
 
 
 def memory_use(memory: MemoryReading, limits: MemoryLimits) -> float | None:

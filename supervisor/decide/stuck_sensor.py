@@ -17,7 +17,7 @@ _SMOOTH_S = 30.0
 
 
 @dataclass
-class FrozenWatch:
+class StuckSensorWatch:
     """Follows one sensor. Call `trusts` with each reading; it forgives a sensor as soon as it moves."""
 
     _celsius: float | None = None

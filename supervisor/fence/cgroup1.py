@@ -22,7 +22,7 @@ from memsup.supervisor.kernel.cgroup_files import (
     take_number,
 )
 from memsup.supervisor.kernel.cgroups import Hierarchy, MemoryUse, find_hierarchy
-from memsup.supervisor.kernel.kernel_file import KeptFile
+from memsup.supervisor.kernel.kernel_file import KernelFile
 from memsup.supervisor.kernel.processes import send_listed
 
 _UNLIMITED_BYTES = 1 << 62
@@ -49,9 +49,9 @@ class Cgroup1Fence(Fence):
         except OSError as error:
             raise FenceError(f"{error.filename} cannot be made ({error.strerror})") from None
         self._use = MemoryUse(self._folder, 1)
-        self._limit = KeptFile(self._folder / "memory.limit_in_bytes", 64)
-        self._with_swap_limit = KeptFile(self._folder / "memory.memsw.limit_in_bytes", 64)
-        self._oom_control = KeptFile(self._folder / "memory.oom_control")
+        self._limit = KernelFile(self._folder / "memory.limit_in_bytes", 64)
+        self._with_swap_limit = KernelFile(self._folder / "memory.memsw.limit_in_bytes", 64)
+        self._oom_control = KernelFile(self._folder / "memory.oom_control")
         self._kills_before = self._kill_count() or 0
         put(self._folder / "memory.use_hierarchy", "1")  # kernels before 5.11 leave it to us
         put(self._folder / "memory.swappiness", "0")

@@ -14,7 +14,7 @@ from pathlib import Path
 from memsup.supervisor.fence.base import Fence, FenceError, Kind, fence_name, launcher
 from memsup.supervisor.kernel.cgroup_files import hold, make_folder, page_floor, pids_below, put, remove_folders, take
 from memsup.supervisor.kernel.cgroups import MemoryUse, find_hierarchy
-from memsup.supervisor.kernel.kernel_file import KeptFile
+from memsup.supervisor.kernel.kernel_file import KernelFile
 from memsup.supervisor.kernel.processes import send_listed
 
 
@@ -25,10 +25,10 @@ class Cgroup2(Fence):
         super().__init__(run, limit_bytes)
         self._folder = folder
         self._use = MemoryUse(folder, 2)
-        self._limit, self._swap_limit = KeptFile(folder / "memory.max", 64), KeptFile(folder / "memory.swap.max", 64)
-        self._oom_group = KeptFile(folder / "memory.oom.group", 64)
-        self._pressure = KeptFile(folder / "memory.pressure")
-        self._memory_events = KeptFile(folder / "memory.events")
+        self._limit, self._swap_limit = KernelFile(folder / "memory.max", 64), KernelFile(folder / "memory.swap.max", 64)
+        self._oom_group = KernelFile(folder / "memory.oom.group", 64)
+        self._pressure = KernelFile(folder / "memory.pressure")
+        self._memory_events = KernelFile(folder / "memory.events")
         self._kills_before = self._kill_count() or 0
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from memsup.supervisor.kernel.kernel_file import KeptFile
+from memsup.supervisor.kernel.kernel_file import KernelFile
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -28,7 +28,7 @@ def put(file: Path, text: str) -> bool:
     return True
 
 
-def hold(file: KeptFile, text: str) -> bool:
+def hold(file: KernelFile, text: str) -> bool:
     """Sees to it that the file says `text`; False when the kernel refuses. Costs one read where it says so already."""
     return (file.read() and file.text().strip() == text) or put(file.path, text)
 

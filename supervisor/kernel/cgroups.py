@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from memsup.supervisor.kernel.kernel_file import KeptFile
+from memsup.supervisor.kernel.kernel_file import KernelFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class MemoryUse:
 
     def __init__(self, folder: Path, version: int) -> None:
         charged, self._reclaimable = self._NAMES[version]
-        self._charged, self._stat = KeptFile(folder / charged, 64), KeptFile(folder / "memory.stat")
+        self._charged, self._stat = KernelFile(folder / charged, 64), KernelFile(folder / "memory.stat")
 
     def held_bytes(self) -> int | None:
         """The bytes that the kernel cannot take back while the processes live: no page cache, no cache of names and inodes.
@@ -75,7 +75,7 @@ class _Enclosing:
     def __init__(self, folder: Path, hierarchy: Hierarchy) -> None:
         self.name = "/" + str(folder.relative_to(hierarchy.mount)).removeprefix(".")
         self._is_top = folder == hierarchy.mount
-        self._limits = [KeptFile(folder / name, 64) for name in self._NAMES[hierarchy.version]]
+        self._limits = [KernelFile(folder / name, 64) for name in self._NAMES[hierarchy.version]]
         self._use = MemoryUse(folder, hierarchy.version)
         self.limit_bytes: int | None = None
 

@@ -30,7 +30,7 @@ def number_of(file: Path) -> int | None:
     return int(text) if text.removeprefix("-").isdecimal() else None
 
 
-class KeptFile:
+class KernelFile:
     """One descriptor and one buffer: `read` fills the buffer, the other methods look into it."""
 
     __slots__ = ("_buffer", "_buffers", "_fd", "_length", "_look_at_s", "path")

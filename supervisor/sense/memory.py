@@ -14,7 +14,7 @@ from typing import Protocol
 
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
 from memsup.supervisor.kernel.cgroups import MemoryAccount
-from memsup.supervisor.kernel.kernel_file import KeptFile
+from memsup.supervisor.kernel.kernel_file import KernelFile
 
 _LIMITS_AGAIN_S = 1.0
 
@@ -37,8 +37,8 @@ class MemorySensor:
 
     def __init__(self, fence: WorkerUse | None, root: Path = Path("/")) -> None:
         self._fence = fence
-        self._meminfo = KeptFile(root / "proc/meminfo")
-        self._pressure = KeptFile(root / "proc/pressure/memory")
+        self._meminfo = KernelFile(root / "proc/meminfo")
+        self._pressure = KernelFile(root / "proc/pressure/memory")
         self._machine_stall, self._fence_stall = _StallClock(), _StallClock()
         self._account = MemoryAccount(root, fence.folder if fence else None)
         self._limits_at_s = float("-inf")

@@ -15,9 +15,9 @@ from pathlib import Path
 from memsup.shared.clock import monotonic_s
 from memsup.supervisor.decide.heat import HeatSource
 from memsup.supervisor.decide.readings import TemperatureReading
-from memsup.supervisor.decide.stuck_sensor import FrozenWatch
+from memsup.supervisor.decide.stuck_sensor import StuckSensorWatch
 from memsup.supervisor.decide.thresholds import HOLD_BELOW_C, PACE_BELOW_C, HeatLimits, heat_limits
-from memsup.supervisor.kernel.kernel_file import KeptFile, number_of, text_of
+from memsup.supervisor.kernel.kernel_file import KernelFile, number_of, text_of
 
 SLOW_READ_S = 0.01
 SLOW_READS = 3
@@ -32,10 +32,10 @@ _LEAST_LIMIT_C, _MOST_C = 40.0, 150.0
 @dataclass(slots=True)
 class _Sensor:
     name: str
-    file: KeptFile
+    file: KernelFile
     high_c: float | None
     critical_c: float | None
-    watch: FrozenWatch
+    watch: StuckSensorWatch
     slow_reads: int = 0
 
 
@@ -109,7 +109,7 @@ class _CpuUse:
     """The use of all CPUs, from the ticks in the first line of /proc/stat (proc_stat(5))."""
 
     def __init__(self, root: Path) -> None:
-        self._file = KeptFile(root / "proc/stat", size_bytes=256)
+        self._file = KernelFile(root / "proc/stat", size_bytes=256)
         self._busy = self._all = 0
         self.fraction: float | None = None
 
@@ -137,10 +137,10 @@ def _find(root: Path) -> Iterable[_Sensor]:
             label = text_of(chip_folder / f"{stem}_label") or stem
             yield _Sensor(
                 name=f"{chip} {label}",
-                file=KeptFile(file, size_bytes=64),
+                file=KernelFile(file, size_bytes=64),
                 high_c=_sensible(number_of(chip_folder / f"{stem}_max"), _LEAST_LIMIT_C),
                 critical_c=_sensible(number_of(chip_folder / f"{stem}_crit"), _LEAST_LIMIT_C),
-                watch=FrozenWatch(),
+                watch=StuckSensorWatch(),
             )
 
 

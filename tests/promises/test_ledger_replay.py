@@ -65,7 +65,7 @@ def test_every_look_can_be_replayed_from_its_line(looks: list[tuple]) -> None:  
         disk = DiskReading(at_s=now_s, free_bytes=disk_bytes)
         stance = ladder.step(now_s, memory, disk, worker, proposals)
         written = line(
-            Record(event=Event.RUNG, reason=stance.reason, rung=stance.rung.name.lower(), ladder=ladder.moment),
+            Record(event=Event.RUNG, reason=stance.reason, rung=stance.rung.name.lower(), ladder=ladder.decided_on),
             at=now_s,
             mono=now_s,
             boot="b",

@@ -26,7 +26,7 @@ from msgspec.structs import replace
 from memsup.shared.clock import monotonic_s
 from memsup.shared.log import log
 from memsup.supervisor.decide.readings import GpuReading
-from memsup.supervisor.decide.stuck_sensor import FrozenWatch
+from memsup.supervisor.decide.stuck_sensor import StuckSensorWatch
 from memsup.supervisor.kernel.children import Child, spawn
 from memsup.supervisor.sense.gpu import frames
 from memsup.supervisor.sense.gpu.devices import reading_of, unknown
@@ -81,7 +81,7 @@ class GpuClient:
         self._wanted_caps: dict[str, float] = {}
         self._sent_caps: dict[str, float] = {}
         self._known: dict[int, GpuReading] = {}
-        self._watches: dict[int, FrozenWatch] = {}
+        self._watches: dict[int, StuckSensorWatch] = {}
         self._xids: list[tuple[int, int]] = []
         self._memory_errors = 0
         self._epoll = select.epoll()
@@ -354,7 +354,7 @@ class GpuClient:
         return [self._known[device.index] for device in seen.devices]
 
     def _doubted(self, now_s: float, reading: GpuReading) -> GpuReading:
-        watch = self._watches.setdefault(reading.index, FrozenWatch())
+        watch = self._watches.setdefault(reading.index, StuckSensorWatch())
         if watch.trusts(now_s, reading.temperature_c, reading.power_w):
             return reading
         return replace(reading, temperature_c=None)

@@ -25,7 +25,7 @@ from memsup.shared.settings import Settings
 from memsup.shared.status import Wanted
 from memsup.supervisor.client.contact import is_held
 from memsup.supervisor.daemon.systemd import is_wanted
-from memsup.supervisor.decide.after_power_loss import AS_EVER, Footing, footing_of, waits
+from memsup.supervisor.decide.after_power_loss import UNRESTRAINED, Restraint, restraint_of, waits
 from memsup.supervisor.decide.readings import MemoryReading
 from memsup.supervisor.decide.thresholds import heat_limits
 from memsup.supervisor.record.blackbox import BlackBox, read_blackbox
@@ -77,25 +77,25 @@ def record_of(tier: str = "full", micro_tokens: int | None = 4096, **fields: Any
     ],
 )
 def test_gentler_is_the_tier_below_and_never_more_than_half(record: RunRecord, most_tokens: int | None) -> None:
-    footing = footing_of(record, watches_gpus=True)
-    assert (footing.most_micro_tokens, footing.cooler_by_c, footing.power_fraction) == (most_tokens, 5.0, 0.85)
+    restraint = restraint_of(record, watches_gpus=True)
+    assert (restraint.most_micro_tokens, restraint.cooler_by_c, restraint.power_fraction) == (most_tokens, 5.0, 0.85)
 
 
 def test_it_is_said_in_a_sentence_with_what_to_type() -> None:
-    here = footing_of(record_of(run="second"), watches_gpus=True).sentence
+    here = restraint_of(record_of(run="second"), watches_gpus=True).sentence
     assert here == (
         "Since the machine died it goes on gently: micro-batches of at most 1,024 tokens, everything 5 °C cooler and 85 % of "
         "the GPU's power limit, where the driver lets it be set. As before: memsup stop --run second, then memsup start "
         "--run second; never so: --set recovery.after_power_loss=same"
     )
-    command = footing_of(record_of(command=["true"]), watches_gpus=False)
-    assert command == Footing(cooler_by_c=5.0, sentence=command.sentence)
+    command = restraint_of(record_of(command=["true"]), watches_gpus=False)
+    assert command == Restraint(cooler_by_c=5.0, sentence=command.sentence)
     assert str(command.sentence).startswith(GENTLY + "everything 5 °C cooler. As before: memsup stop, then memsup start;")
 
 
 def test_nothing_changes_where_nothing_happened_or_the_user_said_so() -> None:
     for record in (record_of(gentle=False), record_of(after="same"), record_of(after="ask")):
-        assert footing_of(record, watches_gpus=True) is AS_EVER
+        assert restraint_of(record, watches_gpus=True) is UNRESTRAINED
     assert waits(record_of(after="gentle")) is waits(record_of(after="same")) is None
     assert waits(record_of(after="ask", wanted=Wanted.PAUSED)) is None, "nothing would be started anyway"
 

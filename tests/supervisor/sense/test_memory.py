@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from memsup.supervisor.fence.cgroup2 import Cgroup2
 from memsup.supervisor.kernel.cgroups import Hierarchy, find_hierarchy, lineage
-from memsup.supervisor.kernel.kernel_file import KeptFile
+from memsup.supervisor.kernel.kernel_file import KernelFile
 from memsup.supervisor.sense.memory import MemorySensor, read_disk
 
 MIB = 1 << 20
@@ -267,13 +267,13 @@ def test_a_number_is_digits_or_unknown(content: bytes, key: bytes) -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     os.close(write_end)
-    file = KeptFile(Path(f"/proc/self/fd/{read_end}"))  # a name that is not there
+    file = KernelFile(Path(f"/proc/self/fd/{read_end}"))  # a name that is not there
     assert file.read() is False
     assert file.number() is None
     assert file.number_after(key) is None
     memory = os.memfd_create("memsup-test")
     os.write(memory, content)
-    file = KeptFile(Path(f"/proc/self/fd/{memory}"))
+    file = KernelFile(Path(f"/proc/self/fd/{memory}"))
     assert file.read() is (len(content) > 0)
     for number in (file.number(), file.number_after(key)):
         assert number is None or number >= 0
@@ -288,7 +288,7 @@ def test_a_file_replaced_under_its_name_is_found_again(tmp_path: Path) -> None:
     link = tmp_path / "stat"
     first, second = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
     link.symlink_to(f"/proc/{first.pid}/stat")
-    file = KeptFile(link)
+    file = KernelFile(link)
     assert file.read()
     assert file.text().startswith(f"{first.pid} ")
     first.kill()

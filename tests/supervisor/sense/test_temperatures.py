@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from memsup.supervisor.decide.battery import HOLD_AFTER_S, RESUME_AFTER_S, BatteryControl
 from memsup.supervisor.decide.readings import TemperatureReading, limit_c
-from memsup.supervisor.decide.stuck_sensor import BELIEVED_FROM_C, STILL_S, FrozenWatch
+from memsup.supervisor.decide.stuck_sensor import BELIEVED_FROM_C, STILL_S, StuckSensorWatch
 from memsup.supervisor.sense import temperatures
 from memsup.supervisor.sense.power_supply import PowerSupply
 from memsup.supervisor.sense.temperatures import TemperatureSensors, cpu_limits, cpu_sources
@@ -167,7 +167,7 @@ def test_a_cpu_becomes_a_source_of_heat_with_its_use() -> None:
 
 
 def watched(temperature: Callable[[float], float | None], heat: Callable[[float], float | None], seconds: int) -> list[bool]:
-    watch = FrozenWatch()
+    watch = StuckSensorWatch()
     return [watch.trusts(float(second), temperature(second), heat(second)) for second in range(seconds)]
 
 
@@ -203,7 +203,7 @@ def test_without_a_measure_of_heat_nothing_is_distrusted() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 1000), st.none() | st.floats(1, 149), st.none() | st.floats(0, 1000)), max_size=100))
 def test_a_sensor_that_just_moved_is_always_believed(night: list[tuple[float, float | None, float | None]]) -> None:
-    watch, now, before = FrozenWatch(), 0.0, None
+    watch, now, before = StuckSensorWatch(), 0.0, None
     for passed, celsius, heat in night:
         now += passed
         trusts = watch.trusts(now, celsius, heat)
