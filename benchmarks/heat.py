@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/heat.py [--hours 8] [--plot docs/hot-night.svg]
 
-The device is the tests' library (`tests/fake_nvml/`, needs a C compiler): an RTX 3080 whose cooler would let it pass 100 °C at
-full load, in a room that goes from 26 to 38 °C. Probe, client and control are the real ones. The best constant duty is found by
-search on the same device, knowing the night beforehand. Exits with 1 if a goal is missed.
+The device is the tests' library (`tests/kit/fake_nvml/`, needs a C compiler): an RTX 3080 whose cooler would let it pass 100 °C
+at full load, in a room that goes from 26 to 38 °C. Probe, client and control are the real ones. The best constant duty is found
+by search on the same device, knowing the night beforehand. Exits with 1 if a goal is missed.
 """
 
 from __future__ import annotations

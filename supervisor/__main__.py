@@ -65,7 +65,7 @@ def _standard_error_is(file: Path) -> bool:
 
 
 def _tell(fd: int | None, *, ok: bool, text: str = "", postmortem: Sequence[str] = (), waits: bool = False) -> None:
-    """For `memsup start` (`Answer` in `cli/spawning.py`)."""
+    """For `memsup start` (`Answer` in `client/spawning.py`)."""
     if fd is not None:
         try:
             os.write(fd, msgspec.json.encode({"ok": ok, "text": text, "postmortem": postmortem, "waits": waits}) + b"\n")

@@ -3,7 +3,7 @@
 Covers every source of heat alike, GPUs and CPU: *pace* (gaps between micro-batches) is found by a controller that looks for the
 largest part of the time which keeps the pace level; where the driver allows it, a lower power limit takes over, since it costs
 less speed than gaps; *hold* comes when pacing did not help, and ends well below, after a minimum time, so that nothing flaps.
-A smaller micro-batch makes no less heat and is not tried. Which temperatures these are is `gpu/thresholds.py`; the duty is
+A smaller micro-batch makes no less heat and is not tried. Which temperatures these are is `thresholds.py`; the duty is
 carried out by the worker, the power limit by the GPU probe.
 
 The controller works on where the temperature will be in `AHEAD_S` at its present slope, since a cooler goes on warming up for

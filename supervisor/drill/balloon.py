@@ -1,6 +1,6 @@
 """The part of a drill's worker that misbehaves: a process beside the training, inside its fence, that takes memory when told.
 
-    python -I -S drill_balloon.py FILE
+    python -I -S balloon.py FILE
 
 FILE holds two numbers, the bytes to hold and how many more to take in a second at most; a file that was there before it began
 is not for it. Stands for what really fills a worker's memory: a leaking loader process, a library that keeps everything.

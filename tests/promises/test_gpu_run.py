@@ -53,7 +53,7 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }
 """What is done to the device, and what mends it. A value that stands still takes minutes to be found out; that is in
-`test_gpu_cooling.py`.
+`test_gpu_probe.py`.
 """
 
 

@@ -1,7 +1,8 @@
 """Promise 1, with everything real: misbehaving commands under `memsup start -- COMMAND`, and processes that stand still.
 
 Each child of `misbehaving.py` wants gigabytes and gets 700 MiB. The limit holds, the whole tree goes, a bystander never
-notices, and the ledger says what happened. The parts are held to account in test_fence_*.py and test_process_tree.py.
+notices, and the ledger says what happened. The parts are held to account in
+`tests/supervisor/fence/` and `tests/supervisor/kernel/`.
 """
 
 from __future__ import annotations

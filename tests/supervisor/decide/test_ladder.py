@@ -77,7 +77,7 @@ def test_one_order_at_a_time_and_never_below_one_row(night: Night) -> None:
 
 
 def test_still_too_much_for_a_second_is_held_and_comes_back_one_rung_at_a_time(night: Night) -> None:
-    """The first ladder of issue 2: shrink, then checkpoint and hold, and back again."""
+    """The plain case: the micro-batch is shrunk, then the worker checkpoints and holds, and comes back again."""
     assert night.at(0.95).holds == frozenset()
     assert night.at(0.955, after_s=1.0).holds == {HoldReason.MEMORY}
     night.worker = WorkerView(alive=True, takes_orders=True, held=True)

@@ -1,6 +1,6 @@
 """The fences that are cgroups, each kind held to the same promises with real limits, runaways, freezers and kills.
 
-A kind that cannot be made here is reported as not run; `tests/vm/run` runs them all, as root and as an ordinary user.
+A kind that cannot be made here is reported as not run; `tests/kit/vm/run` runs them all, as root and as an ordinary user.
 """
 
 from __future__ import annotations
