@@ -203,7 +203,7 @@ def _plain_tsv_rows(path: Path) -> Iterator[Row]:
 
 
 def _unquoted(field: str) -> str:
-    """Without the quotation marks that a program put around a whole field."""
+    """The text without the quotation marks that a program put around a whole field."""
     if field.startswith('"') and re.fullmatch(r'"(?:[^"]|"")*"', field):
         return field[1:-1].replace('""', '"')
     return field

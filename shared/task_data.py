@@ -67,9 +67,9 @@ class ModelSource(enum.StrEnum):
 
     FOLDER = "folder"
     CONFIG_ONLY = "config only"
-    """From nowhere: the folder has a config.json alone, and the model is trained from nothing."""
+    """The weights come from nowhere: the folder has a config.json alone, and the model is trained from nothing."""
     HUB = "hub"
-    """From the hub, which is not looked at here: that may need the network."""
+    """The weights come from the hub, which is not looked at here: that may need the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class DataSummary:
     """Number of texts by roughly how many tokens they make."""
 
     def share_cut(self, max_length: int) -> float:
-        """About which share of the texts `max_length` tokens would cut, 0 to 1."""
+        """The share of the texts that `max_length` tokens would cut, roughly, 0 to 1."""
         return sum(count for tokens, count in self.token_estimates.items() if tokens > max_length) / self.rows
 
 

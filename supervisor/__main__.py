@@ -1,6 +1,7 @@
 """`python -m memsup.supervisor --run NAME`: the process that `memsup start` leaves behind.
 
-Says on `--ready-fd`, in one JSON line, whether it guards now or why not; from then on it talks through its sockets and files.
+The process says on `--ready-fd`, in one JSON line, whether it guards now or why not; from then on it talks through its sockets
+and files.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def main() -> int:
 
 
 def _standard_error_is(file: Path) -> bool:
-    """Whether `memsup start` has led it there, so that what Python says when it breaks has a place."""
+    """Whether standard error goes to `file`: `memsup start` leads it there, so that what Python says when it breaks has a
+    place.
+    """
     try:
         return os.path.samestat(os.fstat(2), os.stat(file))
     except OSError:
@@ -65,7 +68,7 @@ def _standard_error_is(file: Path) -> bool:
 
 
 def _tell(fd: int | None, *, ok: bool, text: str = "", postmortem: Sequence[str] = (), waits: bool = False) -> None:
-    """For `memsup start` (`Answer` in `client/spawning.py`)."""
+    """Writes the line that `memsup start` waits for (`Answer` in `client/spawning.py`). `fd` is None where nobody waits."""
     if fd is not None:
         try:
             os.write(fd, msgspec.json.encode({"ok": ok, "text": text, "postmortem": postmortem, "waits": waits}) + b"\n")

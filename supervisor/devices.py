@@ -29,9 +29,9 @@ from memsup.supervisor.sense.power_supply import PowerSupply
 from memsup.supervisor.sense.temperatures import TemperatureSensors, cpu_sources
 
 MOST_LASTING = 3
-"""So many of the troubles that do not pass by themselves are shown by `status`; the ledger has them all."""
+"""`status` shows this many of the troubles that do not pass by themselves; the ledger has them all."""
 FAR_C = 15.0
-"""So far below its pace level a CPU's sensor may be read half as often."""
+"""A CPU's sensor that is this far below its pace level may be read half as often."""
 ON_BATTERY = Trouble(
     TroubleKind.BATTERY, "The machine runs on its battery, so training waits. Go on all the same: --set limits.on_battery=run"
 )
@@ -39,7 +39,7 @@ ON_BATTERY = Trouble(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What of the worker matters for heat and GPU memory."""
+    """What matters of the worker for heat and GPU memory."""
 
     alive: bool
     computing: bool

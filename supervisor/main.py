@@ -4,8 +4,8 @@ One thread and one poll: sockets, the worker's pidfd, the GPU probe and signals 
 does. What it reads goes as values into the pure parts (`decide/`), and what they answer is carried out by `_perform`. Nothing
 is decided here, and nothing blocks: the only wait is the poll.
 
-Three things turn with it. `on_look` is the guard's tick, up to a hundred times a second: memory, the ladder, what follows from
-it. `on_slow_look` is once a second, for all that is in no hurry. Everything else answers to an event.
+Three things turn with the loop. `on_look` is the guard's tick, up to a hundred times a second: memory, the ladder, and what
+follows from it. `on_slow_look` comes once a second, for all that is in no hurry. Everything else answers an event.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ from memsup.supervisor.words import plural
 
 LEASE_S = 30.0
 GPU_FACTS_S = 5.0
-"""For the first look at the GPUs, before the loop runs: waking a driver takes seconds."""
+"""The first look at the GPUs, before the loop runs, may take this long: waking a driver takes seconds."""
 LAST_OUTPUT_WITHIN_S = 1.0
-"""For what the worker has printed to be in its log, when the supervisor ends."""
+"""What the worker has printed has this long to come into its log when the supervisor ends."""
 WRITTEN_WITHIN_S = 5.0
-"""For the last records, when the supervisor ends."""
+"""The last records have this long to be written when the supervisor ends."""
 
 
 class Supervisor:

@@ -1,4 +1,4 @@
-"""What a night alone needs, joined: each of its parts in turn, once a second, and what they have for the ledger.
+"""What a run needs while nobody watches it, joined: each part has its turn once a second, and gives what it has for the ledger.
 
 The parts: what the life before died of (`explain`), the black box, the history, the watch for hangs (`HangGuard`), messages
 (`tell/notices.py`), the lock that keeps the machine awake, the watch on the clock, and the ledger's size. Nothing is decided
@@ -40,10 +40,10 @@ from memsup.supervisor.words import duration
 
 ROTATE_EVERY_S = 60.0
 STACKS_WITHIN_S = 5.0
-"""From the signal until every thread's stack is in the worker's log; a thread stuck in the kernel writes none."""
+"""Every thread's stack has to be in the worker's log this long after the signal; a thread stuck in the kernel writes none."""
 MOST_STACK_BYTES, MOST_STACK_LINES = 4_000, 200
 MOST_LOG_BYTES = 2 << 20
-"""The most of the supervisor's own log, which has what the ledger has not: errors, garbage, a probe that was given up."""
+"""The supervisor's own log is cut at this length. It has what the ledger has not: errors, garbage, a lost probe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Death:
     sentence: str
     """The most likely cause."""
     lines: tuple[str, ...]
-    """The whole of it for a person; the first is `sentence`."""
+    """The whole post-mortem for a person; its first line is `sentence`."""
     machine_died: bool
     waits: str | None
     """The sentence that says why nothing is started before a person says so, and what to type. None: the run goes on."""
@@ -71,7 +71,7 @@ class Death:
 
     @property
     def troubles(self) -> tuple[Trouble, ...]:
-        """What `status` says of it: the death of a supervisor alone needs nobody."""
+        """What `status` says of this death. Where the supervisor alone died, nobody is needed."""
         if not self.machine_died:
             return ()
         waits = [] if self.waits is None else [Trouble(TroubleKind.WAITS, self.waits)]
@@ -123,7 +123,7 @@ class Night:
             self._notices.policy.machine_died(death.lines, waits=death.waits is not None)
 
     def begin(self, now_s: float) -> Iterator[Record]:
-        """Once the scribe works, before there is a worker."""
+        """Begins the parts that write or send; to be called once the scribe works, and before there is a worker."""
         self._notices.start(now_s)
         if self.death is not None:
             yield self.death.record
@@ -139,7 +139,7 @@ class Night:
             self._box.note(memory)
 
     def on_slow_look(self, now_s: float, status: Status, life: Lifecycle, guard: Guard, devices: Devices) -> Iterator[Record]:
-        """About once a second: each part in turn."""
+        """Gives each part its turn; to be called about once a second."""
         self._note_history(now_s, status, life.stance.duty_fraction)
         # Both clocks at this instant: `now_s` is from before what was done since, which takes seconds on a starved machine.
         if (why := self._clock.step(monotonic_s(), unix_s(), asleep_s())) is not None:
@@ -158,7 +158,7 @@ class Night:
             self._scribe.carry_out(str(log), lambda: rotate(log, MOST_LOG_BYTES, parts=1))
 
     def say_goodbye(self, now_s: float, status: Status, duty_fraction: float) -> Iterator[Record]:
-        """The worker is gone and the scribe still writes. Waits for the last message."""
+        """Waits for the last message; to be called when the worker is gone, and while the scribe still writes."""
         self._note_history(now_s, status, duty_fraction)
         if (line := self._history.rest()) is not None:
             self._scribe.append(self._paths.history, line)
@@ -166,7 +166,9 @@ class Night:
         yield from self._notices.say_goodbye(now_s, status)
 
     def close(self, now_s: float, reason: str | None) -> None:
-        """After the scribe has ended. `reason` says why this is a good end. None: it is none."""
+        """Closes the black box; to be called when the scribe has ended. `reason` says why this is a good end. None: it is not
+        one.
+        """
         if self._box is not None and reason is not None:
             try:
                 self._box.close_cleanly(now_s, unix_s(), reason)
@@ -235,7 +237,9 @@ class HangGuard:
         return f"{what} for {silent} ({phase}; at most {limit} was to be expected)", self._stacks
 
     def _read_stacks(self) -> None:
-        """The scribe's: the log's disk may be what the worker waits for. Raises OSError."""
+        """Looks for the stacks in the worker's log. It is the scribe that does so, since the worker may be waiting for the
+        log's disk. Raises OSError.
+        """
         lines = worker_log(self._paths).last(MOST_STACK_LINES)
         text = "\n".join(line.text for line in lines if line.at_unix_s is not None and line.at_unix_s >= self._asked_unix_s)
         if "(most recent call first)" in text:
@@ -270,7 +274,7 @@ def _facts(
 
 
 def _is_traced(pid: int | None) -> bool:
-    """Whether a debugger holds it (proc_pid_status(5))."""
+    """Whether a debugger holds the process (proc_pid_status(5))."""
     try:
         text = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -91,7 +91,7 @@ def command(name: str, run_name: str) -> str:
 
 
 def steps(step: int, total: int | None) -> str:
-    """How far it is: `step 40 of 96 (42 %)`. A `total` of None is not known."""
+    """How far a run is: `step 40 of 96 (42 %)`. A `total` of None is not known."""
     return f"step {count(step)}" + (f" of {count(total)} ({percent(step / total)})" if total else "")
 
 

@@ -190,7 +190,7 @@ def readable(source: str, line: Line, *, alone: bool) -> list[str]:
 
 
 def terminal_line(text: str) -> str:
-    """As a terminal would have left it: of a progress bar that redraws itself, the last state."""
+    """The line as a terminal would have left it: of a progress bar that redraws itself, the last state."""
     return printable(text.rstrip("\r").rpartition("\r")[2].expandtabs())
 
 

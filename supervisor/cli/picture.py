@@ -63,7 +63,7 @@ def picture(status: Status, now_unix_s: float) -> list[str]:
 
 
 def one_line(status: Status) -> str:
-    """The same in one line, for logs and other places without a terminal."""
+    """The status in one line, for logs and other places without a terminal."""
     parts = [str(status.state), _steps(status), _progress(status)]
     if status.memory.worker_bytes is not None:
         parts.append(f"{size(status.memory.worker_bytes)} of {size(status.memory.limit_bytes)}")

@@ -53,7 +53,7 @@ def follow(paths: RunPaths, as_json: bool) -> int:
 
 
 def goes_on(paths: RunPaths) -> int:
-    """Says after Ctrl-C that it ended the looking on only; returns the exit code."""
+    """Says after Ctrl-C that only the looking on has ended; returns the exit code."""
     message(f"\nThe run goes on. Look at it with: {command('status', paths.name)}   End it with: {command('stop', paths.name)}")
     return INTERRUPTED
 

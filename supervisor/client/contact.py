@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from memsup.shared.record import RunRecord
 
 SILENT_S = 15.0
-"""A supervisor that has not answered even a question for its status for this long does not answer."""
+"""A supervisor that for this long has not even answered a question for its status counts as silent."""
 ASK_AGAIN_S = 3.0
 COMES_UP_WITHIN_S = 1.0
 """The lock is taken a moment before the sockets are there, and freed a moment after they are gone."""
@@ -60,7 +60,7 @@ class Observed:
 
     guard: Guard
     status: Status | None
-    """What is so; with a supervisor gone what was so, corrected. None: the run does not exist."""
+    """What is so or, with the supervisor gone, what was so, corrected. None: the run does not exist."""
     record: RunRecord | None
     """What `run.json` holds. None: the run does not exist, or its supervisor answered and the file was not read."""
 
@@ -123,8 +123,8 @@ class Contact:
         return self._state_fd is not None and is_taken(self._state_fd)
 
     def ask(self, what: RequestKind, within_s: float | None = None) -> Reply:
-        """The answer to one request. Without `within_s` for as long as it takes, as long as the supervisor answers at all: a
-        checkpoint takes its time. Raises `NobodyThereError`, `NoAnswerError` and `PathError`.
+        """The answer to one request. Without `within_s` it waits for as long as the supervisor answers at all: a checkpoint
+        takes its time. Raises `NobodyThereError`, `NoAnswerError` and `PathError`.
         """
         import zmq
 
@@ -196,7 +196,7 @@ def _silent(paths: RunPaths, why: str) -> Observed:
     record = _record(paths)
     status = _written(paths, record)
     if status is not None:
-        if status.state in OVER:  # of its last life; this one has just begun
+        if status.state in OVER:  # the status is of the last life; this one has just begun
             status.state = RunState.STARTING
         status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, why))
     return Observed(Guard.SILENT, status, record)

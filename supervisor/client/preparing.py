@@ -1,4 +1,4 @@
-"""What a start would do, before anything is written: settings laid together, data and machine looked at, limits resolved.
+"""What a start would do, before anything is written: settings merged, data and machine looked at, limits resolved.
 
 A new run takes the settings as given now. A run that exists keeps those it was created with, since other ones would be other
 training; only limits and the rhythm of checkpoints are taken over. Raises the sentences that a person gets; writes nothing.

@@ -1,8 +1,9 @@
 """Keeps the machine awake while there is something to compute, and lets it sleep when there is not.
 
-Through systemd-inhibit(1), which asks logind for a lock and runs a command under it. The command is a `cat` that reads from us:
-when it is to end, or when the supervisor is gone, however it went, the pipe ends, `cat` ends, and with it the lock. Where there
-is no logind, or it refuses, `why_not` says so and nothing else changes. A closed lid and a person who suspends are obeyed.
+It does so through systemd-inhibit(1), which asks logind for a lock and runs a command under it. The command is a `cat` that
+reads from us: when it is to end, or when the supervisor is gone, however it went, the pipe ends, `cat` ends, and with it the
+lock. Where there is no logind, or it refuses, `why_not` says so and nothing else changes. A closed lid and a person who
+suspends are obeyed.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class KeepAwake:
         self.why_not = f"The machine may fall asleep: logind gave no lock ({lines[-1][:200] if lines else 'no reason given'})."
 
     def _end(self) -> None:
-        """Its `cat` sees the end of the pipe; nobody waits for it."""
+        """Lets the lock go: its `cat` sees the end of the pipe, and nobody waits for that."""
         process, self._process = self._process, None
         if process is not None:
             for stream in (process.stdin, process.stderr):

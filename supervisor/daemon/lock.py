@@ -10,7 +10,7 @@ from memsup.shared.clock import monotonic_s
 from memsup.shared.paths import RunPaths, open_private
 
 LOCK_PATIENCE_S = 0.3
-"""The time that is waited for the lock: `memsup status` holds it for an instant to see whether anybody else does."""
+"""A supervisor waits this long for the lock: `memsup status` holds it for an instant to see whether anybody else does."""
 
 
 class AlreadyRunningError(Exception):

@@ -1,6 +1,7 @@
 """Tells systemd how the supervisor does (sd_notify(3)): ready, alive, about to end. Says nothing where nobody asked.
 
-Datagrams to the socket in `NOTIFY_SOCKET`, never blocking: a service manager that does not read must not hold up the guard.
+What it says goes as datagrams to the socket in `NOTIFY_SOCKET` and never blocks: a service manager that does not read must not
+hold up the guard.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the supervisor does for itself before the worker starts, so that it still runs when memory has run out.
 
-Call it once everything is imported and the kill path was rehearsed (`fence.choose_fence` does that): what is locked is what is
+Call it once everything is imported and the kill path was rehearsed (`fence/choice.py` does that): what is locked is what is
 there. Where nothing may be locked, `keep_programs` keeps what it runs from being dropped, and `own_scope`, in front of its
 command, keeps it out of the swap. Does not cover the worker, which is made the better victim by its fence's `launch_prefix`.
 """

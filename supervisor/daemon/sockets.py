@@ -22,7 +22,7 @@ from memsup.supervisor.decide.run.actions import Answer
 
 LINGER_MS = 500
 GARBAGE_EVERY_S = 60.0
-"""Between two lines of the ledger about it: a flood must not fill the disk."""
+"""The ledger has at most one line about garbage in this time: a flood must not fill the disk."""
 NOBODY = 0
 """The token of a request that no client waits for."""
 MOST_AT_ONCE = 100
@@ -64,7 +64,9 @@ class Sockets:
         return socket
 
     def reports(self, run_id: str, pid: int | None) -> Iterator[m.AnyReport]:
-        """What the worker has said. It is who said Hello for `run_id` with the `pid` that was started; nobody else is heard."""
+        """What the worker has said. The worker is whoever said Hello for `run_id` with the `pid` that was started; nobody else
+        is heard.
+        """
         for identity, report in self._received(self.worker, m.decode_for_supervisor):
             if isinstance(report, m.Hello) and report.run_id == run_id and report.pid == pid:
                 self._speaks_to = identity

@@ -4,8 +4,9 @@ A user's unit belongs to their own service manager and needs no privilege; root'
 at boot and again whenever it dies, as long as the run is wanted: `ExecCondition` asks for that before each start, so a run that
 was stopped, or has finished, is not begun again by a reboot.
 
-The supervisor's exit status tells systemd what is meant: 0 the run is over (or was stopped by a person), 3 another supervisor
-guards it: neither is started again. Anything else is, 75 (told to go while the run is wanted) included.
+The supervisor's exit status tells systemd what is meant: 0 means that the run is over (or was stopped by a person), 3 that
+another supervisor guards it; then it is not started again. After any other status it is, also after 75 (it was told to go while
+the run is wanted).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Covers `recovery.after_power_loss`: what is wanted, and what it means in numbers and words. That the machine died is
 `postmortem.py`'s verdict; the bounds are kept by `lifecycle.py` (micro-batch) and `devices.py` (set point, power limit). What a
-death of the machine was about is seldom known, so gentler is less of everything that can bring one down: memory, heat, and
-the current that a power supply has to give.
+machine died of is seldom known, so a gentle run takes less of everything that can bring one down: memory, heat, and the current
+that a power supply has to give.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TIER_BELOW: dict[str, TierName] = {"full": "safe", "safe": "low"}
 
 @dataclass(frozen=True, kw_only=True)
 class Restraint:
-    """How gently a run goes on."""
+    """How much less than usual a run takes when it goes on gently."""
 
     most_micro_tokens: int | None = None
     """The most tokens of a micro-batch. None: the settings alone bound it."""
@@ -40,7 +40,7 @@ UNRESTRAINED = Restraint()
 
 
 def restraint_of(record: RunRecord, *, watches_gpus: bool) -> Restraint:
-    """How gently the run goes on now."""
+    """What the run takes less of now."""
     if not record.gentle or record.settings.recovery.after_power_loss != "gentle":
         return UNRESTRAINED
     most_tokens = None if record.command is not None else _tokens_of_the_tier_below(record)

@@ -7,7 +7,7 @@ LEAST_FREE_BYTES = 64 << 20
 
 
 def disk_floor_bytes(checkpoint_bytes: int | None) -> int:
-    """With less free disk than this training holds: there has to be room for one more checkpoint, and for the records about it.
+    """The least free disk with which training goes on: one more checkpoint has to have room, and the records about it.
 
     `checkpoint_bytes` is the size of the newest checkpoint. None: there is none yet, or its size is not known.
     """

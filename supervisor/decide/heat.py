@@ -78,7 +78,7 @@ class HeatDecision:
     tell: str | None = None
     """A sentence for a person, told once: it stays too hot, or too slow, or blind. None: there is nothing new to tell."""
     troubles: tuple[tuple[str, str], ...] = ()
-    """What was told and is still so: what it is about, and the sentence."""
+    """Each trouble that was told and still lasts: what it is about, and the sentence."""
 
 
 @dataclass(slots=True)
@@ -140,9 +140,9 @@ class HeatControl:
     _held_since_s: float | None = None
     _stepped_s: float | None = None
     _since_s: dict[str, float] = field(default_factory=dict)
-    """The time since which each thing that a person may have to be told has been so."""
+    """The time since which each thing lasts that a person may have to be told."""
     _told: dict[str, str] = field(default_factory=dict)
-    """The sentences about what is still so."""
+    """The sentences that were told about what still lasts, by what they are about."""
     _last: HeatDecision = field(default_factory=HeatDecision)
 
     def step(
@@ -321,7 +321,7 @@ class HeatControl:
         return fresh
 
     def _lasts(self, now_s: float, what: str, is_so: bool, seconds: float, sentence: str) -> str | None:
-        """The sentence, given once, when it has been so for that long. None before and after."""
+        """The sentence about `what`, given once, when it has lasted for that long. None before and after."""
         if not is_so:
             self._since_s.pop(what, None)
             self._told.pop(what, None)

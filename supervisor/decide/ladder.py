@@ -68,7 +68,8 @@ FREEZE_FROM_USE = 0.90
 ORDER_TAKES_S = 0.5
 CRITICAL_RESERVE, LAST_RESERVE = 0.5, 0.25
 """With less than the first part of the reserve left the worker is frozen too, whoever fills the machine. If free memory does
-not fall any more (a container's limit was lowered, say), the worker is thawed to obey; below the second part it is not."""
+not fall any more (a container's limit was lowered, say), the worker is thawed to obey; with less than the second part left it
+stays frozen."""
 STANDS_RESERVE = 0.05
 """Free memory counts as falling if it fell by this part of the reserve or more while the worker was frozen."""
 FREEZE_S = 0.5
@@ -78,7 +79,8 @@ THAW_GRACE_S = 3.0
 SHRINK_SETTLES_S = 3.0
 """A halved micro-batch shows in memory after this time; only then is it halved again."""
 HOLD_HELPS_WITHIN_S = 20.0
-"""Holding keeps memory. If that is not enough, the worker is asked to checkpoint, exit and give everything back."""
+"""A worker that holds keeps its memory. If memory is still short after this time, it is asked to checkpoint, exit and give
+everything back."""
 RATE_WINDOW_S = 0.3
 """The fill rate is reckoned over this time."""
 DISK_CALM_S = 30.0
@@ -180,7 +182,7 @@ class Ladder:
 
     limits: MemoryLimits
     disk_floor_bytes: int = 0
-    """With less free disk than this, the room for one emergency checkpoint, training holds."""
+    """Training holds with less free disk than this, the room for one emergency checkpoint."""
     rung: Rung = Rung.GROW
     _above_since: dict[Rung, float] = field(default_factory=dict)
     _calm_since: float | None = None

@@ -1,4 +1,4 @@
-"""At which temperatures to act, chosen from what a device says about itself. Pure.
+"""The temperatures at which to act, chosen from what a device says about itself. Pure.
 
 A device's own slowdown temperature S decides everything: colour at S - 12, pace at S - 8, hold at S - 5 kept for a while,
 resume at S - 15. "Maximum operating temperature" is not used: an MX330 says 57 and slows down at 97. GeForce's usual set point
@@ -63,7 +63,7 @@ class HeatLimits:
     """What memsup does at which temperature (°C) of one device or sensor."""
 
     colour_c: float
-    """From here on `status` shows it as warm."""
+    """`status` shows the device as warm from this temperature on."""
     pace_c: float
     """This temperature is kept by computing with gaps."""
     hold_c: float

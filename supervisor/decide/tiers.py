@@ -89,7 +89,7 @@ class Resolution:
     gpu: GpuReading | None
     """The GPU whose memory counts. None: the CPU trains, or no GPU was seen."""
     settings: Settings
-    """As asked, with every value filled in that the tier decides."""
+    """What was asked for, with every value filled in that the tier decides."""
     tier: TierName
     reason: str
     """Why it is this tier, in one clause."""

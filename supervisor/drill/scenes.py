@@ -32,7 +32,7 @@ MIB = 1 << 20
 
 WORKER_LIMIT_BYTES = 1024 * MIB
 SQUEEZED, ALMOST = 0.92, 0.86
-"""At these parts of the worker's limit the ladder shrinks the micro-batch, and is just about to."""
+"""The parts of the worker's limit at which the ladder shrinks the micro-batch, and is just about to."""
 SLOWLY_BYTES_PER_S, AT_ONCE_BYTES_PER_S, RUNAWAY_BYTES_PER_S = 40 * MIB, 4096 * MIB, 300 * MIB
 
 

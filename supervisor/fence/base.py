@@ -84,7 +84,7 @@ class Fence(ABC):
 
     @abstractmethod
     def populated(self) -> bool | None:
-        """Whether anything in it still runs; the dead that nobody reaped do not count. None where it cannot be read."""
+        """Whether anything inside still runs; the dead that nobody reaped do not count. None where it cannot be read."""
 
     @abstractmethod
     def freeze(self) -> None: ...

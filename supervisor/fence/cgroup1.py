@@ -68,7 +68,8 @@ class Cgroup1Fence(Fence):
 
     def renew(self) -> None:
         text = str(page_floor(self.limit_bytes))
-        # Memory may never be above memory with swap, so the order depends on the direction. Refused: EBUSY, tried again later.
+        # Memory may never be above memory with swap, so the order depends on the direction.
+        # What the kernel refuses (EBUSY) is tried again later.
         swap_as_well = hold(self._with_swap_limit, text)
         hold(self._limit, text)
         if not swap_as_well:

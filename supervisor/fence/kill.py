@@ -36,7 +36,9 @@ class Deadman:
         return self._child.exit_code() is None
 
     def replace(self) -> None:
-        """Starts another where this one is gone. Not for a tight moment: a program has to be read. Raises OSError."""
+        """Starts another deadman where this one is gone. A program has to be read for that, so it is not to be called while
+        memory is short. Raises OSError.
+        """
         if self._child.exit_code() is not None:
             child, pipe = self._start()
             self._close()

@@ -24,7 +24,7 @@ class OutputPump:
     """
 
     def __init__(self, log: Path, run: str) -> None:
-        """Starts it. Raises OSError, also where `log` cannot be opened."""
+        """Starts the pump. Raises OSError, also where `log` cannot be opened."""
         os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
         self._command = [sys.executable, "-I", "-S", output_pump.__file__, str(log), run]
         self._again_s = -math.inf
@@ -41,7 +41,7 @@ class OutputPump:
 
     @property
     def pidfd(self) -> int:
-        """Readable once the pump has written everything, or has died."""
+        """The descriptor that is readable once the pump has written everything, or has died."""
         return self._child.pidfd
 
     def step(self, now_s: float) -> bool:

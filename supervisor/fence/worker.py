@@ -29,14 +29,16 @@ DEADMAN_BEAT_S = 0.5
 
 class WorkerProcess:
     def __init__(self, paths: RunPaths, record: RunRecord, fence: Fence, cpus: int, *, deadman: Deadman | None = None) -> None:
-        """`cpus` is how many the worker may compute on. `deadman` stands behind a fence that has no cgroup. None: no need."""
+        """`cpus` is how many the worker may compute on. `deadman` stands behind a fence without a cgroup. None: the fence has
+        one.
+        """
         self._paths, self._record, self._cpus = paths, record, cpus
         self.fence, self._deadman = fence, deadman
         self._next_beat_s = -math.inf
         self._last_words = LastWords()
         self._child: Child | None = None
         self._pumps: list[OutputPump] = []
-        """Of this worker, and of those before it that still have something to write."""
+        """The pumps of this worker, and of those before it that still have something to write."""
         self._lifeline: int | None = None
         self._end: TreeKill | None = None
         self._kills_before = 0
@@ -130,7 +132,8 @@ class WorkerProcess:
         return not self._pumps
 
     def collect(self) -> tuple[int | None, int]:
-        """After `KillState.GONE`: the exit status, and how many processes the kernel killed at the fence in this life.
+        """The exit status, and how many processes the kernel killed at the fence in this life; to be called after
+        `KillState.GONE`.
 
         The exit status is None for a worker that this supervisor has not started.
         """
@@ -164,7 +167,7 @@ class WorkerProcess:
                 self._deadman.replace()
 
     def close(self) -> None:
-        """After the worker's end: takes the fence away and ends the deadman's duty."""
+        """Takes the fence away and ends the deadman's duty; to be called after the worker's end."""
         self.fence.remove()
         if self._deadman is not None:
             self._deadman.goodbye()

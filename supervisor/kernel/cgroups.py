@@ -80,7 +80,7 @@ class _Enclosing:
         self.limit_bytes: int | None = None
 
     def read_limit(self) -> None:
-        """Reads anew what the cgroup allows. None where it sets no limit, or does not tell."""
+        """Reads anew what the cgroup allows. `limit_bytes` is None where it sets no limit, or does not tell."""
         limits = [file.number() if file.read() else None for file in self._limits]
         if self._is_top:
             limits.append(self._use.hierarchical_limit_bytes())

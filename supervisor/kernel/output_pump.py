@@ -44,9 +44,9 @@ _BLOCK_BYTES = 16 << 10
 _LINE_BYTES, _LINE_CHARACTERS = 64 << 10, 32 << 10
 """The longest line that waits for its end, and the most that one event has of what a program printed; longer ones are cut."""
 _PAUSE_S = 0.5
-"""Without anything new, after which a line that has not ended is written as well."""
+"""After this time without anything new a line that has not ended is written as well."""
 _REDRAWN_EVERY_S = 30.0
-"""Between two lines of one that is drawn over itself, as progress bars are."""
+"""A line that is drawn over itself, as progress bars are, is written at most once in this time."""
 _OURS = '{"time":"'
 
 
@@ -72,7 +72,7 @@ class Queue:
         self._ended = False
 
     def put(self, at_unix_s: float, piece: bytes) -> None:
-        """Never waits for the disk. An empty piece says that nothing comes any more."""
+        """Takes a piece, and never waits for the disk. An empty piece says that nothing comes any more."""
         with self._room:
             if not piece:
                 self._ended = True
@@ -137,7 +137,7 @@ class Lines:
         return done
 
     def pause(self, at_unix_s: float, now_s: float) -> bytes:
-        """After a pause: the line that has not ended, as it stands. One that is drawn over itself is told now and then."""
+        """The line that has not ended, as it stands after a pause. One that is drawn over itself is given now and then."""
         if b"\r" in self._rest:
             self._rest = self._rest.rstrip(b"\r").rpartition(b"\r")[2] + b"\r"
             if now_s - self._redrawn_s < _REDRAWN_EVERY_S:
@@ -225,7 +225,9 @@ class Files:
 
 
 def set_aside(log: str) -> None:
-    """Keeps `log` and its ends under their earlier names; what had these goes. Where names cannot be changed, they stay."""
+    """Keeps `log` and its ends under their earlier names; files that had these names are removed. Where names cannot be
+    changed, they stay.
+    """
     for name, kept in ((log, earlier(log)), *((end_file(log, i), end_file(earlier(log), i)) for i in (0, 1))):
         try:
             os.rename(name, kept)
@@ -261,7 +263,7 @@ def _remove(file: str) -> None:
 
 
 def _append_whole(fd: int, text: bytes) -> None:
-    """All of it or, as on a disk that is nearly full, nothing. Raises OSError."""
+    """Appends all of `text` or, as on a disk that is nearly full, nothing. Raises OSError."""
     size_bytes = os.fstat(fd).st_size
     if os.write(fd, text) != len(text):
         os.ftruncate(fd, size_bytes)
@@ -269,7 +271,7 @@ def _append_whole(fd: int, text: bytes) -> None:
 
 
 def _time_text(at_unix_s: float) -> str:
-    """As `time_text` in `shared/log.py`."""
+    """The time as `time_text` in `shared/log.py` writes it."""
     milliseconds = int(at_unix_s * 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(milliseconds // 1000))}.{milliseconds % 1000:03}Z"
 

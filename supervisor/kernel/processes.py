@@ -16,8 +16,8 @@ MARK = "_MEMSUP_FENCE"
 """The environment variable that names the fence a process was started for; the fence's `launch_prefix` sets it."""
 
 _started_here: set[int] = set()
-"""The kernel's notion of "my children" belongs to the whole process, and so does this: those that were started here. The
-others are orphans that came to the subreaper."""
+"""The children that were started here; all others are orphans that came to the subreaper. There is one set for the whole
+process, as the kernel's notion of "my children" belongs to the whole process."""
 
 
 def started_here(pid: int) -> None:
@@ -26,8 +26,8 @@ def started_here(pid: int) -> None:
 
 
 def is_orphan(process: Process) -> bool:
-    """Whether this is a child that this process did not start, and that came from the worker: only that lives in other
-    sessions than this process, so a helper that some library starts here is not taken for one.
+    """Whether this is a child that this process did not start and that came from the worker. Such a child lives in another
+    session than this process, so a helper that some library starts here is not taken for one.
     """
     return process.parent == os.getpid() and process.pid not in _started_here and process.session != os.getsid(0)
 
@@ -110,9 +110,9 @@ def resident_bytes(pid: int) -> int | None:
 
 
 def proportional_bytes(pid: int) -> int | None:
-    """The same with each shared page divided by the number of processes that map it. None when it is gone, or the kernel does
-    not say. The kernel walks the page table for this (milliseconds for gigabytes) and takes the process's mmap lock, so it is
-    for the slow walk only.
+    """The memory of one process with each shared page divided by the number of processes that map it. None when it is gone, or
+    the kernel does not say. The kernel walks the page table for this (milliseconds for gigabytes) and takes the process's mmap
+    lock, so it is for the slow walk only.
     """
     return _kib_sum(_content(f"/proc/{pid}/smaps_rollup"), b"\nPss_Anon:", b"\nPss_Shmem:")
 

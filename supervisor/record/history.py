@@ -105,21 +105,21 @@ class Point(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
     samples_per_s: float | None = None
     duty_fraction: float | None = None
     micro_tokens: int | None = None
-    """The least of the stretch."""
+    """The smallest of the values within the stretch."""
     micro_rows: int | None = None
-    """The least of the stretch."""
+    """The smallest of the values within the stretch."""
     prediction_error: float | None = None
     """How far the predicted peak of a step was off, as a part of the measured one, whichever way."""
     worker_bytes: int | None = None
-    """The most of the stretch."""
+    """The largest of the values within the stretch."""
     limit_bytes: int | None = None
     """What the ladder lets the worker's tree use, at the end of the stretch."""
     ram_total_bytes: int | None = None
     ram_available_bytes: int | None = None
-    """The least of the stretch."""
+    """The smallest of the values within the stretch."""
     reserve_bytes: int | None = None
     pressure: float | None = None
-    """The most of the stretch."""
+    """The largest of the values within the stretch."""
     cpu_c: float | None = None
     """The highest temperature of the hottest sensor that is not a GPU's."""
     cpu_limit_c: float | None = None
@@ -129,7 +129,7 @@ class Point(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
 def sample_of(
     status: Status, *, at: float, mono: float, boot: str, duty_fraction: float | None = None, reserve_bytes: int | None = None
 ) -> Point:
-    """What is so now, for `Recorder.note`. `duty_fraction` is the share of the time in which the worker may compute."""
+    """The run as it is now, for `Recorder.note`. `duty_fraction` is the share of the time in which the worker may compute."""
     sensor = hottest(status.temperatures)
     return narrow(
         Point,
@@ -145,7 +145,7 @@ def sample_of(
         reserve_bytes=reserve_bytes,
         cpu_c=sensor.celsius if sensor else None,
         cpu_limit_c=sensor.limit_c if sensor else None,
-        gpus=tuple(narrow(GpuPoint, gpu, name=None) for gpu in status.gpus),  # the name is in run after run of lines the same
+        gpus=tuple(narrow(GpuPoint, gpu, name=None) for gpu in status.gpus),  # the name is the same in line after line
     )
 
 

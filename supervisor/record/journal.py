@@ -82,5 +82,5 @@ class Journal:
 
 
 def budget_file(paths: RunPaths) -> Path:
-    """Where it is written down how many restarts are left."""
+    """The file that says how many restarts are left."""
     return paths.state / "restarts.json"

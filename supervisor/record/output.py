@@ -105,7 +105,7 @@ class Tail:
         return everything[-lines:] if lines else []
 
     def more(self) -> Iterator[bytes]:
-        """The lines that were completed since."""
+        """The lines that were completed since the last call."""
         found = self._open()
         if found is None:
             return
@@ -139,7 +139,7 @@ class Part:
     path: Path
     grows: bool = False
     left_out_bytes: int = 0
-    """Of the log between the part before and this one."""
+    """So much of the log is missing between the part before and this one."""
 
 
 class Log:
@@ -149,7 +149,7 @@ class Log:
         """`path` is the file by which people know the log."""
         self.path, self._read_line, self._parts = path, read, parts
         self._tails: dict[Path, Tail] = {}
-        """Of the files that grow."""
+        """The tails of the files that grow."""
 
     def last(self, lines: int) -> list[Line]:
         """The last lines that there are now; `more` goes on from there."""
@@ -165,7 +165,7 @@ class Log:
             yield from self._read(self._tail(part).more(), part.left_out_bytes)
 
     def more(self) -> Iterator[Line]:
-        """The lines that were completed since."""
+        """The lines that were completed since the last call."""
         for part in self._parts(self.path):
             if part.grows:
                 yield from self._read(self._tail(part).more(), 0)
@@ -231,7 +231,9 @@ def _beginnings_and_ends(log: Path) -> list[Part]:
 
 
 def _after_head_bytes(end: Path) -> int | None:
-    """What its first line says. None where there is no such file, or it is just being begun."""
+    """How much of the log came after its beginning and before the file `end`, as the first line of that says. None where there
+    is no such file, or it is just being begun.
+    """
     first = next(Tail(end).more(), b"")
     after = (_fields(first) or {}).get(AFTER_HEAD)
     return after if isinstance(after, int) else None

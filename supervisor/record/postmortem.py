@@ -40,7 +40,7 @@ class Cause(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a log with its Unix time. None where it has none."""
+    """One line of a log. `at` is its Unix time. None: the line has none."""
 
     at: float | None
     text: str

@@ -18,7 +18,7 @@ from pathlib import Path
 from memsup.shared.files import append_whole, replace_file
 
 MOST_WAITING = 2_000
-"""So many jobs wait before new ones are dropped: minutes of a hung disk, a few MiB of memory."""
+"""At most so many jobs wait, and new ones are dropped then. That is minutes of a hung disk, and a few MiB of memory."""
 MOST_KEPT_BYTES = 256 << 10
 """The most that is kept of the lines for one file that a full disk has not taken."""
 

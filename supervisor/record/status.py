@@ -50,12 +50,12 @@ class Surroundings:
     own_errors: int
     """Errors of memsup's own, caught by the supervisor's loop."""
     supervisor_log: str
-    """The file that has them."""
+    """The log that has these errors."""
     records_lost: int
     why_lost: str | None
     """Why the last record was lost. None: the disk was too slow."""
     disk_floor_bytes: int
-    """With less free disk, training holds."""
+    """Training holds with less free disk than this."""
     undead: int
     """How many processes of the worker cannot be ended."""
 

@@ -86,7 +86,7 @@ class Fact:
 
 
 def interventions_of(ledger: Sequence[Placed], moments: Sequence[Moment], step_s: float | None) -> list[Intervention]:
-    """All of them, in order. `step_s` is what one step took; with None, steps that were done again have no price."""
+    """All interventions, in order. `step_s` is what one step took; with None, steps that were done again have no price."""
     found: list[Intervention] = []
     for i, (x, entry) in enumerate(ledger):
         before = ledger[i - 1][1] if i else None
@@ -107,7 +107,8 @@ def interventions_of(ledger: Sequence[Placed], moments: Sequence[Moment], step_s
 
 
 def _intervention(x: float, entry: Entry, later: Sequence[Placed], step_s: float | None) -> Intervention | None:
-    """None for an entry that tells of a reading, of the end of something, or of the second half of it."""
+    """The intervention that `entry` tells of. None where it tells of a reading, or of the end or the second half of something.
+    """
     base = Intervention(
         number=0,
         x=x,
@@ -199,7 +200,7 @@ def _death(base: Intervention, entry: Entry, later: Sequence[Placed], step_s: fl
 
 
 def _damaged(base: Intervention, entry: Entry, later: Sequence[Placed]) -> Intervention:
-    """Which checkpoint was used in its place is told by a line of its own, before the worker trains again."""
+    """The damage of a checkpoint. Which one was used instead is told by a line of its own, before the worker trains again."""
     used = None
     for _, e in later:
         if e.boot != entry.boot or e.event in (Event.CHECKPOINT_USED, Event.RECOVERED, Event.DEATH, Event.END):
@@ -215,7 +216,7 @@ def _damaged(base: Intervention, entry: Entry, later: Sequence[Placed]) -> Inter
 
 
 def _machine_death(last: Placed, first: Placed, moments: Sequence[Moment], step_s: float | None) -> Intervention:
-    """Between `last` and `first`, of another boot, the machine was started again, asked for or not."""
+    """The start of the machine between `last` and `first`, which is of another boot, whether somebody asked for it or not."""
     before, (x, after) = last[1], first
     last_x = min(x, max((m.x for m in moments if m.point.boot == before.boot), default=last[0]))
     last_x = max(last_x, last[0])

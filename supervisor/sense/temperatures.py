@@ -24,8 +24,8 @@ SLOW_READS = 3
 """A sensor that took longer than this so many times in a row is read no more."""
 CPU_CHIPS = ("coretemp", "k10temp", "k8temp", "zenpower", "fam15h_power", "cpu_thermal", "cpu", "soc_thermal", "x86_pkg_temp")
 CPU_PACE_BELOW_C = 3.0
-"""Pace this much below the critical temperature: CPUs are made to run right up to it (a Ryzen 7000 sits at 95 by design), so
-nothing is done before, and nothing at all where the sensor names no critical temperature and the user no limit."""
+"""Pacing begins this much below the critical temperature: CPUs are made to run right up to it (a Ryzen 7000 sits at 95 by
+design), so nothing is done before, and nothing at all where the sensor names no critical temperature and the user no limit."""
 _LEAST_LIMIT_C, _MOST_C = 40.0, 150.0
 
 
@@ -76,7 +76,8 @@ class TemperatureSensors:
 
 
 def cpu_limits(reading: TemperatureReading, chosen_c: float | None) -> HeatLimits | None:
-    """The temperatures at which to act for a CPU's sensor. None: at none, and so for every other sensor of the board.
+    """The temperatures at which to act for a CPU's sensor. None: nothing is done about this sensor, nor about any sensor of the
+    board that is not a CPU's.
 
     `high` is not used: k10temp called 70 high for years, and laptops name there what they run at all day.
     """

@@ -19,7 +19,7 @@ from memsup.supervisor.tell.policy import Notice
 
 AGAIN_AFTER_S = 300.0
 MOST_WAITING_BYTES = 128 * 1024
-"""So much of jobs that the sender has not read is kept; more is dropped."""
+"""At most this much of jobs that the sender has not read is kept; more is dropped."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class Messenger:
         return self._process.stdout.fileno() if self._process and self._process.stdout else None
 
     def start(self, now_s: float) -> None:
-        """Starts the sender, unless nobody is to be told or one lives. May take milliseconds: not for a tight moment."""
+        """Starts the sender, unless nobody is to be told or one lives. That may take milliseconds, so it is not to be called
+        while memory is short.
+        """
         if not (self._urls or self._ping_url) or now_s - self._started_s < AGAIN_AFTER_S:
             return
         if self._process is not None:

@@ -19,7 +19,7 @@ from memsup.supervisor.tell.messenger import Messenger, Sent
 from memsup.supervisor.tell.policy import Policy, Told
 
 FAREWELL_S = 10.0
-"""For the message that the run is over: below systemd, what is on its way dies with the supervisor."""
+"""The message that the run is over has this long to arrive: under systemd, what is on its way dies with the supervisor."""
 
 
 class Notices:
@@ -34,7 +34,7 @@ class Notices:
         """Whether the last ping arrived. None before the first answer."""
 
     def start(self, now_s: float) -> None:
-        """Starts the sender where there is something to send and none lives. Not for a tight moment."""
+        """Starts the sender where there is something to send and none lives; not to be called while memory is short."""
         self._messenger.start(now_s)
 
     def step(self, now_s: float, status: Status) -> Iterator[Record]:
@@ -61,7 +61,7 @@ class Notices:
         self._messenger.close()
 
     def _answers(self) -> Iterator[Record]:
-        """Every message is a line; of pings only whether they have begun to arrive or ceased to."""
+        """What came of what was sent: a line for every message, and one when pings begin or cease to arrive."""
         for sent in self._messenger.answers():
             if not sent.ping:
                 yield _line(sent, "delivered" if sent.ok else "not delivered")
@@ -75,7 +75,7 @@ def _line(sent: Sent, result: str) -> Record:
 
 
 def _read_told(file: Path) -> Told:
-    """Nothing where the file is missing or damaged: at worst something is told a second time."""
+    """What was told before. Where the file is missing or damaged it is nothing: at worst something is told a second time."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=Told)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):

@@ -112,7 +112,7 @@ class Policy:
         """Whether the notice goes now. What goes is counted; what has to stay is kept for the digest."""
         if notice.kind in _AT_ONCE or notice.kind is Kind.DIGEST:
             return True
-        sent = [at for at in self.told.sent if 0 <= unix_s - at < 86_400]  # of a clock that was set back nothing is counted
+        sent = [at for at in self.told.sent if 0 <= unix_s - at < 86_400]  # later dates are of a clock set back
         if len(sent) >= MOST_A_DAY or (sent and unix_s - sent[-1] < APART_S):
             self.told.held_back = [*self.told.held_back, notice.text][-20:]
             return False

@@ -17,7 +17,7 @@ import torch
 from memsup.shared.clock import monotonic_s
 
 WORTH_FRACTION = 0.03
-"""By how much more threads have to be faster."""
+"""The part by which more threads have to be faster."""
 _SPARE_ONE_FROM = 4
 _ROUNDS = 5
 _ROWS, _LENGTH, _HIDDEN, _HEADS = 8, 64, 384, 6

@@ -25,7 +25,8 @@ from memsup.worker.plan.footprint import MANY_TOKENS, Fit, Footprint, Shape, sha
 from memsup.worker.plan.leak import Floor
 
 WORTH_FRACTION, WORTH_FRACTION_LATER, LATER_STEPS = 0.03, 0.10, 256
-"""By how much a cut has to be faster to be worth other bits, until `LATER_STEPS` and after them, when the run has settled."""
+"""The parts by which a cut has to be faster to be worth other bits: until `LATER_STEPS`, and after them, when the run has
+settled."""
 FIRST_LOOK_STEPS, LEAST_OFTEN_STEPS = 2, 256
 """The plan is looked at after so many steps, then after twice as many each time, down to the latter."""
 NUMBERS_OF_A_LAYER = 34

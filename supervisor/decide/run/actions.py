@@ -87,7 +87,9 @@ class SaveBudget:
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a line of the ledger says. `reason`, `action` and `result` are for people; all else is for programs."""
+    """What a line of the ledger says. `reason`, `action` and `result` are for people; all else is for programs. A field of
+    which a line says nothing is None, or empty.
+    """
 
     event: Event
     reason: str

@@ -1,8 +1,8 @@
 """What a worker gave back when it ended: RAM by the kernel's count of its fence, VRAM by the device's own count. Pure.
 
-A driver takes its time to free a dead process's memory, so the proof waits for it a little. What was not read before or after
-is unknown, and is said to be. Other programs' memory on the same device may change in between; more than the worker held is
-never claimed. Who ends the worker, and what waits for this, is `lifecycle.py`'s.
+A driver takes its time to free a dead process's memory, so the proof waits for it a little. Where a reading from before or
+after is missing, what came back is unknown, and the ledger says so. Other programs' memory on the same device may change in
+between; more than the worker held is never claimed. Who ends the worker, and what waits for this, is `lifecycle.py`'s.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from memsup.supervisor.words import size
 PROOF_WITHIN_S = 5.0
 """The device has this many seconds to show that the memory is back."""
 VRAM_SLACK_BYTES, RAM_SLACK_BYTES = 256 << 20, 64 << 20
-"""So much GPU memory others may take meanwhile, and so much RAM is left of a cgroup without processes."""
+"""Others may take this much GPU memory meanwhile, and a cgroup without processes keeps up to this much RAM."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """A worker's memory when it was last seen at work. None: it is not known, or there is none."""
+    """A worker's memory when it was last seen at work. A field that is None is not known, or there is none."""
 
     ram_bytes: int | None = None
     vram_bytes: int | None = None
@@ -33,7 +33,7 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class GivenBack:
-    """What a worker gave back. None: it is not known, or there was none."""
+    """What a worker gave back. A field that is None is not known, or there was none."""
 
     ram_bytes: int | None = None
     vram_bytes: int | None = None
@@ -74,7 +74,7 @@ class Proof:
 
     held: Held
     ram_left_bytes: int | None
-    """What was still in its fence when every process was gone. None: it could not be read."""
+    """What was still in the worker's fence when every process was gone. None: it could not be read."""
     since_s: float
     """Every process was gone at this time."""
 

@@ -14,7 +14,7 @@ from memsup.shared.messages import Phase
 
 FACTOR = 5.0
 LEARNT_AFTER = 10
-"""After so many ticks of a phase its limit is what was learnt: the first steps compile, warm up and fill caches."""
+"""A phase is judged by what was learnt after so many ticks: the first steps compile, warm up and fill caches."""
 BEFORE_LEARNING_S = 1800.0
 LEAST_S = {
     Phase.STARTING: 900.0,
@@ -44,7 +44,7 @@ class HangWatch:
     _called_s: float = 0.0
 
     def step(self, now_s: float, phase: Phase | None, ticks: int | None, suspended: bool) -> float | None:
-        """By how many seconds the main thread is overdue. None: it is not, or nothing is known of it.
+        """The seconds by which the main thread is overdue. None: it is not, or nothing is known of it.
 
         To be called about once a second with the newest report. `phase` is None when there is no worker, or none that reports.
         """

@@ -12,14 +12,15 @@ LAST_WORDS_WITHIN_S = 0.5
 
 @dataclass
 class LastWords:
-    """One worker's: a new worker has a new one."""
+    """The wait for one worker's last words; a new worker has a new one."""
 
     _until_s: float | None = None
 
     def may_come(self, now_s: float, exit_status: int | None, *, owed: bool) -> bool:
-        """Whether its end has to be waited with. Who was killed by a signal, or owes none, has no last words to come.
+        """Whether last words may still come, so that the worker's end has to wait. A worker that was killed by a signal, or
+        owes none, has none to come.
 
-        `exit_status` is the worker's own, negative for a signal. None: it had none, since it was not seen to exit.
+        `exit_status` is the worker's own, negative for a signal. None: the worker was not seen to exit.
         """
         if exit_status is None or exit_status < 0 or not owed:
             return False

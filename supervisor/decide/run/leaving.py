@@ -62,7 +62,7 @@ class Leaving:
             self.asked_again()
 
     def asked_again(self) -> None:
-        """Whoever asks is not left waiting for the next attempt, nor told of the last one."""
+        """Somebody asks again, and is neither left waiting for the next attempt nor told of the last one."""
         self.cannot = None
 
     def failed(self, now_s: float, why: str) -> None:

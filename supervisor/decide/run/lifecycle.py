@@ -142,7 +142,9 @@ class Lifecycle(Standing):
         return self._follow_up(now_s)
 
     def on_stance(self, now_s: float, stance: Stance, *, decided_on: LadderState | None = None) -> list[Action]:
-        """The ladder has looked. `decided_on`, what it came to `stance` on, goes into the records of what it decided."""
+        """The ladder has looked. `decided_on` is what it judged besides the readings, and goes into the records of its
+        decisions.
+        """
         self._out += records.rung(stance, self.stance)
         self.worker.tuning.ask(stance)
         self.stance = stance
@@ -301,10 +303,10 @@ class Lifecycle(Standing):
         self.terminal, self.failure = state, failure
         self._out += [records.end(state, failure, by, cause), Quit()]
 
-    # -- making the real what is wanted -------------------------------------------------------------------------------
+    # -- making real what is wanted -----------------------------------------------------------------------------------
 
     def _follow_up(self, now_s: float) -> list[Action]:
-        """The actions of an event: what it caused, what makes the real what is wanted, and the answers that follow."""
+        """The actions of an event: what it caused, what makes real what is wanted, and the answers that follow."""
         if self.terminal is None:
             self._reconcile(now_s)
         if self.waiters:

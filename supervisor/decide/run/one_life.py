@@ -67,11 +67,11 @@ class OneLife:
     """The worker is a foreign command, which neither reports nor takes orders."""
     stage: Stage = Stage.NONE
     since_s: float = 0.0
-    """The worker came into its stage at this time; a leftover one was killed last at this time, where it was killed."""
+    """The worker came into its stage at this time. Of a leftover that had to be killed it is the time of the last kill."""
     heard_at_s: float = 0.0
     """The worker was heard of last at this time, or came into its stage."""
     trains: bool = False
-    """The worker has come as far as training. Without a worker: the last one had."""
+    """The worker has come as far as training. Between two lives this is still said of the last worker."""
     micro_tokens: int | None = None
     """The size of the worker's micro-batches. None: it has not said."""
     held: bool = False
@@ -84,20 +84,20 @@ class OneLife:
     leaving: Leaving = field(default_factory=Leaving)
     tuning: Tuning = field(default_factory=Tuning)
     _frozen: Why | None = None
-    """What the worker is frozen for. None: it is not frozen."""
+    """Why the worker is frozen. None: it is not frozen."""
     _held: Why | None = None
-    """What the worker was last to hold for. None: it never was."""
+    """Why the worker was told to hold the last time. None: it never was."""
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
     @property
     def is_alive(self) -> bool:
-        """Whether this supervisor has started it and not killed it since."""
+        """Whether this supervisor has started the worker and not killed it since."""
         return self.stage in (Stage.SPAWNED, Stage.READY)
 
     @property
     def is_ready(self) -> bool:
-        """Whether it has said Hello and lives."""
+        """Whether the worker has said Hello and lives."""
         return self.stage is Stage.READY
 
     @property
@@ -107,12 +107,12 @@ class OneLife:
 
     @property
     def rests(self) -> bool:
-        """Whether it stands still for as long as somebody wants it to."""
+        """Whether the worker stands still for as long as somebody wants it to."""
         return self.held or (self.is_command and self.frozen)
 
     @property
     def owes_last_words(self) -> bool:
-        """Whether, if the worker has ended by itself, it did so without a word on why."""
+        """Whether the worker, if it has ended by itself, did so without a word on why."""
         return self.is_alive and not self.is_command and self.last_words is None
 
     def enter(self, stage: Stage, now_s: float) -> None:
@@ -129,7 +129,7 @@ class OneLife:
         self.held = phase is Phase.HOLDING or (self.held and phase is Phase.SAVING)  # a held worker saves what it has
 
     def answered(self, now_s: float, report: m.Done | m.OrderFailed) -> list[Action]:
-        """An order was carried out, or could not be: its line of the ledger, and the answers to those who asked for it."""
+        """The ledger's line of an order that was carried out, or could not be, and the answers to those who asked for it."""
         pending = self.orders.answered(report.order_id)
         if pending is None:
             return []
@@ -150,7 +150,7 @@ class OneLife:
         return [record, *(Answer(token, done is not None, report.detail, path) for token in pending.requests)]
 
     def ended(self) -> list[Action]:
-        """The worker is gone: the answers to those who waited for an order of theirs."""
+        """The answers to those who wait for an order that the worker, which is gone, will not carry out."""
         text = "The worker ended before it could do that; see: memsup logs"
         return [Answer(token, False, text) for pending in self.orders.drop_all() for token in pending.requests]
 
@@ -161,14 +161,16 @@ class OneLife:
         return Send(self.orders.issue(make, why, now_s, self.micro_tokens, requests))
 
     def freeze(self, why: Why | None, *, emergency: bool = False) -> list[Action]:
-        """What makes the worker frozen for `why`, or thawed where that is None."""
+        """The actions that freeze the worker for `why`, or thaw it where `why` is None."""
         before, self._frozen = self._frozen, why
         if why is not None:
             return [Freeze(), records.freeze(why, emergency=emergency)] if before is None else []
         return [] if before is None else [Thaw(), records.thaw(before)]
 
     def hold(self, now_s: float, why: Why | None, *, save: bool) -> list[Action]:
-        """What makes the worker hold for `why`, and with `save` write a checkpoint; or go on where `why` is None."""
+        """The actions that make the worker hold for `why`, and with `save` write a checkpoint; or let it go on where `why` is
+        None.
+        """
         self._held = why or self._held
         if why is not None and not self.held and not self.orders.in_flight(m.Pause):
             actions: list[Action] = [self.order(now_s, partial(m.Pause, mode=PauseMode.HOLD), why)]
@@ -179,7 +181,7 @@ class OneLife:
         return []
 
     def leave(self, now_s: float, stance_why: Why) -> list[Action]:
-        """What tells the worker to leave, where that is due."""
+        """The actions that tell the worker to leave, where that is due."""
         if not self.leaving.is_due(now_s):
             return []
         order, why = self.leaving.order(), self.leaving.why(stance_why)
@@ -187,11 +189,11 @@ class OneLife:
         return [Terminate() if self.is_command else self.order(now_s, order, why)]
 
     def tune(self, now_s: float, stance: Stance) -> list[Action]:
-        """What tells the worker how much at once and how fast it is to compute."""
+        """The actions that tell the worker how much at once and how fast to compute."""
         return [self.order(now_s, make, why) for make, why in self.tuning.due(stance, self.orders)]
 
     def kill(self, now_s: float, cause: Cause | None, why: Why) -> list[Action]:
-        """What kills the worker's whole tree, where there is one that is not killed already."""
+        """The actions that kill the worker's whole tree, where there is one that is not killed already."""
         if self.stage in (Stage.NONE, Stage.ENDING):
             return []
         self.killed_by_us = cause
@@ -204,7 +206,7 @@ class OneLife:
     # -- deadlines ----------------------------------------------------------------------------------------------------
 
     def deadlines(self, now_s: float, *, cannot_wait: bool) -> list[Action]:
-        """What follows from silence and from orders without an answer. `cannot_wait`: memory is needed back."""
+        """The actions that follow from silence and from orders without an answer. `cannot_wait`: memory is needed back."""
         actions = self._silence(now_s)
         for pending in self.orders.overdue(now_s):
             self.unresponsive = True

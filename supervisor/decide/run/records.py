@@ -36,14 +36,16 @@ def rung(stance: Stance, before: Stance) -> list[Record]:
 
 
 def with_ladder(action: Action, ladder: LadderState | None) -> Action:
-    """The action; where it is the record of a decision of the ladder, with what that was made on."""
+    """The action. The record of a decision of the ladder gets what the ladder judged besides the readings."""
     if isinstance(action, Record) and action.rung is not None:
         return msgspec.structs.replace(action, ladder=ladder)
     return action
 
 
 def order(pending: Pending, outcome: Outcome, detail: str, done: m.Done | None = None) -> Record:
-    """The worker answered an order, or did not in time; `detail` is its answer, and `done` is there where it carried it out."""
+    """The worker answered an order, or did not in time; `detail` is its answer. `done` is its report where it carried the order
+    out. None: it did not.
+    """
     sent = pending.order
     after = done.micro_tokens if done else None
     note = done.checkpoint if done else None

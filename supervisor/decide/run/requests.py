@@ -15,7 +15,7 @@ from memsup.supervisor.decide.run.actions import Answer
 from memsup.supervisor.decide.run.freed import GivenBack
 
 WAIT_S = 120.0
-"""Who waits does so for this long, anew with each thing that the worker finishes."""
+"""Whoever waits is answered after this time at the latest, counted anew with each thing that the worker finishes."""
 
 
 class Goal(enum.Enum):

@@ -90,17 +90,17 @@ class Death:
     exit_status: int | None
     """The exit code, or minus the signal's number. None: a process that was not our child left no trace."""
     last_words: Finished | Failed | Leaving | None = None
-    """What the worker said of its end. None: nothing."""
+    """What the worker said of its end. None: it said nothing."""
     killed_by_us: Cause | None = None
     """Why the supervisor killed it. None: it did not, or a person asked for it."""
     fence_oom_kills: int = 0
     """The kernel killed so many of its processes at the fence."""
     gpu_lost: str | None = None
-    """The sentence about a GPU of the worker's that was lost before it ended."""
+    """The sentence about a GPU of the worker's that was lost before it ended. None: none was lost."""
     continues_on_cpu: bool = False
     """Whether the settings let the run go on on the CPU when its GPU is lost."""
     gpu_crowded: str | None = None
-    """The clause about how much more GPU memory other programs hold than before."""
+    """The clause about how much more GPU memory other programs hold than before. None: it is not much."""
     is_command: bool = False
 
 
@@ -130,7 +130,7 @@ class Restarts:
     recovering: bool = False
     """The worker died, and the life after it has not come back to its work yet."""
     not_before_s: float = 0.0
-    """The next life begins no sooner."""
+    """The next life begins no sooner than at this time."""
     on_cpu: bool = False
     """The GPU was lost, and the worker is told to leave it alone."""
     micro_tokens_limit: int | None = None
@@ -149,12 +149,12 @@ class Restarts:
         self.not_before_s = now_s
 
     def recovered(self) -> bool:
-        """Takes note of a life that is back at its work. Whether that is news."""
+        """Takes note of a life that is back at its work, and tells whether that is news."""
         was_recovering, self.recovering = self.recovering, False
         return was_recovering
 
     def shrink(self, micro_tokens: int) -> tuple[int, int]:
-        """Halves the micro-batch for the lives to come; the tokens before and after."""
+        """Halves the micro-batch for the lives to come; returns the tokens before and after."""
         self.micro_tokens_limit = max(1, micro_tokens // 2)
         return micro_tokens, self.micro_tokens_limit
 
@@ -167,7 +167,7 @@ def judge(death: Death, budget: Budget, durable_step: int | None, jitter_fractio
     sentence = sentence_of(cause, death)
     if cause in (Cause.FINISHED, Cause.LEFT):
         return Verdict(cause=cause, again=False, smaller=False, delay_s=0.0, sentence=sentence, budget=budget)
-    if cause is Cause.CROWDED_OUT:  # for as long as the game lasts; no fault of the run's
+    if cause is Cause.CROWDED_OUT:  # the other program may stay for hours, and that is no fault of the run's
         budget = _refilled(budget, durable_step)
         return Verdict(cause=cause, again=True, smaller=False, delay_s=CROWDED_DELAY_S, sentence=sentence, budget=budget)
     budget = _charged(_refilled(budget, durable_step), cause, death)
@@ -203,7 +203,7 @@ def _charged(budget: Budget, cause: Cause, death: Death) -> Budget:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# What it was
+# What a death was
 
 
 def cause_of(death: Death) -> Cause:

@@ -56,7 +56,7 @@ class Standing:
     outcome: m.Finished | None = None
     """What a run that is finished came to."""
     failure: str | None = None
-    """Why a failed run failed, for people."""
+    """Why a failed run failed, for people. None: it has not failed."""
     exit_status: int | None = None
     """The exit code of the last worker, or minus the signal's number. None: none has ended, or it is not known."""
     given_back: GivenBack | None = NOTHING_KNOWN
@@ -117,7 +117,7 @@ class Standing:
 
     @property
     def owes_last_words(self) -> bool:
-        """Whether, if the worker has ended by itself, it did so without a word on why."""
+        """Whether the worker, if it has ended by itself, did so without a word on why."""
         return self.worker.owes_last_words
 
     @property
@@ -206,7 +206,7 @@ class Standing:
 
     @property
     def stance_why(self) -> Why:
-        """What the ladder does, and why."""
+        """Why the ladder does what it does."""
         return Why(self.stance.reason, By.LADDER, self.stance.pressures)
 
     def run_view(self) -> RunView:

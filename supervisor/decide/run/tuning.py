@@ -64,5 +64,5 @@ class Tuning:
 
 
 def _why(stance: Stance, reason: str, of: HoldReason) -> Why:
-    """An order of the ladder answers the pressure that it is a means against, where that is felt."""
+    """Why the ladder gives an order. It answers the pressure that the order is a means against, where that is felt."""
     return Why(reason, By.LADDER, tuple(pressure for pressure in stance.pressures if pressure is of))

@@ -55,7 +55,7 @@ class ProbeState(enum.Enum):
     READY = "ready"
     ASKED = "asked"
     LEAVING = "leaving"
-    """Its link is closed or it was killed; there is no other before it is gone."""
+    """The child's link is closed or it was killed; there is no other child before it is gone."""
     ABSENT = "absent"
     """There is nothing to probe on this machine."""
 
@@ -136,7 +136,9 @@ class GpuClient:
             self._ask_what_is_due(now_s)
 
     def due_s(self, now_s: float) -> float:
-        """The time at which `on_tick` is to be called next; infinite: not before `wake`, or `fileno` becomes readable."""
+        """The time at which `on_tick` is to be called next; infinite where nothing is due before `wake`, or before `fileno`
+        becomes readable.
+        """
         if self.state is ProbeState.READY:
             due_s = min(self._next_memory_s, self._next_state_s)
         elif self._child is not None:

@@ -1,7 +1,7 @@
-"""From a probe's answers to readings; which GPUs are the worker's; what of them concerns heat and power limits. Pure.
+"""What a probe's answers say, as readings; which GPUs are the worker's; what of them concerns heat and power limits. Pure.
 
-Here what a driver says is doubted: a temperature of 0 or 4,000 °C, more memory free than there is, power beyond any supply
-are unknown.
+What a driver says is doubted here: a temperature of 0 or 4,000 °C, more memory free than there is and power beyond any supply
+count as unknown.
 """
 
 from __future__ import annotations

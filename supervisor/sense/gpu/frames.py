@@ -12,7 +12,7 @@ MAX_FRAME_BYTES = 64 * 1024
 
 
 class Look(msgspec.Struct, frozen=True, tag="look"):
-    """The question how the devices are. Not `fully`: memory alone, which is what changes fast."""
+    """The question how the devices are. Without `fully` it asks for memory alone, which is what changes fast."""
 
     ask_id: int
     fully: bool
@@ -39,7 +39,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The compute processes: pid as the driver sees it, and bytes."""
     temperature_c: float | None = None
     margin_c: float | None = None
-    """T.Limit: what is left until the device's limit (0), where the thresholds below are negative."""
+    """The margin that T.Limit tells: what is left until the device's limit (0). The two margins below are negative."""
     slowdown_margin_c: float | None = None
     shutdown_margin_c: float | None = None
     slowdown_threshold_c: float | None = None
@@ -50,7 +50,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     power_default_w: float | None = None
     slowed_by_heat: bool | None = None
     xids: list[int] = []
-    """Driver errors since the last full look. https://docs.nvidia.com/deploy/xid-errors"""
+    """The driver's errors since the last full look, by number. https://docs.nvidia.com/deploy/xid-errors"""
     memory_errors: int = 0
     """Uncorrectable memory errors (double-bit ECC) since the last full look."""
 

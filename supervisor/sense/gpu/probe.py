@@ -38,7 +38,7 @@ from memsup.supervisor.sense.gpu.frames import (
 )
 
 LONGEST_ANSWER_S = 40
-"""After this the kernel ends a process that hangs in the library although nobody is left to kill it. Longer than any
+"""After this the kernel ends a process that hangs in the library although nobody is left to kill it. It is longer than any
 deadline of the client."""
 OOM_SCORE_ADJ = 300
 """The kernel takes this process rather than the supervisor, which can start another."""
