@@ -47,7 +47,7 @@ MOST_LOG_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Death:
+class EarlierDeath:
     """How the life of the supervisor before this one ended, where it did not end well."""
 
     sentence: str
@@ -78,26 +78,26 @@ class Death:
         return (Trouble(TroubleKind.MACHINE_DIED, self.sentence), *waits)
 
 
-def explain(paths: RunPaths, record: RunRecord, boot: str, checkpoint: Info | None) -> Death | None:
+def explain(paths: RunPaths, record: RunRecord, boot: str, checkpoint: Info | None) -> EarlierDeath | None:
     """What the black box of the life before says, and the logs. None where it ended well, or there was none.
 
     Reading the logs may take seconds. `checkpoint` is the newest one, unless it is known to be damaged.
     """
-    history = read_blackbox(paths.blackbox)
-    if not (history.frames or history.broken):
+    recording = read_blackbox(paths.blackbox)
+    if not (recording.frames or recording.broken):
         return None
-    if history.last is not None and history.last.mark == Mark.CLEAN:
+    if recording.last is not None and recording.last.mark == Mark.CLEAN:
         return None
     from memsup.supervisor.record.evidence import collect
     from memsup.supervisor.record.postmortem import judge, told
 
-    evidence = collect(history, boot=boot, now_unix_s=unix_s(), checkpoint=checkpoint)
+    evidence = collect(recording, boot=boot, now_unix_s=unix_s(), checkpoint=checkpoint)
     verdict = judge(evidence)
     if verdict is None:
         return None
     why = waits(record) if verdict.machine else None
     lines = told(evidence, verdict, waits=why is not None)
-    return Death(
+    return EarlierDeath(
         sentence=verdict.sentence,
         lines=(*lines, *filter(None, [why])),
         machine_died=verdict.machine,
@@ -107,7 +107,7 @@ def explain(paths: RunPaths, record: RunRecord, boot: str, checkpoint: Info | No
 
 class Night:
     def __init__(
-        self, paths: RunPaths, record: RunRecord, scribe: Scribe, boot: str, death: Death | None, reserve_bytes: int
+        self, paths: RunPaths, record: RunRecord, scribe: Scribe, boot: str, death: EarlierDeath | None, reserve_bytes: int
     ) -> None:
         """`death` is that of the life before. None: it ended well. `reserve_bytes` is what the rest of the machine keeps."""
         self._paths, self._scribe, self._boot, self._reserve_bytes = paths, scribe, boot, reserve_bytes

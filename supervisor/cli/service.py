@@ -15,7 +15,7 @@ import click
 from memsup.shared.files import replace_file
 from memsup.shared.run_file import read_record
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
-from memsup.supervisor.client.contact import Guard, observe
+from memsup.supervisor.client.contact import Presence, observe
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.daemon.systemd import Unit, UnitError, is_wanted, unit_name, unit_text
 from memsup.supervisor.words import command
@@ -58,7 +58,7 @@ def install(run_name: str, as_json: bool, only_print: bool) -> int:
         raise RefusedError(f"{file} cannot be written: {error.strerror}.") from None
     file.chmod(0o644)
     observed = observe(paths)
-    begin = observed.guard is Guard.GONE and is_wanted(record, observed.status)
+    begin = observed.presence is Presence.GONE and is_wanted(record, observed.status)
     problem = _systemctl("daemon-reload") or _systemctl("enable", *(["--now"] if begin else []), file.name)
     if as_json:
         json_data(_document(run_name) | {"begun": begin and not problem})

@@ -45,12 +45,12 @@ class NoAnswerError(Exception):
     """A supervisor listens, but has not answered in time."""
 
 
-class Guard(enum.Enum):
-    """What the supervisor does, as seen from outside."""
+class Presence(enum.Enum):
+    """Whether a supervisor is there, as seen from outside."""
 
     ANSWERS = enum.auto()
     SILENT = enum.auto()
-    """It holds the run's lock but does not answer: it is just starting or ending, or stuck."""
+    """A supervisor holds the run's lock but does not answer: it is just starting or ending, or stuck."""
     GONE = enum.auto()
 
 
@@ -58,7 +58,7 @@ class Guard(enum.Enum):
 class Observed:
     """What was found of a run."""
 
-    guard: Guard
+    presence: Presence
     status: Status | None
     """What is so or, with the supervisor gone, what was so, corrected. None: the run does not exist."""
     record: RunRecord | None
@@ -72,7 +72,7 @@ def observe(paths: RunPaths, within_s: float = 1.0) -> Observed:
         while True:
             try:
                 status = decode_status(contact.ask(RequestKind.STATUS, within_s).status_json)
-                return Observed(Guard.ANSWERS, status, None)
+                return Observed(Presence.ANSWERS, status, None)
             except NoAnswerError:
                 return _silent(paths, "The supervisor does not answer; it may be stuck. Its log: " + str(paths.supervisor_log))
             except NobodyThereError:
@@ -199,14 +199,14 @@ def _silent(paths: RunPaths, why: str) -> Observed:
         if status.state in OVER:  # the status is of the last life; this one has just begun
             status.state = RunState.STARTING
         status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, why))
-    return Observed(Guard.SILENT, status, record)
+    return Observed(Presence.SILENT, status, record)
 
 
 def _gone(paths: RunPaths) -> Observed:
     record = _record(paths)
     status = _written(paths, record)
     if status is None or record is None:
-        return Observed(Guard.GONE, None, None)
+        return Observed(Presence.GONE, None, None)
     status.pid = status.worker_pid = None
     status.memory = msgspec.structs.replace(status.memory, worker_bytes=None)
     status.wanted = record.wanted
@@ -217,7 +217,7 @@ def _gone(paths: RunPaths) -> Observed:
             status.since = time.time() - age_s
         if record.wanted is not Wanted.STOPPED:
             status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, _what_is_left(paths, status, was)))
-    return Observed(Guard.GONE, status, record)
+    return Observed(Presence.GONE, status, record)
 
 
 def _record(paths: RunPaths) -> RunRecord | None:

@@ -59,11 +59,6 @@ class WorkerProcess:
         return self._child.exit_code() if self._child else None
 
     @property
-    def ending(self) -> TreeKill | None:
-        """The kill that is under way. None while there is none."""
-        return self._end
-
-    @property
     def undead(self) -> int:
         """How many processes of the worker could not be ended."""
         return len(self._end.left()) if self._end is not None and self._end.state is KillState.UNDEAD else 0

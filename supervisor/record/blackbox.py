@@ -109,7 +109,7 @@ class Frame(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class History:
+class Recording:
     """The frames that are whole, oldest first, and how many blocks held something else."""
 
     frames: tuple[Frame, ...]
@@ -211,7 +211,7 @@ def _traced(reading: MemoryReading, now_s: float) -> Memory:
     )
 
 
-def read_blackbox(path: Path) -> History:
+def read_blackbox(path: Path) -> Recording:
     """What the ring holds. Never raises: a missing file, garbage and torn blocks are what a bad death leaves."""
     found: list[tuple[int, Frame]] = []
     broken = 0
@@ -222,7 +222,7 @@ def read_blackbox(path: Path) -> History:
             broken += 1
     broken += sum(1 for _ in _torn(path))
     found.sort(key=lambda pair: pair[0])
-    return History(tuple(frame for _, frame in found), broken)
+    return Recording(tuple(frame for _, frame in found), broken)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from memsup.checkpoint.folders import Info
-from memsup.supervisor.record.blackbox import Frame, History, Mark
+from memsup.supervisor.record.blackbox import Frame, Mark, Recording
 from memsup.supervisor.record.postmortem import Evidence, Line
 
 DEADLINE_S = 8.0
@@ -27,12 +27,12 @@ _STAMPED = re.compile(r"(\d{9,11}\.\d+) (.*)")
 _DUMP_PREFIX = re.compile(r"(?:<\d+>)?\[ *\d+\.\d+\] ?")
 
 
-def collect(history: History, *, boot: str, now_unix_s: float, checkpoint: Info | None) -> Evidence:
+def collect(recording: Recording, *, boot: str, now_unix_s: float, checkpoint: Info | None) -> Evidence:
     """All that can be found out. `boot` is this boot's id, `checkpoint` the newest that is usable. It takes seconds at
     most, and never raises.
     """
     unread: list[str] = []
-    last = history.last
+    last = recording.last
     kernel = journal = dumps = None
     if last is not None and last.mark != Mark.CLEAN:
         kernel = _journal(last, ["-k"], unread)
@@ -41,8 +41,8 @@ def collect(history: History, *, boot: str, now_unix_s: float, checkpoint: Info 
         journal = _journal(last, [], unread)
         dumps = _crash_dumps(unread)
     return Evidence(
-        frames=history.frames,
-        broken=history.broken,
+        frames=recording.frames,
+        broken=recording.broken,
         boot=boot,
         now_unix_s=now_unix_s,
         booted_unix_s=now_unix_s - time.clock_gettime(time.CLOCK_BOOTTIME),

@@ -30,7 +30,7 @@ from memsup.shared.status import (
     encode_status,
 )
 from memsup.supervisor.cli.picture import one_line, picture
-from memsup.supervisor.client.contact import Guard, observe
+from memsup.supervisor.client.contact import Presence, observe
 
 GIB = 2**30
 
@@ -223,7 +223,7 @@ def test_a_look_opens_and_checks_each_folder_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("memsup.supervisor.client.contact.open_private", counted)
     monkeypatch.setattr("memsup.shared.endpoints.open_private", counted)
     with lock_held(paths):
-        assert observe(paths).guard is Guard.SILENT
+        assert observe(paths).presence is Presence.SILENT
     assert sorted(opened) == sorted([paths.runtime, paths.state])
 
 

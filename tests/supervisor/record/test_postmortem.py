@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from memsup.supervisor.decide.readings import MemoryReading
 from memsup.supervisor.record import evidence as collecting
-from memsup.supervisor.record.blackbox import BlackBox, Facts, Frame, Heat, History, Mark, Memory, read_blackbox
+from memsup.supervisor.record.blackbox import BlackBox, Facts, Frame, Heat, Mark, Memory, Recording, read_blackbox
 from memsup.supervisor.record.postmortem import Cause, Evidence, Line, Verdict, judge, last_minute, told
 
 THEN, NOW = "boot-then", "boot-now"
@@ -359,7 +359,7 @@ def test_the_table_has_every_cause() -> None:
 # Collecting
 
 
-def written_box(path: Path, boot: str, *, clean: bool = False) -> History:
+def written_box(path: Path, boot: str, *, clean: bool = False) -> Recording:
     box = BlackBox(path, boot)
     box.note(MemoryReading(at_s=1.0, worker_bytes=2**30))
     box.flush(1.0, 1.0)
