@@ -39,7 +39,7 @@ class FenceFound(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """All that was found."""
+    """Everything that the check found."""
 
     machine: Machine
     users: list[MemoryUser]

@@ -90,7 +90,7 @@ class Shown:
 
     @property
     def is_torn(self) -> bool:
-        """Whether it is half a line of the ledger, from which nobody knows when it was written."""
+        """Whether the line is half a line of the ledger, which does not say when it was written."""
         return self.source == "events" and self.line.event is None
 
 

@@ -172,11 +172,11 @@ class Answer(msgspec.Struct):
 
     ok: bool
     text: str = ""
-    """Why it did not come up. It is empty where it did."""
+    """Why the supervisor did not come up; empty where it did."""
     postmortem: list[str] = []
     """What the life before died of, in lines for a person. It is empty where it ended well."""
     waits: bool = False
-    """Whether it came up and started nothing, since a person is to say first whether the run goes on."""
+    """Whether the supervisor came up and started nothing, since a person is to say first whether the run goes on."""
 
 
 def _verdict(line: bytes) -> Answer | None:

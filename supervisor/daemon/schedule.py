@@ -11,7 +11,8 @@ from dataclasses import dataclass
 SLOW_LOOK_S = 1.0
 """The time between two looks at what is in no hurry: leases, deadlines, disk, devices."""
 CALM_LOOK_S = 2.0
-"""The same time while nothing is in motion: what the supervisor takes of the processor at rest, it takes here."""
+"""The time between two such looks while nothing is in motion: what the supervisor takes of the processor at rest, it takes
+here."""
 STATUS_EVERY_S = 10.0
 """The time between two writes of `status.json` in one state; each new state is written at once. In between the file is for who
 asks after the supervisor's death."""

@@ -50,7 +50,7 @@ class Sockets:
         self._speaks_to: bytes | None = None
         """The identity of the worker that said Hello in this life. None before that."""
         self._clients: dict[int, _Client] = {}
-        """Who waits for the answer to which token."""
+        """The clients that wait for an answer, by the token of their request."""
         self._tokens = itertools.count(NOBODY + 1)
         self._garbage = self._garbage_told = 0
         """Frames that were no message of this protocol, since the start, and how many of them were told."""

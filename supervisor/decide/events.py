@@ -71,7 +71,7 @@ class Event(enum.StrEnum):
 
 
 class By(enum.StrEnum):
-    """Who brought it about."""
+    """Who or what brought about the event of a line."""
 
     USER = "user"
     LADDER = "ladder"

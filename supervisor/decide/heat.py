@@ -117,7 +117,7 @@ class _Track:
             self.hot_since_s = now_s
 
     def idles(self, duty: float) -> bool:
-        """Whether it makes clearly less heat than it usually does at this duty."""
+        """Whether the source makes clearly less heat than it usually does at this duty."""
         return self.heat < 0.7 * duty * self.usual_heat
 
     def ahead_c(self) -> float:

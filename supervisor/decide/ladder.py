@@ -103,9 +103,9 @@ class WorkerView:
 
     alive: bool = False
     takes_orders: bool = False
-    """Whether it has said Hello and answers; a foreign command and an unresponsive worker do not."""
+    """Whether the worker has said Hello and answers; a foreign command and an unresponsive worker do not."""
     order_in_flight: bool = False
-    """Whether it owes the answer to an order about its micro-batch."""
+    """Whether the worker owes the answer to an order about its micro-batch."""
     can_shrink: bool = True
     """Whether a micro-batch has more than a single row."""
     held: bool = False
@@ -149,7 +149,7 @@ class Stance:
     freeze: bool = False
     kill: bool = False
     pressures: tuple[HoldReason, ...] = ()
-    """All that the stance answers, in the order of `HoldReason`."""
+    """All pressures that the stance answers, in the order of `HoldReason`."""
     reason: str = ""
 
 
@@ -371,7 +371,7 @@ class Ladder:
         return memory.worker_bytes is not None and memory.worker_bytes >= FREEZE_USE * self.limits.worker_bytes
 
     def _has_time_to_obey(self, now_s: float, worker: WorkerView) -> bool:
-        """Whether it holds already, or was thawed just now to give back what it has."""
+        """Whether the worker holds already, or was thawed just now to give back what it has."""
         return worker.held or (self._thawed_at is not None and now_s - self._thawed_at < THAW_GRACE_S)
 
     def _no_longer_falls(self, left_bytes: int) -> bool:

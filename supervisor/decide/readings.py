@@ -20,7 +20,7 @@ class MemoryReading(KnownMemory, frozen=True, kw_only=True):
     pressure_fraction: float | None = None
     """The share of the time since the last reading in which some process of the machine waited for memory (PSI `some`)."""
     worker_pressure_fraction: float | None = None
-    """The same within the fence's cgroup. None where it has no PSI file."""
+    """That share within the fence's cgroup. None where it has no PSI file."""
     fence_oom_kills: int | None = None
     """Processes that the kernel killed inside the fence since the fence was made."""
 
@@ -48,7 +48,7 @@ class GpuReading(KnownGpu, frozen=True, kw_only=True):
     slowed_by_heat: bool | None = None
     """Whether its hardware holds its clocks down because of heat now."""
     lost: bool = False
-    """Whether it has fallen off the bus (NVML_ERROR_GPU_IS_LOST, Xid 79)."""
+    """Whether the device has fallen off the bus (NVML_ERROR_GPU_IS_LOST, Xid 79)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ class Machine:
     kernel: str | None = None
     is_wsl: bool = False
     on_battery: bool | None = None
-    """Whether it runs on its battery. None where there is none."""
+    """Whether the machine runs on its battery. None where it has none."""
     can_sleep: bool | None = None
     """Whether the kernel can suspend this machine."""
     ends_with_ssh: bool = False

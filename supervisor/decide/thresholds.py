@@ -65,7 +65,7 @@ class HeatLimits:
     colour_c: float
     """`status` shows the device as warm from this temperature on."""
     pace_c: float
-    """This temperature is kept by computing with gaps."""
+    """The temperature that is kept by computing with gaps."""
     hold_c: float
     resume_c: float
     slowdown_c: float

@@ -48,7 +48,7 @@ class Process:
 
     @property
     def dead(self) -> bool:
-        """Whether it is a zombie. One whose other threads still run is not dead: it still holds its memory."""
+        """Whether the process is a zombie. One whose other threads still run is not dead: it still holds its memory."""
         return self.state in "ZX" and self.threads <= 1
 
 

@@ -1,8 +1,9 @@
 """Who is told what, and when: the policy of messages and of the dead man's ping. Pure; `sender.py` sends.
 
-Told at once: finished, failed, going on again after the machine died, needs attention, paused for more than a quarter of an
-hour. Each trouble that needs attention is told once in half a day, and no more than a few messages a day in all; what
-was held back comes with the digest in the morning. A run that a person watches with `memsup status` needs none of this.
+A person is told at once when a run has finished or failed, goes on again after the machine died, needs attention, or was paused
+for more than a quarter of an hour. Each trouble that needs attention is told once in half a day, and no more than a few
+messages a day in all; what was held back comes with the digest in the morning. A run that a person watches with `memsup status`
+needs none of this.
 """
 
 from __future__ import annotations

@@ -98,9 +98,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     action: str | None = None
     """What was done. None: something was only found."""
     result: str | None = None
-    """What came of it. None: that is not known."""
+    """What came of the action. None: that is not known."""
     by: By | None = None
-    """Who decided it. None: nobody did, it happened."""
+    """Who decided what the line tells of. None: nobody did, it happened."""
     order: OrderKind | None = None
     """What the worker was ordered to do, where it answers an order."""
     outcome: Outcome | None = None

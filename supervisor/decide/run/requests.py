@@ -1,4 +1,5 @@
-"""Who waits for a run to get somewhere (`memsup pause`, `resume`, `stop`): when they are answered, and with which sentence.
+"""The people who wait for a run to get somewhere (`memsup pause`, `resume`, `stop`): when they are answered, and with which
+sentence.
 
 Pure. An answer comes when the goal is reached, when it can no longer be reached, or when the worker has got nothing done for
 too long. Requests that are one order to the worker wait in the order book instead (`orders.py`).

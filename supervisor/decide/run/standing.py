@@ -186,8 +186,8 @@ class Standing:
 
     @property
     def why_frozen(self) -> Why | None:
-        """All that freezes a worker: the ladder in an emergency, and for a command, which takes no orders, each reason to hold.
-        None: there is neither.
+        """Why the worker is to be frozen: for the ladder in an emergency, and for a command, which takes no orders, for each
+        reason to hold. None: it is not.
         """
         if self.stance.freeze:
             return self.stance_why
@@ -195,7 +195,7 @@ class Standing:
 
     @property
     def why_held(self) -> Why | None:
-        """All that lets a worker hold: what it cannot save, the user, and the ladder. None: nothing does."""
+        """Why the worker is to hold: since it cannot save what it has, for the user, or for the ladder. None: it is not."""
         if self.worker.leaving.cannot is not None:
             return Why("what it has computed cannot be saved")
         if self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.HOLD:
