@@ -203,9 +203,8 @@ def _new_record(paths: RunPaths, plan: Plan) -> RunRecord:
 
 def _continued_record(record: RunRecord, plan: Plan) -> RunRecord:
     """The record to go on with: a pause outlives the supervisor, a stop ends with a start."""
-    if (
-        record.wanted is Wanted.STOPPED
-    ):  # whoever stopped it knows of a death of the machine; gentle now only if asked and told so
+    # Whoever stopped the run knows of a death of the machine; it goes on gently only if that was asked for and is chosen now.
+    if record.wanted is Wanted.STOPPED:
         asked = record.settings.recovery.after_power_loss == "ask"
         record.gentle = record.gentle and asked and plan.settings.recovery.after_power_loss == "gentle"
     if record.wanted is not Wanted.PAUSED:
@@ -216,7 +215,7 @@ def _continued_record(record: RunRecord, plan: Plan) -> RunRecord:
 
 def _memory_estimate(plan: Plan) -> MemoryEstimate | None:
     needs, training = plan.resolution.needs, plan.settings.training
-    if needs is None or training.device.startswith("cuda") or (plan.machine.gpus and training.device != "cpu"):
+    if needs is None or plan.resolution.on_gpu:
         return None
     return MemoryEstimate(
         held_bytes=needs.held_bytes + needs.lane_bytes,

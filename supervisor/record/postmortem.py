@@ -146,19 +146,27 @@ def _verdict(evidence: Evidence, last: Frame | None, finding: _Finding) -> Verdi
 # The machine lived on
 
 
-def _supervisor_death(evidence: Evidence, last: Frame) -> _Finding:
+def _supervisor_death(evidence: Evidence, last: Frame, lived_on_s: float | None = None) -> _Finding:
+    """The verdict where the machine outlived the supervisor. `lived_on_s` is for how long it did, where it was started again
+    later, which has nothing to do with the death. None: it has not been started again.
+    """
+    machine = "the machine lived on" if lived_on_s is None else "the machine itself was started again later"
+    proof = []
+    if lived_on_s is not None:
+        proof.append(f"The journal of that boot goes on for {duration(lived_on_s)} after memsup's last record.")
     kernel = _around(evidence.kernel or (), last)
     if (record := _first(kernel, lambda text: _oom_victim(text) == last.pid)) is not None:
-        sentence = "The kernel killed the supervisor because memory had run out; the machine lived on."
-        return _Finding(Cause.KERNEL_OOM, True, sentence, [_quoted("kernel", record)], machine=False)
+        sentence = f"The kernel killed the supervisor because memory had run out; {machine}."
+        return _Finding(Cause.KERNEL_OOM, True, sentence, [_quoted("kernel", record), *proof], machine=False)
     if (record := _first(_around(evidence.journal or (), last), lambda text: _earlyoom_victim(text) == last.pid)) is not None:
-        sentence = "earlyoom killed the supervisor because memory was short; the machine lived on."
-        return _Finding(Cause.KILLED, True, sentence, [_quoted("journal", record)], machine=False)
+        sentence = f"earlyoom killed the supervisor because memory was short; {machine}."
+        return _Finding(Cause.KILLED, True, sentence, [_quoted("journal", record), *proof], machine=False)
     if (record := _first(kernel, lambda text: f"[{last.pid}]" in text and _CRASH.search(text) is not None)) is not None:
-        sentence = "The supervisor crashed; the machine lived on."
-        return _Finding(Cause.KILLED, True, sentence, [_quoted("kernel", record)], machine=False)
-    sentence = "The supervisor was killed or ended without a word; the machine lived on."
-    finding = _Finding(Cause.KILLED, False, sentence, ["The machine has not been started again since."], machine=False)
+        sentence = f"The supervisor crashed; {machine}."
+        return _Finding(Cause.KILLED, True, sentence, [_quoted("kernel", record), *proof], machine=False)
+    sentence = f"The supervisor was killed or ended without a word; {machine}."
+    proof = proof or ["The machine has not been started again since."]
+    finding = _Finding(Cause.KILLED, False, sentence, proof, machine=False)
     if evidence.kernel is not None:
         finding.contra.append("The kernel's log has no record that it killed or stopped the supervisor.")
     finding.contra += evidence.unread
@@ -187,7 +195,7 @@ def _machine_death(evidence: Evidence, last: Frame) -> _Finding:
         return _Finding(Cause.KILLED, True, sentence, [_quoted("journal", record)], machine=False)
     lived_on_s = _lived_on_s(evidence, last)
     if lived_on_s is not None and lived_on_s > LIVED_ON_S:
-        return _died_before_the_machine(evidence, last, lived_on_s)
+        return _supervisor_death(evidence, last, lived_on_s)
     return _without_a_word(evidence, last, kernel)
 
 
@@ -202,15 +210,6 @@ def _panic(record: Line, source: str, lines: Sequence[Line]) -> _Finding:
     finding = _Finding(Cause.PANIC, True, "The kernel stopped the machine with a panic.", [_quoted(source, record)])
     if (before := _first(lines, lambda text: text.startswith(("BUG:", "Oops")) or "general protection" in text)) is not None:
         finding.pro.append(_quoted(source, before))
-    return finding
-
-
-def _died_before_the_machine(evidence: Evidence, last: Frame, lived_on_s: float) -> _Finding:
-    """The verdict where the machine lived on: the reboot came later and has nothing to do with it."""
-    finding = _supervisor_death(evidence, last)
-    finding.sentence = finding.sentence.replace("the machine lived on", "the machine itself was started again later")
-    finding.pro = [p for p in finding.pro if "not been started again" not in p]
-    finding.pro.append(f"The journal of that boot goes on for {duration(lived_on_s)} after memsup's last record.")
     return finding
 
 

@@ -48,6 +48,7 @@ class PowerCaps:
         """Makes the devices' limits what `wanted` says, never higher than they were; all others get theirs back."""
         in_force: dict[str, float] = {}
         refused = {uuid: "there is no such GPU" for uuid in wanted.watts if uuid not in handles}
+        denied = False
         try:
             with self._record() as record:
                 self._give_back(record, handles, keep=wanted.watts.keys())
@@ -60,10 +61,12 @@ class PowerCaps:
                             refused[uuid] = why
                     except pynvml.NVMLError as error:
                         refused[uuid] = str(error)
+                        denied = denied or error.value == pynvml.NVML_ERROR_NO_PERMISSION
         except OSError as error:
+            denied = denied or isinstance(error, PermissionError)
             for uuid in wanted.watts.keys() - in_force.keys():
                 refused.setdefault(uuid, f"its own limit cannot be recorded first ({error.strerror})")
-        return Capped(ask_id=wanted.ask_id, watts=in_force, refused=refused)
+        return Capped(ask_id=wanted.ask_id, watts=in_force, refused=refused, denied=denied)
 
     def restore_all(self, handles: dict[str, object]) -> None:
         """Gives back every limit that this probe or a dead one lowered. One that fails stays on record for the next start."""

@@ -330,9 +330,9 @@ class GpuClient:
         match answer:
             case frames.Seen():
                 return self._see(now_s, answer)
-            case frames.Capped(refused=refused):
+            case frames.Capped(refused=refused, denied=denied):
                 self.cap_notes = refused
-                self._cap_denied = self._cap_denied or any("ermission" in why for why in refused.values())
+                self._cap_denied = self._cap_denied or denied
             case frames.Absent(text=text):
                 self.why = text
                 self._leave(now_s, ProbeState.ABSENT)

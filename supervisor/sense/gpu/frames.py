@@ -69,6 +69,8 @@ class Capped(msgspec.Struct, frozen=True, tag="capped"):
     ask_id: int
     watts: dict[str, float]
     refused: dict[str, str]
+    denied: bool = False
+    """Whether this process may not set or record limits, so that it is of no use to ask again."""
 
 
 class Absent(msgspec.Struct, frozen=True, tag="absent"):
