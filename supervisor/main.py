@@ -120,6 +120,7 @@ class Supervisor:
         self.life = Lifecycle(
             wanted=record.wanted,
             pause_mode=record.pause_mode,
+            run=record.run,
             run_id=record.run_id,
             lease_s=LEASE_S,
             memory_limit_bytes=limits.worker_limit_bytes,

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from memsup.shared.readings import KnownGpu
     from memsup.shared.status import Status
 
+DEFAULT_RUN = "default"
+"""The name of the run that commands are about where none is given."""
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -87,7 +89,7 @@ def printable(text: str) -> str:
 
 def command(name: str, run_name: str) -> str:
     """A command to be suggested, as it has to be typed."""
-    return f"memsup {name}" + ("" if run_name == "default" else f" --run {run_name}")
+    return f"memsup {name}" + ("" if run_name == DEFAULT_RUN else f" --run {run_name}")
 
 
 def steps(step: int, total: int | None) -> str:

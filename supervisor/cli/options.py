@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from memsup.supervisor.words import DEFAULT_RUN
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from memsup.shared.paths import RunPaths
 
 run_option: Callable[[Any], Any] = click.option(
-    "--run", "run_name", default="default", metavar="NAME", help="Which run.", show_default=True
+    "--run", "run_name", default=DEFAULT_RUN, metavar="NAME", help="Which run.", show_default=True
 )
 json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 

@@ -22,6 +22,7 @@ from memsup.shared.status import (
 from memsup.supervisor.decide.heat import HeatDecision
 from memsup.supervisor.decide.readings import DiskReading, GpuReading, MemoryReading, TemperatureReading, limit_c
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
+from memsup.supervisor.words import command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
         failure=life.failure,
         exit_code=life.exit_status if life.is_command else None,
     )
-    status.call_for(*_of_the_supervisor(around), *_of_the_worker(life))
+    status.call_for(*_of_the_supervisor(around), *_of_the_worker(record.run, life))
     return status
 
 
@@ -149,10 +150,10 @@ def _of_the_supervisor(around: Surroundings) -> Iterator[Trouble]:
         yield Trouble(TroubleKind.UNDEAD, text)
 
 
-def _of_the_worker(life: Lifecycle) -> Iterator[Trouble]:
+def _of_the_worker(run: str, life: Lifecycle) -> Iterator[Trouble]:
     if life.failure:
         yield Trouble(TroubleKind.FAILED, life.failure)
-    if (why := life.leaving.sentence(life.checkpoint)) is not None:
+    if (why := life.leaving.sentence(life.checkpoint, run)) is not None:
         yield Trouble(TroubleKind.CANNOT_LEAVE, why)
     if life.given_back is not None:
         for number, missing in enumerate(life.given_back.missing):
@@ -163,5 +164,5 @@ def _of_the_worker(life: Lifecycle) -> Iterator[Trouble]:
         text = "The worker does not answer; it is killed and started again if that goes on."
         yield Trouble(TroubleKind.UNRESPONSIVE, text)
     if life.state is RunState.RECOVERING and life.restarts:
-        text = f"The worker was started again {life.restarts} times; see: memsup logs --events"
+        text = f"The worker was started again {life.restarts} times; see: {command('logs', run)} --events"
         yield Trouble(TroubleKind.RESTARTS, text)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from memsup.shared.status import RunState, Status, TroubleKind
-from memsup.supervisor.words import count, duration, plural, size, steps
+from memsup.supervisor.words import command, count, duration, plural, size, steps
 
 PAUSED_LONG_S = 15 * 60.0
 ATTENTION_HOLDS_S = 60.0
@@ -148,7 +148,7 @@ class Policy:
             return None
         self._paused_told = True
         why = f": {status.last_action.reason}" if status.state is RunState.COOLING and status.last_action else ""
-        text = f"It is {status.state} for {duration(lasts_s)} now{why}. Continue with: memsup resume"
+        text = f"It is {status.state} for {duration(lasts_s)} now{why}. Continue with: {command('resume', status.run)}"
         return Notice(Kind.PAUSED, f"{status.run}: still {status.state}", _sentences(text, _progress(status)))
 
     def _attention(self, unix_s: float, status: Status) -> Notice | None:

@@ -74,7 +74,7 @@ def test_a_stop_that_cannot_be_saved_waits_for_room_and_loses_nothing(state: Pat
         refused = memsup("stop", "--run", "night")
         assert refused.returncode == 1
         assert "The run cannot stop" in refused.stdout + refused.stderr
-        assert "memsup stop --now" in refused.stdout + refused.stderr
+        assert "memsup stop --run night --now" in refused.stdout + refused.stderr
         seen = until(lambda now: now["progress"]["phase"] == "holding", run="night")
         assert seen["state"] == "stopping"
         assert any("The run cannot stop" in sentence for sentence in seen["attention"])

@@ -16,6 +16,7 @@ from memsup.shared.messages import PauseMode
 from memsup.supervisor.decide.events import By
 from memsup.supervisor.decide.run.actions import BY_USER, Why
 from memsup.supervisor.decide.run.orders import OrderMaker
+from memsup.supervisor.words import command
 
 AGAIN_AFTER_S = 30.0
 """A worker that could not save is told again to leave after this many seconds."""
@@ -96,8 +97,8 @@ class Leaving:
             case _:
                 return partial(m.Pause, mode=PauseMode.RELEASE)
 
-    def sentence(self, newest: m.CheckpointNote | None) -> str | None:
-        """Why the worker is still here, and what can be done, for people. None: nothing failed."""
+    def sentence(self, newest: m.CheckpointNote | None, run: str) -> str | None:
+        """Why the worker of `run` is still here, and what can be done, for people. None: nothing failed."""
         if self.cannot is None:
             return None
         if not self.for_good:
@@ -105,5 +106,5 @@ class Leaving:
         has = f"with the checkpoint of step {newest.step:,}" if newest else "without a checkpoint"
         return (
             f"The run cannot stop: {self.cannot} It holds and tries again every {AGAIN_AFTER_S:.0f} s. "
-            f"To stop at once, {has}: memsup stop --now"
+            f"To stop at once, {has}: {command('stop', run)} --now"
         )

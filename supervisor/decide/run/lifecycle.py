@@ -30,6 +30,7 @@ from memsup.supervisor.decide.run.requests import Goal
 from memsup.supervisor.decide.run.restarts import Budget, Cause, Death, judge, last_words_of
 from memsup.supervisor.decide.run.standing import Standing
 from memsup.supervisor.decide.run.tuning import Tuning
+from memsup.supervisor.words import command
 
 
 @dataclass(kw_only=True)
@@ -123,6 +124,7 @@ class Lifecycle(Standing):
         self.exit_status = exit_status
         self._out += worker.ended()
         death = Death(
+            run=self.run,
             exit_status=exit_status,
             last_words=worker.last_words,
             killed_by_us=worker.killed_by_us,
@@ -153,7 +155,7 @@ class Lifecycle(Standing):
     def on_tick(self, now_s: float) -> list[Action]:
         """Time has passed, which deadlines are made of; to be called every second or two."""
         self._out += self.worker.deadlines(now_s, cannot_wait=HoldReason.MEMORY in self.stance.holds)
-        self._out += self.waiters.overdue(now_s)
+        self._out += self.waiters.overdue(now_s, self.run)
         return self._follow_up(now_s)
 
     def on_hang(self, now_s: float, why: str, stacks: str | None) -> list[Action]:
@@ -187,12 +189,14 @@ class Lifecycle(Standing):
                 if what is RequestKind.STOP_NOW:
                     self._out += self.worker.kill(now_s, None, Why("asked to stop now, without a checkpoint", By.USER))
             case _ if leaving.for_good:
-                self._out.append(Answer(token, False, "The run is stopping; start it again with: memsup start"))
+                text = f"The run is stopping; start it again with: {command('start', self.run)}"
+                self._out.append(Answer(token, False, text))
             case RequestKind.PAUSE_HOLD:
                 self._want(Wanted.PAUSED, PauseMode.HOLD)
                 self.waiters.add(token, Goal.HELD, now_s)
             case RequestKind.PAUSE_RELEASE if self.is_command:
-                text = "A foreign command cannot give its memory back and go on later; use memsup pause, or memsup stop."
+                instead = f"{command('pause', self.run)}, or {command('stop', self.run)}"
+                text = f"A foreign command cannot give its memory back and go on later; use: {instead}"
                 self._out.append(Answer(token, False, text))
             case RequestKind.PAUSE_RELEASE:
                 self._want(Wanted.PAUSED, PauseMode.RELEASE)
@@ -259,6 +263,7 @@ class Lifecycle(Standing):
         last = self.worker
         assert stage in MOVES[last.stage], f"{last.stage} → {stage}"
         self.worker = OneLife(
+            run=self.run,
             is_command=self.is_command,
             stage=stage,
             since_s=now_s,

@@ -21,6 +21,7 @@ from memsup.supervisor.decide.run.leaving import Leaving
 from memsup.supervisor.decide.run.orders import OrderBook, OrderMaker
 from memsup.supervisor.decide.run.restarts import Cause
 from memsup.supervisor.decide.run.tuning import Tuning
+from memsup.supervisor.words import DEFAULT_RUN, command
 
 HELLO_WITHIN_S = 120.0
 """A worker that has not said Hello this many seconds after its start is killed."""
@@ -63,6 +64,8 @@ MOVES = {
 class OneLife:
     """One life of the worker, or the time without a worker between two lives (`Stage.NONE`)."""
 
+    run: str = DEFAULT_RUN
+    """The run's name, for commands that are suggested."""
     is_command: bool = False
     """The worker is a foreign command, which neither reports nor takes orders."""
     stage: Stage = Stage.NONE
@@ -151,7 +154,7 @@ class OneLife:
 
     def ended(self) -> list[Action]:
         """The answers to those who wait for an order that the worker, which is gone, will not carry out."""
-        text = "The worker ended before it could do that; see: memsup logs"
+        text = f"The worker ended before it could do that; see: {command('logs', self.run)}"
         return [Answer(token, False, text) for pending in self.orders.drop_all() for token in pending.requests]
 
     # -- what it is told ----------------------------------------------------------------------------------------------
@@ -211,7 +214,7 @@ class OneLife:
         for pending in self.orders.overdue(now_s):
             self.unresponsive = True
             actions.append(records.order(pending, Outcome.UNANSWERED, "no answer in time"))
-            text = "The worker has not answered in time; see: memsup status"
+            text = f"The worker has not answered in time; see: {command('status', self.run)}"
             actions += [Answer(token, False, text) for token in pending.requests]
             urgent = isinstance(pending.order, m.Stop | m.Pause) and (self.leaving.told or cannot_wait)
             if urgent and self.is_ready and not self.frozen:

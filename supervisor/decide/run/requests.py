@@ -14,6 +14,7 @@ from memsup.shared.messages import PauseMode
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.run.actions import Answer
 from memsup.supervisor.decide.run.freed import GivenBack
+from memsup.supervisor.words import command
 
 WAIT_S = 120.0
 """Whoever waits is answered after this time at the latest, counted anew with each thing that the worker finishes."""
@@ -32,6 +33,8 @@ class Goal(enum.Enum):
 class RunView:
     """A view of where the run stands, as far as anybody waits for it."""
 
+    run: str
+    """The run's name."""
     terminal: RunState | None
     """How the run is over. None: it is not."""
     failure: str | None
@@ -79,11 +82,12 @@ class Waiters:
         for waiter in self._all:
             waiter.due_s = now_s + WAIT_S
 
-    def overdue(self, now_s: float) -> list[Answer]:
-        """The answers to those who have waited too long, and wait no more."""
+    def overdue(self, now_s: float, run: str) -> list[Answer]:
+        """The answers to those who have waited too long, and wait no more. `run` is the run's name."""
         late = [waiter for waiter in self._all if now_s >= waiter.due_s]
         self._all = [waiter for waiter in self._all if now_s < waiter.due_s]
-        return [Answer(waiter.token, False, "No answer from the worker in time; see: memsup status") for waiter in late]
+        text = f"No answer from the worker in time; see: {command('status', run)}"
+        return [Answer(waiter.token, False, text) for waiter in late]
 
     def answers(self, run: RunView) -> list[Answer]:
         """The answers to those whose goal is reached or lost, and who wait no more."""
@@ -103,7 +107,7 @@ def _reached(goal: Goal, run: RunView) -> tuple[bool, str] | None:
     """Whether the goal is reached or can no longer be reached, and the sentence about it. None: neither yet."""
     if run.terminal is not None:
         text = {
-            RunState.STOPPED: f"Stopped{run.where}. Continue with: memsup start",
+            RunState.STOPPED: f"Stopped{run.where}. Continue with: {command('start', run.run)}",
             RunState.FINISHED: f"The run is finished{run.where}.",
             RunState.FAILED: f"The run failed: {run.failure}",
         }[run.terminal]
@@ -115,12 +119,12 @@ def _reached(goal: Goal, run: RunView) -> tuple[bool, str] | None:
         case Goal.HELD if not paused or run.pause_mode is not PauseMode.HOLD:
             return False, "Another request came in between."
         case Goal.HELD if run.rests or run.is_gone:
-            return True, f"Paused{run.where}; its memory is kept. Continue with: memsup resume"
+            return True, f"Paused{run.where}; its memory is kept. Continue with: {command('resume', run.run)}"
         case Goal.RELEASED if not paused:
             return False, "Another request came in between."
         case Goal.RELEASED if run.is_gone and run.given_back is not None:
             said = run.given_back.text or "its memory is given back"
-            return True, f"Paused{run.where}; {said}. Continue with: memsup resume"
+            return True, f"Paused{run.where}; {said}. Continue with: {command('resume', run.run)}"
         case Goal.RUNNING if paused:
             return False, "Another request came in between."
         case Goal.RUNNING if run.held_because is not None:

@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 
 from memsup.shared.messages import Failed, FailureCause, Finished, Leaving
-from memsup.supervisor.words import plural
+from memsup.supervisor.words import DEFAULT_RUN, command, plural
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
@@ -87,6 +87,8 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
 class Death:
     """A death is what is known when the worker is gone."""
 
+    run: str = DEFAULT_RUN
+    """The run's name, for commands that are suggested."""
     exit_status: int | None
     """The exit code, or minus the signal's number. None: a process that was not our child left no trace."""
     last_words: Finished | Failed | Leaving | None = None
@@ -236,11 +238,12 @@ def sentence_of(cause: Cause, death: Death) -> str:
     if cause is Cause.GPU_LOST and death.continues_on_cpu:
         return f"{death.gpu_lost} The run continues on the CPU from its newest checkpoint, as recovery.continue_on_cpu allows."
     if cause is Cause.GPU_LOST:
-        return f"{death.gpu_lost} The run continues from its newest checkpoint with: memsup start"
+        return f"{death.gpu_lost} The run continues from its newest checkpoint with: {command('start', death.run)}"
     if cause is Cause.CROWDED_OUT:
         return f"It found no room on the GPU: {death.gpu_crowded}. It tries again every {CROWDED_DELAY_S / 60:.0f} minutes."
     if isinstance(death.last_words, Failed):
         return death.last_words.message
+    log = f"{command('logs', death.run)} --worker"
     match cause:
         case Cause.FINISHED:
             return "It finished."
@@ -257,12 +260,12 @@ def sentence_of(cause: Cause, death: Death) -> str:
         case Cause.KILLED if death.exit_status is not None:
             return f"It was killed by {_signal_name(-death.exit_status)} from outside memsup."
         case Cause.CRASH if death.exit_status is not None and death.exit_status < 0:
-            return f"It crashed with {_signal_name(-death.exit_status)}; its log has the stack (memsup logs --worker)."
+            return f"It crashed with {_signal_name(-death.exit_status)}; its log has the stack ({log})."
         case Cause.COMMAND_FAILED:
-            return f"The command ended with exit code {death.exit_status} (memsup logs --worker)."
+            return f"The command ended with exit code {death.exit_status} ({log})."
         case _:
             ended = "unknown" if death.exit_status is None else str(death.exit_status)
-            return f"It ended with exit code {ended}; its log says more (memsup logs --worker)."
+            return f"It ended with exit code {ended}; its log says more ({log})."
 
 
 def last_words_of(death: Death) -> str:

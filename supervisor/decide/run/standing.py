@@ -20,6 +20,7 @@ from memsup.supervisor.decide.run.leaving import Ending, Leaving
 from memsup.supervisor.decide.run.one_life import OneLife, Stage
 from memsup.supervisor.decide.run.requests import RunView, Waiters
 from memsup.supervisor.decide.run.restarts import Budget, Restarts
+from memsup.supervisor.words import DEFAULT_RUN
 
 MOST_DAMAGE_TOLD = 5
 """`attention` has at most this many sentences about damaged checkpoints; the ledger has all."""
@@ -37,6 +38,8 @@ class Standing:
     """A worker that hears nothing from its supervisor for this long leaves."""
     memory_limit_bytes: int | None
     """What the worker's whole tree may use. None: nothing bounds it."""
+    run: str = DEFAULT_RUN
+    """The run's name, for commands that are suggested."""
     is_command: bool = False
     """The worker is a foreign command, which neither reports nor takes orders."""
     continue_on_cpu: bool = False
@@ -68,7 +71,7 @@ class Standing:
     """What the worker said of damaged checkpoints."""
 
     def __post_init__(self, budget: Budget | None) -> None:
-        self.worker = OneLife(is_command=self.is_command)
+        self.worker = OneLife(run=self.run, is_command=self.is_command)
         self.recovery = Restarts(budget or Budget())
 
     # -- what others ask ----------------------------------------------------------------------------------------------
@@ -214,6 +217,7 @@ class Standing:
         worker = self.worker
         starts = worker.stage in (Stage.SPAWNED, Stage.LEFTOVER)
         return RunView(
+            run=self.run,
             terminal=self.terminal,
             failure=self.failure,
             wanted=self.wanted,
@@ -222,7 +226,7 @@ class Standing:
             rests=worker.rests,
             runs=starts or (worker.is_ready and not worker.rests),
             held_because=self.stance.reason if self.stance.holds else None,
-            cannot_leave=worker.leaving.sentence(self.checkpoint),
+            cannot_leave=worker.leaving.sentence(self.checkpoint, self.run),
             given_back=self.given_back,
             where=self._where(),
         )

@@ -359,7 +359,7 @@ def test_a_stop_whose_checkpoint_fails_holds_says_why_and_is_tried_until_it_can_
     assert not answer.ok
     assert FULL in answer.text
     assert "memsup stop --now" in answer.text
-    assert FULL in (play.life.leaving.sentence(None) or "")
+    assert FULL in (play.life.leaving.sentence(None, "night") or "")
     (hold,) = play.orders()
     assert isinstance(hold, m.Pause)
     assert hold.mode is PauseMode.HOLD
@@ -378,7 +378,19 @@ def test_a_stop_whose_checkpoint_fails_holds_says_why_and_is_tried_until_it_can_
     play.do("report", m.Leaving(reason="stop", checkpoint=note(6)))
     assert Quit() in play.do("exit", 0, 0)
     assert play.life.state is RunState.STOPPED
-    assert play.life.leaving.sentence(None) is None
+    assert play.life.leaving.sentence(None, "night") is None
+
+
+def test_a_command_that_is_suggested_names_the_run_that_it_is_about() -> None:
+    """Typed as it stands, `memsup stop --now` would throw away what another run, `default`, has learnt."""
+    play = Play(new_life(run="night")).training()
+    play.do("request", 1, RequestKind.PAUSE_HOLD)
+    (paused,) = [a for a in play.obey() if isinstance(a, Answer)]
+    assert paused.text.endswith("Continue with: memsup resume --run night")
+    play.do("request", 2, RequestKind.STOP)
+    _, actions = refuse(play)
+    (refused,) = [a for a in actions if isinstance(a, Answer)]
+    assert refused.text.endswith("memsup stop --run night --now")
 
 
 def test_who_asks_again_after_making_room_does_not_wait() -> None:
