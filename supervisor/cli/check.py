@@ -71,7 +71,7 @@ def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[
     except SettingsError as error:
         warnings.append(str(error))
     else:
-        fence = _try_fence(loaded.settings, machine, resolution)
+        fence = _try_fence(resolution)
         warnings += [*notes(resolution), *_fence_warnings(fence)]
     found = Checked(
         machine=machine,
@@ -88,12 +88,11 @@ def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[
     return WARNINGS if warnings else READY
 
 
-def _try_fence(settings: Settings, machine: Machine, resolution: Resolution) -> FenceFound:
+def _try_fence(resolution: Resolution) -> FenceFound:
     """Puts a small process into the best fence there is, freezes it, kills it, and measures."""
     from memsup.supervisor.fence import FenceError, choose_fence, rehearse
 
-    cuda = bool(machine.gpus) and settings.training.device != "cpu"
-    chosen = choose_fence(f"check_{os.getpid()}", resolution.limits.fence_bytes, device_is_cuda=cuda)
+    chosen = choose_fence(f"check_{os.getpid()}", resolution.limits.fence_bytes, device_is_cuda=resolution.on_gpu)
     refused = [(str(kind), why) for kind, why in chosen.refused]
     try:
         return FenceFound(str(chosen.fence.kind), rehearse(chosen.fence), refused, None)

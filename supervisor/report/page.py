@@ -18,7 +18,7 @@ from memsup.supervisor.report.marks import clock, text
 from memsup.supervisor.report.outcome import figures, headline, period, share, summary
 from memsup.supervisor.report.panels import panels
 from memsup.supervisor.report.style import CSS
-from memsup.supervisor.words import count, duration, percent, plural, size
+from memsup.supervisor.words import command, count, duration, percent, plural, size
 
 MOST_ROWS = 400
 MOST_LEDGER_ROWS = 300
@@ -37,7 +37,7 @@ def page(material: Material, account: Account) -> str:
         "</div>",
         *_time(account),
         *_plots(account),
-        *_interventions(account.interventions),
+        *_interventions(material.run, account.interventions),
         *_facts(account.facts),
         *_checkpoints(material),
         *_limits(material),
@@ -84,7 +84,7 @@ def _plots(account: Account) -> Iterator[str]:
         yield from (f'<div class="card">{svg}</div>' for svg in drawn)
 
 
-def _interventions(interventions: tuple[Intervention, ...]) -> Iterator[str]:
+def _interventions(run: str, interventions: tuple[Intervention, ...]) -> Iterator[str]:
     yield "<h2>Interventions</h2>"
     if not interventions:
         yield '<p class="soft">None.</p>'
@@ -93,7 +93,8 @@ def _interventions(interventions: tuple[Intervention, ...]) -> Iterator[str]:
     if len(shown) > MOST_ROWS:
         dearest = sorted(shown, key=lambda i: -(i.cost_s or 0.0))[:MOST_ROWS]
         shown = tuple(sorted(dearest, key=lambda i: i.number))
-        yield f'<p class="soft">The {MOST_ROWS} dearest of {count(len(interventions))}; memsup logs --events has them all.</p>'
+        everything = text(f"{command('logs', run)} --events")
+        yield f'<p class="soft">The {MOST_ROWS} dearest of {count(len(interventions))}; {everything} has them all.</p>'
     yield '<div class="card wide"><table><tr><th></th><th>Time</th><th class="n">Step</th><th>What was done</th><th>Why</th>'
     yield '<th>What came of it</th><th class="n">Price</th></tr>'
     for i in shown:
