@@ -107,8 +107,7 @@ def interventions_of(ledger: Sequence[Placed], moments: Sequence[Moment], step_s
 
 
 def _intervention(x: float, entry: Entry, later: Sequence[Placed], step_s: float | None) -> Intervention | None:
-    """The intervention that `entry` tells of. None where it tells of a reading, or of the end or the second half of something.
-    """
+    """The intervention that `entry` tells of. None where it tells of a reading, or of the end or second half of something."""
     base = Intervention(
         number=0,
         x=x,
