@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -123,7 +122,7 @@ def test_each_decision_of_a_squeezed_and_killed_run_is_made_again(tmp_path: Path
     up = next(entry for entry in decisions if entry.rung == "shrink")
     assert up.memory is not None
     assert up.memory.worker_bytes is not None
-    halved = msgspec.structs.replace(up, memory=replace(up.memory, worker_bytes=up.memory.worker_bytes // 2))
+    halved = msgspec.structs.replace(up, memory=msgspec.structs.replace(up.memory, worker_bytes=up.memory.worker_bytes // 2))
     assert decided_again(halved) != decided_again(up), "it is the readings that decide"
     ladders = [len(msgspec.json.encode(entry.ladder)) for entry in decisions]
     assert max(ladders) < 1_000
