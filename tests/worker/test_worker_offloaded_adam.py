@@ -57,6 +57,28 @@ def test_a_run_has_the_same_bits_wherever_its_moments_lie() -> None:
     assert float(on_host.state[hosted.large.weight]["exp_avg_sq"].sum()) > 0
 
 
+def test_a_step_waits_for_the_device_once_and_not_at_each_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for each of a BERT-base's 400 moments would leave the device idle as often. After the one wait all are whole."""
+    model, happened = Odd(), list[str]()
+    copy = torch.Tensor.copy_
+
+    def noted(into: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        happened.append("asked for" if non_blocking else "waited for")
+        return copy(into, source, non_blocking)
+
+    class Watched(HostedAdamW):
+        def _wait_for_device(self) -> None:
+            super()._wait_for_device()
+            happened.append("whole")
+
+    optimizer = make_optimizer(model, weight_decay=0.01, on_host=True)
+    optimizer.__class__ = Watched
+    model(torch.randn(8, 53)).pow(2).mean().backward()
+    monkeypatch.setattr(torch.Tensor, "copy_", noted)
+    optimizer.step()
+    assert happened == ["asked for"] * (4 * len(MOMENTS) * 2) + ["whole"]
+
+
 @pytest.mark.parametrize("first_on_host", [False, True])
 def test_a_run_goes_on_from_either_kind_of_checkpoint(first_on_host: bool) -> None:
     undisturbed = Odd()

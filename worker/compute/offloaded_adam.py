@@ -39,6 +39,12 @@ class OffloadedAdamW(torch.optim.AdamW):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._step_of(parameter, group)
+        self._wait_for_device()  # once: a checkpoint may read the moments next
+
+    def _wait_for_device(self) -> None:
+        """Blocks until what was copied to the host is there; a CPU has copied it already."""
+        if self._room[0].is_cuda:
+            torch.cuda.current_stream(self._room[0].device).synchronize()
 
     def _step_of(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
@@ -62,4 +68,4 @@ class OffloadedAdamW(torch.optim.AdamW):
             maximize=False,
         )
         for name, moment in zip(MOMENTS, moments, strict=True):
-            state[name].copy_(moment)  # waits for the device: a checkpoint may read it next
+            state[name].copy_(moment, non_blocking=True)  # the device takes the room again only after this, in its own order
