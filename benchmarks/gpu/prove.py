@@ -100,8 +100,7 @@ def run_part(name: str, proof: Proof, options: argparse.Namespace, work: Path, e
             start_new_session=True,
         )
         told: list[str] = []
-        # A rehearsal runs beside whatever else this machine does.
-        patience_s = deadline_s * (4 if options.rehearse else 1)
+        patience_s = deadline_s * _stage(folder, options).patience
         while child.poll() is None and time.monotonic() - began_s < patience_s:
             _take(found, told, name, part, proof)
             time.sleep(LOOK_S)
@@ -124,12 +123,16 @@ def run_part(name: str, proof: Proof, options: argparse.Namespace, work: Path, e
 
 def play(name: str, folder: Path, options: argparse.Namespace) -> int:
     """In the part's own process: each finding goes to the file at once."""
-    stage = Stage(work=folder, rehearses=options.rehearse, quick=options.quick, may_cap=options.power_cap)
+    stage = _stage(folder, options)
     with (folder / "lines.jsonl").open("a", encoding="utf-8") as file:
         for finding in _module(name).prove(stage):
             file.write(json.dumps(dataclasses.asdict(finding)) + "\n")
             file.flush()
     return 0
+
+
+def _stage(folder: Path, options: argparse.Namespace) -> Stage:
+    return Stage(work=folder, rehearses=options.rehearse, quick=options.quick, may_cap=options.power_cap)
 
 
 def _module(name: str) -> ModuleType:

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +59,11 @@ class Stage:
         """The devices of the library that stands in for NVIDIA's in a rehearsal."""
         return attach(os.environ["FAKE_NVML"])
 
+    @property
+    def patience(self) -> float:
+        """By how much longer than on a card things may take: a rehearsal runs beside whatever else this machine does."""
+        return 4.0 if self.rehearses else 1.0
+
     def judged(self, held: bool) -> bool:
         """A goal about speed or accuracy, which only the real card can miss."""
         return held or self.rehearses
@@ -70,14 +75,20 @@ class Stage:
         make_job(folder, rows, CONFIG | (TINY if self.rehearses else model), held_out=held_out)
         return folder
 
+    def run(self, name: str, job: Path | None, *settings: str, environment: Mapping[str, str] | None = None) -> Run:
+        """One run of memsup, not started yet. `job` None is the built-in one. `settings` are `section.key=value`."""
+        return Run(name, job, settings, environment or {}, self.patience)
+
 
 class Run:
     """One run of memsup, as a person starts it and looks at it."""
 
-    def __init__(self, name: str, job: Path | None, *settings: str, environment: Mapping[str, str] | None = None) -> None:
-        """`job` None is the built-in one. `settings` are `section.key=value`."""
+    def __init__(
+        self, name: str, job: Path | None, settings: Iterable[str], environment: Mapping[str, str], patience: float
+    ) -> None:
         self.paths = run_paths(name)
-        self._environment = os.environ | dict(environment or {})
+        self._patience = patience
+        self._environment = os.environ | dict(environment)
         files = [] if job is None else [f"task.model={job}/model", f"task.train={job}/train.csv", f"task.eval={job}/eval.csv"]
         self._settings = [word for setting in (*files, *settings) for word in ("--set", setting)]
         self._demo = ["--demo"] if job is None else []
@@ -98,7 +109,7 @@ class Run:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
-                timeout=within_s,
+                timeout=within_s * self._patience,
                 check=False,
             )
         except subprocess.TimeoutExpired:
@@ -122,8 +133,8 @@ class Run:
     def until(
         self, what: str, true: Callable[[Status], bool], within_s: float, each: Callable[[Status], None] = lambda _: None
     ) -> Status:
-        """The first status for which `true` holds; `each` sees every one. Raises `Unproved`."""
-        deadline_s = time.monotonic() + within_s
+        """The first status for which `true` holds; `each` sees every one. `within_s` is for a card. Raises `Unproved`."""
+        deadline_s = time.monotonic() + within_s * self._patience
         while True:
             seen = self.look()
             each(seen)

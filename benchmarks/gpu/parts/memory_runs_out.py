@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lines import Finding, attempt
-from stage import HERE, MIB, Run, Stage
+from stage import HERE, MIB, Stage
 
 from memsup.worker.audit import BEFORE_FIRST, Step, rolled
 from memsup.worker.plan.batches import Order, Schedule, learning_rate
@@ -18,7 +18,8 @@ from memsup.worker.plan.batches import Order, Schedule, learning_rate
 TITLE = "c. Memory runs out"
 DEADLINE_S = 75.0
 LIMIT = "4GiB"
-EFFECTIVE, RATE, WARMUP, SEED = 64, 1e-4, 0.06, 42
+EFFECTIVE, LENGTH, RATE, WARMUP, SEED = 256, 128, 1e-4, 0.06, 42
+"""Many short rows: so there is more than one of them at once even after memory ran out many times."""
 PROMISES = {
     "first": "A first micro-batch that is far too large is cut until it fits, in the same process.",
     "forward": "Memory that runs out in a forward pass costs a smaller micro-batch, and nothing else.",
@@ -35,13 +36,13 @@ def prove(stage: Stage) -> Iterator[Finding]:
 
 
 def _crowded(stage: Stage) -> Iterator[Finding]:
-    rows = EFFECTIVE * (20 if not stage.quick else 12)
+    rows = EFFECTIVE * 14
     job = stage.job(
         "crowded", rows=rows, held_out=EFFECTIVE, model={}
     )  # 6 x 384: room for some rows even when it was halved often
     log = stage.work / "crowd.jsonl"
     log.touch()
-    run = Run(
+    run = stage.run(
         "crowded",
         job,
         *(
@@ -49,8 +50,8 @@ def _crowded(stage: Stage) -> Iterator[Finding]:
             for name, value in (
                 ("epochs", 1),
                 ("effective_batch", EFFECTIVE),
-                ("max_length", 512),
-                ("micro_tokens", EFFECTIVE * 512),
+                ("max_length", LENGTH),
+                ("micro_tokens", EFFECTIVE * LENGTH),
                 ("learning_rate", RATE),
                 ("warmup", WARMUP),
                 ("seed", SEED),
@@ -65,7 +66,7 @@ def _crowded(stage: Stage) -> Iterator[Finding]:
         },
     )
     run.start()
-    done = run.until_over(70.0 if not stage.rehearses else 200.0)
+    done = run.until_over(70.0)
 
     exhausted = run.events("out_of_memory")
     crowds = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]

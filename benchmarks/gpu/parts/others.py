@@ -27,7 +27,7 @@ TITLE = "d. Others on the card, pauses and kills"
 DEADLINE_S = 215.0
 PROMISES = {
     "second_program": "A second program gets 90 % of the card in 30 s; neither dies, and the run goes on smaller or leaves.",
-    "comes_back": "When it is gone, the run computes as much at once as before, within 75 s.",
+    "comes_back": "When it is gone, the run computes at least twice as much at once again, within 75 s.",
     "released": "`pause --release` gives the memory back by the device's own count, within 15 s.",
     "resumed": "`resume` goes on where it was, within 45 s.",
     "same_bits": "Paused, resumed and killed with SIGKILL, a run ends with the bits of one that was left alone.",
@@ -123,7 +123,7 @@ def _large_run(stage: Stage) -> Run:
     if not stage.rehearses:
         job = stage.job("large", rows=12_000)
         asked = ("training.effective_batch=64", "training.micro_tokens=32768", "training.max_length=512", "training.amp=off")
-        return Run("large", job, *asked, "training.epochs=50", "checkpoint.every=1h")
+        return stage.run("large", job, *asked, "training.epochs=50", "training.tune=true", "checkpoint.every=1h")
     job = stage.job("large", rows=240)
     asked = ("training.effective_batch=8", "training.micro_tokens=96", "training.max_length=48", "training.amp=off")
     device = stage.fake.device[0]
@@ -132,7 +132,7 @@ def _large_run(stage: Stage) -> Run:
         "PYTHONPATH": f"{KIT / 'fake_cuda' / 'site'}:{TESTS}:{os.environ['PYTHONPATH']}",
         "FAKE_CUDA": f"{2 * GIB // MIB} 50",
     }
-    return Run(
+    return stage.run(
         "large", job, *asked, "training.epochs=2000", "training.threads=1", "checkpoint.every=1h", environment=environment
     )
 
@@ -174,15 +174,17 @@ def _crowded(run: Run, stage: Stage, before: Status) -> Iterator[Finding]:
                 "tokens": seen.least_tokens,
             },
         )
-    gone_s = time.monotonic()
+    gone_s, least = time.monotonic(), seen.least_tokens or 0
     try:
-        after = run.until("as large as before", lambda status: (status.batch.micro_tokens or 0) >= (tokens_before or 0), 75.0)
+        after = run.until("larger again", lambda status: (status.batch.micro_tokens or 0) >= 2 * least, 75.0)
     except Unproved as why:
         yield Finding(key="comes_back", held=False, measured=str(why))
     else:
         took_s = time.monotonic() - gone_s
-        told = f"{after.batch.micro_tokens} tokens at once again after {took_s:.0f} s"
-        yield Finding(key="comes_back", held=True, measured=told, figures={"took_s": took_s})
+        told = f"{after.batch.micro_tokens} tokens at once in place of {least} after {took_s:.0f} s"
+        yield Finding(
+            key="comes_back", held=True, measured=told, figures={"took_s": took_s, "tokens": after.batch.micro_tokens}
+        )
 
 
 @contextmanager
@@ -239,7 +241,7 @@ def _same_bits(stage: Stage) -> Finding:
         "training.amp=off",
     )
     environment = DETERMINISTIC | {"PYTHONPATH": f"{HERE / 'worker_site'}:{os.environ['PYTHONPATH']}"}
-    alone, disturbed = (Run(name, job, *settings, environment=environment) for name in ("alone", "disturbed"))
+    alone, disturbed = (stage.run(name, job, *settings, environment=environment) for name in ("alone", "disturbed"))
     alone.start()
     alone.until_over(120.0)
     disturbed.start()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from lines import Finding, Unproved, attempt
-from stage import Run, Stage
+from stage import Stage
 
 TITLE = "f. The power limit"
 DEADLINE_S = 60.0
@@ -47,7 +47,7 @@ def prove(stage: Stage) -> Iterator[Finding]:
 
 def _capped(stage: Stage, found: float) -> Iterator[Finding]:
     wanted = round(0.9 * found)
-    run = Run(
+    run = stage.run(
         "capped",
         stage.job("capped", rows=600, model={}),
         f"limits.power_w={wanted}",

@@ -14,6 +14,9 @@ if "memsup.worker" in sys.orig_argv:
         import torch
 
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cuda.enable_flash_sdp(False)  # what is left of attention are plain matrix products
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if "CROWD" in os.environ:
         import crowd
 
