@@ -72,7 +72,7 @@ class Stage:
         """A folder with a BERT of random weights and the demo's reviews; in a rehearsal a tiny one and few of them."""
         folder = self.work / name
         folder.mkdir()
-        make_job(folder, rows, CONFIG | (TINY if self.rehearses else model), held_out=held_out)
+        make_job(folder, rows, {**CONFIG, **(TINY if self.rehearses else model)}, held_out=held_out)
         return folder
 
     def run(self, name: str, job: Path | None, *settings: str, environment: Mapping[str, str] | None = None) -> Run:

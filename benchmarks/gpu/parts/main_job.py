@@ -217,4 +217,4 @@ def useful_flop(job: Path) -> float:
     ]
     layers, hidden, inner = (config[name] for name in ("num_hidden_layers", "hidden_size", "intermediate_size"))
     weights = layers * (4 * hidden**2 + 2 * hidden * inner)
-    return sum(6 * weights * tokens + 12 * layers * hidden * tokens**2 for tokens in lengths) / len(lengths)
+    return float(sum(6 * weights * tokens + 12 * layers * hidden * tokens**2 for tokens in lengths) / len(lengths))

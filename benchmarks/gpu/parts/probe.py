@@ -47,7 +47,8 @@ class Probe:
     def __init__(self) -> None:
         self._link, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._link.settimeout(30.0)
-        self._child = subprocess.Popen([sys.executable, "-P", "-m", "memsup.supervisor.sense.gpu.probe"], stdin=other)
+        command = [sys.executable, "-P", "-m", "memsup.supervisor.sense.gpu.probe"]
+        self._child = subprocess.Popen(command, stdin=other.fileno())
         other.close()
         self._asked = 0
 

@@ -35,13 +35,13 @@ def main(job: Path, device: str, effective: int, rate: float, sizes: list[int]) 
         labels = labels or sorted({row["label"] for row in rows})
         ids = tokenizer([row["text"] for row in rows], truncation=True, max_length=512)["input_ids"]
         sets[name] = datasets.Dataset.from_dict({"input_ids": ids, "labels": [labels.index(row["label"]) for row in rows]})
-    runs = []
+    runs: list[dict[str, Any]] = []
     trainers = []
     for size in sizes:
         trainer, samples_per_s = _train(job, device, effective, rate, size, sets["train"], tokenizer)
         runs.append({"rows": size, "samples_per_s": samples_per_s, "accuracy": None, "peak_bytes": _peak(device)})
         trainers.append(trainer)
-    best = max(range(len(runs)), key=lambda place: runs[place]["samples_per_s"])
+    best = max(range(len(runs)), key=lambda place: float(runs[place]["samples_per_s"]))
     found = trainers[best].predict(sets["eval"])
     runs[best]["accuracy"] = float((found.predictions.argmax(-1) == found.label_ids).mean())
     print(json.dumps({"runs": runs}))
