@@ -211,7 +211,7 @@ def machine_facts(environment: Mapping[str, str]) -> dict[str, Any]:
 
     def said(*command: str) -> str | None:
         try:
-            done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() or None if done.returncode == 0 else None
@@ -221,6 +221,7 @@ def machine_facts(environment: Mapping[str, str]) -> dict[str, Any]:
         "card": said("nvidia-smi", "-i", "0", "--query-gpu=name", "--format=csv,noheader"),
         "driver": said("nvidia-smi", "-i", "0", "--query-gpu=driver_version", "--format=csv,noheader"),
         "cpus": len(os.sched_getaffinity(0)),
+        "ram_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "kernel": platform.release(),
         "python": platform.python_version(),
         **{name: said(sys.executable, "-c", asked.format(name)) for name in ("torch", "transformers", "accelerate")},
@@ -249,16 +250,17 @@ def main() -> int:
         environment = rehearsed_environment(work) if options.rehearse else dict(os.environ)
         if not options.rehearse:
             environment["POWER_LIMIT_BEFORE_W"] = _power_limit_w() or ""
-        document = {
+        document: dict[str, Any] = {
             "schema": 1,
             "rehearsal": options.rehearse,
             "began": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             "took_s": 0.0,
-            "machine": machine_facts(environment),
+            "machine": {},
             "parts": [],
             "lines": [],
         }
         proof = Proof(out, document)
+        document["machine"] = machine_facts(environment)
         proof.write()
         for letter, name in zip("abcdef", PARTS, strict=True):
             if letter in options.only:
@@ -275,7 +277,7 @@ def main() -> int:
 def _power_limit_w() -> str | None:
     asked = ["nvidia-smi", "-i", "0", "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
     except OSError:
         return None
     try:
