@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -242,6 +243,8 @@ def main() -> int:
     if options.part:
         return play(options.part[0], Path(options.part[1]), options)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    for number in (signal.SIGTERM, signal.SIGINT):  # what was started is ended all the same
+        signal.signal(number, lambda *_: sys.exit(1))
     out = Path(os.environ["OUT"])
     out.mkdir(parents=True, exist_ok=True)
     (out / "proof.log").unlink(missing_ok=True)
@@ -266,6 +269,7 @@ def main() -> int:
             if letter in options.only:
                 run_part(name, proof, options, work, environment)
     finally:
+        _end_descendants()
         if options.keep:
             print(f"The runs lie in {work}.")
         else:

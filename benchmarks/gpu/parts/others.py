@@ -125,7 +125,7 @@ def _large_run(stage: Stage) -> Run:
         asked = ("training.effective_batch=64", "training.micro_tokens=32768", "training.max_length=512", "training.amp=off")
         return stage.run("large", job, *asked, "training.epochs=50", "training.tune=true", "checkpoint.every=1h")
     job = stage.job("large", rows=240)
-    asked = ("training.effective_batch=8", "training.micro_tokens=96", "training.max_length=48", "training.amp=off")
+    asked = ("training.effective_batch=8", "training.micro_tokens=96", "training.max_length=16", "training.amp=off")
     device = stage.fake.device[0]
     device.worker_bytes, device.frees_of_dead = 0, 1
     environment = {
@@ -133,7 +133,14 @@ def _large_run(stage: Stage) -> Run:
         "FAKE_CUDA": f"{2 * GIB // MIB} 50",
     }
     return stage.run(
-        "large", job, *asked, "training.epochs=2000", "training.threads=1", "checkpoint.every=1h", environment=environment
+        "large",
+        job,
+        *asked,
+        "training.epochs=2000",
+        "training.tune=true",
+        "training.threads=1",
+        "checkpoint.every=1h",
+        environment=environment,
     )
 
 
@@ -234,7 +241,7 @@ def _same_bits(stage: Stage) -> Finding:
         "training.effective_batch=16",
         "training.micro_tokens=2048",
         "training.max_length=128",
-        "training.threads=2",
+        f"training.threads={1 if stage.rehearses else 2}",
         "training.lanes=1",
         f"training.epochs={2 if not stage.rehearses else 6}",
         "checkpoint.every=2s",
