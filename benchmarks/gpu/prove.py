@@ -74,14 +74,14 @@ def run_part(name: str, proof: Proof, options: argparse.Namespace, work: Path, e
     """One part in a process of its own, with its lines as they come. What it leaves behind is ended."""
     part = _module(name)
     left_s = options.within - (time.monotonic() - proof.began_s)
-    deadline_s = part.DEADLINE_S if options.rehearse else min(part.DEADLINE_S, left_s)
+    folder = work / name
+    deadline_s = part.DEADLINE_S * _stage(folder, options).patience if options.rehearse else min(part.DEADLINE_S, left_s)
     entry = {"part": name, "title": part.TITLE, "deadline_s": deadline_s, "took_s": 0.0, "ended": "running"}
     proof.document["parts"].append(entry)
     if deadline_s < 10.0:
         entry["ended"] = "not begun"
         proof.add(unreached(name, part.PROMISES, (), "the time was over", broke=False))
         return
-    folder = work / name
     folder.mkdir()
     home = {
         "MEMSUP_STATE_DIR": f"{folder}/state",
@@ -101,8 +101,7 @@ def run_part(name: str, proof: Proof, options: argparse.Namespace, work: Path, e
             start_new_session=True,
         )
         told: list[str] = []
-        patience_s = deadline_s * _stage(folder, options).patience
-        while child.poll() is None and time.monotonic() - began_s < patience_s:
+        while child.poll() is None and time.monotonic() - began_s < deadline_s:
             _take(found, told, name, part, proof)
             time.sleep(LOOK_S)
         in_time = child.poll() is not None

@@ -27,7 +27,7 @@ from lines import Unproved
 
 from memsup.shared.paths import run_paths
 from memsup.shared.status import OVER, RunState, Status
-from memsup.supervisor.client.contact import see
+from memsup.supervisor.client.contact import observe
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -125,7 +125,7 @@ class Run:
 
     def look(self) -> Status:
         self.steps.look(time.monotonic())
-        status = see(self.paths).status
+        status = observe(self.paths).status
         if status is None:
             raise Unproved("the run does not exist")
         return status
@@ -166,5 +166,5 @@ class Run:
 
     def end(self) -> None:
         """Stops it at once, where it still runs."""
-        if see(self.paths).status is not None and self.look().state not in OVER:
+        if observe(self.paths).status is not None and self.look().state not in OVER:
             self.command("stop", "--now")

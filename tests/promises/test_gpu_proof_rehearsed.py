@@ -43,7 +43,7 @@ def lines() -> Any:
     return module
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(compiler() is None, reason="NOT RUN: there is no C compiler to build the NVML library with")
 def test_every_line_is_held_or_says_why_it_was_not_run(tmp_path: Path) -> None:
