@@ -204,6 +204,8 @@ class DeviceMemory(Protocol):
     """An accelerator's memory, as far as memsup talks to it."""
 
     total_bytes: int
+    limit_bytes: int
+    """The most that torch may reserve now."""
 
     def allocated_bytes(self) -> int: ...
 
@@ -246,7 +248,7 @@ class CudaMemory:
 
         self._cuda: Any = torch.cuda
         self._device = device
-        self.total_bytes = int(torch.cuda.get_device_properties(device).total_memory)
+        self.total_bytes = self.limit_bytes = int(torch.cuda.get_device_properties(device).total_memory)
 
     def allocated_bytes(self) -> int:
         return int(self._cuda.memory_allocated(self._device))
@@ -267,3 +269,4 @@ class CudaMemory:
 
     def limit(self, size_bytes: int) -> None:
         self._cuda.set_per_process_memory_fraction(min(1.0, size_bytes / self.total_bytes), self._device)
+        self.limit_bytes = min(size_bytes, self.total_bytes)

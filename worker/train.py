@@ -216,7 +216,10 @@ class _Program:
         return limit_micro_batch(self.training, order)
 
     def limit_memory(self, order: LimitMemory) -> str:
-        return limit_device(self._memory, order)
+        told = limit_device(self._memory, order)
+        if self._memory is not None and self.training is not None:
+            self.training.measuring.planner.limit_to(*_planned_bytes(self._memory.limit_bytes))
+        return told
 
     def read_memory(self) -> WorkerMemory:
         return read_memory(self._memory)
@@ -259,15 +262,21 @@ def _tell_what_is_not_done(training: Training, why_fewer_lanes: str | None) -> N
 
 
 def _measuring(prepared: Prepared, welcome: Welcome, memory: DeviceMemory | None, first_tokens: int | None) -> Measuring:
-    limit_bytes = welcome.memory_limit_bytes if memory is None else memory.total_bytes
+    limit_bytes = welcome.memory_limit_bytes if memory is None else memory.limit_bytes
+    planned_bytes, initial_bytes = (None, 0) if limit_bytes is None else _planned_bytes(limit_bytes)
     planner = Planner(
-        limit_bytes=None if limit_bytes is None else int(limit_bytes * PLANNED_FRACTION),
+        limit_bytes=planned_bytes,
         longest=int(prepared.train.lengths.max()),
         may_checkpoint=bool(prepared.model.supports_gradient_checkpointing),
-        initial=Initial(first_tokens, int(limit_bytes * INITIAL_FRACTION)) if first_tokens and limit_bytes else None,
+        initial=Initial(first_tokens, initial_bytes) if first_tokens and limit_bytes else None,
         layers=getattr(prepared.model.config, "num_hidden_layers", None),
     )
     return Measuring(Peak(memory), planner, waits_for_device=memory is not None)
+
+
+def _planned_bytes(limit_bytes: int) -> tuple[int, int]:
+    """Of a limit, what micro-batches are planned for, and what those with which the run begins may take."""
+    return int(limit_bytes * PLANNED_FRACTION), int(limit_bytes * INITIAL_FRACTION)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -81,6 +81,31 @@ def test_what_was_ordered_becomes_torchs_own_limit_and_beyond_it_the_step_is_don
         assert allocator.reserved_bytes() <= 5 * GIB
 
 
+def test_what_is_planned_for_follows_what_others_leave(tmp_path: Path, allocator: Any) -> None:
+    """The planner knows the limit and does not run into it again and again; when they are gone it takes the room they had."""
+    from kit.one_life import exhaustions, one_life
+
+    from memsup.worker.train import take_step
+
+    with one_life(tiny_settings(tmp_path, training__tune="true", training__epochs=20)) as life:
+        for _ in range(8):
+            take_step(life)
+        before = life.plan.at(life.step + 1).micro_tokens
+        assert 2 * GIB + before * 50 * MIB > 5 * GIB
+        exhaustions(life)
+        life.session.link.orders.put(LimitMemory(order_id=7, reason="a game", device_bytes=5 * GIB))
+        life.boundary()
+        for _ in range(120):
+            take_step(life)
+        assert len(exhaustions(life)) <= 1, "only by the plan that was in force"
+        assert 2 * GIB + life.plan.at(life.step + 1).micro_tokens * 50 * MIB < 5 * GIB
+        life.session.link.orders.put(LimitMemory(order_id=8, reason="the game is over", device_bytes=allocator.limits[0]))
+        life.boundary()
+        for _ in range(60):
+            take_step(life)
+        assert life.plan.at(life.step + 1).micro_tokens >= before
+
+
 def test_a_worker_on_the_cpu_answers_that_there_is_nothing_to_limit(tmp_path: Path) -> None:
     from kit.one_life import one_life, reports
 

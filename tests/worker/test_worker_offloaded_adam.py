@@ -66,7 +66,7 @@ def test_a_step_waits_for_the_device_once_and_not_at_each_parameter(monkeypatch:
         happened.append("asked for" if non_blocking else "waited for")
         return copy(into, source, non_blocking)
 
-    class Watched(HostedAdamW):
+    class Watched(OffloadedAdamW):
         def _wait_for_device(self) -> None:
             super()._wait_for_device()
             happened.append("whole")

@@ -116,6 +116,17 @@ class Planner:
         self._refused[checkpointed, band] = Refusal(tokens, until_step=step + REFUSED_STEPS)
         self.look_soon()
 
+    def limit_to(self, limit_bytes: int, initial_bytes: int) -> None:
+        """Takes in that the worker may hold more or less from now on, and its first micro-batch take up to `initial_bytes`.
+        What did not fit into less room is no answer any more.
+        """
+        if self._limit_bytes is not None and limit_bytes > self._limit_bytes:
+            self._refused.clear()
+        self._limit_bytes = limit_bytes
+        if self._initial is not None:
+            self._initial = self._initial._replace(most_bytes=initial_bytes)
+        self.look_soon()
+
     def look_soon(self) -> None:
         """Has the plan looked at soon, since something changed that was not measured."""
         self._interval_steps = FIRST_LOOK_STEPS

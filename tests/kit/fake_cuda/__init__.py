@@ -25,7 +25,7 @@ class Allocator:
     ) -> None:
         self.total_bytes, self._weights, self._token = total_bytes, weights_bytes, token_bytes
         self._allocated = self._reserved = weights_bytes
-        self._limit_bytes = total_bytes
+        self.limit_bytes = total_bytes
         self._peak = weights_bytes
         self._device = control.device[0] if control is not None else None
         self.limits: list[int] = []
@@ -51,18 +51,18 @@ class Allocator:
 
     def limit(self, size_bytes: int) -> None:
         self.limits.append(size_bytes)
-        self._limit_bytes = size_bytes
+        self.limit_bytes = size_bytes
 
     def compute(self, tokens: int) -> None:
         """One micro-batch. Raises `torch.OutOfMemoryError`."""
         need = self._weights + tokens * self._token
         if need > self._reserved:
             free = self.total_bytes - (self._device.others_bytes + CONTEXT_BYTES if self._device is not None else 0)
-            if need > min(self._limit_bytes, free):
+            if need > min(self.limit_bytes, free):
                 self.release()  # as torch does before it gives up
                 raise torch.OutOfMemoryError(
                     f"CUDA out of memory. Tried to allocate {tokens * self._token / MIB:.2f} MiB. GPU 0 has a total capacity "
-                    f"of {self.total_bytes / MIB:.2f} MiB; {self._limit_bytes / MIB:.2f} MiB allowed."
+                    f"of {self.total_bytes / MIB:.2f} MiB; {self.limit_bytes / MIB:.2f} MiB allowed."
                 )
             self._reserved = need
         self._allocated = need
