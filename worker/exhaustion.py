@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from memsup.shared.log import log
 from memsup.shared.messages import FailureCause, OutOfMemory, Welcome
-from memsup.worker.memory import hand_back, is_out_of_memory, is_permanent, read_memory
+from memsup.worker.memory import DeviceMemory, hand_back, is_out_of_memory, is_permanent, read_memory
 from memsup.worker.plan.batches import Rows
 from memsup.worker.plan.entry import Entry
 from memsup.worker.session import GiveUp
@@ -26,8 +26,8 @@ _NEW_PROCESS = (
 
 
 @contextlib.contextmanager
-def has_to_fit(what: str, welcome: Welcome) -> Iterator[None]:
-    """Raises `GiveUp` with a sentence about `what` where memory runs out inside."""
+def has_to_fit(what: str, welcome: Welcome, device: DeviceMemory | None) -> Iterator[None]:
+    """Raises `GiveUp` with a sentence about `what` where memory runs out inside. None of `device` means the CPU."""
     try:
         yield
     except Exception as error:
@@ -36,11 +36,18 @@ def has_to_fit(what: str, welcome: Welcome) -> Iterator[None]:
         exhausted = error
     else:
         return
-    limit = f" of {welcome.memory_limit_bytes >> 20} MiB" if welcome.memory_limit_bytes else ""
+    limit_bytes = welcome.memory_limit_bytes if device is None else device.limit_bytes
+    limit = f" of {limit_bytes >> 20} MiB" if limit_bytes else ""
     raise GiveUp(
         FailureCause.OUT_OF_MEMORY,
-        f"{what} with its optimizer does not fit in the worker's memory{limit}: choose a smaller model, or raise limits.ram.",
+        f"{what} with its optimizer does not fit in the worker's memory{limit}: choose a smaller model, or raise "
+        f"{_setting_of_limit(device)}.",
     ) from exhausted
+
+
+def _setting_of_limit(device: DeviceMemory | None) -> str:
+    """The setting that bounds the memory in which the training computes."""
+    return "limits.ram" if device is None else "limits.vram"
 
 
 def shrink(training: Training, step: int, exhausted: str) -> None:
@@ -75,15 +82,15 @@ def shrink(training: Training, step: int, exhausted: str) -> None:
 
 def _one_row_too_large(training: Training, step: int, row: int, tokens: int) -> GiveUp:
     memory = read_memory(training.device_memory)
+    held, limit = memory.resident_bytes, memory.data_limit_bytes
     if training.device_memory is not None:
-        held, limit = memory.cuda_allocated_bytes, None
-    else:
-        held, limit = memory.resident_bytes, memory.data_limit_bytes
+        held, limit = memory.cuda_allocated_bytes or 0, training.device_memory.limit_bytes
     numbers = f"{(held or 0) >> 20} MiB are held" + (f" of at most {limit >> 20} MiB" if limit else "")
     return GiveUp(
         FailureCause.OUT_OF_MEMORY,
         f"Row {row} of the training data with its {tokens} tokens does not fit in memory, alone and with activation "
-        f"checkpointing: {numbers}. Lower training.max_length, choose a smaller model, or raise limits.ram.",
+        f"checkpointing: {numbers}. Lower training.max_length, choose a smaller model, or raise "
+        f"{_setting_of_limit(training.device_memory)}.",
         step=step,
     )
 
@@ -112,7 +119,7 @@ def shrink_evaluation(training: Training, rows: Rows, longest: int, exhausted: s
         raise GiveUp(
             FailureCause.OUT_OF_MEMORY,
             f"Row {rows[0]} of the evaluation data with its {longest} tokens does not fit in memory. Lower "
-            "training.max_length, choose a smaller model, or raise limits.ram.",
+            f"training.max_length, choose a smaller model, or raise {_setting_of_limit(training.device_memory)}.",
         )
     tokens = len(rows) * longest // 2
     before = training.plan.at(training.step + 1)

@@ -139,7 +139,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     # -----------------------------------------------------------------------------------------------------------------
     # Task: data, tokenizer and model; then the optimizer with all of its state
     task = find_task(settings.task.kind)
-    with has_to_fit("The model", welcome):
+    with has_to_fit("The model", welcome, memory):
         boundary()
         prepared = task.load(settings, paths, boundary, checkpoint=start.folder)
         boundary()

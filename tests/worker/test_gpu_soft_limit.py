@@ -106,6 +106,21 @@ def test_what_is_planned_for_follows_what_others_leave(tmp_path: Path, allocator
         assert life.plan.at(life.step + 1).micro_tokens >= before
 
 
+def test_a_row_that_does_not_fit_on_the_gpu_names_the_setting_that_bounds_it(tmp_path: Path, allocator: Any) -> None:
+    from kit.one_life import one_life
+
+    from memsup.shared.messages import FailureCause
+    from memsup.worker.session import GiveUp
+    from memsup.worker.train import take_step
+
+    with one_life(tiny_settings(tmp_path, limits__vram="2100MiB")) as life:
+        with pytest.raises(GiveUp) as refused:
+            take_step(life)
+        assert refused.value.cause is FailureCause.OUT_OF_MEMORY
+        assert "of at most 2100 MiB" in str(refused.value)
+        assert "limits.vram" in str(refused.value)
+
+
 def test_a_worker_on_the_cpu_answers_that_there_is_nothing_to_limit(tmp_path: Path) -> None:
     from kit.one_life import one_life, reports
 

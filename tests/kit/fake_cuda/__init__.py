@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from kit.fake_nvml import Control, attach
+from memsup.shared.settings import Share
 
 MIB = 1 << 20
 
@@ -82,7 +83,7 @@ def install(allocator: Allocator) -> None:
     from memsup.worker import train
 
     def device_memory(_device: torch.device, limit: Any) -> Allocator:
-        allocator.limit(int(limit.fraction * allocator.total_bytes))
+        allocator.limit(int(limit.fraction * allocator.total_bytes) if isinstance(limit, Share) else limit)
         return allocator
 
     right = train.to_device
