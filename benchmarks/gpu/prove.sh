@@ -30,7 +30,7 @@ paths=$work/links:$work/site
 if [ $rehearses = yes ] && [ -d "$root/build/gpu/rehearsal" ]; then paths=$paths:$root/build/gpu/rehearsal; fi
 
 export PYTHONPATH="$paths${PYTHONPATH:+:$PYTHONPATH}"
-export PYTHONPYCACHEPREFIX="$work/compiled" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 for name in $(compgen -e | grep '^MEMSUP_' || true); do unset "$name"; done
 
 "$python" "$here/prove.py" "$@"
