@@ -1,6 +1,6 @@
 """Compressed nights: fifty runs, each disturbed six times by a seeded schedule, compared with one that was left alone.
 
-    python benchmarks/nights.py [--seeds 0..49] [--results build/nights.jsonl]
+    python benchmarks/nights.py [--seeds 0..49] [--most 6] [--results build/nights.jsonl]
 
 Leaks, runaways, hangs, kill -9 of either process or both, supervisors that stand still, full disks, garbage on the sockets,
 heat, clocks that are set, losses that are not numbers, pauses and restarts, on a tiny training through the real
@@ -31,7 +31,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import msgspec
 from kit.cli_process import end_supervisors
-from kit.compressed_nights import DISTURBANCES, FAST, MIB, NEED_A_MOUNT, Night, Outcome, Sensor, make_job, schedule, spend
+from kit.compressed_nights import (
+    DISTURBANCES,
+    EACH_NIGHT,
+    FAST,
+    MIB,
+    NEED_A_MOUNT,
+    Night,
+    Outcome,
+    Sensor,
+    make_job,
+    schedule,
+    spend,
+)
 from kit.faults.night_clock import NightClock
 from kit.killed_runs import undisturbed
 
@@ -46,6 +58,7 @@ DISK_BYTES = 448 * MIB
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0..49", metavar="A..B")
+    parser.add_argument("--most", type=int, default=EACH_NIGHT, metavar="N", help="Disturb each run at most so often.")
     parser.add_argument("--results", type=Path, default=Path("build/nights.jsonl"))
     options = parser.parse_args()
     first, last = map(int, options.seeds.split(".."))
@@ -53,7 +66,7 @@ def main() -> int:
     options.results.parent.mkdir(parents=True, exist_ok=True)
     done = {outcome.seed: outcome for outcome in read(options.results) if outcome.problem is None}
     if missing := [seed for seed in seeds if seed not in done]:
-        done |= {outcome.seed: outcome for outcome in run(missing, options.results)}
+        done |= {outcome.seed: outcome for outcome in run(missing, options.results, options.most)}
     outcomes = [done[seed] for seed in seeds]
     print(table(outcomes))
     return int(any(outcome.problem for outcome in outcomes))
@@ -64,7 +77,7 @@ def read(results: Path) -> list[Outcome]:
     return [msgspec.json.decode(line, type=Outcome) for line in lines]
 
 
-def run(seeds: list[int], results: Path) -> list[Outcome]:
+def run(seeds: list[int], results: Path, most: int) -> list[Outcome]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and what was started is ended
     if os.geteuid() != 0:
         with contextlib.suppress(OSError):  # then nothing can be mounted, and is said below
@@ -85,7 +98,7 @@ def run(seeds: list[int], results: Path) -> list[Outcome]:
             "FAULT_FOLDER": str(folder / "faults"),
             "FAULT_CLOCK": str(clock.file),
         }
-        make_job(folder / "job")
+        make_job(folder / "job", most)
         try:
             left_alone = run_paths("undisturbed"), undisturbed(folder / "job", "undisturbed")
             for seed in seeds:
@@ -99,7 +112,7 @@ def run(seeds: list[int], results: Path) -> list[Outcome]:
                     sensor=sensor,
                 )
 
-                cards = [card for card in schedule(seed) if small_disk is not None or card not in NEED_A_MOUNT]
+                cards = [card for card in schedule(seed) if small_disk is not None or card not in NEED_A_MOUNT][:most]
                 try:
                     outcome = spend(night, seed, left_alone, cards)
                 except Exception:

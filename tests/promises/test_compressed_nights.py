@@ -17,16 +17,17 @@ SEED = 0
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_disturbed_night_ends_as_an_undisturbed_one_and_is_explained(tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("most", [2, pytest.param(EACH_NIGHT, marks=pytest.mark.nightly)])
+def test_a_disturbed_night_ends_as_an_undisturbed_one_and_is_explained(tmp_path: Path, most: int) -> None:
     results = tmp_path / "results.jsonl"
-    command = [sys.executable, str(BENCHMARK), "--seeds", f"{SEED}..{SEED}", "--results", str(results)]
+    command = [sys.executable, str(BENCHMARK), "--seeds", f"{SEED}..{SEED}", "--results", str(results), "--most", str(most)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     outcome = msgspec.json.decode(results.read_bytes(), type=Outcome)
     assert outcome.problem is None
     without_mounts = [card.__name__ for card in schedule(SEED) if card not in NEED_A_MOUNT]
-    assert set(without_mounts) <= set(outcome.disturbances)
+    assert len(outcome.disturbances) >= min(most, len(without_mounts))
 
 
 def test_each_disturbance_comes_about_equally_often_in_fifty_nights() -> None:

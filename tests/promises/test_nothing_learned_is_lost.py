@@ -21,7 +21,7 @@ def job(tmp_path: Path) -> Iterator[Path]:
     end_supervisors()
 
 
-@pytest.mark.parametrize(("kills", "epochs"), [(4, 15), pytest.param(8, 30, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(("kills", "epochs"), [(3, 10), pytest.param(8, 30, marks=pytest.mark.nightly)])
 def test_a_run_killed_again_and_again_ends_with_the_bits_of_the_undisturbed_run(job: Path, kills: int, epochs: int) -> None:
     make_job(job, epochs=epochs)
     seed = random.SystemRandom().randrange(2**32)

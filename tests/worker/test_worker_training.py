@@ -169,7 +169,8 @@ events = st.lists(
 )
 
 
-def test_no_sequence_of_shrink_grow_exhaustion_and_pause_changes_what_is_learnt(life: Training) -> None:
+@pytest.mark.parametrize("sequences", [5, pytest.param(30, marks=pytest.mark.nightly)])
+def test_no_sequence_of_shrink_grow_exhaustion_and_pause_changes_what_is_learnt(life: Training, sequences: int) -> None:
     steps = 5
     begun = AsItBegan(life)
     for _ in range(steps):
@@ -177,7 +178,7 @@ def test_no_sequence_of_shrink_grow_exhaustion_and_pause_changes_what_is_learnt(
     planned, learnt = life.audit.digest.split(".")[0], weights(life)
 
     @given(happening=st.lists(events, min_size=steps, max_size=steps))
-    @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=sequences, suppress_health_check=[HealthCheck.too_slow])
     def whatever_happens(happening: list[list[tuple[str, int]]]) -> None:
         training = begun.again()
         for step_events in happening:
