@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[Path]:
-    make_job(tmp_path / "job", epochs=2000)
+    make_job(tmp_path / "job", epochs=2000, lanes=1)
     yield tmp_path / "job"
     end_supervisors()
 

@@ -21,9 +21,11 @@ def job(tmp_path: Path) -> Iterator[Path]:
     end_supervisors()
 
 
-@pytest.mark.parametrize(("kills", "epochs"), [(3, 10), pytest.param(8, 30, marks=pytest.mark.nightly)])
-def test_a_run_killed_again_and_again_ends_with_the_bits_of_the_undisturbed_run(job: Path, kills: int, epochs: int) -> None:
-    make_job(job, epochs=epochs)
+@pytest.mark.parametrize(("kills", "epochs", "lanes"), [(3, 8, 1), pytest.param(8, 30, 2, marks=pytest.mark.nightly)])
+def test_a_run_killed_again_and_again_ends_with_the_bits_of_the_undisturbed_run(
+    job: Path, kills: int, epochs: int, lanes: int
+) -> None:
+    make_job(job, epochs=epochs, lanes=lanes)
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     tally = Tally()

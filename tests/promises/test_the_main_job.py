@@ -32,7 +32,8 @@ def job(tmp_path: Path) -> Iterator[Path]:
     tiny_settings(folder, rows=240)
     (folder / "memsup.toml").write_text(
         '[task]\nmodel = "tiny-bert"\ntrain = "reviews.csv"\n'
-        "[training]\nepochs = 40\neffective_batch = 8\nmax_length = 48\nmicro_tokens = 96\nlearning_rate = 1e-3\nthreads = 1\n"
+        "[training]\nepochs = 40\neffective_batch = 8\nmax_length = 48\nmicro_tokens = 96\n"
+        "learning_rate = 1e-3\nthreads = 1\nlanes = 1\n"
         '[checkpoint]\nevery = "2s"\n',
         encoding="utf-8",
     )
@@ -62,7 +63,7 @@ def ok(done: Done, code: int = 0) -> Done:
 
 
 def test_start_pause_resume_checkpoint_kill_stop_start_finished(job: Path) -> None:
-    """Issue 2's own story, through the command line alone."""
+    """A run's whole story, through the command line alone."""
     with stopwatch() as loading:
         subprocess.run([sys.executable, "-c", "import torch, transformers.models.bert.modeling_bert"], check=True)
     with stopwatch() as starting:
