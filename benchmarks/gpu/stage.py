@@ -64,9 +64,11 @@ class Stage:
         """By how much longer than on a card things may take: a rehearsal runs beside whatever else this machine does."""
         return 4.0 if self.rehearses else 1.0
 
-    def judged(self, held: bool) -> bool:
-        """A goal about speed or accuracy, which only the real card can miss."""
-        return held or self.rehearses
+    def judged(self, held: bool) -> bool | None:
+        """What is made of a goal about speed or accuracy, which only the real card can miss: where a rehearsal misses it, that
+        says nothing (None), and is never passed off as held.
+        """
+        return True if held else None if self.rehearses else False
 
     def job(self, name: str, *, rows: int, held_out: int = 4, model: Mapping[str, Any] = BASE) -> Path:
         """A folder with a BERT of random weights and the demo's reviews; in a rehearsal a tiny one and few of them."""

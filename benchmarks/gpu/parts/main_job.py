@@ -121,7 +121,7 @@ def _built_in(stage: Stage) -> Finding:
     accuracy = done.result["accuracy"]
     return Finding(
         key="built_in",
-        held=stage.judged(abs(accuracy - CPU_ACCURACY) <= 0.03) and done.restarts == 0,
+        held=done.restarts == 0 and stage.judged(abs(accuracy - CPU_ACCURACY) <= 0.03),
         measured=f"accuracy {accuracy:.1%}, {run.samples_per_s(16):,.0f} samples/s, {took_s:.0f} s from start to last step",
         figures={"accuracy": accuracy, "samples_per_s": run.samples_per_s(16), "took_s": took_s, "steps": done.progress.step},
     )

@@ -172,7 +172,7 @@ def _crowded(run: Run, stage: Stage, before: Status) -> Iterator[Finding]:
         how = "left the card" if seen.left else f"went on with {seen.least_tokens} tokens at once in place of {tokens_before}"
         yield Finding(
             key="second_program",
-            held=stage.judged(seen.had_all_s <= 30.0) and during.state not in OVER and (seen.left or not deaths),
+            held=during.state not in OVER and (seen.left or not deaths) and stage.judged(seen.had_all_s <= 30.0),
             measured=f"{(used_before or 0) / GIB:.1f} GiB were in use; it had its part after {seen.had_all_s:.1f} s; "
             f"the run {how}; {len(deaths)} deaths",
             figures={
