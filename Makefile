@@ -27,7 +27,9 @@ build/links/memsup:
 demo: setup
 	$(BIN)/memsup start --tier auto --wait
 
-test: lint types boundaries suite wheel
+test: setup
+	$(MAKE) --jobs=2 --output-sync=target lint types boundaries wheel
+	$(MAKE) suite
 
 fast: lint types boundaries unit
 
@@ -54,13 +56,13 @@ unit: setup
 nightly: setup
 	$(BIN)/pytest --durations=15 -m nightly
 
-# The wheel in a venv of its own, far from this folder.
+# The wheel's own files, far from this folder. What it needs is what `setup` has installed from the same pyproject.toml.
 wheel: setup
 	rm -rf build/wheel build/bdist* build/lib && $(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
-	$(PYTHON) -m venv --clear build/wheel-venv
-	build/wheel-venv/bin/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt build/wheel/memsup-*.whl
-	cd / && $(CURDIR)/build/wheel-venv/bin/memsup --help
-	@rm -rf build/wheel-venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps --target build/wheel/site build/wheel/memsup-*.whl
+	cd / && PYTHONPATH=$(CURDIR)/build/wheel/site $(CURDIR)/$(BIN)/python -P -c "import sys, memsup.supervisor.cli as cli; \
+	    sys.exit(not cli.__file__.startswith('$(CURDIR)/build/wheel/site/') or cli.main(['--help']))"
+	@rm -rf build/wheel/site
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -18,7 +18,7 @@ SEED = 0
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("most", [2, pytest.param(EACH_NIGHT, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("most", [1, pytest.param(EACH_NIGHT, marks=pytest.mark.nightly)])
 def test_a_disturbed_night_ends_as_an_undisturbed_one_and_is_explained(tmp_path: Path, most: int) -> None:
     results = tmp_path / "results.jsonl"
     command = [sys.executable, str(BENCHMARK), "--seeds", f"{SEED}..{SEED}", "--results", str(results), "--most", str(most)]
