@@ -240,8 +240,8 @@ def worker_stopped(night: Night, before: int) -> None:
     """The worker stands still, and not even its link answers any more."""
     night.kill(night.trains().worker_pid, signal.SIGSTOP)
     with night.clock.fast(FAST):
-        night.told(before, "the end of a worker that says nothing", lambda e: is_kill(e, Cause.UNRESPONSIVE))
-    night.told(before, "its death", lambda entry: is_death(entry, Cause.UNRESPONSIVE))
+        killed = night.told(before, "the end of a worker that says nothing", lambda e: is_kill(e, *SILENCE))
+    night.told(before, "its death", lambda entry: entry.cause is killed.cause and is_death(entry, *SILENCE))
 
 
 def worker_killed(night: Night, before: int) -> None:
@@ -377,12 +377,16 @@ def is_wish(entry: Entry, wanted: Wanted) -> bool:
     return entry.event is Event.WANTED and entry.wanted is wanted and entry.by is By.USER
 
 
-def is_kill(entry: Entry, cause: Cause) -> bool:
-    return entry.event is Event.KILL and entry.cause is cause
+SILENCE = (Cause.UNRESPONSIVE, Cause.HANG)
+"""What ends a worker that says nothing: its silence, or the hang watch, which waits less where the phase was always short."""
 
 
-def is_death(entry: Entry, cause: Cause) -> bool:
-    return entry.event is Event.DEATH and entry.cause is cause
+def is_kill(entry: Entry, *causes: Cause) -> bool:
+    return entry.event is Event.KILL and entry.cause in causes
+
+
+def is_death(entry: Entry, *causes: Cause) -> bool:
+    return entry.event is Event.DEATH and entry.cause in causes
 
 
 def is_postmortem(entry: Entry) -> bool:
