@@ -1,4 +1,4 @@
-"""Compressed nights: fifty runs, each disturbed six times by a seeded schedule, compared with one that was left alone.
+"""Compressed nights: fifty runs, each disturbed six times (`--most`: fewer) by a seeded schedule, beside one left alone.
 
     python benchmarks/nights.py [--seeds 0..49] [--most 6] [--results build/nights.jsonl]
 

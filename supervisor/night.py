@@ -1,8 +1,9 @@
 """What a run needs while nobody watches it, joined: each part has its turn once a second, and gives what it has for the ledger.
 
 The parts: what the life before died of (`explain`), the black box, the history, the watch for hangs (`HangGuard`), messages
-(`tell/notices.py`), the lock that keeps the machine awake, the watch on the clock, and the ledger's size. Nothing is decided
-here, and nothing waits, but for the logs of a bad death before the worker exists, and for the last message when it is gone.
+(`tell/notices.py`), the lock that keeps the machine awake, the watch on the clock, and the ledger's size. Of what follows only
+one thing is decided here: how long a hang waits for the stacks of the worker's threads. Nothing waits, but for the logs of a
+bad death before the worker exists, and for the last message when it is gone.
 """
 
 from __future__ import annotations
