@@ -70,7 +70,7 @@ def measure(way: str, folder: Path) -> float:
 
 
 def cached_mib(folder: Path) -> float | None:
-    """MiB of the files below `folder` that lie in the page cache; None where that cannot be told."""
+    """The MiB of the files below `folder` that lie in the page cache. Returns None where that cannot be told."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     try:
         done = subprocess.run(["fincore", "-b", "-n", "-o", "RES", *files], check=True, capture_output=True, text=True)

@@ -134,7 +134,7 @@ def _tokens(folder: Path, length: int, *, pad: bool) -> tuple[list[list[int]], l
 
 
 def run(contestant: str, amp: str, length: int, limit_gib: float, rows: int, work: Path) -> Result:
-    """`samples_per_s` is None where it died; then `death` says how."""
+    """`samples_per_s` is None where it died, and `death` says how."""
     home = Path(tempfile.mkdtemp(dir=work))
     steps = None
     if contestant == "memsup":
@@ -217,7 +217,7 @@ class Results:
         return [r for r in self.all if (r["contestant"], r["amp"], r["length"], r["limit_gib"]) == key]
 
     def speed(self, contestant: str, amp: str, length: int, limit_gib: float) -> float | None:
-        """The median; None where it has not run or died."""
+        """The median. Returns None where it has not run or died."""
         found = self.of(contestant, amp, length, limit_gib)
         if not found or any(r["death"] for r in found):
             return None

@@ -174,7 +174,7 @@ class Store:
 
     def _confirm(self, path: Path, step: int) -> str | None:
         """Reads a new checkpoint back from the disk; older ones are deleted after that and never before. Returns what went
-        wrong without harm; None where nothing did. Raises `DamagedWhenWritten`.
+        wrong without harm, or None where nothing did. Raises `DamagedWhenWritten`.
         """
         try:
             self._verify(path.name, full=True, from_disk=True)

@@ -58,7 +58,7 @@ def load(
 
 
 def user_settings_file() -> Path | None:
-    """The user's own `memsup.toml`. None where there is none."""
+    """The user's own `memsup.toml`. Returns None where there is none."""
     file = Path(platformdirs.user_config_path("memsup")) / "memsup.toml"
     return file if file.is_file() else None
 

@@ -21,7 +21,7 @@ from memsup.shared.clock import unix_s
 
 # structlog imports rich where it is installed, to colour tracebacks: 3.5 MiB that no process of ours has a use for.
 _hidden = [name for name in ("rich", "better_exceptions") if name not in sys.modules]
-sys.modules.update(dict.fromkeys(_hidden))  # type: ignore[arg-type]  # None: an import fails (import system, sys.modules)
+sys.modules.update(dict.fromkeys(_hidden))  # type: ignore[arg-type]  # None makes an import fail (import system, sys.modules)
 import structlog  # noqa: E402 - after what it is not to find
 from structlog.processors import JSONRenderer, add_log_level, format_exc_info  # noqa: E402
 from structlog.typing import EventDict, FilteringBoundLogger  # noqa: E402
@@ -127,7 +127,7 @@ log: FilteringBoundLogger = structlog.wrap_logger(
 
 
 def log_to(run: str | None, *outputs: Output) -> None:
-    """From now on events go to `outputs` and carry the name of `run`. `run` None: the process works for no single run."""
+    """From now on events go to `outputs` and carry the name of `run`, which is None for a process of no single run."""
     _outputs.run, _outputs.outputs = run, outputs
 
 

@@ -239,9 +239,9 @@ class Done(Report, frozen=True, tag="done"):
     order_id: Count
     detail: Text
     checkpoint: CheckpointNote | None = None
-    """The checkpoint that was written, or found to hold the state already. None where the order was for none."""
+    """The checkpoint that was written, or found to hold the state already. It is None where the order was for none."""
     micro_tokens: int | None = None
-    """The most tokens of a micro-batch from now on. None where the order was not about micro-batches."""
+    """The most tokens of a micro-batch from now on. It is None where the order was not about micro-batches."""
 
 
 class OrderFailed(Report, frozen=True, tag="order_failed"):

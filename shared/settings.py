@@ -69,11 +69,11 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     train: PathText | None = None
     """CSV, TSV, JSONL or Parquet; or a folder with one `<label>.txt` for each label, one text a line."""
     eval: PathText | None = None
-    """The same for evaluation. None: a share of `train` is held out."""
+    """The same for evaluation. None means that a share of `train` is held out."""
     text: str | None = None
-    """The column with the text. None: it is found by its name or content."""
+    """The column with the text. None means that it is found by its name or content."""
     label: str | None = None
-    """The column with the label. None: it is found by its name or content."""
+    """The column with the label. None means that it is found by its name or content."""
 
 
 class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold what is no setting any more; it is passed over
@@ -87,7 +87,8 @@ class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold w
     micro_tokens: Positive | None = None
     """The most that rows × padded length of a micro-batch may be at the start."""
     tune: bool | None = None
-    """Whether the fastest cut is searched for while training. None: where `micro_tokens` was left open as well."""
+    """Whether the fastest cut is searched for while training. None means that it is where `micro_tokens` was left open as
+    well."""
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=10)] = 5e-5
     weight_decay: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.01
     warmup: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.06
@@ -101,21 +102,22 @@ class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold w
     amp: Literal["off", "bf16", "fp16"] | None = None
     gradient_checkpointing: bool | None = None
     optimizer_on_host: bool | None = None
-    """Whether the optimizer's moments lie in host memory, on a GPU. None: where the GPU has no room for them."""
+    """Whether the optimizer's moments lie in host memory, on a GPU. None means that they do where the GPU has no room for
+    them."""
     threads: Positive | None = None
-    """Threads of CPU computation, chosen once and kept for the run, since another number gives other bits. None: what is
-    fastest, or the usable CPUs."""
+    """Threads of CPU computation, chosen once and kept for the run, since another number gives other bits. None means whatever
+    number is fastest, or that of the usable CPUs."""
     lanes: Annotated[int, msgspec.Meta(ge=1, le=MOST_LANES)] | None = None
-    """Parts of a micro-batch that a CPU computes side by side. None: as many as memory allows (`shared/lanes.py`)."""
+    """Parts of a micro-batch that a CPU computes side by side. None means as many as memory allows (`shared/lanes.py`)."""
 
 
 class Limits(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What the run may take of the machine. None: what the machine and its devices say themselves."""
+    """What the run may take of the machine. None means what the machine and its devices say themselves."""
 
     ram: Size = Share(0.9)
     """The most that the worker's whole tree may use: bytes, or a share of the RAM that this machine (or cgroup) has."""
     ram_reserve: Size | None = None
-    """What the rest of the machine keeps. None: a tenth of the RAM, at least 512 MiB (96 MiB inside a cgroup)."""
+    """What the rest of the machine keeps. None means a tenth of the RAM, at least 512 MiB (96 MiB inside a cgroup)."""
     vram: Size = Share(0.95)
     gpu_temperature_c: Annotated[float, msgspec.Meta(gt=0, lt=150)] | None = None
     cpu_temperature_c: Annotated[float, msgspec.Meta(gt=0, lt=150)] | None = None
@@ -137,13 +139,13 @@ class Checkpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """When checkpoints are written, where, and how many are kept."""
 
     every_s: Annotated[Duration | None, LATER_TOO] = None
-    """Seconds between checkpoints. None (`auto`): what a save costs is weighed against what a death would."""
+    """Seconds between checkpoints. None (`auto`) means that what a save costs is weighed against what a death would."""
     keep: Annotated[int, msgspec.Meta(ge=2, le=1000), LATER_TOO] = 2
     """How many of the newest checkpoints are kept, besides the best one."""
     folder: PathText | None = None
-    """Where checkpoints lie. None: in the run's state folder."""
+    """Where checkpoints lie. None means that they lie in the run's state folder."""
     resume_from: PathText | None = None
-    """A checkpoint to begin from. None: what the run's own folder has, or nothing."""
+    """A checkpoint to begin from. None means that it begins from what the run's own folder has, or from nothing."""
 
 
 class Notify(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -177,7 +179,7 @@ class Key:
     type: Any
     """The field's annotation, with its bounds."""
     written: Written | None
-    """How its value is written. None: as TOML has it."""
+    """How its value is written. None means that it is written as TOML has it."""
     may_be_unset: bool
     """Whether it can be left to memsup (None), which a person writes as `auto`."""
     may_change: bool

@@ -117,7 +117,7 @@ class MemoryStatus(KnownMemory, frozen=True):
     """The kind of fence: scope, cgroup2, cgroup1, rlimit or none."""
     fence_bytes: int | None = None
     fence_reason: str | None = None
-    """Why no better fence is used. None where the best one is."""
+    """Why no better fence is used. It is None where the best one is."""
     pressure: float | None = None
     """The share of the last second in which some process waited for memory (PSI `some`)."""
 
@@ -128,7 +128,8 @@ class TemperatureStatus(msgspec.Struct, kw_only=True):
     name: str
     celsius: float | None = None
     limit_c: float | None = None
-    """The temperature that the sensor calls critical, else the one that it calls high. None where it names neither."""
+    """The temperature that the sensor calls critical, else the one that it calls high. It is None where the sensor names
+    neither."""
 
 
 class CoolingStatus(msgspec.Struct, kw_only=True):
@@ -141,8 +142,8 @@ class CoolingStatus(msgspec.Struct, kw_only=True):
     holding: bool
     reason: str
     forecast_s: float | None
-    """Seconds until the worker may go on, while it is held; otherwise until it would have to be held. None while it does not
-    get nearer to that."""
+    """Seconds until the worker may go on, while it is held; otherwise until it would have to be held. It is None while it does
+    not get nearer to that."""
 
 
 class CheckpointStatus(msgspec.Struct, kw_only=True):
@@ -188,7 +189,7 @@ class Status(msgspec.Struct, kw_only=True):
     """Free space where the run's state lies."""
     temperatures: list[TemperatureStatus] = msgspec.field(default_factory=list)
     cooling: CoolingStatus | None = None
-    """What is done about heat. None while nothing has to be done."""
+    """What is done about heat. It is None while nothing has to be done."""
     checkpoint: CheckpointStatus = msgspec.field(default_factory=CheckpointStatus)
     last_action: ActionStatus | None = None
     restarts: int = 0
@@ -201,12 +202,12 @@ class Status(msgspec.Struct, kw_only=True):
     attention_kinds: list[str] = msgspec.field(default_factory=list)
     """What each sentence of `attention` is about: a `TroubleKind`, with a colon and its subject where there are several."""
     result: dict[str, float] | None = None
-    """The metrics of a finished run, by name. None for any other run."""
+    """The metrics of a finished run, by name. They are None for any other run."""
     model_path: str | None = None
     failure: str | None = None
-    """Why a failed run failed, in one sentence. None for any other run."""
+    """Why a failed run failed, in one sentence. It is None for any other run."""
     exit_code: int | None = None
-    """The exit code of a supervised command. None for the built-in training, and while the command runs."""
+    """The exit code of a supervised command. It is None for the built-in training, and while the command runs."""
 
     def call_for(self, *troubles: Trouble) -> None:
         """Adds what a person should look at."""

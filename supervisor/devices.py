@@ -66,12 +66,12 @@ class Devices:
     temperatures: tuple[TemperatureReading, ...] = ()
     lost: str | None = None
     """The sentence that says which of the worker's GPUs has fallen off the bus, where it stays until the machine starts anew.
-    None while none has.
+    It is None while none has.
     """
     heat: HeatDecision = field(default_factory=HeatDecision)
     """The last decision about heat."""
     crowded: str | None = None
-    """The clause that says how much more GPU memory other programs hold than before. None where that is not much."""
+    """The clause that says how much more GPU memory other programs hold than before. It is None where that is not much."""
     is_cool: bool = True
     """Whether no GPU is computed on and every CPU's sensor is far from where something is done about it."""
     _news: list[str] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Devices:
     _held: Held = field(default_factory=Held)
     """What the worker held before it was asked to leave or died."""
     _proof: Proof | None = None
-    """What the worker that is gone gave back, as far as the device has told. None while there is nothing to be asked."""
+    """What the worker that is gone gave back, as far as the device has told. It is None while there is nothing to be asked."""
     _on_battery: bool = False
     _asked_until_s: float = -math.inf
     _calm: bool = True
@@ -94,7 +94,7 @@ class Devices:
 
     @property
     def note(self) -> str | None:
-        """The sentence that says why there is nothing about GPUs. None where there is something."""
+        """The sentence that says why there is nothing about GPUs. It is None where there is something."""
         return self.client.note if self.watches_gpus else "No GPU is watched: this run computes on the CPU."
 
     def fileno(self) -> int:
@@ -142,7 +142,7 @@ class Devices:
         self._held = held_by(memory, self.workers, own)
 
     def worker_gone(self, now_s: float, ram_left_bytes: int | None) -> GivenBack | None:
-        """What the worker gave back. None where the device is still to be asked: `given_back` will say it."""
+        """What the worker gave back. Returns None where the device is still to be asked: `given_back` will say it."""
         proof = Proof(held=self._held, ram_left_bytes=ram_left_bytes, since_s=now_s)
         self._held = Held()
         given_back = proof.step(now_s, ())
@@ -153,7 +153,9 @@ class Devices:
         return given_back
 
     def given_back(self, now_s: float) -> GivenBack | None:
-        """What came back, once the device itself says so or has had its time. None before that, and where nothing is open."""
+        """What came back, once the device itself says so or has had its time. Returns None before that, and where nothing is
+        open.
+        """
         given_back = self._proof.step(now_s, self.client.readings(now_s)) if self._proof is not None else None
         if given_back is not None:
             self._proof = None
@@ -220,7 +222,7 @@ class Devices:
             yield Proposal(shrink=vram.shrink, may_grow=vram.may_grow, vram_limit_bytes=vram.limit_bytes, reason=vram.reason)
 
     def _vram_decision(self, now_s: float, workers: tuple[GpuReading, ...], load: Load) -> VramDecision | None:
-        """What the control of GPU memory says. None while the worker has nothing on a GPU."""
+        """What the control of GPU memory says. Returns None while the worker has nothing on a GPU."""
         if not load.alive or load.memory is None or load.memory.cuda_allocated_bytes is None or not workers:
             return None
         return self._vram.step(now_s, workers[0], load.memory.cuda_allocated_bytes, load.memory.cuda_reserved_bytes)

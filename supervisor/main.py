@@ -220,7 +220,7 @@ class Supervisor:
         return exit_status(self.life.terminal, self.record.wanted)
 
     def _good_end(self) -> str | None:
-        """The clause that says, for the black box, why the supervisor ends. None where it does not know."""
+        """The clause that says, for the black box, why the supervisor ends. Returns None where the supervisor does not know."""
         if self.life.terminal is None:
             return None
         return "the supervisor was told to go" if self.exit_status == GO_ON else f"the run is {self.life.terminal}"

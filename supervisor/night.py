@@ -57,7 +57,8 @@ class EarlierDeath:
     """The whole post-mortem for a person; its first line is `sentence`."""
     machine_died: bool
     waits: str | None
-    """The sentence that says why nothing is started before a person says so, and what to type. None: the run goes on."""
+    """The sentence that says why nothing is started before a person says so, and what to type. It is None where the run goes
+    on."""
 
     @property
     def record(self) -> Record:
@@ -80,7 +81,7 @@ class EarlierDeath:
 
 
 def explain(paths: RunPaths, record: RunRecord, boot: str, checkpoint: Info | None) -> EarlierDeath | None:
-    """What the black box of the life before says, and the logs. None where it ended well, or there was none.
+    """What the black box of the life before says, and the logs. Returns None where it ended well, or there was none.
 
     Reading the logs may take seconds. `checkpoint` is the newest one, unless it is known to be damaged.
     """
@@ -110,7 +111,9 @@ class Night:
     def __init__(
         self, paths: RunPaths, record: RunRecord, scribe: Scribe, boot: str, death: EarlierDeath | None, reserve_bytes: int
     ) -> None:
-        """`death` is that of the life before. None: it ended well. `reserve_bytes` is what the rest of the machine keeps."""
+        """`death` is that of the life before. It is None where that ended well, or there was none. `reserve_bytes` is what the
+        rest of the machine keeps.
+        """
         self._paths, self._scribe, self._boot, self._reserve_bytes = paths, scribe, boot, reserve_bytes
         self.death = death
         self.hangs = HangGuard(paths, scribe)
@@ -167,8 +170,8 @@ class Night:
         yield from self._notices.say_goodbye(now_s, status)
 
     def close(self, now_s: float, reason: str | None) -> None:
-        """Closes the black box; to be called when the scribe has ended. `reason` says why this is a good end. None: it is not
-        one.
+        """Closes the black box; to be called when the scribe has ended. `reason` says why this is a good end. It is None where
+        the end is not a good one.
         """
         if self._box is not None and reason is not None:
             try:
@@ -212,7 +215,8 @@ class HangGuard:
         self._stacks_until_s: float | None = None
 
     def step(self, now_s: float, life: Lifecycle, worker: WorkerProcess) -> tuple[str, str | None] | None:
-        """Why the worker is to be killed, and the stacks of its threads, where they could be had. None: it gets on.
+        """Why the worker is to be killed, and the stacks of its threads, where they could be had. Returns None while it is not
+        to be killed.
 
         To be called about once a second.
         """

@@ -110,8 +110,8 @@ VERIFIED = {True: "verified", False: "to be verified when it is loaded", None: "
 
 
 def result_line(status: Status) -> str | None:
-    """The metrics of a finished run, with the accuracy beside what guessing the most frequent label would reach, without
-    which it says little. None for any other run.
+    """The metrics of a finished run, with the accuracy beside what guessing the most frequent label would reach, without which
+    it says little. Returns None for any other run.
     """
     if not status.result:
         return None

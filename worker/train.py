@@ -365,8 +365,8 @@ def _try_gradient(training: Training, step: int, rows: Rows) -> Gradient | None:
 
 
 def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
-    """Adds up the gradients of the step's micro-batches. None as in `_try_gradient`: the plan has changed meanwhile, or the
-    loss scale was too high.
+    """Adds up the gradients of the step's micro-batches. Returns None, as `_try_gradient` does, where the plan has changed
+    meanwhile or the loss scale was too high.
     """
     examples, lanes = training.prepared.train, training.lanes
     plan = training.plan.at(step)

@@ -207,7 +207,7 @@ def rehearsed_environment(work: Path) -> dict[str, str]:
 
 
 def machine_facts(environment: Mapping[str, str]) -> dict[str, Any]:
-    """None where it is not known."""
+    """What the findings depend on. A fact is None where it is not known."""
 
     def said(*command: str) -> str | None:
         try:

@@ -30,7 +30,9 @@ KEEPS_AWAKE = "systemd-inhibit --what=idle:sleep memsup wait"
 
 
 class FenceFound(NamedTuple):
-    """What the rehearsal showed. `kill_s` is the time from the order to kill to the last exit. None where it did not work."""
+    """What the rehearsal showed. `kill_s` is the time from the order to kill to the last exit. It is None where that did not
+    work.
+    """
 
     kind: str
     kill_s: float | None
@@ -44,7 +46,7 @@ class Checked(NamedTuple):
     machine: Machine
     users: list[MemoryUser]
     resolution: Resolution | None
-    """What the settings mean here. None: they make no sense here, and a warning says why."""
+    """What the settings mean here. It is None where they make no sense here, and a warning says why."""
     fence: FenceFound | None
     warnings: list[str]
     command: str

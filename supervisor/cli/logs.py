@@ -195,7 +195,7 @@ def terminal_line(text: str) -> str:
 
 
 def event_line(line: Line) -> str | None:
-    """`05-12 04:31:22  rung  shrink: halve the micro-batch (host memory 91 %) → done`; None for a torn line."""
+    """`05-12 04:31:22  rung  shrink: halve the micro-batch (host memory 91 %) → done`. Returns None for a torn line."""
     event = line.event
     if event is None:
         return None

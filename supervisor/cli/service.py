@@ -123,7 +123,7 @@ def status(run_name: str, as_json: bool) -> int:
 
 
 def _document(run_name: str) -> dict[str, str | bool | None]:
-    """What `--json` prints: the unit as it lies there, and what systemd says of it (None where it does not answer)."""
+    """What `--json` prints: the unit as it lies there, and what systemd says of it, which is None where it does not answer."""
     file = _unit_file(run_name)
     installed = file.is_file()
     return {
@@ -189,7 +189,7 @@ def _lacks_lingering() -> bool:
 
 
 def _systemctl(*words: str) -> str | None:
-    """Has systemctl do something, and tells what went wrong, in a line. None when nothing did."""
+    """Has systemctl do something, and tells what went wrong, in a line. Returns None when nothing did."""
     done = _run([*_scope(), *words])
     if isinstance(done, str):
         return done

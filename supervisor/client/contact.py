@@ -60,9 +60,9 @@ class Observed:
 
     presence: Presence
     status: Status | None
-    """What is so or, with the supervisor gone, what was so, corrected. None: the run does not exist."""
+    """What is so or, with the supervisor gone, what was so, corrected. It is None where the run does not exist."""
     record: RunRecord | None
-    """What `run.json` holds. None: the run does not exist, or its supervisor answered and the file was not read."""
+    """What `run.json` holds. It is None where the run does not exist, or its supervisor answered and the file was not read."""
 
 
 def observe(paths: RunPaths, within_s: float = 1.0) -> Observed:
@@ -243,7 +243,7 @@ def _what_is_left(paths: RunPaths, status: Status, was: RunState) -> str:
 
 
 def _written(paths: RunPaths, record: RunRecord | None) -> Status | None:
-    """The status in `status.json`, with ages as of now, or what little `run.json` says. None: the run does not exist."""
+    """The status in `status.json`, with ages as of now, or what little `run.json` says. Returns None where there is no run."""
     if record is None:
         return None
     try:
@@ -259,7 +259,7 @@ def _written(paths: RunPaths, record: RunRecord | None) -> Status | None:
 
 
 def _age_s(paths: RunPaths) -> float | None:
-    """The seconds since the supervisor last wrote its status. None where it has written none."""
+    """The seconds since the supervisor last wrote its status. Returns None where it has written none."""
     try:
         return max(0.0, time.time() - paths.status.stat().st_mtime)
     except OSError:

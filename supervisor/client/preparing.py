@@ -60,7 +60,7 @@ class Plan:
     resolution: Resolution
     machine: Machine
     task: TaskSummary | None
-    """What was found of the data and the model. None for a foreign command."""
+    """What was found of the data and the model. It is None for a foreign command."""
     command: list[str] | None
     taken: tuple[Difference, ...] = ()
     kept: tuple[Difference, ...] = ()
@@ -202,7 +202,7 @@ def _check_disk(paths: RunPaths, settings: Settings, machine: Machine, task: Tas
 
 
 def model_shape(model: str | None, task: TaskSummary | None = None) -> Shape | None:
-    """The model's numbers, of which headers are read and no weights. None where its folder does not tell them."""
+    """The model's numbers, of which headers are read and no weights. Returns None where its folder does not tell them."""
     folder = Path(model or "")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

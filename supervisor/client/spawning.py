@@ -62,8 +62,8 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def set_aside(paths: RunPaths) -> Path | None:
-    """Moves what lies in the state folder out of the way of a new run, and tells where to. None where nothing lies there.
-    Raises OSError.
+    """Moves what lies in the state folder out of the way of a new run, and tells where to. Returns None where nothing lies
+    there. Raises OSError.
     """
     if not any(paths.state.iterdir()):
         return None
@@ -107,7 +107,7 @@ def spawn(paths: RunPaths) -> Answer:
 
 
 def _spawn(paths: RunPaths, prefix: list[str]) -> tuple[subprocess.Popen[bytes], bytes | None]:
-    """The process and its line, which is empty where it ended without one. None where neither happened in time."""
+    """The process and its line, which is empty where it ended without one. The line is None where neither happened in time."""
     ready, told = os.pipe()
     log = _open_log(paths)
     try:
@@ -155,7 +155,7 @@ def _open_log(paths: RunPaths) -> int:
 
 
 def _first_line(fd: int, deadline_s: float) -> bytes | None:
-    """What comes before the line or the writer ends. None when neither happens in time."""
+    """What comes before the line or the writer ends. Returns None when neither happens in time."""
     text = b""
     while not text.endswith(b"\n"):
         if not select.select([fd], [], [], max(0.0, deadline_s - time.monotonic()))[0]:

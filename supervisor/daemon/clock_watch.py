@@ -18,7 +18,7 @@ class ClockWatch:
         self._asleep_s = 0.0
 
     def step(self, now_s: float, at_unix_s: float, asleep_s: float) -> str | None:
-        """A sentence when the date jumped or the machine slept since the last call. None when neither happened.
+        """A sentence when the date jumped or the machine slept since the last call. Returns None when neither happened.
 
         `asleep_s` is how long the machine has slept in all since its boot.
         """

@@ -25,7 +25,8 @@ class KeepAwake:
         self._process: subprocess.Popen[bytes] | None = None
         self._since_s = float("-inf")
         self.why_not: str | None = None
-        """The sentence that says why the machine may fall asleep although it is to stay awake. None: no reason is known."""
+        """The sentence that says why the machine may fall asleep although it is to stay awake. It is None where none is
+        known."""
         self._told: str | None = None
 
     def held(self, now_s: float) -> bool:
@@ -33,7 +34,7 @@ class KeepAwake:
         return self._process is not None and self._process.poll() is None and now_s - self._since_s >= SETTLED_AFTER_S
 
     def news(self, now_s: float) -> str | None:
-        """`why_not`, when it is new: the lock is tried for again and again, and a refusal is told once. None: nothing new."""
+        """`why_not`, when it is new: the lock is tried for again and again, and a refusal is told once. Returns None if not."""
         fresh = self.why_not if self.why_not != self._told else None
         if self.why_not is not None or self.held(now_s):
             self._told = self.why_not

@@ -21,7 +21,7 @@ class Notifier:
         usec, pid = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
         meant = pid in ("", str(os.getpid()))
         self.watchdog_every_s = int(usec) / 1e6 / 2 if usec.isdecimal() and meant else None
-        """How often `alive` has to be said. None: nobody waits for it."""
+        """How often `alive` has to be said. It is None where nobody waits for it."""
         self._next_s = 0.0
         self._socket: socket.socket | None = None
         self._address: str | bytes = address

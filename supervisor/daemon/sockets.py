@@ -48,7 +48,7 @@ class Sockets:
         self.worker = self._bind(folder.endpoint(WORKER_SOCKET))
         self.control = self._bind(folder.endpoint(CONTROL_SOCKET))
         self._speaks_to: bytes | None = None
-        """The identity of the worker that said Hello in this life. None before that."""
+        """The identity of the worker that said Hello in this life. It is None before that."""
         self._clients: dict[int, _Client] = {}
         """The clients that wait for an answer, by the token of their request."""
         self._tokens = itertools.count(NOBODY + 1)

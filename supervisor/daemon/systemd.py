@@ -108,7 +108,9 @@ def unit_text(unit: Unit) -> str:
 
 
 def exit_status(terminal: RunState | None, wanted: Wanted) -> int:
-    """What the supervisor's end means to systemd. `terminal` is the state in which the run has ended. None: it has not."""
+    """What the supervisor's end means to systemd. `terminal` is the state in which the run has ended. It is None where the run
+    has not ended.
+    """
     told_to_go = terminal is RunState.STOPPED and wanted is not Wanted.STOPPED
     return GO_ON if told_to_go else OVER
 

@@ -27,13 +27,13 @@ class Restraint:
     """How much less than usual a run takes when it goes on gently."""
 
     most_micro_tokens: int | None = None
-    """The most tokens of a micro-batch. None: the settings alone bound it."""
+    """The most tokens of a micro-batch. It is None where the settings alone bound it."""
     cooler_by_c: float = 0.0
     """How many degrees earlier everything is done about a temperature."""
     power_fraction: float = 1.0
     """The part of the GPU's power limit that may be drawn."""
     sentence: str | None = None
-    """What is done otherwise and how to end that, for a person. None: the run goes on as it always does."""
+    """What is done otherwise and how to end that, for a person. It is None where the run goes on as it always does."""
 
 
 UNRESTRAINED = Restraint()
@@ -58,7 +58,9 @@ def restraint_of(record: RunRecord, *, watches_gpus: bool) -> Restraint:
 
 
 def waits(record: RunRecord) -> str | None:
-    """Why nothing is started after a death of the machine, and what to type. None: the run goes on."""
+    """Why nothing is started after a death of the machine, and what to type. Returns None where the death does not keep the run
+    from going on.
+    """
     if record.settings.recovery.after_power_loss != "ask" or record.wanted is not Wanted.RUNNING:
         return None
     start = command("start", record.run)

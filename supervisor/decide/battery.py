@@ -20,7 +20,7 @@ class BatteryControl:
     _other_since_s: float | None = None
 
     def step(self, now_s: float, on_battery: bool | None) -> bool:
-        """Whether to hold now. `on_battery` None: not known."""
+        """Whether to hold now. `on_battery` is None where it is not known."""
         if on_battery is None or on_battery is self.holding:
             self._other_since_s = None
         elif self._other_since_s is None:

@@ -9,6 +9,6 @@ LEAST_FREE_BYTES = 64 << 20
 def disk_floor_bytes(checkpoint_bytes: int | None) -> int:
     """The least free disk with which training goes on: one more checkpoint has to have room, and the records about it.
 
-    `checkpoint_bytes` is the size of the newest checkpoint. None: there is none yet, or its size is not known.
+    `checkpoint_bytes` is the size of the newest checkpoint. It is None where there is none yet, or its size is not known.
     """
     return LEAST_FREE_BYTES + (checkpoint_bytes or 0)

@@ -57,7 +57,7 @@ class Shape:
     heads: int
     intermediate: int
     positions: int | None
-    """The longest text that it can take, in tokens. None: its config does not tell."""
+    """The longest text that it can take, in tokens. It is None where the config does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,8 @@ class Estimate:
 
 
 def shape_of(config: Mapping[str, Any], weights: int | None, labels: int) -> Shape | None:
-    """The numbers of a model. `config` is its config.json, `weights` the number of parameters in its files. None for `weights`:
-    there are no files. None is given back where the config does not tell.
+    """The numbers of a model. `config` is its config.json, `weights` the number of parameters in its files. `weights` is
+    None where there are no files. Returns None where the config does not tell.
     """
     numbers = [_number(config, *names) for names in _NAMES]
     if any(number is None for number in numbers):
@@ -176,8 +176,8 @@ def least_bytes(shape: Shape, *, amp: str, length: int) -> int:
 
 
 def longest_that_fits(shape: Shape, *, amp: str, below: int, limit_bytes: int) -> int | None:
-    """The length, below `below` tokens, of a text that fits alone with activation checkpointing. None: none does, however
-    short.
+    """The length, below `below` tokens, of a text that fits alone with activation checkpointing. Returns None where none does,
+    however short.
     """
     for length in range((below - 1) // LENGTH_STEP * LENGTH_STEP, 0, -LENGTH_STEP):
         if least_bytes(shape, amp=amp, length=length) <= limit_bytes:

@@ -22,8 +22,8 @@ _WORST_FILL_BYTES_PER_S = 8 << 30
 def poll_interval_s(headroom_bytes: int | None, fill_rate_bytes_per_s: float | None) -> float:
     """The seconds until the next look at memory, `BURST_S` to `REST_S`.
 
-    `headroom_bytes` is what is left to the nearest limit, 0 or less beyond it. None: not known. `fill_rate_bytes_per_s` is how
-    fast it shrinks as measured. None: not known. The constant worst case guards against what has not been seen yet; the
+    `headroom_bytes` is what is left to the nearest limit, 0 or less beyond it. `fill_rate_bytes_per_s` is how fast it shrinks
+    as measured. Each is None where it is not known. The constant worst case guards against what has not been seen yet; the
     measured rate against overshooting by several polls (earlyoom#123): eight readings before the limit.
     """
     if headroom_bytes is None:
@@ -57,7 +57,9 @@ class Guard:
         return stance
 
     def note_disk(self, disk: DiskReading, checkpoint_bytes: int | None) -> None:
-        """Takes a new reading of the disk. `checkpoint_bytes` is the newest checkpoint's size. None: not known."""
+        """Takes a new reading of the disk. `checkpoint_bytes` is the newest checkpoint's size. It is None where that is not
+        known.
+        """
         self.disk = disk
         self.ladder.disk_floor_bytes = disk_floor_bytes(checkpoint_bytes)
 

@@ -58,9 +58,10 @@ class HeatSource:
     temperature_c: float | None
     limits: HeatLimits
     heat: float | None = None
-    """Anything in proportion to the heat that is being made now: watts, or the part of the CPU in use. None: not known."""
+    """Anything in proportion to the heat that is being made now: watts, or the part of the CPU in use. It is None where that is
+    not known."""
     slowed: bool | None = None
-    """Whether its hardware slows it down because of heat now. None: it does not tell."""
+    """Whether its hardware slows it down because of heat now. It is None where the hardware does not tell."""
     cappable: bool = False
 
 
@@ -73,10 +74,11 @@ class HeatDecision:
     hold: bool = False
     reason: str = ""
     forecast_s: float | None = None
-    """The seconds until it may go on, while it is held, and otherwise until the hold level is reached. None where it does
+    """The seconds until it may go on, while it is held, and otherwise until the hold level is reached. It is None where it does
     not get nearer to that."""
     tell: str | None = None
-    """A sentence for a person, told once: it stays too hot, or too slow, or blind. None: there is nothing new to tell."""
+    """A sentence for a person, told once: it stays too hot, or too slow, or blind. It is None where there is nothing new to
+    tell."""
     troubles: tuple[tuple[str, str], ...] = ()
     """Each trouble that was told and still lasts: what it is about, and the sentence."""
 
@@ -303,7 +305,7 @@ class HeatControl:
         return max(at_least_s, left_c / -slope) if slope < -0.01 else None
 
     def _tell(self, now_s: float, sources: Sequence[HeatSource], hottest: HeatSource | None, computing: bool) -> str | None:
-        """The sentence that a person is told, once for each episode. None: there is nothing to tell."""
+        """The sentence that a person is told, once for each episode. Returns None where there is nothing new to tell."""
         where = f"{hottest.name} is at {hottest.temperature_c:.0f} °C" if hottest else "No temperature can be read"
         rests = f"{where} after {TELL_HOLD_S / 60:.0f} minutes of rest. Check fans, dust and the room; training waits."
         slows = (
@@ -321,7 +323,7 @@ class HeatControl:
         return fresh
 
     def _lasts(self, now_s: float, what: str, is_so: bool, seconds: float, sentence: str) -> str | None:
-        """The sentence about `what`, given once, when it has lasted for that long. None before and after."""
+        """The sentence about `what`, given once, when it has lasted for that long. Returns None before and after."""
         if not is_so:
             self._since_s.pop(what, None)
             self._told.pop(what, None)

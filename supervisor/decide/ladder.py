@@ -125,7 +125,7 @@ class Proposal:
 
     @property
     def pressure(self) -> HoldReason | None:
-        """What is short or too hot. None: nothing is."""
+        """What is short or too hot. It is None where nothing is."""
         if self.hold is not None:
             return self.hold
         if self.duty_fraction < 1.0:
@@ -142,7 +142,7 @@ class Stance:
     shrink: bool = False
     duty_fraction: float = 1.0
     vram_limit_bytes: int | None = None
-    """What torch may reserve of the GPU. None: nothing has to be said about that."""
+    """What torch may reserve of the GPU. It is None where nothing has to be said about that."""
     holds: frozenset[HoldReason] = frozenset()
     release: bool = False
     """Holding did not help: the worker is to checkpoint, exit, and come back when there is room."""
@@ -173,7 +173,7 @@ class LadderState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     disk_low: bool = False
     disk_calm_since: float | None = None
     used: tuple[float, int] | None = None
-    """An earlier time and the worker's bytes then, from which its fill rate was reckoned. None: there was none."""
+    """An earlier time and the worker's bytes then, from which its fill rate was reckoned. It is None where there was none."""
 
 
 @dataclass
@@ -189,14 +189,14 @@ class Ladder:
     _held_since: float | None = None
     _frozen_at: float | None = None
     _left_when_frozen: int | None = None
-    """The machine's free bytes when the worker was frozen. None: it is not frozen, or they were not known."""
+    """The machine's free bytes when the worker was frozen. They are None where it never was, or they were not known."""
     _thawed_at: float | None = None
     _shrunk_at: float | None = None
     _disk_low: bool = False
     _disk_calm_since: float | None = None
     _used: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64))
     decided_on: LadderState | None = None
-    """What the last step was decided on, besides the readings. None: there was none yet."""
+    """What the last step was decided on, besides the readings. It is None where there was no step yet."""
 
     def step(
         self,
@@ -238,7 +238,9 @@ class Ladder:
         )
 
     def headroom_bytes(self, memory: MemoryReading) -> int | None:
-        """The bytes to where emergencies begin, in the worse of the two views; negative beyond. None: they are not known."""
+        """The bytes to where emergencies begin, in the worse of the two views; negative beyond. Returns None where they are not
+        known.
+        """
         left = []
         if memory.worker_bytes is not None:
             left.append(int(FREEZE_FROM_USE * self.limits.worker_bytes) - memory.worker_bytes)
@@ -247,7 +249,7 @@ class Ladder:
         return min(left, default=None)
 
     def fill_rate_bytes_per_s(self) -> float | None:
-        """How fast the worker's memory grew over the last moments. None: it did not, or that is not known."""
+        """How fast the worker's memory grew over the last moments. Returns None where it did not grow, or that is not known."""
         if len(self._used) < 2:
             return None
         (then_s, then_bytes), (now_s, now_bytes) = self._used[0], self._used[-1]
@@ -358,7 +360,7 @@ class Ladder:
         return False, False
 
     def _at_limit(self, now_s: float, memory: MemoryReading, worker: WorkerView) -> bool | None:
-        """Whether the worker fills its limit, or somebody fills the machine. None: nothing can be read."""
+        """Whether the worker fills its limit, or somebody fills the machine. Returns None where nothing can be read."""
         left = memory.ram_available_bytes
         if self._fills_its_limit(memory):
             return True
@@ -417,7 +419,7 @@ def replay(state: LadderState, memory: MemoryReading, disk: DiskReading | None) 
 
 
 def memory_use(memory: MemoryReading, limits: MemoryLimits) -> float | None:
-    """The worse of the two views of `memory`. None: neither can be had."""
+    """The worse of the two views of `memory`. Returns None where neither can be had."""
     return max((use for use in _views(memory, limits) if use is not None), default=None)
 
 
@@ -433,7 +435,7 @@ def use_in_words(memory: MemoryReading, limits: MemoryLimits) -> str:
 
 
 def _views(memory: MemoryReading, limits: MemoryLimits) -> tuple[float | None, float | None]:
-    """The use of the worker's limit, and of the machine's memory without the reserve. None: it is not known."""
+    """The use of the worker's limit, and of the machine's memory without the reserve. Each is None where it is not known."""
     of_worker = None if memory.worker_bytes is None else memory.worker_bytes / limits.worker_bytes
     if memory.ram_total_bytes is None or memory.ram_available_bytes is None:
         return of_worker, None

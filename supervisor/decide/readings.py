@@ -20,7 +20,7 @@ class MemoryReading(KnownMemory, frozen=True, kw_only=True):
     pressure_fraction: float | None = None
     """The share of the time since the last reading in which some process of the machine waited for memory (PSI `some`)."""
     worker_pressure_fraction: float | None = None
-    """That share within the fence's cgroup. None where it has no PSI file."""
+    """That share within the fence's cgroup. It is None where that has no PSI file."""
     fence_oom_kills: int | None = None
     """Processes that the kernel killed inside the fence since the fence was made."""
 
@@ -63,7 +63,8 @@ class TemperatureReading:
 
 
 def limit_c(reading: TemperatureReading) -> float | None:
-    """What is shown as the sensor's limit: its critical temperature, else what it calls high. None where it names neither.
+    """What is shown as the sensor's limit: its critical temperature, else what it calls high. Returns None where it names
+    neither.
 
     The critical one comes first since *high* says little: k10temp called 70 high for years, and laptops name there what they
     run at all day.
@@ -82,7 +83,7 @@ Sensor = TypeVar("Sensor", bound=HasCelsius)
 
 
 def hottest(sensors: Iterable[Sensor]) -> Sensor | None:
-    """The sensor with the highest temperature. None where no temperature is known."""
+    """The sensor with the highest temperature. Returns None where no temperature is known."""
     known = (sensor for sensor in sensors if sensor.celsius is not None)
     return max(known, key=lambda sensor: sensor.celsius or 0.0, default=None)
 
@@ -121,7 +122,7 @@ class Machine:
     kernel: str | None = None
     is_wsl: bool = False
     on_battery: bool | None = None
-    """Whether the machine runs on its battery. None where it has none."""
+    """Whether the machine runs on its battery. It is None where the machine has none."""
     can_sleep: bool | None = None
     """Whether the kernel can suspend this machine."""
     ends_with_ssh: bool = False

@@ -19,7 +19,9 @@ _MOST_MARGIN_C = 120.0
 
 @dataclass(frozen=True, slots=True)
 class DeviceLimits:
-    """Where the device slows itself down and switches itself off, in °C. None: it does not say, or says nonsense."""
+    """Where the device slows itself down and switches itself off, in °C. Each is None where the device does not say, or says
+    nonsense.
+    """
 
     slowdown_c: float | None = None
     shutdown_c: float | None = None
@@ -84,8 +86,8 @@ class HeatLimits:
 
 
 def heat_limits(slowdown_c: float | None, chosen_c: float | None = None) -> HeatLimits:
-    """The limits of a device that slows down at `slowdown_c`, None where it does not say. `chosen_c` is the pace level that the
-    user set, None where none was set.
+    """The limits of a device that slows down at `slowdown_c`, which is None where it does not say. `chosen_c` is the pace level
+    that the user set. It is None where none was set.
 
     The user may go nearer to the slowdown than the default, but not past the hold level.
     """

@@ -74,8 +74,8 @@ class Limits:
     fence_bytes: int
     """What the kernel lets the worker's tree use, behind the ladder. It never reaches into the reserve."""
     vram_fraction: float | None
-    """The part of the GPU's memory that the worker may hold. None where a limit in bytes was given and the GPU's size is not
-    known."""
+    """The part of the GPU's memory that the worker may hold. It is None where a limit in bytes was given and the GPU's size is
+    not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Resolution:
     """Where each key was set (`training.epochs` → "flag"); absent ones are defaults."""
     machine: Machine
     gpu: GpuReading | None
-    """The GPU whose memory counts. None: the CPU trains, or no GPU was seen."""
+    """The GPU whose memory counts. It is None where the CPU trains, or no GPU was seen."""
     settings: Settings
     """What was asked for, with every value filled in that the tier decides."""
     tier: TierName
@@ -98,9 +98,10 @@ class Resolution:
     earned_reason: str
     limits: Limits
     lanes: int | None
-    """Parts of a micro-batch that the CPU will compute side by side. None: the model is not known before it is loaded."""
+    """Parts of a micro-batch that the CPU will compute side by side. It is None where the model is not known before it is
+    loaded."""
     needs: Estimate | None
-    """What training will take. None: the model is not known before it is loaded."""
+    """What training will take. It is None where the model is not known before it is loaded."""
 
     @property
     def on_gpu(self) -> bool:
@@ -109,8 +110,8 @@ class Resolution:
 
 
 def resolve(settings: Settings, origins: Mapping[str, str], machine: Machine, shape: Shape | None = None) -> Resolution:
-    """What `settings` mean on `machine`. `origins` tells where each key was set; `shape` is the model's. None where it is not
-    known before the model is loaded. Raises `SettingsError`.
+    """What `settings` mean on `machine`. `origins` tells where each key was set; `shape` is the model's. It is None where that
+    is not known before the model is loaded. Raises `SettingsError`.
     """
     gpu = deciding_gpu(settings, machine)
     earned, earned_reason = earned_tier(machine, gpu)

@@ -39,11 +39,12 @@ class VramDecision:
     may_grow: bool = True
     reason: str = ""
     allowance_bytes: int | None = None
-    """What others leave the worker of its share, its context included. None: not known."""
+    """What others leave the worker of its share, its context included. It is None where that is not known."""
     limit_bytes: int | None = None
-    """What torch may reserve: the least that others left it in the last `CALM_S`. None: not known yet."""
+    """What torch may reserve: the least that others left it in the last `CALM_S`. It is None where that is not known yet."""
     crowded: str | None = None
-    """How much more others hold than the least they held, in one clause. None while it is less than a newcomer would hold."""
+    """How much more others hold than the least they held, in one clause. It is None while that is less than a newcomer would
+    hold."""
 
 
 @dataclass
@@ -52,7 +53,7 @@ class VramControl:
 
     vram_fraction: float = 0.95
     _others_bytes: int | None = None
-    """What others held when the worker's size last fitted. None: it has not been seen to fit."""
+    """What others held when the worker's size last fitted. It is None where that has not been seen to fit."""
     _least_others_bytes: int | None = None
     _others: deque[int] = field(default_factory=lambda: deque(maxlen=2))
     _contexts: deque[int] = field(default_factory=lambda: deque(maxlen=9))
@@ -100,7 +101,7 @@ class VramControl:
         )
 
     def _soft_limit(self, now_s: float, room_bytes: int) -> int:
-        """What torch may reserve, which falls at once and rises after calm. None: not known."""
+        """What torch may reserve, which falls at once and rises after calm."""
         while self._room and self._room[-1][1] >= room_bytes:
             self._room.pop()
         self._room.append((now_s, room_bytes))

@@ -52,7 +52,7 @@ class Fence(ABC):
 
     @property
     def folder(self) -> Path | None:
-        """The cgroup whose ancestors bound the worker as well. None without one."""
+        """The cgroup whose ancestors bound the worker as well. It is None where there is none."""
         return None
 
     @abstractmethod
@@ -65,7 +65,9 @@ class Fence(ABC):
 
     @abstractmethod
     def used_bytes(self) -> int | None:
-        """The memory that only the death of the worker's tree would give back: no page cache. None where it cannot be read."""
+        """The memory that only the death of the worker's tree would give back: no page cache. Returns None where it cannot be
+        read.
+        """
 
     def oom_kills(self) -> int | None:
         """The kernel's count of its kills at the fence since it was made (v2 counts the first victim of a group twice).
@@ -75,7 +77,9 @@ class Fence(ABC):
         return None
 
     def pressure_total_us(self) -> int | None:
-        """The time in which somebody inside waited for memory: the cgroup's `some total=`. None where it is not measured."""
+        """The time in which somebody inside waited for memory: the cgroup's `some total=`. Returns None where it is not
+        measured.
+        """
         return None
 
     @abstractmethod
@@ -84,7 +88,7 @@ class Fence(ABC):
 
     @abstractmethod
     def populated(self) -> bool | None:
-        """Whether anything inside still runs; the dead that nobody reaped do not count. None where it cannot be read."""
+        """Whether anything inside still runs; the dead that nobody reaped do not count. Returns None where that is unknown."""
 
     @abstractmethod
     def freeze(self) -> None: ...
@@ -94,7 +98,7 @@ class Fence(ABC):
 
     @abstractmethod
     def frozen(self) -> bool | None:
-        """Whether everything inside stands still. None where it cannot be read."""
+        """Whether everything inside stands still. Returns None where it cannot be read."""
 
     @abstractmethod
     def kill(self) -> None:

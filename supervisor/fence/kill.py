@@ -101,7 +101,7 @@ class TreeKill:
         self._kill_at_s = now_s
         self.state = KillState.KILLING
         self.took_s: float | None = None
-        """The time from the beginning to GONE. None before that."""
+        """The time from the beginning to GONE. It is None before that."""
 
     def step(self, now_s: float) -> KillState:
         """Takes one step and never waits; to be called at once, then every 10 ms or so and when the child's pidfd fires."""

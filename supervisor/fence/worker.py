@@ -29,8 +29,8 @@ DEADMAN_BEAT_S = 0.5
 
 class WorkerProcess:
     def __init__(self, paths: RunPaths, record: RunRecord, fence: Fence, cpus: int, *, deadman: Deadman | None = None) -> None:
-        """`cpus` is how many the worker may compute on. `deadman` stands behind a fence without a cgroup. None: the fence has
-        one.
+        """`cpus` is how many the worker may compute on. `deadman` stands behind a fence without a cgroup. It is None where the
+        fence has one.
         """
         self._paths, self._record, self._cpus = paths, record, cpus
         self.fence, self._deadman = fence, deadman
@@ -45,17 +45,19 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
-        """The worker's own number. None while there is no worker."""
+        """The worker's own number. It is None while there is no worker."""
         return self._child.pid if self._child else None
 
     @property
     def pidfd(self) -> int | None:
-        """The descriptor that is readable once the worker itself has exited; what it started may live on. None without one."""
+        """The descriptor that is readable once the worker itself has exited; what it started may live on. It is None without a
+        worker.
+        """
         return self._child.pidfd if self._child else None
 
     @property
     def exit_status(self) -> int | None:
-        """The worker's own exit code, or minus the signal's number. None while it lives."""
+        """The worker's own exit code, or minus the signal's number. It is None while the worker lives."""
         return self._child.exit_code() if self._child else None
 
     @property
@@ -103,7 +105,7 @@ class WorkerProcess:
             self._end = TreeKill(self.fence, self._child, now_s=now_s)
 
     def step(self, now_s: float, *, owes_words: bool = False) -> KillState | None:
-        """Takes one step of the end. None while there is none to take.
+        """Takes one step of the end. Returns None while there is none to take.
 
         After its own exit, what the worker left behind is ended too. It is gone once that is done and its last words, where it
         `owes_words`, have come or had their time.

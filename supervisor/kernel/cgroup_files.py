@@ -34,7 +34,7 @@ def hold(file: KernelFile, text: str) -> bool:
 
 
 def take(file: Path) -> str | None:
-    """The file's text without the line feed at its end. None when it cannot be read."""
+    """The file's text without the line feed at its end. Returns None when it cannot be read."""
     try:
         return file.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
@@ -42,7 +42,7 @@ def take(file: Path) -> str | None:
 
 
 def take_number(file: Path) -> int | None:
-    """The number that the file holds. None when it holds something else, or cannot be read."""
+    """The number that the file holds. Returns None when it holds something else, or cannot be read."""
     text = take(file)
     return int(text) if text and text.isdigit() else None
 

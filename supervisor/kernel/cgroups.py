@@ -87,7 +87,7 @@ class _Enclosing:
         self.limit_bytes = min((limit for limit in limits if limit is not None), default=None)
 
     def left_bytes(self, limit_bytes: int) -> int | None:
-        """What is left below `limit_bytes`. None where it is not known what is held."""
+        """What is left below `limit_bytes`. Returns None where it is not known what is held."""
         held = self._use.held_bytes()
         return None if held is None else max(0, limit_bytes - held)
 
@@ -101,8 +101,8 @@ class MemoryAccount:
     """
 
     def __init__(self, root: Path = Path("/"), worker: Path | None = None) -> None:
-        """`worker` is the cgroup that holds the worker: those above it bound the worker, it itself is the fence. None where
-        the worker has no cgroup of its own. `root` is `/`, or a recorded tree.
+        """`worker` is the cgroup that holds the worker: those above it bound the worker, it itself is the fence. It is None
+        where the worker has no cgroup of its own. `root` is `/`, or a recorded tree.
         """
         hierarchy = find_hierarchy("memory", root)
         folders = [] if hierarchy is None else hierarchy.upwards()

@@ -58,7 +58,7 @@ class Child:
         started_here(self.pid)
 
     def exit_code(self) -> int | None:
-        """The exit code, or minus the number of the signal that ended it. None while it runs. Reaps it."""
+        """The exit code, or minus the number of the signal that ended it. Returns None while it runs. Reaps it."""
         code = self._process.poll()
         if code is not None:
             no_longer_here(self.pid)

@@ -17,7 +17,7 @@ _ABSURD = 1 << 62
 
 
 def text_of(file: Path) -> str | None:
-    """What a small file holds, without blanks around it, for what is read once. None where it cannot be read."""
+    """What a small file holds, without blanks around it, for what is read once. Returns None where it cannot be read."""
     try:
         return file.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -25,7 +25,7 @@ def text_of(file: Path) -> str | None:
 
 
 def number_of(file: Path) -> int | None:
-    """The whole number that is all that a file holds. None where it holds anything else, or cannot be read."""
+    """The whole number that is all that a file holds. Returns None where it holds anything else, or cannot be read."""
     text = text_of(file) or ""
     return int(text) if text.removeprefix("-").isdecimal() else None
 
@@ -63,11 +63,11 @@ class KernelFile:
         return self._length > 0
 
     def number(self) -> int | None:
-        """The number that the whole file is. None where it is something else."""
+        """The number that the whole file is. Returns None where it is something else."""
         return _natural(self._buffer[: self._length])
 
     def number_after(self, key: bytes, end: bytes = b"\n") -> int | None:
-        """The number between the first `key` and the next `end`, or the end of the file. None where there is none."""
+        """The number between the first `key` and the next `end`, or the end of the file. Returns None where there is none."""
         start = self._buffer.find(key, 0, self._length)
         if start < 0:
             return None

@@ -89,8 +89,8 @@ class Queue:
             self._room.notify()
 
     def take(self, within_s: float) -> tuple[float, bytes, int] | None:
-        """The next piece, when it was read, and how many bytes before it were left out; an empty piece at the end. None when
-        nothing came within the time.
+        """The next piece, when it was read, and how many bytes before it were left out; an empty piece at the end. Returns None
+        when nothing came within the time.
         """
         with self._room:
             if not (self._first or self._last or self._ended):

@@ -53,7 +53,7 @@ class Process:
 
 
 def parse_stat(text: bytes) -> Process | None:
-    """The process that the line tells of. None for anything that is not such a line.
+    """The process that the line tells of. Returns None for anything that is not such a line.
 
     The name in it may hold spaces, brackets and line feeds.
     """
@@ -69,7 +69,7 @@ def parse_stat(text: bytes) -> Process | None:
 
 
 def look_at(pid: int) -> Process | None:
-    """The process with this number. None when there is none."""
+    """The process with this number. Returns None when there is none."""
     return parse_stat(_content(f"/proc/{pid}/stat"))
 
 
@@ -102,7 +102,7 @@ def members(mark: str) -> dict[int, Process]:
 
 
 def resident_bytes(pid: int) -> int | None:
-    """The anonymous and shared memory of one process, read cheaply. None when it is gone.
+    """The anonymous and shared memory of one process, read cheaply. Returns None when it is gone.
 
     What it shares with a process that it forked counts in both.
     """
@@ -110,9 +110,9 @@ def resident_bytes(pid: int) -> int | None:
 
 
 def proportional_bytes(pid: int) -> int | None:
-    """The memory of one process with each shared page divided by the number of processes that map it. None when it is gone, or
-    the kernel does not say. The kernel walks the page table for this (milliseconds for gigabytes) and takes the process's mmap
-    lock, so it is for the slow walk only.
+    """The memory of one process with each shared page divided by the number of processes that map it. Returns None when it is
+    gone, or the kernel does not say. The kernel walks the page table for this (milliseconds for gigabytes) and takes the
+    process's mmap lock, so it is for the slow walk only.
     """
     return _kib_sum(_content(f"/proc/{pid}/smaps_rollup"), b"\nPss_Anon:", b"\nPss_Shmem:")
 

@@ -72,7 +72,7 @@ class Facts(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     rung: int | None = None
     limit_mib: int | None = None
     disk_free_mib: int | None = None
-    """Free space where the run's state lies. None in files of versions that did not note it."""
+    """Free space where the run's state lies. It is None in files of versions that did not note it."""
     checkpoint_step: int | None = None
     checkpoint_unix_s: float | None = None
     loop_stall_s: float | None = None
@@ -144,7 +144,7 @@ class BlackBox:
     def __init__(self, path: Path, boot: str) -> None:
         self._boot = boot
         self.facts: Facts | None = None
-        """What the next frames say; the main loop sets it whenever it knows better. None until it has."""
+        """What the next frames say; the main loop sets it whenever it knows better. It is None until the loop has."""
         self._noted: list[MemoryReading] = []
         self._slot_s = 0.0
         """When the last reading of the trace began its tenth of a second."""
@@ -254,7 +254,7 @@ def _shorter(frame: Frame) -> Frame:
 
 
 def unpack(raw: bytes) -> tuple[int, bytes] | None:
-    """The number and the content of a block. None for anything that is not a whole one."""
+    """The number and the content of a block. Returns None for anything that is not a whole one."""
     if len(raw) != BLOCK_BYTES:
         return None
     magic, checksum, number, length = _HEAD.unpack_from(raw)

@@ -27,14 +27,16 @@ def read_budget(file: Path) -> Budget:
 
 
 def checkpoint_folder(paths: RunPaths, record: RunRecord | None) -> Path:
-    """Where the run's checkpoints lie: in `checkpoint.folder`, else in its state folder. None: the record is not known."""
+    """Where the run's checkpoints lie: in `checkpoint.folder`, else in its state folder. `record` is None where it is not
+    known.
+    """
     chosen = record.settings.checkpoint.folder if record else None
     return Path(chosen) if chosen else paths.checkpoints
 
 
 def newest_checkpoint(paths: RunPaths, record: RunRecord) -> Info | None:
-    """The newest checkpoint, judged by its manifest alone; the worker verifies it in full when it loads it. None: there is
-    none.
+    """The newest checkpoint, judged by its manifest alone; the worker verifies it in full when it loads it. Returns None where
+    there is none.
     """
     folder = checkpoint_folder(paths, record)
     if not folder.is_dir():
@@ -43,7 +45,7 @@ def newest_checkpoint(paths: RunPaths, record: RunRecord) -> Info | None:
 
 
 def note_of(newest: Info | None) -> CheckpointNote | None:
-    """The checkpoint as the worker would tell of it. None where nothing is known that could be told."""
+    """The checkpoint as the worker would tell of it. Returns None where nothing is known that could be told."""
     if newest is None or newest.step is None or newest.created_unix_s is None:
         return None
     return CheckpointNote(

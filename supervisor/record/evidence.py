@@ -58,7 +58,9 @@ def collect(recording: Recording, *, boot: str, now_unix_s: float, checkpoint: I
 
 
 def _journal(last: Frame, options: list[str], unread: list[str]) -> tuple[Line, ...] | None:
-    """The last lines of the boot in which the black box ends. None where there are none to be had; `unread` then says why."""
+    """The last lines of the boot in which the black box ends. Returns None where there are none to be had; `unread` then says
+    why.
+    """
     boot = last.boot.replace("-", "")
     if not re.fullmatch(r"[0-9a-f]{32}", boot):
         unread.append("The black box names no boot, so its log could not be looked up.")
@@ -120,7 +122,7 @@ def _kernel_ring(now_unix_s: float, unread: list[str]) -> tuple[Line, ...] | Non
 
 
 def _crash_dumps(unread: list[str], folders: tuple[Path, ...] = PSTORE) -> tuple[Line, ...] | None:
-    """The kernel's lines in every dump, with the dump's date. None where no folder could be looked into."""
+    """The kernel's lines in every dump, with the dump's date. Returns None where no folder could be looked into."""
     lines: list[Line] = []
     readable = False
     for folder in folders:

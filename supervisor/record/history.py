@@ -239,7 +239,9 @@ class Recorder:
         self._written_s = 0.0
 
     def note(self, sample: Point) -> bytes | None:
-        """Takes a sample, about once a second, and gives a line when one is due. None while none is. `sample.mono` is now."""
+        """Takes a sample, about once a second, and gives a line when one is due. Returns None while none is. `sample.mono` is
+        now.
+        """
         if self._before is None:
             self._before, self._written_s = sample, sample.mono
             return _encoder.encode(sample) + b"\n"
@@ -250,7 +252,7 @@ class Recorder:
         return self.rest()
 
     def rest(self) -> bytes | None:
-        """The line for what was noted since the last one, to be asked for at the end. None where nothing was noted."""
+        """The line for what was noted since the last one, to be asked for at the end. Returns None where nothing was noted."""
         if not self._noted or self._before is None:
             return None
         line = _encoder.encode(fold(self._noted)) + b"\n"

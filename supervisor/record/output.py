@@ -35,11 +35,11 @@ class Line:
     """One line of a log."""
 
     at_unix_s: float | None
-    """When it was written. None where the line does not say it."""
+    """When it was written. It is None where the line does not say it."""
     text: str
     """What a program printed, or an event in plain words; may contain control characters. Empty in the ledger."""
     event: dict[str, Any] | None
-    """The fields of an event. None for what a program printed, and for a torn line."""
+    """The fields of an event. They are None for what a program printed, and for a torn line."""
 
 
 def log_line(line: bytes) -> Line:
@@ -171,12 +171,12 @@ class Log:
                 yield from self._read(self._tail(part).more(), 0)
 
     def rest(self) -> Line | None:
-        """The last line as far as it has come. None where every line has ended."""
+        """The last line as far as it has come. Returns None where every line has ended."""
         rests = [tail.rest for tail in self._tails.values() if tail.rest]
         return self._read_line(rests[-1]) if rests else None
 
     def written_s(self) -> float | None:
-        """Unix time of the last write. None where there is no such file."""
+        """Unix time of the last write. Returns None where there is no such file."""
         try:
             return os.stat(self.path).st_mtime
         except OSError:
@@ -231,8 +231,8 @@ def _beginnings_and_ends(log: Path) -> list[Part]:
 
 
 def _after_head_bytes(end: Path) -> int | None:
-    """How much of the log came after its beginning and before the file `end`, as the first line of that says. None where there
-    is no such file, or it is just being begun.
+    """How much of the log came after its beginning and before the file `end`, as the first line of that says. Returns None
+    where there is no such file, or it is just being begun.
     """
     first = next(Tail(end).more(), b"")
     after = (_fields(first) or {}).get(AFTER_HEAD)

@@ -40,7 +40,7 @@ class Cause(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a log. `at` is its Unix time. None: the line has none."""
+    """One line of a log. `at` is its Unix time. It is None where the line has none."""
 
     at: float | None
     text: str
@@ -83,7 +83,7 @@ class Verdict:
     evidence_against: tuple[str, ...] = ()
     died_unix_s: float | None = None
     lost_s: float | None = None
-    """The seconds of work since the newest checkpoint. None: not known."""
+    """The seconds of work since the newest checkpoint. It is None where that is not known."""
     checkpoint_step: int | None = None
     checkpoint_path: str | None = None
 
@@ -103,7 +103,7 @@ class _Finding:
 
 
 def judge(evidence: Evidence) -> Verdict | None:
-    """What the life before died of. None: there was none of this run, so there is nothing to explain."""
+    """What the life before died of. Returns None where there was none of this run, so that there is nothing to explain."""
     if not evidence.frames:
         if not evidence.broken:
             return None
@@ -148,7 +148,7 @@ def _verdict(evidence: Evidence, last: Frame | None, finding: _Finding) -> Verdi
 
 def _supervisor_death(evidence: Evidence, last: Frame, lived_on_s: float | None = None) -> _Finding:
     """The verdict where the machine outlived the supervisor. `lived_on_s` is for how long it did, where it was started again
-    later, which has nothing to do with the death. None: it has not been started again.
+    later, which has nothing to do with the death. It is None where the machine has not been started again.
     """
     machine = "the machine lived on" if lived_on_s is None else "the machine itself was started again later"
     proof = []
@@ -340,8 +340,8 @@ def _at_shutdown(frame: Frame) -> Heat | None:
 
 
 def _stood_still_s(frames: Sequence[Frame]) -> float | None:
-    """How long the supervisor's own clock jumped between two of the last frames of one life, in which the machine stood
-    still and not the worker alone. None where it did not.
+    """How long the supervisor's own clock jumped between two of the last frames of one life, in which the machine stood still
+    and not the worker alone. Returns None where it did not.
     """
     tail = [frame for frame in frames[-10:] if frame.boot == frames[-1].boot and frame.pid == frames[-1].pid]
     gaps = [after.mono - before.mono for before, after in itertools.pairwise(tail)]

@@ -54,7 +54,7 @@ class Surroundings:
     """The log that has these errors."""
     records_lost: int
     why_lost: str | None
-    """Why the last record was lost. None: the disk was too slow."""
+    """Why the last record was lost. It is None where the disk was too slow, or none was lost."""
     disk_floor_bytes: int
     """Training holds with less free disk than this."""
     undead: int

@@ -54,7 +54,7 @@ class Account:
     spent_s: dict[str, float]
     """The seconds by `Activity` and `Gap`, only what is not nought; empty where no history was kept."""
     step_s: float | None
-    """The seconds that one step took, as measured. None where no step was seen."""
+    """The seconds that one step took, as measured. It is None where no step was seen."""
 
     @property
     def cost_s(self) -> float:
@@ -143,7 +143,7 @@ def _spent(moments: Sequence[Moment], gaps: Sequence[GapSpan]) -> dict[str, floa
 
 
 def _step_s(moments: Sequence[Moment]) -> float | None:
-    """The seconds of training for each step that was new. None where there was none."""
+    """The seconds of training for each step that was new. Returns None where there was none."""
     seconds, steps, highest, waiting_s = 0.0, 0, None, 0.0
     for moment in moments:
         point = moment.point

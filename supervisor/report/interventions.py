@@ -62,7 +62,7 @@ class Intervention:
     asked: bool = False
     """A person asked for it."""
     event: Event | None = None
-    """The kind of line that tells of it. None for a start of the machine that no line tells of."""
+    """The kind of line that tells of it. It is None for a start of the machine that no line tells of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,9 @@ def interventions_of(ledger: Sequence[Placed], moments: Sequence[Moment], step_s
 
 
 def _intervention(x: float, entry: Entry, later: Sequence[Placed], step_s: float | None) -> Intervention | None:
-    """The intervention that `entry` tells of. None where it tells of a reading, or of the end or second half of something."""
+    """The intervention that `entry` tells of. Returns None where it tells of a reading, or of the end or second half of
+    something.
+    """
     base = Intervention(
         number=0,
         x=x,

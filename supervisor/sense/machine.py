@@ -84,7 +84,7 @@ def largest_users(count: int = 5, *, without: Iterable[int] = (), root: Path = R
 
 
 def disk_free_bytes(folder: Path) -> int | None:
-    """The bytes that this user may still write where `folder` is or will be. None where that cannot be asked."""
+    """The bytes that this user may still write where `folder` is or will be. Returns None where that cannot be asked."""
     for existing in (folder, *folder.parents):
         try:
             found = os.statvfs(existing)
@@ -144,7 +144,7 @@ def _cpus(root: Path) -> tuple[int, str]:
 
 
 def _cpu_quota(folder: Path, version: int) -> float | None:
-    """The time that a cgroup may use, in CPUs. None where it is not limited (`max`, or -1 in version 1)."""
+    """The time that a cgroup may use, in CPUs. Returns None where it is not limited (`max`, or -1 in version 1)."""
     if version == 1:
         words = [text_of(folder / "cpu.cfs_quota_us") or "", text_of(folder / "cpu.cfs_period_us") or ""]
     else:
@@ -173,7 +173,7 @@ slower than float32."""
 
 
 def _cpu_model(root: Path) -> tuple[str | None, bool | None]:
-    """The first CPU's name, and whether it has bfloat16. None for what the kernel does not tell."""
+    """The first CPU's name, and whether it has bfloat16. Each is None where the kernel does not tell it."""
     model = has_bf16 = None
     try:
         with (root / "proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:

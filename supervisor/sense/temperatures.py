@@ -57,7 +57,7 @@ class TemperatureSensors:
 
     @property
     def cpu_use(self) -> float | None:
-        """The part of all CPUs in use between the last two readings, 0 to 1. None where it is not known."""
+        """The part of all CPUs in use between the last two readings, 0 to 1. It is None where that is not known."""
         return self._use.fraction
 
     def _read(self, sensor: _Sensor, now_s: float, use: float | None) -> TemperatureReading:
@@ -76,8 +76,8 @@ class TemperatureSensors:
 
 
 def cpu_limits(reading: TemperatureReading, chosen_c: float | None) -> HeatLimits | None:
-    """The temperatures at which to act for a CPU's sensor. None: nothing is done about this sensor, nor about any sensor of the
-    board that is not a CPU's.
+    """The temperatures at which to act for a CPU's sensor. Returns None where nothing is done about this sensor, as about all
+    sensors of the board that are not a CPU's.
 
     `high` is not used: k10temp called 70 high for years, and laptops name there what they run at all day.
     """
@@ -146,8 +146,8 @@ def _find(root: Path) -> Iterable[_Sensor]:
 
 
 def _sensible(millidegrees: int | None, least_c: float) -> float | None:
-    """The temperature in °C. None for what no chip survives or no limit can be: 0, -128 and 65261.85 mean that a sensor is not
-    connected.
+    """The temperature in °C. Returns None for what no chip survives or no limit can be: 0, -128 and 65261.85 mean that a sensor
+    is not connected.
     """
     celsius = None if millidegrees is None else millidegrees / 1000
     return celsius if celsius is not None and least_c < celsius < _MOST_C else None

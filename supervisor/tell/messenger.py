@@ -46,7 +46,7 @@ class Messenger:
 
     @property
     def fd(self) -> int | None:
-        """The descriptor that is readable when there are answers. None while there is no sender."""
+        """The descriptor that is readable when there are answers. It is None while there is no sender."""
         return self._process.stdout.fileno() if self._process and self._process.stdout else None
 
     def start(self, now_s: float) -> None:

@@ -31,7 +31,7 @@ class Notices:
         self._has_readers = bool(settings.urls)
         self._messenger = Messenger(settings.urls, settings.ping_url)
         self._ping_arrives: bool | None = None
-        """Whether the last ping arrived. None before the first answer."""
+        """Whether the last ping arrived. It is None before the first answer."""
 
     def start(self, now_s: float) -> None:
         """Starts the sender where there is something to send and none lives; not to be called while memory is short."""

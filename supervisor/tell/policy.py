@@ -54,7 +54,7 @@ class Told(msgspec.Struct, kw_only=True):
 
     run_id: str = ""
     ended: str | None = None
-    """The end of the run that was told. None: none was."""
+    """The end of the run that was told. It is None where none was told."""
     troubles: dict[str, float] = msgspec.field(default_factory=dict)
     """Each trouble that needed attention (`Status.attention_kinds`), and when it was told."""
     sent: list[float] = msgspec.field(default_factory=list)

@@ -96,7 +96,7 @@ def a_run(name: str = "default", **fields: Any) -> RunPaths:
 def control_server(
     paths: RunPaths, answer: Callable[[m.RequestKind], Status | m.Reply | None]
 ) -> Iterator[list[m.RequestKind]]:
-    """A real control socket. `answer` gives a status or a reply to each request, or None: silence. Yields what was asked."""
+    """A real control socket. `answer` gives a status or a reply to each request, or None for silence. Yields what was asked."""
     folder = SocketFolder(paths)
     context = zmq.Context()
     socket = context.socket(zmq.ROUTER)

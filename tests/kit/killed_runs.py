@@ -108,7 +108,7 @@ def disturbed(folder: Path, name: str, draw: random.Random, tally: Tally, *, kil
 
 
 def _phase(name: str) -> str | None:
-    """What the worker does; None when the run is over."""
+    """What the worker does. Returns None when the run is over."""
     seen = status(name)
     return None if seen["state"] in ("finished", "failed", "stopped") else str(seen["progress"]["phase"])
 

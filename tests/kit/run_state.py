@@ -20,7 +20,7 @@ LOOK_EVERY_S = 0.05
 
 
 def status(run: str = "default") -> Any:
-    """The document that `memsup status --json` prints. None where there is no such run."""
+    """The document that `memsup status --json` prints. Returns None where there is no such run."""
     found = observe(run_paths(run)).status
     return None if found is None else json.loads(encode_status(found))
 

@@ -69,7 +69,7 @@ def prove(stage: Stage) -> Iterator[Finding]:
 
 
 def _beside_trainer(job: Path, stage: Stage, flop_per_s: float | None) -> Iterator[Finding]:
-    """`flop_per_s` of the card; None: not known."""
+    """The same training beside transformers' `Trainer`. `flop_per_s` is the card's rate; it is None where that is not known."""
     ours, accuracy, steps = _in_bfloat16(job, stage)
     trainers = _trainers(job, stage)
     if isinstance(trainers, str):

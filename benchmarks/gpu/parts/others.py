@@ -96,7 +96,7 @@ class Seen:
     """What came of a second program."""
 
     had_all_s: float | None = None
-    """After how many seconds it had its part; None: never."""
+    """It had its part after so many seconds. It is None where it never had."""
     left: bool = False
     """The worker gave the card up."""
     least_tokens: int | None = None

@@ -75,7 +75,7 @@ def _told(key: str, took_s: float | None, what: str) -> Finding:
 
 
 def _until(true: Callable[[], bool], within_s: float) -> float | None:
-    """Seconds; None: not within them."""
+    """The seconds until it is `true`. Returns None where that takes longer than `within_s`."""
     began_s = time.monotonic()
     while not true():
         if time.monotonic() - began_s > within_s:
@@ -85,7 +85,7 @@ def _until(true: Callable[[], bool], within_s: float) -> float | None:
 
 
 def _limit_w() -> float | None:
-    """In force now, as a process of its own is told by the driver. None: it names none."""
+    """The power limit in force now, as a process of its own is told by the driver. Returns None where the driver names none."""
     asked = (
         "import pynvml as n; n.nvmlInit(); print(n.nvmlDeviceGetPowerManagementLimit(n.nvmlDeviceGetHandleByIndex(0)) / 1000)"
     )

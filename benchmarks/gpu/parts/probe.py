@@ -83,7 +83,7 @@ def smi(*fields: str, of: str = "gpu") -> list[str]:
 
 
 def number(word: str) -> float | None:
-    """None where nvidia-smi has none, as for '[N/A]'."""
+    """The number that nvidia-smi prints. Returns None where it has none, as for '[N/A]'."""
     try:
         return float(word)
     except ValueError:

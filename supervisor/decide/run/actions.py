@@ -94,13 +94,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     event: Event
     reason: str
     rung: str | None = None
-    """The ladder's rung, in small letters. None: it was not the ladder that decided."""
+    """The ladder's rung, in small letters. It is None where it was not the ladder that decided."""
     action: str | None = None
-    """What was done. None: something was only found."""
+    """What was done. It is None where something was only found."""
     result: str | None = None
-    """What came of the action. None: that is not known."""
+    """What came of the action. It is None where that is not known."""
     by: By | None = None
-    """Who decided what the line tells of. None: nobody did, it happened."""
+    """Who decided what the line tells of. It is None for what happened by itself."""
     order: OrderKind | None = None
     """What the worker was ordered to do, where it answers an order."""
     outcome: Outcome | None = None
@@ -110,13 +110,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pressures: tuple[HoldReason, ...] = ()
     """What the decision answers: memory, heat, disk or power."""
     cause: Cause | None = None
-    """Why the worker died, or why it is killed. None: that says nothing of a death, or a person asked for it."""
+    """Why the worker died, or why it is killed. It is None where the line says nothing of a death, or a person asked for it."""
     again: bool | None = None
     """Whether a death is followed by another life."""
     delay_s: float | None = None
     """The time from a death to the next life."""
     exit_status: int | None = None
-    """How the process of a death ended: its exit code, or minus the signal's number. None where nobody could see that."""
+    """How the process of a death ended: its exit code, or minus the signal's number. It is None where nobody could see that."""
     tokens: tuple[int, int] | None = None
     """The micro-batch before and after, in tokens."""
     duty_fraction: float | None = None
@@ -126,9 +126,9 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     pause_mode: PauseMode | None = None
     """How a pause that is wanted is to be carried out."""
     freed_ram_bytes: int | None = None
-    """The RAM that came back, by the kernel's count. None: it is not known."""
+    """The RAM that came back, by the kernel's count. It is None where that is not known."""
     freed_vram_bytes: int | None = None
-    """The GPU memory that came back, by the device's own count. None: it is not known, or the worker held none."""
+    """The GPU memory that came back, by the device's own count. It is None where that is not known, or the worker held none."""
     machine_died: bool | None = None
     """Whether, by a post-mortem, the whole machine died, and not the supervisor alone."""
     delivered: bool | None = None
@@ -140,7 +140,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rows: int | None = None
     """How many rows of the data the line is about."""
     ladder: LadderState | None = None
-    """What the ladder decided it on, besides the readings. None: it was not the ladder that decided."""
+    """What the ladder decided it on, besides the readings. It is None where it was not the ladder that decided."""
 
 
 @dataclass(frozen=True)

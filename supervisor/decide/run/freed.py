@@ -74,12 +74,12 @@ class Proof:
 
     held: Held
     ram_left_bytes: int | None
-    """What was still in the worker's fence when every process was gone. None: it could not be read."""
+    """What was still in the worker's fence when every process was gone. It is None where that could not be read."""
     since_s: float
     """Every process was gone at this time."""
 
     def step(self, now_s: float, gpus: Iterable[GpuReading]) -> GivenBack | None:
-        """What the worker gave back. None: the device is still to be asked, or takes its time."""
+        """What the worker gave back. Returns None while the device is still to be asked, or takes its time."""
         held, freed = self.held.vram_bytes, self._freed_bytes(gpus)
         if held is None:
             return self._given_back(vram_bytes=None)

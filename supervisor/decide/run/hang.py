@@ -44,7 +44,7 @@ class HangWatch:
     _called_s: float = 0.0
 
     def step(self, now_s: float, phase: Phase | None, ticks: int | None, suspended: bool) -> float | None:
-        """The seconds by which the main thread is overdue. None: it is not, or nothing is known of it.
+        """The seconds by which the main thread is overdue. Returns None where it is not, or nothing is known of it.
 
         To be called about once a second with the newest report. `phase` is None when there is no worker, or none that reports.
         """

@@ -20,7 +20,7 @@ class LastWords:
         """Whether last words may still come, so that the worker's end has to wait. A worker that was killed by a signal, or
         owes none, has none to come.
 
-        `exit_status` is the worker's own, negative for a signal. None: the worker was not seen to exit.
+        `exit_status` is the worker's own, negative for a signal. It is None where the worker was not seen to exit.
         """
         if exit_status is None or exit_status < 0 or not owed:
             return False

@@ -38,11 +38,12 @@ class Leaving:
     """The leaving of one worker, from the wish to its end."""
 
     ending: Ending | None = None
-    """Why the worker is to leave. None: it is not asked to."""
+    """Why the worker is to leave. It is None where the worker is not asked to."""
     told_at_s: float | None = None
-    """The worker was told at this time, and owes the answer or its exit. None: it has not been told, or could not save."""
+    """The worker was told at this time, and owes the answer or its exit. It is None where the worker has not been told, or
+    could not save."""
     cannot: str | None = None
-    """Why the last attempt failed, a sentence of the worker's. None: none has failed since somebody asked."""
+    """Why the last attempt failed, a sentence of the worker's. It is None where none has failed since somebody asked."""
     _again_at_s: float = 0.0
 
     @property
@@ -98,7 +99,7 @@ class Leaving:
                 return partial(m.Pause, mode=PauseMode.RELEASE)
 
     def sentence(self, newest: m.CheckpointNote | None, run: str) -> str | None:
-        """Why the worker of `run` is still here, and what can be done, for people. None: nothing failed."""
+        """Why the worker of `run` is still here, and what can be done, for people. Returns None where nothing failed."""
         if self.cannot is None:
             return None
         if not self.for_good:

@@ -112,7 +112,8 @@ class Lifecycle(Standing):
         jitter_fraction: float = 0.0,
     ) -> list[Action]:
         """The worker and everything it started are gone. The fields of `Death` say what else is known of that. `given_back` is
-        what it gave back (None: `on_given_back` will follow), `jitter_fraction` is by chance, for the delay of a restart.
+        what it gave back; it is None where `on_given_back` will follow. `jitter_fraction` is by chance, for the delay of a
+        restart.
         """
         worker = self.worker
         self._begin(Stage.NONE, now_s)

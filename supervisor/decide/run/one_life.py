@@ -76,7 +76,7 @@ class OneLife:
     trains: bool = False
     """The worker has come as far as training. Between two lives this is still said of the last worker."""
     micro_tokens: int | None = None
-    """The size of the worker's micro-batches. None: it has not said."""
+    """The size of the worker's micro-batches. It is None while the worker has not said."""
     held: bool = False
     """The worker keeps its memory and does not compute, as it was told."""
     unresponsive: bool = False
@@ -87,9 +87,9 @@ class OneLife:
     leaving: Leaving = field(default_factory=Leaving)
     tuning: Tuning = field(default_factory=Tuning)
     _frozen: Why | None = None
-    """Why the worker is frozen. None: it is not frozen."""
+    """Why the worker is frozen. It is None while the worker is not frozen."""
     _held: Why | None = None
-    """Why the worker was told to hold the last time. None: it never was."""
+    """Why the worker was told to hold the last time. It is None where the worker never was."""
 
     # -- what it is ---------------------------------------------------------------------------------------------------
 
@@ -126,7 +126,9 @@ class OneLife:
     # -- what it says -------------------------------------------------------------------------------------------------
 
     def beat(self, phase: Phase, batch: m.BatchShape | None) -> None:
-        """The worker's main thread is in `phase`, and cuts its batches like this (None: it does not cut any yet)."""
+        """The worker's main thread is in `phase`, and cuts its batches like this. `batch` is None while it does not cut any
+        yet.
+        """
         self.micro_tokens = batch.micro_tokens if batch else None
         self.trains = self.trains or phase not in (Phase.STARTING, Phase.LOADING)
         self.held = phase is Phase.HOLDING or (self.held and phase is Phase.SAVING)  # a held worker saves what it has

@@ -32,7 +32,7 @@ class Pending:
     due_s: float
     """The order is overdue from this time on, which moves whenever the worker shows progress."""
     micro_tokens: int | None
-    """The size of micro-batches when the order was sent. None: it was not known."""
+    """The size of micro-batches when the order was sent. It is None where that was not known."""
     requests: tuple[int, ...]
     """These clients of the control socket (tokens of `Lifecycle`) are owed an answer."""
     accepted: bool = False
@@ -72,8 +72,8 @@ class OrderBook:
                 pending.due_s = now_s + DONE_WITHIN_S
 
     def answered(self, order_id: int) -> Pending | None:
-        """The order that is done or failed, which is forgotten. None: nobody waits for this answer, since it is late, repeated
-        or invented.
+        """The order that is done or failed, which is forgotten. Returns None where nobody waits for this answer, since it is
+        late, repeated or invented.
         """
         return self._pending.pop(order_id, None)
 
@@ -91,7 +91,7 @@ class OrderBook:
         return dropped
 
     def in_flight(self, kind: type[AnyOrder] | None = None) -> bool:
-        """Whether an order of this kind (None: of any) is without an answer."""
+        """Whether an order of this kind is without an answer. None means an order of any kind."""
         return any(kind is None or isinstance(p.order, kind) for p in self._pending.values())
 
 

@@ -44,7 +44,7 @@ def with_ladder(action: Action, ladder: LadderState | None) -> Action:
 
 def order(pending: Pending, outcome: Outcome, detail: str, done: m.Done | None = None) -> Record:
     """The worker answered an order, or did not in time; `detail` is its answer. `done` is its report where it carried the order
-    out. None: it did not.
+    out. It is None where the worker did not.
     """
     sent = pending.order
     after = done.micro_tokens if done else None
@@ -148,7 +148,7 @@ def left(verdict: Verdict, why: Why) -> Record:
 
 
 def given_back(freed: GivenBack) -> list[Record]:
-    """What came back of the memory of a worker that is gone. Empty: nothing is known of that."""
+    """What came back of the memory of a worker that is gone. The list is empty where nothing is known of that."""
     if not (freed.text or freed.missing):
         return []
     missing = " ".join(freed.missing) or None
@@ -174,5 +174,7 @@ def wanted(wanted: Wanted, mode: PauseMode, why: Why) -> Record:
 
 
 def end(state: RunState, failure: str | None, by: By, cause: Cause | None) -> Record:
-    """The run is over. `cause` is that of the last worker's end (None: it ended as it was asked to, or there was none)."""
+    """The run is over. `cause` is that of the last worker's end. It is None where that ended as it was asked to, or there was
+    none.
+    """
     return Record(event=Event.END, reason=failure or str(state), by=by, cause=cause)

@@ -36,9 +36,9 @@ class RunView:
     run: str
     """The run's name."""
     terminal: RunState | None
-    """How the run is over. None: it is not."""
+    """How the run is over. It is None while the run is not."""
     failure: str | None
-    """Why the run failed. None: it has not."""
+    """Why the run failed. It is None where the run has not failed."""
     wanted: Wanted
     pause_mode: PauseMode
     is_gone: bool
@@ -48,11 +48,11 @@ class RunView:
     runs: bool
     """Whether the worker does not stand still, or is about to begin."""
     held_because: str | None
-    """Why the ladder holds the worker, whatever people want. None: it does not."""
+    """Why the ladder holds the worker, whatever people want. It is None where the ladder does not."""
     cannot_leave: str | None
-    """Why the worker could not save what it has, and stays. None: it could, or was not asked to leave."""
+    """Why the worker could not save what it has, and stays. It is None where the worker could, or was not asked to leave."""
     given_back: GivenBack | None
-    """What the last worker gave back. None: the device is still to be asked."""
+    """What the last worker gave back. It is None while the device is still to be asked."""
     where: str
     """The run's place as ` at step 5 of 100`, or nothing where that is unknown."""
 
@@ -104,7 +104,7 @@ class Waiters:
 
 
 def _reached(goal: Goal, run: RunView) -> tuple[bool, str] | None:
-    """Whether the goal is reached or can no longer be reached, and the sentence about it. None: neither yet."""
+    """Whether the goal is reached or can no longer be reached, and the sentence about it. Returns None while it is neither."""
     if run.terminal is not None:
         text = {
             RunState.STOPPED: f"Stopped{run.where}. Continue with: {command('start', run.run)}",

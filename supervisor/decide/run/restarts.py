@@ -76,9 +76,9 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     deaths: _Count = 0
     """The worker died so often since `durable_step` moved."""
     durable_step: int | None = None
-    """The step of the newest verified checkpoint at the last death. None: there was none."""
+    """The step of the newest verified checkpoint at the last death. It is None where there was none."""
     failed_step: int | None = None
-    """The last step that failed by itself. None: none has."""
+    """The last step that failed by itself. It is None where none has."""
     failures: _Count = 0
     """That step has failed so often."""
 
@@ -90,19 +90,19 @@ class Death:
     run: str = DEFAULT_RUN
     """The run's name, for commands that are suggested."""
     exit_status: int | None
-    """The exit code, or minus the signal's number. None: a process that was not our child left no trace."""
+    """The exit code, or minus the signal's number. It is None where a process that was not our child left no trace."""
     last_words: Finished | Failed | Leaving | None = None
-    """What the worker said of its end. None: it said nothing."""
+    """What the worker said of its end. It is None where the worker said nothing."""
     killed_by_us: Cause | None = None
-    """Why the supervisor killed it. None: it did not, or a person asked for it."""
+    """Why the supervisor killed it. It is None where the supervisor did not, or a person asked for it."""
     fence_oom_kills: int = 0
     """The kernel killed so many of its processes at the fence."""
     gpu_lost: str | None = None
-    """The sentence about a GPU of the worker's that was lost before it ended. None: none was lost."""
+    """The sentence about a GPU of the worker's that was lost before it ended. It is None where none was lost."""
     continues_on_cpu: bool = False
     """Whether the settings let the run go on on the CPU when its GPU is lost."""
     gpu_crowded: str | None = None
-    """The clause about how much more GPU memory other programs hold than before. None: it is not much."""
+    """The clause about how much more GPU memory other programs hold than before. It is None where that is not much."""
     is_command: bool = False
 
 
@@ -136,7 +136,7 @@ class Restarts:
     on_cpu: bool = False
     """The GPU was lost, and the worker is told to leave it alone."""
     micro_tokens_limit: int | None = None
-    """The next life begins with micro-batches of at most so many tokens. None: nothing has ended for memory."""
+    """The next life begins with micro-batches of at most so many tokens. It is None where nothing has ended for memory."""
 
     def died(self, now_s: float, verdict: Verdict) -> None:
         """Takes note of a death, and of the life that follows it where one does."""
@@ -162,8 +162,8 @@ class Restarts:
 
 
 def judge(death: Death, budget: Budget, durable_step: int | None, jitter_fraction: float) -> Verdict:
-    """What a death was, and what follows. `durable_step` is the newest checkpoint's (None: there is none). `jitter_fraction`, 0
-    to 1 and by chance, is how much of `JITTER` is used.
+    """What a death was, and what follows. `durable_step` is the newest checkpoint's. It is None where there is none.
+    `jitter_fraction`, 0 to 1 and by chance, is how much of `JITTER` is used.
     """
     cause = cause_of(death)
     sentence = sentence_of(cause, death)

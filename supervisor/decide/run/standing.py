@@ -37,7 +37,7 @@ class Standing:
     lease_s: float
     """A worker that hears nothing from its supervisor for this long leaves."""
     memory_limit_bytes: int | None
-    """What the worker's whole tree may use. None: nothing bounds it."""
+    """What the worker's whole tree may use. It is None where nothing bounds it."""
     run: str = DEFAULT_RUN
     """The run's name, for commands that are suggested."""
     is_command: bool = False
@@ -45,25 +45,27 @@ class Standing:
     continue_on_cpu: bool = False
     """Whether the run goes on on the CPU when the GPU is lost; never for a command, which chooses its device itself."""
     most_micro_tokens: int | None = None
-    """Micro-batches stay below this size however calm memory is (`after_power_loss.py`). None: there is no such bound."""
+    """Micro-batches stay below this size however calm memory is (`after_power_loss.py`). It is None where there is no such
+    bound."""
     checkpoint: m.CheckpointNote | None = None
-    """The newest checkpoint. None: there is none."""
+    """The newest checkpoint. It is None where there is none."""
     budget: InitVar[Budget | None] = None
-    """What is left of the restarts. None: all."""
+    """What is left of the restarts. None means all of them."""
 
     stance: Stance = field(default_factory=Stance)
     heartbeat: m.Heartbeat | None = None
     """What the worker said last. Until a new life has loaded, its progress is what the life before had reached."""
     terminal: RunState | None = None
-    """How the run is over. None: it is not."""
+    """How the run is over. It is None while the run is not."""
     outcome: m.Finished | None = None
     """What a run that is finished came to."""
     failure: str | None = None
-    """Why a failed run failed, for people. None: it has not failed."""
+    """Why a failed run failed, for people. It is None where the run has not failed."""
     exit_status: int | None = None
-    """The exit code of the last worker, or minus the signal's number. None: none has ended, or it is not known."""
+    """The exit code of the last worker, or minus the signal's number. It is None where none has ended, or that is not known."""
     given_back: GivenBack | None = NOTHING_KNOWN
-    """What the last worker gave back. None: we still wait for the GPU's own count; no worker is started until then."""
+    """What the last worker gave back. It is None while we still wait for the GPU's own count; no worker is started until
+    then."""
     worker: OneLife = field(init=False)
     recovery: Restarts = field(init=False)
     waiters: Waiters = field(default_factory=Waiters)
@@ -135,7 +137,7 @@ class Standing:
 
     @property
     def micro_tokens_limit(self) -> int | None:
-        """The most tokens with which the next life begins. None: nothing has ended for memory."""
+        """The most tokens with which the next life begins. It is None where nothing has ended for memory."""
         return self.recovery.micro_tokens_limit
 
     @property
@@ -190,7 +192,7 @@ class Standing:
     @property
     def why_frozen(self) -> Why | None:
         """Why the worker is to be frozen: for the ladder in an emergency, and for a command, which takes no orders, for each
-        reason to hold. None: it is not.
+        reason to hold. It is None where the worker is not to be frozen.
         """
         if self.stance.freeze:
             return self.stance_why
@@ -198,7 +200,9 @@ class Standing:
 
     @property
     def why_held(self) -> Why | None:
-        """Why the worker is to hold: since it cannot save what it has, for the user, or for the ladder. None: it is not."""
+        """Why the worker is to hold: since it cannot save what it has, for the user, or for the ladder. It is None where the
+        worker is not to hold.
+        """
         if self.worker.leaving.cannot is not None:
             return Why("what it has computed cannot be saved")
         if self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.HOLD:

@@ -25,7 +25,8 @@ class Tuning:
     """What one life of the worker has been told; a new process has been told nothing."""
 
     most_micro_tokens: int | None = None
-    """Micro-batches stay below this size however calm memory is (`after_power_loss.py`). None: there is no such bound."""
+    """Micro-batches stay below this size however calm memory is (`after_power_loss.py`). It is None where there is no such
+    bound."""
     _halve: bool = False
     """The ladder asked for a smaller micro-batch, and no order has gone out yet."""
     _told_may_grow: bool = True

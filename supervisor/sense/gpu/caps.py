@@ -40,7 +40,7 @@ class Record(msgspec.Struct):
 
 class PowerCaps:
     def __init__(self, file: Path | None) -> None:
-        """`file` is the record. None: nothing is ever capped."""
+        """`file` is the record. None means that nothing is ever capped."""
         self._file = file
         self._me = _identity(os.getpid()) or str(os.getpid())
 
@@ -173,7 +173,7 @@ def _lives(who: str) -> bool:
 
 
 def _identity(pid: int) -> str | None:
-    """The pid and when it was started (proc_pid_stat(5)). None for a process that is no more, or a zombie."""
+    """The pid and when it was started (proc_pid_stat(5)). Returns None for a process that is no more, or a zombie."""
     try:
         fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except OSError:

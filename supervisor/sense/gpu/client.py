@@ -64,7 +64,9 @@ class GpuClient:
     """One probe, or none. Whose memory counts as the worker's, `worker_pids`, may be set at any time."""
 
     def __init__(self, power_record: Path | None = None) -> None:
-        """`power_record` is the file, of all runs together, that remembers lowered power limits. None: none is ever lowered."""
+        """`power_record` is the file, of all runs together, that remembers lowered power limits. None means that none is ever
+        lowered.
+        """
         self._command = [sys.executable, "-P", "-m", "memsup.supervisor.sense.gpu.probe"]
         if power_record is not None:
             self._command.append(str(power_record.absolute()))
@@ -73,7 +75,7 @@ class GpuClient:
         self.failures = 0
         """How many probes were lost in a row, none of them long-lived."""
         self.why: str | None = None
-        """The clause that says why the last probe was given up, or why there is none. None: there is no reason."""
+        """The clause that says why the last probe was given up, or why there is none. It is None where there is no reason."""
         self.cap_notes: Mapping[str, str] = {}
         """The reason why a wanted power limit is not in force, by UUID."""
         self._may_cap = False
@@ -148,7 +150,7 @@ class GpuClient:
         return max(due_s, now_s + _TICK_S)
 
     def on_readable(self, now_s: float) -> list[GpuReading] | None:
-        """Takes in an answer, or the child's death. Returns the readings. None where there are no new ones."""
+        """Takes in an answer, or the child's death. Returns the readings, or None where there are no new ones."""
         fresh: list[GpuReading] | None = None
         for fd, _ in self._epoll.poll(0):
             if self._link is not None and fd == self._link.fileno():
@@ -164,7 +166,7 @@ class GpuClient:
 
     @property
     def note(self) -> str | None:
-        """The sentence that says why there are no readings. None when there are."""
+        """The sentence that says why there are no readings. It is None when there are."""
         if self.state is ProbeState.ABSENT:
             return f"No GPU is watched: {self.why}."
         if not self._awake:

@@ -157,5 +157,5 @@ def _workers_share(device: Device, worker_pids: Collection[int]) -> int | None:
 
 
 def _between(value: float | None, low: float, high: float) -> float | None:
-    """The value. None unless low < value < high."""
+    """The value. Returns None unless low < value < high."""
     return value if value is not None and low < value < high else None

@@ -174,7 +174,7 @@ class _Gpu:
 
 
 def _told(call: Callable[..., Any], *arguments: object) -> Any:
-    """The answer. None where the device or the driver does not give one. Raises `LostError`."""
+    """The answer. Returns None where the device or the driver does not give one. Raises `LostError`."""
     try:
         return call(*arguments)
     except pynvml.NVMLError as error:

@@ -20,7 +20,7 @@ RANK = list(TIERS)
 
 
 def machine(ram: float, *vram: float | None, **more: Any) -> Machine:
-    """A machine with `ram` and one GPU for each of `vram`, all in GiB (None: a GPU that does not tell its size)."""
+    """A machine with `ram` and one GPU for each of `vram`, all in GiB. None stands for a GPU that does not tell its size."""
     gpus = tuple(
         GpuReading(at_s=0, index=i, name=f"GPU {i}", total_bytes=None if g is None else int(g * GIB))
         for i, g in enumerate(vram)

@@ -42,7 +42,7 @@ Make = Callable[..., Fence]
 
 
 def why_not(kind: Kind) -> str | None:
-    """Why this kind cannot be had here; None when it can."""
+    """Why this kind cannot be had here. Returns None when it can."""
     try:
         assert KINDS[kind](f"test_{os.getpid()}_first", LIMIT).remove()
     except FenceError as error:

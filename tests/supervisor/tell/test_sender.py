@@ -27,7 +27,9 @@ needs_apprise = pytest.mark.skipif(importlib.util.find_spec("apprise") is None, 
 
 
 class Server:
-    """A real HTTP server on the loopback. `answers`: status codes for the next requests, then 200. None: no answer at all."""
+    """A real HTTP server on the loopback. `answers` are status codes for the next requests; all later ones get 200. None means
+    no answer at all.
+    """
 
     def __init__(self) -> None:
         self.got: list[tuple[str, str, bytes]] = []
