@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from memsup.shared.commands import command
 from memsup.shared.files import replace_file
 from memsup.shared.record import RecordError, RunRecord, encode_record
 
@@ -29,4 +30,5 @@ def read_record(path: Path) -> RunRecord | None:
     except FileNotFoundError:
         return None
     except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
-        raise RecordError(f"{path} cannot be read ({error}). Start anew with: memsup start --fresh") from None
+        start = command("start", path.parent.name)  # a run's folder has its name
+        raise RecordError(f"{path} cannot be read ({error}). Start anew with: {start} --fresh") from None

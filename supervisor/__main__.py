@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 import zmq
 
+from memsup.shared.commands import command
 from memsup.shared.log import json_lines, log, log_to, plain_words, to_standard_error
 from memsup.shared.paths import PathError, prepare, run_paths
 from memsup.shared.record import RecordError
@@ -40,7 +41,7 @@ def main() -> int:
         lock = Lock(paths)
         record = read_record(paths.record)
         if record is None:
-            raise RecordError(f"{paths.record} is missing; start the run with: memsup start --run {options.run}")
+            raise RecordError(f"{paths.record} is missing; start the run with: {command('start', paths.name)}")
         supervisor = Supervisor(paths, record)
     except (AlreadyRunningError, PathError, RecordError, SettingsError, OSError, zmq.ZMQError) as error:
         _tell(options.ready_fd, ok=False, text=str(error))

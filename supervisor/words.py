@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from memsup.shared.readings import KnownGpu
     from memsup.shared.status import Status
 
-DEFAULT_RUN = "default"
-"""The name of the run that commands are about where none is given."""
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -85,11 +83,6 @@ def columns(rows: Iterable[Sequence[str]], gap: str = "  ") -> list[str]:
 def printable(text: str) -> str:
     """`text` without control characters, which could drive the terminal: worker output and file names are others' words."""
     return "".join(c if c.isprintable() else "�" for c in text)
-
-
-def command(name: str, run_name: str) -> str:
-    """A command to be suggested, as it has to be typed."""
-    return f"memsup {name}" + ("" if run_name == DEFAULT_RUN else f" --run {run_name}")
 
 
 def steps(step: int, total: int | None) -> str:

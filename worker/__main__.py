@@ -16,6 +16,7 @@ import sys
 import traceback
 
 from memsup.checkpoint.errors import DiskFull
+from memsup.shared.commands import command
 from memsup.shared.log import FromLibraries, json_lines, log, log_to, plain_words, to_standard_error
 from memsup.shared.messages import AnyReport, Failed, FailureCause, Leaving, Phase
 from memsup.shared.paths import PathError, RunPaths, run_paths
@@ -53,7 +54,7 @@ def main() -> int:
         paths = run_paths(arguments.run)
         record = read_record(paths.record)
         if record is None:
-            raise RecordError(f"There is no run {arguments.run!r}. Start it with: memsup start --run {arguments.run}")
+            raise RecordError(f"There is no run {arguments.run!r}. Start it with: {command('start', paths.name)}")
         link = Link(paths, run_id=record.run_id, lifeline_fd=arguments.lifeline_fd)
     except (PathError, RecordError) as error:
         log.error(str(error))
@@ -77,7 +78,7 @@ def _arguments() -> argparse.Namespace:
 def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
     welcome = link.welcome(WELCOME_S)
     if welcome is None:
-        log.error(f"No supervisor answered; the worker trains only under one. Start it with: memsup start --run {record.run}")
+        log.error(f"No supervisor answered; the worker trains only under one. Start it with: {command('start', record.run)}")
         return 1
     session = Session(link)
     last_words: AnyReport
@@ -91,13 +92,13 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
         last_words = Leaving(reason=leave.reason, checkpoint=leave.checkpoint)
     except Exception as error:
         log.exception("The training ends here")
-        last_words = _failed(error)
+        last_words = _failed(error, record.run)
     link.report(last_words)
     return 1 if isinstance(last_words, Failed) else 0
 
 
-def _failed(error: Exception) -> Failed:
-    """Whose fault it is, in one sentence."""
+def _failed(error: Exception, run: str) -> Failed:
+    """Whose fault it is, in one sentence. `run` is the run's name."""
     cause, message, step = FailureCause.CRASH, f"The worker crashed: {type(error).__name__}: {error}", None
     if isinstance(error, GiveUp):
         cause, message, step = error.cause, str(error), error.step
@@ -106,7 +107,7 @@ def _failed(error: Exception) -> Failed:
     elif isinstance(error, DiskFull):
         cause, message = FailureCause.DISK_FULL, str(error)
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        cause, message = FailureCause.DISK_FULL, f"The disk is full: {error}. Free some space, then: memsup start"
+        cause, message = FailureCause.DISK_FULL, f"The disk is full: {error}. Free some space, then: {command('start', run)}"
     crash = error.__cause__ or error  # not the sentence that was made of it
     return Failed(
         cause=cause,

@@ -7,6 +7,7 @@ become durable, verified and old is in `checkpoint/`.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from memsup.checkpoint.errors import CheckpointError, Damaged, DamagedWhenWritte
 from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store, remove_tree
 from memsup.shared.clock import unix_s
+from memsup.shared.commands import command
 from memsup.shared.files import flush_folder
 from memsup.shared.log import log
 from memsup.shared.messages import CheckpointNote, DecisionKind, FailureCause, Welcome
@@ -69,7 +71,7 @@ def find_start(record: RunRecord, store: Store, session: Session) -> Start:
         sentence = f"A damaged checkpoint was set aside as {damaged.path}: {damaged.reason}"
         session.decided(DecisionKind.CHECKPOINT_DAMAGED, sentence, checkpoint=damaged.path, step=damaged.step)
     if info is not None:
-        state = _readable_state(info.path)
+        state = _readable_state(info.path, record.run)
         if state.run_id != record.run_id:
             raise GiveUp(
                 FailureCause.BAD_INPUT,
@@ -104,19 +106,19 @@ def find_start(record: RunRecord, store: Store, session: Session) -> Start:
         verify(folder)
     except CheckpointError as error:
         raise GiveUp(FailureCause.BAD_INPUT, f"{folder} cannot be resumed from: {error}") from None
-    state = _readable_state(folder)
+    state = _readable_state(folder, record.run)
     log.info("Going on from a checkpoint of another run", step=state.step, run_id=state.run_id, path=str(folder))
     return Start(folder, state)
 
 
-def _readable_state(folder: Path) -> State:
+def _readable_state(folder: Path, run: str) -> State:
     """A whole checkpoint of another version of memsup is not damaged, and the older ones will be no different."""
     try:
         return read_state(folder)
     except Damaged as error:
         raise GiveUp(
             FailureCause.BAD_INPUT,
-            f"{folder} was not written by this version of memsup ({error}): start anew with memsup start --fresh.",
+            f"{folder} was not written by this version of memsup ({error}): start anew with: {command('start', run)} --fresh",
         ) from None
 
 
@@ -195,10 +197,11 @@ def _refuse_other_training(training: Training, state: State, folder: Path) -> No
         if differs
     ]
     if differences:
+        weights = shlex.quote(f"task.model={folder}")
         raise GiveUp(
             FailureCause.BAD_INPUT,
-            f"{folder} cannot be continued: {'; '.join(differences)}. Put that back, or start anew from its weights with "
-            f"memsup start --fresh --set task.model={folder}",
+            f"{folder} cannot be continued: {'; '.join(differences)}. Put that back, or start anew from its weights with: "
+            f"{command('start', training.record.run)} --fresh --set {weights}",
         )
     _refuse_other_device(training, state)
     others = {
@@ -220,7 +223,8 @@ def _refuse_other_device(training: Training, state: State) -> None:
         raise GiveUp(
             FailureCause.BAD_INPUT,
             f"The run was computed on a GPU up to step {state.step}, and there is none that works now; a lost one comes back "
-            "with a reboot. To go on on the CPU, much slower: memsup start --set recovery.continue_on_cpu=true",
+            "with a reboot. To go on on the CPU, much slower: "
+            f"{command('start', training.record.run)} --set recovery.continue_on_cpu=true",
         )
 
 

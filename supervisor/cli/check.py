@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from memsup.shared.commands import command
 from memsup.shared.loading import Loaded
 from memsup.shared.paths import PathError, check_private, run_paths
 from memsup.shared.settings import Settings, SettingsError
@@ -23,7 +24,7 @@ from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.tier_lines import lines, notes
 from memsup.supervisor.decide.tiers import Resolution, resolve
 from memsup.supervisor.sense.machine import MemoryUser, largest_users
-from memsup.supervisor.words import columns, command, plural, printable, size
+from memsup.supervisor.words import columns, plural, printable, size
 
 READY, WARNINGS = 0, 1
 KEEPS_AWAKE = "systemd-inhibit --what=idle:sleep memsup wait"

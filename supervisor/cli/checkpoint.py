@@ -10,6 +10,7 @@ import click
 
 from memsup.checkpoint.errors import CheckpointError
 from memsup.checkpoint.folders import Info
+from memsup.shared.commands import command
 from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths
 from memsup.shared.run_file import read_record
@@ -17,7 +18,7 @@ from memsup.supervisor.cli.options import data, json_data, json_option, message,
 from memsup.supervisor.cli.orders import DONE, NO_ANSWER, NOT_RUNNING, answer, request
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.record.earlier_life import checkpoint_folder
-from memsup.supervisor.words import columns, command, count, duration, printable, size
+from memsup.supervisor.words import columns, count, duration, printable, size
 
 DAMAGED = 1
 

@@ -17,12 +17,13 @@ from typing import Any
 
 import click
 
+from memsup.shared.commands import command
 from memsup.shared.run_file import read_record
 from memsup.shared.settings import parse_duration_s
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.record.output import Line, Log, ledger, supervisor_log, worker_log
-from memsup.supervisor.words import command, printable
+from memsup.supervisor.words import printable
 
 UNKNOWN = 4
 LINES = 40

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memsup.supervisor.words import DEFAULT_RUN
+from memsup.shared.commands import DEFAULT_RUN
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,6 +11,7 @@ import time
 import click
 import msgspec
 
+from memsup.shared.commands import command
 from memsup.shared.messages import Reply, RequestKind
 from memsup.shared.paths import RunPaths
 from memsup.shared.run_file import read_record, write_record
@@ -27,7 +28,6 @@ from memsup.supervisor.client.contact import (
     observe,
 )
 from memsup.supervisor.client.errors import RefusedError
-from memsup.supervisor.words import command
 
 DONE, NO_ANSWER, NOT_RUNNING = 0, 1, 3
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
+from memsup.shared.commands import command
 from memsup.shared.files import replace_file
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.client.contact import observe
 from memsup.supervisor.client.errors import RefusedError
-from memsup.supervisor.words import command
 
 UNKNOWN = 4
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import click
 
+from memsup.shared.commands import command
 from memsup.shared.files import replace_file
 from memsup.shared.run_file import read_record
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.client.contact import Presence, observe
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.daemon.systemd import Unit, UnitError, is_wanted, unit_name, unit_text
-from memsup.supervisor.words import command
 
 ANSWERS_WITHIN_S = 30.0
 DONE, NOT_DONE, NOT_INSTALLED = 0, 1, 3

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from memsup.shared.commands import command as typed
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import MemoryEstimate, RunRecord
 from memsup.shared.run_file import new_run_id, read_record
@@ -27,7 +28,6 @@ from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.client.preparing import AS_CREATED, Plan, load_settings, plan_continued, plan_new, shown
 from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
 from memsup.supervisor.words import columns, printable, result_line
-from memsup.supervisor.words import command as typed
 
 EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input. With --wait: 0 only if the run finished."
 

@@ -7,11 +7,11 @@ import time
 
 import click
 
+from memsup.shared.commands import command
 from memsup.shared.status import OVER, RunState, Status, encode_status
 from memsup.supervisor.cli.options import colour, data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import picture
 from memsup.supervisor.client.contact import observe
-from memsup.supervisor.words import command
 
 ALIVE, ATTENTION, STOPPED, UNKNOWN = 0, 1, 3, 4
 WATCH_EVERY_S = 1.0

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from memsup.shared.commands import command
 from memsup.shared.paths import RunPaths
 from memsup.shared.status import OVER, RunState, Status, Trouble, TroubleKind, Wanted, encode_status
 from memsup.supervisor.cli import INTERRUPTED
 from memsup.supervisor.cli.options import colour, data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
 from memsup.supervisor.client.contact import observe
-from memsup.supervisor.words import command, duration, printable, result_line, size
+from memsup.supervisor.words import duration, printable, result_line, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from memsup.shared.commands import command
 from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
 from memsup.shared.messages import BadFrameError, Reply, Request, RequestKind, decode_reply, encode
 from memsup.shared.paths import RunPaths, open_private
 from memsup.shared.status import OVER, RunState, Status, Trouble, TroubleKind, Wanted, decode_status
 from memsup.supervisor.daemon.lock import is_taken
-from memsup.supervisor.words import command, count, duration
+from memsup.supervisor.words import count, duration
 
 if TYPE_CHECKING:
     import zmq

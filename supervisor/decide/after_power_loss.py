@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from memsup.shared.commands import command
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import TierName
 from memsup.shared.status import Wanted
 from memsup.supervisor.decide.tiers import TIERS
-from memsup.supervisor.words import command, count, percent
+from memsup.supervisor.words import count, percent
 
 COOLER_BY_C = 5.0
 POWER_FRACTION = 0.85

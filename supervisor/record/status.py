@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from memsup.shared.commands import command
 from memsup.shared.readings import KnownBatch, KnownGpu, narrow
 from memsup.shared.record import RunRecord
 from memsup.shared.status import (
@@ -22,7 +23,6 @@ from memsup.shared.status import (
 from memsup.supervisor.decide.heat import HeatDecision
 from memsup.supervisor.decide.readings import DiskReading, GpuReading, MemoryReading, TemperatureReading, limit_c
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
-from memsup.supervisor.words import command
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
+from memsup.shared.commands import command
 from memsup.shared.settings import Settings, Share
 from memsup.supervisor.record.ledger import Entry
 from memsup.supervisor.report import plots
@@ -18,7 +19,7 @@ from memsup.supervisor.report.marks import clock, text
 from memsup.supervisor.report.outcome import figures, headline, period, share, summary
 from memsup.supervisor.report.panels import panels
 from memsup.supervisor.report.style import CSS
-from memsup.supervisor.words import command, count, duration, percent, plural, size
+from memsup.supervisor.words import count, duration, percent, plural, size
 
 MOST_ROWS = 400
 MOST_LEDGER_ROWS = 300

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import msgspec
 
+from memsup.shared.commands import command
 from memsup.shared.status import RunState, Status, TroubleKind
-from memsup.supervisor.words import command, count, duration, plural, size, steps
+from memsup.supervisor.words import count, duration, plural, size, steps
 
 PAUSED_LONG_S = 15 * 60.0
 ATTENTION_HOLDS_S = 60.0

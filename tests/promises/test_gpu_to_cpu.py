@@ -38,7 +38,7 @@ def test_it_is_refused_with_the_way_to_allow_it(tmp_path: Path) -> None:
     with pytest.raises(GiveUp) as refused, one_life(tiny_settings(tmp_path, training__device="auto")):
         pass
     assert refused.value.cause is FailureCause.BAD_INPUT, "which is not tried again"
-    assert "memsup start --set recovery.continue_on_cpu=true" in str(refused.value)
+    assert "memsup start --run life --set recovery.continue_on_cpu=true" in str(refused.value)
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])

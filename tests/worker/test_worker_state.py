@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from memsup.checkpoint.errors import Damaged
 from memsup.checkpoint.store import Store
 from memsup.shared.messages import DecisionKind, FailureCause
 from memsup.worker import train
+from memsup.worker.__main__ import _failed
 from memsup.worker.saving import save_if_possible
 from memsup.worker.session import GiveUp
 from memsup.worker.state import PIECE_BYTES, _outgoing, model_tensors, optimizer_tensors, read_tensors
@@ -312,6 +314,13 @@ def test_a_checkpoint_of_another_training_is_refused_in_plain_words(
     with pytest.raises(GiveUp, match=complaint) as refused, one_life(tiny_settings(tmp_path, **change)):
         pass
     assert refused.value.cause is FailureCause.BAD_INPUT
+    assert "memsup start --run life --fresh --set task.model=/" in str(refused.value)
+
+
+def test_a_full_disk_is_named_with_the_command_that_continues_this_run() -> None:
+    said = _failed(OSError(errno.ENOSPC, "No space left on device"), "night")
+    assert said.cause is FailureCause.DISK_FULL
+    assert said.message.endswith("Free some space, then: memsup start --run night")
 
 
 def test_a_folder_with_another_runs_checkpoints_is_not_taken_over(tmp_path: Path) -> None:
@@ -337,6 +346,6 @@ def test_a_checkpoint_of_a_later_version_is_not_thrown_away(tmp_path: Path) -> N
         with training.store.draft(1) as draft:
             draft.write_json("state.json", state)
             draft.commit()
-    with pytest.raises(GiveUp, match="not written by this version"), one_life(settings):
+    with pytest.raises(GiveUp, match=r"not written by this version.*: memsup start --run life --fresh$"), one_life(settings):
         pass
     assert Path(note.path).exists()

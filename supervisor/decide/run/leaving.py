@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from memsup.shared import messages as m
+from memsup.shared.commands import command
 from memsup.shared.messages import PauseMode
 from memsup.supervisor.decide.events import By
 from memsup.supervisor.decide.run.actions import BY_USER, Why
 from memsup.supervisor.decide.run.orders import OrderMaker
-from memsup.supervisor.words import command
 
 AGAIN_AFTER_S = 30.0
 """A worker that could not save is told again to leave after this many seconds."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from memsup.shared import messages as m
+from memsup.shared.commands import command
 from memsup.shared.messages import PauseMode, Phase, RequestKind
 from memsup.shared.status import STATE_MOVES, RunState, Wanted
 from memsup.supervisor.decide.events import By, Event
@@ -30,7 +31,6 @@ from memsup.supervisor.decide.run.requests import Goal
 from memsup.supervisor.decide.run.restarts import Budget, Cause, Death, judge, last_words_of
 from memsup.supervisor.decide.run.standing import Standing
 from memsup.supervisor.decide.run.tuning import Tuning
-from memsup.supervisor.words import command
 
 
 @dataclass(kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from memsup.shared import messages as m
+from memsup.shared.commands import DEFAULT_RUN, command
 from memsup.shared.messages import PauseMode, Phase
 from memsup.supervisor.decide.events import By, Outcome
 from memsup.supervisor.decide.ladder import Stance
@@ -21,7 +22,6 @@ from memsup.supervisor.decide.run.leaving import Leaving
 from memsup.supervisor.decide.run.orders import OrderBook, OrderMaker
 from memsup.supervisor.decide.run.restarts import Cause
 from memsup.supervisor.decide.run.tuning import Tuning
-from memsup.supervisor.words import DEFAULT_RUN, command
 
 HELLO_WITHIN_S = 120.0
 """A worker that has not said Hello this many seconds after its start is killed."""

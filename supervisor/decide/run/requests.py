@@ -10,11 +10,11 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from memsup.shared.commands import command
 from memsup.shared.messages import PauseMode
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.run.actions import Answer
 from memsup.supervisor.decide.run.freed import GivenBack
-from memsup.supervisor.words import command
 
 WAIT_S = 120.0
 """Whoever waits is answered after this time at the latest, counted anew with each thing that the worker finishes."""

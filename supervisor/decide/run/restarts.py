@@ -15,8 +15,9 @@ from typing import Annotated
 
 import msgspec
 
+from memsup.shared.commands import DEFAULT_RUN, command
 from memsup.shared.messages import Failed, FailureCause, Finished, Leaving
-from memsup.supervisor.words import DEFAULT_RUN, command, plural
+from memsup.supervisor.words import plural
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0

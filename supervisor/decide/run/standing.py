@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import InitVar, dataclass, field
 
 from memsup.shared import messages as m
+from memsup.shared.commands import DEFAULT_RUN
 from memsup.shared.messages import PauseMode
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.events import By
@@ -20,7 +21,6 @@ from memsup.supervisor.decide.run.leaving import Ending, Leaving
 from memsup.supervisor.decide.run.one_life import OneLife, Stage
 from memsup.supervisor.decide.run.requests import RunView, Waiters
 from memsup.supervisor.decide.run.restarts import Budget, Restarts
-from memsup.supervisor.words import DEFAULT_RUN
 
 MOST_DAMAGE_TOLD = 5
 """`attention` has at most this many sentences about damaged checkpoints; the ledger has all."""

@@ -175,14 +175,14 @@ def test_a_full_disk_is_refused_before_anything_is_written(job: Path, tmp_path: 
 
 def test_a_damaged_run_says_how_to_begin_anew(job: Path) -> None:
     """run.json of a disk that went bad; --fresh gets by it and keeps what is there."""
-    paths = a_run()
+    paths = a_run("night")
     paths.record.write_text("{half")
-    done = memsup("start", cwd=job)
+    done = memsup("start", "--run", "night", cwd=job)
     assert done.returncode == 2
     assert "run.json" in done.stderr
-    assert "--fresh" in done.stderr
-    assert memsup("start", "--fresh", *WAIT_FOREVER, cwd=job).returncode == 0
-    assert (paths.state.parent / "default.old-1/run.json").read_text() == "{half"
+    assert "memsup start --run night --fresh" in done.stderr
+    assert memsup("start", "--run", "night", "--fresh", *WAIT_FOREVER, cwd=job).returncode == 0
+    assert (paths.state.parent / "night.old-1/run.json").read_text() == "{half"
 
 
 # --------------------------------------------------------------------------------------------------------------------
