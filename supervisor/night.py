@@ -1,9 +1,9 @@
 """What a run needs while nobody watches it, joined: each part has its turn once a second, and gives what it has for the ledger.
 
 The parts: what the life before died of (`explain`), the black box, the history, the watch for hangs (`HangGuard`), messages
-(`tell/notices.py`), the lock that keeps the machine awake, the watch on the clock, and the ledger's size. Of what follows only
-one thing is decided here: how long a hang waits for the stacks of the worker's threads. Nothing waits, but for the logs of a
-bad death before the worker exists, and for the last message when it is gone.
+(`tell/notices.py`), the lock that keeps the machine awake, the watch on the clock, and the ledger's size. Nothing of what
+follows is decided here. Nothing waits, but for the logs of a bad death before the worker exists, and for the last message when
+it is gone.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from memsup.supervisor.decide.guard import Guard
 from memsup.supervisor.decide.ladder import Rung
 from memsup.supervisor.decide.readings import GpuReading, MemoryReading, TemperatureReading, hottest
 from memsup.supervisor.decide.run.actions import Record
-from memsup.supervisor.decide.run.hang import HangWatch
+from memsup.supervisor.decide.run.hang import HangControl
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
-from memsup.supervisor.decide.run.one_life import Stage
 from memsup.supervisor.devices import Devices
 from memsup.supervisor.fence.worker import WorkerProcess
 from memsup.supervisor.record.blackbox import BlackBox, Facts, Mark, heat_of, heat_of_sensor, read_blackbox
@@ -37,11 +36,8 @@ from memsup.supervisor.record.output import worker_log
 from memsup.supervisor.record.rotation import rotate
 from memsup.supervisor.record.scribe import Scribe
 from memsup.supervisor.tell.notices import Notices
-from memsup.supervisor.words import duration
 
 ROTATE_EVERY_S = 60.0
-STACKS_WITHIN_S = 5.0
-"""Every thread's stack has to be in the worker's log this long after the signal; a thread stuck in the kernel writes none."""
 MOST_STACK_BYTES, MOST_STACK_LINES = 4_000, 200
 MOST_LOG_BYTES = 2 << 20
 """The supervisor's own log is cut at this length. It has what the ledger has not: errors, garbage, a lost probe."""
@@ -205,14 +201,13 @@ class Night:
 
 
 class HangGuard:
-    """Looks whether the worker's main thread gets on, and fetches every thread's stack before a hang is answered."""
+    """Fetches the stacks of a worker that hangs, when the control says so (`decide/run/hang.py`)."""
 
     def __init__(self, paths: RunPaths, scribe: Scribe) -> None:
         self._paths, self._scribe = paths, scribe
-        self._watch = HangWatch()
+        self._control = HangControl()
         self._stacks: str | None = None
         self._asked_unix_s = 0.0
-        self._stacks_until_s: float | None = None
 
     def step(self, now_s: float, life: Lifecycle, worker: WorkerProcess) -> tuple[str, str | None] | None:
         """Why the worker is to be killed, and the stacks of its threads, where they could be had. Returns None while it is not
@@ -220,26 +215,14 @@ class HangGuard:
 
         To be called about once a second.
         """
-        reports = life.heartbeat if life.stage is Stage.READY and not life.is_command else None
-        phase, ticks = (reports.progress.phase, reports.progress.ticks) if reports else (None, None)
-        rests = life.held or life.frozen or bool(life.stance.holds) or life.wanted is Wanted.PAUSED
-        overdue_s = self._watch.step(now_s, phase, ticks, rests or (phase is not None and _is_traced(worker.pid)))
-        if overdue_s is None or phase is None:
-            self._stacks_until_s = None
-            return None
-        if self._stacks_until_s is None:
-            self._stacks, self._stacks_until_s = None, now_s + STACKS_WITHIN_S
+        decision = self._control.step(now_s, life, traced=_is_traced(worker.pid), has_stacks=self._stacks is not None)
+        if decision.ask_for_stacks:
+            self._stacks = None
             self._asked_unix_s = time.time() - 0.001  # the machine's own clock, as in the log, which has milliseconds
             worker.dump_stacks()
-            return None
-        if self._stacks is None and now_s < self._stacks_until_s:
+        if decision.look_for_stacks:
             self._scribe.carry_out(str(self._paths.worker_log), self._read_stacks)
-            return None
-        self._stacks_until_s = None
-        limit_s = self._watch.limit_s(phase)
-        silent, limit = duration(overdue_s + limit_s), duration(limit_s)
-        what = "not a word came from it" if life.unresponsive else "its main thread got nothing done"
-        return f"{what} for {silent} ({phase}; at most {limit} was to be expected)", self._stacks
+        return None if decision.kill_because is None else (decision.kill_because, self._stacks)
 
     def _read_stacks(self) -> None:
         """Looks for the stacks in the worker's log. It is the scribe that does so, since the worker may be waiting for the

@@ -1,9 +1,11 @@
-"""Does the worker's main thread still get on? Pure; `lifecycle.py` decides what follows from a hang.
+"""Does the worker's main thread still get on, and when is it killed for a hang? Pure; `lifecycle.py` decides what follows.
 
 The worker's link answers although its main thread is stuck, so what counts is `Progress.ticks`: everything that thread
 finishes. How long silence may last is learnt for each phase from what was seen (longest time between two ticks × 5, as NVRx
 does), generous until there was something to learn from. Time in which the worker could not get on does not count: while it is
 paused, held, frozen or being debugged (`suspended`), and while the supervisor itself stood still.
+
+A worker that hangs is first asked for its threads' stacks, and killed when they are there or have had their time.
 """
 
 from __future__ import annotations
@@ -11,6 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from memsup.shared.messages import Phase
+from memsup.shared.status import Wanted
+from memsup.supervisor.decide.run.one_life import Stage
+from memsup.supervisor.decide.run.standing import Standing
+from memsup.supervisor.words import duration
 
 FACTOR = 5.0
 LEARNT_AFTER = 10
@@ -27,6 +33,8 @@ LEAST_OTHERWISE_S = 60.0
 """All other phases may be silent for this long: they tick with every micro-batch, but a busy machine makes some slow."""
 STOOD_STILL_S = 5.0
 """Where nobody called for longer than this, it was not only the worker that stood still."""
+STACKS_WITHIN_S = 5.0
+"""Every thread's stack has to be in the worker's log this long after the signal; a thread stuck in the kernel writes none."""
 
 
 @dataclass
@@ -74,3 +82,46 @@ class HangWatch:
     def _learn(self, phase: Phase, took_s: float) -> None:
         self.seen[phase] = self.seen.get(phase, 0) + 1
         self.longest_s[phase] = max(self.longest_s.get(phase, 0.0), took_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HangDecision:
+    """What is to be done about a hang now."""
+
+    ask_for_stacks: bool = False
+    """Whether the worker is to write every thread's stack into its log."""
+    look_for_stacks: bool = False
+    """Whether they are to be looked for there."""
+    kill_because: str | None = None
+    """Why the worker is to be killed, in a clause. It is None while it is not to be."""
+
+
+@dataclass
+class HangControl:
+    """Decides when a worker that hangs is asked for its stacks, and when it is killed."""
+
+    watch: HangWatch = field(default_factory=HangWatch)
+    _stacks_until_s: float | None = None
+    """The stacks that were asked for have to be there by then. It is None while none have been asked for."""
+
+    def step(self, now_s: float, run: Standing, *, traced: bool, has_stacks: bool) -> HangDecision:
+        """What is to be done now; to be called about once a second. `traced` says whether a debugger holds the worker, and
+        `has_stacks` whether the stacks that were asked for last are there.
+        """
+        reports = run.heartbeat if run.stage is Stage.READY and not run.is_command else None
+        phase, ticks = (reports.progress.phase, reports.progress.ticks) if reports else (None, None)
+        rests = run.held or run.frozen or bool(run.stance.holds) or run.wanted is Wanted.PAUSED
+        overdue_s = self.watch.step(now_s, phase, ticks, rests or traced)
+        if overdue_s is None or phase is None:
+            self._stacks_until_s = None
+            return HangDecision()
+        if self._stacks_until_s is None:
+            self._stacks_until_s = now_s + STACKS_WITHIN_S
+            return HangDecision(ask_for_stacks=True)
+        if not has_stacks and now_s < self._stacks_until_s:
+            return HangDecision(look_for_stacks=True)
+        self._stacks_until_s = None
+        limit_s = self.watch.limit_s(phase)
+        silent, limit = duration(overdue_s + limit_s), duration(limit_s)
+        what = "not a word came from it" if run.unresponsive else "its main thread got nothing done"
+        return HangDecision(kill_because=f"{what} for {silent} ({phase}; at most {limit} was to be expected)")

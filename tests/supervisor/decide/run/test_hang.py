@@ -1,12 +1,26 @@
-"""A main thread that is stuck is found in five times its usual time; one that is only slow, or paused, is left alone."""
+"""A main thread that is stuck is found in five times its usual time; one that is only slow, or paused, is left alone. A worker
+that hangs is killed when its stacks are there.
+"""
 
 from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memsup.shared.messages import Phase
-from memsup.supervisor.decide.run.hang import BEFORE_LEARNING_S, FACTOR, LEARNT_AFTER, LEAST_OTHERWISE_S, HangWatch
+from memsup.shared import messages as m
+from memsup.shared.messages import PauseMode, Phase
+from memsup.shared.status import Wanted
+from memsup.supervisor.decide.run.hang import (
+    BEFORE_LEARNING_S,
+    FACTOR,
+    LEARNT_AFTER,
+    LEAST_OTHERWISE_S,
+    STACKS_WITHIN_S,
+    HangControl,
+    HangDecision,
+    HangWatch,
+)
+from memsup.supervisor.decide.run.lifecycle import Lifecycle
 
 
 def watch_of(step_s: float, steps: int = 30, phase: Phase = Phase.TRAINING) -> tuple[HangWatch, float, int]:
@@ -101,6 +115,85 @@ def test_a_worker_that_reports_no_ticks_is_never_judged() -> None:
     """A foreign command tells nothing of its progress."""
     watch = HangWatch()
     assert all(watch.step(float(second), None, None, False) is None for second in range(10_000))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is done about it
+
+ASK, LOOK, NOTHING = HangDecision(ask_for_stacks=True), HangDecision(look_for_stacks=True), HangDecision()
+
+
+def training(*, is_command: bool = False) -> Lifecycle:
+    """A run whose worker trains, and has said so once."""
+    run = Lifecycle(
+        wanted=Wanted.RUNNING,
+        pause_mode=PauseMode.HOLD,
+        run_id="r",
+        lease_s=10.0,
+        memory_limit_bytes=1 << 30,
+        is_command=is_command,
+    )
+    run.on_start(0.0, leftover=False)
+    run.on_spawned(0.0)
+    if not is_command:
+        run.on_report(0.0, m.Hello(pid=42, run_id="r"))
+        speaks(run, 0.0)
+    return run
+
+
+def speaks(run: Lifecycle, now_s: float, ticks: int = 7) -> None:
+    progress = m.Progress(
+        phase=Phase.TRAINING, ticks=ticks, epoch=0.1, step=5, total_steps=9, samples=80, loss=0.5, samples_per_s=9.0, eta_s=60.0
+    )
+    memory = m.WorkerMemory(resident_bytes=1, cuda_allocated_bytes=None, cuda_reserved_bytes=None, data_limit_bytes=None)
+    batch = m.BatchShape(effective=16, micro_tokens=96, micro_rows=8)
+    run.on_report(now_s, m.Heartbeat(progress=progress, batch=batch, memory=memory, checkpoint=None, digest=None))
+
+
+def hangs(run: Lifecycle) -> tuple[HangControl, float]:
+    """A control that has just asked for the stacks of a worker that hangs, and the time at which it did."""
+    control = HangControl()
+    for second in range(int(BEFORE_LEARNING_S) + 1):
+        assert control.step(float(second), run, traced=False, has_stacks=False) == NOTHING
+    now_s = BEFORE_LEARNING_S + 1
+    assert control.step(now_s, run, traced=False, has_stacks=False) == ASK
+    return control, now_s
+
+
+def test_a_worker_that_hangs_is_killed_as_soon_as_its_stacks_are_there() -> None:
+    control, now_s = hangs(run := training())
+    assert control.step(now_s + 1, run, traced=False, has_stacks=False) == LOOK
+    why = "its main thread got nothing done for 30 min 3 s (training; at most 30 min was to be expected)"
+    assert control.step(now_s + 2, run, traced=False, has_stacks=True) == HangDecision(kill_because=why)
+
+
+def test_stacks_that_never_come_are_not_waited_for() -> None:
+    """A thread that is stuck in the kernel writes none."""
+    control, now_s = hangs(run := training())
+    for second in range(1, int(STACKS_WITHIN_S)):
+        assert control.step(now_s + second, run, traced=False, has_stacks=False) == LOOK
+    assert control.step(now_s + STACKS_WITHIN_S, run, traced=False, has_stacks=False).kill_because is not None
+
+
+def test_a_worker_that_gets_on_after_all_lives_and_is_asked_anew_the_next_time() -> None:
+    """What was asked for then is of no use later."""
+    control, now_s = hangs(run := training())
+    speaks(run, now_s + 1, ticks=8)
+    assert control.step(now_s + 1, run, traced=False, has_stacks=True) == NOTHING
+    for second in range(2, int(BEFORE_LEARNING_S) + 2):
+        assert control.step(now_s + second, run, traced=False, has_stacks=True) == NOTHING
+    assert control.step(now_s + BEFORE_LEARNING_S + 2, run, traced=False, has_stacks=True) == ASK
+
+
+def test_whoever_looks_at_a_worker_in_a_debugger_keeps_it() -> None:
+    """Also where it was about to be killed."""
+    control, now_s = hangs(run := training())
+    assert control.step(now_s + 1, run, traced=True, has_stacks=False) == NOTHING
+
+
+def test_a_foreign_command_is_not_judged() -> None:
+    control, run = HangControl(), training(is_command=True)
+    assert all(control.step(float(second), run, traced=False, has_stacks=False) == NOTHING for second in range(4000))
 
 
 calls = st.lists(
