@@ -132,7 +132,7 @@ def test_ask_starts_nothing_until_a_person_has_said_so(tmp_path: Path) -> None:
     assert memsup("start").returncode == 0
     until(lambda seen: seen["state"] == "running")
     assert status()["attention"] == []
-    assert begun.read_text() == "x\nx\n"
+    eventually(lambda: begun.read_text() == "x\nx\n")
 
 
 def test_ask_can_be_answered_with_gently(tmp_path: Path) -> None:
