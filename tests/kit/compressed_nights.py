@@ -28,7 +28,7 @@ import zmq
 from kit.cli_process import eventually, memsup
 from kit.faults.night_clock import NightClock
 from kit.killed_runs import End, end_of
-from kit.lone_supervisor import tiny_settings
+from kit.lone_supervisor import tiny_job
 from kit.one_life import without_dropout
 from memsup.checkpoint.store import Store
 from memsup.checkpoint.tensors import open_tensors
@@ -47,20 +47,12 @@ T = TypeVar("T")
 
 MIB = 1 << 20
 LIMIT_BYTES = 1024 * MIB
-JOB = """
-[task]
-model = "tiny-bert"
-train = "reviews.csv"
-[training]
-epochs = {epochs}
-effective_batch = 8
-max_length = 48
-micro_tokens = 96
+MORE = f"""\
 learning_rate = 1e-3
 threads = 1
 amp = "off"
 [limits]
-ram = "{limit_mib}MiB"
+ram = "{LIMIT_BYTES // MIB}MiB"
 [checkpoint]
 every = "3s"
 """
@@ -452,9 +444,7 @@ def make_job(folder: Path, disturbances: int) -> None:
     """Writes a job for a run with so many disturbances: without dropout and in full precision, where other cuts change results
     by rounding alone.
     """
-    without_dropout(tiny_settings(folder, rows=240))
-    text = JOB.format(epochs=EPOCHS_EACH * (disturbances + 1), limit_mib=LIMIT_BYTES // MIB)
-    (folder / "memsup.toml").write_text(text, encoding="utf-8")
+    without_dropout(tiny_job(folder, epochs=EPOCHS_EACH * (disturbances + 1), more=MORE))
 
 
 def spend(night: Night, seed: int, left_alone: tuple[RunPaths, End], disturbances: list[Disturbance]) -> Outcome:

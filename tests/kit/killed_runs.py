@@ -21,28 +21,12 @@ from pathlib import Path
 import psutil
 
 from kit.cli_process import end_supervisors, eventually, memsup
-from kit.lone_supervisor import tiny_settings
+from kit.lone_supervisor import tiny_job
 from kit.run_state import LOOK_EVERY_S, status
 from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store
 from memsup.checkpoint.tensors import open_tensors
 from memsup.shared.paths import RunPaths, run_paths
-
-JOB = """
-[task]
-model = "tiny-bert"
-train = "reviews.csv"
-[training]
-epochs = {epochs}
-effective_batch = 8
-max_length = 48
-micro_tokens = 96
-learning_rate = 1e-3
-threads = {lanes}
-lanes = {lanes}
-[checkpoint]
-every = "{every}"
-"""
 
 
 @dataclass(frozen=True)
@@ -67,9 +51,9 @@ class Tally:
 
 
 def make_job(folder: Path, *, epochs: int, every: str = "300ms", lanes: int = 2) -> None:
-    """27 steps an epoch. Each lane has one thread; two of them wait for each other, which is slow where others compute, too."""
-    tiny_settings(folder, rows=240)
-    (folder / "memsup.toml").write_text(JOB.format(epochs=epochs, every=every, lanes=lanes), encoding="utf-8")
+    """Each lane has one thread; two of them wait for each other, which is slow where others compute, too."""
+    cut = f"learning_rate = 1e-3\nthreads = {lanes}\nlanes = {lanes}\n"
+    tiny_job(folder, epochs=epochs, more=f'{cut}[checkpoint]\nevery = "{every}"\n')
 
 
 def undisturbed(folder: Path, name: str) -> End:

@@ -91,6 +91,25 @@ def tiny_settings(folder: Path, *, rows: int = 200, words: int = 12, hidden: int
     return load(job_file=None, flags=[f"{key}={value}" for key, value in chosen.items()], environment={}).settings
 
 
+def tiny_job(folder: Path, *, epochs: int, more: str) -> Settings:
+    """The tiny settings' model and 240 rows in `folder`, and a `memsup.toml` for them: 27 steps an epoch. `more` follows
+    there, and is still in the section `[training]` at first.
+    """
+    tiny = tiny_settings(folder, rows=240)
+    head = f"""\
+[task]
+model = "tiny-bert"
+train = "reviews.csv"
+[training]
+epochs = {epochs}
+effective_batch = 8
+max_length = 48
+micro_tokens = 96
+"""
+    (folder / "memsup.toml").write_text(head + more, encoding="utf-8")
+    return tiny
+
+
 def made_up_reviews(rows: int, words: int) -> str:
     """Each says good or bad things, of 2 to `words` words; the label says which."""
     draw = random.Random(7)

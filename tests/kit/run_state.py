@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit.cli_process import eventually
-from kit.lone_supervisor import tiny_settings
+from kit.lone_supervisor import tiny_job
 from memsup.shared.paths import run_paths
 from memsup.shared.status import encode_status
 from memsup.supervisor.client.contact import observe
@@ -52,9 +52,5 @@ def ledger(run: str = "default") -> list[dict[str, Any]]:
 
 def endless_job(folder: Path, more: str = "") -> Path:
     """A folder with the tiny job and a `memsup.toml` for far more passes than any test waits for; `more` is added to it."""
-    tiny_settings(folder, rows=240)
-    (folder / "memsup.toml").write_text(
-        '[task]\nmodel = "tiny-bert"\ntrain = "reviews.csv"\n'
-        "[training]\nepochs = 2000\neffective_batch = 8\nmax_length = 48\nmicro_tokens = 96\nthreads = 1\n" + more
-    )
+    tiny_job(folder, epochs=2000, more="threads = 1\n" + more)
     return folder

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from kit.cli_process import MEMSUP, Done, end_supervisors, eventually, memsup
-from kit.lone_supervisor import tiny_settings
+from kit.lone_supervisor import tiny_job
 from kit.run_state import ledger, status, step_of, until
 from kit.yardstick import stopwatch
 
@@ -29,14 +29,7 @@ MIB = 1 << 20
 def job(tmp_path: Path) -> Iterator[Path]:
     """A folder with a `memsup.toml`, named as people name folders."""
     folder = tmp_path / "我的 任务"
-    tiny_settings(folder, rows=240)
-    (folder / "memsup.toml").write_text(
-        '[task]\nmodel = "tiny-bert"\ntrain = "reviews.csv"\n'
-        "[training]\nepochs = 40\neffective_batch = 8\nmax_length = 48\nmicro_tokens = 96\n"
-        "learning_rate = 1e-3\nthreads = 1\nlanes = 1\n"
-        '[checkpoint]\nevery = "2s"\n',
-        encoding="utf-8",
-    )
+    tiny_job(folder, epochs=40, more='learning_rate = 1e-3\nthreads = 1\nlanes = 1\n[checkpoint]\nevery = "2s"\n')
     yield folder
     end_supervisors()
 
