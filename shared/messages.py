@@ -274,13 +274,15 @@ class Finished(Report, frozen=True, tag="finished"):
 
 class Failed(Report, frozen=True, tag="failed"):
     """The worker gives up. `message` is one plain sentence with the next step; `traceback` for crashes, `step` for what
-    happened within one.
+    happened within one. `device_others_bytes` is what was taken of the device that memory ran out on, when it gave up, by
+    others and by this process's context on it. It is None where it gave up for another reason, or computes on the CPU.
     """
 
     cause: FailureCause
     message: Text
     traceback: Text | None = None
     step: int | None = None
+    device_others_bytes: Count | None = None
 
 
 class DecisionKind(enum.StrEnum):

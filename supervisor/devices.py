@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from memsup.shared.messages import WorkerMemory
+from memsup.shared.messages import Failed, WorkerMemory
 from memsup.shared.settings import Limits
 from memsup.shared.status import Trouble, TroubleKind
 from memsup.supervisor.decide.after_power_loss import UNRESTRAINED, Restraint
@@ -70,8 +70,6 @@ class Devices:
     """
     heat: HeatDecision = field(default_factory=HeatDecision)
     """The last decision about heat."""
-    crowded: str | None = None
-    """The clause that says how much more GPU memory other programs hold than before. It is None where that is not much."""
     is_cool: bool = True
     """Whether no GPU is computed on and every CPU's sensor is far from where something is done about it."""
     _news: list[str] = field(default_factory=list)
@@ -81,6 +79,9 @@ class Devices:
     """What the worker held before it was asked to leave or died."""
     _proof: Proof | None = None
     """What the worker that is gone gave back, as far as the device has told. It is None while there is nothing to be asked."""
+    _crowded: str | None = None
+    _crowded_at_its_end: str | None = None
+    """What the worker that gives up saw of others, until it is gone."""
     _on_battery: bool = False
     _asked_until_s: float = -math.inf
     _calm: bool = True
@@ -96,6 +97,11 @@ class Devices:
     def note(self) -> str | None:
         """The sentence that says why there is nothing about GPUs. It is None where there is something."""
         return self.client.note if self.watches_gpus else "No GPU is watched: this run computes on the CPU."
+
+    @property
+    def crowded(self) -> str | None:
+        """The clause that says how much more GPU memory other programs hold than before. It is None where that is not much."""
+        return self._crowded_at_its_end or self._crowded
 
     def fileno(self) -> int:
         """The descriptor that is readable when the probe has answered; it stays the same."""
@@ -137,6 +143,11 @@ class Devices:
         self.client.cap(power_limits(workers, power_fraction, self.limits.power_w))
         return tuple(self._proposals(now_s, workers, load))
 
+    def note_failed(self, failed: Failed) -> None:
+        """Sees others by what the worker saw of them as it gave up: they may have come after the probe's last look."""
+        if failed.device_others_bytes is not None and self.workers:
+            self._crowded_at_its_end = self._vram.crowded_by(self.workers[0].index, failed.device_others_bytes)
+
     def note_held(self, memory: MemoryReading, own: WorkerMemory | None) -> None:
         """Keeps what the worker holds now, to be compared with what is there when it is gone."""
         self._held = held_by(memory, self.workers, own)
@@ -144,7 +155,7 @@ class Devices:
     def worker_gone(self, now_s: float, ram_left_bytes: int | None) -> GivenBack | None:
         """What the worker gave back. Returns None where the device is still to be asked: `given_back` will say it."""
         proof = Proof(held=self._held, ram_left_bytes=ram_left_bytes, since_s=now_s)
-        self._held = Held()
+        self._held, self._crowded_at_its_end = Held(), None
         given_back = proof.step(now_s, ())
         if given_back is None:
             self._proof = proof
@@ -218,7 +229,7 @@ class Devices:
             yield Proposal(hold=HoldReason.POWER, reason="the machine runs on its battery")
         vram = self._vram_decision(now_s, workers, load)
         if vram is not None:
-            self.crowded = vram.crowded
+            self._crowded = vram.crowded
             yield Proposal(shrink=vram.shrink, may_grow=vram.may_grow, vram_limit_bytes=vram.limit_bytes, reason=vram.reason)
 
     def _vram_decision(self, now_s: float, workers: tuple[GpuReading, ...], load: Load) -> VramDecision | None:

@@ -21,7 +21,7 @@ import zmq
 
 from memsup.shared import messages as m
 from memsup.shared.clock import monotonic_s, unix_s
-from memsup.shared.messages import RequestKind
+from memsup.shared.messages import Failed, RequestKind
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.shared.status import Status, encode_status
@@ -280,6 +280,8 @@ class Supervisor:
 
     def on_reports(self, now_s: float) -> None:
         for report in self.sockets.reports(self.record.run_id, self.worker.pid):
+            if isinstance(report, Failed):
+                self.devices.note_failed(report)
             self._perform(now_s, self.life.on_report(now_s, report))
 
     def on_requests(self, now_s: float) -> None:

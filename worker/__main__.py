@@ -99,9 +99,11 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
 
 def _failed(error: Exception, run: str) -> Failed:
     """Whose fault it is, in one sentence. `run` is the run's name."""
-    cause, message, step = FailureCause.CRASH, f"The worker crashed: {type(error).__name__}: {error}", None
+    cause, message = FailureCause.CRASH, f"The worker crashed: {type(error).__name__}: {error}"
+    step = device_others_bytes = None
     if isinstance(error, GiveUp):
-        cause, message, step = error.cause, str(error), error.step
+        cause, message = error.cause, str(error)
+        step, device_others_bytes = error.step, error.device_others_bytes
     elif isinstance(error, InputError):
         cause, message = FailureCause.BAD_INPUT, str(error)
     elif isinstance(error, DiskFull):
@@ -114,6 +116,7 @@ def _failed(error: Exception, run: str) -> Failed:
         message=message,
         traceback="".join(traceback.format_exception(crash))[-60_000:] if cause is FailureCause.CRASH else None,
         step=step,
+        device_others_bytes=device_others_bytes,
     )
 
 

@@ -38,11 +38,19 @@ def has_to_fit(what: str, welcome: Welcome, device: DeviceMemory | None) -> Iter
         return
     limit_bytes = welcome.memory_limit_bytes if device is None else device.limit_bytes
     limit = f" of {limit_bytes >> 20} MiB" if limit_bytes else ""
-    raise GiveUp(
-        FailureCause.OUT_OF_MEMORY,
+    raise _no_room(
+        device,
         f"{what} with its optimizer does not fit in the worker's memory{limit}: choose a smaller model, or raise "
         f"{_setting_of_limit(device)}.",
     ) from exhausted
+
+
+def _no_room(device: DeviceMemory | None, message: str, *, step: int | None = None) -> GiveUp:
+    """What is raised where nothing smaller is left to try. Others may have taken the room a moment ago, before the supervisor
+    could see them: so it is told what they hold now.
+    """
+    others_bytes = None if device is None else device.others_bytes()
+    return GiveUp(FailureCause.OUT_OF_MEMORY, message, step=step, device_others_bytes=others_bytes)
 
 
 def _setting_of_limit(device: DeviceMemory | None) -> str:
@@ -86,8 +94,8 @@ def _one_row_too_large(training: Training, step: int, row: int, tokens: int) -> 
     if training.device_memory is not None:
         held, limit = memory.cuda_allocated_bytes or 0, training.device_memory.limit_bytes
     numbers = f"{(held or 0) >> 20} MiB are held" + (f" of at most {limit >> 20} MiB" if limit else "")
-    return GiveUp(
-        FailureCause.OUT_OF_MEMORY,
+    return _no_room(
+        training.device_memory,
         f"Row {row} of the training data with its {tokens} tokens does not fit in memory, alone and with activation "
         f"checkpointing: {numbers}. Lower training.max_length, choose a smaller model, or raise "
         f"{_setting_of_limit(training.device_memory)}.",
@@ -116,8 +124,8 @@ def shrink_evaluation(training: Training, rows: Rows, longest: int, exhausted: s
     hand_back(training.device_memory)
     training.soft_limit.renew()
     if len(rows) == 1:
-        raise GiveUp(
-            FailureCause.OUT_OF_MEMORY,
+        raise _no_room(
+            training.device_memory,
             f"Row {rows[0]} of the evaluation data with its {longest} tokens does not fit in memory. Lower "
             f"training.max_length, choose a smaller model, or raise {_setting_of_limit(training.device_memory)}.",
         )

@@ -213,6 +213,10 @@ class DeviceMemory(Protocol):
         """Bytes that are allocated, or kept by torch for later."""
         ...
 
+    def others_bytes(self) -> int:
+        """Bytes of the device that torch does not hold in this process: other programs', and this process's context."""
+        ...
+
     def peak_bytes(self) -> int:
         """The most bytes that were allocated since `reset_peak`. Waits until the device has done what it was given."""
         ...
@@ -255,6 +259,10 @@ class CudaMemory:
 
     def reserved_bytes(self) -> int:
         return int(self._cuda.memory_reserved(self._device))
+
+    def others_bytes(self) -> int:
+        free_bytes, total_bytes = self._cuda.mem_get_info(self._device)
+        return max(0, int(total_bytes) - int(free_bytes) - self.reserved_bytes())
 
     def peak_bytes(self) -> int:
         self._cuda.synchronize(self._device)

@@ -55,12 +55,15 @@ class Leave(BaseException):
 
 
 class GiveUp(Exception):  # noqa: N818 - what it says to do, like SystemExit
-    """The run cannot go on. The text is one plain sentence with the next step."""
+    """The run cannot go on. The text is one plain sentence with the next step; the rest is as in `Failed`."""
 
-    def __init__(self, cause: FailureCause, message: str, *, step: int | None = None) -> None:
+    def __init__(
+        self, cause: FailureCause, message: str, *, step: int | None = None, device_others_bytes: int | None = None
+    ) -> None:
         super().__init__(message)
         self.cause = cause
         self.step = step
+        self.device_others_bytes = device_others_bytes
 
 
 class Program(Protocol):

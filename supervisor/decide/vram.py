@@ -59,6 +59,7 @@ class VramControl:
     _contexts: deque[int] = field(default_factory=lambda: deque(maxlen=9))
     _room: deque[tuple[float, int]] = field(default_factory=deque)
     """What was left to torch, ordered by time and rising, so that the first is the least of the last `CALM_S`."""
+    _context_bytes: int = CONTEXT_BYTES
     _limit_bytes: int | None = None
     _crowded: str | None = None
     _shrunk_at_s: float | None = None
@@ -90,6 +91,7 @@ class VramControl:
         shrink = tight and (self._shrunk_at_s is None or now_s - self._shrunk_at_s >= SETTLE_S)
         if shrink:
             self._shrunk_at_s, self._others_bytes = now_s, others
+        self._context_bytes = context
         self._crowded = _crowded(gpu.index, others, others - self._least_others_bytes)
         return VramDecision(
             shrink=shrink,
@@ -99,6 +101,16 @@ class VramControl:
             limit_bytes=self._soft_limit(now_s, max(0, allowance - context)),
             crowded=self._crowded,
         )
+
+    def crowded_by(self, gpu_index: int, others_bytes: int) -> str | None:
+        """How much more others hold than the least they held, in one clause, where a worker that found no room saw that they
+        and its own context hold `others_bytes` of the device. It is None where that is less than a newcomer would hold, or
+        where it was never known what others held before.
+        """
+        if self._least_others_bytes is None:
+            return None
+        others = max(0, others_bytes - self._context_bytes)
+        return _crowded(gpu_index, others, others - self._least_others_bytes)
 
     def _soft_limit(self, now_s: float, room_bytes: int) -> int:
         """What torch may reserve, which falls at once and rises after calm."""

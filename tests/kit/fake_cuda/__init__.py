@@ -40,6 +40,9 @@ class Allocator:
     def reserved_bytes(self) -> int:
         return self._reserved
 
+    def others_bytes(self) -> int:
+        return int(self._device.others_bytes) + CONTEXT_BYTES if self._device is not None else 0
+
     def peak_bytes(self) -> int:
         return self._peak
 
