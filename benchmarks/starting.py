@@ -1,4 +1,4 @@
-"""What Python's search for garbage costs while the worker imports torch and transformers (`_load` in `worker/__main__.py`).
+"""What Python's search for garbage costs while the worker imports torch and transformers (`worker/imports.py`).
 
     python benchmarks/starting.py [--rounds 8]
 

@@ -9,22 +9,21 @@ from __future__ import annotations
 import argparse
 import errno
 import faulthandler
-import gc
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 
 from memsup.checkpoint.errors import DiskFull
 from memsup.shared.commands import command
 from memsup.shared.log import FromLibraries, json_lines, log, log_to, plain_words, to_standard_error
-from memsup.shared.messages import AnyReport, Failed, FailureCause, Finished, Leaving, Phase, Welcome
+from memsup.shared.messages import AnyReport, Failed, FailureCause, Leaving, Phase
 from memsup.shared.paths import PathError, RunPaths, run_paths
 from memsup.shared.record import RecordError, RunRecord
 from memsup.shared.run_file import read_record
 from memsup.shared.task_data import InputError
+from memsup.worker.imports import without_search_for_garbage
 from memsup.worker.link import Link, MustLeave
 from memsup.worker.session import GiveUp, Leave, Session
 
@@ -86,7 +85,9 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
     last_words: AnyReport
     try:
         with session.phase(Phase.LOADING):
-            train = _load()
+            os.environ.update(LIBRARIES | os.environ)  # read once, when torch is loaded
+            with without_search_for_garbage():
+                from memsup.worker.train import train
         last_words = train(record, paths, welcome, session)
     except Leave as leave:
         log.info("Leaving", reason=leave.reason)
@@ -96,20 +97,6 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
         last_words = _failed(error, record.run)
     link.report(last_words)
     return 1 if isinstance(last_words, Failed) else 0
-
-
-def _load() -> Callable[[RunRecord, RunPaths, Welcome, Session], Finished]:
-    """Imports torch and transformers, a fifth quicker than Python would by itself: it would look a hundred times for garbage
-    among what the import has just made (benchmarks/starting.py). What has been imported stays, and is never looked at again.
-    """
-    os.environ.update(LIBRARIES | os.environ)  # read once, when torch is loaded
-    gc.disable()
-    try:
-        from memsup.worker.train import train
-    finally:
-        gc.freeze()
-        gc.enable()
-    return train
 
 
 def _failed(error: Exception, run: str) -> Failed:

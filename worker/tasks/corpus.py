@@ -43,6 +43,7 @@ from memsup.shared.task_data import (
     read_examples,
     sorted_labels,
 )
+from memsup.worker.imports import without_search_for_garbage
 
 _FORMAT = 1
 _CHUNK_ROWS = 1000
@@ -311,8 +312,9 @@ def _make(draft: Path, source: Source, paths: _Paths, make_encoder: MakeEncoder,
 def _read(arrow: Path, source: Source, paths: _Paths, boundary: Boundary) -> _Table:
     # Arrow's own allocator reserves 1 GiB of private memory at its first use (measured), which counts against RLIMIT_DATA.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    import datasets
-    import pyarrow
+    with without_search_for_garbage():
+        import datasets
+        import pyarrow
 
     columns = find_columns(paths.train, source.text, source.label)
     counts: Counter[str] = Counter()
