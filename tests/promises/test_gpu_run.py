@@ -17,7 +17,7 @@ import pytest
 from kit.cli_process import MEMSUP, end_supervisors, eventually, memsup
 from kit.fake_nvml import UNSUPPORTED, FakeNvml, Fault, build, compiler
 from kit.faults.night_clock import FAST, NightClock
-from kit.run_state import endless_job, status, step_of, until
+from kit.run_state import as_scenery, endless_job, status, step_of, until
 from kit.yardstick import Sleeper
 
 pytestmark = [
@@ -41,6 +41,12 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
     return library
 
 
+def trains() -> Any:
+    """The first document of a run that computes and has a reading of the GPU; from then on its training is scenery."""
+    wanted = until(lambda seen: step_of(seen) > 3 and seen["gpus"] and seen["gpus"][0]["temperature_c"] is not None)
+    return as_scenery(wanted)
+
+
 MEND = {"fault": Fault.NONE}
 FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hang": ({"fault": Fault.HANG}, MEND),
@@ -61,7 +67,7 @@ def test_each_fault_of_the_driver_costs_readings_and_nothing_else(job: Path, fak
     """The run goes on, `status` shows unknown, and when the driver is well again the readings come back."""
     told = memsup("start", cwd=job)
     assert "NVIDIA GeForce RTX 3080" in told.stdout
-    until(lambda seen: step_of(seen) > 3 and seen["gpus"] and seen["gpus"][0]["temperature_c"] is not None)
+    trains()
     for name, (fault, mend) in FAULTS.items():
         before = status()
         fake.set(**fault)
@@ -83,7 +89,7 @@ def test_while_the_probe_hangs_memory_is_looked_at_in_time(
     counts, each with a hang, a kill and a start in it, and the supervisor may be twice as late as a thread that only sleeps.
     """
     memsup("start", cwd=job)
-    until(lambda seen: step_of(seen) > 3 and seen["gpus"] and seen["gpus"][0]["temperature_c"] is not None)
+    trains()
     fake.set(fault=Fault.HANG)
     until(lambda seen: seen["gpus"][0]["temperature_c"] is None)
     late_s: list[tuple[float, float]] = []
@@ -123,7 +129,7 @@ def test_a_hot_gpu_is_paced_and_one_at_its_slowdown_holds_the_run_until_it_has_c
 ) -> None:
     """The device's own model is driven by hand here: its room gets hot. (The controller is judged in test_heat.py.)"""
     memsup("start", cwd=job)
-    until(lambda seen: step_of(seen) > 3 and seen["gpus"] and seen["gpus"][0]["temperature_c"] is not None)
+    trains()
     fake.set(ambient_c=92, cooler_s=3, full_w=0, idle_w=0)
     cooling = until(lambda seen: seen["state"] == "cooling")
     assert "°C" in cooling["last_action"]["reason"]
@@ -178,7 +184,7 @@ def test_a_laptop_that_is_unplugged_holds_the_run_and_goes_on_at_the_mains(
 
 def test_a_lost_gpu_ends_the_run_with_the_sentence_when_the_worker_dies_of_it(job: Path, fake: FakeNvml) -> None:
     memsup("start", cwd=job)
-    seen = until(lambda seen: step_of(seen) > 3 and seen["gpus"] and seen["gpus"][0]["temperature_c"] is not None)
+    seen = trains()
     fake.set(fault=Fault.LOST)
     until(lambda seen: any("fallen off the bus" in sentence for sentence in seen["attention"]))
     os.kill(seen["worker_pid"], 6)  # as CUDA's own abort would
@@ -189,7 +195,7 @@ def test_a_lost_gpu_ends_the_run_with_the_sentence_when_the_worker_dies_of_it(jo
 
 def test_a_lost_gpu_moves_the_run_to_the_cpu_where_that_is_allowed(job: Path, fake: FakeNvml) -> None:
     memsup("start", "--set", "recovery.continue_on_cpu=true", cwd=job)
-    until(lambda seen: step_of(seen) > 3 and seen["gpus"] and seen["gpus"][0]["temperature_c"] is not None)
+    trains()
     saved = memsup("checkpoint", "--json").document
     assert saved["ok"]
     fake.set(fault=Fault.LOST)

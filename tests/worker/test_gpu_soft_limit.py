@@ -14,7 +14,7 @@ from kit import KIT, TESTS
 from kit.cli_process import end_supervisors, eventually, memsup
 from kit.fake_nvml import FakeNvml, Fault, build, compiler
 from kit.lone_supervisor import tiny_settings
-from kit.run_state import endless_job, until
+from kit.run_state import as_scenery, endless_job, until
 
 from memsup.shared.messages import Done, LimitMemory
 
@@ -166,7 +166,7 @@ def in_gpu(seen: Any) -> bool:
 @pytest.mark.slow
 def test_pause_release_is_proven_by_the_devices_own_count(job: Path, fake: FakeNvml) -> None:
     memsup("start", cwd=job)
-    until(in_gpu)
+    as_scenery(until(in_gpu))
     released = memsup("pause", "--release", "--json").document
     assert 6 * GIB < released["freed_vram_bytes"] <= 2448 * MIB + 96 * 50 * MIB
     assert released["freed_ram_bytes"] > 100 * MIB
@@ -182,7 +182,7 @@ def test_pause_release_is_proven_by_the_devices_own_count(job: Path, fake: FakeN
 def test_vram_that_does_not_come_back_is_said_and_so_is_what_is_not_known(job: Path, fake: FakeNvml) -> None:
     """A driver that keeps a dead process's memory; then one that does not answer any more."""
     memsup("start", cwd=job)
-    until(in_gpu)
+    as_scenery(until(in_gpu))
     fake.set(frees_of_dead=0)
     kept = memsup("pause", "--release", "--json").document
     assert kept["freed_vram_bytes"] == 0
@@ -200,7 +200,7 @@ def test_vram_that_does_not_come_back_is_said_and_so_is_what_is_not_known(job: P
 def test_a_game_at_night_gets_its_memory_and_the_run_goes_on_smaller(job: Path, fake: FakeNvml) -> None:
     """It takes all that is free, gets more as the worker gives way, and leaves. At last one comes that takes everything."""
     memsup("start", cwd=job)
-    before = until(in_gpu)
+    before = as_scenery(until(in_gpu))
     device = fake[0]
     for tokens in (96, 48):  # of a micro-batch; the game takes what that leaves
         fake.set(others_bytes=device.total_bytes - (2448 + 50 * tokens) * MIB)
