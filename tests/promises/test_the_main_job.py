@@ -29,13 +29,13 @@ MIB = 1 << 20
 def job(tmp_path: Path) -> Iterator[Path]:
     """A folder with a `memsup.toml`, named as people name folders."""
     folder = tmp_path / "我的 任务"
-    tiny_job(folder, epochs=40, more='learning_rate = 1e-3\nthreads = 1\nlanes = 1\n[checkpoint]\nevery = "2s"\n')
+    tiny_job(folder, epochs=20, more='learning_rate = 2e-3\nthreads = 1\nlanes = 1\n[checkpoint]\nevery = "2s"\n')
     yield folder
     end_supervisors()
 
 
-STEPS = 27 * 40
-"""216 of the 240 rows train, 8 a step, 40 passes."""
+STEPS = 27 * 20
+"""216 of the 240 rows train, 8 a step, 20 passes."""
 
 
 def reaches(state: str, within_s: float = 120) -> Any:
