@@ -10,11 +10,14 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from memsup.shared.files import open_regular
 
 MAX_LINE_BYTES = 64 << 20
 """A longer line, or a longer quoted field, is a broken file and not a text."""
@@ -72,7 +75,8 @@ def names_columns_in_first_line(path: Path) -> bool:
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file (with or without a byte order mark), each with its end. Raises InputError."""
     try:
-        with path.open("rb") as file:
+        fd, _ = open_regular(path)
+        with os.fdopen(fd, "rb") as file:
             number = 0
             while raw := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
@@ -114,7 +118,7 @@ def _guess_encoding(raw: bytes) -> str | None:
 
 def _folder_rows(folder: Path) -> Iterator[Row]:
     """Columns `text` and `label`. Empty lines are no rows."""
-    files = sorted(file for file in folder.glob("*.txt") if file.is_file() and not file.name.startswith("."))
+    files = sorted(file for file in folder.glob("*.txt") if not file.is_dir() and not file.name.startswith("."))
     if not files:
         raise InputError(f"{folder} holds no <label>.txt: a folder of data has one such file for each label, one text a line.")
     for file in files:

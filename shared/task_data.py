@@ -1,15 +1,13 @@
-"""A task's data and model, looked at before anything is started: columns, labels, lengths, and the first thing that is wrong.
+"""A task's data, looked at before anything is started: columns, labels, lengths, and the first thing that is wrong.
 
 `start` calls `check_task` with a budget of time; the worker reads the same rows in the same way through `find_columns` and
-`read_examples`. File formats are `shared/rows.py`. What only a tokenizer or a hub can tell is left to the worker.
+`read_examples`. File formats are `shared/rows.py`, the model's folder is `shared/model_folder.py`.
 """
 
 from __future__ import annotations
 
 import difflib
-import enum
 import importlib.util
-import json
 import math
 import re
 from collections import Counter
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from memsup.shared.clock import monotonic_s
+from memsup.shared.model_folder import ModelSource, check_model
 from memsup.shared.rows import InputError, names_columns_in_first_line, read_rows
 
 if TYPE_CHECKING:
@@ -30,11 +29,9 @@ __all__ = [
     "DataSummary",
     "Example",
     "InputError",
-    "ModelSource",
     "TaskSummary",
     "check_data",
     "check_labels",
-    "check_model",
     "check_task",
     "find_columns",
     "is_blank",
@@ -60,16 +57,6 @@ class Example(NamedTuple):
 
     text: str
     label: str
-
-
-class ModelSource(enum.StrEnum):
-    """Where a model's weights come from."""
-
-    FOLDER = "folder"
-    CONFIG_ONLY = "config only"
-    """The weights come from nowhere: the folder has a config.json alone, and the model is trained from nothing."""
-    HUB = "hub"
-    """The weights come from the hub, which is not looked at here: that may need the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,30 +105,6 @@ def check_task(task: Task, *, budget_s: float) -> TaskSummary:
     if task.eval is not None:
         evaluation = check_data(task.eval, budget_s=deadline_s - monotonic_s(), train=train)
     return TaskSummary(model=model, train=train, evaluation=evaluation)
-
-
-def check_model(model: str | None) -> ModelSource:
-    """Where the weights of `model` come from. A hub id is only told from a folder, not looked up. Raises InputError for a
-    folder that holds no model.
-    """
-    if not model:
-        raise InputError("task.model is not set: name a hub id such as bert-base-chinese, or a folder with a config.json.")
-    path = Path(model)
-    if not path.exists() and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model):
-        return ModelSource.HUB
-    if not path.is_dir():
-        raise InputError(f"There is no model folder {model}: give the folder that holds the model's config.json, or a hub id.")
-    config = path / "config.json"
-    if not config.is_file():
-        raise InputError(f"{model} has no config.json, so it is no model folder: give the one that save_pretrained wrote.")
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{config} cannot be read as JSON ({error}): copy it again from where the model came from.") from None
-    if not isinstance(content, dict) or "model_type" not in content:
-        raise InputError(f"{config} names no model_type: it is not the config.json of a transformers model.")
-    weights = any(any(path.glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model*.bin"))
-    return ModelSource.FOLDER if weights else ModelSource.CONFIG_ONLY
 
 
 def check_data(
@@ -257,9 +220,9 @@ def locate(source: str) -> Path:
     try:
         if path.is_file() or path.is_dir():
             return path
-        problem = f"{path} is neither a file nor a folder" if path.exists() else f"There is no {path}"
+        problem = f"{path} is neither a file nor a folder" if path.exists() else f"There is no {str(path)[:300]}"
     except OSError as error:
-        problem = f"{path} cannot be looked at: {error.strerror}"
+        problem = f"{str(path)[:300]} cannot be looked at: {error.strerror}"
     raise InputError(f"{problem}: check the path of the data{_nearest_file(path)}.")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from memsup.shared.files import open_regular
 from memsup.shared.log import words
 from memsup.shared.paths import RunPaths
 from memsup.supervisor.kernel.output_pump import AFTER_HEAD, LEFT_OUT, earlier, end_file
@@ -123,7 +124,7 @@ class Tail:
     def _open(self) -> tuple[int, int] | None:
         """The file and its size; begins anew where it is another one or has become shorter."""
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd, _ = open_regular(self.path, follow_links=False)
         except OSError:
             return None
         found = os.fstat(fd)

@@ -16,6 +16,7 @@ import msgspec
 
 from memsup.checkpoint.folders import Info
 from memsup.checkpoint.store import Store
+from memsup.shared.files import open_regular
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RecordError, RunRecord
 from memsup.shared.run_file import read_record
@@ -96,7 +97,7 @@ def _is_sane(at: float, mono: float) -> bool:
 def _lines(file: Path) -> Iterator[bytes]:
     """The file's lines, in bounded memory; one that is too long comes in pieces, which nobody can decode. Follows no link."""
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd, _ = open_regular(file, follow_links=False)
     except OSError:
         return
     with os.fdopen(fd, "rb") as lines:
@@ -106,7 +107,7 @@ def _lines(file: Path) -> Iterator[bytes]:
 
 def _checkpoints(paths: RunPaths, record: RunRecord | None, unreadable: list[str]) -> list[Info]:
     folder = checkpoint_folder(paths, record)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
     try:
         return list(Store(folder).list())

@@ -50,6 +50,7 @@ def test_every_key_can_be_written_as_a_variable() -> None:
 SAMPLE = {
     "tier": "low",
     "task.kind": "text-classification",
+    "training.device": "cuda:1",
     "training.amp": "bf16",
     "training.gradient_checkpointing": "true",
     "training.optimizer_on_host": "true",

@@ -16,15 +16,14 @@ import pytest
 from hypothesis import given
 
 from memsup.shared import rows as rows_module
+from memsup.shared.model_folder import ModelSource, check_model
 from memsup.shared.rows import read_rows
 from memsup.shared.settings import Task
 from memsup.shared.task_data import (
     Columns,
     InputError,
-    ModelSource,
     check_data,
     check_labels,
-    check_model,
     check_task,
     find_columns,
     locate,
