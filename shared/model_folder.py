@@ -27,6 +27,7 @@ MOST_HEADER_BYTES = 8 << 20
 """Room for 60,000 tensors in one file. The format allows 100 MB, which would take a gigabyte once it is decoded."""
 MOST_TEXT_BYTES = 256 << 20
 """The largest vocabularies that there are, as JSON, have a tenth of it."""
+_LONGEST_HUB_ID = 96
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _TEXTS = (".json", ".txt", ".model", ".jinja")
 
@@ -48,7 +49,7 @@ def check_model(model: str | None) -> ModelSource:
     if not model:
         raise InputError("task.model is not set: name a hub id such as bert-base-chinese, or a folder with a config.json.")
     path = Path(model)
-    if not os.path.lexists(path) and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model):
+    if not os.path.lexists(path) and len(model) <= _LONGEST_HUB_ID and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model):
         return ModelSource.HUB
     if not os.path.isdir(path):
         raise InputError(
@@ -103,7 +104,7 @@ def _check_files(folder: Path) -> None:
     """Raises InputError for what is neither a file nor a folder, and for a file larger than any real one of its kind."""
     try:
         with os.scandir(folder) as entries:
-            found = [entry for entry in entries if not entry.is_dir() and os.path.exists(entry.path)]
+            found = [entry for entry in entries if os.path.exists(entry.path) and not _is_of_no_interest(entry)]
         for entry in found:
             facts, begins = entry.stat(), b""
             size_bytes = facts.st_size
@@ -120,6 +121,11 @@ def _check_files(folder: Path) -> None:
         raise InputError(
             f"{error.filename or folder} cannot be read: {error.strerror}; a model's folder has what save_pretrained wrote."
         ) from None
+
+
+def _is_of_no_interest(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder beside the files, such as one of checkpoints."""
+    return entry.is_dir() and not entry.name.endswith((*_TEXTS, ".safetensors", ".bin"))
 
 
 def _too_large(what: str, has_bytes: int, most_bytes: int) -> InputError:

@@ -100,8 +100,8 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan
             "  memsup start -- python train.py                            a training command of your own"
         )
     task = None if command else check_task(settings.task, budget_s=DATA_BUDGET_S)
-    if settings.checkpoint.folder and command is None:
-        _check_folder(Path(settings.checkpoint.folder))
+    if command is None:
+        _check_folder(settings)
     if settings.checkpoint.resume_from:
         _check_resume(Path(settings.checkpoint.resume_from))
     machine = look_around(paths.state, settings)
@@ -118,6 +118,8 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: 
             f"Run {record.run!r} exists and runs {had}. Choose another name with --run, or begin anew with --fresh."
         )
     settings, taken, kept = merge(record.settings, loaded)
+    if record.command is None:
+        _check_folder(settings)
     task = None if record.command else check_task(settings.task, budget_s=DATA_BUDGET_S)
     machine = look_around(paths.state, settings)
     shape = None if record.command else model_shape(settings.task.model, task)
@@ -171,8 +173,11 @@ def _origins(settings: Settings, taken: Sequence[Difference]) -> dict[str, str]:
     return dict.fromkeys(differs, AS_CREATED) | {difference.key: difference.origin for difference in taken}
 
 
-def _check_folder(folder: Path) -> None:
-    """Raises `RefusedError` where `folder` neither is a folder into which this user can write nor can become one."""
+def _check_folder(settings: Settings) -> None:
+    """Raises `RefusedError` where `checkpoint.folder` neither is a folder into which this user can write nor can become one."""
+    if settings.checkpoint.folder is None:
+        return
+    folder = Path(settings.checkpoint.folder)
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     problem = None
     if not there.is_dir():

@@ -29,6 +29,8 @@ from memsup.supervisor.words import plural
 
 MOST_ENTRIES = 50_000
 """So many of the ledger's newest lines are looked at: months of an eventful run."""
+MOST_FILE_BYTES = 256 << 20
+"""So many of a file's last bytes are looked at: a history of ten months."""
 LAST_SECOND = 4_102_444_800.0
 """The year 2100 in Unix seconds. What claims to be later is garbage."""
 
@@ -95,12 +97,13 @@ def _is_sane(at: float, mono: float) -> bool:
 
 
 def _lines(file: Path) -> Iterator[bytes]:
-    """The file's lines, in bounded memory; one that is too long comes in pieces, which nobody can decode. Follows no link."""
+    """The file's newest lines, in bounded memory; one too long comes in pieces, which nobody can decode. Follows no link."""
     try:
-        fd, _ = open_regular(file, follow_links=False)
+        fd, size_bytes = open_regular(file, follow_links=False)
     except OSError:
         return
     with os.fdopen(fd, "rb") as lines:
+        lines.seek(max(0, size_bytes - MOST_FILE_BYTES))
         while line := lines.readline(MOST_LINE_BYTES):
             yield line
 
