@@ -209,7 +209,7 @@ def event_line(line: Line) -> str | None:
     text = f"{action} ({reason})" if action and reason else action or reason or ""
     step = event.get("step")
     at_step = f"step {step:,}: " if isinstance(step, int) else ""
-    return printable(f"{when}  {event.get('event', '?'):12}  {at_step}{text}" + (f" → {result}" if result else ""))
+    return printable(f"{when}  {event.get('event', '?')!s:12}  {at_step}{text}" + (f" → {result}" if result else ""))
 
 
 def json_line(source: str, line: Line) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from memsup.supervisor.words import size
 PIECE_BYTES = 64 * 1024
 LONGEST_LINE_BYTES = 256 * 1024
 """A longer line is cut into pieces of this length: a program that never ends its line must not fill our memory."""
+LAST_SECOND = 4_102_444_800.0
+"""The year 2100 in Unix seconds. What claims to be later is garbage."""
 _OLD_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[,.]\d{3}")
 
 
@@ -59,13 +61,13 @@ def ledger_line(line: bytes) -> Line:
     """A line of the ledger; a power cut may have left half of one at the end."""
     fields = _fields(line)
     at = (fields or {}).get("at")
-    return Line(float(at) if isinstance(at, int | float) else None, "", fields)
+    return Line(at if isinstance(at, int | float) and 0 <= at < LAST_SECOND else None, "", fields)
 
 
 def _fields(line: bytes) -> dict[str, Any] | None:
     try:
         fields = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return fields if isinstance(fields, dict) else None
 

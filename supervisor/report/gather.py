@@ -24,6 +24,7 @@ from memsup.shared.status import Status
 from memsup.supervisor.record.earlier_life import checkpoint_folder
 from memsup.supervisor.record.history import MOST_LINE_BYTES, Point, read_points
 from memsup.supervisor.record.ledger import Entry, read_entry
+from memsup.supervisor.record.output import LAST_SECOND
 from memsup.supervisor.record.rotation import parts_of
 from memsup.supervisor.words import plural
 
@@ -31,8 +32,6 @@ MOST_ENTRIES = 50_000
 """So many of the ledger's newest lines are looked at: months of an eventful run."""
 MOST_FILE_BYTES = 256 << 20
 """So many of a file's last bytes are looked at: a history of ten months."""
-LAST_SECOND = 4_102_444_800.0
-"""The year 2100 in Unix seconds. What claims to be later is garbage."""
 
 
 @dataclass(frozen=True, kw_only=True)
