@@ -19,8 +19,9 @@ from typing import NamedTuple
 
 from memsup.shared.files import open_regular
 
-MAX_LINE_BYTES = 64 << 20
+MAX_LINE_BYTES = 16 << 20
 """A longer line, or a longer quoted field, is a broken file and not a text."""
+MOST_COLUMNS = 4096
 _PLAIN_TSV_PROBE_CHARS = 1 << 20
 
 
@@ -134,6 +135,10 @@ def _folder_rows(folder: Path) -> Iterator[Row]:
 
 def _column_names(path: Path, fields: list[str]) -> list[str]:
     """A column without a name, such as pandas' index, is called by its place."""
+    if len(fields) > MOST_COLUMNS:
+        raise InputError(
+            f"{path} has {len(fields):,} columns, and {MOST_COLUMNS:,} are read at most: keep text and label alone."
+        )
     names = [name.strip() or f"column {place}" for place, name in enumerate(fields, start=1)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"{path} has two columns named {twice[0]!r} in its first line: rename one of them.")

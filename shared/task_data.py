@@ -43,6 +43,8 @@ __all__ = [
 _MAX_LABELS = 1000
 _SAMPLE_ROWS = 1000
 """Columns are found in the first rows, so that `start` and the worker find the same ones whatever time they have."""
+_SAMPLE_CHARS = 64 << 20
+"""Of rows with long texts fewer are enough."""
 
 
 class Columns(NamedTuple):
@@ -136,7 +138,7 @@ def check_data(
             labels[example.label] += 1
             chars[len(example.text)] += 1
             tokens[_estimate_tokens(example.text)] += 1
-        if len(labels) > _MAX_LABELS or (number % 256 == 0 and monotonic_s() > deadline_s):
+        if len(labels) > _MAX_LABELS or (number % 16 == 0 and monotonic_s() > deadline_s):
             complete = False
             break
     check_labels(path, columns, labels, complete=complete, train=train is None)
@@ -262,7 +264,12 @@ def find_columns(path: Path, text: str | None = None, label: str | None = None) 
     """The columns of text and label: as named, or by a usual name, or by what the first rows hold. Raises InputError where
     that leaves a doubt, and for data without rows.
     """
-    sample = [row.values for row in islice(read_rows(path), _SAMPLE_ROWS)]
+    sample, left = [], _SAMPLE_CHARS
+    for row in islice(read_rows(path), _SAMPLE_ROWS):
+        sample.append(row.values)
+        left -= sum(len(value) for value in row.values.values() if isinstance(value, str | list | dict))
+        if left < 0:
+            break
     if not sample:
         raise InputError(
             f"{path} has no rows{' below the names of its columns' * names_columns_in_first_line(path)}: add some."

@@ -182,7 +182,7 @@ def restarts_file(content: bytes, folder: Path) -> None:
     file = folder / "restarts.json"
     file.write_bytes(content)
     budget = read_budget(file)
-    for words in (None, Failed(cause=FailureCause.CRASH, text="x", traceback="", step=7)):
+    for words in (None, Failed(cause=FailureCause.CRASH, message="x", step=7)):
         verdict = judge(Death(exit_status=1, last_words=words), budget, 5, 0.5)
         assert 0 <= verdict.delay_s < 10_000
         assert msgspec.json.encode(verdict.budget)
