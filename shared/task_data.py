@@ -43,6 +43,7 @@ __all__ = [
 _MAX_LABELS = 1000
 _SAMPLE_ROWS = 1000
 """Columns are found in the first rows, so that `start` and the worker find the same ones whatever time they have."""
+_LONG_CHARS = 1 << 16
 _SAMPLE_CHARS = 64 << 20
 """Of rows with long texts fewer are enough."""
 
@@ -138,7 +139,7 @@ def check_data(
             labels[example.label] += 1
             chars[len(example.text)] += 1
             tokens[_estimate_tokens(example.text)] += 1
-        if len(labels) > _MAX_LABELS or (number % 16 == 0 and monotonic_s() > deadline_s):
+        if len(labels) > _MAX_LABELS or ((number % 256 == 0 or len(example.text) > _LONG_CHARS) and monotonic_s() > deadline_s):
             complete = False
             break
     check_labels(path, columns, labels, complete=complete, train=train is None)
