@@ -25,6 +25,8 @@ MOST_CONFIG_BYTES = 4 << 20
 """Room for the names of 50,000 labels."""
 MOST_HEADER_BYTES = 8 << 20
 """Room for 60,000 tensors in one file. The format allows 100 MB, which would take a gigabyte once it is decoded."""
+MOST_HEADERS_BYTES = 32 << 20
+"""The most for all files together: a model of 700 billion parameters has a third of it."""
 MOST_TEXT_BYTES = 256 << 20
 """The largest vocabularies that there are, as JSON, have a tenth of it."""
 _LONGEST_HUB_ID = 96
@@ -74,21 +76,34 @@ def read_config(folder: Path) -> Any:
     return read_document(folder / "config.json", json.loads, most_bytes=MOST_CONFIG_BYTES)
 
 
-def parameters(file: Path) -> int:
-    """How many parameters a safetensors file holds, as its header says: eight bytes with the length of a JSON document, in
-    which each tensor has its shape. Raises OSError and `UnreadableError`.
+def parameters(folder: Path) -> int:
+    """How many parameters the folder's safetensors files hold, as their headers say; 0 where there are none. Raises OSError and
+    `UnreadableError`.
     """
+    found, left_bytes = 0, MOST_HEADERS_BYTES
+    for file in folder.glob(WEIGHTS[0]):
+        header = _read_header(file)
+        left_bytes -= len(header)
+        if left_bytes < 0:
+            raise UnreadableError(f"its headers have more than {MOST_HEADERS_BYTES:,} bytes")
+        try:
+            tensors = _header.decode(header)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise UnreadableError(f"the header of {file} makes no sense: {error}") from None
+        found += sum(math.prod(tensor.shape) for name, tensor in tensors.items() if name != "__metadata__")
+    return found
+
+
+def _read_header(file: Path) -> bytes:
+    """The JSON in which each tensor has its shape, behind eight bytes with its length."""
     fd, size_bytes = open_regular(file)
     try:
         length = int.from_bytes(os.pread(fd, 8, 0), "little")
         if length > min(MOST_HEADER_BYTES, size_bytes - 8):
-            raise UnreadableError(f"it claims a header of {length:,} bytes")
-        header = _header.decode(os.pread(fd, length, 8))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UnreadableError(f"its header makes no sense: {error}") from None
+            raise UnreadableError(f"{file} claims a header of {length:,} bytes")
+        return os.pread(fd, length, 8)
     finally:
         os.close(fd)
-    return sum(math.prod(tensor.shape) for name, tensor in header.items() if name != "__metadata__")
 
 
 class _Tensor(msgspec.Struct):

@@ -222,7 +222,7 @@ def model_shape(model: str | None, task: TaskSummary | None = None) -> Shape | N
     folder = Path(model or "")
     try:
         config = read_config(folder)
-        weights = sum(parameters(file) for file in folder.glob(WEIGHTS[0])) or None
+        weights = parameters(folder) or None
     except (OSError, UnreadableError):
         return None  # whether it can be used is for the worker to say
     return shape_of(config, weights, labels=len(task.train.labels) if task else 2) if isinstance(config, dict) else None
