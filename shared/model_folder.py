@@ -13,6 +13,7 @@ import math
 import os
 import re
 import stat
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,11 +28,22 @@ MOST_HEADER_BYTES = 8 << 20
 """Room for 60,000 tensors in one file. The format allows 100 MB, which would take a gigabyte once it is decoded."""
 MOST_HEADERS_BYTES = 32 << 20
 """The most for all files together: a model of 700 billion parameters has a third of it."""
+MOST_INDEX_BYTES = 32 << 20
 MOST_TEXT_BYTES = 256 << 20
 """The largest vocabularies that there are, as JSON, have a tenth of it."""
 _LONGEST_HUB_ID = 96
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
-_TEXTS = (".json", ".txt", ".model", ".jinja")
+_TEXTS = {
+    "*config.json": MOST_INDEX_BYTES,
+    "*.index.json": MOST_INDEX_BYTES,
+    "tokenizer.json": MOST_TEXT_BYTES,
+    "vocab*": MOST_TEXT_BYTES,
+    "merges.txt": MOST_TEXT_BYTES,
+    "*.model": MOST_TEXT_BYTES,
+    "*tokens*.json": MOST_INDEX_BYTES,
+    "*.jinja": MOST_INDEX_BYTES,
+}
+"""What the libraries read as a whole, and the most bytes of it."""
 
 
 class ModelSource(enum.StrEnum):
@@ -130,8 +142,8 @@ def _check_files(folder: Path) -> None:
             header_bytes = int.from_bytes(begins, "little")
             if MOST_HEADER_BYTES < header_bytes < size_bytes:
                 raise _too_large(f"the header of {entry.path}", header_bytes, MOST_HEADER_BYTES)
-            if size_bytes > MOST_TEXT_BYTES and entry.name.endswith(_TEXTS):
-                raise _too_large(entry.path, size_bytes, MOST_TEXT_BYTES)
+            if size_bytes > (most_bytes := _most_bytes(entry.name)):
+                raise _too_large(entry.path, size_bytes, most_bytes)
     except OSError as error:
         raise InputError(
             f"{error.filename or folder} cannot be read: {error.strerror}; a model's folder has what save_pretrained wrote."
@@ -140,10 +152,14 @@ def _check_files(folder: Path) -> None:
 
 def _is_of_no_interest(entry: os.DirEntry[str]) -> bool:
     """Whether it is a folder beside the files, such as one of checkpoints."""
-    return entry.is_dir() and not entry.name.endswith((*_TEXTS, ".safetensors", ".bin"))
+    return entry.is_dir() and _most_bytes(entry.name) == math.inf and not entry.name.endswith((".safetensors", ".bin"))
 
 
-def _too_large(what: str, has_bytes: int, most_bytes: int) -> InputError:
+def _most_bytes(name: str) -> float:
+    return next((most_bytes for pattern, most_bytes in _TEXTS.items() if fnmatch(name, pattern)), math.inf)
+
+
+def _too_large(what: str, has_bytes: int, most_bytes: float) -> InputError:
     return InputError(
         f"{what[:1].upper() + what[1:]} has {has_bytes:,} bytes, and no real one more than {most_bytes:,}: "
         "copy it again from where the model came from."

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from memsup.shared.clock import monotonic_s
 from memsup.shared.model_folder import ModelSource, check_model
+from memsup.shared.paths import is_text
 from memsup.shared.rows import InputError, names_columns_in_first_line, read_rows
 
 if TYPE_CHECKING:
@@ -288,6 +289,9 @@ def find_columns(path: Path, text: str | None = None, label: str | None = None) 
         label = _find_label({name: values for name, values in seen.items() if name != text}, path)
     if text is None:
         text = _find_text({name: values for name, values in seen.items() if name != label}, path)
+    for name in (text, label):
+        if not is_text(name):
+            raise InputError(f"The name of the column {name!r} of {path} holds half a character: write it in UTF-8.")
     return Columns(text, label)
 
 
