@@ -98,7 +98,7 @@ def shape_of(config: Mapping[str, Any], weights: int | None, labels: int) -> Sha
         weights = (vocabulary + (positions or 0) + kinds) * hidden + 2 * hidden + layers * layer
         weights += hidden * hidden + hidden + (hidden + 1) * labels  # the pooler and the classifier
     return Shape(
-        parameters=weights,
+        parameters=min(weights, MOST_NUMBER**2),
         embeddings=vocabulary * hidden,
         layers=layers,
         hidden=hidden,

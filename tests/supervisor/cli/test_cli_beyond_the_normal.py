@@ -66,6 +66,11 @@ def of_header(length: int) -> bytes:
     return struct.pack("<Q", length) + b"{"
 
 
+def a_tensor(shape: list[int]) -> Put:
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape}}).encode()
+    return lambda file: file.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
 def enormous_header(file: Path) -> None:
     with file.open("wb") as content:
         content.write(of_header(86 * MIB))
@@ -124,6 +129,11 @@ BEYOND: dict[str, tuple[dict[str, Put], list[str], list[str]]] = {
     ),
     "a model of 10^300": ({"model/config.json": config(hidden_size=10**300)}, [], ["limits.ram"]),
     "a model of 10^30 layers": ({"model/config.json": config(num_hidden_layers=10**30)}, [], ["limits.ram"]),
+    "a tensor of 2^384 numbers": (
+        {"model/config.json": config(), "model/model.safetensors": a_tensor([1 << 48] * 8)},
+        [],
+        ["limits.ram"],
+    ),
     "deep JSON": ({"model/config.json": toml("[" * 5000)}, [], ["config.json", "nested"]),
 }
 
