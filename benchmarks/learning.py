@@ -75,7 +75,7 @@ def learn(seed: int, way: str, amp: str, home: Path) -> Result:
                     loss.backward()
                 loss_of_step += float(loss.detach())
                 position += len(micro)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.most_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(
                 step, peak=training.learning_rate, total_steps=schedule.total_steps, warmup_fraction=training.warmup

@@ -10,7 +10,6 @@ import errno
 import fcntl
 import mmap
 import os
-import stat
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ from memsup.checkpoint.errors import CheckpointError, Damaged
 from memsup.checkpoint.folders import Info
 from memsup.checkpoint.header import INDEX_SUFFIX, MAX_INDEX_BYTES, SUFFIX, Placed, decode_header, decode_index, header_length
 from memsup.checkpoint.manifest import Manifest
+from memsup.shared.files import NotAFileError, open_regular
 
 MAX_JSON_BYTES = 64 << 20
 
@@ -31,7 +31,6 @@ _DAMAGE = {
     errno.ENOTDIR: "is not a folder",
     errno.ELOOP: "is a link, and links are not followed",
     errno.EIO: "cannot be read: the disk reports an error",
-    errno.ENXIO: "is not a file",
     errno.EUCLEAN: "cannot be read: the file system is damaged",
     errno.EBADMSG: "cannot be read: the file system is damaged",
     errno.ENODATA: "cannot be read: the disk reports an error",
@@ -127,7 +126,7 @@ def open_folder(path: Path) -> int:
 def open_file(folder_fd: int, name: str) -> tuple[int, int]:
     """A descriptor of a regular file of the folder, and its size in bytes. Raises `Damaged` for anything else."""
     try:
-        return _open_regular(folder_fd, name)
+        return open_regular(name, follow_links=False, folder_fd=folder_fd)
     except OSError as error:
         raise _judged(error, name) from None
 
@@ -135,7 +134,7 @@ def open_file(folder_fd: int, name: str) -> tuple[int, int]:
 def read_small(folder_fd: int, name: str, limit_bytes: int) -> bytes:
     """All of a file. Raises `Damaged` if it has more than `limit_bytes`, FileNotFoundError if there is none."""
     try:
-        fd, size = _open_regular(folder_fd, name)
+        fd, size = open_regular(name, follow_links=False, folder_fd=folder_fd)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -148,16 +147,6 @@ def read_small(folder_fd: int, name: str, limit_bytes: int) -> bytes:
         raise _judged(error, name) from None
     finally:
         os.close(fd)
-
-
-def _open_regular(folder_fd: int, name: str) -> tuple[int, int]:
-    # O_NONBLOCK: a FIFO put there must not make us wait for its writer.
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(fd)
-        raise Damaged(f"{name} is not a file.")
-    return fd, found.st_size
 
 
 def _read(fd: int, count: int, place: int) -> bytes:
@@ -216,6 +205,8 @@ def _check_index(folder_fd: int, name: str, tensors: dict[str, set[str]]) -> Non
 
 
 def _judged(error: OSError, name: str) -> CheckpointError:
+    if isinstance(error, NotAFileError):
+        return Damaged(f"{name} is not a file.")
     if error.errno in _DAMAGE:
         return Damaged(f"{name} {_DAMAGE[error.errno]}.")
     return CheckpointError(f"{name} cannot be read: {error.strerror}.")

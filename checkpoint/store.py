@@ -27,11 +27,13 @@ from memsup.checkpoint.folders import Info
 from memsup.checkpoint.reading import open_folder, verify
 from memsup.checkpoint.room import Room, Verdict, judge
 from memsup.shared.clock import monotonic_s
-from memsup.shared.files import flush_folder
+from memsup.shared.files import flush_folder, read_small
 
 # What only a writer needs is imported when it writes: the supervisor reads, and counts its megabytes.
 if TYPE_CHECKING:
     from memsup.checkpoint.draft import Draft, Saved
+
+_MOST_REASON_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,9 @@ class Store:
         path = self.folder / name
         reason = "It was set aside."
         with contextlib.suppress(OSError):
-            reason = (path / folders.WHY).read_text(encoding="utf-8", errors="replace")[:2000].strip()
+            reason = (
+                read_small(path / folders.WHY, _MOST_REASON_BYTES, follow_links=False).decode(errors="replace")[:2000].strip()
+            )
         return Info(path, folders.aside_step(name), None, tree_bytes(path), None, problem=reason)
 
 

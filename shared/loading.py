@@ -17,8 +17,14 @@ from typing import Any
 import msgspec
 import platformdirs
 
+from memsup.shared.files import UnreadableError, read_document
+from memsup.shared.paths import current_folder, is_text
 from memsup.shared.settings import Settings, SettingsError, Share, Written, keys, parse_duration_s, parse_size
 
+_MOST_TOML_BYTES = 256 << 10
+_MOST_PATH_BYTES = 4095
+"""What Linux takes (path_resolution(7))."""
+_MOST_SHOWN = 200
 _NOT_SETTINGS = {"MEMSUP_STATE_DIR", "MEMSUP_RUNTIME_DIR"}
 
 
@@ -37,7 +43,7 @@ def load(
     Raises `SettingsError` for the first setting that is unknown, malformed or senseless.
     """
     layers: list[tuple[str, Path, dict[str, Any]]] = []
-    here = Path.cwd()
+    here = current_folder()
     for file in (user_file, job_file):
         if file is not None:
             layers.append((str(file), file.resolve().parent, _flatten(_read_toml(file), str(file))))
@@ -60,18 +66,29 @@ def load(
 def user_settings_file() -> Path | None:
     """The user's own `memsup.toml`. Returns None where there is none."""
     file = Path(platformdirs.user_config_path("memsup")) / "memsup.toml"
-    return file if file.is_file() else None
+    return file if os.path.lexists(file) else None
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
+    if not is_text(str(file)):
+        raise SettingsError(f"The name of {file} is not UTF-8: rename its folder.")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{file} cannot be read: {error.strerror}.") from None
+        return read_document(file, _toml, most_bytes=_MOST_TOML_BYTES)
+    except FileNotFoundError:
+        raise SettingsError(f"{file} cannot be read: the link leads nowhere.") from None
+    except UnreadableError as error:
+        raise SettingsError(f"{file} cannot be read: {error}.") from None
+
+
+def _toml(content: bytes) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content.decode())
     except UnicodeDecodeError as error:
-        raise SettingsError(f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8.") from None
+        raise ValueError(f"it is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{file} is not valid TOML: {error}.") from None
+        raise ValueError(f"it is not valid TOML: {error}") from None
+    except ValueError:
+        raise ValueError("it holds a number of more digits than can be read") from None
 
 
 def _flatten(table: dict[str, Any], origin: str) -> dict[str, Any]:
@@ -114,6 +131,8 @@ def _known(key: str, origin: str) -> str:
 
 def _typed(key: str, value: Any, origin: str, folder: Path) -> Any:
     """The value with its type: text from flags and environment becomes what TOML would have given."""
+    if not all(is_text(text) for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)):
+        raise SettingsError(f"{key} ({origin}) is not UTF-8 text: write it in UTF-8, or rename the file that it names.")
     try:
         match keys()[key].written:
             case Written.SIZE:
@@ -125,17 +144,19 @@ def _typed(key: str, value: Any, origin: str, folder: Path) -> Any:
             case (Written.PATH | Written.MODEL) as written if isinstance(value, str):
                 return _located(value, folder, hub_allowed=written is Written.MODEL)
     except ValueError as error:
-        raise SettingsError(f"{key} = {value} ({origin}) is not usable: {error}.") from None
+        raise SettingsError(f"{key} = {_shortly(value)} ({origin}) is not usable: {error}.") from None
     return value
 
 
 def _located(value: str, folder: Path, *, hub_allowed: bool) -> str:
+    if "\0" in value or len(os.fsencode(value)) > _MOST_PATH_BYTES:
+        raise ValueError(f"a path has no zero byte, and at most {_MOST_PATH_BYTES:,} bytes")
     if value.startswith("package:"):
         return value
     path = Path(os.path.expanduser(value))
     if not path.is_absolute():
         path = folder / path
-    if hub_allowed and not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
+    if hub_allowed and not os.path.lexists(path) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
         return value  # a hub id such as bert-base-chinese or hfl/chinese-roberta-wwm-ext
     return os.path.normpath(path)
 
@@ -152,9 +173,19 @@ def _build(values: dict[str, Any], origins: dict[str, str]) -> Settings:
         try:
             converted = value if isinstance(value, Share) else msgspec.convert(value, key.type, strict=not from_text)
         except msgspec.ValidationError as error:
-            raise SettingsError(f"{name} = {value} ({origins[name]}) is not usable: {_plain(str(error))}.") from None
+            why = key.advice or _plain(str(error))
+            raise SettingsError(f"{name} = {_shortly(value)} ({origins[name]}) is not usable: {why}.") from None
         key.set(settings, converted)
     return settings
+
+
+def _shortly(value: Any) -> str:
+    """The value for a sentence. A number may be longer than Python writes, and a text than anybody reads."""
+    try:
+        text = str(value)
+    except ValueError:
+        return "a number without end"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def _plain(text: str) -> str:

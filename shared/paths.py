@@ -87,20 +87,49 @@ def run_paths(name: str) -> RunPaths:
         raise PathError(
             f"{name!r} cannot be a run's name: use up to 64 letters, digits, '.', '-' or '_', beginning with a letter or digit."
         )
-    return RunPaths(name=name, state=state_root() / name, runtime=runtime_root() / name)
+    state, runtime = state_root() / name, runtime_root() / name
+    for folder in (state, runtime):
+        if not is_text(str(folder)):
+            raise PathError(f"{folder} is not UTF-8 text: choose another folder with MEMSUP_STATE_DIR and MEMSUP_RUNTIME_DIR.")
+    return RunPaths(name=name, state=state, runtime=runtime)
+
+
+def is_text(name: str) -> bool:
+    """Whether `name` can be written down. A name that is not UTF-8 reaches Python as halves of characters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def current_folder() -> Path:
+    """The folder in which the command was given. Raises `PathError` where it is gone, or its name cannot be written down."""
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        raise PathError(f"The current folder cannot be found ({error.strerror}): change to one that exists.") from None
+    if not is_text(str(here)):
+        raise PathError(f"The name of the current folder, {here}, is not UTF-8: rename it, or change to another folder.")
+    return here
+
+
+def absolute(path: str) -> Path:
+    """`path` as seen from the current folder, which is only asked for where that matters. Raises `PathError`."""
+    return Path(path) if os.path.isabs(path) else current_folder() / path
 
 
 def state_root() -> Path:
     """`MEMSUP_STATE_DIR`, or `$XDG_STATE_HOME/memsup`."""
     chosen = os.environ.get("MEMSUP_STATE_DIR")
-    return Path(chosen).absolute() if chosen else Path(platformdirs.user_state_path("memsup"))
+    return absolute(chosen) if chosen else Path(platformdirs.user_state_path("memsup"))
 
 
 def runtime_root() -> Path:
     """`MEMSUP_RUNTIME_DIR`, or `$XDG_RUNTIME_DIR/memsup`, or a private folder in /tmp where that is unset or gone."""
     chosen = os.environ.get("MEMSUP_RUNTIME_DIR")
     if chosen:
-        return Path(chosen).absolute()
+        return absolute(chosen)
     session = os.environ.get("XDG_RUNTIME_DIR")
     if session and os.path.isdir(session):
         return Path(session) / "memsup"

@@ -10,14 +10,18 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-MAX_LINE_BYTES = 64 << 20
+from memsup.shared.files import open_regular
+
+MAX_LINE_BYTES = 16 << 20
 """A longer line, or a longer quoted field, is a broken file and not a text."""
+MOST_COLUMNS = 4096
 _PLAIN_TSV_PROBE_CHARS = 1 << 20
 
 
@@ -72,7 +76,8 @@ def names_columns_in_first_line(path: Path) -> bool:
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a UTF-8 file (with or without a byte order mark), each with its end. Raises InputError."""
     try:
-        with path.open("rb") as file:
+        fd, _ = open_regular(path)
+        with os.fdopen(fd, "rb") as file:
             number = 0
             while raw := file.readline(MAX_LINE_BYTES + 1):
                 number += 1
@@ -114,7 +119,7 @@ def _guess_encoding(raw: bytes) -> str | None:
 
 def _folder_rows(folder: Path) -> Iterator[Row]:
     """Columns `text` and `label`. Empty lines are no rows."""
-    files = sorted(file for file in folder.glob("*.txt") if file.is_file() and not file.name.startswith("."))
+    files = sorted(file for file in folder.glob("*.txt") if not file.is_dir() and not file.name.startswith("."))
     if not files:
         raise InputError(f"{folder} holds no <label>.txt: a folder of data has one such file for each label, one text a line.")
     for file in files:
@@ -130,6 +135,10 @@ def _folder_rows(folder: Path) -> Iterator[Row]:
 
 def _column_names(path: Path, fields: list[str]) -> list[str]:
     """A column without a name, such as pandas' index, is called by its place."""
+    if len(fields) > MOST_COLUMNS:
+        raise InputError(
+            f"{path} has {len(fields):,} columns, and {MOST_COLUMNS:,} are read at most: keep text and label alone."
+        )
     names = [name.strip() or f"column {place}" for place, name in enumerate(fields, start=1)]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"{path} has two columns named {twice[0]!r} in its first line: rename one of them.")

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from memsup.shared.commands import command
-from memsup.shared.files import replace_file
+from memsup.shared.files import UnreadableError, read_document, replace_file
 from memsup.shared.record import RecordError, RunRecord, encode_record
 
 _decoder = msgspec.json.Decoder(RunRecord)
@@ -26,9 +26,9 @@ def write_record(path: Path, record: RunRecord) -> None:
 def read_record(path: Path) -> RunRecord | None:
     """The record at `path`. None means that there is no run yet. Raises `RecordError` for a damaged one."""
     try:
-        return _decoder.decode(path.read_bytes())
+        return read_document(path, _decoder.decode)
     except FileNotFoundError:
         return None
-    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+    except UnreadableError as error:
         start = command("start", path.parent.name)  # a run's folder has its name
         raise RecordError(f"{path} cannot be read ({error}). Start anew with: {start} --fresh") from None

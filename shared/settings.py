@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class SettingsError(Exception):
 class Share(msgspec.Struct, frozen=True):
     """A part of something that is measured later, such as 0.9 of the RAM."""
 
-    fraction: float
+    fraction: Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
 class Written(enum.Enum):
@@ -45,8 +46,8 @@ class Written(enum.Enum):
     """A list, or its words with blanks between them."""
 
 
-Size = Annotated[Share | int, msgspec.Meta(extra={"written": Written.SIZE})]
-Duration = Annotated[float, msgspec.Meta(extra={"written": Written.DURATION})]
+Size = Annotated[Share | Annotated[int, msgspec.Meta(gt=0, le=1 << 60)], msgspec.Meta(extra={"written": Written.SIZE})]
+Duration = Annotated[float, msgspec.Meta(gt=0, le=366 * 86400, extra={"written": Written.DURATION})]
 PathText = Annotated[str, msgspec.Meta(extra={"written": Written.PATH})]
 ModelText = Annotated[str, msgspec.Meta(extra={"written": Written.MODEL})]
 Words = Annotated[list[str], msgspec.Meta(extra={"written": Written.WORDS})]
@@ -55,9 +56,13 @@ LATER_TOO = msgspec.Meta(extra={"may_change": True})
 SECRET = msgspec.Meta(extra={"is_secret": True})
 """Marks what has keys in it and is not shown."""
 
+
+def _write(what: str) -> msgspec.Meta:
+    """Marks a field with what to write in place of a value that is refused."""
+    return msgspec.Meta(extra={"advice": f"write {what}"})
+
+
 TierName = Literal["low", "safe", "full"]
-Positive = Annotated[int, msgspec.Meta(gt=0)]
-NotNegative = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -80,11 +85,11 @@ class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold w
     """How it is trained. What is None here is decided by the tier, or by the worker where that is said."""
 
     epochs: Annotated[float, msgspec.Meta(gt=0, le=10_000)] = 3.0
-    effective_batch: Positive | None = None
+    effective_batch: Annotated[int, msgspec.Meta(gt=0, le=1_000_000)] | None = None
     """Samples of one optimizer step, fixed for the run."""
     max_length: Annotated[int, msgspec.Meta(ge=4, le=1_000_000)] | None = None
     """Tokens at which a longer text is cut."""
-    micro_tokens: Positive | None = None
+    micro_tokens: Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)] | None = None
     """The most that rows × padded length of a micro-batch may be at the start."""
     tune: bool | None = None
     """Whether the fastest cut is searched for while training. None means that it is where `micro_tokens` was left open as
@@ -93,22 +98,32 @@ class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold w
     weight_decay: Annotated[float, msgspec.Meta(ge=0, le=10)] = 0.01
     warmup: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.06
     """The share of all steps in which the learning rate rises."""
-    clip_norm: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    clip_norm: Annotated[
+        Annotated[float, msgspec.Meta(gt=0, le=1e30)] | Literal["off"], _write("a number above 0, or off for no clipping")
+    ] = 1.0
+    """The norm to which gradients are scaled down, or `off`."""
     eval_share: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
     """The share of `task.train` that is held out when `task.eval` is unset."""
-    seed: NotNegative = 42
-    device: str = "auto"
-    """What it is computed on: auto, cpu, cuda or cuda:N."""
+    seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 42
+    device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)\Z"), _write("auto, cpu, cuda or cuda:N")] = (
+        "auto"
+    )
+    """What it is computed on."""
     amp: Literal["off", "bf16", "fp16"] | None = None
     gradient_checkpointing: bool | None = None
     optimizer_on_host: bool | None = None
     """Whether the optimizer's moments lie in host memory, on a GPU. None means that they do where the GPU has no room for
     them."""
-    threads: Positive | None = None
+    threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     """Threads of CPU computation, chosen once and kept for the run, since another number gives other bits. None means whatever
     number is fastest, or that of the usable CPUs."""
     lanes: Annotated[int, msgspec.Meta(ge=1, le=MOST_LANES)] | None = None
     """Parts of a micro-batch that a CPU computes side by side. None means as many as memory allows (`shared/lanes.py`)."""
+
+    @property
+    def most_norm(self) -> float:
+        """The norm to which a larger gradient is scaled down; infinite where none is."""
+        return math.inf if self.clip_norm == "off" else self.clip_norm
 
 
 class Limits(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -121,7 +136,7 @@ class Limits(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     vram: Size = Share(0.95)
     gpu_temperature_c: Annotated[float, msgspec.Meta(gt=0, lt=150)] | None = None
     cpu_temperature_c: Annotated[float, msgspec.Meta(gt=0, lt=150)] | None = None
-    power_w: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    power_w: Annotated[float, msgspec.Meta(gt=0, le=100_000)] | None = None
     on_battery: Literal["pause", "run"] = "pause"
     """What is done when a laptop is unplugged."""
 
@@ -186,6 +201,8 @@ class Key:
     """Whether a run can go on with another value."""
     is_secret: bool
     """Whether its value is not to be shown."""
+    advice: str | None
+    """What to write in place of a value that is refused. It is None where the bounds say enough."""
 
     def value(self, settings: Settings) -> Any:
         """What `settings` has for it."""
@@ -225,6 +242,7 @@ def _key(section: str, field: str, annotation: Any, extras: dict[str, Any]) -> K
         may_be_unset=_may_be_none(annotation),
         may_change=extras.get("may_change", False),
         is_secret=extras.get("is_secret", False),
+        advice=extras.get("advice"),
     )
 
 
@@ -245,6 +263,7 @@ def _extras(annotation: Any) -> dict[str, Any]:
 
 _SIZE = re.compile(r"([\d_]+(?:\.\d+)?)\s*([kmgt]i?b?|b)?", re.IGNORECASE)
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)(ms|s|m|h|d))+")
+_LONGEST_FIGURE = 40
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -257,7 +276,7 @@ def parse_size(text: str) -> int | Share:
             raise ValueError("a share lies between 0% and 100%")
         return Share(fraction)
     match = _SIZE.fullmatch(text)
-    if not match:
+    if not match or len(text) > _LONGEST_FIGURE:
         raise ValueError("write a size such as 600MiB, 4GB or 85%")
     unit = (match[2] or "b").lower()
     base = 1000 if unit.endswith("b") and "i" not in unit and unit != "b" else 1024
@@ -272,7 +291,7 @@ def parse_duration_s(text: str) -> float | None:
     text = text.strip()
     if text == "auto":
         return None
-    if not _DURATION.fullmatch(text):
+    if not _DURATION.fullmatch(text) or len(text) > _LONGEST_FIGURE:
         raise ValueError("write a duration such as 90s, 10m or 1h30m, or auto")
     total = sum(float(number) * _SECONDS[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text))
     if total <= 0:

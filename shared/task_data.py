@@ -1,15 +1,13 @@
-"""A task's data and model, looked at before anything is started: columns, labels, lengths, and the first thing that is wrong.
+"""A task's data, looked at before anything is started: columns, labels, lengths, and the first thing that is wrong.
 
 `start` calls `check_task` with a budget of time; the worker reads the same rows in the same way through `find_columns` and
-`read_examples`. File formats are `shared/rows.py`. What only a tokenizer or a hub can tell is left to the worker.
+`read_examples`. File formats are `shared/rows.py`, the model's folder is `shared/model_folder.py`.
 """
 
 from __future__ import annotations
 
 import difflib
-import enum
 import importlib.util
-import json
 import math
 import re
 from collections import Counter
@@ -20,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from memsup.shared.clock import monotonic_s
+from memsup.shared.model_folder import ModelSource, check_model
+from memsup.shared.paths import is_text
 from memsup.shared.rows import InputError, names_columns_in_first_line, read_rows
 
 if TYPE_CHECKING:
@@ -30,11 +30,9 @@ __all__ = [
     "DataSummary",
     "Example",
     "InputError",
-    "ModelSource",
     "TaskSummary",
     "check_data",
     "check_labels",
-    "check_model",
     "check_task",
     "find_columns",
     "is_blank",
@@ -46,6 +44,9 @@ __all__ = [
 _MAX_LABELS = 1000
 _SAMPLE_ROWS = 1000
 """Columns are found in the first rows, so that `start` and the worker find the same ones whatever time they have."""
+_LONG_CHARS = 1 << 16
+_SAMPLE_CHARS = 64 << 20
+"""Of rows with long texts fewer are enough."""
 
 
 class Columns(NamedTuple):
@@ -60,16 +61,6 @@ class Example(NamedTuple):
 
     text: str
     label: str
-
-
-class ModelSource(enum.StrEnum):
-    """Where a model's weights come from."""
-
-    FOLDER = "folder"
-    CONFIG_ONLY = "config only"
-    """The weights come from nowhere: the folder has a config.json alone, and the model is trained from nothing."""
-    HUB = "hub"
-    """The weights come from the hub, which is not looked at here: that may need the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,30 +111,6 @@ def check_task(task: Task, *, budget_s: float) -> TaskSummary:
     return TaskSummary(model=model, train=train, evaluation=evaluation)
 
 
-def check_model(model: str | None) -> ModelSource:
-    """Where the weights of `model` come from. A hub id is only told from a folder, not looked up. Raises InputError for a
-    folder that holds no model.
-    """
-    if not model:
-        raise InputError("task.model is not set: name a hub id such as bert-base-chinese, or a folder with a config.json.")
-    path = Path(model)
-    if not path.exists() and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", model):
-        return ModelSource.HUB
-    if not path.is_dir():
-        raise InputError(f"There is no model folder {model}: give the folder that holds the model's config.json, or a hub id.")
-    config = path / "config.json"
-    if not config.is_file():
-        raise InputError(f"{model} has no config.json, so it is no model folder: give the one that save_pretrained wrote.")
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{config} cannot be read as JSON ({error}): copy it again from where the model came from.") from None
-    if not isinstance(content, dict) or "model_type" not in content:
-        raise InputError(f"{config} names no model_type: it is not the config.json of a transformers model.")
-    weights = any(any(path.glob(pattern)) for pattern in ("model*.safetensors", "pytorch_model*.bin"))
-    return ModelSource.FOLDER if weights else ModelSource.CONFIG_ONLY
-
-
 def check_data(
     source: str,
     *,
@@ -173,7 +140,7 @@ def check_data(
             labels[example.label] += 1
             chars[len(example.text)] += 1
             tokens[_estimate_tokens(example.text)] += 1
-        if len(labels) > _MAX_LABELS or (number % 256 == 0 and monotonic_s() > deadline_s):
+        if len(labels) > _MAX_LABELS or ((number % 256 == 0 or len(example.text) > _LONG_CHARS) and monotonic_s() > deadline_s):
             complete = False
             break
     check_labels(path, columns, labels, complete=complete, train=train is None)
@@ -257,9 +224,9 @@ def locate(source: str) -> Path:
     try:
         if path.is_file() or path.is_dir():
             return path
-        problem = f"{path} is neither a file nor a folder" if path.exists() else f"There is no {path}"
+        problem = f"{path} is neither a file nor a folder" if path.exists() else f"There is no {str(path)[:300]}"
     except OSError as error:
-        problem = f"{path} cannot be looked at: {error.strerror}"
+        problem = f"{str(path)[:300]} cannot be looked at: {error.strerror}"
     raise InputError(f"{problem}: check the path of the data{_nearest_file(path)}.")
 
 
@@ -299,7 +266,12 @@ def find_columns(path: Path, text: str | None = None, label: str | None = None) 
     """The columns of text and label: as named, or by a usual name, or by what the first rows hold. Raises InputError where
     that leaves a doubt, and for data without rows.
     """
-    sample = [row.values for row in islice(read_rows(path), _SAMPLE_ROWS)]
+    sample, left = [], _SAMPLE_CHARS
+    for row in islice(read_rows(path), _SAMPLE_ROWS):
+        sample.append(row.values)
+        left -= sum(len(value) for value in row.values.values() if isinstance(value, str | list | dict))
+        if left < 0:
+            break
     if not sample:
         raise InputError(
             f"{path} has no rows{' below the names of its columns' * names_columns_in_first_line(path)}: add some."
@@ -317,6 +289,9 @@ def find_columns(path: Path, text: str | None = None, label: str | None = None) 
         label = _find_label({name: values for name, values in seen.items() if name != text}, path)
     if text is None:
         text = _find_text({name: values for name, values in seen.items() if name != label}, path)
+    for name in (text, label):
+        if not is_text(name):
+            raise InputError(f"The name of the column {name!r} of {path} holds half a character: write it in UTF-8.")
     return Columns(text, label)
 
 

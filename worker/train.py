@@ -448,7 +448,7 @@ def _finish_gradient(training: Training, step: int, rows: Rows, weight: float, l
     if training.loss_scale != 1:
         for parameter in parameters:
             parameter.grad.mul_(1 / training.loss_scale)  # a power of two: exact
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, training.settings.clip_norm))
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, training.settings.most_norm))
     if math.isfinite(loss) and math.isfinite(norm):
         if training.settings.amp == "fp16" and training.steps_at_scale >= _STEPS_TO_DOUBLE_SCALE:
             training.loss_scale, training.steps_at_scale = training.loss_scale * 2, 0

@@ -6,13 +6,14 @@ only when it runs. Data goes to stdout, messages to stderr. What the commands do
 
 from __future__ import annotations
 
-import os
+import resource
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 import click
 
+from memsup.supervisor.cli import streams
 from memsup.supervisor.client.errors import REFUSED, RefusedError
 
 # The order of the help page. Module, and the one line on the help page (so that it need not import them all).
@@ -32,7 +33,7 @@ COMMANDS = {
     "drill": ("drill", "Rehearse a bad night on this machine in about two minutes."),
 }
 INTERRUPTED = 130
-PIPE_CLOSED = 141
+LEAST_DESCRIPTORS = 64
 
 
 class LazyGroup(click.Group):
@@ -75,23 +76,43 @@ def memsup() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code. Data is on stdout when this returns, messages are on stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that knows no "°" or "→" shows "?" and no traceback
+    streams.take_over()
+    code = _run(sys.argv[1:] if arguments is None else arguments)
+    streams.say_what_is_lost()
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Runs the command; returns the exit code, which is also true where what was printed did not get out."""
     try:
+        _check_surroundings(arguments)
         code = memsup.main(arguments, prog_name="memsup", standalone_mode=False)
-        sys.stdout.flush()
     except click.UsageError as error:
         error.show()
         return REFUSED
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:  # memsup logs | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
+    except streams.OutputLostError as error:
+        return error.code
     except Exception as error:
         return _refusal(error)
     return code if isinstance(code, int) else 0
+
+
+def _check_surroundings(arguments: Sequence[str]) -> None:
+    """Raises `RefusedError` for what no command could work with."""
+    for argument in arguments:
+        if not argument.isascii():
+            from memsup.shared.paths import is_text
+
+            if not is_text(argument):
+                raise RefusedError(f"The argument {argument!r} is not UTF-8 text: rename the file, or write it in UTF-8.")
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= descriptors < LEAST_DESCRIPTORS:
+        raise RefusedError(
+            f"Only {descriptors} files may be open at a time here, and memsup needs {LEAST_DESCRIPTORS}: "
+            "raise the limit with ulimit -n 1024."
+        )
 
 
 def _refusal(error: Exception) -> int:

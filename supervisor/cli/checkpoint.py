@@ -12,7 +12,7 @@ from memsup.checkpoint.errors import CheckpointError
 from memsup.checkpoint.folders import Info
 from memsup.shared.commands import command
 from memsup.shared.messages import RequestKind
-from memsup.shared.paths import RunPaths
+from memsup.shared.paths import RunPaths, absolute
 from memsup.shared.run_file import read_record
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.orders import DONE, NO_ANSWER, NOT_RUNNING, answer, request
@@ -51,7 +51,7 @@ def _verify(path: Path, as_json: bool) -> int:
     from memsup.checkpoint.reading import verify
 
     try:
-        info = verify(path.absolute())
+        info = verify(absolute(str(path)))
     except CheckpointError as error:
         if as_json:
             json_data({"schema": 1, "ok": False, "path": str(path), "text": str(error)})

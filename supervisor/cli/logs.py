@@ -21,6 +21,7 @@ from memsup.shared.commands import command
 from memsup.shared.run_file import read_record
 from memsup.shared.settings import parse_duration_s
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.streams import must_be_read
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.record.output import Line, Log, ledger, supervisor_log, worker_log
 from memsup.supervisor.words import printable
@@ -76,6 +77,7 @@ def logs(*, run_name: str, as_json: bool, follow: bool, lines: int | None, since
         for source in sources:
             if (rest := source.log.rest()) is not None and source.name != "events":
                 _show(Shown(0.0, source.name, rest), as_json, alone=only is not None)
+    must_be_read()
     if follow:
         message(f"Run {run_name!r} has no supervisor any more, so nothing is added.")
     return 0
@@ -169,6 +171,7 @@ def _unix_s(when: str, now: datetime) -> float:
 
 
 def _show(shown: Shown, as_json: bool, *, alone: bool) -> None:
+    must_be_read()
     if as_json:
         json_data(json_line(shown.source, shown.line))
     elif shown.source == "events":
@@ -206,7 +209,7 @@ def event_line(line: Line) -> str | None:
     text = f"{action} ({reason})" if action and reason else action or reason or ""
     step = event.get("step")
     at_step = f"step {step:,}: " if isinstance(step, int) else ""
-    return printable(f"{when}  {event.get('event', '?'):12}  {at_step}{text}" + (f" → {result}" if result else ""))
+    return printable(f"{when}  {event.get('event', '?')!s:12}  {at_step}{text}" + (f" → {result}" if result else ""))
 
 
 def json_line(source: str, line: Line) -> dict[str, Any]:

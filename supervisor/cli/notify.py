@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import time
-from pathlib import Path
 
 import click
 
@@ -26,19 +25,13 @@ def notify(run_name: str, as_json: bool, test: bool, flags: tuple[str, ...]) -> 
 
     The settings are those that a run started here would have. Exit code: 0 all reached, 1 not, 2 nothing to send to.
     """
-    from memsup.shared.loading import load, user_settings_file
+    from memsup.supervisor.client.preparing import load_settings
     from memsup.supervisor.tell.messenger import Messenger
     from memsup.supervisor.tell.policy import trial_notice
 
     if not test:
         raise RefusedError("Say memsup notify --test to send a test message.")
-    job_file = Path("memsup.toml")
-    loaded = load(
-        job_file=job_file if job_file.is_file() else None,
-        flags=flags,
-        environment=os.environ,
-        user_file=user_settings_file(),
-    )
+    loaded = load_settings(demo=False, tier=None, assignments=flags, environment=os.environ)
     wanted = loaded.settings.notify
     if not wanted.urls and not wanted.ping_url:
         raise RefusedError(

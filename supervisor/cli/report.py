@@ -11,6 +11,7 @@ import click
 from memsup.shared.commands import command
 from memsup.shared.files import replace_file
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.streams import must_be_read
 from memsup.supervisor.client.contact import observe
 from memsup.supervisor.client.errors import RefusedError
 
@@ -43,6 +44,7 @@ def report(run_name: str, as_json: bool, output: str | None) -> int:
     html = page(material, reckoned)
     if output == "-":
         data(html)
+        must_be_read()
         return 0
     file = Path(output) if output else paths.state / "report.html"
     try:

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from memsup.shared.commands import command as typed
-from memsup.shared.paths import RunPaths
+from memsup.shared.paths import RunPaths, current_folder
 from memsup.shared.record import MemoryEstimate, RunRecord
 from memsup.shared.run_file import new_run_id, read_record
 from memsup.shared.status import RunState, Status, Wanted, encode_status
@@ -197,7 +197,7 @@ def _new_record(paths: RunPaths, plan: Plan) -> RunRecord:
         settings=plan.settings,
         estimate=_memory_estimate(plan),
         command=plan.command,
-        command_folder=str(Path.cwd()) if plan.command else None,
+        command_folder=str(current_folder()) if plan.command else None,
     )
 
 

@@ -11,6 +11,7 @@ from memsup.shared.commands import command
 from memsup.shared.status import OVER, RunState, Status, encode_status
 from memsup.supervisor.cli.options import colour, data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import picture
+from memsup.supervisor.cli.streams import must_be_read
 from memsup.supervisor.client.contact import observe
 
 ALIVE, ATTENTION, STOPPED, UNKNOWN = 0, 1, 3, 4
@@ -62,7 +63,7 @@ def _watch(run_name: str, found: Status, as_json: bool) -> Status:
     if not moving:
         while True:
             _print(found, as_json)
-            sys.stdout.flush()
+            must_be_read()
             if found.state in OVER:
                 return found
             time.sleep(WATCH_EVERY_S if as_json else WATCH_LOG_EVERY_S)

@@ -19,6 +19,7 @@ import msgspec
 
 from memsup.shared.commands import command
 from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
+from memsup.shared.files import UnreadableError, read_document
 from memsup.shared.messages import BadFrameError, Reply, Request, RequestKind, decode_reply, encode
 from memsup.shared.paths import RunPaths, open_private
 from memsup.shared.status import OVER, RunState, Status, Trouble, TroubleKind, Wanted, decode_status
@@ -119,7 +120,7 @@ class Contact:
 
     def is_held(self) -> bool:
         """Whether a supervisor holds the run's lock. Raises `PathError`."""
-        if self._state_fd is None and self._paths.state.exists():
+        if self._state_fd is None and os.path.exists(self._paths.state):
             self._state_fd = open_private(self._paths.state)
         return self._state_fd is not None and is_taken(self._state_fd)
 
@@ -161,7 +162,7 @@ class Contact:
     def _is_listening(self) -> bool:
         """Whether somebody accepts connections at the control socket; a socket left by the dead refuses."""
         if self._sockets is None:
-            if not self._paths.runtime.exists():
+            if not os.path.exists(self._paths.runtime):
                 return False
             self._sockets = SocketFolder(self._paths)
         try:
@@ -248,8 +249,8 @@ def _written(paths: RunPaths, record: RunRecord | None) -> Status | None:
     if record is None:
         return None
     try:
-        status = decode_status(paths.status.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        status = read_document(paths.status, decode_status)
+    except (FileNotFoundError, UnreadableError):
         status = None
     if status is None or status.run_id != record.run_id:
         return Status(run=record.run, run_id=record.run_id, state=RunState.STARTING, wanted=record.wanted, tier=record.tier)

@@ -6,21 +6,20 @@ training; only limits and the rhythm of checkpoints are taken over. Raises the s
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import struct
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from memsup.shared.files import UnreadableError
 from memsup.shared.loading import Loaded, load, user_settings_file
-from memsup.shared.paths import RunPaths
+from memsup.shared.model_folder import WEIGHTS, ModelSource, parameters, read_config
+from memsup.shared.paths import RunPaths, current_folder
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings, Share, keys
-from memsup.shared.task_data import ModelSource, TaskSummary, check_task
+from memsup.shared.task_data import TaskSummary, check_task
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.estimate import Shape, shape_of
@@ -36,8 +35,6 @@ GPU_BUDGET_S = 10.0
 """A driver that nobody has open takes seconds to wake, and the tier depends on what it says; where there is none, the answer is
 there in a fraction of a second."""
 AS_CREATED = "as the run was created"
-MOST_HEADER_BYTES = 100_000_000
-"""The longest header that safetensors itself allows."""
 CHECKPOINT_SHARES = 3
 """A checkpoint holds the weights and two moments of Adam for each."""
 
@@ -72,8 +69,8 @@ def job_file(*, demo: bool) -> Path | None:
         import memsup.shared
 
         return Path(memsup.shared.__file__).parent / "demo" / JOB_FILE
-    here = Path.cwd() / JOB_FILE
-    return here if here.is_file() else None
+    here = current_folder() / JOB_FILE
+    return here if os.path.lexists(here) else None
 
 
 def load_settings(*, demo: bool, tier: str | None, assignments: Sequence[str], environment: Mapping[str, str]) -> Loaded:
@@ -97,12 +94,14 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan
     settings = loaded.settings
     if command is None and settings.task.model is None and settings.task.train is None and job_file(demo=False) is None:
         raise RefusedError(
-            f"There is no {JOB_FILE} in {Path.cwd()} and no task in the settings. Go on with one of:\n"
+            f"There is no {JOB_FILE} in {current_folder()} and no task in the settings. Go on with one of:\n"
             "  memsup start --demo                                        the built-in job, from anywhere\n"
             "  memsup start --set task.model=MODEL --set task.train=FILE  your model and your data\n"
             "  memsup start -- python train.py                            a training command of your own"
         )
     task = None if command else check_task(settings.task, budget_s=DATA_BUDGET_S)
+    if command is None:
+        _check_folder(settings)
     if settings.checkpoint.resume_from:
         _check_resume(Path(settings.checkpoint.resume_from))
     machine = look_around(paths.state, settings)
@@ -119,6 +118,8 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: 
             f"Run {record.run!r} exists and runs {had}. Choose another name with --run, or begin anew with --fresh."
         )
     settings, taken, kept = merge(record.settings, loaded)
+    if record.command is None:
+        _check_folder(settings)
     task = None if record.command else check_task(settings.task, budget_s=DATA_BUDGET_S)
     machine = look_around(paths.state, settings)
     shape = None if record.command else model_shape(settings.task.model, task)
@@ -172,6 +173,21 @@ def _origins(settings: Settings, taken: Sequence[Difference]) -> dict[str, str]:
     return dict.fromkeys(differs, AS_CREATED) | {difference.key: difference.origin for difference in taken}
 
 
+def _check_folder(settings: Settings) -> None:
+    """Raises `RefusedError` where `checkpoint.folder` neither is a folder into which this user can write nor can become one."""
+    if settings.checkpoint.folder is None:
+        return
+    folder = Path(settings.checkpoint.folder)
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    problem = None
+    if not there.is_dir():
+        problem = f"{there} is no folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        problem = f"you may not write into {there}"
+    if problem:
+        raise RefusedError(f"checkpoint.folder = {folder} cannot be used: {problem}. Choose another one.")
+
+
 def _check_resume(folder: Path) -> None:
     from memsup.checkpoint.errors import CheckpointError
     from memsup.checkpoint.reading import verify
@@ -205,27 +221,17 @@ def model_shape(model: str | None, task: TaskSummary | None = None) -> Shape | N
     """The model's numbers, of which headers are read and no weights. Returns None where its folder does not tell them."""
     folder = Path(model or "")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        weights = sum(_parameters(file) for file in folder.glob("model*.safetensors")) or None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error):
+        config = read_config(folder)
+        weights = parameters(folder) or None
+    except (OSError, UnreadableError):
         return None  # whether it can be used is for the worker to say
     return shape_of(config, weights, labels=len(task.train.labels) if task else 2) if isinstance(config, dict) else None
-
-
-def _parameters(file: Path) -> int:
-    """How many parameters a safetensors file holds: eight bytes give the length of a JSON header, which gives each tensor's
-    shape. Raises what `model_shape` catches.
-    """
-    with file.open("rb") as content:
-        (length,) = struct.unpack("<Q", content.read(8))
-        header = json.loads(content.read(min(length, MOST_HEADER_BYTES)))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def _weights_bytes(model: str | None) -> int:
     folder = Path(model or "")
     try:
-        for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+        for pattern in WEIGHTS:
             sizes = [os.stat(file).st_size for file in folder.glob(pattern)]
             if sizes:
                 return sum(sizes)

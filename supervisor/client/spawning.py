@@ -38,7 +38,7 @@ def only_start(paths: RunPaths) -> Iterator[None]:
     for folder in folders:
         if os.path.lexists(folder):
             check_private(folder)
-    missing = [folder for folder in folders if not folder.exists()]
+    missing = [folder for folder in folders if not os.path.exists(folder)]
     try:
         prepare(paths)
         fd = open_private(paths.runtime)
@@ -147,7 +147,7 @@ def environment(paths: RunPaths) -> dict[str, str]:
 
 
 def _open_log(paths: RunPaths) -> int:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         return os.open(paths.supervisor_log, flags, 0o600)
     except OSError as error:

@@ -143,8 +143,7 @@ def _specifiers(text: str) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Answers `ExecCondition`: 0 lets the start go on, 1 leaves the unit alone, which is no failure."""
-    import msgspec
-
+    from memsup.shared.files import UnreadableError, read_document
     from memsup.shared.paths import PathError, run_paths
     from memsup.shared.record import RecordError
     from memsup.shared.run_file import read_record
@@ -153,11 +152,11 @@ def main(arguments: Sequence[str]) -> int:
     try:
         paths = run_paths(arguments[0])
         record = read_record(paths.record)
-        status = decode_status(paths.status.read_bytes()) if paths.status.is_file() else None
+        status = read_document(paths.status, decode_status)
     except (PathError, RecordError) as error:
         print(error, file=sys.stderr)
         return 1
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, UnreadableError):
         status = None
     return 0 if is_wanted(record, status) else 1
 

@@ -23,6 +23,8 @@ BLOCK_NUMBERS = 1 << 20
 """The worker (`compute/attention.py`) computes so many numbers of attention's matrices at a time, or one head's if that has
 more."""
 LENGTH_STEP = 32
+MOST_NUMBER = 1 << 40
+"""A config's number counts as this at most. No machine has room for such a model, and what is computed of it stays finite."""
 
 
 class Constants(NamedTuple):
@@ -96,7 +98,7 @@ def shape_of(config: Mapping[str, Any], weights: int | None, labels: int) -> Sha
         weights = (vocabulary + (positions or 0) + kinds) * hidden + 2 * hidden + layers * layer
         weights += hidden * hidden + hidden + (hidden + 1) * labels  # the pooler and the classifier
     return Shape(
-        parameters=weights,
+        parameters=min(weights, MOST_NUMBER**2),
         embeddings=vocabulary * hidden,
         layers=layers,
         hidden=hidden,
@@ -118,7 +120,7 @@ _NAMES = (
 
 def _number(config: Mapping[str, Any], *names: str) -> int | None:
     found = (config[name] for name in names if name in config)
-    return next((value for value in found if isinstance(value, int) and value > 0), None)
+    return next((min(value, MOST_NUMBER) for value in found if isinstance(value, int) and value > 0), None)
 
 
 def estimate(

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import msgspec
 
+from memsup.shared.files import open_regular
 from memsup.supervisor.decide.readings import GpuReading, MemoryReading, TemperatureReading, limit_c
 
 BLOCK_BYTES = 512
@@ -273,7 +274,7 @@ def _mib(size_bytes: int | None) -> int | None:
 
 def _content(path: Path) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd, _ = open_regular(path, follow_links=False)
     except OSError:
         return b""
     with os.fdopen(fd, "rb") as file:

@@ -4,16 +4,20 @@ checkpoint. Nothing here raises for what is missing or damaged. Its worker, if o
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
 
 from memsup.checkpoint.folders import Info
 from memsup.checkpoint.store import Store
+from memsup.shared.files import UnreadableError, read_document
 from memsup.shared.messages import CheckpointNote
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.supervisor.decide.run.restarts import Budget
+
+_budget = msgspec.json.Decoder(Budget)
 
 
 def read_budget(file: Path) -> Budget:
@@ -21,8 +25,8 @@ def read_budget(file: Path) -> Budget:
     times too often.
     """
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Budget)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return read_document(file, _budget.decode)
+    except (FileNotFoundError, UnreadableError):
         return Budget()
 
 
@@ -39,7 +43,7 @@ def newest_checkpoint(paths: RunPaths, record: RunRecord) -> Info | None:
     there is none.
     """
     folder = checkpoint_folder(paths, record)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return None
     return next((info for info in Store(folder).list() if info.problem is None), None)  # the newest comes first
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from memsup.shared.files import open_regular
 from memsup.shared.log import words
 from memsup.shared.paths import RunPaths
 from memsup.supervisor.kernel.output_pump import AFTER_HEAD, LEFT_OUT, earlier, end_file
@@ -27,6 +28,8 @@ from memsup.supervisor.words import size
 PIECE_BYTES = 64 * 1024
 LONGEST_LINE_BYTES = 256 * 1024
 """A longer line is cut into pieces of this length: a program that never ends its line must not fill our memory."""
+LAST_SECOND = 4_102_444_800.0
+"""The year 2100 in Unix seconds. What claims to be later is garbage."""
 _OLD_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[,.]\d{3}")
 
 
@@ -58,13 +61,13 @@ def ledger_line(line: bytes) -> Line:
     """A line of the ledger; a power cut may have left half of one at the end."""
     fields = _fields(line)
     at = (fields or {}).get("at")
-    return Line(float(at) if isinstance(at, int | float) else None, "", fields)
+    return Line(at if isinstance(at, int | float) and 0 <= at < LAST_SECOND else None, "", fields)
 
 
 def _fields(line: bytes) -> dict[str, Any] | None:
     try:
         fields = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return fields if isinstance(fields, dict) else None
 
@@ -123,7 +126,7 @@ class Tail:
     def _open(self) -> tuple[int, int] | None:
         """The file and its size; begins anew where it is another one or has become shorter."""
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            fd, _ = open_regular(self.path, follow_links=False)
         except OSError:
             return None
         found = os.fstat(fd)

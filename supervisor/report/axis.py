@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from memsup.supervisor.record.history import Point
 from memsup.supervisor.record.ledger import Entry
-from memsup.supervisor.report.gather import LAST_SECOND
+from memsup.supervisor.record.output import LAST_SECOND
 
 LONGEST_SLEEP_S = 7 * 86400.0
 """A wall clock that ran further ahead than this within one boot was set; nobody slept."""

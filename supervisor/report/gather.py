@@ -16,6 +16,7 @@ import msgspec
 
 from memsup.checkpoint.folders import Info
 from memsup.checkpoint.store import Store
+from memsup.shared.files import open_regular
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RecordError, RunRecord
 from memsup.shared.run_file import read_record
@@ -23,13 +24,14 @@ from memsup.shared.status import Status
 from memsup.supervisor.record.earlier_life import checkpoint_folder
 from memsup.supervisor.record.history import MOST_LINE_BYTES, Point, read_points
 from memsup.supervisor.record.ledger import Entry, read_entry
+from memsup.supervisor.record.output import LAST_SECOND
 from memsup.supervisor.record.rotation import parts_of
 from memsup.supervisor.words import plural
 
 MOST_ENTRIES = 50_000
 """So many of the ledger's newest lines are looked at: months of an eventful run."""
-LAST_SECOND = 4_102_444_800.0
-"""The year 2100 in Unix seconds. What claims to be later is garbage."""
+MOST_FILE_BYTES = 256 << 20
+"""So many of a file's last bytes are looked at: a history of ten months."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,19 +96,20 @@ def _is_sane(at: float, mono: float) -> bool:
 
 
 def _lines(file: Path) -> Iterator[bytes]:
-    """The file's lines, in bounded memory; one that is too long comes in pieces, which nobody can decode. Follows no link."""
+    """The file's newest lines, in bounded memory; one too long comes in pieces, which nobody can decode. Follows no link."""
     try:
-        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd, size_bytes = open_regular(file, follow_links=False)
     except OSError:
         return
     with os.fdopen(fd, "rb") as lines:
+        lines.seek(max(0, size_bytes - MOST_FILE_BYTES))
         while line := lines.readline(MOST_LINE_BYTES):
             yield line
 
 
 def _checkpoints(paths: RunPaths, record: RunRecord | None, unreadable: list[str]) -> list[Info]:
     folder = checkpoint_folder(paths, record)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return []
     try:
         return list(Store(folder).list())

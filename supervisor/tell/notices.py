@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from memsup.shared.clock import monotonic_s, unix_s
+from memsup.shared.files import UnreadableError, read_document
 from memsup.shared.settings import Notify
 from memsup.shared.status import Status
 from memsup.supervisor.decide.events import By, Event
@@ -74,9 +75,12 @@ def _line(sent: Sent, result: str) -> Record:
     return Record(event=Event.MESSAGE, reason=sent.text, result=result, by=By.SUPERVISOR, delivered=sent.ok)
 
 
+_told = msgspec.json.Decoder(Told)
+
+
 def _read_told(file: Path) -> Told:
     """What was told before. Where the file is missing or damaged it is nothing: at worst something is told a second time."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Told)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return read_document(file, _told.decode)
+    except (FileNotFoundError, UnreadableError):
         return Told()

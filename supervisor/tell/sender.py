@@ -53,7 +53,7 @@ def addresses(specs: list[str], environment: Mapping[str, str]) -> list[str]:
 def _file(path: str) -> list[str]:
     """The addresses in a file: one a line, and `#` begins a comment. Raises `AddressError`."""
     try:
-        fd = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would keep us waiting
         with os.fdopen(fd, encoding="utf-8") as file:
             if os.fstat(fd).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise AddressError(f"{path} can be read by others. Close it with: chmod 600 '{path}'")

@@ -13,9 +13,10 @@ from kit import ROOT
 
 import memsup.shared
 from memsup.shared.loading import load
+from memsup.shared.model_folder import ModelSource
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
-from memsup.shared.task_data import ModelSource, check_task
+from memsup.shared.task_data import check_task
 
 DEMO = Path(memsup.shared.__file__).parent / "demo"
 

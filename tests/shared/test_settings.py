@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsup.shared.loading import load
-from memsup.shared.record import RunRecord
+from memsup.shared.record import RunRecord, encode_record
 from memsup.shared.run_file import read_record, write_record
 from memsup.shared.settings import Settings, SettingsError, Share, keys, parse_duration_s, parse_size
 from memsup.shared.status import Wanted
@@ -50,6 +51,7 @@ def test_every_key_can_be_written_as_a_variable() -> None:
 SAMPLE = {
     "tier": "low",
     "task.kind": "text-classification",
+    "training.device": "cuda:1",
     "training.amp": "bf16",
     "training.gradient_checkpointing": "true",
     "training.optimizer_on_host": "true",
@@ -62,6 +64,17 @@ SAMPLE = {
     "recovery.after_power_loss": "ask",
     "training.max_length": "128",
 }
+
+
+RECORD = RunRecord(
+    run="r",
+    run_id="0123456789ab",
+    created_unix_s=0.0,
+    wanted=Wanted.RUNNING,
+    tier="full",
+    tier_reason="there is plenty",
+    settings=Settings(),
+)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +159,48 @@ def test_any_text_is_a_duration_or_a_plain_error(text: str) -> None:
     assert value is None or value > 0
 
 
+ODD = [
+    "inf",
+    "-inf",
+    "nan",
+    "1e300",
+    "1e-320",
+    "9" * 5000,
+    "0x10",
+    "-1",
+    "0",
+    "1_000",
+    "\udcff",
+    "\ud800",
+    "\0",
+    "auto",
+    "off",
+    "",
+    "%",
+]
+
+
+@given(st.dictionaries(st.sampled_from(sorted(keys())), st.sampled_from([*ODD, *SAMPLE.values()]) | st.text(max_size=12)))
+def test_whatever_settings_are_accepted_are_read_again_as_they_were(values: dict[str, str]) -> None:
+    """Infinity was written as null, which no command could read again; half a character could not be written at all."""
+    for written in [values, *({name: value} for name, value in values.items())]:
+        try:
+            settings = load_flags(*(f"{name}={value}" for name, value in written.items())).settings
+        except SettingsError:
+            continue
+        record = msgspec.structs.replace(RECORD, settings=settings)
+        assert msgspec.json.decode(encode_record(record), type=RunRecord) == record
+
+
+def test_no_clipping_is_spelt_off() -> None:
+    assert load_flags().settings.training.most_norm == 1.0
+    assert load_flags("training.clip_norm=off").settings.training.most_norm == math.inf
+    assert load_flags("training.clip_norm=0.5").settings.training.most_norm == 0.5
+    for spelt in ("inf", "none", "0", "-1", "nan", "1e31"):
+        with pytest.raises(SettingsError, match="write a number above 0, or off for no clipping"):
+            load_flags(f"training.clip_norm={spelt}")
+
+
 def test_a_value_is_put_where_it_is_read() -> None:
     """Every key finds its own field: what is put there is there, and every other field is as it was."""
     for name, key in keys().items():
@@ -176,19 +231,10 @@ def test_a_run_of_before_with_a_setting_that_is_gone_is_still_read_and_the_setti
 ) -> None:
     """`training.loader_processes` was written into every `run.json`, and read by nobody."""
     file = tmp_path / "run.json"
-    record = RunRecord(
-        run="r",
-        run_id="0123456789ab",
-        created_unix_s=0.0,
-        wanted=Wanted.RUNNING,
-        tier="full",
-        tier_reason="there is plenty",
-        settings=Settings(),
-    )
-    write_record(file, record)
+    write_record(file, RECORD)
     document = msgspec.json.decode(file.read_bytes())
     document["settings"]["training"]["loader_processes"] = 0
     file.write_bytes(msgspec.json.encode(document))
-    assert read_record(file) == record
+    assert read_record(file) == RECORD
     with pytest.raises(SettingsError, match="loader_processes"):
         load_flags("training.loader_processes=2")

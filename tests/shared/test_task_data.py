@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given
 
 from memsup.shared import rows as rows_module
+from memsup.shared import task_data as task_data_module
+from memsup.shared.model_folder import ModelSource, check_model
 from memsup.shared.rows import read_rows
 from memsup.shared.settings import Task
 from memsup.shared.task_data import (
     Columns,
     InputError,
-    ModelSource,
     check_data,
     check_labels,
-    check_model,
     check_task,
     find_columns,
     locate,
@@ -295,6 +295,22 @@ def test_the_first_rows_of_a_sorted_file_are_not_taken_for_all(tmp_path: Path) -
     assert not hurried.complete
     assert hurried.labels == {"0": 256}
     assert check_data(str(file), budget_s=60).labels == {"0": 5000, "1": 5000}
+
+
+def test_a_columns_name_is_text_and_there_are_not_too_many(tmp_path: Path) -> None:
+    """Half a character could not be written down, and a line of nothing but commas is a gigabyte of columns."""
+    rows = "".join(f'{{"text": "some words {n}", "\\ud800": "{n % 2}"}}\n' for n in range(40))
+    assert "'\\ud800'" in sentence(write(tmp_path, "half.jsonl", rows))
+    assert "has 5,001 columns" in sentence(write(tmp_path, "wide.csv", "," * 5000 + "\n"))
+
+
+def test_long_rows_are_not_all_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand rows of 16 MiB would be the whole memory of the machine."""
+    monkeypatch.setattr(task_data_module, "_SAMPLE_CHARS", 10_000)
+    long = write(
+        tmp_path, "long.csv", "text,label\n" + "".join(f"{'x' * 1000},{n % 2}\n" for n in range(100)) + '"never closed'
+    )
+    assert find_columns(long) == Columns("text", "label")
 
 
 def test_evaluation_data_may_know_no_other_labels(tmp_path: Path) -> None:

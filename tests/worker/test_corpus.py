@@ -30,7 +30,7 @@ from memsup.shared.settings import Settings
 from memsup.shared.task_data import InputError
 from memsup.worker.tasks import Prepared, find_task
 from memsup.worker.tasks.characters import SPECIAL_TOKENS, character_vocabulary, write_tokenizer
-from memsup.worker.tasks.classification import refuse_mixing
+from memsup.worker.tasks.classification import _load_config, refuse_mixing
 from memsup.worker.tasks.corpus import Corpus, Rows, _write_tokens, hold_out, open_corpus
 
 POSITIVE = [
@@ -565,6 +565,19 @@ def long_texts(folder: Path) -> Path:
     file = folder / "long.csv"
     file.write_text("text,label\n" + "".join(f"{'好坏'[n % 2] * 300}{n},{n % 2}\n" for n in range(16)), encoding="utf-8")
     return file
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation", "_attn_implementation_internal"])
+@pytest.mark.parametrize("wanted", ["somebody/kernel", "flash_attention_2", {"": "somebody/kernel"}, "no_such"])
+def test_a_models_folder_does_not_say_which_code_computes_attention(key: str, wanted: object, tmp_path: Path) -> None:
+    """A library that believed it would look for a kernel of that name at the hub, fetch and run it."""
+    folder = model_folder(tmp_path / "model")
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: wanted}))
+    config = _load_config(str(folder))
+    assert config._attn_implementation is None
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_a_model_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:

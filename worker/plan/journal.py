@@ -15,9 +15,12 @@ from typing import Any
 import msgspec
 
 from memsup.shared.clock import unix_s
-from memsup.shared.files import append_whole
+from memsup.shared.files import append_whole, read_small
 from memsup.shared.log import log
 from memsup.worker.plan.entry import Entry, appended, in_force
+
+_MOST_BYTES = 256 << 20
+"""A million changes of plan."""
 
 
 class Plan:
@@ -84,7 +87,7 @@ def read_journal(file: Path) -> tuple[list[Entry], list[str]]:
     end, as after a power cut, is cut off.
     """
     try:
-        content = file.read_bytes()
+        content = read_small(file, _MOST_BYTES)
     except FileNotFoundError:
         return [], []
     *lines, torn = content.split(b"\n")
@@ -96,6 +99,6 @@ def read_journal(file: Path) -> tuple[list[Entry], list[str]]:
     for number, line in enumerate(lines, start=1):
         try:
             entries.append(msgspec.json.decode(line, type=Entry))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             damage.append(f"{file}, line {number} is unreadable and skipped: {error}.")
     return entries, damage

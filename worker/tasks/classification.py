@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,12 @@ import transformers
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from memsup.shared.files import read_small
 from memsup.shared.log import log
+from memsup.shared.model_folder import MOST_TEXT_BYTES, ModelSource, check_model
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
-from memsup.shared.task_data import InputError, ModelSource, check_model
+from memsup.shared.task_data import InputError
 from memsup.worker.memory import is_out_of_memory
 from memsup.worker.tasks import Boundary, Examples, Prepared
 from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
@@ -31,6 +34,8 @@ from memsup.worker.tasks.corpus import Corpus, Rows, Source, open_corpus
 _CHARS_A_TOKEN = 100
 """No tokenizer makes longer tokens of text; what lies further behind the cut is not worth its memory."""
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+_OWN_ATTENTION = ("sdpa", "eager")
+"""The ways to compute attention that are in torch and transformers themselves."""
 _POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm"}
 _POSITIONS_AFTER_PADDING |= {"xlm-roberta", "xlm-roberta-xl", "xmod"}
 """Models whose first positions belong to padding, so that they take fewer tokens than they have positions."""
@@ -126,7 +131,7 @@ class TextClassification:
         task, training = settings.task, settings.training
         kind = check_model(task.model) if checkpoint is None else ModelSource.FOLDER
         origin = str(checkpoint or task.model)
-        config = _from_pretrained(transformers.AutoConfig, origin)
+        config = _load_config(origin)
         tokenizer = _load_tokenizer(origin, kind)
         max_length = _max_length(training.max_length, config, tokenizer)
 
@@ -197,11 +202,16 @@ def _load_tokenizer(origin: str, kind: ModelSource) -> Any | None:
 
 
 def _tokenizer_name(model: str) -> str:
-    """A name that changes when a folder's tokenizer, or the settings it is made by, change. A hub id stands for itself."""
+    """A name that changes when a folder's tokenizer, or the settings it is made by, change. A hub id stands for itself. Raises
+    InputError.
+    """
     digest = hashlib.blake2b(model.encode(), digest_size=16)
     for pattern in ("config.json", "tokenizer_config.json", *_TOKENIZER_FILES):
         for file in sorted(Path(model).glob(pattern)):
-            digest.update(file.name.encode() + file.read_bytes())
+            try:
+                digest.update(os.fsencode(file.name) + read_small(file, MOST_TEXT_BYTES))
+            except OSError as error:
+                raise InputError(f"{file} cannot be read: {error.strerror}: copy it again.") from None
     return digest.hexdigest()
 
 
@@ -244,6 +254,16 @@ def _give_labels(config: Any, labels: list[str]) -> NDArray[np.int64]:
     config.id2label = {place: name for name, place in sorted(config.label2id.items(), key=lambda item: item[1])}
     config.problem_type = "single_label_classification"
     return np.array(places, np.int64)
+
+
+def _load_config(origin: str) -> Any:
+    """The model's configuration. Which code computes attention is not for a model's folder to say: it might name a kernel at a
+    hub, which transformers would fetch and run. Raises InputError.
+    """
+    config = _from_pretrained(transformers.AutoConfig, origin)
+    if config._attn_implementation not in _OWN_ATTENTION:
+        config._attn_implementation = None  # of its model too if it has several; transformers then takes the first that it can
+    return config
 
 
 def _load_model(origin: str, kind: ModelSource, config: Any, tokenizer: Any, seed: int) -> tuple[Any, str]:

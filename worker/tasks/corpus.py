@@ -31,7 +31,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from memsup.shared.files import flush_folder, replace_file
+from memsup.shared.files import UnreadableError, flush_folder, open_regular, read_document, replace_file
 from memsup.shared.task_data import (
     Columns,
     Example,
@@ -116,6 +116,9 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, _FileNote]
 
 
+_notes = msgspec.json.Decoder(_Note)
+
+
 class Rows:
     """Some rows of a corpus, numbered from 0. Backed by mapped files."""
 
@@ -198,8 +201,9 @@ def _identity(path: Path) -> list[object]:
     seen: list[object] = []
     for file in files:
         try:
-            with file.open("rb") as content:
-                facts = file.stat()
+            fd, _ = open_regular(file)
+            with os.fdopen(fd, "rb") as content:
+                facts = os.fstat(fd)
                 head = content.read(1 << 20)
                 content.seek(max(0, facts.st_size - (1 << 20)))
                 seen.append([str(file), facts.st_size, facts.st_mtime_ns, _digest(head + content.read(1 << 20))])
@@ -228,11 +232,11 @@ def _token_type(vocabulary_size: int) -> type[np.uint16] | type[np.uint32]:
 def _whole(folder: Path, source: Source, boundary: Boundary) -> _Note | None:
     """The note of a corpus whose files are all as they were written. None means that there is no such corpus."""
     try:
-        note = msgspec.json.decode((folder / "corpus.json").read_bytes(), type=_Note)
+        note = read_document(folder / "corpus.json", _notes.decode)
         fits = note.format == _FORMAT and note.source == source
         if fits and all(_file_note(folder / name, boundary) == seen for name, seen in note.files.items()):
             return note
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, UnreadableError):
         pass
     return None
 
@@ -240,7 +244,8 @@ def _whole(folder: Path, source: Source, boundary: Boundary) -> _Note | None:
 def _file_note(file: Path, boundary: Boundary) -> _FileNote:
     digest = hashlib.blake2b(digest_size=16)
     size = 0
-    with file.open("rb") as content:
+    fd, _ = open_regular(file)
+    with os.fdopen(fd, "rb") as content:
         while chunk := content.read(_HASHED_BYTES):
             digest.update(chunk)
             size += len(chunk)

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import pynvml  # type: ignore[import-untyped]
 
-from memsup.shared.files import replace_file
+from memsup.shared.files import UnreadableError, read_document, replace_file
 from memsup.supervisor.sense.gpu.frames import Cap, Capped
 
 _SAME_MW = 1000
@@ -156,13 +156,16 @@ def _is_ours(now_mw: int, lowered: Lowered) -> bool:
     return any(abs(now_mw - ours_mw) <= _SAME_MW for ours_mw in lowered.ours_mw)
 
 
+_record = msgspec.json.Decoder(Record)
+
+
 def _read(file: Path) -> Record:
     boot = _text("/proc/sys/kernel/random/boot_id")
     try:
-        record = msgspec.json.decode(file.read_bytes(), type=Record)
+        record = read_document(file, _record.decode)
         if record.boot == boot:
             return record
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, UnreadableError):
         pass
     return Record(boot=boot)
 

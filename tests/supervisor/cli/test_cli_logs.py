@@ -57,6 +57,29 @@ def a_night() -> Path:
     return paths.state
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"at":1e300,"event":"x"}',
+        b'{"at":' + b"9" * 400 + b',"event":"x"}',
+        b'{"at":-1,"event":"x"}',
+        b'{"at":253402300800,"event":"x"}',
+        b'{"at":5,"event":{"a":1},"step":' + b"9" * 400 + b"}",
+        b'{"at":5,"event":null,"action":[1],"reason":{},"result":7}',
+        b"[" * 5000,
+    ],
+)
+def test_an_absurd_line_of_the_ledger_breaks_nothing(line: bytes) -> None:
+    """Found by hand and by changed documents: a date beyond all calendars, what is no text, nesting without end."""
+    paths = a_run()
+    paths.ledger.write_bytes(b'{"at":1700000000,"event":"before"}\n' + line + b'\n{"at":1700000001,"event":"after"}\n')
+    done = memsup("logs", "--events")
+    assert done.returncode == 0, done
+    assert "before" in done.stdout
+    assert "after" in done.stdout
+    assert memsup("logs", "--json", "--since", "2020-01-01").returncode == 0
+
+
 def test_all_logs_are_one_stream_in_time_order() -> None:
     """Each line with its time and where it comes from; the last lines are the last of all, not of each."""
     a_night()

@@ -50,7 +50,7 @@ def test_help_imports_nothing_but_click() -> None:
     assert "click" in modules
     assert not modules & (HEAVY | {"zmq", "msgspec", "platformdirs", "subprocess", "tomllib"})
     own = {name for name in modules if name.startswith("memsup.")}
-    assert own == {f"memsup.supervisor{name}" for name in ("", ".cli", ".client", ".client.errors")}
+    assert own == {f"memsup.supervisor{name}" for name in ("", ".cli", ".cli.streams", ".client", ".client.errors")}
 
 
 def test_status_imports_no_heavy_library() -> None:
