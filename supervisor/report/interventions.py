@@ -185,7 +185,7 @@ def _death(base: Intervention, entry: Entry, later: Sequence[Placed], step_s: fl
     ends = next(
         ((x, e) for x, e in later if e.boot == entry.boot and e.event in (Event.RECOVERED, Event.DEATH, Event.END)), None
     )
-    again = ends is not None and ends[1].event is Event.RECOVERED
+    again = entry.again is not False and ends is not None and ends[1].event is Event.RECOVERED
     redone, until = 0, ends[0] if ends else None
     if again and ends is not None and entry.step is not None and ends[1].step is not None:
         redone = max(0, entry.step - ends[1].step)
@@ -193,8 +193,9 @@ def _death(base: Intervention, entry: Entry, later: Sequence[Placed], step_s: fl
     if cost_s is not None and redone and step_s is not None:
         cost_s += redone * step_s
     parts = [smaller, f"{plural(redone, 'step')} done again" if redone else None]
-    if again:
-        parts.insert(0, f"training again after {duration(_lasted(base.x, until))}")
+    if again and ends is not None:
+        does = "running" if ends[1].step is None else "training"  # a command has no steps
+        parts.insert(0, f"{does} again after {duration(_lasted(base.x, until))}")
     return replace(
         base,
         what=base.what or "the worker ended",
