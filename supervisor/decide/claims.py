@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from memsup.supervisor.words import command, plural, size
+from memsup.shared.commands import command
+from memsup.supervisor.words import plural, size
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

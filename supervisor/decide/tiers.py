@@ -115,8 +115,8 @@ class Resolution:
 def resolve(
     settings: Settings, origins: Mapping[str, str], machine: Machine, shape: Shape | None = None, beside: Beside = ALONE
 ) -> Resolution:
-    """What `settings` mean on `machine`, `beside` other runs. `origins` tells where each key was set; `shape` is the model's. It
-    is None where that is not known before the model is loaded. Raises `SettingsError`.
+    """What `settings` mean on `machine`, `beside` other runs. `origins` tells where each key was set; `shape` is the model's.
+    It is None where that is not known before the model is loaded. Raises `SettingsError`.
     """
     gpu = deciding_gpu(settings, machine)
     earned, earned_reason = earned_tier(machine, gpu)
