@@ -9,8 +9,11 @@ from __future__ import annotations
 import re
 
 import click
+import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.cli_process import a_run, control_server, memsup
 
 from memsup.shared.messages import Phase
 from memsup.shared.readings import KnownBatch, KnownGpu
@@ -209,3 +212,58 @@ def test_the_report_says_nothing_that_did_not_happen(material: Material) -> None
     if material.record is not None and material.record.command:
         assert "training" not in text
         assert "step" not in told.replace("stepped in", "")
+
+
+RELEASED = Status(
+    run="default",
+    state=RunState.PAUSED,
+    wanted=Wanted.PAUSED,
+    progress=ProgressStatus(phase="starting", step=382, total_steps=1000, loss=0.4, eta_s=600.0),
+    batch=KnownBatch(effective=16, micro_tokens=2048),
+    memory=MemoryStatus(
+        ram_total_bytes=24 * GIB, ram_available_bytes=23 * GIB, worker_bytes=124 << 10, limit_bytes=21 * GIB, fence="scope"
+    ),
+    checkpoint=CheckpointStatus(path="/x", step=382, age_s=9.0, verified=True),
+    last_action=ActionStatus(at=NOW, rung=None, action="release", reason="the user asked", result="done: left at step 382"),
+)
+GOES_BACK = msgspec.structs.replace(
+    RELEASED,
+    state=RunState.RECOVERING,
+    wanted=Wanted.RUNNING,
+    worker_pid=4712,
+    progress=ProgressStatus(phase="loading", step=246, total_steps=382, loss=0.4),
+    checkpoint=CheckpointStatus(path="/x", step=169, age_s=9.0, verified=True),
+)
+FAILED_AT_LOAD = msgspec.structs.replace(
+    RELEASED, state=RunState.FAILED, progress=ProgressStatus(step=0), checkpoint=CheckpointStatus(), last_action=None
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "says", "never"),
+    [
+        (RELEASED, ["step 382 of 1,000", "no worker now, worker at most 21 GiB"], ["starting", "124 KiB", "0 %)", "10 min"]),
+        (GOES_BACK, ["step 169 of 382 (44 %), going back from step 246", "loading"], ["loss", "246 of"]),
+        (FAILED_AT_LOAD, ["checkpoint  none"], ["always", "yet", "free", "fence"]),
+    ],
+    ids=["released", "goes back", "failed at load"],
+)
+def test_what_the_command_line_says(status: Status, says: list[str], never: list[str]) -> None:
+    """The rows that a person reads, of the three moments in which they were wrong most easily."""
+    with control_server(a_run(), lambda _: status):
+        shown = memsup("status").stdout
+    assert not [words for words in says if words not in shown], shown
+    assert not [words for words in never if words in shown], shown
+
+
+def test_a_command_that_fails_was_neither_trained_nor_started_again() -> None:
+    """A real one, from its start to its report."""
+    memsup("start", "--set=limits.ram=1GiB", "--", "sh", "-c", "sleep 1; exit 3")
+    assert memsup("wait").returncode == 1
+    shown, told = memsup("status").stdout, memsup("report").stdout
+    for words in ("training", "always", "checkpoint", "free"):
+        assert words not in shown
+    assert "The worker ended and was not started again." in told
+    assert "0        worker restarts" in told or "0      worker restarts" in told or "\n0  " in told
+    for words in ("training", "stepped in", "optimizer", "1 worker"):
+        assert words not in told
