@@ -113,7 +113,8 @@ def reached(status: Status) -> Reached | None:
 
 def trains(status: Status) -> bool:
     """Whether there is a worker that has loaded its model, and so what is said of progress is its own."""
-    return status.worker_pid is not None and status.progress.phase not in {None, "starting", "loading"}
+    loaded = status.worker_pid is not None and status.progress.phase not in {None, "starting", "loading"}
+    return loaded or status.state == "running"
 
 
 def reached_text(found: Reached, total: int | None, *, over: bool) -> str:

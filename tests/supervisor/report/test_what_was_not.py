@@ -50,10 +50,12 @@ ONE_OF_MANY = re.compile(r"\b1 (times|records|errors|processes|rows|samples|step
 def statuses(draw: st.DrawFn) -> Status:
     """A status as a supervisor makes it: a command has neither progress nor batches, and who is over has no worker."""
     state, is_command = draw(st.sampled_from(RunState)), draw(st.booleans())
-    has_worker = state not in OVER and draw(st.booleans())
+    runs = state is RunState.RUNNING
+    has_worker = runs or (state not in OVER and draw(st.booleans()))
+    phases = [phase for phase in Phase if not runs or phase not in (Phase.STARTING, Phase.LOADING)]
     step = draw(st.none() | st.sampled_from([0, 1, 246]))
     progress = ProgressStatus(
-        phase=draw(st.none() | st.sampled_from(Phase)),
+        phase=draw(st.sampled_from(phases) if runs else st.none() | st.sampled_from(phases)),
         step=step,
         total_steps=draw(st.none() | st.just(382)),
         loss=draw(st.none() | st.just(0.4123)),
@@ -98,7 +100,8 @@ def test_status_says_nothing_of_a_worker_that_is_not_there(status: Status) -> No
     """No speed, phase or memory of nobody's, no bar beyond what is kept, and no reading of a run that nobody measures."""
     lines = [click.unstyle(line) for line in picture(status, NOW)]
     text = "\n".join([*lines[1:], one_line(status).partition(", ")[2]])
-    trains = status.worker_pid is not None and status.progress.phase not in (None, Phase.STARTING, Phase.LOADING)
+    loaded = status.progress.phase not in (None, Phase.STARTING, Phase.LOADING)
+    trains = status.worker_pid is not None and (loaded or status.state is RunState.RUNNING)
     if not trains or status.state is not RunState.RUNNING:
         assert "samples/s" not in text
         assert " left" not in text
