@@ -76,7 +76,7 @@ def _read(file: Path) -> Claim | None:
         return None
     try:
         return msgspec.json.decode(os.read(fd, _MOST_BYTES), type=Claim)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     finally:
         os.close(fd)

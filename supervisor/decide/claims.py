@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
 from memsup.shared.commands import command
 from memsup.supervisor.words import plural, size
 
+_Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """What one run may take of the machine."""
 
     run: str
-    ram_bytes: int | None = None
+    ram_bytes: _Bytes | None = None
     """The limit of its worker's whole tree. None: it is not known, as of a supervisor that is just starting."""
-    reserve_bytes: int = 0
+    reserve_bytes: _Bytes = 0
     """What it leaves to the rest of the machine."""
     on_gpu: bool = False
     """Whether it may train on a GPU."""
