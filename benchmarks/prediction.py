@@ -111,10 +111,10 @@ def own_time_s(count: int = 1000) -> float:
             planner.observe(shape, checkpointed=checkpointed, took_s=measured_s, peak_bytes=peak, before_bytes=500_000_000)
         planner.begin_step(500_000_000)
         planner.leak(lambda: 500_000_000)
-        changes = planner.look(step + 1, plan, lambda: list(lengths[step + 1 : step + 33]))  # noqa: B023
+        change = planner.look(step + 1, plan, lambda: list(lengths[step + 1 : step + 33]))  # noqa: B023
         took_s += time.perf_counter() - began_s
-        if changes:
-            plan = Entry(**{name: getattr(plan, name) for name in plan.__struct_fields__} | changes)
+        if change is not None:
+            plan = Entry(**{name: getattr(plan, name) for name in plan.__struct_fields__} | change.fields)
     return took_s / count
 
 

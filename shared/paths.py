@@ -43,6 +43,11 @@ class RunPaths:
         return self.state / "ledger.jsonl"
 
     @cached_property
+    def claim(self) -> Path:
+        """What the run may take of the machine's memory, for other runs."""
+        return self.state / "claim.json"
+
+    @cached_property
     def blackbox(self) -> Path:
         return self.state / "blackbox"
 

@@ -24,6 +24,7 @@ from memsup.shared.run_file import read_record
 from memsup.shared.settings import SettingsError
 from memsup.supervisor.daemon.lock import AlreadyRunningError, Lock
 from memsup.supervisor.daemon.systemd import GUARDED
+from memsup.supervisor.decide.claims import Claim
 from memsup.supervisor.main import Supervisor
 
 
@@ -51,7 +52,11 @@ def main() -> int:
     log_to(paths.name, into_log, *([] if into_file else [plain_words(supervisor.scribe.say)]))
     death = supervisor.night.death
     _tell(
-        options.ready_fd, ok=True, postmortem=death.lines if death else (), waits=death is not None and death.waits is not None
+        options.ready_fd,
+        ok=True,
+        postmortem=death.lines if death else (),
+        waits=death is not None and death.waits is not None,
+        others=supervisor.night.limits.beside.others,
     )
     supervisor.run()
     lock.release()
@@ -68,11 +73,20 @@ def _standard_error_is(file: Path) -> bool:
         return False
 
 
-def _tell(fd: int | None, *, ok: bool, text: str = "", postmortem: Sequence[str] = (), waits: bool = False) -> None:
+def _tell(
+    fd: int | None,
+    *,
+    ok: bool,
+    text: str = "",
+    postmortem: Sequence[str] = (),
+    waits: bool = False,
+    others: Sequence[Claim] = (),
+) -> None:
     """Writes the line that `memsup start` waits for (`Answer` in `client/spawning.py`). `fd` is None where nobody waits."""
     if fd is not None:
         try:
-            os.write(fd, msgspec.json.encode({"ok": ok, "text": text, "postmortem": postmortem, "waits": waits}) + b"\n")
+            answer = {"ok": ok, "text": text, "postmortem": postmortem, "waits": waits, "others": others}
+            os.write(fd, msgspec.json.encode(answer) + b"\n")
         except BrokenPipeError:
             pass  # whoever started us has gone; that is no reason to go as well
         os.close(fd)

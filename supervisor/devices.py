@@ -27,6 +27,7 @@ from memsup.supervisor.sense.gpu.client import GpuClient
 from memsup.supervisor.sense.gpu.devices import XID_LOST, XIDS, heat_sources, of_worker, power_limits
 from memsup.supervisor.sense.power_supply import PowerSupply
 from memsup.supervisor.sense.temperatures import TemperatureSensors, cpu_sources
+from memsup.supervisor.words import plural
 
 MOST_LASTING = 3
 """`status` shows this many of the troubles that do not pass by themselves; the ledger has them all."""
@@ -204,7 +205,7 @@ class Devices:
             sentence = f"GPU {index} reported error {xid}: {XIDS.get(xid, 'see the Xid list of NVIDIA')}."
             self._note(TroubleKind.GPU_ERROR, sentence, f"{index}:{xid}")
         if errors := self.client.take_memory_errors():
-            sentence = f"GPU memory had {errors} errors that could not be corrected; results may be wrong."
+            sentence = f"GPU memory had {plural(errors, 'error')} that could not be corrected; results may be wrong."
             self._note(TroubleKind.GPU_ERROR, sentence, "memory")
         for uuid, why in self.client.cap_notes.items():
             self._note(TroubleKind.POWER_LIMIT, f"The power limit of {uuid} is not in force: {why}.", uuid)

@@ -25,6 +25,7 @@ from memsup.shared.messages import Failed, RequestKind
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.shared.status import Status, encode_status
+from memsup.supervisor.daemon import claims
 from memsup.supervisor.daemon.schedule import SOON_S, Schedule
 from memsup.supervisor.daemon.sd_notify import Notifier
 from memsup.supervisor.daemon.self_protection import protect, settle
@@ -51,7 +52,7 @@ from memsup.supervisor.decide.run.actions import (
 )
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import Stage
-from memsup.supervisor.decide.tiers import resolve
+from memsup.supervisor.decide.tiers import claim_of, resolve
 from memsup.supervisor.devices import Devices, Load
 from memsup.supervisor.fence import choose_fence
 from memsup.supervisor.fence.kill import Deadman, KillState
@@ -93,8 +94,10 @@ class Supervisor:
         device = record.settings.training.device
         gpus, _ = facts(GPU_FACTS_S) if device != "cpu" else ((), None)
         machine = look(paths.state, gpus)
-        limits = resolve(record.settings, {}, machine).limits
         on_gpu = device.startswith("cuda") or bool(gpus)
+        with claims.turn(paths):
+            limits = resolve(record.settings, {}, machine, beside=claims.beside(paths, keep_own=True)).limits
+            claims.claim(paths, claim_of(record.run, limits, on_gpu=on_gpu))
         restraint = restraint_of(record, watches_gpus=on_gpu)
         fence = choose_fence(record.run_id, limits.fence_bytes, device_is_cuda=on_gpu).fence
 
@@ -131,7 +134,7 @@ class Supervisor:
             most_micro_tokens=restraint.most_micro_tokens,
         )
         self.journal = Journal(paths, boot, self.scribe, self.life, self.guard)
-        self.night = Night(paths, record, self.scribe, boot, death, limits.reserve_bytes)
+        self.night = Night(paths, record, self.scribe, boot, death, limits)
         self.poller = zmq.Poller()
         self.quitting = False
 

@@ -21,6 +21,7 @@ from memsup.shared.status import Status, Trouble, TroubleKind, Wanted
 from memsup.supervisor.daemon.clock_watch import ClockWatch
 from memsup.supervisor.daemon.keep_awake import KeepAwake
 from memsup.supervisor.decide.after_power_loss import waits
+from memsup.supervisor.decide.claims import taken
 from memsup.supervisor.decide.events import By, Event
 from memsup.supervisor.decide.guard import Guard
 from memsup.supervisor.decide.ladder import Rung
@@ -28,6 +29,7 @@ from memsup.supervisor.decide.readings import GpuReading, MemoryReading, Tempera
 from memsup.supervisor.decide.run.actions import Record
 from memsup.supervisor.decide.run.hang import HangControl
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
+from memsup.supervisor.decide.tiers import Limits
 from memsup.supervisor.devices import Devices
 from memsup.supervisor.fence.worker import WorkerProcess
 from memsup.supervisor.record.blackbox import BlackBox, Facts, Mark, heat_of, heat_of_sensor, read_blackbox
@@ -36,6 +38,7 @@ from memsup.supervisor.record.output import worker_log
 from memsup.supervisor.record.rotation import rotate
 from memsup.supervisor.record.scribe import Scribe
 from memsup.supervisor.tell.notices import Notices
+from memsup.supervisor.words import size
 
 ROTATE_EVERY_S = 60.0
 MOST_STACK_BYTES, MOST_STACK_LINES = 4_000, 200
@@ -105,12 +108,10 @@ def explain(paths: RunPaths, record: RunRecord, boot: str, checkpoint: Info | No
 
 class Night:
     def __init__(
-        self, paths: RunPaths, record: RunRecord, scribe: Scribe, boot: str, death: EarlierDeath | None, reserve_bytes: int
+        self, paths: RunPaths, record: RunRecord, scribe: Scribe, boot: str, death: EarlierDeath | None, limits: Limits
     ) -> None:
-        """`death` is that of the life before. It is None where that ended well, or there was none. `reserve_bytes` is what the
-        rest of the machine keeps.
-        """
-        self._paths, self._scribe, self._boot, self._reserve_bytes = paths, scribe, boot, reserve_bytes
+        """`death` is that of the life before. It is None where that ended well, or there was none."""
+        self._paths, self._scribe, self._boot, self.limits = paths, scribe, boot, limits
         self.death = death
         self.hangs = HangGuard(paths, scribe)
         self._box: BlackBox | None = None
@@ -127,6 +128,9 @@ class Night:
         self._notices.start(now_s)
         if self.death is not None:
             yield self.death.record
+        if others := self.limits.beside.others:
+            may = f"this one may take {size(self.limits.worker_limit_bytes)} ({self.limits.worker_limit_origin})"
+            yield Record(event=Event.SHARED, reason=f"{taken(others)}; {may}", by=By.SUPERVISOR)
         try:
             self._box = BlackBox(self._paths.blackbox, self._boot)
         except OSError as error:
@@ -188,7 +192,7 @@ class Night:
             mono=now_s,
             boot=self._boot,
             duty_fraction=duty_fraction,
-            reserve_bytes=self._reserve_bytes,
+            reserve_bytes=self.limits.reserve_bytes,
         )
         if (line := self._history.note(sample)) is not None:
             self._scribe.append(self._paths.history, line)

@@ -7,7 +7,7 @@ everywhere. Widths count in terminal cells: a run or a path may have a Chinese n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from memsup.shared.readings import KnownGpu
@@ -88,6 +88,40 @@ def printable(text: str) -> str:
 def steps(step: int, total: int | None) -> str:
     """How far a run is: `step 40 of 96 (42 %)`. A `total` of None is not known."""
     return f"step {count(step)}" + (f" of {count(total)} ({percent(step / total)})" if total else "")
+
+
+class Reached(NamedTuple):
+    """How far a run is, and how far it was before it lost steps again."""
+
+    step: int
+    """What is computed next comes after this step."""
+    lost_from: int | None
+    """The step that had been reached, where the newest checkpoint holds less. None: nothing has to be done again."""
+
+
+def reached(status: Status) -> Reached | None:
+    """Where the run stands: with a worker that trains, at its step; without one, at what its newest checkpoint holds. None
+    where no step is known.
+    """
+    step, kept = status.progress.step, status.checkpoint.step or 0
+    if step is None:
+        return None
+    if kept >= step or status.state == "finished" or trains(status):
+        return Reached(step, None)
+    return Reached(kept, step)
+
+
+def trains(status: Status) -> bool:
+    """Whether there is a worker that has loaded its model, and so what is said of progress is its own."""
+    loaded = status.worker_pid is not None and status.progress.phase not in {None, "starting", "loading"}
+    return loaded or status.state == "running"
+
+
+def reached_text(found: Reached, total: int | None, *, over: bool) -> str:
+    """`step 169 of 382 (44 %)`, and what became of the steps beyond it, if there were any. `over`: the run does not go on."""
+    lost = "" if found.lost_from is None else f"step {count(found.lost_from)}"
+    tail = "" if not lost else f"; {lost} was reached, and not saved" if over else f", going back from {lost}"
+    return steps(found.step, total) + tail
 
 
 def gpu_line(gpu: KnownGpu, paint: Callable[[str], str] = str) -> str:

@@ -11,6 +11,7 @@ import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -163,7 +164,7 @@ def _limit_plan(training: Training, welcome: Welcome, done_before: int) -> None:
     if welcome.micro_tokens_limit is not None:
         if welcome.micro_tokens_limit < plan.at(next_step).micro_tokens:
             bound = "ceiling" if training.settings.tune else "limit"
-            changes = {bound: welcome.micro_tokens_limit, "one_lane": last.lanes > 1}
+            changes: dict[str, Any] = {bound: welcome.micro_tokens_limit, "one_lane": last.lanes > 1}
             plan.change(next_step, "restarted because of memory", **changes)
     elif last.limit is not None:
         first = max(next_step, done_before + 1, last.step + 1)

@@ -304,7 +304,7 @@ class Session:
             except Exception as error:
                 self._failed(order, error)
                 return
-        self._done(order, f"leaving at step {self.link.snapshot.progress.step}", checkpoint=note)
+        self._done(order, f"left at step {self.link.snapshot.progress.step}", checkpoint=note)
         raise Leave(order.reason, note)
 
     def _done(

@@ -433,11 +433,11 @@ def _plan_ahead(training: Training) -> None:
     if not training.settings.tune or training.step < training.done_before:  # steps that are redone are cut as they were
         return
     last = min(training.step + _COMING_STEPS, training.schedule.total_steps)
-    changes = planner.look(
+    change = planner.look(
         step, training.plan.at(step), lambda: [training.lengths_of(number) for number in range(step, last + 1)]
     )
-    if changes:
-        training.plan.change(step, "measured: faster within the memory there is", **changes)
+    if change is not None:
+        training.plan.change(step, change.cause, is_news=change.is_known, **change.fields)
         if not training.measuring.waits_for_device:
             trim()  # or what the new cuts take hides in holes that the old ones left
 

@@ -19,6 +19,7 @@ from memsup.shared.settings import Settings, SettingsError
 from memsup.supervisor.cli.findings import Row, limits_document, machine_document, machine_rows
 from memsup.supervisor.cli.options import data, json_data, json_option, run_option
 from memsup.supervisor.client.preparing import job_file, load_settings, look_around, model_shape
+from memsup.supervisor.daemon.claims import beside
 from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.tier_lines import lines, notes
@@ -60,7 +61,8 @@ class Checked(NamedTuple):
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="As for start.")
 def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[str, ...]) -> int:
     """What this machine has, what memsup would make of it, and a rehearsal of the kill path."""
-    state = run_paths(run_name).state
+    paths = run_paths(run_name)
+    state = paths.state
     loaded, resolution, fence = Loaded(settings=Settings(), origins={}), None, None
     wrong: list[str] = []
     try:
@@ -70,7 +72,7 @@ def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[
     machine = look_around(state, loaded.settings)
     warnings = wrong + _warnings(machine, state)
     try:
-        resolution = resolve(loaded.settings, loaded.origins, machine, model_shape(loaded.settings.task.model))
+        resolution = resolve(loaded.settings, loaded.origins, machine, model_shape(loaded.settings.task.model), beside(paths))
     except SettingsError as error:
         warnings.append(str(error))
     else:

@@ -81,6 +81,7 @@ def limits_document(limits: Limits) -> dict[str, Any]:
         "reserve_origin": limits.reserve_origin,
         "fence_bytes": limits.fence_bytes,
         "vram_fraction": limits.vram_fraction,
+        "other_runs": [{"run": claim.run, "worker_bytes": claim.ram_bytes} for claim in limits.beside.others],
     }
 
 

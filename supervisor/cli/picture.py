@@ -20,9 +20,11 @@ from memsup.supervisor.words import (
     percent,
     plural,
     printable,
+    reached,
+    reached_text,
     result_line,
     size,
-    steps,
+    trains,
 )
 
 BAR_CELLS = 30
@@ -47,11 +49,7 @@ def picture(status: Status, now_unix_s: float) -> list[str]:
         ("progress", _progress(status)),
         ("batch", _batch(status)),
         ("memory", _memory(status)),
-        ("fence", _fence(status)),
-        *((f"GPU {gpu.index}", _gpu(gpu)) for gpu in status.gpus),
-        ("GPUs", printable(status.gpu_probe) if status.gpu_probe and not status.gpus else None),
-        ("heat", _heat(status)),
-        ("cooling", _cooling(status)),
+        *([] if status.state in OVER else _readings(status)),
         ("checkpoint", _checkpoint(status)),
         ("last action", _last_action(status, now_unix_s)),
         ("restarts", count(status.restarts) if status.restarts else None),
@@ -62,57 +60,73 @@ def picture(status: Status, now_unix_s: float) -> list[str]:
     return lines + ["  " + line for line in columns((name, text) for name, text in rows if text)]
 
 
+def _readings(status: Status) -> list[tuple[str, str | None]]:
+    """What is measured at this moment; of a run that is over nobody measures anything any more."""
+    return [
+        ("fence", _fence(status)),
+        *((f"GPU {gpu.index}", _gpu(gpu)) for gpu in status.gpus),
+        ("GPUs", printable(status.gpu_probe) if status.gpu_probe and not status.gpus else None),
+        ("heat", _heat(status)),
+        ("cooling", _cooling(status)),
+    ]
+
+
 def one_line(status: Status) -> str:
     """The status in one line, for logs and other places without a terminal."""
     parts = [str(status.state), _steps(status), _progress(status)]
-    if status.memory.worker_bytes is not None:
+    if status.memory.worker_bytes is not None and status.worker_pid is not None:
         parts.append(f"{size(status.memory.worker_bytes)} of {size(status.memory.limit_bytes)}")
     return ", ".join(part for part in parts if part)
 
 
 def _bar(status: Status) -> str | None:
-    step, total = status.progress.step, status.progress.total_steps
-    if step is None or not total:
+    found, total = reached(status), status.progress.total_steps
+    if found is None or not total:
         return None
-    done = min(1.0, step / total)
+    done = min(1.0, found.step / total)
     full = round(done * BAR_CELLS)
     bar = click.style("█" * full, fg="green") + click.style("░" * (BAR_CELLS - full), dim=True)
     return f"  {bar}  {_steps(status)}"
 
 
 def _steps(status: Status) -> str | None:
-    step, total = status.progress.step, status.progress.total_steps
-    return None if step is None else steps(step, total)
+    found = reached(status)
+    return None if found is None else reached_text(found, status.progress.total_steps, over=status.state in OVER)
 
 
 def _progress(status: Status) -> str | None:
-    progress, over = status.progress, status.state in OVER
+    progress, found = status.progress, reached(status)
+    has_worker, runs = status.worker_pid is not None, status.state is RunState.RUNNING and trains(status)
+    is_of_this_step = found is not None and found.lost_from is None
     parts = [
-        None if over or progress.phase in {None, "training"} else printable(progress.phase or ""),
-        None if progress.loss is None else f"loss {progress.loss:.4g}",
-        None if over or progress.samples_per_s is None else f"{progress.samples_per_s:.3g} samples/s",
-        None if over or progress.eta_s is None else f"{duration(progress.eta_s)} left",
+        printable(progress.phase) if has_worker and progress.phase and progress.phase != "training" else None,
+        f"loss {progress.loss:.4g}" if is_of_this_step and progress.loss is not None else None,
+        f"{progress.samples_per_s:.3g} samples/s" if runs and progress.samples_per_s is not None else None,
+        f"{duration(progress.eta_s)} left" if runs and progress.eta_s is not None else None,
     ]
     return ", ".join(part for part in parts if part) or None
 
 
 def _batch(status: Status) -> str | None:
     batch = status.batch
-    if batch.effective is None:
+    if batch.effective is None or (status.state in OVER and not status.progress.step):
         return None
     at_once = "" if batch.micro_tokens is None else f", computed {count(batch.micro_tokens)} tokens at a time"
-    rows = "" if batch.micro_rows is None else f" (now {plural(batch.micro_rows, 'row')})"
+    rows = "" if batch.micro_rows is None or not trains(status) else f" (now {plural(batch.micro_rows, 'row')})"
     return f"{plural(batch.effective, 'sample')} a step, always{at_once}{rows}"
 
 
 def _memory(status: Status) -> str | None:
     memory = status.memory
     parts = []
-    if memory.worker_bytes is not None:
+    if status.state in OVER:
+        return None if memory.limit_bytes is None else f"the worker had at most {size(memory.limit_bytes)}"
+    if memory.worker_bytes is not None and status.worker_pid is not None:
         share = f" ({percent(memory.worker_bytes / memory.limit_bytes)})" if memory.limit_bytes else ""
         parts.append(f"worker {size(memory.worker_bytes)} of at most {size(memory.limit_bytes)}{share}")
     elif memory.limit_bytes is not None:
-        parts.append(f"worker at most {size(memory.limit_bytes)}")
+        gone = "" if status.worker_pid is not None else "no worker now, "
+        parts.append(f"{gone}worker at most {size(memory.limit_bytes)}")
     if memory.ram_available_bytes is not None:
         parts.append(f"machine {size(memory.ram_available_bytes)} of {size(memory.ram_total_bytes)} free")
     if memory.pressure is not None and memory.pressure >= 0.01:
@@ -156,7 +170,9 @@ def _cooling(status: Status) -> str | None:
 def _checkpoint(status: Status) -> str | None:
     checkpoint = status.checkpoint
     if checkpoint.step is None:
-        return "none yet" if status.state is not RunState.FINISHED else None
+        if status.batch.effective is None:  # another program's checkpoints are its own affair
+            return None
+        return "none" if status.state in OVER else "none yet"
     age = "" if checkpoint.age_s is None else f", {duration(checkpoint.age_s)} old"
     return f"step {count(checkpoint.step)}{age}, {VERIFIED[checkpoint.verified]}"
 
@@ -166,4 +182,4 @@ def _last_action(status: Status, now_unix_s: float) -> str | None:
     if action is None:
         return None
     result = f" → {action.result}" if action.result else ""
-    return printable(f"{duration(now_unix_s - action.at)} ago: {action.action} ({action.reason}){result}")
+    return printable(f"{duration(now_unix_s - action.at)} ago: {action.action} ({action.reason.rstrip('.')}){result}")

@@ -25,7 +25,7 @@ from memsup.supervisor.cli.options import data, json_data, json_option, message,
 from memsup.supervisor.cli.picture import one_line
 from memsup.supervisor.client.contact import is_held, observe
 from memsup.supervisor.client.errors import RefusedError
-from memsup.supervisor.client.preparing import AS_CREATED, Plan, load_settings, plan_continued, plan_new, shown
+from memsup.supervisor.client.preparing import AS_CREATED, Plan, as_claimed, load_settings, plan_continued, plan_new, shown
 from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
 from memsup.supervisor.words import columns, printable, result_line
 
@@ -99,6 +99,7 @@ def _go(
             message("In the foreground: Ctrl-C checkpoints and stops, a second one stops at once.")
             spawning.become(paths)
         answer = spawning.spawn(paths)
+    plan = as_claimed(plan, answer.others)
     try:
         for line in answer.postmortem:
             message(printable(line))

@@ -15,7 +15,7 @@ from memsup.supervisor.cli import INTERRUPTED
 from memsup.supervisor.cli.options import colour, data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
 from memsup.supervisor.client.contact import observe
-from memsup.supervisor.words import duration, printable, result_line, size
+from memsup.supervisor.words import duration, printable, reached, result_line, size, trains
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -117,20 +117,25 @@ def _on_a_terminal(paths: RunPaths) -> Status:
 
 
 def _show(progress: Progress, task: TaskID, status: Status) -> None:
-    p, memory = status.progress, status.memory
-    doing = f" ({p.phase})" if status.state is RunState.RUNNING and p.phase not in {None, "training"} else ""
+    p, memory, found = status.progress, status.memory, reached(status)
+    runs = status.state is RunState.RUNNING and trains(status)
+    doing = f" ({p.phase})" if runs and p.phase != "training" else ""
     speed = [
-        None if p.loss is None else f"loss {p.loss:.3f}",
-        None if p.samples_per_s is None else f"{p.samples_per_s:.3g}/s",
-        None if p.eta_s is None or status.state is not RunState.RUNNING else f"{duration(p.eta_s)} left",
+        f"loss {p.loss:.3f}" if p.loss is not None and found is not None and found.lost_from is None else None,
+        f"{p.samples_per_s:.3g}/s" if runs and p.samples_per_s is not None else None,
+        f"{duration(p.eta_s)} left" if runs and p.eta_s is not None else None,
     ]
-    used = None if memory.worker_bytes is None else f"{size(memory.worker_bytes)} of {size(memory.limit_bytes)}"
+    used = (
+        None
+        if memory.worker_bytes is None or status.worker_pid is None
+        else f"{size(memory.worker_bytes)} of {size(memory.limit_bytes)}"
+    )
     progress.update(
         task,
         description=f"{status.state}{doing}",
-        completed=p.step or 0,
+        completed=found.step if found else 0,
         total=p.total_steps,
-        steps="" if p.step is None else f"{p.step:,}" + (f"/{p.total_steps:,}" if p.total_steps else ""),
+        steps="" if found is None else f"{found.step:,}" + (f"/{p.total_steps:,}" if p.total_steps else ""),
         speed="  ".join(part for part in speed if part),
         memory=used or "",
         refresh=True,

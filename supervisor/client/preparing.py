@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,12 @@ from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings, Share, keys
 from memsup.shared.task_data import TaskSummary, check_task
 from memsup.supervisor.client.errors import RefusedError
+from memsup.supervisor.daemon.claims import beside
+from memsup.supervisor.decide.claims import Beside, Claim
 from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.estimate import Shape, shape_of
 from memsup.supervisor.decide.readings import Machine
-from memsup.supervisor.decide.tiers import Resolution, resolve
+from memsup.supervisor.decide.tiers import Resolution, resolve, resolve_limits
 from memsup.supervisor.sense.machine import disk_free_bytes, look
 from memsup.supervisor.words import percent, size
 
@@ -105,7 +107,8 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan
     if settings.checkpoint.resume_from:
         _check_resume(Path(settings.checkpoint.resume_from))
     machine = look_around(paths.state, settings)
-    resolution = resolve(settings, loaded.origins, machine, None if command else model_shape(settings.task.model, task))
+    shape = None if command else model_shape(settings.task.model, task)
+    resolution = resolve(settings, loaded.origins, machine, shape, beside(paths))
     _check_disk(paths, settings, machine, task)
     return Plan(settings=resolution.settings, resolution=resolution, machine=machine, task=task, command=command)
 
@@ -123,7 +126,7 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: 
     task = None if record.command else check_task(settings.task, budget_s=DATA_BUDGET_S)
     machine = look_around(paths.state, settings)
     shape = None if record.command else model_shape(settings.task.model, task)
-    resolution = resolve(settings, _origins(settings, taken), machine, shape)
+    resolution = resolve(settings, _origins(settings, taken), machine, shape, beside(paths))
     _check_disk(paths, settings, machine, None)
     return Plan(
         settings=resolution.settings,
@@ -134,6 +137,15 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: 
         taken=tuple(taken),
         kept=tuple(kept),
     )
+
+
+def as_claimed(plan: Plan, others: tuple[Claim, ...]) -> Plan:
+    """The plan with the limits that its supervisor has come to. Another run may have claimed memory since they were planned."""
+    found = plan.resolution
+    if others == found.limits.beside.others:
+        return plan
+    limits = resolve_limits(found.asked, found.origins, found.machine, found.gpu, Beside(others=others))
+    return replace(plan, resolution=replace(found, limits=limits))
 
 
 def merge(has: Settings, loaded: Loaded) -> tuple[Settings, list[Difference], list[Difference]]:

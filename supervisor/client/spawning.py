@@ -23,6 +23,7 @@ from memsup.shared.record import RunRecord
 from memsup.shared.run_file import write_record
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.daemon.self_protection import own_scope
+from memsup.supervisor.decide.claims import Claim
 from memsup.supervisor.fence.base import fence_name
 from memsup.supervisor.words import printable
 
@@ -76,7 +77,10 @@ def set_aside(paths: RunPaths) -> Path | None:
 
 
 def write_run(paths: RunPaths, record: RunRecord) -> None:
-    """Writes `run.json`. Raises `RefusedError`, and leaves no half-written run."""
+    """Writes `run.json`. Raises `RefusedError`, and leaves no half-written run. What the run may take beside others is reckoned
+    anew, since a person is there.
+    """
+    paths.claim.unlink(missing_ok=True)
     try:
         write_record(paths.record, record)
     except OSError as error:
@@ -177,6 +181,8 @@ class Answer(msgspec.Struct):
     """What the life before died of, in lines for a person. It is empty where it ended well."""
     waits: bool = False
     """Whether the supervisor came up and started nothing, since a person is to say first whether the run goes on."""
+    others: tuple[Claim, ...] = ()
+    """What other runs may take, as the supervisor found it when its own turn came."""
 
 
 def _verdict(line: bytes) -> Answer | None:

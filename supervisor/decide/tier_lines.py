@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from memsup.shared.lanes import MOST_FRACTION
+from memsup.supervisor.decide.claims import notes_on, taken
 from memsup.supervisor.decide.estimate import MOMENTS_BYTES, device_bytes
 from memsup.supervisor.decide.thresholds import ASSUMED_SLOWDOWN_C
 from memsup.supervisor.decide.tiers import (
@@ -48,7 +49,9 @@ def lines(found: Resolution) -> tuple[Line, ...]:
 def memory_lines(found: Resolution) -> tuple[Line, ...]:
     """The limits of memory, which are kept whatever is trained, a supervised command as well."""
     limits = found.limits
+    others = limits.beside.others
     return (
+        *([Line("other runs", taken(others), "they run now, and share the machine with this one")] if others else []),
         Line("worker memory", f"at most {size(limits.worker_limit_bytes)}", limits.worker_limit_origin),
         Line("reserve", f"{size(limits.reserve_bytes)} for everything else", limits.reserve_origin),
     )
@@ -56,7 +59,8 @@ def memory_lines(found: Resolution) -> tuple[Line, ...]:
 
 def notes(found: Resolution) -> list[str]:
     """Sentences about what was asked for and does not do here what it says."""
-    return [*_memory_notes(found), *_machine_notes(found)]
+    others = notes_on(found.limits.beside.others, on_gpu=found.on_gpu)
+    return [*_memory_notes(found), *others, *_machine_notes(found)]
 
 
 # --------------------------------------------------------------------------------------------------------------------

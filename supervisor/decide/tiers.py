@@ -15,6 +15,7 @@ import msgspec
 
 from memsup.shared.lanes import BASE_BYTES, lanes_for
 from memsup.shared.settings import Settings, SettingsError, Share, TierName
+from memsup.supervisor.decide.claims import ALONE, Beside, Claim, rounded, taken, ways_to_share
 from memsup.supervisor.decide.estimate import MOMENTS_BYTES, Estimate, Shape, device_bytes, estimate, longest_that_fits
 from memsup.supervisor.decide.readings import GpuReading, Machine
 from memsup.supervisor.words import percent, size
@@ -76,6 +77,8 @@ class Limits:
     vram_fraction: float | None
     """The part of the GPU's memory that the worker may hold. It is None where a limit in bytes was given and the GPU's size is
     not known."""
+    beside: Beside
+    """What other runs may take at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +112,17 @@ class Resolution:
         return self.gpu is not None or self.asked.training.device.startswith("cuda")
 
 
-def resolve(settings: Settings, origins: Mapping[str, str], machine: Machine, shape: Shape | None = None) -> Resolution:
-    """What `settings` mean on `machine`. `origins` tells where each key was set; `shape` is the model's. It is None where that
-    is not known before the model is loaded. Raises `SettingsError`.
+def resolve(
+    settings: Settings, origins: Mapping[str, str], machine: Machine, shape: Shape | None = None, beside: Beside = ALONE
+) -> Resolution:
+    """What `settings` mean on `machine`, `beside` other runs. `origins` tells where each key was set; `shape` is the model's.
+    It is None where that is not known before the model is loaded. Raises `SettingsError`.
     """
     gpu = deciding_gpu(settings, machine)
     earned, earned_reason = earned_tier(machine, gpu)
     tier = earned if settings.tier == "auto" else settings.tier
     reason = earned_reason if settings.tier == "auto" else f"asked for ({origin_of('tier', origins)})"
-    limits = resolve_limits(settings, origins, machine, gpu)
+    limits = resolve_limits(settings, origins, machine, gpu, beside)
     filled = _filled(settings, tier, machine)
     lanes = None if shape is None else 1 if gpu is not None else _lanes(shape, filled, limits, machine)
     needs = None if shape is None else _estimate(shape, filled, lanes or 1)
@@ -179,7 +184,9 @@ def _tier_of(name: str, size_bytes: int) -> TierName:
 # Limits
 
 
-def resolve_limits(settings: Settings, origins: Mapping[str, str], machine: Machine, gpu: GpuReading | None) -> Limits:
+def resolve_limits(
+    settings: Settings, origins: Mapping[str, str], machine: Machine, gpu: GpuReading | None, beside: Beside
+) -> Limits:
     total = machine.ram_total_bytes
     reserve, reserve_origin = _reserve(settings, origins, machine)
     asked = bytes_of(settings.limits.ram, total)
@@ -192,12 +199,18 @@ def resolve_limits(settings: Settings, origins: Mapping[str, str], machine: Mach
         if asked < WORKER_NEEDS_BYTES:
             raise SettingsError(
                 f"{origin} is less than the {size(WORKER_NEEDS_BYTES)} that a worker needs to start at all: "
-                f"give it more, for example --set limits.ram={_round_gib(total - reserve)}."
+                f"give it more, for example --set limits.ram={rounded(total - reserve)}."
             )
         raise SettingsError(
             f"Of {size(total)} RAM ({machine.ram_source}) the reserve of {size(reserve)} leaves {size(limit)}, less than the "
             f"{size(WORKER_NEEDS_BYTES)} that a worker needs to start at all: lower limits.ram_reserve or find more memory."
         )
+    is_given = "limits.ram" in origins or settings.limits.ram != Settings().limits.ram
+    if beside.own_bytes is not None and not is_given and WORKER_NEEDS_BYTES <= beside.own_bytes < limit:
+        limit, limit_origin = beside.own_bytes, "what other runs left when it was started"
+    if beside.others:
+        room = total - max(reserve, beside.reserve_bytes)
+        limit, limit_origin = _beside_others(limit, limit_origin, room, beside, origin if is_given else None)
     _check_temperature(settings, origins, gpu)
     return Limits(
         worker_limit_bytes=limit,
@@ -207,7 +220,36 @@ def resolve_limits(settings: Settings, origins: Mapping[str, str], machine: Mach
         reserve_free_bytes=reserve - min(OWN_BYTES, reserve * 2 // 3) if _is_contained(machine) else reserve,
         fence_bytes=limit,
         vram_fraction=_vram_fraction(settings.limits.vram, gpu),
+        beside=beside,
     )
+
+
+def claim_of(run: str, limits: Limits, *, on_gpu: bool) -> Claim:
+    """What a run with these limits may take, for other runs."""
+    return Claim(run=run, ram_bytes=limits.worker_limit_bytes, reserve_bytes=limits.reserve_bytes, on_gpu=on_gpu)
+
+
+def _beside_others(limit: int, origin: str, room: int, beside: Beside, given: str | None) -> tuple[int, str]:
+    """The limit and its origin beside other runs; all of them share `room` bytes. `given` says what a person asked for, which
+    is not made less behind their back: it fits, or it is refused. It is None for the default, which is lowered. Raises
+    `SettingsError`.
+    """
+    left = max(0, room - beside.claimed_bytes)
+    if limit <= left:
+        return limit, origin
+    of_room = f"{taken(beside.others)} of the {size(room)} that are there for training"
+    ways = ways_to_share(beside.others, room, WORKER_NEEDS_BYTES)
+    if left < WORKER_NEEDS_BYTES:
+        raise SettingsError(
+            f"There is no room beside what runs already: {of_room}, which leaves {size(left)}, and a worker needs "
+            f"{size(WORKER_NEEDS_BYTES)} to start at all. To make room, {ways}."
+        )
+    if given is not None:
+        raise SettingsError(
+            f"{given} does not fit beside what runs already: {of_room}, which leaves {size(left)}. Ask for no more than that "
+            f"(--set limits.ram={rounded(left)}), or {ways}."
+        )
+    return left, f"what other runs leave: {of_room}"
 
 
 def _reserve(settings: Settings, origins: Mapping[str, str], machine: Machine) -> tuple[int, str]:
@@ -266,10 +308,6 @@ def bytes_of(value: Share | int, total: int) -> int:
 
 def share_text(value: Share | int, total: int) -> str:
     return f"{percent(value.fraction)} of {size(total)}" if isinstance(value, Share) else size(value)
-
-
-def _round_gib(size_bytes: int) -> str:
-    return f"{max(1, size_bytes // GIB)}GiB" if size_bytes >= GIB else f"{size_bytes // MIB}MiB"
 
 
 # --------------------------------------------------------------------------------------------------------------------

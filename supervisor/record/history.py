@@ -34,6 +34,8 @@ class Activity(enum.StrEnum):
 
     STARTING = "starting"
     TRAINING = "training"
+    RUNNING = "running"
+    """A foreign command runs; what it does is not known."""
     COOLED = "cooled"
     """The gaps between micro-batches that keep a temperature down."""
     EVALUATING = "evaluating"
@@ -68,13 +70,11 @@ _OF_PHASE = {
 
 
 def activity_of(state: RunState, phase: Phase | None) -> Activity:
-    """What the time goes into. A `phase` of None is not known, as for a foreign command; a running run is then said to
-    train.
-    """
+    """What the time goes into. A `phase` of None is not known, as for a foreign command, which is only said to run."""
     if state in _OF_STATE:
         return _OF_STATE[state]
     if phase is None:
-        return Activity.STARTING if state is RunState.STARTING else Activity.TRAINING
+        return Activity.STARTING if state is RunState.STARTING else Activity.RUNNING
     return _OF_PHASE.get(phase, Activity.TRAINING)
 
 
@@ -268,7 +268,7 @@ def _spent(before: Point, now: Point) -> dict[str, float]:
     activity = activity_of(RunState(before.state), phase)
     spent = {str(activity): round(seconds, 3)}
     duty = before.duty_fraction
-    if activity is Activity.TRAINING and duty is not None and 0 < duty < 1:
+    if activity in (Activity.TRAINING, Activity.RUNNING) and duty is not None and 0 < duty < 1:
         spent = {str(activity): round(seconds * duty, 3), str(Activity.COOLED): round(seconds * (1 - duty), 3)}
     slept_s = (now.at - before.at) - seconds
     if slept_s > _SLEPT_S:

@@ -15,6 +15,7 @@ from memsup.shared.log import log
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord, encode_record
 from memsup.shared.status import ActionStatus, Status, encode_status
+from memsup.supervisor.decide.events import Event
 from memsup.supervisor.decide.guard import Guard
 from memsup.supervisor.decide.run.actions import Record
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
@@ -41,8 +42,12 @@ class Journal:
 
     def _record(self, now_s: float, record: Record) -> None:
         at = unix_s()
-        if record.action is not None:
-            result = record.result.partition("\n")[0] if record.result else None  # the rest, a traceback, is for the ledger
+        if record.event is Event.RECOVERED and self.last_action is not None:
+            self.last_action.result = record.reason
+        elif record.action is not None:
+            # Of a death the ledger has how the process ended, which is not what came of starting it again.
+            told = record.result if record.event is not Event.DEATH else None
+            result = told.partition("\n")[0] if told else None  # the rest, a traceback, is for the ledger
             self.last_action = ActionStatus(at=at, rung=record.rung, action=record.action, reason=record.reason, result=result)
         line = ledger.line(
             record,

@@ -23,6 +23,7 @@ from memsup.shared.status import (
 from memsup.supervisor.decide.heat import HeatDecision
 from memsup.supervisor.decide.readings import DiskReading, GpuReading, MemoryReading, TemperatureReading, limit_c
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
+from memsup.supervisor.words import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,17 +137,18 @@ def _checkpoint(life: Lifecycle, now_unix_s: float) -> CheckpointStatus:
 
 def _of_the_supervisor(around: Surroundings) -> Iterator[Trouble]:
     if around.own_errors:
-        text = f"memsup itself had {around.own_errors} errors; it goes on. Its log has them: {around.supervisor_log}"
+        text = f"memsup itself had {plural(around.own_errors, 'error')}; it goes on. Its log has them: {around.supervisor_log}"
         yield Trouble(TroubleKind.OWN_ERRORS, text)
     yield from around.troubles
     if around.records_lost:
-        text = f"{around.records_lost} records could not be written ({around.why_lost or 'the disk is too slow'})."
+        text = f"{plural(around.records_lost, 'record')} could not be written ({around.why_lost or 'the disk is too slow'})."
         yield Trouble(TroubleKind.RECORDS_LOST, text)
     free_bytes = around.disk.free_bytes
     if free_bytes is not None and free_bytes < around.disk_floor_bytes:
         yield Trouble(TroubleKind.DISK, f"The disk has only {free_bytes / 2**20:.0f} MiB left; make room and training goes on.")
     if around.undead:
-        text = f"{around.undead} processes of the worker cannot be ended; nothing is started beside them."
+        processes = plural(around.undead, "process", "processes")
+        text = f"{processes} of the worker cannot be ended; nothing is started meanwhile."
         yield Trouble(TroubleKind.UNDEAD, text)
 
 
@@ -164,5 +166,5 @@ def _of_the_worker(run: str, life: Lifecycle) -> Iterator[Trouble]:
         text = "The worker does not answer; it is killed and started again if that goes on."
         yield Trouble(TroubleKind.UNRESPONSIVE, text)
     if life.state is RunState.RECOVERING and life.restarts:
-        text = f"The worker was started again {life.restarts} times; see: {command('logs', run)} --events"
+        text = f"The worker was started again {plural(life.restarts, 'time')}; see: {command('logs', run)} --events"
         yield Trouble(TroubleKind.RESTARTS, text)

@@ -61,6 +61,10 @@ class Intervention:
     redone_steps: int = 0
     asked: bool = False
     """A person asked for it."""
+    by_memsup: bool = True
+    """memsup did something to the run, as opposed to what befell it: a death that nothing follows, or that of the machine."""
+    restarted: bool = False
+    """The worker was started again after it."""
     event: Event | None = None
     """The kind of line that tells of it. It is None for a start of the machine that no line tells of."""
 
@@ -100,7 +104,8 @@ def interventions_of(ledger: Sequence[Placed], moments: Sequence[Moment], step_s
         if entry.event is Event.DEATH and found and found[-1].event is Event.KILL and x - found[-1].x < _KILL_TAKES_S:
             killed = found.pop()
             cost_s = None if made.cost_s is None else made.cost_s + made.x - killed.x
-            made = replace(made, x=killed.x, what=f"{killed.what}, then {made.what}", why=killed.why or made.why, cost_s=cost_s)
+            what = f"{killed.what}, then {made.what}"
+            made = replace(made, x=killed.x, what=what, why=killed.why or made.why, cost_s=cost_s, by_memsup=True)
         found.append(made)
     found.sort(key=lambda i: i.x)
     return [replace(intervention, number=n) for n, intervention in enumerate(found, 1)]
@@ -140,7 +145,7 @@ def _intervention(x: float, entry: Entry, later: Sequence[Placed], step_s: float
             return None
         case Event.POSTMORTEM:
             # In the same boot: only the supervisor died. What a new boot says of the one before is `_machine_death`'s.
-            return replace(base, kind=Kind.OTHER, what="found out what the last death was")
+            return replace(base, kind=Kind.OTHER, what="found out what the last death was", by_memsup=False)
         case Event.CHECKPOINT_DAMAGED:
             return _damaged(base, entry, later)
         case _:
@@ -169,10 +174,10 @@ def _wanted(base: Intervention, entry: Entry, later: Sequence[Placed]) -> Interv
     if entry.wanted is Wanted.PAUSED:
         until = _first(later, entry.boot, lambda e: e.event is Event.WANTED)
         mode = "its memory given back" if entry.pause_mode is PauseMode.RELEASE else "its memory kept"
-        return replace(base, what=f"paused, {mode}", until=until, cost_s=_lasted(base.x, until), asked=True)
+        return replace(base, what=f"paused, {mode}", until=until, cost_s=_lasted(base.x, until), asked=True, by_memsup=False)
     if entry.wanted is Wanted.STOPPED and entry.by is By.SUPERVISOR:
         return replace(base, what="waited for a person to start it again")
-    return replace(base, what="asked to stop", asked=True) if entry.wanted is Wanted.STOPPED else None
+    return replace(base, what="asked to stop", asked=True, by_memsup=False) if entry.wanted is Wanted.STOPPED else None
 
 
 def _death(base: Intervention, entry: Entry, later: Sequence[Placed], step_s: float | None) -> Intervention:
@@ -180,19 +185,22 @@ def _death(base: Intervention, entry: Entry, later: Sequence[Placed], step_s: fl
     ends = next(
         ((x, e) for x, e in later if e.boot == entry.boot and e.event in (Event.RECOVERED, Event.DEATH, Event.END)), None
     )
-    again = ends is not None and ends[1].event is Event.RECOVERED
+    again = entry.again is not False and ends is not None and ends[1].event is Event.RECOVERED
     redone, until = 0, ends[0] if ends else None
     if again and ends is not None and entry.step is not None and ends[1].step is not None:
         redone = max(0, entry.step - ends[1].step)
-    cost_s = _lasted(base.x, until)
+    cost_s = _lasted(base.x, until) if entry.again else None
     if cost_s is not None and redone and step_s is not None:
         cost_s += redone * step_s
     parts = [smaller, f"{plural(redone, 'step')} done again" if redone else None]
-    if again:
-        parts.insert(0, f"training again after {duration(_lasted(base.x, until))}")
+    if again and ends is not None:
+        does = "running" if ends[1].step is None else "training"  # a command has no steps
+        parts.insert(0, f"{does} again after {duration(_lasted(base.x, until))}")
     return replace(
         base,
         what=base.what or "the worker ended",
+        by_memsup=entry.again is True,
+        restarted=entry.again is True,
         result=", ".join(part for part in parts if part) or None,
         until=until,
         cost_s=cost_s,
@@ -222,7 +230,8 @@ def _machine_death(last: Placed, first: Placed, moments: Sequence[Moment], step_
     last_x = min(x, max((m.x for m in moments if m.point.boot == before.boot), default=last[0]))
     last_x = max(last_x, last[0])
     reached = max((m.point.step for m in moments if m.x <= last_x and m.point.step is not None), default=before.step)
-    trained = next((m for m in moments if m.x >= x and m.point.spent_s.get(Activity.TRAINING)), None)
+    works = (Activity.TRAINING, Activity.RUNNING)
+    trained = next((m for m in moments if m.x >= x and any(m.point.spent_s.get(name) for name in works)), None)
     redone = 0
     if trained is not None and trained.point.step is not None and reached is not None:
         redone = max(0, reached - trained.point.step)
@@ -242,6 +251,7 @@ def _machine_death(last: Placed, first: Placed, moments: Sequence[Moment], step_
         cost_s=None if asked else cost_s,
         redone_steps=redone,
         asked=asked,
+        by_memsup=False,
         event=Event.POSTMORTEM if told else None,
     )
 

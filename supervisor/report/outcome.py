@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from memsup.shared.status import RunState, Status, Wanted
+from memsup.shared.status import OVER, RunState, Status, Wanted
 from memsup.supervisor.record.history import Activity
 from memsup.supervisor.report.account import Account
 from memsup.supervisor.report.gather import Material
 from memsup.supervisor.report.interventions import Kind
 from memsup.supervisor.report.marks import clock
-from memsup.supervisor.words import count, duration, percent, plural, result_line, size
+from memsup.supervisor.words import count, duration, percent, plural, reached, reached_text, result_line, size
 
 
 @dataclass(frozen=True)
@@ -39,44 +38,65 @@ def headline(material: Material, account: Account) -> tuple[str, str]:
         case RunState.STOPPED:
             return f"Stopped after {lasted}", ""
         case state:
-            return f"{str(state).capitalize()}, since {lasted} ago", "warn" if status.attention else "good"
+            return f"{str(state).capitalize()}, after {lasted}", "warn" if status.attention else "good"
 
 
 def summary(material: Material, account: Account) -> str:
     """One paragraph, the answer to "how was the night?"."""
     status = material.status or Status(run=material.run, state=RunState.STOPPED, wanted=Wanted.STOPPED)
     sentences = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in (result_line(status),) if sentence]
-    step, total = status.progress.step, status.progress.total_steps
-    if step is not None and status.state is not RunState.FINISHED:
-        sentences.append(f"It is at step {count(step)}" + (f" of {count(total)}." if total else "."))
-    unasked = [i for i in account.interventions if not i.asked]
-    if unasked:
-        known = sum(i.cost_s or 0.0 for i in unasked)
-        unknown = sum(i.cost_s is None and i.kind in (Kind.DEATH, Kind.MACHINE) for i in unasked)
-        more = f", and {plural(unknown, 'death')} whose price is not known" if unknown else ""
-        sentences.append(f"memsup stepped in {plural(len(unasked), 'time')}, at a price of {duration(known)} altogether{more}.")
-    elif account.ledger:
-        sentences.append("Nothing had to be done.")
+    where = reached(status) if status.state is not RunState.FINISHED else None
+    if where is not None and (where.step or where.lost_from):
+        over = status.state in OVER
+        sentences.append(f"It is at {reached_text(where, status.progress.total_steps, over=over)}.")
+    elif status.state in OVER and status.state is not RunState.FINISHED and status.batch.effective is not None:
+        sentences.append("No step was done.")
+    sentences += _what_was_done(account)
     if account.redone_steps:
         sentences.append(f"{plural(account.redone_steps, 'step')} had to be done a second time after a death.")
     effective = status.batch.effective
-    if effective is not None and account.interventions:
+    if effective is not None and status.progress.step and account.interventions:
         sentences.append(f"Every optimizer step saw {plural(effective, 'sample')}, as planned.")
     return " ".join(sentences)
+
+
+def _what_was_done(account: Account) -> Iterator[str]:
+    """What memsup did, what befell the run, and the price of both, as far as it is known."""
+    unasked = [i for i in account.interventions if not i.asked]
+    done, befell = [i for i in unasked if i.by_memsup], [i for i in unasked if not i.by_memsup]
+    if done:
+        known = [i.cost_s for i in done if i.cost_s is not None]
+        price = f", at a price of {duration(sum(known))} altogether" if known else ""
+        unknown = sum(i.cost_s is None and i.restarted for i in done)
+        more = f", and {plural(unknown, 'death')} whose price is not known" if unknown else ""
+        yield f"memsup stepped in {plural(len(done), 'time')}{price}{more}."
+    for kind, who in ((Kind.DEATH, "The worker"), (Kind.MACHINE, "The machine"), (Kind.OTHER, "The supervisor")):
+        times = [i for i in befell if i.kind is kind]
+        if times:
+            costs = [i.cost_s for i in times if i.cost_s is not None]
+            price = f", at a price of {duration(sum(costs))}" if costs else ""
+            ended = "ended and was not started again" if kind is Kind.DEATH else "died and was started again"
+            often = "" if len(times) == 1 else f" {plural(len(times), 'time')}"
+            yield f"{who} {ended}{often}{price}."
+    if account.ledger and not unasked:
+        yield "Nothing had to be done."
 
 
 def figures(material: Material, account: Account) -> Iterator[Figure]:
     status = material.status
     total_s = sum(account.spent_s.values())
-    if total_s:
-        trained = account.spent_s.get(Activity.TRAINING, 0.0)
-        yield Figure(percent(trained / total_s), f"of {duration(total_s)} spent training")
+    for activity in (Activity.TRAINING, Activity.RUNNING):
+        if seconds := account.spent_s.get(activity):
+            yield Figure(share(seconds / total_s), f"of {duration(total_s)} spent {activity}")
     unasked = [i for i in account.interventions if not i.asked]
-    yield Figure(duration(account.cost_s) if unasked else "0 s", f"price of {plural(len(unasked), 'intervention')}")
-    kinds = Counter(i.kind for i in account.interventions)
-    deaths = kinds[Kind.DEATH]
+    done = sum(i.by_memsup for i in unasked)
+    befell = f" and {plural(len(unasked) - done, 'death')}" if done < len(unasked) else ""
+    known = [i.cost_s for i in unasked if i.cost_s is not None]
+    if known or not unasked:
+        yield Figure(duration(sum(known)), f"price of {plural(done, 'intervention')}{befell}")
+    restarts = sum(i.restarted for i in account.interventions)
     machine = sum(i.kind is Kind.MACHINE and not i.asked for i in account.interventions)
-    yield Figure(count(deaths), "worker restarted" if deaths == 1 else "worker restarts")
+    yield Figure(count(restarts), "worker restarted" if restarts == 1 else "worker restarts")
     if machine:
         yield Figure(count(machine), "death of the machine" if machine == 1 else "deaths of the machine")
     most = max((p.worker_bytes for p in material.points if p.worker_bytes is not None), default=None)

@@ -104,6 +104,7 @@ def bar(spent_s: dict[str, float]) -> str:
 
 DESCRIPTIONS: dict[str, str] = {
     Activity.TRAINING: "training",
+    Activity.RUNNING: "running",
     Activity.EVALUATING: "evaluating",
     Activity.SAVING: "writing checkpoints",
     Activity.STARTING: "starting and loading",

@@ -50,7 +50,7 @@ svg .band{opacity:.2}
 svg.strip rect{shape-rendering:crispEdges}
 svg.bar{display:block;width:100%;height:26px;border-radius:6px;margin:4px 0 10px}
 .swatch{width:11px;height:11px;border-radius:3px;margin-right:7px;vertical-align:-1px}
-.s-training{fill:var(--training)}.s-evaluating{fill:var(--evaluating)}.s-saving{fill:var(--saving)}
+.s-training,.s-running{fill:var(--training)}.s-evaluating{fill:var(--evaluating)}.s-saving{fill:var(--saving)}
 .s-starting{fill:var(--starting)}.s-cooled{fill:var(--cooled)}.s-cooling{fill:var(--cooling)}
 .s-recovering{fill:var(--recovering)}.s-paused{fill:var(--paused)}.s-ending{fill:var(--ending)}
 .s-asleep{fill:var(--asleep)}.s-off{fill:var(--off)}.s-stopped{fill:var(--ending)}.s-unguarded{fill:var(--off);fill-opacity:.6}

@@ -124,6 +124,7 @@ class Night:
             state=self.state,
             wanted=Wanted.RUNNING,
             tier="safe",
+            worker_pid=4712,
             progress=ProgressStatus(
                 phase=self.phase,
                 step=self.step,

@@ -87,7 +87,7 @@ def test_a_runaway_is_ended_at_its_limit_and_nobody_else_is_touched(
 
     eventually(died, 120, every_s=LOOK_EVERY_S)
     deaths = [line for line in ledger() if line["event"] == "death"]
-    assert "memory" in deaths[0]["action"], deaths
+    assert deaths[0]["cause"] == "memory", deaths
     assert max(peaks) <= LIMIT_MIB * MIB
     readings = [line["memory"]["worker_bytes"] or 0 for line in ledger() if line.get("memory")]
     assert max(readings) <= LIMIT_MIB * MIB
@@ -136,7 +136,7 @@ def test_a_worker_that_takes_all_it_can_get_is_ended_at_its_limit_and_the_run_go
 
     eventually(goes_on, 120, every_s=LOOK_EVERY_S)
     deaths = [line for line in ledger() if line["event"] == "death"]
-    assert ["memory" in death["action"] for death in deaths] == [True], deaths
+    assert [death["cause"] for death in deaths] == ["memory"], deaths
     readings = [line["memory"]["worker_bytes"] or 0 for line in ledger() if line.get("memory")]
     assert max(peaks + readings) <= LIMIT_MIB * MIB
     assert bystander.poll() is None

@@ -152,7 +152,7 @@ def test_a_released_run_goes_on_where_it_was(tmp_path: Path, nursery: Nursery) -
         supervisor.start()
         supervisor.first(Hello)
         supervisor.send(Stop(order_id=2, reason="while loading", checkpoint=False))
-        assert supervisor.first(Done, order_id=2).detail == f"leaving at step {leaving.checkpoint.step}", "it knows where it is"
+        assert supervisor.first(Done, order_id=2).detail == f"left at step {leaving.checkpoint.step}", "it knows where it is"
         assert supervisor.exit_status() == 0
         supervisor.start()
         assert supervisor.reach(Phase.TRAINING).progress.step >= leaving.checkpoint.step > 0

@@ -16,7 +16,7 @@ from memsup.worker.plan.batches import Lengths, Rows, cut, split
 from memsup.worker.plan.cost import Costs, Stopwatch
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.footprint import Footprint, Shape, non_negative_least_squares, shape_of
-from memsup.worker.plan.planner import LEAST_OFTEN_STEPS, REFUSED_STEPS, Initial, Planner
+from memsup.worker.plan.planner import LEAST_OFTEN_STEPS, REFUSED_STEPS, Change, Initial, Planner
 
 MIB = 1 << 20
 EFFECTIVE = 16
@@ -89,6 +89,7 @@ class Night:
     step: int = 0
     peaks: list[int] = field(default_factory=list)
     changes: list[int] = field(default_factory=list)
+    told: list[Change] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.planner = Planner(limit_bytes=self.limit_bytes, longest=self.longest, may_checkpoint=True, initial=self.initial)
@@ -105,10 +106,11 @@ class Night:
             _, peak_bytes = self.machine.step(self.lengths(self.step), self.entry, self.planner)
             self.peaks.append(peak_bytes)
             coming = range(self.step + 1, self.step + 33)
-            changes = self.planner.look(self.step + 1, self.entry, lambda: [self.lengths(s) for s in coming])  # noqa: B023
-            if changes:
-                self.entry = msgspec.structs.replace(self.entry, step=self.step + 1, **changes)
+            change = self.planner.look(self.step + 1, self.entry, lambda: [self.lengths(s) for s in coming])  # noqa: B023
+            if change is not None:
+                self.entry = msgspec.structs.replace(self.entry, step=self.step + 1, **change.fields)
                 self.changes.append(self.step + 1)
+                self.told.append(change)
 
     def seconds(self, entry: Entry) -> float:
         """Of a hundred steps that are cut like this, without the noise."""
@@ -169,6 +171,18 @@ def test_whatever_a_token_takes_it_grows_to_the_limit_and_not_beyond(
     one_row = max(machine.peak_bytes(Shape(1, 512), checkpointed=True), limit_mib * MIB)  # one row is always computed
     assert max(night.peaks) <= 1.02 * one_row
     assert len(night.changes) < 25, "the plan flutters"
+
+
+@pytest.mark.parametrize("start", [16, 1024, 8192])
+def test_a_trial_is_not_called_a_success(start: int) -> None:
+    """Only what was measured as faster is news. Each says what it is, and the news of a run are a few lines."""
+    night = Night(SMALL_IS_FAST, limit_bytes=16 << 30, entry=plan(start))
+    night.run(600)
+    news = [change for change in night.told if change.is_known]
+    assert all(change.cause.startswith("measured: ") and "faster" in change.cause for change in news)
+    assert not [change for change in night.told if not change.is_known and change.cause.startswith("measured: ")]
+    assert len(news) <= 4
+    assert night.told[0] not in news  # nothing can be known before another size was tried
 
 
 def test_a_quiet_run_is_left_alone() -> None:

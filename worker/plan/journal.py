@@ -49,16 +49,17 @@ class Plan:
         assert found is not None, "the plan has not begun"
         return found
 
-    def change(self, step: int, cause: str, **changes: Any) -> Entry:
+    def change(self, step: int, cause: str, *, is_news: bool = True, **changes: Any) -> Entry:
         """Has what was last known hold from `step` on with `changes`, which are fields of `Entry`. Returns the entry that then
-        holds, when it is on disk.
+        holds, when it is on disk. The worker's log has what is news to a person, the journal all.
         """
         concerned = [entry for entry in self._entries if entry.step > step] + [self.at(step)]
         if all(getattr(entry, name) == value for entry in concerned for name, value in changes.items()):
             return self.at(step)
         after = msgspec.structs.replace(self._entries[-1], step=step, cause=cause, at_unix_s=unix_s(), **changes)
         self._put(after)
-        log.info("The plan changes", from_step=step, micro_tokens=after.micro_tokens, cause=cause)
+        if is_news:
+            log.info("The plan changes", from_step=step, micro_tokens=after.micro_tokens, cause=cause)
         return after
 
     @property

@@ -63,6 +63,17 @@ class Initial(NamedTuple):
     """The most that a micro-batch of so many tokens, or a single row, may take; it is more than what growth keeps to."""
 
 
+class Change(NamedTuple):
+    """What is to be changed in the plan, and why."""
+
+    fields: dict[str, Any]
+    """The new values, as fields of `Entry`."""
+    cause: str
+    """The clause for people."""
+    is_known: bool
+    """Whether it is known to be faster. Otherwise it is a trial, from which is learnt what it costs, or a bound has moved."""
+
+
 class Planner:
     """The planner of one life of the worker. What it finds out goes into the plan, and so outlives it."""
 
@@ -167,9 +178,9 @@ class Planner:
             f"{leak.per_step_bytes / 2**20:.2f} MiB a step: something leaks, and a new process begins without it"
         )
 
-    def look(self, step: int, plan: Entry, coming: Callable[[], Sequence[Lengths]]) -> dict[str, Any] | None:
-        """What to change from `step` on, as fields of `Entry`; `coming()` are the rows' lengths in the next steps. None means
-        that nothing is to be changed, or that it is not yet time to look.
+    def look(self, step: int, plan: Entry, coming: Callable[[], Sequence[Lengths]]) -> Change | None:
+        """What to change from `step` on; `coming()` are the rows' lengths in the next steps. None means that nothing is to be
+        changed, or that it is not yet time to look.
         """
         if self._looked_at_step is None:
             self._looked_at_step = step
@@ -177,15 +188,17 @@ class Planner:
             return None
         self._looked_at_step = step
         self._interval_steps = min(2 * self._interval_steps, LEAST_OFTEN_STEPS)
-        changes: dict[str, Any] = {}
         steps = coming()
         if not steps or (plan.limit is not None and plan.limit < plan.start):
             return None  # the supervisor has the word, and gives it back
-        changes |= self._room(step, plan)
         worth = WORTH_FRACTION if step <= LATER_STEPS else WORTH_FRACTION_LATER
-        changes |= self._faster(_with(plan, changes), steps, worth)
+        room = self._room(step, plan)
+        faster = self._faster(_with(plan, room), steps, worth)
+        changes = room | (faster.fields if faster else {})
+        cause = faster.cause if faster else "what fits into memory has moved, as measured"
         if plan.ceiling is not None:  # one step of trust at a time
             changes["ceiling"] = 2 * plan.ceiling if 2 * plan.ceiling < plan.start else None
+            cause = faster.cause if faster else "larger ones are tried again after memory ran out"
         if plan.one_lane and plan.ceiling is None and plan.limit is None:
             changes["one_lane"] = False
         if changes.get("checkpointed_from", plan.checkpointed_from) != plan.checkpointed_from:
@@ -193,7 +206,7 @@ class Planner:
         if changes.keys() & {"start", "ceiling", "one_lane"}:
             self.look_soon()
             self._floor = Floor()  # larger micro-batches leave more behind than smaller ones did, which is no leak
-        return changes or None
+        return Change(changes, cause, faster is not None and faster.is_known) if changes else None
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
@@ -250,29 +263,32 @@ class Planner:
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
-    def _faster(self, plan: Entry, coming: Sequence[Lengths], worth: float) -> dict[str, Any]:
-        """The costs, if cutting by them is faster by `worth`, and a further reach, if that is."""
+    def _faster(self, plan: Entry, coming: Sequence[Lengths], worth: float) -> Change | None:
+        """The costs, if cutting by them is faster by `worth`, and a further reach, if that is; or a size to try."""
         watch = max(self._stopwatch.values(), key=len)  # computing activations twice makes all of them slower alike
         costs, (smallest, largest) = watch.fit(), watch.tokens_seen
         if costs is None:
             return self._wider(plan, coming, smallest, largest)
-        best, changes = _price(plan, coming, costs), dict[str, Any]()
+        now = _price(plan, coming, costs)
+        best, found = now, None
         for better in ({"costs": costs}, {"costs": costs, "start": 2 * largest}):
             after = _with(plan, better)
             price = _price(after, coming, costs)
             if price < best * (1 - worth):
                 largest_used = max(shape.tokens for lengths in coming for shape in _shapes(lengths, after))
-                best, changes = price, better | {"start": largest_used}  # further would only take memory
-        return changes
+                is_known, share = largest_used <= largest, f"{1 - price / now:.0%} faster".replace("%", " %")
+                cause = f"measured: {share}" if is_known else f"tried: expected to be {share}"
+                best, found = price, Change(better | {"start": largest_used}, cause, is_known)  # further would only take memory
+        return found
 
-    def _wider(self, plan: Entry, coming: Sequence[Lengths], smallest: int, largest: int) -> dict[str, Any]:
+    def _wider(self, plan: Entry, coming: Sequence[Lengths], smallest: int, largest: int) -> Change | None:
         """Another size to try where all micro-batches were of nearly one: larger if memory allows it, or else smaller."""
         now = [len(_cut(lengths, plan)) for lengths in coming]
         for start in (2 * largest, smallest // 4):
             others = [_cut(lengths, _with(plan, {"start": start})) for lengths in coming]
             if any(len(rows) > 1 for cut in others for rows in cut) and [len(cut) for cut in others] != now:
-                return {"start": start}
-        return {}
+                return Change({"start": start}, "tried: what another size costs is not known yet", False)
+        return None
 
 
 def _price(plan: Entry, coming: Sequence[Lengths], costs: Costs) -> float:

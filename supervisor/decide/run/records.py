@@ -125,7 +125,7 @@ def death(verdict: Verdict, last_words: str, exit_status: int | None) -> Record:
     return Record(
         event=Event.DEATH,
         reason=verdict.sentence,
-        action=f"restart in {verdict.delay_s:.1f} s ({verdict.cause})" if verdict.again else "gave up",
+        action=f"restart after {verdict.delay_s:.1f} s" if verdict.again else "no restart",
         result=last_words,
         cause=verdict.cause,
         again=verdict.again,

@@ -30,6 +30,7 @@ from memsup.supervisor.decide.stuck_sensor import StuckSensorWatch
 from memsup.supervisor.kernel.children import Child, spawn
 from memsup.supervisor.sense.gpu import frames
 from memsup.supervisor.sense.gpu.devices import reading_of, unknown
+from memsup.supervisor.words import plural
 
 MEMORY_EVERY_S = 0.25
 """The time between two questions about memory, and whose it is."""
@@ -174,7 +175,9 @@ class GpuClient:
         if self._seen_s > -math.inf:
             return None
         if self.why is not None:
-            return f"GPU readings are unknown: {self.why}. The probe was lost {self.failures} times and is tried again."
+            return (
+                f"GPU readings are unknown: {self.why}. The probe was lost {plural(self.failures, 'time')} and is tried again."
+            )
         return "The GPU probe is starting."
 
     @property

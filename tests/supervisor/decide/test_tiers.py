@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from memsup.shared.loading import load
 from memsup.shared.settings import Settings, SettingsError, Share
+from memsup.supervisor.decide.claims import Beside, Claim
 from memsup.supervisor.decide.ladder import Ladder, MemoryLimits, Rung, WorkerView
 from memsup.supervisor.decide.readings import GpuReading, Machine, MemoryReading
 from memsup.supervisor.decide.tier_lines import lines, notes
-from memsup.supervisor.decide.tiers import LEAST_RESERVE_BYTES, TIERS, WORKER_NEEDS_BYTES, Resolution, resolve
+from memsup.supervisor.decide.tiers import LEAST_RESERVE_BYTES, TIERS, WORKER_NEEDS_BYTES, Resolution, claim_of, resolve
 
 MIB, GIB = 2**20, 2**30
 RANK = list(TIERS)
@@ -224,6 +225,65 @@ def test_any_limit_is_either_refused_or_leaves_the_reserve_alone(total: int, ram
     assert limits.worker_limit_bytes <= max(total * ram, 1)
     assert limits.worker_limit_bytes >= WORKER_NEEDS_BYTES
     assert limits.reserve_bytes >= LEAST_RESERVE_BYTES
+
+
+@given(sizes, st.lists(st.tuples(st.none() | st.floats(0.001, 1), st.none() | st.floats(0.001, 0.5)), min_size=2, max_size=5))
+def test_runs_that_live_at_the_same_time_share_the_machine(total: int, asked: list[tuple[float | None, float | None]]) -> None:
+    """In whatever order they start and whatever they ask for: together they leave the largest reserve alone, and what somebody
+    asked for is kept in full or refused.
+    """
+    where = Machine(ram_total_bytes=total, ram_available_bytes=None)
+    claims: list[Claim] = []
+    for number, (ram, reserve) in enumerate(asked):
+        settings = Settings()
+        settings.limits.ram = settings.limits.ram if ram is None else Share(ram)
+        settings.limits.ram_reserve = None if reserve is None else Share(reserve)
+        try:
+            alone = resolve(settings, {}, where).limits
+            limits = resolve(settings, {}, where, beside=Beside(others=tuple(claims))).limits
+        except SettingsError:
+            continue
+        assert limits.worker_limit_bytes >= WORKER_NEEDS_BYTES
+        assert limits.fence_bytes == limits.worker_limit_bytes <= alone.worker_limit_bytes
+        if ram is not None and settings.limits.ram != Settings().limits.ram:
+            assert limits.worker_limit_bytes == alone.worker_limit_bytes
+        claims.append(claim_of(f"run {number}", limits, on_gpu=False))
+        others = sum(claim.ram_bytes or 0 for claim in claims)
+        assert others + max(claim.reserve_bytes for claim in claims) <= total or len(claims) == 1
+
+
+def test_what_other_runs_may_take_is_said_with_numbers_and_the_next_step() -> None:
+    """A default is lowered, what was asked for is refused, and so is a share that nothing can start in."""
+    other = Claim(run="night", ram_bytes=12 * GIB, reserve_bytes=GIB)
+
+    def beside(*flags: str, **kept: Any) -> Resolution:
+        loaded = load(job_file=None, flags=flags, environment={})
+        return resolve(loaded.settings, loaded.origins, machine(20), beside=Beside(others=(other,), **kept))
+
+    lowered = beside()
+    assert lowered.limits.worker_limit_bytes == 6 * GIB
+    assert "run 'night' may take 12 GiB of the 18 GiB" in lowered.limits.worker_limit_origin
+    assert [line.value for line in lines(lowered) if line.name == "other runs"] == ["run 'night' may take 12 GiB"]
+    assert beside("limits.ram=5GiB").limits.worker_limit_bytes == 5 * GIB
+    for flags, words in (
+        (["limits.ram=7GiB"], ["limits.ram = 7 GiB (flag)", "leaves 6 GiB", "limits.ram=6GiB", "stop --run night"]),
+        (["limits.ram=90%"], ["limits.ram = 90 % of 20 GiB (flag)", "leaves 6 GiB"]),
+        (["limits.ram_reserve=7.6GiB"], ["no room", "12.4 GiB", "wait --run night", "start --run night --set limits.ram=6GiB"]),
+    ):
+        with pytest.raises(SettingsError) as refused:
+            beside(*flags)
+        assert all(word in str(refused.value) for word in words), refused.value
+    assert beside(own_bytes=3 * GIB).limits.worker_limit_bytes == 3 * GIB  # begun at a boot, before the others
+    assert beside(own_bytes=9 * GIB).limits.worker_limit_bytes == 6 * GIB
+
+
+def test_a_run_whose_limit_is_not_known_is_named() -> None:
+    """Unknown is neither nought nor everything."""
+    others = (Claim(run="new"), Claim(run="cards", ram_bytes=GIB, on_gpu=True))
+    found = resolve(Settings(), {}, machine(20, 24), beside=Beside(others=others))
+    assert found.limits.worker_limit_bytes == 17 * GIB
+    assert any("'new'" in note and "not known" in note for note in notes(found))
+    assert any("cards" in note and "limits.vram" in note for note in notes(found))
 
 
 @given(sizes, sizes)

@@ -152,7 +152,7 @@ def test_a_pause_is_a_pause_in_every_phase() -> None:
     for phase in [None, *Phase]:
         assert activity_of(RunState.PAUSED, phase) is Activity.PAUSED
         assert activity_of(RunState.COOLING, phase) is Activity.COOLING
-    assert activity_of(RunState.RUNNING, None) is Activity.TRAINING
+    assert activity_of(RunState.RUNNING, None) is Activity.RUNNING
     assert activity_of(RunState.STARTING, None) is Activity.STARTING
 
 

@@ -75,16 +75,23 @@ def test_each_line_says_what_was_so_when_it_was_written(desk: Desk) -> None:
 
 
 def test_the_last_action_is_what_was_done_last_not_what_was_found_last(desk: Desk) -> None:
-    """And of its result only the first line: a traceback is for the ledger."""
+    """And of its result only the first line: a traceback is for the ledger. How a process ended is no result of starting it
+    again; that it trains again is.
+    """
     assert desk.journal.last_action is None
     desk.journal.record(
-        2.0, Record(event=Event.DEATH, reason="it crashed", action="restart in 1.0 s", result="Error: x\n  at y")
+        2.0, Record(event=Event.DEATH, reason="it crashed", action="restart after 1.0 s", result="Error: x\n  at y")
     )
     desk.journal.record(3.0, Record(event=Event.CLOCK, reason="the machine slept"))
     last = desk.journal.last_action
     assert last is not None
-    assert (last.action, last.reason, last.result) == ("restart in 1.0 s", "it crashed", "Error: x")
+    assert (last.action, last.reason, last.result) == ("restart after 1.0 s", "it crashed", None)
     assert desk.written()[0].result == "Error: x\n  at y"
+    desk.journal.record(4.0, Record(event=Event.RECOVERED, reason="training again at step 5"))
+    assert desk.journal.last_action == last
+    assert last.result == "training again at step 5"
+    desk.journal.record(5.0, Record(event=Event.ORDER, reason="asked", action="checkpoint", result="failed: full\n  at y"))
+    assert desk.journal.last_action.result == "failed: full"
 
 
 def test_a_change_of_state_is_seen_once(desk: Desk) -> None:

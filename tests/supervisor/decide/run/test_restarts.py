@@ -282,4 +282,4 @@ def test_a_row_that_crashes_the_worker_ends_the_run_at_the_third_time_and_is_tol
     for death in deaths:
         assert death["result"].startswith("exit code 1\n")
         assert death["result"].endswith("IndexError: index out of range in self")
-    assert seen["last_action"]["result"] == "exit code 1"
+    assert (seen["last_action"]["action"], seen["last_action"]["result"]) == ("no restart", None)

@@ -1,0 +1,82 @@
+"""The claims of runs on this machine's memory: one file in each run's folder, which counts while the run has a supervisor.
+
+Covers who lives (the lock that its supervisor holds says so), what each may take, and the turn that supervisors take so that
+two which start at once do not both take what is left. How limits follow from claims is decided in `decide/tiers.py`. Seen are
+the runs in the same state folder; other users' are not visible. The ladder's look at the whole machine stands behind all of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from memsup.shared.files import replace_file
+from memsup.shared.log import log
+from memsup.shared.paths import PathError, RunPaths, open_private
+from memsup.supervisor.daemon.lock import is_taken
+from memsup.supervisor.decide.claims import Beside, Claim
+
+_MOST_BYTES = 4096
+
+
+def beside(paths: RunPaths, *, keep_own: bool = False) -> Beside:
+    """What the other runs that live may take. With `keep_own` also what this run claimed itself before."""
+    own = _read(paths.claim) if keep_own else None
+    return Beside(others=tuple(_others(paths)), own_bytes=own.ram_bytes if own else None)
+
+
+@contextlib.contextmanager
+def turn(paths: RunPaths) -> Iterator[None]:
+    """While this lasts nobody else claims anything. Raises `PathError`."""
+    fd = open_private(paths.state.parent)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def claim(paths: RunPaths, claimed: Claim) -> None:
+    """Writes down what the run may take. On a full disk other runs do not learn of it, and training goes on."""
+    try:
+        replace_file(paths.claim, msgspec.json.encode(claimed))
+    except OSError as error:
+        log.warning("What this run may take could not be written down for other runs", why=error.strerror)
+
+
+def _others(paths: RunPaths) -> Iterator[Claim]:
+    try:
+        folders = sorted(folder for folder in paths.state.parent.iterdir() if folder.is_dir() and folder != paths.state)
+    except OSError:  # no run was ever started here
+        return
+    for folder in folders:
+        try:
+            fd = open_private(folder)
+        except PathError:  # no folder of memsup's
+            continue
+        try:
+            lives = is_taken(fd)
+        finally:
+            os.close(fd)
+        if lives:
+            found = _read(folder / paths.claim.name)
+            yield msgspec.structs.replace(found, run=folder.name) if found else Claim(run=folder.name)
+
+
+def _read(file: Path) -> Claim | None:
+    """The claim in `file`. None where there is none that can be read."""
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return msgspec.json.decode(os.read(fd, _MOST_BYTES), type=Claim)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    finally:
+        os.close(fd)
