@@ -80,7 +80,7 @@ def limits_document(limits: Limits) -> dict[str, Any]:
         "reserve_bytes": limits.reserve_bytes,
         "reserve_origin": limits.reserve_origin,
         "fence_bytes": limits.fence_bytes,
-        "vram_fraction": limits.vram_fraction,
+        "vram_bytes": limits.vram_bytes,
     }
 
 
