@@ -74,7 +74,7 @@ def machine_document(machine: Machine) -> dict[str, Any]:
 
 
 def unfenced(kind: str, why: str) -> str | None:
-    """The sentence that says what the kernel does not enforce, and why. None where it bounds the worker's whole tree."""
+    """The sentence that says what the kernel does not enforce, and why. It is None where the kernel bounds the whole tree."""
     unproved = "that this machine survives a worker that leaks in ever more processes is not proved"
     if kind == "rlimit":
         return f"The kernel bounds each process here, not their sum ({why}). memsup watches the sum itself; {unproved}."

@@ -74,8 +74,8 @@ class Limits:
     fence_bytes: int
     """What the kernel lets the worker's tree use, behind the ladder. It never reaches into the reserve."""
     vram_bytes: int | None
-    """The GPU's memory that the worker may hold, CUDA's own context included. None where there is no GPU, or its size is not
-    known."""
+    """The GPU's memory that the worker may hold, CUDA's own context included. It is None where there is no GPU, or its
+    size is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
