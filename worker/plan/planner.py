@@ -226,11 +226,13 @@ class Planner:
         return changes
 
     def _is_trusted(self, step: int, tokens: int, *, checkpointed: bool) -> bool:
-        """Whether a micro-batch of so many tokens is predicted to fit. Where nothing is known it is as soon as this life has
-        gone well for `REFUSED_STEPS`.
+        """Whether a micro-batch of so many tokens is predicted to fit. Where nothing is predicted it is trusted when this life
+        has gone well for `REFUSED_STEPS`.
         """
+        if self._limit_bytes is None:
+            return True
         fit = self._footprint[checkpointed].fit()
-        if fit is None or self._limit_bytes is None:
+        if fit is None:
             return self._first_step is not None and step - self._first_step >= REFUSED_STEPS
         return tokens <= self._most_tokens(fit, min(tokens, self._longest))
 
