@@ -93,9 +93,12 @@ def read_figures(figures: torch.Tensor) -> list[float]:
 class CudaClock:
     """Time as a CUDA device passes it: a mark is reached when the device has done what it was given before. Nothing waits."""
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
     def mark(self) -> Any:
         mark = torch.cuda.Event(enable_timing=True)
-        mark.record()
+        mark.record(torch.cuda.current_stream(self._device))  # not that of the first GPU
         return mark
 
     def elapsed_s(self, begin: Any, end: Any) -> float | None:
@@ -104,7 +107,7 @@ class CudaClock:
 
 def clock_of(device: torch.device) -> Clock:
     """The clock by which the work of `device` is timed."""
-    return HostClock() if device.type == "cpu" else CudaClock()
+    return HostClock() if device.type == "cpu" else CudaClock(device)
 
 
 def skip_step_where(is_bad: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
