@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
     options = parser.parse_args()
-    start_threads(len(os.sched_getaffinity(0)))
+    start_threads(len(os.sched_getaffinity(0)), torch.device("cpu"))
     config = BertConfig(vocab_size=WORDS, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536)
     usual, cheap = (BertForSequenceClassification(config).train() for _ in range(2))
     draw_cheaply(cheap)

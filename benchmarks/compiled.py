@@ -37,7 +37,7 @@ def measure(way: str, amp: str, rounds: int) -> dict[str, Any]:
     from memsup.worker.compute.embedding import add_in_place
     from memsup.worker.hardware import autocast, start_threads
 
-    start_threads(len(os.sched_getaffinity(0)))
+    start_threads(len(os.sched_getaffinity(0)), torch.device("cpu"))
     model: Any = BertForSequenceClassification(BertConfig(**CONFIG | {"vocab_size": VOCABULARY})).train()
     if way == "memsup":
         add_in_place(model)

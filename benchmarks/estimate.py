@@ -60,7 +60,7 @@ def measure(size: str, amp: str) -> None:
     from memsup.worker.memory import hand_back, held
 
     layers, hidden, heads, intermediate = SIZES[size]
-    start_threads(2)
+    start_threads(2, torch.device("cpu"))
     device = torch.device("cpu")
     hand_back()
     base = held().resident_bytes

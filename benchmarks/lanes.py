@@ -88,7 +88,7 @@ class Way:
     """One model with its optimizer, trained in so many lanes."""
 
     def __init__(self, amp: str, lanes: int) -> None:
-        threads = start_threads(len(os.sched_getaffinity(0)))
+        threads = start_threads(len(os.sched_getaffinity(0)), torch.device("cpu"))
         model = BertForSequenceClassification(BertConfig(**CONFIG | {"vocab_size": VOCABULARY})).train()
         add_in_place(model)
         draw_cheaply(model)

@@ -47,7 +47,7 @@ def learn(seed: int, way: str, amp: str, home: Path) -> Result:
     from memsup.worker.plan.entry import Entry
     from memsup.worker.tasks import find_task
 
-    start_threads(1)
+    start_threads(1, torch.device("cpu"))
     import memsup.shared
 
     job = Path(memsup.shared.__file__).parent / "demo/memsup.toml"

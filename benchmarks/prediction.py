@@ -108,7 +108,8 @@ def own_time_s(count: int = 1000) -> float:
             checkpointed = plan.checkpoints_activations(shape.length)
             planner.predicted_peak_bytes(shape, checkpointed=checkpointed)
             measured_s, peak = 0.003 + shape.tokens * 3e-4 * (1 + random.exponential(0.1)), 500_000_000 + 600_000 * shape.tokens
-            planner.observe(shape, checkpointed=checkpointed, took_s=measured_s, peak_bytes=peak, before_bytes=500_000_000)
+            planner.observe(shape, checkpointed=checkpointed, peak_bytes=peak, before_bytes=500_000_000)
+            planner.observe_time(shape, checkpointed=checkpointed, took_s=measured_s)
         planner.begin_step(500_000_000)
         planner.leak(lambda: 500_000_000)
         change = planner.look(step + 1, plan, lambda: list(lengths[step + 1 : step + 33]))  # noqa: B023

@@ -51,8 +51,9 @@ def write_shard(file: DurableFile, tensors: list[Tensor]) -> None:
             raise ValueError(f"{tensor.name} gave {written_bytes} bytes but claims to have {size_bytes(tensor)}")
 
 
-def open_tensors(path: Path, stem: str) -> Iterator[Tensor]:
-    """The tensors of `stem` ("model", "optimizer") in the folder `path`, in the order of their bytes.
+def open_tensors(path: Path, stem: str, buffer: memoryview | None = None) -> Iterator[Tensor]:
+    """The tensors of `stem` ("model", "optimizer") in the folder `path`, in the order of their bytes. They are read into
+    `buffer`, of `PIECE_BYTES`; None means into one of their own.
 
     A tensor's `chunks` are to be read before the next tensor is taken. Reads also folders that memsup did not write.
     Raises `Damaged` for files that are missing or malformed; content is compared with hashes only by `verify`, before.
@@ -63,7 +64,7 @@ def open_tensors(path: Path, stem: str) -> Iterator[Tensor]:
             fd, size = open_file(folder_fd, name)
             try:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-                buffer = memoryview(mmap.mmap(-1, PIECE_BYTES))
+                buffer = buffer or memoryview(mmap.mmap(-1, PIECE_BYTES))
                 for place in read_header(fd, size, name):
                     yield Tensor(place.name, place.dtype, place.shape, _Reader(fd, place, buffer, name).chunks)
             finally:

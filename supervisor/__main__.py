@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import zmq
@@ -24,7 +24,6 @@ from memsup.shared.run_file import read_record
 from memsup.shared.settings import SettingsError
 from memsup.supervisor.daemon.lock import AlreadyRunningError, Lock
 from memsup.supervisor.daemon.systemd import GUARDED
-from memsup.supervisor.decide.claims import Claim
 from memsup.supervisor.main import Supervisor
 
 
@@ -50,11 +49,13 @@ def main() -> int:
         return GUARDED if isinstance(error, AlreadyRunningError) else 1
     into_log = json_lines(partial(supervisor.scribe.append, paths.supervisor_log))
     log_to(paths.name, into_log, *([] if into_file else [plain_words(supervisor.scribe.say)]))
-    death = supervisor.night.death
+    death, fence = supervisor.night.death, supervisor.worker.fence
     _tell(
         options.ready_fd,
         ok=True,
         postmortem=death.lines if death else (),
+        fence=fence.kind,
+        fence_reason=fence.why_no_better,
         waits=death is not None and death.waits is not None,
         others=supervisor.night.limits.beside.others,
     )
@@ -73,20 +74,13 @@ def _standard_error_is(file: Path) -> bool:
         return False
 
 
-def _tell(
-    fd: int | None,
-    *,
-    ok: bool,
-    text: str = "",
-    postmortem: Sequence[str] = (),
-    waits: bool = False,
-    others: Sequence[Claim] = (),
-) -> None:
-    """Writes the line that `memsup start` waits for (`Answer` in `client/spawning.py`). `fd` is None where nobody waits."""
+def _tell(fd: int | None, *, ok: bool, **answer: Any) -> None:
+    """Writes the line that `memsup start` waits for, whose fields are those of `Answer` in `client/spawning.py`. `fd` is None
+    where nobody waits.
+    """
     if fd is not None:
         try:
-            answer = {"ok": ok, "text": text, "postmortem": postmortem, "waits": waits, "others": others}
-            os.write(fd, msgspec.json.encode(answer) + b"\n")
+            os.write(fd, msgspec.json.encode({"ok": ok} | answer) + b"\n")
         except BrokenPipeError:
             pass  # whoever started us has gone; that is no reason to go as well
         os.close(fd)

@@ -58,7 +58,6 @@ class Devices:
 
     limits: Limits
     watches_gpus: bool
-    vram_fraction: float | None
     power_record: Path
     restraint: Restraint = UNRESTRAINED
     gpus: tuple[GpuReading, ...] = ()
@@ -91,7 +90,7 @@ class Devices:
         self.client = GpuClient(self.power_record)
         self._sensors, self._supply = TemperatureSensors(), PowerSupply()
         self._heat, self._battery = HeatControl(), BatteryControl()
-        self._vram = VramControl() if self.vram_fraction is None else VramControl(self.vram_fraction)
+        self._vram = VramControl(self.limits.vram)
         self._visible = os.environ.get("CUDA_VISIBLE_DEVICES")
 
     @property

@@ -106,7 +106,6 @@ class Supervisor:
         self.devices = Devices(
             record.settings.limits,
             watches_gpus=on_gpu,
-            vram_fraction=limits.vram_fraction,
             power_record=paths.state.parent / ".power-limits.json",
             restraint=restraint,
         )

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from memsup.shared.messages import FailureCause
 from memsup.shared.settings import Share
+from memsup.worker.compute.attention import without_idle_mask
 from memsup.worker.compute.offloaded_adam import OffloadedAdamW
 from memsup.worker.compute.randomness import repeated
 from memsup.worker.compute.threads import find_threads
 from memsup.worker.memory import CudaMemory, DeviceMemory
+from memsup.worker.plan.measuring import Clock, HostClock
 from memsup.worker.session import GiveUp
 
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def start_threads(wanted: int | None) -> int:
-    """Fixes the number of threads that compute, and starts them; returns it. None means the fastest number, found out by
-    trying, of at most `OMP_NUM_THREADS`. Call it before memory is limited: a library that cannot start a thread aborts.
+def start_threads(wanted: int | None, device: torch.device) -> int:
+    """Fixes the number of threads that compute on the host, and starts them; returns it. None means of at most
+    `OMP_NUM_THREADS` the fastest number, found out by trying; where a GPU computes there is nothing to try, and it is all.
+    Call it before memory is limited: a library that cannot start a thread aborts.
     """
-    threads = wanted or find_threads(torch.get_num_threads())
+    most = torch.get_num_threads()
+    threads = wanted or (find_threads(most) if device.type == "cpu" else most)
     torch.set_num_threads(threads)
     if torch.get_num_interop_threads() != 1:  # may be set once only
         torch.set_num_interop_threads(1)
@@ -73,7 +77,44 @@ def autocast(device: torch.device, amp: str | None) -> AbstractContextManager[An
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    """Sends a batch on its way, from page-locked memory: from any other the host would wait until the copy has been made. torch
+    uses that memory again when the device has read it.
+    """
+    if device.type == "cpu":
+        return batch
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in without_idle_mask(batch).items()}
+
+
+def read_figures(figures: torch.Tensor) -> list[float]:
+    """Waits until the device has done all that it was given, `figures` included, and returns these."""
+    return cast("list[float]", figures.tolist())
+
+
+class CudaClock:
+    """Time as a CUDA device passes it: a mark is reached when the device has done what it was given before. Nothing waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def mark(self) -> Any:
+        mark = torch.cuda.Event(enable_timing=True)
+        mark.record(torch.cuda.current_stream(self._device))  # not that of the first GPU
+        return mark
+
+    def elapsed_s(self, begin: Any, end: Any) -> float | None:
+        return cast("float", begin.elapsed_time(end)) / 1000 if end.query() else None
+
+
+def clock_of(device: torch.device) -> Clock:
+    """The clock by which the work of `device` is timed."""
+    return HostClock() if device.type == "cpu" else CudaClock(device)
+
+
+def skip_step_where(is_bad: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Has the next step of a fused `optimizer` change nothing if `is_bad` is 1, and all if it is 0, as the device finds it when
+    it comes to the step (as torch's `GradScaler` does it).
+    """
+    optimizer.found_inf = is_bad
 
 
 def set_activation_checkpointing(model: Any, on: bool) -> None:

@@ -1,7 +1,7 @@
 """Memory as the worker sees it: how much it holds, the soft limit in host RAM, giving memory back, recognising exhaustion.
 
-Also the one seam for torch's CUDA memory calls (`DeviceMemory`). What is done about exhaustion is decided in `exhaustion.py`;
-the fence around the process is the supervisor's.
+Also the one seam for torch's CUDA calls that concern memory or wait for the device (`DeviceMemory`). What is done about
+exhaustion is decided in `exhaustion.py`; the fence around the process is the supervisor's.
 
 The soft limit (`RLIMIT_DATA`) lies below the worker's limit, so that an allocation fails, and can be caught, before the fence
 kills. It is for CPU training only: the CUDA driver maps far more than it uses.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import resource
 from collections.abc import Iterator
@@ -218,11 +219,11 @@ class DeviceMemory(Protocol):
         ...
 
     def peak_bytes(self) -> int:
-        """The most bytes that were allocated since `reset_peak`. Waits until the device has done what it was given."""
+        """The most bytes that were allocated since `reset_peak`."""
         ...
 
     def reset_peak(self) -> None:
-        """Begins a new peak. Waits until the device has done what it was given."""
+        """Begins a new peak."""
         ...
 
     def release(self) -> None:
@@ -231,6 +232,14 @@ class DeviceMemory(Protocol):
 
     def limit(self, size_bytes: int) -> None:
         """Has torch raise its own error rather than reserve more than this, before the device is full for everybody."""
+        ...
+
+    def page_locked(self, size_bytes: int) -> torch.Tensor:
+        """Bytes of host memory that the device reads and writes by itself, without a copy of the driver's in between."""
+        ...
+
+    def finish_queued(self) -> None:
+        """Waits until the device has done what it was given."""
         ...
 
 
@@ -245,11 +254,14 @@ def limit_device(device: DeviceMemory | None, order: LimitMemory) -> str:
 
 
 class CudaMemory:
-    """`DeviceMemory` of one CUDA device."""
+    """`DeviceMemory` of one CUDA device. Its figures are the allocator's own, which counts when memory is asked for, before the
+    device computes with it: so they are read without waiting.
+    """
 
     def __init__(self, device: torch.device) -> None:
         import torch
 
+        self._torch: Any = torch
         self._cuda: Any = torch.cuda
         self._device = device
         self.total_bytes = self.limit_bytes = int(torch.cuda.get_device_properties(device).total_memory)
@@ -265,16 +277,28 @@ class CudaMemory:
         return max(0, int(total_bytes) - int(free_bytes) - self.reserved_bytes())
 
     def peak_bytes(self) -> int:
-        self._cuda.synchronize(self._device)
         return int(self._cuda.max_memory_allocated(self._device))
 
     def reset_peak(self) -> None:
-        self._cuda.synchronize(self._device)
         self._cuda.reset_peak_memory_stats(self._device)
 
     def release(self) -> None:
         self._cuda.empty_cache()
 
     def limit(self, size_bytes: int) -> None:
-        self._cuda.set_per_process_memory_fraction(min(1.0, size_bytes / self.total_bytes), self._device)
         self.limit_bytes = min(size_bytes, self.total_bytes)
+        self._cuda.set_per_process_memory_fraction(fraction_of(self.limit_bytes, self.total_bytes), self._device)
+
+    def page_locked(self, size_bytes: int) -> torch.Tensor:
+        return self._torch.empty(size_bytes, dtype=self._torch.uint8, pin_memory=True)
+
+    def finish_queued(self) -> None:
+        self._cuda.synchronize(self._device)
+
+
+def fraction_of(size_bytes: int, total_bytes: int) -> float:
+    """The fraction of which torch makes exactly `size_bytes` again, as it multiplies and cuts off. Pure."""
+    fraction = size_bytes / total_bytes
+    while int(fraction * total_bytes) < size_bytes:
+        fraction = math.nextafter(fraction, 1.0)
+    return fraction

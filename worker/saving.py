@@ -11,7 +11,6 @@ import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -135,9 +134,9 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int) ->
     else:
         assert start.folder is not None
         _refuse_other_training(training, state, start.folder)
-        tick = training.session.tick
-        read_tensors(start.folder, WEIGHTS, model_tensors(training.prepared.model), tick)
-        read_tensors(start.folder, OPTIMIZER, optimizer_tensors(training.prepared.model, training.optimizer), tick)
+        model, tick, staging = training.prepared.model, training.session.tick, training.staging
+        read_tensors(start.folder, WEIGHTS, model_tensors(model), tick, staging)
+        read_tensors(start.folder, OPTIMIZER, optimizer_tensors(model, training.optimizer), tick, staging)
         training.step = state.step
         training.loss = state.loss
         training.loss_scale, training.steps_at_scale = state.loss_scale, state.steps_at_scale
@@ -155,17 +154,16 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int) ->
 
 
 def _limit_plan(training: Training, welcome: Welcome, done_before: int) -> None:
-    """Only a restart because of memory makes micro-batches smaller, at once; where the planner may, it raises that again.
-    Without one, a limit that the supervisor set in an earlier life ends; but steps that were done under it (`done_before` of
-    them) are redone under it.
+    """Only a restart because of memory makes micro-batches smaller, at once; the planner raises that again. Without one, a
+    limit that the supervisor set in an earlier life ends; but steps that were done under it (`done_before` of them) are redone
+    under it.
     """
     plan, next_step = training.plan, training.step + 1
     last = plan.last_change
     if welcome.micro_tokens_limit is not None:
         if welcome.micro_tokens_limit < plan.at(next_step).micro_tokens:
-            bound = "ceiling" if training.settings.tune else "limit"
-            changes: dict[str, Any] = {bound: welcome.micro_tokens_limit, "one_lane": last.lanes > 1}
-            plan.change(next_step, "restarted because of memory", **changes)
+            ceiling, one_lane = welcome.micro_tokens_limit, last.lanes > 1
+            plan.change(next_step, "restarted because of memory", ceiling=ceiling, one_lane=one_lane)
     elif last.limit is not None:
         first = max(next_step, done_before + 1, last.step + 1)
         plan.change(first, "a limit of an earlier life ends", limit=None, one_lane=False)
@@ -252,6 +250,7 @@ def save(training: Training, *, last: bool) -> CheckpointNote:
             tokenizer=training.prepared.tokenizer,
             optimizer=training.optimizer,
             tick=training.session.tick,
+            staging=training.staging,
         )
         saved = _committed(draft, merit, training.session)
     training.newest = CheckpointNote(

@@ -92,6 +92,10 @@ class Program(Protocol):
         """What is held now; quick, and called from the link's thread. Raises OSError."""
         ...
 
+    def finish_queued(self) -> None:
+        """Waits until all that was begun is computed, where a device computes it later than it is told to."""
+        ...
+
 
 class Session:
     """One life of a worker under its supervisor. Belongs to the main thread."""
@@ -206,6 +210,8 @@ class Session:
         Raises `Leave` when the worker is to exit.
         """
         self.tick()
+        if self._program is not None and self._duty_fraction < 1:
+            self._program.finish_queued()  # or a device would compute through the gap, and the gap be too short
         now_s = monotonic_s()
         self._rest_until_s = now_s + (now_s - self._busy_since_s) * (1 / self._duty_fraction - 1)
         self._obey()

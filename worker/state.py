@@ -4,7 +4,9 @@
     optimizer*.safetensors                              each parameter's state, as `<parameter>.<exp_avg, exp_avg_sq, step>`
     state.json                                          `State`, below
 
-Covers the way between torch's tensors and the store's, a bounded piece at a time; nothing is pickled. How a folder becomes
+Covers the way between torch's tensors and the store's, a bounded piece at a time; nothing is pickled. What lies on a device
+passes through a piece of page-locked memory (`staging`), into which the device writes and the file is read; None of it means
+that everything lies on the host. How a folder becomes
 durable, verified and old is the business of `checkpoint/`; when one is written is decided in `saving.py`.
 """
 
@@ -19,6 +21,7 @@ import msgspec
 import torch
 
 from memsup.checkpoint.draft import Draft
+from memsup.checkpoint.durable import PIECE_BYTES
 from memsup.checkpoint.errors import Damaged
 from memsup.checkpoint.reading import read_json
 from memsup.checkpoint.tensors import Tensor, open_tensors
@@ -28,7 +31,6 @@ FORMAT = 1
 STATE_FILE = "state.json"
 WEIGHTS, OPTIMIZER = "model", "optimizer"
 """Stems of the safetensors files."""
-PIECE_BYTES = 4 << 20
 
 _SAFETENSORS_NAMES = {
     torch.float64: "F64",
@@ -82,13 +84,18 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 def write_state(
-    draft: Draft, state: State, *, model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, tick: Tick
+    draft: Draft,
+    state: State,
+    *,
+    model: Any,
+    tokenizer: Any,
+    optimizer: torch.optim.Optimizer,
+    tick: Tick,
+    staging: torch.Tensor | None = None,
 ) -> None:
     """Fills `draft`; calls `tick` with each piece written. Raises OSError."""
-    draft.write_tensors(WEIGHTS, [_outgoing(name, tensor, tick) for name, tensor in model_tensors(model).items()])
-    draft.write_tensors(
-        OPTIMIZER, [_outgoing(name, tensor, tick) for name, tensor in optimizer_tensors(model, optimizer).items()]
-    )
+    for stem, tensors in ((WEIGHTS, model_tensors(model)), (OPTIMIZER, optimizer_tensors(model, optimizer))):
+        draft.write_tensors(stem, [_outgoing(name, tensor, tick, staging) for name, tensor in tensors.items()])
     model.config.architectures = [type(model).__name__]  # otherwise `from_pretrained` of a bare AutoModel finds no class
     model.config.save_pretrained(draft.folder)
     tokenizer.save_pretrained(draft.folder)
@@ -124,13 +131,16 @@ def optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str,
     }
 
 
-def read_tensors(path: Path, stem: str, targets: Mapping[str, torch.Tensor], tick: Tick) -> None:
+def read_tensors(
+    path: Path, stem: str, targets: Mapping[str, torch.Tensor], tick: Tick, staging: torch.Tensor | None = None
+) -> None:
     """Copies the checkpoint's tensors over `targets`, through a small buffer of host memory.
 
     Raises `Damaged` unless names, types and shapes are exactly those of `targets`.
     """
     missing = dict(targets)
-    for tensor in open_tensors(path, stem):
+    buffer = None if staging is None else memoryview(staging.numpy())
+    for tensor in open_tensors(path, stem, buffer):
         target = missing.pop(tensor.name, None)
         if target is None:
             raise Damaged(f"{stem} has {tensor.name}, which the model does not have.")
@@ -155,14 +165,21 @@ def _copy_in(tensor: Tensor, target: torch.Tensor, tick: Tick) -> None:
         target.detach().copy_(flat.view(target.shape))
 
 
-def _outgoing(name: str, tensor: torch.Tensor, tick: Tick) -> Tensor:
-    return Tensor(name, _SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape), partial(_chunks, tensor, tick))
+def _outgoing(name: str, tensor: torch.Tensor, tick: Tick, staging: torch.Tensor | None = None) -> Tensor:
+    return Tensor(name, _SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape), partial(_chunks, tensor, tick, staging))
 
 
-def _chunks(tensor: torch.Tensor, tick: Tick) -> Iterator[memoryview]:
-    """Row-major bytes in small pieces. On the host, pieces of the tensor itself."""
+def _chunks(tensor: torch.Tensor, tick: Tick, staging: torch.Tensor | None) -> Iterator[memoryview]:
+    """Row-major bytes in small pieces: pieces of the tensor itself where it lies on the host, else of `staging`, each
+    overwritten by the next.
+    """
+    stays = staging is None or tensor.is_pinned()
     for piece in _pieces(tensor.detach()):
-        yield memoryview(piece.view(torch.uint8).cpu().numpy())
+        content = piece.view(torch.uint8)
+        if not stays:
+            assert staging is not None
+            content = staging[: len(content)].copy_(content)
+        yield memoryview(content.numpy())
         tick()
 
 

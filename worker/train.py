@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from memsup.checkpoint.durable import PIECE_BYTES
 from memsup.checkpoint.errors import CheckpointError
 from memsup.checkpoint.store import Store
 from memsup.shared.lanes import lanes_for
@@ -39,6 +40,7 @@ from memsup.shared.messages import (
 )
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
+from memsup.shared.settings import Training as Settings
 from memsup.worker.audit import Audit, Step
 from memsup.worker.compute.attention import attend_in_blocks
 from memsup.worker.compute.dropout import draw_cheaply
@@ -49,10 +51,13 @@ from memsup.worker.exhaustion import has_to_fit, report_out_of_memory, shrink, s
 from memsup.worker.hardware import (
     autocast,
     choose_device,
+    clock_of,
     device_memory,
     make_optimizer,
     place_model,
+    read_figures,
     set_activation_checkpointing,
+    skip_step_where,
     start_threads,
     to_device,
 )
@@ -124,9 +129,10 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     plan = Plan(paths.plan)
     for damage in plan.damage:
         session.decided(DecisionKind.OTHER_BITS, f"{damage} Steps that are redone may be cut in another way than they were.")
-    threads = start_threads(settings.training.threads or plan.threads or (start.state.threads if start.state else None))
     may_move = settings.recovery.continue_on_cpu and start.state is not None
     device = choose_device(settings.training.device, on_cpu=welcome.on_cpu, or_cpu=may_move)
+    wanted = settings.training.threads or plan.threads or (start.state.threads if start.state else None)
+    threads = start_threads(wanted, device)
     memory = device_memory(device, settings.limits.vram)
     program = _Program(memory)
     session.begin(program)
@@ -168,6 +174,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         session=session,
         device=device,
         device_memory=memory,
+        staging=memory.page_locked(PIECE_BYTES) if memory is not None else None,
         soft_limit=soft_limit,
         threads=threads,
         task=task,
@@ -178,7 +185,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         store=store,
         plan=plan,
         audit=Audit(paths.state / "audit.txt"),
-        measuring=_measuring(prepared, welcome, memory, settings.training.micro_tokens),
+        measuring=_measuring(prepared, welcome, device, memory, settings.training),
         deaths=welcome.deaths,
     )
     lanes, why_fewer = _lanes_for(training, welcome)
@@ -224,6 +231,10 @@ class _Program:
     def read_memory(self) -> WorkerMemory:
         return read_memory(self._memory)
 
+    def finish_queued(self) -> None:
+        if self._memory is not None:
+            self._memory.finish_queued()
+
 
 def _lanes_for(training: Training, welcome: Welcome) -> tuple[int, str | None]:
     """The number of lanes in which a new run computes, and the reason why they are fewer than wanted. None means that they are
@@ -261,17 +272,22 @@ def _tell_what_is_not_done(training: Training, why_fewer_lanes: str | None) -> N
         session.decided(DecisionKind.CUT_REFUSED, sentence)
 
 
-def _measuring(prepared: Prepared, welcome: Welcome, memory: DeviceMemory | None, first_tokens: int | None) -> Measuring:
+def _measuring(
+    prepared: Prepared, welcome: Welcome, device: torch.device, memory: DeviceMemory | None, settings: Settings
+) -> Measuring:
     limit_bytes = welcome.memory_limit_bytes if memory is None else memory.limit_bytes
     planned_bytes, initial_bytes = (None, 0) if limit_bytes is None else _planned_bytes(limit_bytes)
+    first_tokens = settings.micro_tokens
     planner = Planner(
         limit_bytes=planned_bytes,
         longest=int(prepared.train.lengths.max()),
         may_checkpoint=bool(prepared.model.supports_gradient_checkpointing),
         initial=Initial(first_tokens, initial_bytes) if first_tokens and limit_bytes else None,
         layers=getattr(prepared.model.config, "num_hidden_layers", None),
+        tunes=bool(settings.tune),
+        always_checkpoints=bool(settings.gradient_checkpointing),
     )
-    return Measuring(Peak(memory), planner, waits_for_device=memory is not None)
+    return Measuring(Peak(memory), planner, clock_of(device), on_host=memory is None)
 
 
 def _planned_bytes(limit_bytes: int) -> tuple[int, int]:
@@ -294,23 +310,25 @@ def take_step(training: Training) -> None:
         total_steps=training.schedule.total_steps,
         warmup_fraction=training.settings.warmup,
     )
-    gradient = None
-    while gradient is None:
+    done = None
+    while done is None:
         with _named(step, rows):
             gradient = _try_gradient(training, step, rows)
-    _apply_gradient(training, step, rate)
+            if gradient is not None:
+                _apply_gradient(training, step, rate, gradient)
+                done = _judged(training, step, rows, gradient)
 
     training.step = step
-    training.loss = gradient.loss
+    training.loss = done.loss
     training.steps_at_scale += 1
     training.audit.record(
         Step(
             step=step,
             rows=rows,
-            weight=gradient.weight,
+            weight=done.weight,
             learning_rate=rate,
-            loss=gradient.loss,
-            gradient_norm=gradient.norm,
+            loss=done.loss,
+            gradient_norm=done.norm,
         )
     )
     training.count_rate(len(rows), training.work_s() - began_s)
@@ -318,14 +336,26 @@ def take_step(training: Training) -> None:
     training.publish()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gradient:
-    """The figures of a step's gradient, which itself is in the parameters, clipped."""
+    """The figures of a step's gradient, which itself is in the parameters, clipped. They lie where they were computed, since
+    reading them means waiting for the device.
+    """
+
+    weight: float
+    figures: torch.Tensor
+    """The loss, and the gradient's norm before it was clipped."""
+    is_bad: torch.Tensor
+    """1 where a figure is not finite, so that nothing may be changed by this gradient, or else 0."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """The figures of a step that was taken."""
 
     loss: float
     weight: float
     norm: float
-    """The gradient's norm before it was clipped."""
 
 
 @contextlib.contextmanager
@@ -366,7 +396,7 @@ def _try_gradient(training: Training, step: int, rows: Rows) -> Gradient | None:
 
 def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
     """Adds up the gradients of the step's micro-batches. Returns None, as `_try_gradient` does, where the plan has changed
-    meanwhile or the loss scale was too high.
+    meanwhile.
     """
     examples, lanes = training.prepared.train, training.lanes
     plan = training.plan.at(step)
@@ -378,7 +408,7 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
     for one in lanes.models:
         one.train()
     lanes.drop()
-    training.measuring.begin_step(step, plan.lanes_used)
+    training.measuring.begin_step(plan.lanes_used)
     position = 0
     with lanes.step(partial(autocast, training.device, training.settings.amp)):  # a whole step: weights are converted once
         for parts, shape in zip(cuts, shapes, strict=True):
@@ -403,7 +433,7 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
                 return None
     training.measuring.end_step()
     lanes.gather()
-    return _finish_gradient(training, step, rows, weight, total_loss.item())
+    return _finish_gradient(training, weight, total_loss)
 
 
 def _add_gradient(training: Training, rows: Rows, weight: float, seeded: Callable[[], None], model: Any) -> torch.Tensor:
@@ -430,7 +460,7 @@ def _plan_ahead(training: Training) -> None:
     leak = training.measuring.leak(partial(hand_back, training.device_memory))
     if leak is not None:
         training.session.leave(leak)
-    if not training.settings.tune or training.step < training.done_before:  # steps that are redone are cut as they were
+    if training.step < training.done_before:  # steps that are redone are cut as they were
         return
     last = min(training.step + _COMING_STEPS, training.schedule.total_steps)
     change = planner.look(
@@ -438,36 +468,28 @@ def _plan_ahead(training: Training) -> None:
     )
     if change is not None:
         training.plan.change(step, change.cause, is_news=change.is_known, **change.fields)
-        if not training.measuring.waits_for_device:
+        if training.measuring.on_host:
             trim()  # or what the new cuts take hides in holes that the old ones left
 
 
-def _finish_gradient(training: Training, step: int, rows: Rows, weight: float, loss: float) -> Gradient | None:
-    """Undoes the loss scale and clips the gradient. None means that the scale was too high for this step and is lower now."""
+def _finish_gradient(training: Training, weight: float, loss: torch.Tensor) -> Gradient:
+    """Undoes the loss scale and clips the gradient, without waiting for the device."""
     parameters = [parameter for parameter in training.prepared.model.parameters() if parameter.grad is not None]
     if training.loss_scale != 1:
         for parameter in parameters:
             parameter.grad.mul_(1 / training.loss_scale)  # a power of two: exact
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, training.settings.most_norm))
-    if math.isfinite(loss) and math.isfinite(norm):
-        if training.settings.amp == "fp16" and training.steps_at_scale >= _STEPS_TO_DOUBLE_SCALE:
-            training.loss_scale, training.steps_at_scale = training.loss_scale * 2, 0
-        return Gradient(loss=loss, weight=weight, norm=norm)
-    if math.isfinite(loss) and training.loss_scale > 1:
-        training.loss_scale, training.steps_at_scale = training.loss_scale / 2, 0
-        return None
-    what = f"The loss is {loss}" if not math.isfinite(loss) else f"The gradient's norm is {norm}"
-    raise GiveUp(
-        FailureCause.NOT_FINITE,
-        f"{what} at step {step} ({_in_words(rows)}): lower training.learning_rate, look at these rows, or train without AMP.",
-        step=step,
-    )
+    norm = torch.nn.utils.clip_grad_norm_(parameters, training.settings.most_norm)
+    figures = torch.stack((loss, norm))
+    return Gradient(weight=weight, figures=figures, is_bad=(~figures.isfinite().all()).float())
 
 
-def _apply_gradient(training: Training, step: int, rate: float) -> None:
-    """The one moment in which parameters change. Nothing is allocated in it, and it is never repeated."""
+def _apply_gradient(training: Training, step: int, rate: float, gradient: Gradient) -> None:
+    """The one moment in which parameters change, unless the gradient is bad. What happens in it is queued on a device, so that
+    nothing waits; nothing is allocated in it, and it is never repeated.
+    """
     for group in training.optimizer.param_groups:
         group["lr"] = rate
+    skip_step_where(gradient.is_bad, training.optimizer)
     try:
         training.optimizer.step()
     except Exception as error:
@@ -483,6 +505,27 @@ def _apply_gradient(training: Training, step: int, rate: float) -> None:
         FailureCause.CRASH,
         f"Memory ran out within the optimizer's step {step}, so the weights may be half updated: they are dropped, and the run "
         "continues from its newest checkpoint.",
+        step=step,
+    )
+
+
+def _judged(training: Training, step: int, rows: Rows, gradient: Gradient) -> Done | None:
+    """Reads the step's figures: the one wait for the device in a step, after all of it was queued. None means that the loss
+    scale was too high, so that nothing was changed; it is lower now. Raises `GiveUp` where nothing was changed, and no scale
+    would help.
+    """
+    loss, norm = read_figures(gradient.figures)
+    if math.isfinite(loss) and math.isfinite(norm):
+        if training.settings.amp == "fp16" and training.steps_at_scale >= _STEPS_TO_DOUBLE_SCALE:
+            training.loss_scale, training.steps_at_scale = training.loss_scale * 2, 0
+        return Done(loss=loss, weight=gradient.weight, norm=norm)
+    if math.isfinite(loss) and training.loss_scale > 1:
+        training.loss_scale, training.steps_at_scale = training.loss_scale / 2, 0
+        return None
+    what = f"The loss is {loss}" if not math.isfinite(loss) else f"The gradient's norm is {norm}"
+    raise GiveUp(
+        FailureCause.NOT_FINITE,
+        f"{what} at step {step} ({_in_words(rows)}): lower training.learning_rate, look at these rows, or train without AMP.",
         step=step,
     )
 

@@ -39,6 +39,8 @@ class Training:
     session: Session
     device: torch.device
     device_memory: DeviceMemory | None
+    staging: torch.Tensor | None
+    """The page-locked memory through which checkpoints go to and from the device. None means that the CPU computes."""
     soft_limit: SoftLimit
     threads: int
     task: Task

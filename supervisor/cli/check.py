@@ -16,7 +16,7 @@ from memsup.shared.commands import command
 from memsup.shared.loading import Loaded
 from memsup.shared.paths import PathError, check_private, run_paths
 from memsup.shared.settings import Settings, SettingsError
-from memsup.supervisor.cli.findings import Row, limits_document, machine_document, machine_rows
+from memsup.supervisor.cli.findings import Row, limits_document, machine_document, machine_rows, unfenced
 from memsup.supervisor.cli.options import data, json_data, json_option, run_option
 from memsup.supervisor.client.preparing import job_file, load_settings, look_around, model_shape
 from memsup.supervisor.daemon.claims import beside
@@ -128,13 +128,8 @@ def _warnings(machine: Machine, state: Path) -> list[str]:
 def _fence_warnings(fence: FenceFound) -> list[str]:
     if fence.problem is not None:
         return [f"The kill path does not work here: {fence.problem}."]
-    why = "; ".join(f"{kind}: {reason}" for kind, reason in fence.refused)
-    unproved = "that this machine survives a worker that leaks in ever more processes is not proved"
-    if fence.kind == "rlimit":
-        return [f"The kernel bounds each process here, not their sum ({why}). memsup watches the sum itself; {unproved}."]
-    if fence.kind == "none":
-        return [f"The kernel enforces no limit here ({why}). memsup watches and kills by itself; {unproved}."]
-    return []
+    sentence = unfenced(fence.kind, "; ".join(f"{kind}: {reason}" for kind, reason in fence.refused))
+    return [] if sentence is None else [sentence]
 
 
 def _sleep_row(machine: Machine) -> Row:

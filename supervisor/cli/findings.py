@@ -73,6 +73,20 @@ def machine_document(machine: Machine) -> dict[str, Any]:
     }
 
 
+def unfenced(kind: str, why: str) -> str | None:
+    """The sentence that says what the kernel does not enforce, and why. It is None where the kernel bounds the whole tree."""
+    unproved = "that this machine survives a worker that leaks in ever more processes is not proved"
+    if kind == "rlimit":
+        return f"The kernel bounds each process here, not their sum ({why}). memsup watches the sum itself; {unproved}."
+    if kind == "none":
+        return (
+            f"The kernel enforces no limit on the worker's RAM here ({why}). memsup watches and kills by itself; {unproved}. "
+            "With a cgroup it would: start from a login under systemd, as root, or in a container that may make cgroups; until "
+            "then leave the machine more room with limits.ram_reserve."
+        )
+    return None
+
+
 def limits_document(limits: Limits) -> dict[str, Any]:
     return {
         "worker_bytes": limits.worker_limit_bytes,
@@ -80,7 +94,7 @@ def limits_document(limits: Limits) -> dict[str, Any]:
         "reserve_bytes": limits.reserve_bytes,
         "reserve_origin": limits.reserve_origin,
         "fence_bytes": limits.fence_bytes,
-        "vram_fraction": limits.vram_fraction,
+        "vram_bytes": limits.vram_bytes,
         "other_runs": [{"run": claim.run, "worker_bytes": claim.ram_bytes} for claim in limits.beside.others],
     }
 

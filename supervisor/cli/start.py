@@ -20,7 +20,7 @@ from memsup.shared.paths import RunPaths, current_folder
 from memsup.shared.record import MemoryEstimate, RunRecord
 from memsup.shared.run_file import new_run_id, read_record
 from memsup.shared.status import RunState, Status, Wanted, encode_status
-from memsup.supervisor.cli.findings import Row, data_rows, limits_document, machine_document, machine_rows
+from memsup.supervisor.cli.findings import Row, data_rows, limits_document, machine_document, machine_rows, unfenced
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
 from memsup.supervisor.client.contact import is_held, observe
@@ -103,6 +103,8 @@ def _go(
     try:
         for line in answer.postmortem:
             message(printable(line))
+        if answer.fence == "none" and (sentence := unfenced(answer.fence, answer.fence_reason)):
+            message(f"! {printable(sentence)}")
         _tell(paths, plan, record, as_json, run_id=fresh_record.run_id, postmortem=answer.postmortem)
         if answer.waits:
             return spawning.NOT_STARTED

@@ -179,6 +179,9 @@ class Answer(msgspec.Struct):
     """Why the supervisor did not come up; empty where it did."""
     postmortem: list[str] = []
     """What the life before died of, in lines for a person. It is empty where it ended well."""
+    fence: str = ""
+    """The kind of fence that the worker is in, and why it is no better one."""
+    fence_reason: str = ""
     waits: bool = False
     """Whether the supervisor came up and started nothing, since a person is to say first whether the run goes on."""
     others: tuple[Claim, ...] = ()

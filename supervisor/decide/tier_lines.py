@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from memsup.shared.lanes import MOST_FRACTION
+from memsup.shared.settings import Share
 from memsup.supervisor.decide.claims import notes_on, taken
 from memsup.supervisor.decide.estimate import MOMENTS_BYTES, device_bytes
 from memsup.supervisor.decide.thresholds import ASSUMED_SLOWDOWN_C
@@ -20,7 +21,6 @@ from memsup.supervisor.decide.tiers import (
     bytes_of,
     default_amp,
     origin_of,
-    share_text,
 )
 from memsup.supervisor.words import percent, size
 
@@ -75,8 +75,8 @@ def _set_at(found: Resolution, key: str) -> str:
 def _device_lines(found: Resolution) -> Iterator[Line]:
     asked, gpu = found.asked.limits, found.gpu
     if gpu is not None:
-        fraction = found.limits.vram_fraction
-        of = share_text(asked.vram, 0) if fraction is None else f"{percent(fraction)} of {size(gpu.total_bytes)}"
+        whole = "the GPU's memory" if gpu.total_bytes is None else size(gpu.total_bytes)
+        of = f"{percent(asked.vram.fraction)} of {whole}" if isinstance(asked.vram, Share) else size(asked.vram)
         yield Line("worker VRAM", f"at most {of}", _set_at(found, "limits.vram"))
         if asked.gpu_temperature_c is not None:
             yield Line("GPU heat", f"{asked.gpu_temperature_c:g} °C", _set_at(found, "limits.gpu_temperature_c"))
@@ -111,7 +111,7 @@ def _training_lines(found: Resolution) -> Iterator[Line]:
     )
     yield Line("mixed precision", f"{training.amp}", origin("amp", default_amp(found.asked, found.machine)[1]))
     fastest = "" if training.threads else "the fastest number is found out by trying and "
-    usable = f"usable CPUs ({found.machine.cpu_source}); {fastest}kept for the run"
+    usable = f"usable CPUs ({found.machine.cpu_source}); {'' if found.on_gpu else fastest}kept for the run"
     yield Line("threads", f"{training.threads or f'at most {cpus}'}", origin("threads", usable))
 
 
@@ -162,6 +162,9 @@ def _memory_notes(found: Resolution) -> Iterator[str]:
             f"Tier {found.tier} was asked for, but this machine earns {found.earned}: {found.earned_reason}. "
             "Micro-batches will shrink."
         )
+    vram, gpu = found.asked.limits.vram, found.gpu
+    if gpu is not None and gpu.total_bytes is not None and not isinstance(vram, Share) and vram > gpu.total_bytes:
+        yield f"limits.vram asks for {size(vram)}, more than the {size(gpu.total_bytes)} there are."
     asked = bytes_of(found.asked.limits.ram, machine.ram_total_bytes)
     if asked > machine.ram_total_bytes:
         yield f"limits.ram asks for {size(asked)}, more than there is; the limit is {size(limits.worker_limit_bytes)}."

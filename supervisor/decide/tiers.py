@@ -74,9 +74,9 @@ class Limits:
     """The part of the reserve that has to be free: all of it on a machine, but in a cgroup of our own we live in the rest."""
     fence_bytes: int
     """What the kernel lets the worker's tree use, behind the ladder. It never reaches into the reserve."""
-    vram_fraction: float | None
-    """The part of the GPU's memory that the worker may hold. It is None where a limit in bytes was given and the GPU's size is
-    not known."""
+    vram_bytes: int | None
+    """The GPU's memory that the worker may hold, CUDA's own context included. It is None where there is no GPU, or its
+    size is not known."""
     beside: Beside
     """What other runs may take at the same time."""
 
@@ -127,7 +127,7 @@ def resolve(
     lanes = None if shape is None else 1 if gpu is not None else _lanes(shape, filled, limits, machine)
     needs = None if shape is None else _estimate(shape, filled, lanes or 1)
     if needs is not None and gpu is not None:
-        filled.training.optimizer_on_host = _fit_gpu(needs, limits, gpu, filled.training.optimizer_on_host)
+        filled.training.optimizer_on_host = _fit_gpu(needs, limits, gpu, filled)
     elif needs is not None and not settings.training.device.startswith("cuda"):
         _check_fits(needs, limits, filled)
         if settings.training.gradient_checkpointing is None and needs.row_bytes > limits.worker_limit_bytes:
@@ -219,7 +219,7 @@ def resolve_limits(
         reserve_origin=reserve_origin,
         reserve_free_bytes=reserve - min(OWN_BYTES, reserve * 2 // 3) if _is_contained(machine) else reserve,
         fence_bytes=limit,
-        vram_fraction=_vram_fraction(settings.limits.vram, gpu),
+        vram_bytes=_vram_bytes(settings.limits.vram, gpu),
         beside=beside,
     )
 
@@ -285,12 +285,10 @@ def _is_contained(machine: Machine) -> bool:
     return outside > 0 and outside >= _usual_reserve_bytes(machine.machine_ram_bytes or 0)
 
 
-def _vram_fraction(asked: Share | int, gpu: GpuReading | None) -> float | None:
-    if isinstance(asked, Share):
-        return asked.fraction
+def _vram_bytes(asked: Share | int, gpu: GpuReading | None) -> int | None:
     if gpu is None or not gpu.total_bytes:
         return None
-    return min(1.0, asked / gpu.total_bytes)
+    return min(bytes_of(asked, gpu.total_bytes), gpu.total_bytes)
 
 
 def _check_temperature(settings: Settings, origins: Mapping[str, str], gpu: GpuReading | None) -> None:
@@ -396,11 +394,11 @@ def _check_fits(needs: Estimate, limits: Limits, filled: Settings) -> None:
     )
 
 
-def _fit_gpu(needs: Estimate, limits: Limits, gpu: GpuReading, asked: bool | None) -> bool:
+def _fit_gpu(needs: Estimate, limits: Limits, gpu: GpuReading, filled: Settings) -> bool:
     """Whether the optimizer's moments lie in host memory. Raises `SettingsError` where the model does not even fit so."""
-    if limits.vram_fraction is None or gpu.total_bytes is None:
+    has, asked = limits.vram_bytes, filled.training.optimizer_on_host
+    if has is None or gpu.total_bytes is None:
         return bool(asked)
-    has = int(limits.vram_fraction * gpu.total_bytes)
     on_host = device_bytes(needs.shape, optimizer_on_host=False) > MOST_HELD_FRACTION * has if asked is None else asked
     held, on_the_host = device_bytes(needs.shape, optimizer_on_host=on_host), MOMENTS_BYTES * needs.shape.parameters
     millions, name = f"{needs.shape.parameters / 1e6:,.3g} million", gpu.name or "this GPU"
@@ -410,7 +408,7 @@ def _fit_gpu(needs: Estimate, limits: Limits, gpu: GpuReading, asked: bool | Non
         ways += ["choose a smaller model", "train on the CPU with training.device = cpu"]
         raise SettingsError(
             f"This model cannot be trained on {name}: its {millions} {what} take {size(held)}, but the worker may use "
-            f"{percent(limits.vram_fraction)} of {size(gpu.total_bytes)}: {', '.join(ways[:-1])}, or {ways[-1]}."
+            f"{share_text(filled.limits.vram, gpu.total_bytes)}: {', '.join(ways[:-1])}, or {ways[-1]}."
         )
     if on_host and BASE_BYTES + on_the_host > limits.worker_limit_bytes:
         raise SettingsError(

@@ -16,9 +16,12 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from memsup.shared.settings import Share
 from memsup.supervisor.decide.readings import GpuReading
 from memsup.supervisor.words import size
 
+FULL_FRACTION = 0.95
+"""A device is full when more than this part of it is used, unless `limits.vram` names a part."""
 CALM_FRACTION = 0.85
 """Below this part of its allowance the worker may grow (again, after `CALM_S`)."""
 CALM_S = 30.0
@@ -51,7 +54,8 @@ class VramDecision:
 class VramControl:
     """Follows the GPU that the worker computes on."""
 
-    vram_fraction: float = 0.95
+    limit: Share | int
+    """`limits.vram`: the part of the device that may be used by everybody together, or the bytes that the worker may hold."""
     _others_bytes: int | None = None
     """What others held when the worker's size last fitted. It is None where that has not been seen to fit."""
     _least_others_bytes: int | None = None
@@ -78,14 +82,15 @@ class VramControl:
         self._others.append(max(0, used - process))
         others = min(self._others)
         holds = allocated_bytes + context
-        allowance = max(0, int(self.vram_fraction * total) - others)
+        allowance = self._allowance_bytes(total, others)
         if self._others_bytes is None or others < self._others_bytes:
             self._others_bytes = others
         if self._least_others_bytes is None or others < self._least_others_bytes:
             self._least_others_bytes = others
         newcomers = others - self._others_bytes if others - self._others_bytes >= NEWCOMER_BYTES else 0
 
-        tight = holds > allowance or (newcomers > 0 and used > self.vram_fraction * total)
+        full_fraction = self.limit.fraction if isinstance(self.limit, Share) else FULL_FRACTION
+        tight = holds > allowance or (newcomers > 0 and used > full_fraction * total)
         if tight or holds > CALM_FRACTION * allowance:
             self._tight_at_s = now_s
         shrink = tight and (self._shrunk_at_s is None or now_s - self._shrunk_at_s >= SETTLE_S)
@@ -111,6 +116,14 @@ class VramControl:
             return None
         others = max(0, others_bytes - self._context_bytes)
         return _crowded(gpu_index, others, others - self._least_others_bytes)
+
+    def _allowance_bytes(self, total: int, others: int) -> int:
+        """What is left to the worker, its context included. Others, and the driver's own reserve, which looks like one of them,
+        take nothing of a limit in bytes while there is room beside them.
+        """
+        if isinstance(self.limit, Share):
+            return max(0, int(self.limit.fraction * total) - others)
+        return max(0, min(self.limit, total - others))
 
     def _soft_limit(self, now_s: float, room_bytes: int) -> int:
         """What torch may reserve, which falls at once and rises after calm."""

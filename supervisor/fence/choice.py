@@ -44,7 +44,8 @@ def choose_fence(run: str, limit_bytes: int, *, device_is_cuda: bool, among: Seq
     refused: list[tuple[Kind, str]] = []
     for kind in among:
         if kind is Kind.RLIMIT and device_is_cuda:
-            refused.append((kind, "CUDA maps far more memory than it uses, so a limit on what is mapped cannot hold"))
+            why = "it limits what is mapped, and CUDA maps far more memory than it uses, so that nothing would run below it"
+            refused.append((kind, why))
             continue
         try:
             rehearse(_MAKERS[kind](f"{run}_try_{os.getpid()}", limit_bytes))

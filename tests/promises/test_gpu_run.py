@@ -18,6 +18,7 @@ from kit.cli_process import MEMSUP, end_supervisors, eventually, memsup
 from kit.fake_nvml import UNSUPPORTED, FakeNvml, Fault, build, compiler
 from kit.faults.night_clock import FAST, NightClock
 from kit.run_state import as_scenery, endless_job, status, step_of, until
+from kit.small_disk import on_a_small_disk
 from kit.yardstick import Sleeper
 
 pytestmark = [
@@ -180,6 +181,28 @@ def test_a_laptop_that_is_unplugged_holds_the_run_and_goes_on_at_the_mains(
     with night_clock.fast(FAST):
         on = until(lambda seen: step_of(seen) > step_of(held))
     assert (on["state"], on["attention"]) == ("running", [])
+
+
+def test_on_a_gpu_without_cgroups_no_limit_is_claimed_and_start_says_why_and_what_to_do(tmp_path: Path, fake: FakeNvml) -> None:
+    """`RLIMIT_DATA`, which stands in for a cgroup elsewhere, counts what CUDA maps and never uses."""
+    said: list[Any] = []
+
+    def play() -> None:
+        said.append(memsup("check", cwd=tmp_path))
+        said.append(memsup("start", "--", "sleep", "1000", cwd=tmp_path))
+
+    on_a_small_disk(Path("/sys/fs/cgroup"), 1 << 20, play)
+    found, started = said
+    try:
+        assert found.returncode == 1
+        assert "Ready" not in found.stdout
+        for text in (found.stdout, started.stderr):
+            assert "The kernel enforces no limit on the worker's RAM here" in text
+            assert "CUDA maps far more memory than it uses" in text
+            assert "limits.ram_reserve" in text
+        assert status()["memory"]["fence"] == "none"
+    finally:
+        end_supervisors()
 
 
 def test_a_lost_gpu_ends_the_run_with_the_sentence_when_the_worker_dies_of_it(job: Path, fake: FakeNvml) -> None:

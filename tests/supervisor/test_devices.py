@@ -38,9 +38,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
 
 
 def devices_of(tmp_path: Path, limits: Limits | None = None, *, watches_gpus: bool = True) -> Devices:
-    return Devices(
-        limits or Limits(), watches_gpus=watches_gpus, vram_fraction=0.95, power_record=tmp_path / "power-limits.json"
-    )
+    return Devices(limits or Limits(), watches_gpus=watches_gpus, power_record=tmp_path / "power-limits.json")
 
 
 @pytest.fixture

@@ -106,6 +106,28 @@ def test_what_is_planned_for_follows_what_others_leave(tmp_path: Path, allocator
         assert life.plan.at(life.step + 1).micro_tokens >= before
 
 
+def test_micro_batches_of_a_size_that_was_set_grow_back_to_it_and_no_further(tmp_path: Path, allocator: Any) -> None:
+    from kit.one_life import exhaustions, one_life
+
+    from memsup.worker.train import take_step
+
+    with one_life(tiny_settings(tmp_path, training__epochs=20)) as life:
+        assert not life.settings.tune
+        was_set = life.plan.at(1).micro_tokens
+        life.session.link.orders.put(LimitMemory(order_id=7, reason="a game", device_bytes=5 * GIB))
+        life.boundary()
+        for _ in range(40):
+            take_step(life)
+        assert len(exhaustions(life)) == 1, "only by the setting, and not again and again"
+        assert life.plan.at(life.step + 1).micro_tokens < was_set
+        life.session.link.orders.put(LimitMemory(order_id=8, reason="the game is over", device_bytes=allocator.limits[0]))
+        life.boundary()
+        for _ in range(40):
+            take_step(life)
+        assert life.plan.at(life.step + 1).micro_tokens == was_set
+        assert not exhaustions(life)
+
+
 def test_a_row_that_does_not_fit_on_the_gpu_names_the_setting_that_bounds_it(tmp_path: Path, allocator: Any) -> None:
     from kit.one_life import one_life
 

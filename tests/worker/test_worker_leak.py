@@ -63,7 +63,7 @@ def test_memory_that_nobody_limits_is_no_reason_to_leave() -> None:
     planner = Planner(limit_bytes=None, longest=512, may_checkpoint=True)
     for step in range(500):
         planner.begin_step((500 + step) * MIB)
-        planner.observe(Shape(1, 100), checkpointed=False, took_s=0.1, peak_bytes=(600 + step) * MIB, before_bytes=500 * MIB)
+        planner.observe(Shape(1, 100), checkpointed=False, peak_bytes=(600 + step) * MIB, before_bytes=500 * MIB)
     assert planner.leak(lambda: 900 * MIB) is None
 
 

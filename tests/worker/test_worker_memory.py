@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsup.worker.memory import SPARE_BYTES, Held, hand_back, held, is_out_of_memory, read_memory, soft_limit_bytes
+from memsup.worker.memory import (
+    SPARE_BYTES,
+    Held,
+    fraction_of,
+    hand_back,
+    held,
+    is_out_of_memory,
+    read_memory,
+    soft_limit_bytes,
+)
 
 
 @pytest.mark.parametrize(
@@ -145,9 +154,9 @@ from memsup.worker.memory import Peak, held, trim
 from memsup.worker.plan.planner import Planner
 peak = Peak(None)
 planned = peak.begin() + (32 << 20)
-measuring = Measuring(peak, Planner(limit_bytes=planned, longest=8, may_checkpoint=False), waits_for_device=False)
+measuring = Measuring(peak, Planner(limit_bytes=planned, longest=8, may_checkpoint=False))
 def step():
-    measuring.begin_step(1)
+    measuring.begin_step()
     with measuring.micro_batch(Shape(1, 8), checkpointed=False):
         pass
     measuring.end_step()
@@ -169,3 +178,15 @@ def test_holes_that_make_memory_tight_are_given_back() -> None:
     tight, returned_bytes = json.loads(done.stdout)
     assert tight == [False, True, False]
     assert returned_bytes > 48 << 20
+
+
+# -- the device --------------------------------------------------------------------------------------------------------
+
+
+@given(st.data(), st.integers(1, 1 << 40))
+def test_a_limit_in_bytes_is_torchs_limit_to_the_byte(data: st.DataObject, total_bytes: int) -> None:
+    """Torch takes a fraction, multiplies it by what the device has, and cuts off what is behind the point."""
+    size_bytes = data.draw(st.integers(0, total_bytes))
+    fraction = fraction_of(size_bytes, total_bytes)
+    assert 0 <= fraction <= 1
+    assert int(fraction * total_bytes) == size_bytes

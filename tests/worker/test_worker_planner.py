@@ -66,9 +66,9 @@ class Machine:
             took_s = self.took_s(shape.heaviest, checkpointed=checkpointed)
             peak_bytes = self.peak_bytes(shape, checkpointed=checkpointed)
             if planner is not None:
-                timed_s = took_s if len(parts) == entry.lanes_used else None
-                measured = {"took_s": timed_s, "peak_bytes": peak_bytes, "before_bytes": self.floor_bytes}
-                planner.observe(shape, checkpointed=checkpointed, **measured)
+                planner.observe(shape, checkpointed=checkpointed, peak_bytes=peak_bytes, before_bytes=self.floor_bytes)
+                if len(parts) == entry.lanes_used:
+                    planner.observe_time(shape, checkpointed=checkpointed, took_s=took_s)
             seconds += took_s
             peaks.append(peak_bytes)
         return seconds, max(peaks)
@@ -341,3 +341,44 @@ def test_peaks_that_hide_behind_an_earlier_one_do_not_bend_the_line() -> None:
     assert fit is not None
     assert fit.peak_bytes(Shape(8, 100)) == pytest.approx(1200 * MIB, rel=0.03)
     assert fit.peak_bytes(Shape(2, 100)) == pytest.approx(600 * MIB, rel=0.10)
+
+
+# -- a size that was set -----------------------------------------------------------------------------------------------
+
+
+def follow(planner: Planner, plan: Entry, steps: range) -> tuple[Entry, dict[int, int]]:
+    """The plan after `steps`, and the micro-batch from each step on that changed it."""
+    sizes: dict[int, int] = {}
+    for step in steps:
+        change = planner.look(step, plan, list)
+        if change is not None:
+            plan = msgspec.structs.replace(plan, step=step, **change.fields)
+            sizes[step] = plan.micro_tokens
+    return plan, sizes
+
+
+def test_what_memory_took_of_a_size_that_was_set_is_given_back_when_the_refusal_is_old() -> None:
+    planner = Planner(limit_bytes=4 << 30, longest=128, may_checkpoint=True, tunes=False)
+    plan = Entry(step=1, start=1024, cause="the settings", at_unix_s=0.0)
+    plan, sizes = follow(planner, plan, range(1, 600))
+    assert sizes == {}, "what was set is not changed for speed"
+    planner.out_of_memory(Shape(8, 128), checkpointed=False, step=600)
+    planner.out_of_memory(Shape(4, 128), checkpointed=False, step=600)
+    plan = msgspec.structs.replace(plan, ceiling=256, one_lane=True, activation_checkpointing=True)
+    plan, sizes = follow(planner, plan, range(601, 1400))
+    assert min(sizes) >= 600 + REFUSED_STEPS
+    assert list(sizes.values()) == [512, 1024, 1024, 1024]
+    assert (plan.ceiling, plan.activation_checkpointing, plan.one_lane) == (None, False, False)
+
+
+def test_of_a_size_that_was_set_no_more_is_given_back_than_is_predicted_to_fit() -> None:
+    """After a restart because of memory nothing was refused in this life. What is measured decides; the settings bound it."""
+    for limit_bytes, sizes_after in ((700 << 20, [512]), (4 << 30, [512, 1024])):
+        planner = Planner(limit_bytes=limit_bytes, longest=128, may_checkpoint=True, tunes=False, always_checkpoints=True)
+        plan = Entry(step=1, start=1024, ceiling=256, activation_checkpointing=True, cause="a restart", at_unix_s=0.0)
+        for rows in (1, 2, 1, 2, 1, 2, 1, 2):
+            shape = Shape(rows, 128)
+            planner.observe(shape, checkpointed=True, peak_bytes=(200 << 20) + shape.tokens * 600_000, before_bytes=200 << 20)
+        plan, sizes = follow(planner, plan, range(1, 400))
+        assert list(sizes.values()) == sizes_after
+        assert plan.activation_checkpointing, "as it was set"

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from kit.lone_supervisor import tiny_settings
 from kit.one_life import decisions, one_life
 
+from memsup.checkpoint.durable import PIECE_BYTES
 from memsup.checkpoint.errors import Damaged
 from memsup.checkpoint.store import Store
 from memsup.shared.messages import DecisionKind, FailureCause
@@ -21,7 +23,7 @@ from memsup.worker import train
 from memsup.worker.__main__ import _failed
 from memsup.worker.saving import save_if_possible
 from memsup.worker.session import GiveUp
-from memsup.worker.state import PIECE_BYTES, _outgoing, model_tensors, optimizer_tensors, read_tensors
+from memsup.worker.state import _outgoing, model_tensors, optimizer_tensors, read_tensors
 from memsup.worker.training import Training
 
 pytestmark = pytest.mark.slow  # torch takes its seconds
@@ -31,9 +33,9 @@ def nothing() -> None:
     pass
 
 
-def written(tensors: dict[str, torch.Tensor], folder: Path) -> Path:
+def written(tensors: dict[str, torch.Tensor], folder: Path, staging: torch.Tensor | None = None) -> Path:
     with Store(folder).draft(1) as draft:
-        draft.write_tensors("model", [_outgoing(name, tensor, nothing) for name, tensor in tensors.items()])
+        draft.write_tensors("model", [_outgoing(name, tensor, nothing, staging) for name, tensor in tensors.items()])
         return draft.commit().path
 
 
@@ -52,11 +54,13 @@ TENSORS = {
 }
 
 
-def test_every_kind_of_tensor_comes_back_with_its_bits(tmp_path: Path) -> None:
-    folder = written(TENSORS, tmp_path)
+@pytest.mark.parametrize("is_staged", [False, True], ids=["on the host", "by way of page-locked memory"])
+def test_every_kind_of_tensor_comes_back_with_its_bits(tmp_path: Path, is_staged: bool) -> None:
+    staging = torch.full((PIECE_BYTES,), 7, dtype=torch.uint8) if is_staged else None
+    folder = written(TENSORS, tmp_path, staging)
     into = {name: torch.full_like(tensor, 1) for name, tensor in TENSORS.items()}
     assert not into["turned"].is_contiguous()
-    read_tensors(folder, "model", into, nothing)
+    read_tensors(folder, "model", into, nothing, staging)
     assert all(torch.equal(into[name], tensor) for name, tensor in TENSORS.items())
 
     from safetensors.torch import load_file
@@ -72,6 +76,17 @@ def test_pieces_are_small_and_each_is_a_sign_of_life() -> None:
         assert sum(pieces) == tensor.numel() * tensor.element_size()
         assert max(pieces, default=0) <= PIECE_BYTES
     assert len(ticks) >= 12_000_004 // PIECE_BYTES
+
+
+def test_what_lies_on_a_device_passes_through_one_piece_of_memory(tmp_path: Path) -> None:
+    """Page-locked memory cannot be swapped out, so it is small and used again; a file is read straight into it."""
+    staging = torch.zeros(PIECE_BYTES, dtype=torch.uint8)
+    for piece in _outgoing("large", TENSORS["large"], nothing, staging).chunks():
+        assert np.frombuffer(piece, np.uint8).ctypes.data == staging.data_ptr()
+    last_bytes = TENSORS["counts"].numpy().tobytes()
+    folder = written({"counts": TENSORS["counts"]}, tmp_path)
+    read_tensors(folder, "model", {"counts": torch.zeros_like(TENSORS["counts"])}, nothing, staging)
+    assert staging[: len(last_bytes)].numpy().tobytes() == last_bytes
 
 
 def test_on_the_host_a_piece_is_the_tensors_own_memory() -> None:

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memsup.worker import hardware
 from memsup.worker.compute import threads
 from memsup.worker.compute.threads import candidates, cores, fewest_fast, find_threads
+from memsup.worker.hardware import start_threads
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.journal import Plan
 
@@ -30,6 +32,17 @@ def test_only_numbers_that_may_be_worth_it_are_tried(cpus: int, cores: int | Non
 )
 def test_the_cores_and_one_less_are_tried(cpus: int, cores: int | None, tried: list[int]) -> None:
     assert candidates(cpus, cores) == tried
+
+
+def test_where_a_gpu_computes_nothing_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "find_threads", lambda most: most + 1)
+    before = torch.get_num_threads()
+    try:
+        assert start_threads(None, torch.device("cuda")) == before
+        assert start_threads(None, torch.device("cpu")) == before + 1
+        assert start_threads(1, torch.device("cuda")) == torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_more_threads_have_to_be_worth_it() -> None:

@@ -113,7 +113,7 @@ def test_any_split_gives_the_whole_batchs_gradient(life: Training) -> None:
         )
         split = train._accumulate(life, 1, rows)
         assert split is not None
-        assert split.loss == pytest.approx(whole.loss, rel=1e-6)
+        assert float(split.figures[0]) == pytest.approx(float(whole.figures[0]), rel=1e-6)
         assert torch.linalg.vector_norm(gradient(life) - expected) <= 1e-6 * torch.linalg.vector_norm(expected)
 
     any_split()
@@ -134,7 +134,9 @@ def test_a_step_done_twice_has_the_same_bits(tmp_path: Path, lanes: int, twice: 
         torch.rand(1000)  # somebody else draws
         train._accumulate(life, 4, life.order.batch(4))
         other = train._accumulate(life, 3, rows)
-        assert one == other
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one.figures, other.figures)
         assert torch.equal(first, gradient(life))
         train._accumulate(life, 4, rows)
         assert not torch.equal(first, gradient(life)), "another step draws other masks"

@@ -8,6 +8,9 @@ The result is the same but for rounding; in bfloat16 scores are rounded to bfloa
 
 Covers models that call attention by transformers' interface under the name "sdpa". Without dropout, on a GPU, with grouped
 heads or biases that are learnt, and in causal models without padding, torch's way stays.
+
+On a GPU transformers looks in each forward pass whether the mask hides anything, and waits for the device to know. The host
+knows already: a mask that hides nothing is left out (`without_idle_mask`), and the others are taken as they are.
 """
 
 from __future__ import annotations
@@ -16,8 +19,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from memsup.worker.compute.dropout import Draws, can_draw
 
@@ -31,8 +35,25 @@ _ONLY_TORCHS = ("position_bias", "cache", "softcap")
 
 
 def attend_in_blocks() -> None:
-    """Has this process compute attention in blocks from now on."""
+    """Has this process compute attention in blocks from now on, and make masks without waiting for a device."""
     AttentionInterface.register("sdpa", _attend)
+    AttentionMaskInterface.register("sdpa", _mask)
+
+
+def without_idle_mask(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The batch, on the host, without a mask that hides nothing: models attend to all tokens without one."""
+    mask = batch.get("attention_mask")
+    if mask is None or not mask.all():
+        return batch
+    return {name: tensor for name, tensor in batch.items() if name != "attention_mask"}
+
+
+def _mask(*arguments: Any, attention_mask: torch.Tensor | None = None, **more: Any) -> torch.Tensor | None:
+    """Makes a mask as transformers' interface wants it. On a device, one that is there hides something."""
+    if attention_mask is not None and attention_mask.device.type != "cpu":
+        more |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
+    made: torch.Tensor | None = sdpa_mask(*arguments, attention_mask=attention_mask, **more)
+    return made
 
 
 def _attend(

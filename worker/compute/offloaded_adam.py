@@ -33,18 +33,17 @@ class OffloadedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Takes the step, one parameter after the other. `closure` has to be None."""
+        """Takes the step, one parameter after the other; nothing of it where `found_inf` is 1 (`hardware.skip_step_where`).
+        `closure` has to be None.
+
+        It is queued, not waited for: whoever reads moments on the host waits for the device first, as reading the step's
+        figures does.
+        """
         assert closure is None
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     self._step_of(parameter, group)
-        self._wait_for_device()  # once: a checkpoint may read the moments next
-
-    def _wait_for_device(self) -> None:
-        """Blocks until what was copied to the host is there; a CPU has copied it already."""
-        if self._room[0].is_cuda:
-            torch.cuda.current_stream(self._room[0].device).synchronize()
 
     def _step_of(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
@@ -59,6 +58,7 @@ class OffloadedAdamW(torch.optim.AdamW):
             [],
             [state["step"]],
             fused=True,
+            found_inf=getattr(self, "found_inf", None),
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,

@@ -85,15 +85,19 @@ class Planner:
         may_checkpoint: bool,
         initial: Initial | None = None,
         layers: int | None = None,
+        tunes: bool = True,
+        always_checkpoints: bool = False,
     ) -> None:
         """`limit_bytes` is what the worker may hold when all is well. None means that nobody knows, and memory then bounds
         nothing. `longest` is the length of the longest row in tokens, `may_checkpoint` whether the model can compute its
         activations twice, and `layers` how many layers it has. None of `layers` means that it does not say; None of `initial`
-        that the first micro-batch has no rights of its own.
+        that the first micro-batch has no rights of its own. Where it does not tune, cuts are as the settings have them, and
+        what memory took of them is given back; `always_checkpoints` is whether these have activations computed twice anyway.
         """
         self._initial, self._layers = initial, layers or MANY_LAYERS
         self._limit_bytes, self._longest = limit_bytes, longest
         self._may_checkpoint = may_checkpoint
+        self._tunes, self._always_checkpoints = tunes, always_checkpoints
         self._lanes = 0
         self.compute_in(1)
         self._floor = Floor()
@@ -103,6 +107,7 @@ class Planner:
         """What did not fit lately, by whether activations were computed twice, and by band."""
         self._interval_steps = FIRST_LOOK_STEPS
         self._looked_at_step: int | None = None
+        self._first_step: int | None = None
 
     def compute_in(self, lanes: int) -> None:
         """Tells the number of lanes. Another one takes other times and other memory, so these are learnt anew."""
@@ -111,11 +116,13 @@ class Planner:
             self._stopwatch = {False: Stopwatch(), True: Stopwatch()}
             self._footprint = {False: Footprint(), True: Footprint()}
 
-    def observe(self, shape: Shape, *, checkpointed: bool, took_s: float | None, peak_bytes: int, before_bytes: int) -> None:
-        """Takes in one micro-batch. None of `took_s` means that its time was not measured, or says nothing of others."""
-        if took_s is not None:
-            self._stopwatch[checkpointed].observe(shape, took_s)
+    def observe(self, shape: Shape, *, checkpointed: bool, peak_bytes: int, before_bytes: int) -> None:
+        """Takes in the memory of one micro-batch."""
         self._footprint[checkpointed].observe(shape, peak_bytes, before_bytes)
+
+    def observe_time(self, shape: Shape, *, checkpointed: bool, took_s: float) -> None:
+        """Takes in the time of one micro-batch."""
+        self._stopwatch[checkpointed].observe(shape, took_s)
 
     def out_of_memory(self, shape: Shape, *, checkpointed: bool, step: int) -> None:
         """Takes in that memory ran out, which no line predicted: for `REFUSED_STEPS` nothing so large is tried again, and the
@@ -183,11 +190,14 @@ class Planner:
         changed, or that it is not yet time to look.
         """
         if self._looked_at_step is None:
-            self._looked_at_step = step
+            self._looked_at_step = self._first_step = step
         if step - self._looked_at_step < self._interval_steps:
             return None
         self._looked_at_step = step
         self._interval_steps = min(2 * self._interval_steps, LEAST_OFTEN_STEPS)
+        if not self._tunes:
+            changes = self._given_back(step, plan)
+            return Change(changes, "memory may suffice again", is_known=False) if changes else None
         steps = coming()
         if not steps or (plan.limit is not None and plan.limit < plan.start):
             return None  # the supervisor has the word, and gives it back
@@ -207,6 +217,38 @@ class Planner:
             self.look_soon()
             self._floor = Floor()  # larger micro-batches leave more behind than smaller ones did, which is no leak
         return Change(changes, cause, faster is not None and faster.is_known) if changes else None
+
+    def _given_back(self, step: int, plan: Entry) -> dict[str, Any]:
+        """What running out of memory took of the settings' cut, one step of trust at a time, and no more than that. It is tried
+        when the last refusal is old, and where it is predicted to fit.
+        """
+        if plan.limit is not None or any(step < refusal.until_step for refusal in self._refused.values()):
+            return {}
+        changes: dict[str, Any] = {}
+        if plan.ceiling is not None:
+            tokens = min(2 * plan.ceiling, plan.start)
+            if self._is_trusted(step, tokens, checkpointed=plan.activation_checkpointing):
+                changes = {"ceiling": tokens if tokens < plan.start else None}
+        elif plan.activation_checkpointing and not self._always_checkpoints:
+            if self._is_trusted(step, min(self._longest, plan.start), checkpointed=False):
+                changes = {"activation_checkpointing": False}
+        elif plan.one_lane:
+            changes = {"one_lane": False}
+        if changes:
+            self.look_soon()
+            self._floor = Floor()
+        return changes
+
+    def _is_trusted(self, step: int, tokens: int, *, checkpointed: bool) -> bool:
+        """Whether a micro-batch of so many tokens is predicted to fit. Where nothing is predicted it is trusted when this life
+        has gone well for `REFUSED_STEPS`.
+        """
+        if self._limit_bytes is None:
+            return True
+        fit = self._footprint[checkpointed].fit()
+        if fit is None:
+            return self._first_step is not None and step - self._first_step >= REFUSED_STEPS
+        return tokens <= self._most_tokens(fit, min(tokens, self._longest))
 
     # -- memory -------------------------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ class Examples(Protocol):
     def batch(self, indices: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """These rows in this order, on the CPU, padded to the longest of them: `input_ids` and `attention_mask` (int64,
         rows × longest) and `labels` (int64, rows). All tensors have one row an index; move them and hand them on as they are.
+        On a GPU a mask that hides nothing is left out on the way.
         """
         ...
 

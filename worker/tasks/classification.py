@@ -104,7 +104,8 @@ class ClassificationMetrics:
         logits = _logits(model, batch)
         self._loss = self._loss + functional.cross_entropy(logits, batch["labels"], reduction="none").double().sum()
         self._correct = self._correct + (logits.argmax(dim=-1) == batch["labels"]).sum()
-        self._rows_of_label = self._rows_of_label + torch.bincount(batch["labels"], minlength=logits.shape[-1])
+        places = torch.arange(logits.shape[-1], device=logits.device)  # `bincount` would wait for the device
+        self._rows_of_label = self._rows_of_label + (batch["labels"][:, None] == places).sum(dim=0)
 
     def result(self) -> dict[str, float]:
         rows = int(self._rows_of_label.sum())
@@ -118,7 +119,7 @@ class ClassificationMetrics:
 
 def _logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The model's logits, shape (rows, labels), in float32 whatever the forward pass computed in."""
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+    return model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask")).logits.float()
 
 
 class TextClassification:

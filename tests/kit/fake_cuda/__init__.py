@@ -30,6 +30,8 @@ class Allocator:
         self._peak = weights_bytes
         self._device = control.device[0] if control is not None else None
         self.limits: list[int] = []
+        self.waits = 0
+        """How often the host waited for all that the device had been given."""
         if self._device is not None:
             self._device.frees_of_dead = 1
         self._show()
@@ -56,6 +58,12 @@ class Allocator:
     def limit(self, size_bytes: int) -> None:
         self.limits.append(size_bytes)
         self.limit_bytes = size_bytes
+
+    def page_locked(self, size_bytes: int) -> torch.Tensor:
+        return torch.empty(size_bytes, dtype=torch.uint8)
+
+    def finish_queued(self) -> None:
+        self.waits += 1
 
     def compute(self, tokens: int) -> None:
         """One micro-batch. Raises `torch.OutOfMemoryError`."""

@@ -61,10 +61,15 @@ def test_the_exit_code_stays_true_where_the_output_is_lost(lost: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+SMALL = "--set limits.ram=1GiB"
+"""Two runs at the same time share the machine's memory, so neither may take all."""
+
+
 def test_a_run_is_started_and_stopped_although_nobody_hears_of_it() -> None:
     """`memsup start` had begun the run, and exited with 1, which means that it had not."""
     done = shell(
-        "m start --run a -- sleep 1000 >/dev/full; echo $? >&2; m start --run b -- sleep 1000 | true; echo ${PIPESTATUS[0]} >&2"
+        f"m start --run a {SMALL} -- sleep 1000 >/dev/full; echo $? >&2; "
+        f"m start --run b {SMALL} -- sleep 1000 | true; echo ${{PIPESTATUS[0]}} >&2"
     )
     assert [line for line in done.stderr.splitlines() if line.isdigit()] == ["0", "0"], done
     assert "could not be written: No space left on device" in done.stderr

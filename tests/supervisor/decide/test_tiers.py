@@ -337,12 +337,16 @@ def test_a_gpu_limit_above_the_devices_own_is_refused() -> None:
     assert any("96 °C" in line.value for line in lines(resolved(hot)))
 
 
-def test_vram_in_bytes_is_a_share_of_the_gpu_that_decides() -> None:
-    """Of 8 GiB, 6 GiB are three quarters; more than there is counts as all; of an unknown size it is unknown, not nought."""
-    assert resolved(machine(32, 8), "limits.vram=6GiB").limits.vram_fraction == 0.75
-    assert resolved(machine(32, 8), "limits.vram=64GiB").limits.vram_fraction == 1.0
-    assert resolved(machine(32, None), "limits.vram=6GiB").limits.vram_fraction is None
-    assert resolved(machine(32, None)).limits.vram_fraction == 0.95
+def test_vram_in_bytes_is_so_many_bytes() -> None:
+    """6 GB are 6 GB, and said so; more than there is counts as all; of an unknown size it is unknown, not nought."""
+    six = resolved(machine(32, 8), "limits.vram=6000000001B")
+    assert six.limits.vram_bytes == 6_000_000_001
+    assert any(line.name == "worker VRAM" and line.value == "at most 5.59 GiB" for line in lines(six))
+    more = resolved(machine(32, 8), "limits.vram=64GiB")
+    assert more.limits.vram_bytes == 8 * GIB
+    assert "limits.vram asks for 64 GiB, more than the 8 GiB there are." in notes(more)
+    assert resolved(machine(32, 8)).limits.vram_bytes == int(0.95 * 8 * GIB)
+    assert resolved(machine(32, None), "limits.vram=6GiB").limits.vram_bytes is None
 
 
 def test_what_was_asked_for_and_does_nothing_here_is_said() -> None:
