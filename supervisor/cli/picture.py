@@ -155,6 +155,8 @@ def _cooling(status: Status) -> str | None:
 
 def _checkpoint(status: Status) -> str | None:
     checkpoint = status.checkpoint
+    if status.is_command:
+        return None
     if checkpoint.step is None:
         return "none yet" if status.state is not RunState.FINISHED else None
     age = "" if checkpoint.age_s is None else f", {duration(checkpoint.age_s)} old"
