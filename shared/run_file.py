@@ -1,7 +1,8 @@
 """`run.json` on disk: read, and written so that a kill at any instant leaves the old one or the new one.
 
 It says what a person wants, which must not be forgotten because the disk is full: a boot would begin what was stopped. So room
-for the next one is taken in advance, as a file beside it.
+for the next one is taken in advance, as a file beside it; and where a disk takes nothing at all, a supervisor that ends leaves
+it in the runtime folder, for the next command to write (`settle`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import msgspec
 
 from memsup.shared.commands import command
 from memsup.shared.files import flush_folder, replace_file
+from memsup.shared.paths import RunPaths, check_private
 from memsup.shared.record import RecordError, RunRecord, encode_record
 
+OWED = "run.json.owed"
 ROOM_BYTES = 16 << 10
 """No `run.json` is as large, but for one with a very long command."""
 _decoder = msgspec.json.Decoder(RunRecord)
@@ -42,6 +45,27 @@ def put_record(path: Path, content: bytes) -> None:
         _use_room(path, content)
     with contextlib.suppress(OSError):  # without it the next one is written where there is space for it
         _take_room(path)
+
+
+def leave_record(paths: RunPaths, content: bytes) -> None:
+    """Leaves the encoded record, which the disk of the state folder has not taken, for `settle`. Raises OSError."""
+    replace_file(paths.runtime / OWED, content)
+
+
+def settle(paths: RunPaths) -> None:
+    """Writes what the run's last supervisor has left, where it left something and nobody guards the run now. Does nothing while
+    the disk still takes nothing. Raises `PathError` and `RecordError`.
+    """
+    owed = paths.runtime / OWED
+    if not owed.exists():
+        return
+    check_private(paths.runtime)
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        content = owed.read_bytes()
+        record = read_record(paths.record)
+        if record is not None and record.run_id == _decoder.decode(content).run_id:  # else it was begun anew since
+            put_record(paths.record, content)
+        owed.unlink()
 
 
 def _room(path: Path) -> Path:

@@ -213,6 +213,7 @@ class Supervisor:
         self.journal.record(now_s, *self.night.say_goodbye(now_s, status, self.life.stance.duty_fraction))
         if self.scribe.finish(within_s=WRITTEN_WITHIN_S):
             self.night.close(monotonic_s(), self._good_end())
+        self.journal.leave_run(self.record)
         self.sockets.close()
 
     @property

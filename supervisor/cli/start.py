@@ -89,6 +89,7 @@ def start(
         return INTERRUPTED
     if not ends and is_held(paths) and not (dry_run and fresh):
         return _already(paths, asked)
+    observe(paths)  # which writes down what its last supervisor could not
     record = None if fresh else read_record(paths.record)
     if record is not None and (over := _finished(paths)) is not None:
         return _tell_finished(paths, over, record, asked)

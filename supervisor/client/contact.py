@@ -214,6 +214,9 @@ def _guardian(paths: RunPaths) -> int | None:
 
 
 def _gone(paths: RunPaths) -> Observed:
+    from memsup.shared.run_file import settle
+
+    settle(paths)
     record = _record(paths)
     status = _written(paths, record)
     if status is None or record is None:

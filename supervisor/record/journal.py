@@ -6,6 +6,7 @@ scribe, so nothing here waits for the disk. Black box and history are `night.py`
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from memsup.shared.files import replace_file
 from memsup.shared.log import log
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord, encode_record
-from memsup.shared.run_file import put_record
+from memsup.shared.run_file import leave_record, put_record
 from memsup.shared.status import ActionStatus, Status, encode_status
 from memsup.supervisor.decide.guard import Guard
 from memsup.supervisor.decide.run.actions import Record
@@ -80,6 +81,14 @@ class Journal:
     def save_run(self, record: RunRecord) -> None:
         """Has what is wanted of the run written, which is tried until it is."""
         self._scribe.keep(self._paths.record, partial(put_record, self._paths.record, encode_record(record)))
+
+    def leave_run(self, record: RunRecord) -> None:
+        """Leaves what is wanted of the run for the next command, where the disk has not taken it; to be called when the scribe
+        has ended.
+        """
+        if self._scribe.owes(self._paths.record):
+            with contextlib.suppress(OSError):  # then it has been said that it could not be written
+                leave_record(self._paths, encode_record(record))
 
     def save_budget(self, budget: Budget) -> None:
         """Has what is left of the restarts written, which is tried until it is."""

@@ -65,6 +65,10 @@ class Scribe:
         if self._jobs.qsize() < MOST_WAITING:  # else it is done with the next of those that wait
             self._jobs.put((str(path), self._pay))
 
+    def owes(self, path: Path) -> bool:
+        """Whether a content that was to be kept is not on the disk yet."""
+        return path in self._owed
+
     def say(self, line: bytes) -> None:
         """Writes to standard error: the terminal of `--foreground`, which may be stopped, or the service manager's journal."""
         self.carry_out("standard error", partial(os.write, 2, line))

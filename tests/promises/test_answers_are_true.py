@@ -130,7 +130,7 @@ def test_a_program_that_does_not_end_by_itself_was_not_stopped_as_asked() -> Non
 
 
 def test_a_stop_on_a_full_disk_is_on_the_disk_when_it_is_said_to_be_done(tmp_path: Path) -> None:
-    """Room for it was taken before. Where the disk takes nothing at all, that is said, and the next `stop` writes it."""
+    """Room for it was taken before. Where the disk takes nothing at all, that is said, and the next command writes it."""
     state = tmp_path / "state"
     state.mkdir()
 
@@ -154,8 +154,8 @@ def test_a_stop_on_a_full_disk_is_on_the_disk_when_it_is_said_to_be_done(tmp_pat
             assert record_wants() is Wanted.RUNNING
             ballast.unlink()
             eventually(lambda: not is_held(paths))
-            memsup("stop")
-            assert record_wants() is Wanted.STOPPED
+            assert memsup("status").returncode == 3
+            assert record_wants() is Wanted.STOPPED, "the next command writes what the supervisor had left"
         finally:
             end_supervisors()
 
