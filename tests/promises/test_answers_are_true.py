@@ -116,6 +116,19 @@ def test_a_program_that_ends_as_it_was_told_goes_on_and_one_that_ends_by_itself_
     assert memsup("status", "--run", "default.old-1").stdout.startswith("default.old-1: finished")
 
 
+def test_what_a_script_runs_has_its_time_to_save_as_well(tmp_path: Path) -> None:
+    """A shell dies of SIGTERM at once; it is the program below it that has something to save."""
+    program = "import pathlib, signal, sys, time\n"
+    program += "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.2), pathlib.Path('saved').touch(), sys.exit(0)))\n"
+    program += "pathlib.Path('begun').touch(); time.sleep(1000)"
+    memsup("start", "--", "sh", "-c", f'"{sys.executable}" -c "{program}"; true', cwd=tmp_path)
+    eventually((tmp_path / "begun").exists)
+    stopped = memsup("stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "The command has ended (SIGTERM)." in stopped.stdout
+    assert (tmp_path / "saved").exists()
+
+
 def test_a_program_that_does_not_end_by_itself_was_not_stopped_as_asked() -> None:
     """It had no time to save what it has, and nobody may believe that it did."""
     script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(1000)"

@@ -119,7 +119,9 @@ class Waiters:
                 self._all.append(waiter)
             else:
                 freed = run.given_back if waiter.goal is Goal.RELEASED else None
-                found.append(Answer(waiter.token, *reached, given_back=freed))
+                newest = run.unsaved.checkpoint if waiter.goal in (Goal.RELEASED, Goal.STOPPED, Goal.STOPPED_NOW) else None
+                path = newest.path if newest else None
+                found.append(Answer(waiter.token, *reached, checkpoint_path=path, given_back=freed))
         return found
 
 
