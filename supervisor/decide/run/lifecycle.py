@@ -127,7 +127,8 @@ class Lifecycle(Standing):
         the delay of a restart.
         """
         worker = self.worker
-        self._saved(newest)
+        if newest is not None and (self.checkpoint is None or newest.path != self.checkpoint.path):
+            self._saved(newest)
         self._begin(Stage.NONE, now_s)
         if worker.stage is Stage.LEFTOVER:
             self._out.append(Record(event=Event.LEFT, reason="the earlier worker is gone"))
@@ -310,7 +311,7 @@ class Lifecycle(Standing):
             self._end_run(RunState.FINISHED, None, By.WORKER, verdict.cause)
         elif leaving.for_good:
             if verdict.cause is not Cause.LEFT:
-                self._out.append(self._death(verdict, death, stops=True))
+                self._out.append(self._death(verdict, death, Wanted.STOPPED))
             self._stopped(leaving)
         elif verdict.cause is Cause.LEFT:
             self.recovery.left(now_s)
@@ -319,17 +320,17 @@ class Lifecycle(Standing):
                 self._start_smaller(Why("room has to be made for others", By.LADDER))
         else:
             self.recovery.died(now_s, verdict)
-            self._out += [self._death(verdict, death), SaveBudget(verdict.budget)]
+            self._out += [self._death(verdict, death, self.wanted), SaveBudget(verdict.budget)]
             if not verdict.again:
                 self._end_run(RunState.FAILED, verdict.sentence, By.SUPERVISOR, verdict.cause)
             elif verdict.smaller:
                 self._start_smaller(Why(verdict.sentence))
 
-    def _death(self, verdict: Verdict, death: Death, *, stops: bool = False) -> Record:
+    def _death(self, verdict: Verdict, death: Death, then: Wanted) -> Record:
         """Tells everybody who waits of a death; returns its line of the ledger."""
         self._died(verdict.sentence)
         unsaved = None if self.is_command else self.unsaved
-        return records.death(verdict, last_words_of(death), death.exit_status, unsaved, stops=stops)
+        return records.death(verdict, last_words_of(death), death.exit_status, unsaved, then)
 
     def _died(self, sentence: str) -> None:
         self.death = sentence

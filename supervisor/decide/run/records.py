@@ -121,21 +121,24 @@ def hang(why: str, stacks: str | None) -> Record:
     return Record(event=Event.HANG, reason=why, result=stacks, by=By.SUPERVISOR, cause=Cause.HANG)
 
 
-def death(
-    verdict: Verdict, last_words: str, exit_status: int | None, unsaved: Unsaved | None, *, stops: bool = False
-) -> Record:
+def death(verdict: Verdict, last_words: str, exit_status: int | None, unsaved: Unsaved | None, then: Wanted) -> Record:
     """The worker is gone, and not as it was told. `exit_status` is None where it left no trace, `unsaved` where nobody knows of
-    its checkpoints. `stops`: it died while the run was stopping, so nothing follows.
+    its checkpoints. `then` is what is wanted of the run: nothing follows where it stops, and nothing before `resume` where it
+    is paused.
     """
-    again = verdict.again and not stops
+    again = verdict.again and then is not Wanted.STOPPED
+    if then is Wanted.STOPPED:
+        action = "the run stopped all the same"
+    elif not again:
+        action = "gave up"
+    elif then is Wanted.PAUSED:
+        action = f"restart when it is resumed ({verdict.cause})"
+    else:
+        action = f"restart in {verdict.delay_s:.1f} s ({verdict.cause})"
     return Record(
         event=Event.DEATH,
         reason=verdict.sentence,
-        action="stopped without it"
-        if stops
-        else f"restart in {verdict.delay_s:.1f} s ({verdict.cause})"
-        if again
-        else "gave up",
+        action=action,
         result=last_words,
         cause=verdict.cause,
         again=again,

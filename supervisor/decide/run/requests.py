@@ -63,8 +63,8 @@ class RunView:
     """What the last worker gave back. It is None while the device is still to be asked."""
     death: str | None
     """What the last worker died of, whenever that was. It is None where the worker left as it was told, or none has ended."""
-    ended: str
-    """How the process of the last worker ended."""
+    ended: str | None
+    """How the process of the last worker ended. It is None where none was seen to end."""
     unsaved: Unsaved
     where: str
     """The run's place as ` at step 5 of 100`, or nothing where that is unknown."""
@@ -167,7 +167,8 @@ def _over(goal: Goal, death: str | None, run: RunView) -> tuple[bool, str]:
     how = "at once" if goal is Goal.STOPPED_NOW else "but not as it was asked to" if incomplete else ""
     if run.is_command:
         begun_anew = f"{command('start', run.run)} begins the command anew: it goes on only from what it has saved itself."
-        said = death or ("The command was killed." if goal is Goal.STOPPED_NOW else f"The command has ended ({run.ended}).")
+        ended = f"The command has ended ({run.ended})." if run.ended else "The command does not run."
+        said = run.death or ("The command was killed." if goal is Goal.STOPPED_NOW and run.ended else ended)
         text = " ".join(["Stopped" + (f", {how}." if how else "."), said, begun_anew])
     elif run.death or run.unsaved:
         lost = f"{run.death} {run.unsaved.sentence}" if run.death else run.unsaved.sentence

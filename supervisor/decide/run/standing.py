@@ -257,7 +257,7 @@ class Standing:
             cannot_leave=worker.leaving.sentence(self.checkpoint, self.run),
             given_back=self.given_back,
             death=self.death,
-            ended=how_it_ended(self.exit_status),
+            ended=None if self.exit_status is None else how_it_ended(self.exit_status),
             unsaved=self.unsaved,
             where=self._where(),
         )
