@@ -174,6 +174,8 @@ class Status(msgspec.Struct, kw_only=True):
     run_id: str | None = None
     state: RunState
     wanted: Wanted
+    is_command: bool = False
+    """Whether a command of the user's own is supervised, of whose steps and checkpoints nothing is known."""
     tier: str | None = None
     pid: int | None = None
     worker_pid: int | None = None

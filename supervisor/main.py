@@ -59,7 +59,7 @@ from memsup.supervisor.fence.kill import Deadman, KillState
 from memsup.supervisor.fence.worker import WorkerProcess
 from memsup.supervisor.kernel.children import become_subreaper, reap_orphans
 from memsup.supervisor.night import Night, explain
-from memsup.supervisor.record.earlier_life import newest_checkpoint, note_of, read_budget
+from memsup.supervisor.record.earlier_life import newest_checkpoint, note_of, progress_at, read_budget
 from memsup.supervisor.record.journal import Journal, budget_file
 from memsup.supervisor.record.scribe import Scribe
 from memsup.supervisor.record.status import Surroundings, status_of
@@ -129,6 +129,7 @@ class Supervisor:
             is_command=record.command is not None,
             continue_on_cpu=record.settings.recovery.continue_on_cpu,
             checkpoint=note_of(newest),
+            before=progress_at(note_of(newest), paths, record),
             budget=read_budget(budget_file(paths)),
             most_micro_tokens=restraint.most_micro_tokens,
         )
@@ -214,6 +215,7 @@ class Supervisor:
         self.journal.record(now_s, *self.night.say_goodbye(now_s, status, self.life.stance.duty_fraction))
         if self.scribe.finish(within_s=WRITTEN_WITHIN_S):
             self.night.close(monotonic_s(), self._good_end())
+        self.journal.leave_run(self.record)
         self.sockets.close()
 
     @property
@@ -305,11 +307,14 @@ class Supervisor:
         elif state is KillState.GONE:
             self.on_exit(now_s, *self.worker.collect())
         elif self.life.stage is Stage.LEFTOVER and state is None and self.worker.fence.populated() is False:
-            self._perform(now_s, self.life.on_exit(now_s, None, 0))
+            self.on_exit(now_s, None, 0)
 
     def on_exit(self, now_s: float, status: int | None, oom_kills: int) -> None:
         self.sockets.forget_worker()
         self.guard.memory = self.memory_sensor.read(now_s)  # what is said about given back memory is measured
+        # What it saved and did not live to tell of. Nobody is guarded now who would have to wait for the disk.
+        silent = not self.life.is_command and self.life.worker.last_words is None
+        newest = note_of(newest_checkpoint(self.paths, self.record)) if silent else None
         actions = self.life.on_exit(
             now_s,
             status,
@@ -317,6 +322,7 @@ class Supervisor:
             self.devices.lost,
             gpu_crowded=self.devices.crowded,
             given_back=self.devices.worker_gone(now_s, self.guard.memory.worker_bytes),
+            newest=newest,
             jitter_fraction=random.random(),
         )
         if self.life.on_cpu:

@@ -191,7 +191,7 @@ def _refuse_other_training(training: Training, state: State, folder: Path) -> No
             "the data, its split or its length limit changed": state.fingerprint != training.prepared.fingerprint,
             f"training.seed was {state.seed}": state.seed != schedule.seed,
             f"training.effective_batch was {state.effective_batch}": state.effective_batch != schedule.effective_batch,
-            f"all of its {state.step} steps are done already, set more training.epochs": state.step > schedule.total_steps,
+            f"all of its {state.step} steps are done already, set more training.epochs": _has_nothing_left(training, state),
         }.items()
         if differs
     ]
@@ -212,6 +212,14 @@ def _refuse_other_training(training: Training, state: State, folder: Path) -> No
         what = "; ".join(what for what, differs in others.items() if differs)
         sentence = f"It goes on after step {state.step:,} with {what}: right, but not bit for bit what it would have been."
         training.session.decided(DecisionKind.OTHER_BITS, sentence, step=state.step)
+
+
+def _has_nothing_left(training: Training, state: State) -> bool:
+    """Whether no step is left to do. The run's own last checkpoint only lacks its model; another run's would be called finished
+    without anything having been trained.
+    """
+    left = training.schedule.total_steps - state.step
+    return left < 0 or (left == 0 and state.run_id != training.record.run_id)
 
 
 def _refuse_other_device(training: Training, state: State) -> None:

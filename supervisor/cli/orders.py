@@ -5,7 +5,6 @@ The answer comes when the thing is done, not when it was heard. Ctrl-C while wai
 
 from __future__ import annotations
 
-import contextlib
 import time
 
 import click
@@ -30,6 +29,8 @@ from memsup.supervisor.client.contact import (
 from memsup.supervisor.client.errors import RefusedError
 
 DONE, NO_ANSWER, NOT_RUNNING = 0, 1, 3
+WRITTEN_WITHIN_S = 5.0
+"""A supervisor that has carried out an order has `run.json` written within this time, on a disk that takes it."""
 
 
 @click.command()
@@ -41,9 +42,10 @@ def pause(run_name: str, as_json: bool, release: bool) -> int:
 
     Without --release memory is kept and going on takes no time. Exit code: 0 done, 1 no answer or refused, 3 not running.
     """
-    reply = request(paths_of(run_name), RequestKind.PAUSE_RELEASE if release else RequestKind.PAUSE_HOLD)
+    paths = paths_of(run_name)
+    reply = request(paths, RequestKind.PAUSE_RELEASE if release else RequestKind.PAUSE_HOLD)
     freed = {"freed_ram_bytes": reply.freed_ram_bytes, "freed_vram_bytes": reply.freed_vram_bytes} if release else {}
-    return answer(reply, as_json, **freed)
+    return answer(_seen_wanted(paths, Wanted.PAUSED, reply), as_json, **freed)
 
 
 @click.command()
@@ -54,8 +56,8 @@ def resume(run_name: str, as_json: bool) -> int:
 
     Exit code: 0 done, 1 no answer or refused, 3 not running.
     """
-    reply = request(paths_of(run_name), RequestKind.RESUME)
-    return answer(reply, as_json)
+    paths = paths_of(run_name)
+    return answer(_seen_wanted(paths, Wanted.RUNNING, request(paths, RequestKind.RESUME)), as_json)
 
 
 @click.command()
@@ -65,19 +67,20 @@ def resume(run_name: str, as_json: bool) -> int:
 def stop(run_name: str, as_json: bool, now: bool) -> int:
     """Write a checkpoint and stop; `memsup start` continues from it.
 
+    A command of your own gets SIGTERM, and `memsup start` begins it anew.
     Exit code: 0 done, 1 no answer or refused, 3 not running.
     """
     paths = paths_of(run_name)
     try:
         reply = request(paths, RequestKind.STOP_NOW if now else RequestKind.STOP)
+        return answer(_seen_wanted(paths, Wanted.STOPPED, reply), as_json)
     except RefusedError as error:
-        if error.code == NOT_RUNNING:
-            _want_no_more(paths)
+        if error.code == NOT_RUNNING and (unwritten := _unwritten(paths, Wanted.STOPPED)) is not None:
+            raise RefusedError(f"{error} {unwritten}", NO_ANSWER) from None
         raise
     except KeyboardInterrupt:
         message(f"The run goes on stopping. Without its checkpoint: {command('stop', run_name)} --now")
         return INTERRUPTED
-    return answer(reply, as_json)
 
 
 def request(paths: RunPaths, what: RequestKind) -> Reply:
@@ -123,10 +126,31 @@ def answer(reply: Reply, as_json: bool, **more: object) -> int:
     return DONE if reply.ok else NO_ANSWER
 
 
-def _want_no_more(paths: RunPaths) -> None:
-    """Notes that a run which nobody guards is to be stopped from now on, so that it calls for no attention."""
-    record = read_record(paths.record)
-    if record is not None and record.wanted is not Wanted.STOPPED and not is_held(paths):
-        record.wanted = Wanted.STOPPED
-        with contextlib.suppress(OSError):
-            write_record(paths.record, record)
+def _seen_wanted(paths: RunPaths, wanted: Wanted, reply: Reply) -> Reply:
+    """The reply. Where what a person wants is not on the disk, it is not all done: a boot would not know of it."""
+    unwritten = _unwritten(paths, wanted) if reply.ok else None
+    if unwritten is None:
+        return reply
+    return msgspec.structs.replace(reply, ok=False, text=f"{reply.text} {unwritten}")
+
+
+def _unwritten(paths: RunPaths, wanted: Wanted) -> str | None:
+    """Why `run.json` does not say what is wanted, for people. Returns None where it does, or there is no run.
+
+    A supervisor that is there writes it in a moment. Where there is none any more, it is written here.
+    """
+    until_s = time.monotonic() + WRITTEN_WITHIN_S
+    while (record := read_record(paths.record)) is not None and record.wanted is not wanted:
+        if not is_held(paths):
+            record.wanted = wanted
+            try:
+                write_record(paths.record, record)
+            except OSError as error:
+                again = command("stop" if wanted is Wanted.STOPPED else "start", paths.name)
+                unknown = f"But {paths.record} cannot be written ({error.strerror}), so a boot would not know of it."
+                return f"{unknown} Make room, then: {again}"
+            return None
+        if time.monotonic() > until_s:
+            return f"But {paths.record} cannot be written yet; the supervisor goes on trying."
+        time.sleep(LOOK_AGAIN_S)
+    return None

@@ -169,6 +169,8 @@ def _cooling(status: Status) -> str | None:
 
 def _checkpoint(status: Status) -> str | None:
     checkpoint = status.checkpoint
+    if status.is_command:
+        return None
     if checkpoint.step is None:
         if status.batch.effective is None:  # another program's checkpoints are its own affair
             return None

@@ -16,19 +16,34 @@ from typing import Any
 import click
 
 from memsup.shared.commands import command as typed
+from memsup.shared.loading import Loaded
 from memsup.shared.paths import RunPaths, current_folder
 from memsup.shared.record import MemoryEstimate, RunRecord
 from memsup.shared.run_file import new_run_id, read_record
-from memsup.shared.status import RunState, Status, Wanted, encode_status
+from memsup.shared.status import OVER, RunState, Status, TroubleKind, Wanted, encode_status
+from memsup.supervisor.cli import INTERRUPTED
 from memsup.supervisor.cli.findings import Row, data_rows, limits_document, machine_document, machine_rows, unfenced
 from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
-from memsup.supervisor.client.contact import is_held, observe
+from memsup.supervisor.client.contact import LOOK_AGAIN_S, Presence, is_held, observe
 from memsup.supervisor.client.errors import RefusedError
-from memsup.supervisor.client.preparing import AS_CREATED, Plan, as_claimed, load_settings, plan_continued, plan_new, shown
+from memsup.supervisor.client.preparing import (
+    AS_CREATED,
+    Difference,
+    Plan,
+    as_claimed,
+    load_settings,
+    merge,
+    plan_continued,
+    plan_new,
+    shown,
+)
 from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
 from memsup.supervisor.words import columns, printable, result_line
 
+NOT_STARTED = 1
+GOES_WITHIN_S = 60.0
+"""A supervisor that is about to go and does not answer any more has this long: its last messages take their time."""
 EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input. With --wait: 0 only if the run finished."
 
 
@@ -66,37 +81,58 @@ def start(
     if wait and foreground:
         raise click.UsageError("--foreground shows the run itself; --wait looks on from outside. Choose one.")
     argv = _checked_command(command)
-    if is_held(paths) and not (dry_run and fresh):
-        return _already(paths, fresh=fresh, wait=wait, as_json=as_json)
     loaded = load_settings(demo=demo, tier=tier, assignments=assignments, environment=os.environ)
+    asked = Asked(loaded, argv, fresh=fresh, wait=wait, foreground=foreground, as_json=as_json)
+    try:
+        ends = _ends(paths, waits=not dry_run)
+    except KeyboardInterrupt:
+        message(f"Nothing was started; the run goes on stopping. Then start it with: {typed('start', run_name)}")
+        return INTERRUPTED
+    if not ends and is_held(paths) and not (dry_run and fresh):
+        return _already(paths, asked)
+    if not fresh:
+        observe(paths)  # which writes down what its last supervisor could not
     record = None if fresh else read_record(paths.record)
     if record is not None and (over := _finished(paths)) is not None:
-        return _tell_finished(paths, over, as_json)
+        return _tell_finished(paths, over, record, asked)
     plan = plan_new(paths, loaded, argv) if record is None else plan_continued(paths, record, loaded, argv)
     if dry_run:
         _tell(paths, plan, record, as_json)
         message("Dry run: nothing was written, nothing was started.")
         return 0
-    return _go(paths, plan, record, fresh=fresh, as_json=as_json, wait=wait, foreground=foreground)
+    return _go(paths, plan, record, asked)
 
 
-def _go(
-    paths: RunPaths, plan: Plan, record: RunRecord | None, *, fresh: bool, as_json: bool, wait: bool, foreground: bool
-) -> int:
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a person asks of `start`."""
+
+    loaded: Loaded
+    command: list[str] | None
+    fresh: bool
+    wait: bool
+    foreground: bool
+    as_json: bool
+
+
+def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked) -> int:
     from memsup.supervisor.client import spawning
+
+    as_json = asked.as_json
 
     with spawning.only_start(paths):
         # Another start may have come first while the data were looked at.
-        if is_held(paths) or (not fresh and _run_id(read_record(paths.record)) != _run_id(record)):
-            return _already(paths, fresh=False, wait=wait, as_json=as_json)
+        if is_held(paths) or (not asked.fresh and _run_id(read_record(paths.record)) != _run_id(record)):
+            return _already(paths, dataclasses.replace(asked, fresh=False))
         aside = _set_aside(paths) if record is None else None
         fresh_record = _new_record(paths, plan) if record is None else _continued_record(record, plan)
         spawning.write_run(paths, fresh_record)
         if aside is not None:
             message(f"The earlier run was moved to {aside}; delete that folder when you need it no longer.")
-        if foreground:
+        if asked.foreground:
             _tell(paths, plan, record, as_json, run_id=fresh_record.run_id)
-            message("In the foreground: Ctrl-C checkpoints and stops, a second one stops at once.")
+            ends = "checkpoints and stops" if plan.command is None else "sends the command SIGTERM"
+            message(f"In the foreground: Ctrl-C {ends}, a second one stops at once.")
             spawning.become(paths)
         answer = spawning.spawn(paths)
     plan = as_claimed(plan, answer.others)
@@ -109,8 +145,8 @@ def _go(
         if answer.waits:
             return spawning.NOT_STARTED
         if not as_json:
-            _tell_next(paths, paused=fresh_record.wanted is Wanted.PAUSED)
-        if wait:
+            _tell_next(paths, fresh_record)
+        if asked.wait:
             from memsup.supervisor.cli.wait import follow
 
             return follow(paths, as_json)
@@ -140,22 +176,80 @@ def _set_aside(paths: RunPaths) -> Path | None:
 # Runs that are there already
 
 
-def _already(paths: RunPaths, *, fresh: bool, wait: bool, as_json: bool) -> int:
-    """Says how a run does that has a living supervisor, and leaves it as it is; returns the exit code."""
-    if fresh:
+def _ends(paths: RunPaths, *, waits: bool) -> bool:
+    """Whether the supervisor that is there is about to go. With `waits` it has gone when this returns, since what is asked for
+    now is to come after that. Raises `RefusedError` where it does not get to its end.
+    """
+    told = False
+    until_s = time.monotonic() + GOES_WITHIN_S
+    while is_held(paths):
+        observed = observe(paths)
+        status = observed.status
+        if status is None or status.state not in (RunState.STOPPING, *OVER):
+            return False
+        if not waits:
+            return True
+        sentences = dict(zip(status.attention_kinds, status.attention, strict=False))
+        if (cannot := sentences.get(TroubleKind.CANNOT_LEAVE)) is not None:
+            raise RefusedError(f"Run {paths.name!r} is to stop first, and does not get there. {cannot}", NOT_STARTED)
+        if observed.presence is Presence.ANSWERS:
+            until_s = time.monotonic() + GOES_WITHIN_S
+        elif time.monotonic() > until_s:
+            raise RefusedError(
+                f"Run {paths.name!r} is {status.state}, but its supervisor does not end. Its log: {paths.supervisor_log}",
+                NOT_STARTED,
+            )
+        if not told:
+            message(f"Run {paths.name!r} is stopping; it is started as soon as that is done.")
+            told = True
+        time.sleep(LOOK_AGAIN_S)
+    return told
+
+
+def _already(paths: RunPaths, asked: Asked) -> int:
+    """Says how a run does that has a living supervisor, and leaves it as it is; returns the exit code.
+
+    Raises `RefusedError` for what it cannot take over while it runs.
+    """
+    if asked.fresh:
         raise RefusedError(f"Run {paths.name!r} is running. Stop it before it can begin anew: {typed('stop', paths.name)}")
+    if (record := read_record(paths.record)) is not None:
+        _refuse_what_differs(record, asked, "runs", stop_first=True)
     status = observe(paths).status
-    if as_json:
+    if asked.as_json:
         json_data({"schema": 1, "run": paths.name, "already_running": True})
     elif status is not None:
         data(f"Run {paths.name!r} already runs: {one_line(status)}.")
         paused = status.wanted is Wanted.PAUSED
         message(f"Look at it: {typed('status', paths.name)}" + (f"   Go on: {typed('resume', paths.name)}" if paused else ""))
-    if wait:
+    if asked.wait:
         from memsup.supervisor.cli.wait import follow
 
-        return follow(paths, as_json)
+        return follow(paths, asked.as_json)
     return 0
+
+
+def _refuse_what_differs(record: RunRecord, asked: Asked, does: str, *, stop_first: bool) -> None:
+    """Raises `RefusedError`, which names all that was given and that the run has not, and what to type.
+
+    Without `stop_first` what may change later is of no matter any more.
+    """
+    _, taken, kept = merge(record.settings, asked.loaded)
+    if asked.command is not None and asked.command != record.command:
+        had = "the built-in training" if record.command is None else " ".join(record.command)
+        kept.append(Difference("the command", had, " ".join(asked.command), "given now"))
+    taken = taken if stop_first else []
+    if not taken and not kept:
+        return
+    stop, start = typed("stop", record.run), typed("start", record.run)
+    lines = [f"Run {record.run!r} {does}, and not with what was given now; nothing was changed."]
+    lines += [f"  {d.key}: {shown(d.asked)} ({d.origin}), but it has {shown(d.has)}" for d in (*kept, *taken)]
+    if kept:
+        first = f"{stop}, then " if stop_first else ""
+        lines.append(f"That would be another training: choose another name with --run, or in its place: {first}{start} --fresh")
+    else:
+        lines.append(f"It takes that over when it is started: {stop}, then the same {start} once more.")
+    raise RefusedError("\n".join(lines))
 
 
 def _finished(paths: RunPaths) -> Status | None:
@@ -163,8 +257,9 @@ def _finished(paths: RunPaths) -> Status | None:
     return status if status is not None and status.state is RunState.FINISHED else None
 
 
-def _tell_finished(paths: RunPaths, status: Status, as_json: bool) -> int:
-    if as_json:
+def _tell_finished(paths: RunPaths, status: Status, record: RunRecord, asked: Asked) -> int:
+    _refuse_what_differs(record, asked, "is finished", stop_first=False)
+    if asked.as_json:
         json_data(encode_status(status))
         return 0
     data(f"Run {paths.name!r} is finished" + (f": {result_line(status)}" if status.result else "."))
@@ -276,15 +371,16 @@ def _notes(paths: RunPaths, plan: Plan) -> list[str]:
     return sentences
 
 
-def _tell_next(paths: RunPaths, *, paused: bool) -> None:
-    if paused:
+def _tell_next(paths: RunPaths, record: RunRecord) -> None:
+    if record.wanted is Wanted.PAUSED:
         data(f"\nSupervised, and still paused, as you left it. Go on with: {typed('resume', paths.name)}")
         return
-    rows = [
-        (typed("status", paths.name) + " --watch", "look at it"),
-        (typed("pause", paths.name) + " --release", "when you need the machine"),
-        (typed("stop", paths.name), "checkpoint and stop; start continues"),
-    ]
+    look, pause, stop = (typed(name, paths.name) for name in ("status", "pause", "stop"))
+    rows = [(f"{look} --watch", "look at it")]
+    if record.command is None:
+        rows += [(f"{pause} --release", "when you need the machine"), (stop, "checkpoint and stop; start continues")]
+    else:
+        rows += [(pause, "it stands still, its memory is kept"), (stop, "SIGTERM; start begins the command anew")]
     data("\nStarted; this terminal may be closed. Next:\n" + "\n".join("  " + line for line in columns(rows)))
 
 

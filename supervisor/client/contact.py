@@ -198,13 +198,26 @@ def _silent(paths: RunPaths, why: str) -> Observed:
     record = _record(paths)
     status = _written(paths, record)
     if status is not None:
+        if status.state in OVER and status.pid == _guardian(paths):  # it has said its last words, and is about to go
+            return Observed(Presence.SILENT, status, record)
         if status.state in OVER:  # the status is of the last life; this one has just begun
             status.state = RunState.STARTING
         status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, why))
     return Observed(Presence.SILENT, status, record)
 
 
+def _guardian(paths: RunPaths) -> int | None:
+    """The process that holds the run's lock, as it wrote there. Returns None where that cannot be read."""
+    try:
+        return int(paths.lock.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
 def _gone(paths: RunPaths) -> Observed:
+    from memsup.shared.run_file import settle
+
+    settle(paths)
     record = _record(paths)
     status = _written(paths, record)
     if status is None or record is None:
@@ -218,7 +231,8 @@ def _gone(paths: RunPaths) -> Observed:
         if was is not RunState.STOPPED and age_s is not None:
             status.since = time.time() - age_s
         if record.wanted is not Wanted.STOPPED:
-            status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, _what_is_left(paths, status, was)))
+            left = _what_is_left(paths, status, was, is_command=record.command is not None)
+            status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, left))
     return Observed(Presence.GONE, status, record)
 
 
@@ -228,13 +242,15 @@ def _record(paths: RunPaths) -> RunRecord | None:
     return read_record(paths.record)
 
 
-def _what_is_left(paths: RunPaths, status: Status, was: RunState) -> str:
+def _what_is_left(paths: RunPaths, status: Status, was: RunState, *, is_command: bool) -> str:
     if was is RunState.STOPPED:
         what = "The supervisor was told to go, as at a shutdown."
     else:
         age_s = _age_s(paths)
         when = "" if age_s is None else f" Its last sign of life was {duration(age_s)} ago."
         what = f"The supervisor is gone although the run was {was}.{when}"
+    if is_command:
+        return f"{what} {command('start', paths.name)} begins the command anew."
     if status.checkpoint.step is None:
         return f"{what} {command('start', paths.name)} begins again, for there is no checkpoint yet."
     step = status.progress.step
@@ -253,7 +269,15 @@ def _written(paths: RunPaths, record: RunRecord | None) -> Status | None:
     except (FileNotFoundError, UnreadableError):
         status = None
     if status is None or status.run_id != record.run_id:
-        return Status(run=record.run, run_id=record.run_id, state=RunState.STARTING, wanted=record.wanted, tier=record.tier)
+        return Status(
+            run=record.run,
+            run_id=record.run_id,
+            state=RunState.STARTING,
+            wanted=record.wanted,
+            is_command=record.command is not None,
+            tier=record.tier,
+        )
+    status.run = record.run
     age_s = _age_s(paths)
     if status.checkpoint.age_s is not None and age_s is not None:
         status.checkpoint.age_s += age_s

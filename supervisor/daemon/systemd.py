@@ -146,11 +146,12 @@ def main(arguments: Sequence[str]) -> int:
     from memsup.shared.files import UnreadableError, read_document
     from memsup.shared.paths import PathError, run_paths
     from memsup.shared.record import RecordError
-    from memsup.shared.run_file import read_record
+    from memsup.shared.run_file import read_record, settle
     from memsup.shared.status import decode_status
 
     try:
         paths = run_paths(arguments[0])
+        settle(paths)
         record = read_record(paths.record)
         status = read_document(paths.status, decode_status)
     except (PathError, RecordError) as error:

@@ -42,6 +42,8 @@ class WorkerProcess:
         self._lifeline: int | None = None
         self._end: TreeKill | None = None
         self._kills_before = 0
+        self._is_told = self._rest_is_told = False
+        """Whether a command was told to end, and whether what it has left was told so as well."""
 
     @property
     def pid(self) -> int | None:
@@ -91,8 +93,20 @@ class WorkerProcess:
         self._lifeline = write_end
 
     def terminate(self) -> None:
+        """Tells the command to end. What it has started is its own to end, and is told only when the command itself is gone: a
+        program whose loader processes die under its hands could not save what it has.
+        """
+        self._is_told = True
         if self._child:
             self._child.send(signal.SIGTERM)
+
+    def _tell_the_rest(self) -> None:
+        """Tells what a command that obeyed has left to end as well: of a shell's script it is what has something to save."""
+        if not self._rest_is_told:
+            self._rest_is_told = True
+            for pid in self.fence.pids():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGTERM)
 
     def dump_stacks(self) -> None:
         """Has every thread's stack written to `worker.log`: the built-in worker registers faulthandler for this signal."""
@@ -107,12 +121,16 @@ class WorkerProcess:
     def step(self, now_s: float, *, owes_words: bool = False) -> KillState | None:
         """Takes one step of the end. Returns None while there is none to take.
 
-        After its own exit, what the worker left behind is ended too. It is gone once that is done and its last words, where it
+        After its own exit, what the worker left behind is ended too; of a command that was told to end, what is left is told so
+        first, and ends by itself or when `kill` comes. The worker is gone once that is done and its last words, where it
         `owes_words`, have come or had their time.
         """
         self._pumps = [pump for pump in self._pumps if not pump.step(now_s)]
         if self._end is None:
             if self._child is None or self._child.exit_code() is None:
+                return None
+            if self._is_told and self.fence.populated() is True:
+                self._tell_the_rest()
                 return None
             self.kill(now_s)
         state = self._end.step(now_s) if self._end else None
@@ -140,6 +158,7 @@ class WorkerProcess:
         if self._lifeline is not None:
             os.close(self._lifeline)
         self._child = self._lifeline = self._end = None
+        self._is_told = self._rest_is_told = False
         self._last_words = LastWords()
         return status, max(0, (self.fence.oom_kills() or 0) - self._kills_before)
 

@@ -1,5 +1,6 @@
 """What an earlier supervisor of the run left on the disk, read once before the loop begins: the budget of restarts, the newest
-checkpoint. Nothing here raises for what is missing or damaged. Its worker, if one still lives, is found at the fence.
+checkpoint, how far the run was. Nothing here raises for what is missing or damaged. Its worker, if one still lives, is found at
+the fence.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from memsup.checkpoint.store import Store
 from memsup.shared.files import UnreadableError, read_document
 from memsup.shared.messages import CheckpointNote
 from memsup.shared.paths import RunPaths
+from memsup.shared.readings import KnownProgress, narrow
 from memsup.shared.record import RunRecord
+from memsup.shared.status import decode_status
 from memsup.supervisor.decide.run.restarts import Budget
 
 _budget = msgspec.json.Decoder(Budget)
@@ -46,6 +49,21 @@ def newest_checkpoint(paths: RunPaths, record: RunRecord) -> Info | None:
     if not os.path.isdir(folder):
         return None
     return next((info for info in Store(folder).list() if info.problem is None), None)  # the newest comes first
+
+
+def progress_at(newest: CheckpointNote | None, paths: RunPaths, record: RunRecord) -> KnownProgress:
+    """How far the run is at its newest checkpoint: its step, and what else the last status says of the run at that step."""
+    if newest is None:
+        return KnownProgress()
+    try:
+        status = decode_status(paths.status.read_bytes())
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return KnownProgress(step=newest.step)
+    if status.run_id != record.run_id:
+        return KnownProgress(step=newest.step)
+    if status.progress.step != newest.step:
+        return KnownProgress(step=newest.step, total_steps=status.progress.total_steps)
+    return narrow(KnownProgress, status.progress, phase=None, samples_per_s=None)
 
 
 def note_of(newest: Info | None) -> CheckpointNote | None:

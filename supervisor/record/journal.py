@@ -6,14 +6,18 @@ scribe, so nothing here waits for the disk. Black box and history are `night.py`
 
 from __future__ import annotations
 
+import contextlib
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from memsup.shared.clock import unix_s
+from memsup.shared.files import replace_file
 from memsup.shared.log import log
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord, encode_record
+from memsup.shared.run_file import leave_record, put_record
 from memsup.shared.status import ActionStatus, Status, encode_status
 from memsup.supervisor.decide.events import Event
 from memsup.supervisor.decide.guard import Guard
@@ -55,7 +59,7 @@ class Journal:
             mono=now_s,
             boot=self._boot,
             state=str(self._life.state),
-            step=self._life.heartbeat.progress.step if self._life.heartbeat else None,
+            step=self._life.progress.step,
             memory=self._guard.memory,
             disk=self._guard.disk,
         )
@@ -80,10 +84,21 @@ class Journal:
         self._scribe.replace(self._paths.status, encode_status(status), durable=durable)
 
     def save_run(self, record: RunRecord) -> None:
-        self._scribe.replace(self._paths.record, encode_record(record))
+        """Has what is wanted of the run written, which is tried until it is."""
+        self._scribe.keep(self._paths.record, partial(put_record, self._paths.record, encode_record(record)))
+
+    def leave_run(self, record: RunRecord) -> None:
+        """Leaves what is wanted of the run for the next command, where the disk has not taken it; to be called when the scribe
+        has ended.
+        """
+        if self._scribe.owes(self._paths.record):
+            with contextlib.suppress(OSError):  # then it has been said that it could not be written
+                leave_record(self._paths, encode_record(record))
 
     def save_budget(self, budget: Budget) -> None:
-        self._scribe.replace(budget_file(self._paths), msgspec.json.encode(budget))
+        """Has what is left of the restarts written, which is tried until it is."""
+        file = budget_file(self._paths)
+        self._scribe.keep(file, partial(replace_file, file, msgspec.json.encode(budget)))
 
 
 def budget_file(paths: RunPaths) -> Path:

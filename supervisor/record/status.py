@@ -70,11 +70,12 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
         run_id=record.run_id,
         state=life.state,
         wanted=life.wanted,
+        is_command=life.is_command,
         tier=record.tier,
         pid=around.pid,
         worker_pid=around.worker_pid,
         since=around.since_unix_s,
-        progress=narrow(ProgressStatus, beat.progress, digest=beat.digest) if beat else ProgressStatus(),
+        progress=narrow(ProgressStatus, life.progress, digest=beat.digest if beat else None, **_place(life)),
         batch=_batch(record, life),
         memory=narrow(
             MemoryStatus,
@@ -107,6 +108,12 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
 def temperature_status(reading: TemperatureReading) -> TemperatureStatus:
     """A sensor as the document and `check` show it."""
     return TemperatureStatus(name=reading.name, celsius=reading.celsius, limit_c=limit_c(reading))
+
+
+def _place(life: Lifecycle) -> dict[str, int]:
+    """The step at which a run is that was stopped without having saved all of its work, which is no part of it any more."""
+    lost = life.terminal is RunState.STOPPED and life.unsaved
+    return {"step": life.checkpoint.step if life.checkpoint else 0} if lost else {}
 
 
 def _batch(record: RunRecord, life: Lifecycle) -> KnownBatch:

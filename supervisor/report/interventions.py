@@ -192,7 +192,14 @@ def _death(base: Intervention, entry: Entry, later: Sequence[Placed], step_s: fl
     cost_s = _lasted(base.x, until) if entry.again else None
     if cost_s is not None and redone and step_s is not None:
         cost_s += redone * step_s
-    parts = [smaller, f"{plural(redone, 'step')} done again" if redone else None]
+    lost = entry.lost_steps if ends is not None and ends[1].event is Event.END else None
+    if lost and entry.lost_s is not None:
+        cost_s = (cost_s or 0.0) + entry.lost_s
+    parts = [
+        smaller,
+        f"{plural(redone, 'step')} done again" if redone else None,
+        f"{plural(lost, 'step')} lost" if lost else None,
+    ]
     if again and ends is not None:
         does = "running" if ends[1].step is None else "training"  # a command has no steps
         parts.insert(0, f"{does} again after {duration(_lasted(base.x, until))}")

@@ -20,6 +20,8 @@ from kit.small_disk import MIB, fill, on_a_small_disk
 
 from memsup.checkpoint.store import Store
 from memsup.shared.paths import run_paths
+from memsup.shared.run_file import read_record
+from memsup.shared.status import Wanted
 from memsup.supervisor.client.contact import is_held
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -75,6 +77,9 @@ def test_a_stop_that_cannot_be_saved_waits_for_room_and_loses_nothing(state: Pat
         assert refused.returncode == 1
         assert "The run cannot stop" in refused.stdout + refused.stderr
         assert "memsup stop --run night --now" in refused.stdout + refused.stderr
+        record = read_record(run_paths("night").record)
+        assert record is not None
+        assert record.wanted is Wanted.STOPPED, "no boot begins it, whatever becomes of the supervisor"
         seen = until(lambda now: now["progress"]["phase"] == "holding", run="night")
         assert seen["state"] == "stopping"
         assert any("The run cannot stop" in sentence for sentence in seen["attention"])

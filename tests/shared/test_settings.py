@@ -230,7 +230,8 @@ def test_a_run_of_before_with_a_setting_that_is_gone_is_still_read_and_the_setti
     tmp_path: Path,
 ) -> None:
     """`training.loader_processes` was written into every `run.json`, and read by nobody."""
-    file = tmp_path / "run.json"
+    file = tmp_path / RECORD.run / "run.json"
+    file.parent.mkdir()
     write_record(file, RECORD)
     document = msgspec.json.decode(file.read_bytes())
     document["settings"]["training"]["loader_processes"] = 0

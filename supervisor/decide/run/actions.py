@@ -117,6 +117,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The time from a death to the next life."""
     exit_status: int | None = None
     """How the process of a death ended: its exit code, or minus the signal's number. It is None where nobody could see that."""
+    lost_steps: int | None = None
+    """How many steps of this life no checkpoint holds, where a death lost them. It is None where that is not known, or nothing
+    died."""
+    lost_s: float | None = None
+    """The seconds of work that these steps took."""
     tokens: tuple[int, int] | None = None
     """The micro-batch before and after, in tokens."""
     duty_fraction: float | None = None

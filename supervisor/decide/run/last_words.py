@@ -1,6 +1,7 @@
 """How long a worker that has ended by itself may still be heard. Pure.
 
-Its exit is seen at once, but what it said before comes through a thread of the socket's.
+Its exit is seen at once, but what it said before comes through a thread of the socket's; and that a machine goes down may be
+told to a foreign command a moment before it is told to us.
 """
 
 from __future__ import annotations

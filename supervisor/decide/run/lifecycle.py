@@ -28,9 +28,14 @@ from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
 from memsup.supervisor.decide.run.leaving import Ending, Leaving
 from memsup.supervisor.decide.run.one_life import MOVES, OneLife, Stage
 from memsup.supervisor.decide.run.requests import Goal
-from memsup.supervisor.decide.run.restarts import Budget, Cause, Death, judge, last_words_of
+from memsup.supervisor.decide.run.restarts import Budget, Cause, Death, Verdict, judge, last_words_of
 from memsup.supervisor.decide.run.standing import Standing
 from memsup.supervisor.decide.run.tuning import Tuning
+
+MOST_UNHEARD_S = 2.0
+"""A worker says twice a second that it computes; what it does in a longer silence is not known, and not counted as work."""
+_OF_THE_MOMENT = ("phase", "ticks", "samples_per_s")
+"""What of its progress a worker that loads says itself."""
 
 
 @dataclass(kw_only=True)
@@ -51,7 +56,8 @@ class Lifecycle(Standing):
         if leftover:
             self._begin(Stage.LEFTOVER, now_s)
         if leftover and self.is_command:  # it knows no lifeline, and nobody guarded it since
-            self._out += self.worker.kill(now_s, None, Why("a command that a supervisor which died had started is still here"))
+            why = Why("a command that a supervisor which died had started is still here")
+            self._out += self.worker.kill(now_s, Cause.LEFT, why)
         elif leftover:
             text = "a worker of a supervisor that died is still here; it is given time to checkpoint and leave"
             self._out.append(Record(event=Event.FOUND, reason=text))
@@ -59,6 +65,7 @@ class Lifecycle(Standing):
 
     def on_spawned(self, now_s: float) -> list[Action]:
         """The worker's process runs."""
+        self.worker.has_begun = True
         if self.is_command:
             self.worker.enter(Stage.READY, now_s)
             self._recovered("the command runs again")  # nobody tells when it has found back to its work
@@ -75,9 +82,11 @@ class Lifecycle(Standing):
         worker = self.worker
         if not worker.is_alive:
             return []
-        worker.heard_at_s, worker.unresponsive = now_s, False
+        silent_s, worker.heard_at_s, worker.unresponsive = now_s - worker.heard_at_s, now_s, False
+        if worker.computes:
+            self.work_s += min(silent_s, MOST_UNHEARD_S)
         if isinstance(report, m.Heartbeat | m.Done | m.Leaving):
-            self.checkpoint = report.checkpoint or self.checkpoint
+            self._saved(report.checkpoint)
         match report:
             case m.Hello():
                 self._welcome(now_s)
@@ -109,16 +118,22 @@ class Lifecycle(Standing):
         *,
         gpu_crowded: str | None = None,
         given_back: GivenBack | None = NOTHING_KNOWN,
+        newest: m.CheckpointNote | None = None,
         jitter_fraction: float = 0.0,
     ) -> list[Action]:
         """The worker and everything it started are gone. The fields of `Death` say what else is known of that. `given_back` is
-        what it gave back; it is None where `on_given_back` will follow. `jitter_fraction` is by chance, for the delay of a
-        restart.
+        what it gave back; it is None where `on_given_back` will follow. `newest` is the checkpoint that lies on the disk where
+        the worker left without telling; it is None where nobody looked, or there is none. `jitter_fraction` is by chance, for
+        the delay of a restart.
         """
         worker = self.worker
+        if newest is not None and (self.checkpoint is None or newest.path != self.checkpoint.path):
+            self._saved(newest)
         self._begin(Stage.NONE, now_s)
         if worker.stage is Stage.LEFTOVER:
             self._out.append(Record(event=Event.LEFT, reason="the earlier worker is gone"))
+            if worker.killed_by_us is Cause.UNRESPONSIVE:
+                self._died("The worker of a supervisor that died did not leave, and was killed.")
             if worker.leaving.for_good:
                 self._stopped(worker.leaving)
             return self._follow_up(now_s)
@@ -134,6 +149,7 @@ class Lifecycle(Standing):
             continues_on_cpu=self.continue_on_cpu and not self.is_command,
             gpu_crowded=gpu_crowded,
             is_command=self.is_command,
+            was_told=worker.leaving.told,
         )
         self._judge(now_s, death, worker.leaving, jitter_fraction)
         return self.on_given_back(now_s, given_back)
@@ -186,9 +202,12 @@ class Lifecycle(Standing):
             case RequestKind.STOP | RequestKind.STOP_NOW:
                 self._want(Wanted.STOPPED)
                 leaving.begin(Ending.STOP)
-                self.waiters.add(token, Goal.STOPPED, now_s)
-                if what is RequestKind.STOP_NOW:
-                    self._out += self.worker.kill(now_s, None, Why("asked to stop now, without a checkpoint", By.USER))
+                if what is RequestKind.STOP:
+                    self.waiters.add(token, Goal.STOPPED, now_s)
+                else:
+                    self.waiters.add(token, Goal.STOPPED_NOW, now_s)
+                    why = Why("asked to stop now, without a checkpoint", By.USER)
+                    self._out += self.worker.kill(now_s, Cause.LEFT, why)
             case _ if leaving.for_good:
                 text = f"The run is stopping; start it again with: {command('start', self.run)}"
                 self._out.append(Answer(token, False, text))
@@ -233,12 +252,20 @@ class Lifecycle(Standing):
             worker.orders.progressed(now_s)
             self.waiters.progressed(now_s)
         worker.beat(progress.phase, beat.batch)
-        if not worker.trains and last is not None:  # until it has loaded, the run is where the life before left it
-            known = msgspec.structs.replace(last.progress, phase=progress.phase, ticks=progress.ticks, samples_per_s=None)
-            beat = msgspec.structs.replace(beat, progress=known, batch=last.batch)
+        if not worker.trains:  # until it has loaded, the run is where the life before left it
+            before = msgspec.structs.asdict(last.progress if last is not None else self.before)
+            known = {name: value for name, value in before.items() if name not in _OF_THE_MOMENT and value is not None}
+            progress = msgspec.structs.replace(progress, **known)
+            beat = msgspec.structs.replace(beat, progress=progress, batch=last.batch if last is not None else beat.batch)
         self.heartbeat = beat
         if progress.phase is Phase.TRAINING:
             self._recovered(f"training again at step {progress.step:,}")
+
+    def _saved(self, newest: m.CheckpointNote | None) -> None:
+        """A checkpoint is there, of which the worker or the disk tells; None tells nothing."""
+        if newest is not None and (self.checkpoint is None or newest.path != self.checkpoint.path):
+            self.work_s = 0.0
+        self.checkpoint = newest or self.checkpoint
 
     def _want(self, wanted: Wanted, mode: PauseMode | None = None) -> None:
         mode = mode or self.pause_mode
@@ -251,6 +278,8 @@ class Lifecycle(Standing):
             self._out.append(Answer(token, False, "A foreign command writes its own checkpoints; memsup cannot order one."))
         elif self.worker.is_ready:
             self._out.append(self.worker.order(now_s, m.Checkpoint, BY_USER, (token,)))
+        elif self.stage is Stage.NONE and self.death is not None:
+            self._out.append(Answer(token, False, f"There is no worker now. {self.death} {self.unsaved.sentence}"))
         elif self.stage is Stage.NONE and self.checkpoint is not None:
             text = f"Nothing was computed since the checkpoint of step {self.checkpoint.step:,}."
             self._out.append(Answer(token, True, text, self.checkpoint.path))
@@ -263,6 +292,8 @@ class Lifecycle(Standing):
         """Another life begins, or the time between two."""
         last = self.worker
         assert stage in MOVES[last.stage], f"{last.stage} → {stage}"
+        if stage is not Stage.NONE:
+            self.death, self.work_s = None, 0.0
         self.worker = OneLife(
             run=self.run,
             is_command=self.is_command,
@@ -279,19 +310,31 @@ class Lifecycle(Standing):
             self.outcome = death.last_words if isinstance(death.last_words, m.Finished) else None
             self._end_run(RunState.FINISHED, None, By.WORKER, verdict.cause)
         elif leaving.for_good:
+            if verdict.cause is not Cause.LEFT:
+                self._out.append(self._death(verdict, death, Wanted.STOPPED))
             self._stopped(leaving)
-        elif verdict.cause is Cause.LEFT or leaving.ending is Ending.RELEASE:
+        elif verdict.cause is Cause.LEFT:
             self.recovery.left(now_s)
             self._out.append(records.left(verdict, leaving.why(self.stance_why)))
             if leaving.ending is Ending.MAKE_ROOM:
                 self._start_smaller(Why("room has to be made for others", By.LADDER))
         else:
             self.recovery.died(now_s, verdict)
-            self._out += [records.death(verdict, last_words_of(death), death.exit_status), SaveBudget(verdict.budget)]
+            self._out += [self._death(verdict, death, self.wanted), SaveBudget(verdict.budget)]
             if not verdict.again:
                 self._end_run(RunState.FAILED, verdict.sentence, By.SUPERVISOR, verdict.cause)
             elif verdict.smaller:
                 self._start_smaller(Why(verdict.sentence))
+
+    def _death(self, verdict: Verdict, death: Death, then: Wanted) -> Record:
+        """Tells everybody who waits of a death; returns its line of the ledger."""
+        self._died(verdict.sentence)
+        unsaved = None if self.is_command else self.unsaved
+        return records.death(verdict, last_words_of(death), death.exit_status, unsaved, then)
+
+    def _died(self, sentence: str) -> None:
+        self.death = sentence
+        self.waiters.worker_died(sentence)
 
     def _start_smaller(self, why: Why) -> None:
         batch = self.heartbeat.batch if self.heartbeat else None

@@ -73,6 +73,8 @@ class OneLife:
     """The worker came into its stage at this time. Of a leftover that had to be killed it is the time of the last kill."""
     heard_at_s: float = 0.0
     """The worker was heard of last at this time, or came into its stage."""
+    has_begun: bool = False
+    """The worker's process was started; until then it may yet be that it cannot be."""
     trains: bool = False
     """The worker has come as far as training. Between two lives this is still said of the last worker."""
     micro_tokens: int | None = None
@@ -83,6 +85,7 @@ class OneLife:
     """The worker leaves orders without an answer, or is silent."""
     last_words: m.Finished | m.Failed | m.Leaving | None = None
     killed_by_us: Cause | None = None
+    """Why the worker is killed: `LEFT` where a person asked for that. It is None where the worker is not."""
     orders: OrderBook = field(default_factory=OrderBook)
     leaving: Leaving = field(default_factory=Leaving)
     tuning: Tuning = field(default_factory=Tuning)
@@ -114,9 +117,18 @@ class OneLife:
         return self.held or (self.is_command and self.frozen)
 
     @property
+    def computes(self) -> bool:
+        """Whether the worker trains, and nothing keeps it from that."""
+        return self.trains and self.is_ready and not self.rests and not self.frozen
+
+    @property
     def owes_last_words(self) -> bool:
-        """Whether the worker, if it has ended by itself, did so without a word on why."""
-        return self.is_alive and not self.is_command and self.last_words is None
+        """Whether the word on why the worker has ended, if it has, may be on its way.
+
+        Of a foreign command that is the order to end which we get ourselves: where a machine goes down, everybody is told, and
+        the command may be quicker than we are.
+        """
+        return self.is_alive and (self.leaving.ending is None if self.is_command else self.last_words is None)
 
     def enter(self, stage: Stage, now_s: float) -> None:
         """The worker comes into `stage`, which must be a legal move."""
@@ -145,7 +157,9 @@ class OneLife:
                 self.held = done is not None
             case m.Resume():
                 self.held = self.held and not done
-            case m.Stop() | m.Pause() if not done and self.leaving.ending is not None:
+            case m.Stop() | m.Pause() if done is not None:  # the process may be killed before it says this once more
+                self.last_words = self.last_words or m.Leaving(reason=pending.why.reason, checkpoint=done.checkpoint)
+            case m.Stop() | m.Pause() if self.leaving.ending is not None:
                 self.leaving.failed(now_s, report.detail)
                 if known:
                     return []
@@ -197,8 +211,10 @@ class OneLife:
         """The actions that tell the worker how much at once and how fast to compute."""
         return [self.order(now_s, make, why) for make, why in self.tuning.due(stance, self.orders)]
 
-    def kill(self, now_s: float, cause: Cause | None, why: Why) -> list[Action]:
-        """The actions that kill the worker's whole tree, where there is one that is not killed already."""
+    def kill(self, now_s: float, cause: Cause, why: Why) -> list[Action]:
+        """The actions that kill the worker's whole tree, where there is one that is not killed already. `cause` is `LEFT` where
+        its end is what was asked for, and no death.
+        """
         if self.stage in (Stage.NONE, Stage.ENDING):
             return []
         self.killed_by_us = cause
@@ -206,7 +222,7 @@ class OneLife:
             self.since_s = now_s
         else:
             self.enter(Stage.ENDING, now_s)
-        return [Kill(), records.kill(why, cause)]
+        return [Kill(), records.kill(why, None if cause is Cause.LEFT else cause)]
 
     # -- deadlines ----------------------------------------------------------------------------------------------------
 
@@ -228,13 +244,16 @@ class OneLife:
         in_stage_s, silent_s, told_at_s = now_s - self.since_s, now_s - self.heard_at_s, self.leaving.told_at_s
         match self.stage:
             case Stage.LEFTOVER if in_stage_s > LEFTOVER_LEAVES_WITHIN_S:
-                return self.kill(now_s, None, Why(f"the earlier worker did not leave within {LEFTOVER_LEAVES_WITHIN_S:.0f} s"))
+                return self.kill(
+                    now_s, Cause.UNRESPONSIVE, Why(f"the earlier worker did not leave within {LEFTOVER_LEAVES_WITHIN_S:.0f} s")
+                )
             case Stage.SPAWNED if in_stage_s > HELLO_WITHIN_S:
                 why = Why(f"no sign of life within {HELLO_WITHIN_S:.0f} s of its start")
                 return self.kill(now_s, Cause.UNRESPONSIVE, why)
             case Stage.READY if self.is_command:
                 if told_at_s is not None and now_s - told_at_s > TERM_WITHIN_S:
-                    return self.kill(now_s, None, Why(f"the command did not end within {TERM_WITHIN_S:.0f} s of SIGTERM"))
+                    why = Why(f"the command did not end within {TERM_WITHIN_S:.0f} s of SIGTERM")
+                    return self.kill(now_s, Cause.UNRESPONSIVE, why)
             case Stage.READY if not self.frozen:
                 self.unresponsive = self.unresponsive or silent_s > SILENT_S
                 if silent_s > SILENT_FOR_EVER_S:

@@ -17,6 +17,7 @@ from memsup.supervisor.decide.run.actions import Action, Record, Why
 from memsup.supervisor.decide.run.freed import GivenBack
 from memsup.supervisor.decide.run.orders import Pending, kind_of, name_of
 from memsup.supervisor.decide.run.restarts import Cause, Verdict
+from memsup.supervisor.decide.run.unsaved import Unsaved
 
 
 def rung(stance: Stance, before: Stance) -> list[Record]:
@@ -120,17 +121,31 @@ def hang(why: str, stacks: str | None) -> Record:
     return Record(event=Event.HANG, reason=why, result=stacks, by=By.SUPERVISOR, cause=Cause.HANG)
 
 
-def death(verdict: Verdict, last_words: str, exit_status: int | None) -> Record:
-    """The worker is gone without having been told to go. `exit_status` is None where it left no trace."""
+def death(verdict: Verdict, last_words: str, exit_status: int | None, unsaved: Unsaved | None, then: Wanted) -> Record:
+    """The worker is gone, and not as it was told. `exit_status` is None where it left no trace, `unsaved` where nobody knows of
+    its checkpoints. `then` is what is wanted of the run: nothing follows where it stops, and nothing before `resume` where it
+    is paused.
+    """
+    again = verdict.again and then is not Wanted.STOPPED
+    if then is Wanted.STOPPED:
+        action = "the run stopped all the same"
+    elif not again:
+        action = "no restart"
+    elif then is Wanted.PAUSED:
+        action = "restart when it is resumed"
+    else:
+        action = f"restart after {verdict.delay_s:.1f} s"
     return Record(
         event=Event.DEATH,
         reason=verdict.sentence,
-        action=f"restart after {verdict.delay_s:.1f} s" if verdict.again else "no restart",
+        action=action,
         result=last_words,
         cause=verdict.cause,
-        again=verdict.again,
-        delay_s=verdict.delay_s if verdict.again else None,
+        again=again,
+        delay_s=verdict.delay_s if again else None,
         exit_status=exit_status,
+        lost_steps=unsaved.steps if unsaved else None,
+        lost_s=round(unsaved.work_s, 1) if unsaved else None,
     )
 
 

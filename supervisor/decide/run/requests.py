@@ -15,6 +15,7 @@ from memsup.shared.messages import PauseMode
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.run.actions import Answer
 from memsup.supervisor.decide.run.freed import GivenBack
+from memsup.supervisor.decide.run.unsaved import Unsaved
 
 WAIT_S = 120.0
 """Whoever waits is answered after this time at the latest, counted anew with each thing that the worker finishes."""
@@ -27,6 +28,8 @@ class Goal(enum.Enum):
     RELEASED = enum.auto()
     RUNNING = enum.auto()
     STOPPED = enum.auto()
+    STOPPED_NOW = enum.auto()
+    """Without a checkpoint: what is lost is said, and was asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,7 @@ class RunView:
 
     run: str
     """The run's name."""
+    is_command: bool
     terminal: RunState | None
     """How the run is over. It is None while the run is not."""
     failure: str | None
@@ -45,14 +49,23 @@ class RunView:
     """Whether there is no worker."""
     rests: bool
     """Whether the worker stands still."""
+    loads: bool
+    """Whether the worker was started and does not train yet."""
     runs: bool
-    """Whether the worker does not stand still, or is about to begin."""
+    """Whether the worker does not stand still, and is not about to."""
+    is_silent: bool
+    """Whether the worker leaves what it is asked without an answer."""
     held_because: str | None
     """Why the ladder holds the worker, whatever people want. It is None where the ladder does not."""
     cannot_leave: str | None
     """Why the worker could not save what it has, and stays. It is None where the worker could, or was not asked to leave."""
     given_back: GivenBack | None
     """What the last worker gave back. It is None while the device is still to be asked."""
+    death: str | None
+    """What the last worker died of, whenever that was. It is None where the worker left as it was told, or none has ended."""
+    ended: str | None
+    """How the process of the last worker ended. It is None where none was seen to end."""
+    unsaved: Unsaved
     where: str
     """The run's place as ` at step 5 of 100`, or nothing where that is unknown."""
 
@@ -62,6 +75,8 @@ class _Waiter:
     token: int
     goal: Goal
     due_s: float
+    death: str | None = None
+    """What the worker died of since, a sentence. It is None where the worker has not."""
 
 
 @dataclass
@@ -82,6 +97,11 @@ class Waiters:
         for waiter in self._all:
             waiter.due_s = now_s + WAIT_S
 
+    def worker_died(self, sentence: str) -> None:
+        """The worker is gone, and not as it was told: nobody who waits got all of what was asked for."""
+        for waiter in self._all:
+            waiter.death = sentence
+
     def overdue(self, now_s: float, run: str) -> list[Answer]:
         """The answers to those who have waited too long, and wait no more. `run` is the run's name."""
         late = [waiter for waiter in self._all if now_s >= waiter.due_s]
@@ -94,42 +114,90 @@ class Waiters:
         found: list[Answer] = []
         waiting, self._all = self._all, []
         for waiter in waiting:
-            reached = _reached(waiter.goal, run)
+            reached = _reached(waiter.goal, waiter.death, run)
             if reached is None:
                 self._all.append(waiter)
             else:
                 freed = run.given_back if waiter.goal is Goal.RELEASED else None
-                found.append(Answer(waiter.token, *reached, given_back=freed))
+                newest = run.unsaved.checkpoint if waiter.goal in (Goal.RELEASED, Goal.STOPPED, Goal.STOPPED_NOW) else None
+                path = newest.path if newest else None
+                found.append(Answer(waiter.token, *reached, checkpoint_path=path, given_back=freed))
         return found
 
 
-def _reached(goal: Goal, run: RunView) -> tuple[bool, str] | None:
-    """Whether the goal is reached or can no longer be reached, and the sentence about it. Returns None while it is neither."""
+def _reached(goal: Goal, death: str | None, run: RunView) -> tuple[bool, str] | None:
+    """Whether the goal is reached or can no longer be reached, and the sentence about it. Returns None while it is neither.
+
+    `death` is what the worker died of since it was asked. It is None where the worker has not.
+    """
     if run.terminal is not None:
-        text = {
-            RunState.STOPPED: f"Stopped{run.where}. Continue with: {command('start', run.run)}",
-            RunState.FINISHED: f"The run is finished{run.where}.",
-            RunState.FAILED: f"The run failed: {run.failure}",
-        }[run.terminal]
-        return goal is Goal.STOPPED, text
+        return _over(goal, death, run)
     paused = run.wanted is Wanted.PAUSED
     match goal:
         case Goal.STOPPED | Goal.RELEASED if run.cannot_leave is not None:
             return False, run.cannot_leave
         case Goal.HELD if not paused or run.pause_mode is not PauseMode.HOLD:
             return False, "Another request came in between."
-        case Goal.HELD if run.rests or run.is_gone:
-            return True, f"Paused{run.where}; its memory is kept. Continue with: {command('resume', run.run)}"
         case Goal.RELEASED if not paused:
             return False, "Another request came in between."
-        case Goal.RELEASED if run.is_gone and run.given_back is not None:
-            said = run.given_back.text or "its memory is given back"
-            return True, f"Paused{run.where}; {said}. Continue with: {command('resume', run.run)}"
+        case Goal.HELD | Goal.RELEASED:
+            return _paused(goal, death, run)
         case Goal.RUNNING if paused:
             return False, "Another request came in between."
         case Goal.RUNNING if run.held_because is not None:
             return True, f"No longer paused by you, but still held: {run.held_because}."
+        case Goal.RUNNING if run.is_silent:
+            return False, f"No longer paused, but the worker does not answer; see: {command('status', run.run)}"
+        case Goal.RUNNING if run.loads:
+            return True, f"No longer paused: the worker loads, and goes on{run.where}."
         case Goal.RUNNING if run.runs:
             return True, f"Running{run.where}."
         case _:
             return None
+
+
+def _over(goal: Goal, death: str | None, run: RunView) -> tuple[bool, str]:
+    """The answer where the run is over. Who asked for a stop got one in full where nothing of the work was lost by it."""
+    stop = goal in (Goal.STOPPED, Goal.STOPPED_NOW)
+    if run.terminal is RunState.FINISHED:
+        return stop, f"The run is finished{run.where}."
+    if run.terminal is RunState.FAILED:
+        return False, f"The run failed: {run.failure}"
+    incomplete = death is not None or (bool(run.unsaved) and run.death is None)
+    how = "at once" if goal is Goal.STOPPED_NOW else "but not as it was asked to" if incomplete else ""
+    if run.is_command:
+        begun_anew = f"{command('start', run.run)} begins the command anew: it goes on only from what it has saved itself."
+        ended = f"The command has ended ({run.ended})." if run.ended else "The command does not run."
+        said = run.death or ("The command was killed." if goal is Goal.STOPPED_NOW and run.ended else ended)
+        text = " ".join(["Stopped" + (f", {how}." if how else "."), said, begun_anew])
+    elif run.death or run.unsaved:
+        lost = f"{run.death} {run.unsaved.sentence}" if run.death else run.unsaved.sentence
+        text = f"Stopped{f', {how}' if how else ''}. {lost} Continue with: {command('start', run.run)}"
+    else:
+        text = f"Stopped{run.where}{_saved(run)}. Continue with: {command('start', run.run)}"
+    return stop and (goal is Goal.STOPPED_NOW or not incomplete), text
+
+
+def _paused(goal: Goal, death: str | None, run: RunView) -> tuple[bool, str] | None:
+    """The answer where a pause is wanted. Returns None while it is on its way."""
+    go_on = f"Continue with: {command('resume', run.run)}"
+    if run.is_gone and death is not None and (goal is Goal.HELD or run.given_back is not None):
+        kept = " Nothing of its memory is kept." if goal is Goal.HELD else ""
+        lost = "" if run.is_command else f" {run.unsaved.sentence}"
+        return False, f"Paused, but not as it was asked to. {death}{kept}{lost} {go_on}"
+    if goal is Goal.HELD:
+        if run.rests:
+            return True, f"Paused{run.where}; its memory is kept. {go_on}"
+        return (True, f"Paused{run.where}; no worker is there that could hold memory. {go_on}") if run.is_gone else None
+    if run.is_gone and run.given_back is not None:
+        said = run.given_back.text or "its memory is given back"
+        return True, f"Paused{run.where}{_saved(run)}; {said}. {go_on}"
+    return None
+
+
+def _saved(run: RunView) -> str:
+    """What there is to go on from, in a clause; all of the work is in it."""
+    newest = run.unsaved.checkpoint
+    if newest is None:
+        return ", before the first checkpoint: nothing was computed yet"
+    return f", with {'the verified' if newest.verified else 'its'} checkpoint of step {newest.step:,}"

@@ -38,7 +38,7 @@ class Cause(enum.StrEnum):
 
     FINISHED = "finished"
     LEFT = "left"
-    """The worker left as it was ordered to, or because its lease ran out."""
+    """The worker left as it was ordered to, or because its lease ran out; or a person had it killed."""
     MEMORY = "memory"
     """The fence or the ladder killed it because of memory."""
     UNRESPONSIVE = "unresponsive"
@@ -95,7 +95,9 @@ class Death:
     last_words: Finished | Failed | Leaving | None = None
     """What the worker said of its end. It is None where the worker said nothing."""
     killed_by_us: Cause | None = None
-    """Why the supervisor killed it. It is None where the supervisor did not, or a person asked for it."""
+    """Why the supervisor killed it: `LEFT` where a person asked for that. It is None where the supervisor did not."""
+    was_told: bool = False
+    """Whether a foreign command had been told to end, by SIGTERM."""
     fence_oom_kills: int = 0
     """The kernel killed so many of its processes at the fence."""
     gpu_lost: str | None = None
@@ -224,6 +226,8 @@ def cause_of(death: Death) -> Cause:
         return Cause.MEMORY
     if isinstance(death.last_words, Leaving):
         return Cause.LEFT
+    if death.is_command and death.was_told and (death.exit_status is None or death.exit_status in _ENDS_OF_THE_TOLD):
+        return Cause.LEFT  # also with 0: only who was not told to end has finished
     if death.is_command and death.exit_status == 0:
         return Cause.FINISHED
     if death.exit_status is not None and death.exit_status < 0:
@@ -231,6 +235,8 @@ def cause_of(death: Death) -> Cause:
     return Cause.COMMAND_FAILED if death.is_command else Cause.CRASH
 
 
+_ENDS_OF_THE_TOLD = {-signal.SIGTERM, *range(256)}
+"""How a command ends that obeys SIGTERM: by the signal itself, or with an exit code of its own choice."""
 _CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
 
 
@@ -238,6 +244,8 @@ def sentence_of(cause: Cause, death: Death) -> str:
     """One plain sentence on what happened; claims no more than is known."""
     if cause is Cause.GPU_LOST and death.continues_on_cpu:
         return f"{death.gpu_lost} The run continues on the CPU from its newest checkpoint, as recovery.continue_on_cpu allows."
+    if cause is Cause.GPU_LOST and death.is_command:
+        return f"{death.gpu_lost} The command is begun anew with: {command('start', death.run)}"
     if cause is Cause.GPU_LOST:
         return f"{death.gpu_lost} The run continues from its newest checkpoint with: {command('start', death.run)}"
     if cause is Cause.CROWDED_OUT:
@@ -248,6 +256,8 @@ def sentence_of(cause: Cause, death: Death) -> str:
     match cause:
         case Cause.FINISHED:
             return "It finished."
+        case Cause.LEFT if death.is_command:
+            return f"The command ended as it was told to ({how_it_ended(death.exit_status)})."
         case Cause.LEFT:
             return f"It left: {death.last_words.reason}." if isinstance(death.last_words, Leaving) else "It left."
         case Cause.MEMORY if death.killed_by_us is None:
@@ -256,6 +266,8 @@ def sentence_of(cause: Cause, death: Death) -> str:
             return "Memory stayed short although it was frozen, and it was killed."
         case Cause.HANG:
             return "It got nothing done for too long, and was killed; the line before has its stacks, if it still wrote them."
+        case Cause.UNRESPONSIVE if death.is_command:
+            return "The command did not end by itself when it was told to, and was killed."
         case Cause.UNRESPONSIVE:
             return "It no longer answered and was killed."
         case Cause.KILLED if death.exit_status is not None:
@@ -273,15 +285,18 @@ def last_words_of(death: Death) -> str:
     """What the ledger says of the end: how the process ended and what the kernel did on the first line, below it the end of its
     traceback.
     """
-    match death.exit_status:
-        case None:
-            ended = "no exit status is known"
-        case status:
-            ended = _signal_name(-status) if status < 0 else f"exit code {status}"
+    ended = how_it_ended(death.exit_status)
     if death.fence_oom_kills:
         ended += f"; {plural(death.fence_oom_kills, 'process', 'processes')} killed by the kernel at the fence"
     traceback = death.last_words.traceback if isinstance(death.last_words, Failed) else None
     return f"{ended}\n{traceback.strip()[-MOST_TRACEBACK_CHARS:]}" if traceback else ended
+
+
+def how_it_ended(exit_status: int | None) -> str:
+    """How a process ended, in a few words."""
+    if exit_status is None:
+        return "no exit status is known"
+    return _signal_name(-exit_status) if exit_status < 0 else f"exit code {exit_status}"
 
 
 def _signal_name(number: int) -> str:

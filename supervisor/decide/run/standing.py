@@ -12,6 +12,7 @@ from dataclasses import InitVar, dataclass, field
 from memsup.shared import messages as m
 from memsup.shared.commands import DEFAULT_RUN
 from memsup.shared.messages import PauseMode
+from memsup.shared.readings import KnownProgress
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.events import By
 from memsup.supervisor.decide.ladder import HoldReason, Stance, WorkerView
@@ -20,7 +21,8 @@ from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
 from memsup.supervisor.decide.run.leaving import Ending, Leaving
 from memsup.supervisor.decide.run.one_life import OneLife, Stage
 from memsup.supervisor.decide.run.requests import RunView, Waiters
-from memsup.supervisor.decide.run.restarts import Budget, Restarts
+from memsup.supervisor.decide.run.restarts import Budget, Restarts, how_it_ended
+from memsup.supervisor.decide.run.unsaved import Unsaved
 
 MOST_DAMAGE_TOLD = 5
 """`attention` has at most this many sentences about damaged checkpoints; the ledger has all."""
@@ -49,6 +51,8 @@ class Standing:
     bound."""
     checkpoint: m.CheckpointNote | None = None
     """The newest checkpoint. It is None where there is none."""
+    before: KnownProgress = field(default_factory=KnownProgress)
+    """How far the run was when this supervisor began, of which its newest checkpoint tells."""
     budget: InitVar[Budget | None] = None
     """What is left of the restarts. None means all of them."""
 
@@ -61,6 +65,9 @@ class Standing:
     """What a run that is finished came to."""
     failure: str | None = None
     """Why a failed run failed, for people. It is None where the run has not failed."""
+    death: str | None = None
+    """What the last worker died of, a sentence. It is None where the worker left as it was told, none has ended, or another one
+    lives."""
     exit_status: int | None = None
     """The exit code of the last worker, or minus the signal's number. It is None where none has ended, or that is not known."""
     given_back: GivenBack | None = NOTHING_KNOWN
@@ -68,6 +75,8 @@ class Standing:
     then."""
     worker: OneLife = field(init=False)
     recovery: Restarts = field(init=False)
+    work_s: float = 0.0
+    """The time that this worker, or the last one, has computed since its newest checkpoint."""
     waiters: Waiters = field(default_factory=Waiters)
     damage: deque[str] = field(default_factory=lambda: deque(maxlen=MOST_DAMAGE_TOLD))
     """What the worker said of damaged checkpoints."""
@@ -122,7 +131,7 @@ class Standing:
 
     @property
     def owes_last_words(self) -> bool:
-        """Whether the worker, if it has ended by itself, did so without a word on why."""
+        """Whether the word on why the worker has ended, if it has, may be on its way."""
         return self.worker.owes_last_words
 
     @property
@@ -144,6 +153,19 @@ class Standing:
     def attention(self) -> tuple[str, ...]:
         """Sentences about checkpoints that were found damaged, and about those that were used instead."""
         return tuple(self.damage)
+
+    @property
+    def unsaved(self) -> Unsaved:
+        """What this worker, or the last one where there is none, has computed that no checkpoint holds."""
+        if not self.worker.trains or self.heartbeat is None:
+            return Unsaved(checkpoint=self.checkpoint)
+        steps = self.heartbeat.progress.step - (self.checkpoint.step if self.checkpoint else 0)
+        return Unsaved(checkpoint=self.checkpoint, steps=max(0, steps), work_s=self.work_s)
+
+    @property
+    def progress(self) -> KnownProgress:
+        """How far the run has come, saved or not."""
+        return self.heartbeat.progress if self.heartbeat else self.before
 
     @property
     def is_settled(self) -> bool:
@@ -219,24 +241,29 @@ class Standing:
     def run_view(self) -> RunView:
         """What those who wait for the run must know of it."""
         worker = self.worker
-        starts = worker.stage in (Stage.SPAWNED, Stage.LEFTOVER)
         return RunView(
             run=self.run,
+            is_command=self.is_command,
             terminal=self.terminal,
             failure=self.failure,
             wanted=self.wanted,
             pause_mode=self.pause_mode,
             is_gone=worker.stage is Stage.NONE,
             rests=worker.rests,
-            runs=starts or (worker.is_ready and not worker.rests),
+            loads=worker.is_alive and worker.has_begun and not self.is_command and not worker.trains,
+            runs=worker.is_ready and not worker.rests and not worker.orders.in_flight(m.Pause),
+            is_silent=worker.unresponsive,
             held_because=self.stance.reason if self.stance.holds else None,
             cannot_leave=worker.leaving.sentence(self.checkpoint, self.run),
             given_back=self.given_back,
+            death=self.death,
+            ended=None if self.exit_status is None else how_it_ended(self.exit_status),
+            unsaved=self.unsaved,
             where=self._where(),
         )
 
     def _where(self) -> str:
-        if self.heartbeat is None or (not self.worker.trains and self.checkpoint is not None):
-            return f" at step {self.checkpoint.step:,}" if self.checkpoint else ""
-        progress = self.heartbeat.progress
-        return f" at step {progress.step:,}" + (f" of {progress.total_steps:,}" if progress.total_steps else "")
+        step, total = self.progress.step, self.progress.total_steps
+        if not self.worker.trains and self.checkpoint is not None:  # it goes on from there, wherever a worker before it was
+            step = self.checkpoint.step
+        return ("" if step is None else f" at step {step:,}") + (f" of {total:,}" if step is not None and total else "")

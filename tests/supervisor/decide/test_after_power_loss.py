@@ -113,7 +113,7 @@ def test_ask_starts_nothing_until_a_person_has_said_so(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     paths = a_run(command=["sh", "-c", f"echo x >> {begun}; exec sleep 1000"])
     memsup("start", "--set", "recovery.after_power_loss=ask")
-    eventually(begun.exists)
+    eventually(lambda: begun.exists() and begun.read_text() == "x\n")
     the_machine_dies(paths)
     asked = memsup("start")
     assert asked.returncode == 1

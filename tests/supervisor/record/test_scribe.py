@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+from kit.cli_process import eventually
 from kit.small_disk import MIB, fill, on_a_small_disk
 
+from memsup.shared.files import replace_file
 from memsup.supervisor.record.scribe import MOST_KEPT_BYTES, Scribe
 
 LINE = b"x" * 999 + b"\n"
@@ -30,6 +33,30 @@ def test_lines_that_a_full_disk_does_not_take_come_when_it_does(tmp_path: Path) 
         assert lines[0] == b"first"
         assert lines[-1] == b"last"
         assert [int(line[:3]) for line in lines[1:-1]] == list(range(50))
+
+    on_a_small_disk(tmp_path, MIB, play)
+
+
+def test_what_has_to_be_written_is_tried_until_it_is_and_the_newest_counts(tmp_path: Path) -> None:
+    """As what a person wants of the run. Once it is there, nothing is owed and nothing was lost."""
+
+    def play() -> None:
+        scribe = Scribe()
+        scribe.start()
+        file = tmp_path / "wanted"
+        scribe.keep(file, partial(replace_file, file, b"running"))
+        eventually(lambda: not scribe.owes(file))
+        ballast = fill(tmp_path)
+        for wanted in (b"paused", b"stopped"):
+            scribe.keep(file, partial(replace_file, file, wanted))
+        eventually(lambda: scribe.last_error)
+        assert scribe.owes(file)
+        assert file.read_bytes() == b"running"
+        ballast.unlink()
+        eventually(lambda: not scribe.owes(file))
+        assert file.read_bytes() == b"stopped"
+        assert scribe.finish(within_s=10)
+        assert scribe.lost == 0
 
     on_a_small_disk(tmp_path, MIB, play)
 

@@ -114,6 +114,15 @@ def test_each_intervention_has_its_reason_and_its_price(night: Night) -> None:
     assert 810 + 280 * step_s <= machine.cost_s <= 830 + 305 * step_s
 
 
+def test_a_death_while_the_run_is_stopping_costs_what_it_lost(private_folders: Path) -> None:
+    """Nothing follows that could show it: the next start begins where the checkpoint is."""
+    night = Night(run_paths("stopped"))
+    night.say(Event.DEATH, "It was killed.", cause=Cause.KILLED, again=False, lost_steps=11, lost_s=34.0)
+    night.say(Event.END, "stopped", by=By.USER)
+    (death,) = read(night)[1].interventions
+    assert (death.cost_s, death.result, death.redone_steps) == (34.0, "11 steps lost", 0)
+
+
 def test_a_pause_that_was_asked_for_is_not_charged(night: Night) -> None:
     """The 45 minutes that a person wanted stand in the table, not in the sum."""
     _, reckoned = read(night)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode, Phase, RequestKind
+from memsup.shared.readings import KnownProgress
 from memsup.shared.status import OVER, STATE_MOVES, RunState, Wanted
 from memsup.supervisor.decide.events import By, Event, Move, OrderKind, Outcome
 from memsup.supervisor.decide.ladder import HoldReason, LadderState, MemoryLimits, Rung, Stance
@@ -784,6 +785,178 @@ def test_a_checkpoint_that_was_found_damaged_is_the_newest_no_more() -> None:
     assert play.life.checkpoint is None
     play.do("report", msgspec.structs.replace(beat(ticks=2), checkpoint=note(4)))
     assert play.life.checkpoint == note(4)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is answered is what was seen done
+
+
+SIGKILLED = -9
+NOT_AS_ASKED = "but not as it was asked to"
+
+
+def the_answer(actions: list[Action]) -> Answer:
+    (found,) = [a for a in actions if isinstance(a, Answer)]
+    return found
+
+
+@pytest.mark.parametrize("what", [RequestKind.STOP, RequestKind.PAUSE_RELEASE, RequestKind.PAUSE_HOLD])
+def test_a_worker_that_dies_over_an_order_has_not_carried_it_out(what: RequestKind) -> None:
+    """Its death is on record with what it lost, and the answer tells of both; a pause does not become a run."""
+    play = Play(new_life(run="deep", checkpoint=note(2))).training()
+    for ticks in range(2, 9):
+        play.do("report", beat(ticks=ticks, step=5), after_s=0.5)
+    play.do("request", 3, what)
+    answer = the_answer(play.do("exit", SIGKILLED, 0))
+    death = play.record(Event.DEATH)
+    assert not answer.ok
+    assert NOT_AS_ASKED in answer.text
+    assert "SIGKILL from outside memsup" in answer.text
+    assert "What was computed since the checkpoint of step 2 is lost: 3 steps, 4 s of work." in answer.text
+    assert "--run deep" in answer.text
+    assert (death.cause, death.exit_status, death.lost_steps, death.lost_s) == (Cause.KILLED, SIGKILLED, 3, 3.5)
+    assert death.again is (what is not RequestKind.STOP)
+    assert Spawn() not in play.do("tick", after_s=100)
+    assert play.life.state is (RunState.STOPPED if what is RequestKind.STOP else RunState.PAUSED)
+
+
+def test_a_worker_that_stands_still_and_is_killed_over_a_stop_has_not_stopped_as_asked() -> None:
+    """As after `kill -STOP`: no answer is no checkpoint."""
+    play = Play(new_life()).training()
+    play.do("request", 3, RequestKind.STOP)
+    assert Kill() in play.do("tick", after_s=11)
+    answer = the_answer(play.do("exit", SIGKILLED, 0))
+    assert not answer.ok
+    assert (
+        "It no longer answered and was killed. There is no checkpoint, so all that was computed is lost: 5 steps" in answer.text
+    )
+    assert play.record(Event.DEATH).cause is Cause.UNRESPONSIVE
+
+
+def test_what_was_saved_is_saved_whatever_becomes_of_the_process_afterwards() -> None:
+    """Told by the worker, or found on the disk."""
+    for told in (True, False):
+        play = Play(new_life(checkpoint=note(2))).training()
+        play.do("request", 3, RequestKind.STOP)
+        if told:
+            (stop,) = play.orders()
+            play.do("report", m.Done(order_id=stop.order_id, detail="leaving at step 5", checkpoint=note(5)))
+        answer = the_answer(play.do("exit", SIGKILLED, 0, newest=None if told else note(5)))
+        assert answer.ok is told
+        if told:
+            assert answer.text.startswith("Stopped at step 5 of 100, with the verified checkpoint of step 5.")
+        else:
+            assert "No whole step is lost." in answer.text
+
+
+def test_without_a_checkpoint_is_said_with_what_that_costs() -> None:
+    play = Play(new_life(checkpoint=note(2))).training()
+    play.do("request", 3, RequestKind.STOP_NOW)
+    answer = the_answer(play.do("exit", SIGKILLED, 0))
+    assert answer.ok
+    assert "Stopped, at once. What was computed since the checkpoint of step 2 is lost: 3 steps" in answer.text
+    assert not [a for a in play.seen if isinstance(a, Record) and a.event is Event.DEATH], "nobody died: it was asked for"
+
+
+def test_a_stop_while_it_loads_is_at_the_step_that_its_checkpoint_has() -> None:
+    """A worker that has not read it yet says step 0; the run is where the life before left it."""
+    before = KnownProgress(step=382, total_steps=900, samples=6112, loss=0.4)
+    play = Play(new_life(checkpoint=note(382), before=before))
+    play.do("start", leftover=False)
+    assert play.life.progress.step == 382
+    play.do("spawned")
+    play.do("report", HELLO)
+    play.do("report", beat(Phase.LOADING, step=0))
+    progress = play.life.progress
+    assert (progress.step, progress.total_steps, progress.samples, progress.phase) == (382, 900, 6112, Phase.LOADING)
+    play.do("request", 3, RequestKind.STOP)
+    play.do("report", m.Leaving(reason="stop", checkpoint=note(382)))
+    answer = the_answer(play.do("exit", 0, 0))
+    assert answer.ok
+    assert answer.text.startswith("Stopped at step 382 of 900, with the verified checkpoint of step 382.")
+
+
+def test_who_pauses_or_stops_after_a_death_is_told_of_it_and_no_memory_is_said_to_be_kept() -> None:
+    for what in (RequestKind.PAUSE_HOLD, RequestKind.STOP, RequestKind.CHECKPOINT):
+        play = Play(new_life(checkpoint=note(2))).training()
+        play.do("exit", SIGKILLED, 0, jitter_fraction=0.0)
+        answer = the_answer(play.do("request", 3, what))
+        assert answer.ok is (what is not RequestKind.CHECKPOINT)
+        assert "memory is kept" not in answer.text
+        assert "Nothing was computed" not in answer.text
+
+
+def test_going_on_is_said_of_a_worker_that_goes_on() -> None:
+    """Not of one that is loaded anew, nor of one that does not answer."""
+    play = Play(new_life(wanted=Wanted.PAUSED, pause_mode=PauseMode.RELEASE, checkpoint=note(2)))
+    play.do("start", leftover=False)
+    play.do("request", 3, RequestKind.RESUME)
+    assert the_answer(play.do("spawned")).text == "No longer paused: the worker loads, and goes on at step 2."
+    play = Play(new_life()).training()
+    play.do("request", 1, RequestKind.PAUSE_HOLD)
+    play.do("tick", after_s=16)
+    assert answers(play.do("request", 2, RequestKind.RESUME)) == [(1, False), (2, False)]
+
+
+def a_command(**changes: object) -> Play:
+    play = Play(new_life(is_command=True, **changes))
+    play.do("start", leftover=False)
+    play.do("spawned")
+    play.seen.clear()
+    return play
+
+
+@pytest.mark.parametrize("exit_status", [0, 1, 143, -15])
+@pytest.mark.parametrize("ends", ["stop", "shutdown"])
+def test_a_command_that_obeys_is_stopped_whatever_it_ends_with(ends: str, exit_status: int) -> None:
+    """Only its own end, unasked, is finished; and nothing is promised that only checkpoints of memsup could keep."""
+    play = a_command(run="deep")
+    if ends == "stop":
+        play.do("request", 1, RequestKind.STOP)
+    else:
+        play.do("terminate", forget=False)
+    assert Terminate() in play.seen
+    actions = play.do("exit", exit_status, 0)
+    assert play.life.state is RunState.STOPPED
+    assert play.life.wanted is (Wanted.STOPPED if ends == "stop" else Wanted.RUNNING)
+    assert not [a for a in play.seen if isinstance(a, Record) and a.event is Event.DEATH]
+    if ends == "stop":
+        answer = the_answer(actions)
+        assert answer.ok
+        assert answer.text.endswith(
+            "memsup start --run deep begins the command anew: it goes on only from what it has saved itself."
+        )
+
+
+@pytest.mark.parametrize("exit_status", [0, 143])
+def test_a_command_that_is_told_to_end_by_the_machine_before_we_are_is_stopped_as_well(exit_status: int) -> None:
+    """Its end is judged a moment later, and then we have been told."""
+    play = a_command()
+    assert play.life.owes_last_words
+    play.do("terminate", forget=False)
+    assert not play.life.owes_last_words
+    play.do("exit", exit_status, 0)
+    assert play.life.state is RunState.STOPPED
+
+
+@pytest.mark.parametrize(("exit_status", "cause"), [(SIGKILLED, Cause.KILLED), (-11, Cause.CRASH)])
+def test_a_command_that_is_killed_or_crashes_over_a_stop_has_not_ended_as_told(exit_status: int, cause: Cause) -> None:
+    play = a_command()
+    play.do("request", 1, RequestKind.STOP)
+    answer = the_answer(play.do("exit", exit_status, 0))
+    assert not answer.ok
+    assert NOT_AS_ASKED in answer.text
+    assert play.record(Event.DEATH).cause is cause
+
+
+def test_a_command_that_does_not_end_by_itself_is_killed_and_that_is_said() -> None:
+    play = a_command()
+    play.do("request", 1, RequestKind.STOP)
+    assert Kill() in play.do("tick", after_s=11)
+    answer = the_answer(play.do("exit", SIGKILLED, 0))
+    assert not answer.ok
+    assert "did not end by itself when it was told to, and was killed" in answer.text
+    assert play.record(Event.DEATH).again is False
 
 
 # --------------------------------------------------------------------------------------------------------------------
