@@ -9,9 +9,7 @@ import msgspec
 
 from memsup.shared.commands import command
 from memsup.shared.files import replace_file
-from memsup.shared.record import RecordError, RunRecord, encode_record
-
-_decoder = msgspec.json.Decoder(RunRecord)
+from memsup.shared.record import RecordError, RunRecord, decode_record, encode_record
 
 
 def new_run_id() -> str:
@@ -26,9 +24,11 @@ def write_record(path: Path, record: RunRecord) -> None:
 def read_record(path: Path) -> RunRecord | None:
     """The record at `path`. None means that there is no run yet. Raises `RecordError` for a damaged one."""
     try:
-        return _decoder.decode(path.read_bytes())
+        return decode_record(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         start = command("start", path.parent.name)  # a run's folder has its name
         raise RecordError(f"{path} cannot be read ({error}). Start anew with: {start} --fresh") from None

@@ -1,7 +1,8 @@
 """The command line: names its commands, imports the one that is called, and turns its outcome into an exit code.
 
-`memsup --help` and `memsup status` have to answer at once, so nothing is imported here but click, and each command's module
-only when it runs. Data goes to stdout, messages to stderr. What the commands do is in the modules named below.
+`memsup --help` and `memsup status` have to answer at once, so nothing is imported here but click and what prints
+(`screen.py`), and each command's module only when it runs. Data goes to stdout, messages to stderr. What the commands do is
+in the modules named below.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from importlib import import_module
 
 import click
 
+from memsup.supervisor.cli.screen import data, guard, message
 from memsup.supervisor.client.errors import REFUSED, RefusedError
 
 # The order of the help page. Module, and the one line on the help page (so that it need not import them all).
@@ -57,7 +59,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     if wanted:
         from importlib.metadata import version
 
-        click.echo(f"memsup {version('memsup')}")
+        data(f"memsup {version('memsup')}")
         ctx.exit()
 
 
@@ -78,12 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that knows no "°" or "→" shows "?" and no traceback
+    guard()
     try:
         code = memsup.main(arguments, prog_name="memsup", standalone_mode=False)
         sys.stdout.flush()
     except click.UsageError as error:
-        error.show()
-        return REFUSED
+        return _misused(error)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:  # memsup logs | head
@@ -92,6 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         return _refusal(error)
     return code if isinstance(code, int) else 0
+
+
+def _misused(error: click.UsageError) -> int:
+    if error.ctx is not None:
+        message(*error.ctx.get_usage().split("\n"), f"Try '{error.ctx.command_path} --help' for help.", "")
+    message(f"Error: {error.format_message()}")
+    return REFUSED
 
 
 def _refusal(error: Exception) -> int:
@@ -103,5 +112,5 @@ def _refusal(error: Exception) -> int:
 
     if not isinstance(error, RefusedError | InputError | PathError | RecordError | SettingsError):
         raise error
-    click.echo(f"memsup: {error}", err=True)
+    message(f"memsup: {error}", *(error.more if isinstance(error, RefusedError) else ()))
     return error.code if isinstance(error, RefusedError) else REFUSED

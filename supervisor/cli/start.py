@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -20,14 +21,16 @@ from memsup.shared.paths import RunPaths
 from memsup.shared.record import MemoryEstimate, RunRecord
 from memsup.shared.run_file import new_run_id, read_record
 from memsup.shared.status import RunState, Status, Wanted, encode_status
-from memsup.supervisor.cli.findings import Row, data_rows, limits_document, machine_document, machine_rows
-from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.findings import Row, data_rows, limits_document, machine_document, machine_rows, reach_rows
+from memsup.supervisor.cli.options import json_option, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
+from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.contact import is_held, observe
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.client.preparing import AS_CREATED, Plan, load_settings, plan_continued, plan_new, shown
+from memsup.supervisor.client.trust import contacts, refuse_strangers
 from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
-from memsup.supervisor.words import columns, printable, result_line
+from memsup.supervisor.words import columns, result_line
 
 EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input. With --wait: 0 only if the run finished."
 
@@ -43,6 +46,7 @@ EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input.
 @click.option("--wait", is_flag=True, help="Show progress until the run ends. Ctrl-C leaves it running.")
 @click.option("--foreground", is_flag=True, help="Stay in this terminal. Ctrl-C checkpoints and stops, a second one forces.")
 @click.option("--fresh", is_flag=True, help="Begin anew; the earlier run's folder is moved aside.")
+@click.option("--trust", is_flag=True, help="Send messages where the memsup.toml in this folder says; it is yours.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.argument("command", nargs=-1, metavar="[-- COMMAND...]")
 def start(
@@ -55,6 +59,7 @@ def start(
     wait: bool,
     foreground: bool,
     fresh: bool,
+    trust: bool,
     dry_run: bool,
     command: tuple[str, ...],
 ) -> int:
@@ -72,6 +77,8 @@ def start(
     record = None if fresh else read_record(paths.record)
     if record is not None and (over := _finished(paths)) is not None:
         return _tell_finished(paths, over, as_json)
+    if not trust:
+        refuse_strangers(loaded, record.settings if record else None, typed("start", paths.name))
     plan = plan_new(paths, loaded, argv) if record is None else plan_continued(paths, record, loaded, argv)
     if dry_run:
         _tell(paths, plan, record, as_json)
@@ -101,7 +108,7 @@ def _go(
         answer = spawning.spawn(paths)
     try:
         for line in answer.postmortem:
-            message(printable(line))
+            message(line)
         _tell(paths, plan, record, as_json, run_id=fresh_record.run_id, postmortem=answer.postmortem)
         if answer.waits:
             return spawning.NOT_STARTED
@@ -166,7 +173,7 @@ def _tell_finished(paths: RunPaths, status: Status, as_json: bool) -> int:
         return 0
     data(f"Run {paths.name!r} is finished" + (f": {result_line(status)}" if status.result else "."))
     if status.model_path:
-        data(f"Model: {printable(status.model_path)}")
+        data(f"Model: {status.model_path}")
     message(f"To begin anew: {typed('start', paths.name)} --fresh")
     return 0
 
@@ -179,11 +186,19 @@ def _checked_command(command: tuple[str, ...]) -> list[str] | None:
     if not command:
         return None
     if shutil.which(command[0]) is None:
+        if os.path.dirname(command[0]) and os.path.lexists(command[0]):
+            raise RefusedError(_why_not_run(command[0]))
         raise RefusedError(
             f"There is no command {command[0]!r}. To guard a training command, write it behind two dashes: "
             "memsup start -- python train.py"
         )
     return list(command)
+
+
+def _why_not_run(file: str) -> str:
+    if not os.path.isfile(file):
+        return f"{file} is {'a folder' if os.path.isdir(file) else 'no file'}, not a command."
+    return f"{file} is not executable: chmod +x {shlex.quote(file)}, or name its interpreter: memsup start -- python {file}"
 
 
 def _new_record(paths: RunPaths, plan: Plan) -> RunRecord:
@@ -237,7 +252,7 @@ def _tell(
     postmortem: Sequence[str] = (),
 ) -> None:
     for sentence in _notes(paths, plan):
-        message(f"! {printable(sentence)}")
+        message(f"! {sentence}")
     if as_json:
         json_data(_document(paths, plan, record, run_id) | {"postmortem": postmortem})
         return
@@ -249,14 +264,16 @@ def _tell(
     if plan.task is not None:
         _section("The task", data_rows(plan.task, plan.settings))
     if plan.command is not None:
-        _section("The command", [("run", printable(" ".join(plan.command)))])
+        _section("The command", [("run", " ".join(plan.command))])
+    if rows := reach_rows(plan.settings, plan.origins, plan.task):
+        _section("What it reaches", rows)
     limits = lines(resolution) if plan.command is None else memory_lines(resolution)
-    data(f"\nTier {tier}: {reason}")
-    data("\n".join("  " + line for line in columns([name, value, f"← {origin}"] for name, value, origin in limits)))
+    data("", f"Tier {tier}: {reason}")
+    data(*("  " + line for line in columns([name, value, f"← {origin}"] for name, value, origin in limits)))
 
 
 def _section(title: str, rows: list[Row]) -> None:
-    data(f"{title}\n" + "\n".join("  " + line for line in columns(rows)))
+    data(title, *("  " + line for line in columns(rows)))
 
 
 def _notes(paths: RunPaths, plan: Plan) -> list[str]:
@@ -275,14 +292,14 @@ def _notes(paths: RunPaths, plan: Plan) -> list[str]:
 
 def _tell_next(paths: RunPaths, *, paused: bool) -> None:
     if paused:
-        data(f"\nSupervised, and still paused, as you left it. Go on with: {typed('resume', paths.name)}")
+        data("", f"Supervised, and still paused, as you left it. Go on with: {typed('resume', paths.name)}")
         return
     rows = [
         (typed("status", paths.name) + " --watch", "look at it"),
         (typed("pause", paths.name) + " --release", "when you need the machine"),
         (typed("stop", paths.name), "checkpoint and stop; start continues"),
     ]
-    data("\nStarted; this terminal may be closed. Next:\n" + "\n".join("  " + line for line in columns(rows)))
+    data("", "Started; this terminal may be closed. Next:", *("  " + line for line in columns(rows)))
 
 
 def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str | None) -> dict[str, Any]:
@@ -302,6 +319,7 @@ def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str
         "values": [line._asdict() for line in lines(plan.resolution)],
         "settings": plan.settings,
         "command": plan.command,
+        "contacts": dict(contacts(plan.settings)),
         "notes": _notes(paths, plan),
         **{
             name: [{"key": d.key, "has": shown(d.has), "asked": shown(d.asked), "origin": d.origin} for d in found]

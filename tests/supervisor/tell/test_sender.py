@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from memsup.shared.secret import Secret, named
 from memsup.supervisor.cli.notify import notify as command
 from memsup.supervisor.tell import sender
 from memsup.supervisor.tell.messenger import Messenger, Sent
 from memsup.supervisor.tell.policy import Kind, Notice
-from memsup.supervisor.tell.sender import AddressError, addresses, deliver, named
+from memsup.supervisor.tell.sender import AddressError, addresses, deliver
 
 SECRET = "s3cr3t-token"
 NOTICE = Notice(Kind.FAILED, "night: failed", "磁盘已满 <b>&</b>")
@@ -89,7 +90,7 @@ def messenger() -> Iterator[Callable[..., Messenger]]:
     started: list[Messenger] = []
 
     def start(urls: list[str], ping_url: str | None = None) -> Messenger:
-        made = Messenger(urls, ping_url)
+        made = Messenger([Secret(url) for url in urls], Secret(ping_url) if ping_url else None)
         made.start(time.monotonic())
         started.append(made)
         return made
