@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from memsup.shared.printable import printable, printable_lines
 from memsup.shared.secret import Secret
 from memsup.supervisor.kernel.processes import started_here
 from memsup.supervisor.tell.policy import Notice
@@ -77,7 +78,12 @@ class Messenger:
     def send(self, notice: Notice, *, retry: bool = True) -> None:
         """Hands a notice over; it is lost where there is no sender, or one that has stopped reading."""
         if self._urls:
-            job = {"urls": [url.reveal() for url in self._urls], "title": notice.title, "text": notice.text, "retry": retry}
+            job = {
+                "urls": [url.reveal() for url in self._urls],
+                "title": printable(notice.title),
+                "text": printable_lines(notice.text),
+                "retry": retry,
+            }
             self._hand_over(job, ping=False)
 
     def ping(self) -> None:

@@ -148,6 +148,8 @@ READING = [
 def test_what_a_runs_files_hold(words: str, markers: int, evil_run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     _, text = said(capsys, *words.split())
     assert_harmless(text.replace(evil_run.state.as_posix(), ""), markers=markers)
+    if words == "report":
+        assert_harmless((evil_run.state / "report.html").read_text(encoding="utf-8"), markers=10)
     if "--json" in words:
         assert all(json.loads(line) is not None for line in text.splitlines() if line.startswith("{"))
 
