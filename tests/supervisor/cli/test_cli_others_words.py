@@ -22,10 +22,11 @@ import click
 import msgspec
 import pytest
 from kit import ROOT
-from kit.cli_process import MEMSUP, a_run
+from kit.cli_process import MEMSUP, a_run, control_server
 from kit.terminal import EVIL, FORGED, obeyed
 from msgspec import inspect
 
+from memsup.shared.messages import Reply
 from memsup.shared.settings import Written, keys
 from memsup.shared.status import RunState, Status, Wanted
 from memsup.supervisor.cli import COMMANDS, main
@@ -137,8 +138,6 @@ READING = [
     ("report --output -", 10),
     ("report --json", 0),
     ("stop", 0),
-    ("pause", 0),
-    ("checkpoint", 0),
     ("checkpoint --list", 0),
     ("service status", 0),
 ]
@@ -152,6 +151,22 @@ def test_what_a_runs_files_hold(words: str, markers: int, evil_run: Any, capsys:
         assert_harmless((evil_run.state / "report.html").read_text(encoding="utf-8"), markers=10)
     if "--json" in words:
         assert all(json.loads(line) is not None for line in text.splitlines() if line.startswith("{"))
+
+
+@pytest.mark.parametrize(
+    "words", ["pause", "pause --release", "resume", "stop", "checkpoint", "checkpoint --json", "stop --json"]
+)
+@pytest.mark.parametrize("ok", [True, False])
+def test_what_a_supervisor_answers(
+    words: str, ok: bool, status_document: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or whoever has taken its place: the sentence, the path, and the status that comes with it."""
+    poison = f"#0{EVIL}{FORGED}"
+    reply = Reply(request_id=1, ok=ok, text=poison, status_json=msgspec.json.encode(status_document), checkpoint_path=poison)
+    with control_server(a_run(), lambda _: reply):
+        code, text = said(capsys, *words.split())
+    assert code == (0 if ok else 1)
+    assert_harmless(text, markers=1)
 
 
 @pytest.mark.parametrize("key", keys())
