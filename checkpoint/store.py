@@ -60,10 +60,12 @@ class Store:
     # Reading
 
     def list(self) -> Sequence[Info]:
-        """All checkpoints, the newest first, then those set aside. Looks at manifests and sizes; hashes nothing."""
+        """All checkpoints, the newest first, then those set aside; what memsup did not make is none. Looks at manifests and
+        sizes; hashes nothing.
+        """
         aside = [self._aside_info(name) for name in self._names() if name.startswith(folders.DAMAGED) and self._is_ours(name)]
         found = [self._info(name) for name in self._checkpoints()]
-        return [info for info in found if info.problem is None or os.path.lexists(info.path)] + aside  # may go while we look
+        return [info for info in found if info.problem is None or self._is_ours(info.path.name)] + aside
 
     def newest_valid(self, full: bool = True) -> tuple[Info | None, Sequence[SetAside]]:
         """The newest checkpoint that is what was written; and the newer ones that are not: renamed and kept, with the reason.

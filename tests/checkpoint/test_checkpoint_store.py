@@ -290,6 +290,7 @@ def test_what_memsup_did_not_make_is_neither_deleted_nor_renamed_nor_written_to(
     newest, _ = store.newest_valid()
     assert newest is not None
     assert newest.step == 13
+    assert [info.step for info in store.list()] == [13, 12]
 
 
 def test_checkpoints_of_before_there_were_marks_are_still_kept_and_deleted_in_turn(store: Store) -> None:
