@@ -52,10 +52,7 @@ def message(*lines: str) -> None:
 
 def json_data(document: bytes | dict[str, Any]) -> None:
     """Prints one JSON document on stdout, without the secrets that lie in it."""
-    import msgspec
-
-    encoded = document if isinstance(document, bytes) else msgspec.json.encode(document, enc_hook=_hidden)
-    _write(sys.stdout, printable_json(encoded.decode()) + "\n")
+    _write(sys.stdout, printable_json(document.decode() if isinstance(document, bytes) else _encoded(document)) + "\n")
 
 
 def colour(stream: Any) -> bool:
@@ -113,6 +110,17 @@ def _write(stream: TextIO, text: str) -> None:
 
 def _unguarded(stream: TextIO) -> TextIO:
     return stream.unguarded if isinstance(stream, Guarded) else stream
+
+
+def _encoded(document: dict[str, Any]) -> str:
+    import msgspec
+
+    try:
+        return msgspec.json.encode(document, enc_hook=_hidden).decode()
+    except UnicodeEncodeError:  # a path that is not UTF-8, for which JSON has escapes
+        import json
+
+        return json.dumps(msgspec.to_builtins(document, enc_hook=_hidden))
 
 
 def _hidden(value: Any) -> str:

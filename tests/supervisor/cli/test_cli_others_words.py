@@ -266,6 +266,16 @@ def test_names_of_files_folders_and_labels(
     assert_harmless(said(capsys, "start", "--dry-run")[1])
 
 
+def test_a_path_that_is_not_utf8_is_shown_and_stays_json(capsys: pytest.CaptureFixture[str]) -> None:
+    path = os.fsdecode(b"/tmp/\xff")
+    code, text = said(capsys, "checkpoint", "--verify", path)
+    assert code == 1
+    assert_harmless(text)
+    code, text = said(capsys, "checkpoint", "--json", "--verify", path)
+    assert code == 1
+    assert json.loads(text)["path"] == path
+
+
 def on_a_terminal(*arguments: str) -> str:
     """What a terminal gets from `memsup ARGUMENTS`."""
     import pty
