@@ -77,7 +77,9 @@ class Store:
             try:
                 return self._verify(name, full), aside
             except Damaged as damage:
-                aside.append(self._set_aside(name, str(damage)))
+                # Neither a mark nor a manifest: somebody else's, and there is nothing to tell of it.
+                if self._is_ours(name) or os.path.lexists(self.folder / name / manifest.NAME):
+                    aside.append(self._set_aside(name, str(damage)))
         return None, aside
 
     # ----------------------------------------------------------------------------------------------------------------
