@@ -17,6 +17,7 @@ import msgspec
 
 from memsup.checkpoint import manifest as manifests
 from memsup.checkpoint.durable import DurableFile
+from memsup.checkpoint.folders import MARK
 from memsup.checkpoint.header import INDEX_SUFFIX, SHARD_BYTES, encode_index, plan_shards
 from memsup.checkpoint.manifest import File, Manifest
 from memsup.checkpoint.reading import open_folder
@@ -86,7 +87,7 @@ class Draft:
         were deleted after that. Raises `Damaged` if the disk gave back something else.
         """
         for name in sorted(os.listdir(self._fd)):
-            if name not in self._files:
+            if name not in self._files and name != MARK:
                 self.adopt(name)
         manifest = Manifest(
             step=self.step,

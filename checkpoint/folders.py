@@ -4,6 +4,9 @@ step-00000120          a checkpoint; step-00000120.2 is a second one of the same
 .draft-…               being written; worthless once its process is gone
 .gone-…                being deleted
 damaged-step-00000120  set aside, with the reason in WHY.txt
+
+A name alone does not make a folder memsup's: a person may have named one so, or been led to name a folder of theirs as
+`checkpoint.folder`. Each that memsup makes has the empty file `.made-by-memsup` in it, from its first moment to its last.
 """
 
 from __future__ import annotations
@@ -16,12 +19,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+MARK = ".made-by-memsup"
+"""The file that tells memsup's own folders from others of the same name; nothing else is ever renamed or deleted."""
 DRAFT = ".draft-"
 GONE = ".gone-"
 DAMAGED = "damaged-"
 WHY = "WHY.txt"
 """The file in a folder set aside that says why, for whoever finds it."""
 
+_UNMARKED = re.compile(r"\.draft-\d{8,18}-[0-9a-f]{8}|\.gone-step-\d{8,18}(?:\.\d{1,9})?")
 _CHECKPOINT = re.compile(r"step-(\d{8,18})(?:\.(\d{1,9}))?")
 
 
@@ -46,6 +52,11 @@ def order(name: str) -> tuple[int, int] | None:
     """
     match = _CHECKPOINT.fullmatch(name)
     return (int(match[1]), int(match[2] or 1)) if match else None
+
+
+def may_lack_mark(name: str) -> bool:
+    """Whether `name` is one of a folder that memsup makes before the mark and removes after it; empty, it is nobody's work."""
+    return _UNMARKED.fullmatch(name) is not None
 
 
 def next_name(step: int, taken: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from memsup.checkpoint import folders, manifest, retention
 from memsup.checkpoint.errors import CheckpointError, Damaged, DamagedWhenWritten, DiskFull, as_write_error
 from memsup.checkpoint.folders import Info
-from memsup.checkpoint.reading import open_folder, verify
+from memsup.checkpoint.reading import open_folder, read_manifest, verify
 from memsup.checkpoint.room import Room, Verdict, judge
 from memsup.shared.clock import monotonic_s
 from memsup.shared.files import flush_folder, read_small
@@ -45,6 +45,8 @@ class SetAside:
     step: int | None
     """The step that it is named after. None means that its name tells none."""
     reason: str
+    moved: bool = True
+    """Whether it could be renamed, and is memsup's to rename."""
 
 
 class Store:
@@ -60,10 +62,12 @@ class Store:
     # Reading
 
     def list(self) -> Sequence[Info]:
-        """All checkpoints, the newest first, then those set aside. Looks at manifests and sizes; hashes nothing."""
-        aside = [self._aside_info(name) for name in self._names() if name.startswith(folders.DAMAGED)]
+        """All checkpoints, the newest first, then those set aside; what memsup did not make is none. Looks at manifests and
+        sizes; hashes nothing.
+        """
+        aside = [self._aside_info(name) for name in self._names() if name.startswith(folders.DAMAGED) and self._is_ours(name)]
         found = [self._info(name) for name in self._checkpoints()]
-        return [info for info in found if info.problem is None or os.path.lexists(info.path)] + aside  # may go while we look
+        return [info for info in found if info.problem is None or self._is_ours(info.path.name)] + aside
 
     def newest_valid(self, full: bool = True) -> tuple[Info | None, Sequence[SetAside]]:
         """The newest checkpoint that is what was written; and the newer ones that are not: renamed and kept, with the reason.
@@ -75,7 +79,9 @@ class Store:
             try:
                 return self._verify(name, full), aside
             except Damaged as damage:
-                aside.append(self._set_aside(name, str(damage)))
+                # Neither a mark nor a manifest: somebody else's, and there is nothing to tell of it.
+                if self._is_ours(name) or os.path.lexists(self.folder / name / manifest.NAME):
+                    aside.append(self._set_aside(name, str(damage)))
         return None, aside
 
     # ----------------------------------------------------------------------------------------------------------------
@@ -85,10 +91,10 @@ class Store:
         """Removes what a killed save or deletion left, and says what. To be called at start, when nobody else writes."""
         swept = []
         for name in self._names():
-            if name.startswith((folders.DRAFT, folders.GONE)):
+            if name.startswith((folders.DRAFT, folders.GONE)) and self._is_ours(name):
                 kind = "an unfinished checkpoint" if name.startswith(folders.DRAFT) else "a half-deleted checkpoint"
                 try:
-                    remove_tree(self.folder / name)
+                    _remove_ours(self.folder / name)
                     swept.append(f"{name}, {kind} of a process that was killed, was removed.")
                 except OSError as error:
                     swept.append(f"{name}, {kind} of a process that was killed, could not be removed: {error.strerror}.")
@@ -132,7 +138,7 @@ class Store:
             finally:
                 # Gone by now, if committed. What cannot be removed is swept at the next start.
                 with contextlib.suppress(OSError):
-                    remove_tree(folder)
+                    _remove_ours(folder)
         except Exception as error:
             plain = as_write_error(error, f"The checkpoint of step {step}")
             if plain is None:
@@ -158,6 +164,11 @@ class Store:
             flush_folder(folder.parent)
         draft = self.folder / f"{folders.DRAFT}{step:08}-{os.urandom(4).hex()}"
         draft.mkdir(mode=0o700)
+        try:
+            os.close(os.open(draft / folders.MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except OSError:
+            draft.rmdir()
+            raise
         return draft
 
     def _publish(self, draft: Draft, contents: manifest.Manifest) -> Saved:
@@ -203,13 +214,15 @@ class Store:
         if gone:
             flush_folder(self.folder)
         for path in gone:
-            remove_tree(path)
+            _remove_ours(path)
 
     def _set_aside(self, name: str, reason: str) -> SetAside:
-        """Puts a checkpoint out of the way and keeps it, with the reason in it. Where even that fails, it stays where it is and
-        is not used.
+        """Puts a checkpoint out of the way and keeps it, with the reason in it. Where even that fails, or memsup did not make
+        it, it stays where it is and is not used.
         """
         path = self.folder / name
+        if not self._is_ours(name):
+            return SetAside(path, folders.aside_step(name), reason, moved=False)
         taken = self._names()
         aside = folders.aside_name(name, taken)
         with contextlib.suppress(OSError, Damaged):
@@ -218,7 +231,7 @@ class Store:
             os.rename(path, self.folder / aside)
             path = self.folder / aside
             flush_folder(self.folder)
-        return SetAside(path, folders.aside_step(aside), reason)
+        return SetAside(path, folders.aside_step(aside), reason, moved=path.name == aside)
 
     # ----------------------------------------------------------------------------------------------------------------
     # Folders
@@ -230,6 +243,25 @@ class Store:
             return []
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be read: {error.strerror}.") from None
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether memsup made this entry of the folder, and may therefore rename or delete it: it has the mark, or, of an
+        earlier version, a manifest that is what memsup wrote; or a kill came just before the mark or just behind it.
+        """
+        try:
+            folder_fd = open_folder(self.folder / name)
+        except CheckpointError:
+            return False
+        try:
+            found = os.listdir(folder_fd)
+            if folders.MARK in found or not found:
+                return bool(found) or folders.may_lack_mark(name)
+            read_manifest(folder_fd)
+        except (OSError, CheckpointError):
+            return False
+        finally:
+            os.close(folder_fd)
+        return True
 
     def _checkpoints(self) -> Sequence[str]:
         """The names of all checkpoints, the newest first: by step, not by date, since clocks jump."""
@@ -268,6 +300,15 @@ def remove_tree(path: Path) -> None:
         path.unlink(missing_ok=True)
     else:
         shutil.rmtree(path)
+
+
+def _remove_ours(folder: Path) -> None:
+    """Removes one of memsup's folders, its mark last, so that a removal that is killed is gone on with. Raises OSError."""
+    if not folder.exists():
+        return
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name in {folders.MARK, manifest.NAME}):
+        remove_tree(entry)
+    folder.rmdir()
 
 
 def tree_bytes(path: Path) -> int:

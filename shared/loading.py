@@ -19,6 +19,7 @@ import platformdirs
 
 from memsup.shared.files import UnreadableError, read_document
 from memsup.shared.paths import current_folder, is_text
+from memsup.shared.secret import as_secret, named
 from memsup.shared.settings import Settings, SettingsError, Share, Written, keys, parse_duration_s, parse_size
 
 _MOST_TOML_BYTES = 256 << 10
@@ -33,6 +34,8 @@ class Loaded(msgspec.Struct, frozen=True):
 
     settings: Settings
     origins: dict[str, str]
+    of_job_file: frozenset[str] = frozenset()
+    """The keys that the job's file set, which lies in a folder and may be somebody else's."""
 
 
 def load(
@@ -60,7 +63,8 @@ def load(
         for key, value in layer.items():
             values[key] = _typed(key, value, origin, folder)
             origins[key] = origin
-    return Loaded(settings=_build(values, origins), origins=origins)
+    of_job_file = frozenset(name for name, origin in origins.items() if job_file is not None and origin == str(job_file))
+    return Loaded(settings=_build(values, origins), origins=origins, of_job_file=of_job_file)
 
 
 def user_settings_file() -> Path | None:
@@ -105,16 +109,20 @@ def _flatten(table: dict[str, Any], origin: str) -> dict[str, Any]:
 def _split_flag(flag: str) -> tuple[str, str]:
     key, equals, value = flag.partition("=")
     if not equals:
-        raise SettingsError(f"--set {flag}: write it as KEY=VALUE, for example training.epochs=2.")
+        raise SettingsError(f"--set {_as_key(flag)}: write it as KEY=VALUE, for example training.epochs=2.")
     return _known(key.strip(), "--set"), value.strip()
 
 
+def variable_of(key: str) -> str:
+    """The environment variable of a setting."""
+    return "MEMSUP_" + key.replace(".", "_").upper()
+
+
 def _key_of_variable(name: str) -> str:
-    wanted = name.removeprefix("MEMSUP_").lower()
     for key in keys():
-        if key.replace(".", "_") == wanted:
+        if variable_of(key) == name.upper():
             return key
-    return _known(wanted, f"the environment variable {name}")
+    return _known(name.removeprefix("MEMSUP_").lower(), f"the environment variable {name}")
 
 
 def _known(key: str, origin: str) -> str:
@@ -126,7 +134,14 @@ def _known(key: str, origin: str) -> str:
     )
     hint = next((k for k in known if near and (k == near[0] or k.endswith("." + near[0]))), None)
     advice = f"Did you mean {hint}?" if hint else "docs/settings.md lists them all."
-    raise SettingsError(f"Unknown setting {key!r} in {origin}. {advice}")
+    raise SettingsError(f"Unknown setting {_as_key(key)!r} in {origin}. {advice}")
+
+
+def _as_key(text: str) -> str:
+    """As much of `text` as can be a setting's name; what follows may be its value, and that a secret."""
+    name = re.match(r"[\w.-]{0,60}", text)
+    assert name is not None, "it matches nothing as well"
+    return name[0] + ("…" if name[0] != text else "")
 
 
 def _typed(key: str, value: Any, origin: str, folder: Path) -> Any:
@@ -144,13 +159,23 @@ def _typed(key: str, value: Any, origin: str, folder: Path) -> Any:
             case (Written.PATH | Written.MODEL) as written if isinstance(value, str):
                 return _located(value, folder, hub_allowed=written is Written.MODEL)
     except ValueError as error:
-        raise SettingsError(f"{key} = {_shortly(value)} ({origin}) is not usable: {error}.") from None
+        raise SettingsError(f"{_given(key, value)} ({origin}) is not usable: {error}.") from None
     return value
+
+
+def _given(key: str, value: Any) -> str:
+    """The setting with its value, as far as that may be told: an address may have a password or a token in it."""
+    if keys()[key].is_secret:
+        return key
+    text = _shortly(value)
+    return f"{key} = {named(text)}://…" if "://" in text else f"{key} = {text}"
 
 
 def _located(value: str, folder: Path, *, hub_allowed: bool) -> str:
     if "\0" in value or len(os.fsencode(value)) > _MOST_PATH_BYTES:
         raise ValueError(f"a path has no zero byte, and at most {_MOST_PATH_BYTES:,} bytes")
+    if "://" in value:
+        raise ValueError("nothing is fetched from an address; write the path of a file or folder")
     if value.startswith("package:"):
         return value
     path = Path(os.path.expanduser(value))
@@ -171,10 +196,14 @@ def _build(values: dict[str, Any], origins: dict[str, str]) -> Settings:
             continue
         from_text = origins[name] in ("flag", "environment")
         try:
-            converted = value if isinstance(value, Share) else msgspec.convert(value, key.type, strict=not from_text)
+            converted = (
+                value
+                if isinstance(value, Share)
+                else msgspec.convert(value, key.type, strict=not from_text, dec_hook=as_secret)
+            )
         except msgspec.ValidationError as error:
             why = key.advice or _plain(str(error))
-            raise SettingsError(f"{name} = {_shortly(value)} ({origins[name]}) is not usable: {why}.") from None
+            raise SettingsError(f"{_given(name, value)} ({origins[name]}) is not usable: {why}.") from None
         key.set(settings, converted)
     return settings
 

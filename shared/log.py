@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from memsup.shared.clock import unix_s
+from memsup.shared.printable import printable, printable_lines
 
 # structlog imports rich where it is installed, to colour tracebacks: 3.5 MiB that no process of ours has a use for.
 _hidden = [name for name in ("rich", "better_exceptions") if name not in sys.modules]
@@ -56,7 +57,7 @@ def words(event: Mapping[str, Any]) -> str:
 def _figure(name: str, value: Any) -> str:
     """`step 12`, `took 0.1 s`: a field in words, with its unit behind the figure."""
     name, unit = (name[:-2], " s") if name.endswith("_s") else (name, "")
-    return f"{name.replace('_', ' ')} {f'{value:.6g}' if isinstance(value, float) else value}{unit}"
+    return f"{name.replace('_', ' ')} {f'{value:.6g}' if isinstance(value, float) else printable(str(value))}{unit}"
 
 
 def json_lines(write: Callable[[bytes], object]) -> Output:
@@ -72,11 +73,11 @@ def json_lines(write: Callable[[bytes], object]) -> Output:
 
 
 def plain_words(write: Callable[[bytes], object]) -> Output:
-    """An output that gives `write` each event in plain words, after the time of day here."""
+    """An output that gives `write` each event in plain words, after the time of day here; they may be for a terminal."""
 
     def out(event: Mapping[str, Any]) -> None:
         text = words({name: value for name, value in event.items() if name != IN_LEDGER})
-        write(f"{time.strftime('%H:%M:%S')}  {text}\n".encode(errors="backslashreplace"))
+        write(printable_lines(f"{time.strftime('%H:%M:%S')}  {text}\n").encode())
 
     return out
 

@@ -20,6 +20,8 @@ class PathError(Exception):
 
 
 _RUN_NAME = re.compile(r"[^\W_][\w.-]{0,63}")
+_MOST_NAME_BYTES = 200
+"""A file system takes names of 255 bytes (NAME_MAX), and a run set aside has a longer name. A letter has up to four."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ def run_paths(name: str) -> RunPaths:
         raise PathError(
             f"{name!r} cannot be a run's name: use up to 64 letters, digits, '.', '-' or '_', beginning with a letter or digit."
         )
+    if len(os.fsencode(name)) > _MOST_NAME_BYTES:
+        raise PathError(
+            f"{name!r} cannot be a run's name: it has {len(os.fsencode(name))} bytes in UTF-8, and no more than "
+            f"{_MOST_NAME_BYTES} fit. Use a shorter one."
+        )
     state, runtime = state_root() / name, runtime_root() / name
     for folder in (state, runtime):
         if not is_text(str(folder)):
@@ -154,7 +161,7 @@ def make_private(folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise PathError(f"{folder} cannot be created: {error.strerror}. Set MEMSUP_STATE_DIR or MEMSUP_RUNTIME_DIR.") from None
+        raise PathError(f"{folder} cannot be created: {error.strerror}. Choose another with {_variable_of(folder)}.") from None
     check_private(folder)
 
 
@@ -168,14 +175,21 @@ def open_private(folder: Path) -> int:
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise PathError(f"{folder} cannot be used as a private folder: {error.strerror}.") from None
+        raise PathError(
+            f"{folder} cannot be used as a private folder: {error.strerror}. Choose another with {_variable_of(folder)}."
+        ) from None
     found = os.fstat(fd)
     problem = None
     if found.st_uid != os.getuid():
-        problem = f"belongs to user {found.st_uid}, not to you (user {os.getuid()}). Choose another folder"
+        problem = f"belongs to user {found.st_uid}, not to you (user {os.getuid()}). Choose another with {_variable_of(folder)}"
     elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         problem = f"can be written to by others (mode {stat.S_IMODE(found.st_mode):04o}). Close it with: chmod 700 '{folder}'"
     if problem:
         os.close(fd)
         raise PathError(f"{folder} {problem}.")
     return fd
+
+
+def _variable_of(folder: Path) -> str:
+    """The environment variable that says where `folder` is to lie."""
+    return "MEMSUP_RUNTIME_DIR" if folder.absolute().is_relative_to(runtime_root()) else "MEMSUP_STATE_DIR"

@@ -6,9 +6,12 @@ Everything in it must be the same again after a restart for the training to be t
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from memsup.shared.messages import PauseMode
+from memsup.shared.secret import Secret, as_secret
 from memsup.shared.settings import Settings
 from memsup.shared.status import Wanted
 
@@ -55,9 +58,22 @@ class RunRecord(msgspec.Struct, kw_only=True):
     command_folder: str | None = None
 
 
-_encoder = msgspec.json.Encoder()
+def _written(value: Any) -> str:
+    """A secret's text, for `run.json`, which nobody else can read (`files.py`) and from which the supervisor has it."""
+    if isinstance(value, Secret):
+        return value.reveal()
+    raise NotImplementedError(f"run.json cannot hold a {type(value).__name__}")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_written)
+_decoder = msgspec.json.Decoder(RunRecord, dec_hook=as_secret)
 
 
 def encode_record(record: RunRecord) -> bytes:
-    """The bytes of `run.json`, indented for people."""
+    """The bytes of `run.json`, indented for people, with the secrets in it."""
     return msgspec.json.format(_encoder.encode(record), indent=2) + b"\n"
+
+
+def decode_record(document: bytes) -> RunRecord:
+    """What the bytes of `run.json` hold. Raises `msgspec.DecodeError` and UnicodeDecodeError."""
+    return _decoder.decode(document)

@@ -13,17 +13,14 @@ import os
 import uuid
 from pathlib import Path
 
-import msgspec
-
 from memsup.shared.commands import command
 from memsup.shared.files import UnreadableError, flush_folder, read_document, replace_file
 from memsup.shared.paths import RunPaths, check_private
-from memsup.shared.record import RecordError, RunRecord, encode_record
+from memsup.shared.record import RecordError, RunRecord, decode_record, encode_record
 
 OWED = "run.json.owed"
 ROOM_BYTES = 16 << 10
 """No `run.json` is as large, but for one with a very long command."""
-_decoder = msgspec.json.Decoder(RunRecord)
 
 
 def new_run_id() -> str:
@@ -61,7 +58,7 @@ def settle(paths: RunPaths) -> None:
         return
     check_private(paths.runtime)
     with contextlib.suppress(OSError, UnreadableError):
-        left = read_document(owed, _decoder.decode)
+        left = read_document(owed, decode_record)
         record = read_record(paths.record)
         if record is not None and record.run_id == left.run_id:  # else it was begun anew since
             put_record(paths.record, encode_record(left))
@@ -101,7 +98,7 @@ def read_record(path: Path) -> RunRecord | None:
     A run is called as its folder is, also one that was moved aside and has its former name in its file.
     """
     try:
-        record = read_document(path, _decoder.decode)
+        record = read_document(path, decode_record)
     except FileNotFoundError:
         return None
     except UnreadableError as error:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import msgspec
 
 from memsup.shared.lanes import MOST_LANES
+from memsup.shared.secret import Secret
 
 
 class SettingsError(Exception):
@@ -50,11 +51,11 @@ Size = Annotated[Share | Annotated[int, msgspec.Meta(gt=0, le=1 << 60)], msgspec
 Duration = Annotated[float, msgspec.Meta(gt=0, le=366 * 86400, extra={"written": Written.DURATION})]
 PathText = Annotated[str, msgspec.Meta(extra={"written": Written.PATH})]
 ModelText = Annotated[str, msgspec.Meta(extra={"written": Written.MODEL})]
-Words = Annotated[list[str], msgspec.Meta(extra={"written": Written.WORDS})]
+SecretWords = Annotated[list[Secret], msgspec.Meta(extra={"written": Written.WORDS})]
 LATER_TOO = msgspec.Meta(extra={"may_change": True})
 """Marks a field, or a whole section, that may change while a run lasts: it guards or saves differently, but learns the same."""
-SECRET = msgspec.Meta(extra={"is_secret": True})
-"""Marks what has keys in it and is not shown."""
+CONTACTS = msgspec.Meta(extra={"contacts": True})
+"""Marks what something is sent to: a file that lies in a folder may not decide that alone (`supervisor/client/trust.py`)."""
 
 
 def _write(what: str) -> msgspec.Meta:
@@ -166,9 +167,9 @@ class Checkpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Notify(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Who is told when the run ends or needs somebody."""
 
-    urls: Words = msgspec.field(default_factory=list)
+    urls: SecretWords = msgspec.field(default_factory=list)
     """Where messages go, as apprise writes it; `file:/PATH` (one a line) and `env:NAME` keep them out of settings and logs."""
-    ping_url: str | None = None
+    ping_url: Secret | None = None
     """An address that is fetched every minute while the supervisor lives; it may be `file:` or `env:`, too."""
 
 
@@ -181,7 +182,7 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     limits: Annotated[Limits, LATER_TOO] = msgspec.field(default_factory=Limits)
     recovery: Annotated[Recovery, LATER_TOO] = msgspec.field(default_factory=Recovery)
     checkpoint: Checkpoint = msgspec.field(default_factory=Checkpoint)
-    notify: Annotated[Notify, LATER_TOO, SECRET] = msgspec.field(default_factory=Notify)
+    notify: Annotated[Notify, LATER_TOO, CONTACTS] = msgspec.field(default_factory=Notify)
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,11 @@ class Key:
     may_change: bool
     """Whether a run can go on with another value."""
     is_secret: bool
-    """Whether its value is not to be shown."""
+    """Whether its value is, or holds, a `Secret`."""
     advice: str | None
     """What to write in place of a value that is refused. It is None where the bounds say enough."""
+    contacts: bool
+    """Whether something is sent to what it names."""
 
     def value(self, settings: Settings) -> Any:
         """What `settings` has for it."""
@@ -239,15 +242,16 @@ def _key(section: str, field: str, annotation: Any, extras: dict[str, Any]) -> K
         field=field,
         type=annotation,
         written=extras.get("written"),
-        may_be_unset=_may_be_none(annotation),
+        may_be_unset=_mentions(annotation, type(None)),
         may_change=extras.get("may_change", False),
-        is_secret=extras.get("is_secret", False),
+        is_secret=_mentions(annotation, Secret),
         advice=extras.get("advice"),
+        contacts=extras.get("contacts", False),
     )
 
 
-def _may_be_none(annotation: Any) -> bool:
-    return annotation is type(None) or any(_may_be_none(part) for part in get_args(annotation))
+def _mentions(annotation: Any, kind: type) -> bool:
+    return annotation is kind or any(_mentions(part, kind) for part in get_args(annotation))
 
 
 def _extras(annotation: Any) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from memsup.shared.printable import printable
+
 if TYPE_CHECKING:
     from memsup.shared.readings import KnownGpu
     from memsup.shared.status import Status
@@ -78,11 +80,6 @@ def columns(rows: Iterable[Sequence[str]], gap: str = "  ") -> list[str]:
     table = [list(row) for row in rows]
     widths = [max((width(row[i]) for row in table if i < len(row)), default=0) for i in range(max(map(len, table), default=0))]
     return [gap.join([*(pad(cell, widths[i]) for i, cell in enumerate(row[:-1])), row[-1]]).rstrip() for row in table if row]
-
-
-def printable(text: str) -> str:
-    """`text` without control characters, which could drive the terminal: worker output and file names are others' words."""
-    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def steps(step: int, total: int | None) -> str:

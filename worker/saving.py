@@ -18,6 +18,7 @@ from memsup.checkpoint import manifest
 from memsup.checkpoint.cadence import OVERHEAD_FRACTION, Experience, is_due
 from memsup.checkpoint.draft import Draft, Saved
 from memsup.checkpoint.errors import CheckpointError, Damaged, DamagedWhenWritten
+from memsup.checkpoint.folders import MARK
 from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store, remove_tree
 from memsup.shared.clock import unix_s
@@ -68,7 +69,8 @@ def find_start(record: RunRecord, store: Store, session: Session) -> Start:
     """The run's newest checkpoint that is whole, or what `checkpoint.resume_from` names. Raises `GiveUp`."""
     info, set_aside = store.newest_valid()
     for damaged in set_aside:
-        sentence = f"A damaged checkpoint was set aside as {damaged.path}: {damaged.reason}"
+        what = "A damaged checkpoint was set aside as" if damaged.moved else "Left as it lies and not used:"
+        sentence = f"{what} {damaged.path}{':' if damaged.moved else ', for'} {damaged.reason}"
         session.decided(DecisionKind.CHECKPOINT_DAMAGED, sentence, checkpoint=damaged.path, step=damaged.step)
     if info is not None:
         state = _readable_state(info.path, record.run)
@@ -363,7 +365,7 @@ def export_model(checkpoint: Path, target: Path, session: Session) -> None:
             remove_tree(leftover)
     beside.mkdir(mode=0o700)
     for file in sorted(checkpoint.iterdir()):
-        if file.name.startswith(OPTIMIZER) or file.name in (STATE_FILE, manifest.NAME):
+        if file.name.startswith(OPTIMIZER) or file.name in (STATE_FILE, manifest.NAME, MARK):
             continue
         shutil.copyfile(file, beside / file.name)
         with (beside / file.name).open("rb") as copy:

@@ -117,9 +117,9 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     # -----------------------------------------------------------------------------------------------------------------
     # Start: the newest checkpoint that is whole, or what the settings name
     store = Store(Path(settings.checkpoint.folder or paths.checkpoints), keep=settings.checkpoint.keep)
+    start = find_start(record, store, session)  # refuses a folder of another run, where nothing may be swept
     for swept in store.sweep():
         log.info("Removed what a kill had left", what=swept)
-    start = find_start(record, store, session)
     if start.state is not None:
         session.publish(step=start.state.step, checkpoint=start.note)  # loading takes a while, and people ask
     session.boundary()

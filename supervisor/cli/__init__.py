@@ -1,7 +1,8 @@
 """The command line: names its commands, imports the one that is called, and turns its outcome into an exit code.
 
-`memsup --help` and `memsup status` have to answer at once, so nothing is imported here but click, and each command's module
-only when it runs. Data goes to stdout, messages to stderr. What the commands do is in the modules named below.
+`memsup --help` and `memsup status` have to answer at once, so nothing is imported here but click and what prints
+(`screen.py`), and each command's module only when it runs. Data goes to stdout, messages to stderr. What the commands do is
+in the modules named below.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from importlib import import_module
 import click
 
 from memsup.supervisor.cli import streams
+from memsup.supervisor.cli.screen import data, guard, message
 from memsup.supervisor.client.errors import REFUSED, RefusedError
 
 # The order of the help page. Module, and the one line on the help page (so that it need not import them all).
@@ -58,7 +60,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     if wanted:
         from importlib.metadata import version
 
-        click.echo(f"memsup {version('memsup')}")
+        data(f"memsup {version('memsup')}")
         ctx.exit()
 
 
@@ -77,6 +79,7 @@ def memsup() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code. Data is on stdout when this returns, messages are on stderr."""
     streams.take_over()
+    guard()
     code = _run(sys.argv[1:] if arguments is None else arguments)
     streams.say_what_is_lost()
     return code
@@ -88,8 +91,7 @@ def _run(arguments: Sequence[str]) -> int:
         _check_surroundings(arguments)
         code = memsup.main(arguments, prog_name="memsup", standalone_mode=False)
     except click.UsageError as error:
-        error.show()
-        return REFUSED
+        return _misused(error)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except streams.OutputLostError as error:
@@ -115,6 +117,13 @@ def _check_surroundings(arguments: Sequence[str]) -> None:
         )
 
 
+def _misused(error: click.UsageError) -> int:
+    if error.ctx is not None:
+        message(*error.ctx.get_usage().split("\n"), f"Try '{error.ctx.command_path} --help' for help.", "")
+    message(f"Error: {error.format_message()}")
+    return REFUSED
+
+
 def _refusal(error: Exception) -> int:
     """Errors whose text was written for people are shown as it is; all others are bugs and keep their traceback."""
     from memsup.shared.paths import PathError
@@ -124,5 +133,5 @@ def _refusal(error: Exception) -> int:
 
     if not isinstance(error, RefusedError | InputError | PathError | RecordError | SettingsError):
         raise error
-    click.echo(f"memsup: {error}", err=True)
+    message(f"memsup: {error}", *(error.more if isinstance(error, RefusedError) else ()))
     return error.code if isinstance(error, RefusedError) else REFUSED

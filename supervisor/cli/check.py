@@ -17,7 +17,8 @@ from memsup.shared.loading import Loaded
 from memsup.shared.paths import PathError, check_private, run_paths
 from memsup.shared.settings import Settings, SettingsError
 from memsup.supervisor.cli.findings import Row, limits_document, machine_document, machine_rows, unfenced
-from memsup.supervisor.cli.options import data, json_data, json_option, run_option
+from memsup.supervisor.cli.options import json_option, run_option
+from memsup.supervisor.cli.screen import data, json_data, paint
 from memsup.supervisor.client.preparing import job_file, load_settings, look_around, model_shape
 from memsup.supervisor.daemon.claims import beside
 from memsup.supervisor.decide.disk import disk_floor_bytes
@@ -25,7 +26,7 @@ from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.tier_lines import lines, notes
 from memsup.supervisor.decide.tiers import Resolution, resolve
 from memsup.supervisor.sense.machine import MemoryUser, largest_users
-from memsup.supervisor.words import columns, plural, printable, size
+from memsup.supervisor.words import columns, plural, size
 
 READY, WARNINGS = 0, 1
 KEEPS_AWAKE = "systemd-inhibit --what=idle:sleep memsup wait"
@@ -162,22 +163,20 @@ def _print(found: Checked) -> None:
     power = {True: "battery", False: "mains", None: "mains (no battery)"}[machine.on_battery]
     kernel = f"Linux {machine.kernel}" + (", WSL" if machine.is_wsl else "")
     rows = [*machine_rows(machine), ("kernel", kernel), ("power", power), _sleep_row(machine), *_fence_rows(found.fence)]
-    data("This machine\n" + _indented(columns(rows)))
-    used = [
-        (printable(user.name), size(user.size_bytes), plural(user.processes, "process", "processes")) for user in found.users
-    ]
-    data("\nLargest users of RAM\n" + _indented(columns(used)))
+    data("This machine", *_indented(columns(rows)))
+    used = [(user.name, size(user.size_bytes), plural(user.processes, "process", "processes")) for user in found.users]
+    data("", "Largest users of RAM", *_indented(columns(used)))
     if resolution is not None:
-        data(f"\nTier {resolution.tier}: {resolution.reason}")
-        data(_indented(columns([name, value, f"← {origin}"] for name, value, origin in lines(resolution))))
+        data("", f"Tier {resolution.tier}: {resolution.reason}")
+        data(*_indented(columns([name, value, f"← {origin}"] for name, value, origin in lines(resolution))))
     data("")
     for sentence in found.warnings:
-        data(click.style(f"! {printable(sentence)}", fg="yellow"))
+        data(paint(f"! {sentence}", "yellow"))
     data(f"{'Ready' if not found.warnings else 'It can be tried'}: {found.command}")
 
 
-def _indented(lines: list[str]) -> str:
-    return "\n".join("  " + line for line in lines)
+def _indented(lines: list[str]) -> list[str]:
+    return ["  " + line for line in lines]
 
 
 def _document(found: Checked) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from memsup.shared.commands import command
 from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths, absolute
 from memsup.shared.run_file import read_record
-from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.options import json_option, paths_of, run_option
 from memsup.supervisor.cli.orders import DONE, NO_ANSWER, NOT_RUNNING, answer, request
+from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.record.earlier_life import checkpoint_folder
-from memsup.supervisor.words import columns, count, duration, printable, size
+from memsup.supervisor.words import columns, count, duration, size
 
 DAMAGED = 1
 
@@ -42,7 +43,7 @@ def checkpoint(run_name: str, as_json: bool, as_list: bool, verify: str | None) 
     reply = request(paths_of(run_name), RequestKind.CHECKPOINT)
     if reply.ok and not as_json and reply.checkpoint_path:
         message(reply.text)
-        data(printable(reply.checkpoint_path))
+        data(reply.checkpoint_path)
         return DONE
     return answer(reply, as_json)
 
@@ -77,14 +78,14 @@ def _list(paths: RunPaths, as_json: bool) -> int:
     elif not found:
         message("There is no checkpoint yet.")
     else:
-        data("\n".join(columns(_row(info) for info in found)))
+        data(*columns(_row(info) for info in found))
     return NO_ANSWER if any(info.problem for info in found) else DONE
 
 
 def _row(info: Info) -> list[str]:
     age = "" if info.created_unix_s is None else f"{duration(time.time() - info.created_unix_s)} old"
     metric = "" if info.metric is None else f"metric {info.metric:.4g}"
-    return [f"step {count(info.step)}", size(info.bytes), age, metric, printable(info.problem or str(info.path))]
+    return [f"step {count(info.step)}", size(info.bytes), age, metric, info.problem or str(info.path)]
 
 
 def _document(info: Info) -> dict[str, Any]:

@@ -23,13 +23,14 @@ from typing import NamedTuple
 import click
 
 from memsup.supervisor.cli import INTERRUPTED
-from memsup.supervisor.cli.options import data, json_data, json_option, message
+from memsup.supervisor.cli.options import json_option
+from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.drill.private_mounts import enter_user_namespace
 from memsup.supervisor.drill.scenes import SCENES, Scene
 from memsup.supervisor.drill.toy import NotProvedError, NotRehearsedError, OverError, Room
 from memsup.supervisor.sense.machine import look
-from memsup.supervisor.words import duration, pad, printable
+from memsup.supervisor.words import duration, pad
 
 AT_A_TIME = 2
 ALL_PROVED, NOT_ALL_PROVED = 0, 1
@@ -68,7 +69,7 @@ def drill(*, as_json: bool) -> int:
         for finding in _play(room):
             found.append(finding)
             if not as_json:
-                data(printable(f"{pad(finding.verdict, 15)}{pad(finding.name, 19)}{finding.text}"))
+                data(f"{pad(finding.verdict, 15)}{pad(finding.name, 19)}{finding.text}")
     if over.is_set():
         message("Interrupted; all of it was cleaned up.")
         return INTERRUPTED

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from memsup.shared.model_folder import ModelSource
+from memsup.supervisor.client.trust import contacts
 from memsup.supervisor.decide.readings import THIS_MACHINE
 from memsup.supervisor.record.status import temperature_status
-from memsup.supervisor.words import count, gpu_line, percent, plural, printable, size
+from memsup.supervisor.words import count, gpu_line, percent, plural, size
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from memsup.shared.settings import Settings
     from memsup.shared.task_data import DataSummary, TaskSummary
     from memsup.supervisor.decide.readings import Machine, TemperatureReading
@@ -27,7 +31,7 @@ MOST_SHOWN = 6
 def machine_rows(machine: Machine) -> list[Row]:
     rows = [
         ("RAM", f"{size(machine.ram_total_bytes)}, {size(machine.ram_available_bytes)} of it free{_of(machine.ram_source)}"),
-        *(("cgroup", f"{printable(name)} allows {size(limit)}") for name, limit in machine.cgroup_limits),
+        *(("cgroup", f"{name} allows {size(limit)}") for name, limit in machine.cgroup_limits),
         ("swap", "none" if machine.swap_total_bytes == 0 else size(machine.swap_total_bytes)),
         ("CPUs", f"{machine.cpus} usable{_of(machine.cpu_source)}" + (f", {machine.cpu_model}" if machine.cpu_model else "")),
         *((f"GPU {gpu.index}", gpu_line(gpu)) for gpu in machine.gpus),
@@ -41,7 +45,7 @@ def machine_rows(machine: Machine) -> list[Row]:
 
 def data_rows(task: TaskSummary, settings: Settings) -> list[Row]:
     rows = [
-        ("model", f"{printable(settings.task.model or '?')} ({_MODEL_SOURCES[task.model.value]})"),
+        ("model", f"{settings.task.model or '?'} ({_MODEL_SOURCES[task.model.value]})"),
         ("train", _data(task.train)),
     ]
     if task.evaluation is not None:
@@ -49,6 +53,19 @@ def data_rows(task: TaskSummary, settings: Settings) -> list[Row]:
     rows.append(("labels", _labels(task.train)))
     rows.append(("texts", _texts(task.train, settings.training.max_length)))
     return rows
+
+
+def reach_rows(settings: Settings, origins: Mapping[str, str], task: TaskSummary | None) -> list[Row]:
+    """What a run contacts, writes and deletes beyond its own folder, and the place that says so."""
+    rows = []
+    if task is not None and task.model is ModelSource.HUB:
+        rows.append(("fetches", f"the model {settings.task.model} from the hub", "task.model"))
+    rows += [("pings" if name == "notify.ping_url" else "messages", f"to {to}", name) for name, to in contacts(settings)]
+    if settings.checkpoint.folder:
+        rows.append(
+            ("checkpoints", f"in {settings.checkpoint.folder}, where its own older ones are deleted", "checkpoint.folder")
+        )
+    return [(what, f"{where}  ← {origins.get(name, 'default')}") for what, where, name in rows]
 
 
 def machine_document(machine: Machine) -> dict[str, Any]:
@@ -100,13 +117,13 @@ def limits_document(limits: Limits) -> dict[str, Any]:
 
 
 def _of(source: str) -> str:
-    return "" if source == THIS_MACHINE else f" ({printable(source)})"
+    return "" if source == THIS_MACHINE else f" ({source})"
 
 
 def _temperatures(readings: tuple[TemperatureReading, ...]) -> str:
     if not readings:
         return "no temperature sensor (normal in a virtual machine, a container or WSL)"
-    shown = [f"{printable(r.name)} {'?' if r.celsius is None else f'{r.celsius:g} °C'}" for r in readings[:MOST_SHOWN]]
+    shown = [f"{r.name} {'?' if r.celsius is None else f'{r.celsius:g} °C'}" for r in readings[:MOST_SHOWN]]
     more = [] if len(readings) <= MOST_SHOWN else [f"{len(readings) - MOST_SHOWN} more"]
     return ", ".join(shown + more)
 
@@ -115,11 +132,11 @@ def _data(data: DataSummary) -> str:
     more = "" if data.complete else " at least (looked at for a moment only)"
     blank = f", {plural(data.blank_texts, 'row')} without a text left out" if data.blank_texts else ""
     columns = f"text in {data.columns.text!r}, label in {data.columns.label!r}"
-    return printable(f"{data.path}: {plural(data.rows, 'row')}{more}, {columns}{blank}")
+    return f"{data.path}: {plural(data.rows, 'row')}{more}, {columns}{blank}"
 
 
 def _labels(data: DataSummary) -> str:
-    shown = [f"{printable(name)} {count(rows)}" for name, rows in list(data.labels.items())[:MOST_SHOWN]]
+    shown = [f"{name} {count(rows)}" for name, rows in list(data.labels.items())[:MOST_SHOWN]]
     more = [] if len(data.labels) <= MOST_SHOWN else [f"{len(data.labels) - MOST_SHOWN} more"]
     return ", ".join(shown + more)
 

@@ -18,13 +18,14 @@ from typing import Any
 import click
 
 from memsup.shared.commands import command
+from memsup.shared.printable import printable
 from memsup.shared.run_file import read_record
 from memsup.shared.settings import parse_duration_s
-from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.options import json_option, paths_of, run_option
+from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.cli.streams import must_be_read
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.record.output import Line, Log, ledger, supervisor_log, worker_log
-from memsup.supervisor.words import printable
 
 UNKNOWN = 4
 LINES = 40
@@ -162,11 +163,11 @@ def _unix_s(when: str, now: datetime) -> float:
         since_s = None
     if since_s is None:
         raise RefusedError(
-            f"--since {printable(when)!r} is no time: write how long ago (2h, 30m), a time (06:30), a date (2026-05-12) or "
+            f"--since {when!r} is no time: write how long ago (2h, 30m), a time (06:30), a date (2026-05-12) or "
             "both ('2026-05-12 22:00')."
         )
     if since_s > now.timestamp():
-        raise RefusedError(f"--since {printable(when)!r} is still to come.")
+        raise RefusedError(f"--since {when!r} is still to come.")
     return since_s
 
 
@@ -178,7 +179,7 @@ def _show(shown: Shown, as_json: bool, *, alone: bool) -> None:
         if (text := event_line(shown.line)) is not None:
             data(text)
     else:
-        data("\n".join(readable(shown.source, shown.line, alone=alone)))
+        data(*readable(shown.source, shown.line, alone=alone))
 
 
 def readable(source: str, line: Line, *, alone: bool) -> list[str]:

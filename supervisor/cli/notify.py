@@ -8,7 +8,9 @@ import time
 
 import click
 
-from memsup.supervisor.cli.options import data, json_data, json_option, message, run_option
+from memsup.shared.commands import command
+from memsup.supervisor.cli.options import json_option, run_option
+from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.errors import RefusedError
 
 ARRIVES_WITHIN_S = 60.0
@@ -19,24 +21,26 @@ REACHED, NOT_REACHED = 0, 1
 @run_option
 @json_option
 @click.option("--test", is_flag=True, help="Send them (the only thing that this command does).")
+@click.option("--trust", is_flag=True, help="As for start.")
 @click.option("--set", "flags", multiple=True, metavar="KEY=VALUE", help="A setting, such as notify.urls=…; may be repeated.")
-def notify(run_name: str, as_json: bool, test: bool, flags: tuple[str, ...]) -> int:
+def notify(run_name: str, as_json: bool, test: bool, trust: bool, flags: tuple[str, ...]) -> int:
     """Send a test message to notify.urls and fetch notify.ping_url once, and say what came of it.
 
     The settings are those that a run started here would have. Exit code: 0 all reached, 1 not, 2 nothing to send to.
     """
     from memsup.supervisor.client.preparing import load_settings
+    from memsup.supervisor.client.trust import refuse_strangers
     from memsup.supervisor.tell.messenger import Messenger
     from memsup.supervisor.tell.policy import trial_notice
 
     if not test:
         raise RefusedError("Say memsup notify --test to send a test message.")
     loaded = load_settings(demo=False, tier=None, assignments=flags, environment=os.environ)
+    if not trust:
+        refuse_strangers(loaded, None, command("notify", run_name) + " --test")
     wanted = loaded.settings.notify
     if not wanted.urls and not wanted.ping_url:
-        raise RefusedError(
-            "Neither notify.urls nor notify.ping_url is set. Write them into memsup.toml; see docs/overnight.md."
-        )
+        raise RefusedError("Neither notify.urls nor notify.ping_url is set. See docs/overnight.md.")
     messenger = Messenger(wanted.urls, wanted.ping_url)
     messenger.start(time.monotonic())
     expected = bool(wanted.urls) + bool(wanted.ping_url)

@@ -1,9 +1,8 @@
-"""What several commands share: `--run`, `--json`, and how they print."""
+"""What several commands share: `--run`, `--json`, and the folders of a run. How they print is in `screen.py`."""
 
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,27 +31,3 @@ def paths_of(run_name: str) -> RunPaths:
         if os.path.lexists(folder):
             check_private(folder)
     return paths
-
-
-def data(text: str) -> None:
-    """Prints what the command was asked for, on stdout."""
-    click.echo(text, color=colour(sys.stdout))
-
-
-def message(text: str) -> None:
-    """Prints what a person should know beside it, on stderr."""
-    click.echo(text, err=True, color=colour(sys.stderr))
-
-
-def json_data(document: bytes | dict[str, Any]) -> None:
-    import msgspec
-
-    encoded = document if isinstance(document, bytes) else msgspec.json.encode(document)
-    click.echo(encoded.decode())
-
-
-def colour(stream: Any) -> bool:
-    """Whether to print in colour: only on a terminal, and not where NO_COLOR is set (https://no-color.org: to anything but
-    the empty string).
-    """
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()

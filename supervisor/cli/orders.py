@@ -16,7 +16,8 @@ from memsup.shared.paths import RunPaths
 from memsup.shared.run_file import read_record, write_record
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.cli import INTERRUPTED
-from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.options import json_option, paths_of, run_option
+from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.contact import (
     COMES_UP_WITHIN_S,
     LOOK_AGAIN_S,

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import click
-
+from memsup.shared.printable import printable
 from memsup.shared.readings import KnownGpu
 from memsup.shared.status import OVER, RunState, Status
+from memsup.supervisor.cli.screen import paint
 from memsup.supervisor.decide.readings import hottest
 from memsup.supervisor.decide.thresholds import COLOUR_BELOW_C
 from memsup.supervisor.words import (
@@ -19,7 +19,6 @@ from memsup.supervisor.words import (
     gpu_line,
     percent,
     plural,
-    printable,
     reached,
     reached_text,
     result_line,
@@ -38,11 +37,11 @@ _COLOURS = {
 
 def picture(status: Status, now_unix_s: float) -> list[str]:
     """Lines with colours in them; whoever prints takes them out where there is no terminal."""
-    head = click.style(status.state, fg=_COLOURS.get(status.state, "yellow"), bold=True)
+    head = paint(status.state, _COLOURS.get(status.state, "yellow"), "bold")
     since = "" if status.since is None else f" for {duration(now_unix_s - status.since)}"
     tier = "" if status.tier is None else f", tier {status.tier}"
-    lines = [f"{click.style(printable(status.run), bold=True)}: {head}{since}{tier}"]
-    lines += [click.style(f"! {printable(sentence)}", fg="yellow") for sentence in status.attention]
+    lines = [f"{paint(printable(status.run), 'bold')}: {head}{since}{tier}"]
+    lines += [paint(f"! {printable(sentence)}", "yellow") for sentence in status.attention]
     if (bar := _bar(status)) is not None:
         lines.append(bar)
     rows = [
@@ -85,7 +84,7 @@ def _bar(status: Status) -> str | None:
         return None
     done = min(1.0, found.step / total)
     full = round(done * BAR_CELLS)
-    bar = click.style("█" * full, fg="green") + click.style("░" * (BAR_CELLS - full), dim=True)
+    bar = paint("█" * full, "green") + paint("░" * (BAR_CELLS - full), "dim")
     return f"  {bar}  {_steps(status)}"
 
 
@@ -139,14 +138,14 @@ def _fence(status: Status) -> str | None:
     if memory.fence is None:
         return None
     if memory.fence == "none":
-        return click.style("none: the kernel enforces nothing here", fg="yellow")
+        return paint("none: the kernel enforces nothing here", "yellow")
     return f"{printable(memory.fence)}, the kernel stops the worker at {size(memory.fence_bytes)}"
 
 
 def _gpu(gpu: KnownGpu) -> str:
     now_c, slowdown_c = gpu.temperature_c, gpu.slowdown_c
     hot = now_c is not None and slowdown_c is not None and now_c >= slowdown_c - COLOUR_BELOW_C
-    return gpu_line(gpu, lambda celsius: click.style(celsius, fg="yellow" if hot else None))
+    return gpu_line(gpu, lambda celsius: paint(celsius, *(["yellow"] if hot else [])))
 
 
 def _heat(status: Status) -> str | None:
@@ -164,7 +163,7 @@ def _cooling(status: Status) -> str | None:
         return None
     what = "goes on in about" if cooling.holding else "has to rest in about"
     ahead = "" if cooling.forecast_s is None else f"; {what} {duration(cooling.forecast_s)}"
-    return click.style(printable(cooling.reason), fg="yellow") + ahead
+    return paint(printable(cooling.reason), "yellow") + ahead
 
 
 def _checkpoint(status: Status) -> str | None:

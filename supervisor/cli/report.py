@@ -10,7 +10,8 @@ import click
 
 from memsup.shared.commands import command
 from memsup.shared.files import replace_file
-from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.options import json_option, paths_of, run_option
+from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.cli.streams import must_be_read
 from memsup.supervisor.client.contact import observe
 from memsup.supervisor.client.errors import RefusedError
@@ -43,7 +44,7 @@ def report(run_name: str, as_json: bool, output: str | None) -> int:
     reckoned = account(material)
     html = page(material, reckoned)
     if output == "-":
-        data(html)
+        data(*html.split("\n"))
         must_be_read()
         return 0
     file = Path(output) if output else paths.state / "report.html"
@@ -56,6 +57,6 @@ def report(run_name: str, as_json: bool, output: str | None) -> int:
     if as_json:
         json_data(reckoned.as_document() | {"page": os.path.abspath(file)})
     else:
-        data("\n".join(screen(material, reckoned)))
-        message(f"\nThe page with the plots: {file.absolute()}")
+        data(*screen(material, reckoned))
+        message("", f"The page with the plots: {file.absolute()}")
     return 0

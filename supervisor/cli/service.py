@@ -15,7 +15,8 @@ import click
 from memsup.shared.commands import command
 from memsup.shared.files import replace_file
 from memsup.shared.run_file import read_record
-from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.options import json_option, paths_of, run_option
+from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.contact import Presence, observe
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.daemon.systemd import Unit, UnitError, is_wanted, unit_name, unit_text
@@ -45,7 +46,7 @@ def install(run_name: str, as_json: bool, only_print: bool) -> int:
     except UnitError as error:
         raise RefusedError(str(error)) from None
     if only_print:
-        data(text.rstrip("\n"))
+        data(*text.rstrip("\n").split("\n"))
         return DONE
     record = read_record(paths.record)
     if record is None:
@@ -65,7 +66,10 @@ def install(run_name: str, as_json: bool, only_print: bool) -> int:
     else:
         data(f"Written: {file}")
     if problem:
-        message(f"systemd did not take it: {problem}\nOnce it answers: {_shown(['systemctl', *_scope(), 'enable', file.name])}")
+        message(
+            f"systemd did not take it: {problem}",
+            f"Once it answers: {_shown(['systemctl', *_scope(), 'enable', file.name])}",
+        )
         return NOT_DONE
     if not as_json:
         data("It begins with the machine." if not _lacks_lingering() else _LINGERING)

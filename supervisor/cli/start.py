@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -22,9 +23,18 @@ from memsup.shared.record import MemoryEstimate, RunRecord
 from memsup.shared.run_file import new_run_id, read_record
 from memsup.shared.status import OVER, RunState, Status, TroubleKind, Wanted, encode_status
 from memsup.supervisor.cli import INTERRUPTED
-from memsup.supervisor.cli.findings import Row, data_rows, limits_document, machine_document, machine_rows, unfenced
-from memsup.supervisor.cli.options import data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.findings import (
+    Row,
+    data_rows,
+    limits_document,
+    machine_document,
+    machine_rows,
+    reach_rows,
+    unfenced,
+)
+from memsup.supervisor.cli.options import json_option, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
+from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.contact import LOOK_AGAIN_S, Presence, is_held, observe
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.client.preparing import (
@@ -38,8 +48,9 @@ from memsup.supervisor.client.preparing import (
     plan_new,
     shown,
 )
+from memsup.supervisor.client.trust import contacts, refuse_strangers
 from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
-from memsup.supervisor.words import columns, printable, result_line
+from memsup.supervisor.words import columns, result_line
 
 NOT_STARTED = 1
 GOES_WITHIN_S = 60.0
@@ -58,6 +69,7 @@ EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input.
 @click.option("--wait", is_flag=True, help="Show progress until the run ends. Ctrl-C leaves it running.")
 @click.option("--foreground", is_flag=True, help="Stay in this terminal. Ctrl-C checkpoints and stops, a second one forces.")
 @click.option("--fresh", is_flag=True, help="Begin anew; the earlier run's folder is moved aside.")
+@click.option("--trust", is_flag=True, help="Send messages where the memsup.toml in this folder says; it is yours.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.argument("command", nargs=-1, metavar="[-- COMMAND...]")
 def start(
@@ -70,6 +82,7 @@ def start(
     wait: bool,
     foreground: bool,
     fresh: bool,
+    trust: bool,
     dry_run: bool,
     command: tuple[str, ...],
 ) -> int:
@@ -95,6 +108,8 @@ def start(
     record = None if fresh else read_record(paths.record)
     if record is not None and (over := _finished(paths)) is not None:
         return _tell_finished(paths, over, record, asked)
+    if not trust:
+        refuse_strangers(loaded, record.settings if record else None, typed("start", paths.name))
     plan = plan_new(paths, loaded, argv) if record is None else plan_continued(paths, record, loaded, argv)
     if dry_run:
         _tell(paths, plan, record, as_json)
@@ -138,9 +153,9 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked) -> 
     plan = as_claimed(plan, answer.others)
     try:
         for line in answer.postmortem:
-            message(printable(line))
+            message(line)
         if answer.fence == "none" and (sentence := unfenced(answer.fence, answer.fence_reason)):
-            message(f"! {printable(sentence)}")
+            message(f"! {sentence}")
         _tell(paths, plan, record, as_json, run_id=fresh_record.run_id, postmortem=answer.postmortem)
         if answer.waits:
             return spawning.NOT_STARTED
@@ -249,7 +264,7 @@ def _refuse_what_differs(record: RunRecord, asked: Asked, does: str, *, stop_fir
         lines.append(f"That would be another training: choose another name with --run, or in its place: {first}{start} --fresh")
     else:
         lines.append(f"It takes that over when it is started: {stop}, then the same {start} once more.")
-    raise RefusedError("\n".join(lines))
+    raise RefusedError(lines[0], more=tuple(lines[1:]))
 
 
 def _finished(paths: RunPaths) -> Status | None:
@@ -264,7 +279,7 @@ def _tell_finished(paths: RunPaths, status: Status, record: RunRecord, asked: As
         return 0
     data(f"Run {paths.name!r} is finished" + (f": {result_line(status)}" if status.result else "."))
     if status.model_path:
-        data(f"Model: {printable(status.model_path)}")
+        data(f"Model: {status.model_path}")
     message(f"To begin anew: {typed('start', paths.name)} --fresh")
     return 0
 
@@ -277,11 +292,19 @@ def _checked_command(command: tuple[str, ...]) -> list[str] | None:
     if not command:
         return None
     if shutil.which(command[0]) is None:
+        if os.path.dirname(command[0]) and os.path.lexists(command[0]):
+            raise RefusedError(_why_not_run(command[0]))
         raise RefusedError(
             f"There is no command {command[0]!r}. To guard a training command, write it behind two dashes: "
             "memsup start -- python train.py"
         )
     return list(command)
+
+
+def _why_not_run(file: str) -> str:
+    if not os.path.isfile(file):
+        return f"{file} is {'a folder' if os.path.isdir(file) else 'no file'}, not a command."
+    return f"{file} is not executable: chmod +x {shlex.quote(file)}, or name its interpreter: memsup start -- python {file}"
 
 
 def _new_record(paths: RunPaths, plan: Plan) -> RunRecord:
@@ -335,7 +358,7 @@ def _tell(
     postmortem: Sequence[str] = (),
 ) -> None:
     for sentence in _notes(paths, plan):
-        message(f"! {printable(sentence)}")
+        message(f"! {sentence}")
     if as_json:
         json_data(_document(paths, plan, record, run_id) | {"postmortem": postmortem})
         return
@@ -347,14 +370,16 @@ def _tell(
     if plan.task is not None:
         _section("The task", data_rows(plan.task, plan.settings))
     if plan.command is not None:
-        _section("The command", [("run", printable(" ".join(plan.command)))])
+        _section("The command", [("run", " ".join(plan.command))])
+    if rows := reach_rows(plan.settings, plan.origins, plan.task):
+        _section("What it reaches", rows)
     limits = lines(resolution) if plan.command is None else memory_lines(resolution)
-    data(f"\nTier {tier}: {reason}")
-    data("\n".join("  " + line for line in columns([name, value, f"← {origin}"] for name, value, origin in limits)))
+    data("", f"Tier {tier}: {reason}")
+    data(*("  " + line for line in columns([name, value, f"← {origin}"] for name, value, origin in limits)))
 
 
 def _section(title: str, rows: list[Row]) -> None:
-    data(f"{title}\n" + "\n".join("  " + line for line in columns(rows)))
+    data(title, *("  " + line for line in columns(rows)))
 
 
 def _notes(paths: RunPaths, plan: Plan) -> list[str]:
@@ -373,7 +398,7 @@ def _notes(paths: RunPaths, plan: Plan) -> list[str]:
 
 def _tell_next(paths: RunPaths, record: RunRecord) -> None:
     if record.wanted is Wanted.PAUSED:
-        data(f"\nSupervised, and still paused, as you left it. Go on with: {typed('resume', paths.name)}")
+        data("", f"Supervised, and still paused, as you left it. Go on with: {typed('resume', paths.name)}")
         return
     look, pause, stop = (typed(name, paths.name) for name in ("status", "pause", "stop"))
     rows = [(f"{look} --watch", "look at it")]
@@ -381,7 +406,7 @@ def _tell_next(paths: RunPaths, record: RunRecord) -> None:
         rows += [(f"{pause} --release", "when you need the machine"), (stop, "checkpoint and stop; start continues")]
     else:
         rows += [(pause, "it stands still, its memory is kept"), (stop, "SIGTERM; start begins the command anew")]
-    data("\nStarted; this terminal may be closed. Next:\n" + "\n".join("  " + line for line in columns(rows)))
+    data("", "Started; this terminal may be closed. Next:", *("  " + line for line in columns(rows)))
 
 
 def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str | None) -> dict[str, Any]:
@@ -401,6 +426,7 @@ def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str
         "values": [line._asdict() for line in lines(plan.resolution)],
         "settings": plan.settings,
         "command": plan.command,
+        "contacts": dict(contacts(plan.settings)),
         "notes": _notes(paths, plan),
         **{
             name: [{"key": d.key, "has": shown(d.has), "asked": shown(d.asked), "origin": d.origin} for d in found]

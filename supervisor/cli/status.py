@@ -9,8 +9,9 @@ import click
 
 from memsup.shared.commands import command
 from memsup.shared.status import OVER, RunState, Status, encode_status
-from memsup.supervisor.cli.options import colour, data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.options import json_option, paths_of, run_option
 from memsup.supervisor.cli.picture import picture
+from memsup.supervisor.cli.screen import colour, console, data, json_data, message, shown
 from memsup.supervisor.cli.streams import must_be_read
 from memsup.supervisor.client.contact import observe
 
@@ -53,7 +54,7 @@ def _print(found: Status, as_json: bool) -> None:
     if as_json:
         json_data(encode_status(found))
     else:
-        data("\n".join(picture(found, time.time())))
+        data(*picture(found, time.time()))
 
 
 def _watch(run_name: str, found: Status, as_json: bool) -> Status:
@@ -72,9 +73,9 @@ def _watch(run_name: str, found: Status, as_json: bool) -> Status:
     from rich.text import Text
 
     def drawn() -> Text:
-        return Text.from_ansi("\n".join(picture(found, time.time())))
+        return Text.from_ansi("\n".join(shown(line, in_colour=True) for line in picture(found, time.time())))
 
-    with Live(drawn(), auto_refresh=False) as live:
+    with Live(drawn(), console=console(sys.stdout), auto_refresh=False) as live:
         while found.state not in OVER:
             time.sleep(WATCH_EVERY_S)
             found = observe(paths).status or found

@@ -14,6 +14,8 @@ import select
 import sys
 from typing import TYPE_CHECKING, TextIO
 
+from memsup.supervisor.cli.screen import message, unguarded
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
@@ -78,11 +80,11 @@ def say_what_is_lost() -> None:
     """Says on stderr that the output did not get out, unless its reader has just gone, as `head` does."""
     error = _lost()
     if error is not None and error.errno != errno.EPIPE:
-        print(f"memsup: the output could not be written: {error.strerror}.", file=sys.stderr)
+        message(f"memsup: the output could not be written: {error.strerror}.")
 
 
 def _lost() -> OSError | None:
     """Why what was printed on stdout did not get out. None where all of it did."""
     sys.stdout.flush()
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    raw = getattr(getattr(unguarded(sys.stdout), "buffer", None), "raw", None)
     return raw.error if isinstance(raw, _Stream) else None

@@ -10,12 +10,14 @@ import click
 
 from memsup.shared.commands import command
 from memsup.shared.paths import RunPaths
+from memsup.shared.printable import printable
 from memsup.shared.status import OVER, RunState, Status, Trouble, TroubleKind, Wanted, encode_status
 from memsup.supervisor.cli import INTERRUPTED
-from memsup.supervisor.cli.options import colour, data, json_data, json_option, message, paths_of, run_option
+from memsup.supervisor.cli.options import json_option, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
+from memsup.supervisor.cli.screen import colour, console, data, json_data, message
 from memsup.supervisor.client.contact import observe
-from memsup.supervisor.words import duration, printable, reached, result_line, size, trains
+from memsup.supervisor.words import duration, reached, result_line, size, trains
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -55,20 +57,22 @@ def follow(paths: RunPaths, as_json: bool) -> int:
 
 def goes_on(paths: RunPaths) -> int:
     """Says after Ctrl-C that only the looking on has ended; returns the exit code."""
-    message(f"\nThe run goes on. Look at it with: {command('status', paths.name)}   End it with: {command('stop', paths.name)}")
+    message(
+        "", f"The run goes on. Look at it with: {command('status', paths.name)}   End it with: {command('stop', paths.name)}"
+    )
     return INTERRUPTED
 
 
 def _tell_end(last: Status, paths: RunPaths) -> None:
     for sentence in last.attention:
-        message(f"! {printable(sentence)}")
+        message(f"! {sentence}")
     match last.state:
         case RunState.FINISHED:
             data("Finished" + (f": {result_line(last)}" if last.result else "."))
             if last.model_path:
-                data(f"Model: {printable(last.model_path)}")
+                data(f"Model: {last.model_path}")
         case RunState.FAILED:
-            message(f"The run failed: {printable(last.failure or 'see the log')}\nIts log: {command('logs', paths.name)}")
+            message(f"The run failed: {last.failure or 'see the log'}", f"Its log: {command('logs', paths.name)}")
         case _:
             message(f"The run is stopped. Continue with: {command('start', paths.name)}")
 
@@ -90,18 +94,17 @@ def _in_lines(paths: RunPaths) -> Status:
 
 
 def _on_a_terminal(paths: RunPaths) -> Status:
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     shape = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
-        TextColumn("{task.fields[steps]}"),
-        TextColumn("{task.fields[speed]}", style="cyan"),
-        TextColumn("{task.fields[memory]}", style="magenta"),
+        TextColumn("{task.fields[steps]}", markup=False),
+        TextColumn("{task.fields[speed]}", style="cyan", markup=False),
+        TextColumn("{task.fields[memory]}", style="magenta", markup=False),
     )
     # Drawn once a look: a bar that moves ten times a second takes its CPU from the training.
-    with Progress(*shape, console=Console(stderr=True), auto_refresh=False) as progress:
+    with Progress(*shape, console=console(sys.stderr), auto_refresh=False) as progress:
         task = progress.add_task("starting", total=None, steps="", speed="", memory="")
         told: set[str] = set()
         while True:
@@ -132,7 +135,7 @@ def _show(progress: Progress, task: TaskID, status: Status) -> None:
     )
     progress.update(
         task,
-        description=f"{status.state}{doing}",
+        description=printable(f"{status.state}{doing}"),
         completed=found.step if found else 0,
         total=p.total_steps,
         steps="" if found is None else f"{found.step:,}" + (f"/{p.total_steps:,}" if p.total_steps else ""),

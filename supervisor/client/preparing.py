@@ -56,6 +56,8 @@ class Plan:
 
     settings: Settings
     """The settings with every value filled in."""
+    origins: Mapping[str, str]
+    """For each setting that is no default, the place that set it."""
     resolution: Resolution
     machine: Machine
     task: TaskSummary | None
@@ -78,7 +80,10 @@ def job_file(*, demo: bool) -> Path | None:
 def load_settings(*, demo: bool, tier: str | None, assignments: Sequence[str], environment: Mapping[str, str]) -> Loaded:
     """The settings as given now. Raises `SettingsError`."""
     flags = ([f"tier={tier}"] if tier else []) + list(assignments)
-    return load(job_file=job_file(demo=demo), flags=flags, environment=environment, user_file=user_settings_file())
+    of_job, own = job_file(demo=demo), user_settings_file()
+    if of_job and own and of_job.samefile(own):
+        of_job = None
+    return load(job_file=of_job, flags=flags, environment=environment, user_file=own)
 
 
 def look_around(state: Path, settings: Settings) -> Machine:
@@ -96,10 +101,12 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan
     settings = loaded.settings
     if command is None and settings.task.model is None and settings.task.train is None and job_file(demo=False) is None:
         raise RefusedError(
-            f"There is no {JOB_FILE} in {current_folder()} and no task in the settings. Go on with one of:\n"
-            "  memsup start --demo                                        the built-in job, from anywhere\n"
-            "  memsup start --set task.model=MODEL --set task.train=FILE  your model and your data\n"
-            "  memsup start -- python train.py                            a training command of your own"
+            f"There is no {JOB_FILE} in {current_folder()} and no task in the settings. Go on with one of:",
+            more=(
+                "  memsup start --demo                                        the built-in job, from anywhere",
+                "  memsup start --set task.model=MODEL --set task.train=FILE  your model and your data",
+                "  memsup start -- python train.py                            a training command of your own",
+            ),
         )
     task = None if command else check_task(settings.task, budget_s=DATA_BUDGET_S)
     if command is None:
@@ -110,7 +117,14 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan
     shape = None if command else model_shape(settings.task.model, task)
     resolution = resolve(settings, loaded.origins, machine, shape, beside(paths))
     _check_disk(paths, settings, machine, task)
-    return Plan(settings=resolution.settings, resolution=resolution, machine=machine, task=task, command=command)
+    return Plan(
+        settings=resolution.settings,
+        origins=loaded.origins,
+        resolution=resolution,
+        machine=machine,
+        task=task,
+        command=command,
+    )
 
 
 def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: list[str] | None) -> Plan:
@@ -126,10 +140,12 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: 
     task = None if record.command else check_task(settings.task, budget_s=DATA_BUDGET_S)
     machine = look_around(paths.state, settings)
     shape = None if record.command else model_shape(settings.task.model, task)
-    resolution = resolve(settings, _origins(settings, taken), machine, shape, beside(paths))
+    origins = _origins(settings, taken)
+    resolution = resolve(settings, origins, machine, shape, beside(paths))
     _check_disk(paths, settings, machine, None)
     return Plan(
         settings=resolution.settings,
+        origins=origins,
         resolution=resolution,
         machine=machine,
         task=task,

@@ -18,14 +18,16 @@ from pathlib import Path
 
 import msgspec
 
+from memsup.shared.loading import variable_of
 from memsup.shared.paths import PathError, RunPaths, check_private, open_private, prepare
+from memsup.shared.printable import printable
 from memsup.shared.record import RunRecord
 from memsup.shared.run_file import write_record
+from memsup.shared.settings import keys
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.daemon.self_protection import own_scope
 from memsup.supervisor.decide.claims import Claim
 from memsup.supervisor.fence.base import fence_name
-from memsup.supervisor.words import printable
 
 READY_WITHIN_S = 60.0
 """Importing and trying out the fence takes half a second; a machine under pressure is slower."""
@@ -146,8 +148,12 @@ def command(paths: RunPaths) -> list[str]:
 
 
 def environment(paths: RunPaths) -> dict[str, str]:
-    """The environment with the two folders' full names, which may be relative to this folder, and differ between logins."""
-    return os.environ | {"MEMSUP_STATE_DIR": str(paths.state.parent), "MEMSUP_RUNTIME_DIR": str(paths.runtime.parent)}
+    """The environment with the two folders' full names, which may be relative to this folder, and differ between logins. Secret
+    settings are not in it: `run.json` has them, and the worker inherits the rest.
+    """
+    secret = {variable_of(name) for name, key in keys().items() if key.is_secret}
+    passed_on = {name: value for name, value in os.environ.items() if name.upper() not in secret}
+    return passed_on | {"MEMSUP_STATE_DIR": str(paths.state.parent), "MEMSUP_RUNTIME_DIR": str(paths.runtime.parent)}
 
 
 def _open_log(paths: RunPaths) -> int:

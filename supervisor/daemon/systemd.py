@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from memsup.shared.printable import printable
 from memsup.shared.record import RunRecord
 from memsup.shared.status import RunState, Status, Wanted
 
@@ -155,7 +156,7 @@ def main(arguments: Sequence[str]) -> int:
         record = read_record(paths.record)
         status = read_document(paths.status, decode_status)
     except (PathError, RecordError) as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
         return 1
     except (FileNotFoundError, UnreadableError):
         status = None

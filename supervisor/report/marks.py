@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-from memsup.supervisor.words import printable
+from memsup.shared.printable import printable
 
 _STEPS_S = (60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400, 172_800, 604_800, 2_592_000)
 _LONGEST_TEXT = 600

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from memsup.shared.printable import printable
 from memsup.supervisor.record.history import Point, thin
 from memsup.supervisor.report.account import Account
 from memsup.supervisor.report.gather import Material
@@ -12,7 +13,7 @@ from memsup.supervisor.report.marks import clock
 from memsup.supervisor.report.outcome import figures, headline, period, share, summary
 from memsup.supervisor.report.page import price
 from memsup.supervisor.report.plots import DESCRIPTIONS
-from memsup.supervisor.words import columns, duration, printable, size
+from memsup.supervisor.words import columns, duration, size
 
 CELLS = 60
 MOST_INTERVENTIONS = 12

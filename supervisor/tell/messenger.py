@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from memsup.shared.printable import printable, printable_lines
+from memsup.shared.secret import Secret
 from memsup.supervisor.kernel.processes import started_here
 from memsup.supervisor.tell.policy import Notice
 
@@ -34,7 +36,7 @@ class Sent:
 class Messenger:
     """One sender, or none: without `urls` and `ping_url`, which are as in the settings, nothing is ever started."""
 
-    def __init__(self, urls: Sequence[str], ping_url: str | None) -> None:
+    def __init__(self, urls: Sequence[Secret], ping_url: Secret | None) -> None:
         self._urls, self._ping_url = list(urls), ping_url
         self._process: subprocess.Popen[bytes] | None = None
         self._started_s = float("-inf")
@@ -76,13 +78,18 @@ class Messenger:
     def send(self, notice: Notice, *, retry: bool = True) -> None:
         """Hands a notice over; it is lost where there is no sender, or one that has stopped reading."""
         if self._urls:
-            job = {"urls": self._urls, "title": notice.title, "text": notice.text, "retry": retry}
+            job = {
+                "urls": [url.reveal() for url in self._urls],
+                "title": printable(notice.title),
+                "text": printable_lines(notice.text),
+                "retry": retry,
+            }
             self._hand_over(job, ping=False)
 
     def ping(self) -> None:
         """Asks for one ping; it is dropped while an earlier one is on its way."""
         if self._ping_url and True not in self._asked.values():
-            self._hand_over({"ping": self._ping_url}, ping=True)
+            self._hand_over({"ping": self._ping_url.reveal()}, ping=True)
 
     @property
     def on_its_way(self) -> bool:

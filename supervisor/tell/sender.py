@@ -22,6 +22,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from memsup.shared.secret import is_file, is_variable, named
+
 RETRY_AFTER_S = (5.0, 30.0, 120.0, 300.0, 300.0)
 GIVE_UP_S = 900.0
 PING_WITHIN_S = 20.0
@@ -39,11 +41,15 @@ def addresses(specs: list[str], environment: Mapping[str, str]) -> list[str]:
     found: list[str] = []
     for spec in specs:
         if spec.startswith("env:"):
+            if not is_variable(spec[4:]):
+                raise AddressError("What follows env: in notify is not a variable's name: write env:NAME.")
             value = environment.get(spec[4:], "")
             if not value:
                 raise AddressError(f"The environment variable {spec[4:]} is not set.")
             found += value.split()
         elif spec.startswith("file:"):
+            if not is_file(spec):
+                raise AddressError("What follows file: in notify is not a file's whole path: write file:/PATH.")
             found += _file(spec[5:])
         else:
             found.append(spec)
@@ -61,12 +67,6 @@ def _file(path: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise AddressError(f"{path} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}).") from None
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def named(address: str) -> str:
-    """The kind of address: all that may be said about it."""
-    scheme = address.partition(":")[0]
-    return scheme if scheme.isascii() and scheme.isalnum() and len(scheme) <= 20 else "address"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -125,10 +125,9 @@ def ping(address: str) -> tuple[bool, str]:
     """Sends one GET; any status below 400 is an answer. What fails is tried again with the next ping, not before."""
     import http.client
     import urllib.error
-    import urllib.parse
     import urllib.request
 
-    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
+    if named(address) not in ("http", "https"):
         return False, "notify.ping_url is not an http address."
     try:
         with urllib.request.urlopen(address, timeout=PING_WITHIN_S) as answer:  # noqa: S310 - checked above

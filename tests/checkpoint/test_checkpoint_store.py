@@ -16,8 +16,9 @@ import pytest
 from kit import ROOT, small_state
 from kit.small_state import assert_holds, leftovers, save
 
-from memsup.checkpoint import durable
+from memsup.checkpoint import durable, folders
 from memsup.checkpoint.errors import CheckpointError, Damaged, DamagedWhenWritten, DiskFull, NotWritten
+from memsup.checkpoint.folders import MARK
 from memsup.checkpoint.header import DTYPE_BYTES
 from memsup.checkpoint.reading import read_json, verify
 from memsup.checkpoint.room import SPARE_BYTES, Verdict
@@ -241,16 +242,72 @@ def test_the_next_start_sweeps_up_what_a_killed_save_left(store: Store, tmp_path
     (elsewhere / "precious").write_text("")
     torn = store.folder / ".draft-00000002-abcd"
     torn.mkdir()
+    (torn / MARK).touch()
     (torn / "model.safetensors").write_bytes(b"half")
     (torn / "link").symlink_to(elsewhere)
-    (store.folder / ".draft-00000003-abcd").symlink_to(elsewhere)
-    (store.folder / ".gone-step-00000000").mkdir()
+    (store.folder / ".draft-00000003-0123abcd").mkdir()  # a kill before the mark
+    (store.folder / ".gone-step-00000000").mkdir()  # and one behind it
     swept = store.sweep()
     assert names(store) == ["step-00000001"]
     assert (elsewhere / "precious").exists()
     assert len(swept) == 3
     assert swept[0] == ".draft-00000002-abcd, an unfinished checkpoint of a process that was killed, was removed."
     assert store.sweep() == []
+
+
+def everything_in(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def test_what_memsup_did_not_make_is_neither_deleted_nor_renamed_nor_written_to(store: Store, tmp_path: Path) -> None:
+    """Whoever names a folder of theirs as `checkpoint.folder`, or is led to, keeps all that lies there, whatever its name."""
+    templates = (folders.DRAFT, folders.GONE, folders.DAMAGED, "step-")
+    endings = ("novel", "00000001", "00000009", "00000002-0123abcd", "step-00000003")
+    store.folder.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for place, name in enumerate(template + ending for template in templates for ending in endings):
+        theirs = store.folder / name
+        match place % 4:
+            case 0:
+                theirs.write_text("a file")
+            case 1:
+                theirs.symlink_to(tmp_path / "elsewhere")
+            case _:
+                theirs.mkdir()
+                (theirs / ("manifest.json" if place % 2 else "chapter.txt")).write_text("{}")
+    (store.folder / ".draft-empty").mkdir()
+    before = everything_in(store.folder)
+    assert store.sweep() == []
+    newest, told = store.newest_valid()
+    assert newest is None
+    assert all(found.path.is_dir() and (found.path / "manifest.json").exists() for found in told)
+    for step in (10, 11, 12, 13):
+        save(store, step)
+    after = everything_in(store.folder)
+    assert {name: after.get(name, "gone") for name in before} == before
+    assert {"step-00000012", "step-00000013"} <= set(names(store))
+    assert not {"step-00000010", "step-00000011"} & set(names(store))
+    newest, _ = store.newest_valid()
+    assert newest is not None
+    assert newest.step == 13
+    assert [info.step for info in store.list()] == [13, 12]
+
+
+def test_checkpoints_of_before_there_were_marks_are_still_kept_and_deleted_in_turn(store: Store) -> None:
+    """Their manifest tells that they are memsup's."""
+    for step in (1, 2):
+        (save(store, step).path / MARK).unlink()
+    save(store, 3)
+    assert names(store) == ["step-00000002", "step-00000003"]
+    flip(store.folder / "step-00000002" / "state.json")
+    flip(store.folder / "step-00000003" / "state.json")
+    assert {found.path.name for found in store.newest_valid()[1]} == {"damaged-step-00000002", "damaged-step-00000003"}
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
 
 
 def test_a_store_that_does_not_exist_is_empty(store: Store) -> None:
@@ -417,12 +474,15 @@ def test_links_and_pipes_are_set_aside_and_never_followed_or_waited_for(store: S
     (waiting / "state.json").unlink()
     os.mkfifo(waiting / "state.json")
     (store.folder / "step-00000008").write_text("a file")
-    (store.folder / "step-00000009").mkdir()
+    empty = save(store, 9).path
+    for file in empty.iterdir():
+        if file.name != MARK:
+            file.unlink()
     info, set_aside = store.newest_valid()
     assert info is not None
     assert info.step == 1
     reasons = {found.path.name: found.reason for found in set_aside}
-    assert reasons.keys() == {f"damaged-step-0000000{n}" for n in (5, 6, 7, 8, 9)}
+    assert reasons.keys() == {f"damaged-step-0000000{n}" for n in (6, 7, 9)} | {"step-00000005"}
     assert reasons["damaged-step-00000006"] == "state.json is a link, and links are not followed."
     assert reasons["damaged-step-00000007"] == "state.json is not a file."
     assert "no manifest" in reasons["damaged-step-00000009"]

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import zmq
 
 from memsup.shared import messages as m
@@ -24,6 +25,7 @@ from memsup.shared.record import RunRecord
 from memsup.shared.run_file import write_record
 from memsup.shared.settings import Settings
 from memsup.shared.status import Status, Wanted, encode_status
+from memsup.supervisor.cli import main
 from memsup.supervisor.client.contact import is_held
 
 RUN_ID = f"test{uuid.uuid4().hex[:8]}"
@@ -52,6 +54,18 @@ def memsup(*arguments: str, cwd: Path | None = None, within_s: float = 120, **en
         check=False,
     )
     return Done(done.args, done.returncode, done.stdout, done.stderr)
+
+
+def said(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """The exit code of `memsup ARGUMENTS` and what it prints on both streams, in the test's own process."""
+    before = sys.stdout, sys.stderr
+    capfd.readouterr()
+    try:
+        code = main(arguments)
+    finally:
+        sys.stdout, sys.stderr = before
+    came = capfd.readouterr()
+    return code, came.out + came.err
 
 
 def eventually(true: Callable[[], Any], within_s: float = 120, *, every_s: float = 0.02) -> Any:

@@ -23,15 +23,22 @@ from kit.yardstick import stopwatch
 pytestmark = pytest.mark.slow
 STATES = {"starting", "running", "pausing", "paused", "cooling", "recovering", "stopping", "stopped", "finished", "failed"}
 MIB = 1 << 20
+OF_A_PERSON = (".draft-novel", ".draft-00000001-0123abcd", ".gone-step-00000001", "damaged-step-00000001", "step-00000001")
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[Path]:
     """A folder with a `memsup.toml`, named as people name folders."""
     folder = tmp_path / "我的 任务"
-    tiny_job(folder, epochs=20, more='learning_rate = 2e-3\nthreads = 1\nlanes = 1\n[checkpoint]\nevery = "2s"\n')
+    more = 'learning_rate = 2e-3\nthreads = 1\nlanes = 1\n[checkpoint]\nevery = "2s"\nfolder = "mine"\n'
+    tiny_job(folder, epochs=20, more=more)
+    for name in OF_A_PERSON:  # checkpoints go into a folder that has other things in it, by chance named as memsup's
+        (folder / "mine" / name).mkdir(parents=True)
+        (folder / "mine" / name / "chapter.txt").write_text("It was a dark and stormy night.")
     yield folder
     end_supervisors()
+    for name in OF_A_PERSON:
+        assert [file.name for file in (folder / "mine" / name).iterdir()] == ["chapter.txt"]
 
 
 STEPS = 27 * 20
@@ -65,6 +72,7 @@ def test_start_pause_resume_checkpoint_kill_stop_start_finished(job: Path) -> No
     for told in ("RAM", "Tier full", "worker memory", "reserve", "memsup status --watch"):
         assert told in started.stdout
     again = ok(memsup("start", cwd=job))
+    assert f"in {job / 'mine'}, where its own older ones are deleted" in started.stdout
     assert "already" in again.stdout + again.stderr
 
     running = reaches("running")

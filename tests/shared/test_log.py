@@ -13,6 +13,7 @@ from datetime import datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.terminal import EVIL, FORGED, obeyed
 
 from memsup.shared import log as logging_of_ours
 from memsup.shared.log import FromLibraries, json_lines, log, log_to, plain_words, time_text, words
@@ -105,3 +106,11 @@ def test_before_anything_is_said_warnings_go_to_standard_error() -> None:
     done = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
     assert done.stdout == ""
     assert done.stderr[8:] == "  warning: loud: path x\n"
+
+
+def test_a_terminal_is_not_driven_by_what_is_logged(written: tuple[list[bytes], list[bytes]]) -> None:
+    """In the foreground the log goes to a terminal; a field is no more than a part of a line."""
+    log.warning(f"It broke{EVIL}", path=f"/x{EVIL}{FORGED}")
+    (line,) = written[1]
+    assert not obeyed(line.decode())
+    assert line.decode().count("\n") == 1

@@ -25,6 +25,33 @@ def test_names_that_could_lead_elsewhere_are_refused(name: str) -> None:
         run_paths(name)
 
 
+def test_a_name_is_no_longer_than_a_folders() -> None:
+    """A letter has up to four bytes, a folder's name at most 255; there is room for what is appended to it."""
+    letter = "𠀀"
+    with pytest.raises(PathError, match=r"256 bytes .* 200 fit"):
+        run_paths(64 * letter)
+    assert run_paths(40 * letter).name == 40 * letter
+
+
+def test_whose_folder_it_is_decides_which_variable_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else may have made the folder in /tmp first."""
+    for name in ("MEMSUP_STATE_DIR", "MEMSUP_RUNTIME_DIR"):
+        folder = tmp_path / name
+        folder.write_text("no folder")
+        monkeypatch.setenv(name, str(folder))
+        with pytest.raises(PathError, match=rf"Choose another with {name}\."):
+            check_private(folder)
+        with pytest.raises(PathError, match=rf"Choose another with {name}\."):
+            make_private(folder / "default")
+    if os.geteuid() == 0:
+        foreign = tmp_path / "foreign"
+        foreign.mkdir()
+        os.chown(foreign, 12345, 12345)
+        monkeypatch.setenv("MEMSUP_RUNTIME_DIR", str(foreign))
+        with pytest.raises(PathError, match=r"belongs to user 12345, .*Choose another with MEMSUP_RUNTIME_DIR"):
+            check_private(foreign)
+
+
 def test_folders_are_made_for_the_user_alone(tmp_path: Path) -> None:
     paths = run_paths("default")
     prepare(paths)

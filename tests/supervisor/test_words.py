@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.terminal import obeyed
 
+from memsup.shared.printable import printable, printable_json, printable_lines
 from memsup.shared.readings import KnownGpu
 from memsup.shared.settings import parse_size
-from memsup.supervisor.words import columns, duration, gpu_line, pad, percent, printable, size, steps, width
+from memsup.supervisor.words import columns, duration, gpu_line, pad, percent, size, steps, width
 
 
 @pytest.mark.parametrize(
@@ -70,7 +74,20 @@ def test_padding_never_cuts(text: str, cells: int) -> None:
 @given(st.text())
 def test_others_words_cannot_drive_the_terminal(text: str) -> None:
     """A worker's message or a file's name may hold escape sequences."""
-    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in printable(text))
+    assert not obeyed(printable(text))
+    assert "\n" not in printable(text)
+    assert len(printable(text)) == len(text)
+    assert not obeyed(printable_lines(text).replace("\t", ""))
+    assert json.loads(printable_json(json.dumps(text, ensure_ascii=False))) == text
+    assert not obeyed(printable_json(json.dumps(text, ensure_ascii=False)))
+
+
+def test_every_character_is_judged_as_unicode_has_it() -> None:
+    """What Unicode adds later as a control or a format character is found when Python learns of it."""
+    everything = [chr(code) for code in range(0x110000)]
+    assert {c for c in everything if printable(c) == c} & obeyed("".join(everything)) == set()
+    for kept in ("评论", "é", "\u3000", "می\u200cخواهم", "👩\u200d💻", "葛\U000e0100", "→ °"):
+        assert printable(kept) == printable_lines(kept) == kept
 
 
 def test_steps_are_told_with_their_share_where_the_whole_is_known() -> None:

@@ -613,6 +613,22 @@ def test_a_model_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     says("cannot be loaded")
 
 
+def test_a_pickle_that_could_run_something_is_refused_in_memsups_words(tmp_path: Path) -> None:
+    """Torch's own text advises to load it without its guard, which "will likely succeed"."""
+
+    class Program:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch '{tmp_path / 'was run'}'",)
+
+    folder = pretrained(tmp_path)
+    (folder / "model.safetensors").unlink()
+    torch.save({"weight": Program()}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"are a pickle with more in it than tensors.* Get the model as safetensors") as error:
+        load(tmp_path, folder)
+    assert "weights_only" not in str(error.value)
+    assert not (tmp_path / "was run").exists()
+
+
 def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -316,6 +317,11 @@ def _loading(origin: str, load: Callable[[], Any]) -> Any:
     except Exception as error:
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
             raise
+        if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to load it all the same
+            raise InputError(
+                f"The weights of {origin} are a pickle with more in it than tensors, which could run a program of somebody "
+                "else's; memsup does not load it. Get the model as safetensors."
+            ) from None
         log.warning("Loading failed", origin=origin, exc_info=True)
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
         raise InputError(

@@ -16,6 +16,12 @@ from memsup.supervisor.cli import COMMANDS
 from memsup.supervisor.cli import memsup as group
 
 HEAVY = {"torch", "transformers", "numpy", "datasets", "rich", "psutil", "asyncio", "pyarrow", "safetensors"}
+OWN = {
+    "shared",
+    "shared.printable",
+    *(f"supervisor{name}" for name in ("", ".cli", ".cli.screen", ".cli.streams", ".client", ".client.errors")),
+}
+"""What `memsup --help` needs of memsup itself."""
 
 
 def imported(*arguments: str) -> set[str]:
@@ -50,7 +56,7 @@ def test_help_imports_nothing_but_click() -> None:
     assert "click" in modules
     assert not modules & (HEAVY | {"zmq", "msgspec", "platformdirs", "subprocess", "tomllib"})
     own = {name for name in modules if name.startswith("memsup.")}
-    assert own == {f"memsup.supervisor{name}" for name in ("", ".cli", ".cli.streams", ".client", ".client.errors")}
+    assert own == {f"memsup.{name}" for name in OWN}
 
 
 def test_status_imports_no_heavy_library() -> None:

@@ -90,6 +90,13 @@ BAD_INPUT: dict[str, tuple[dict[str, bytes | None], list[str], list[str]]] = {
     "a checkpoint that is none": ({}, ["--set", "checkpoint.resume_from=model"], ["checkpoint.resume_from", "manifest"]),
     "a run's name that is none": ({}, ["--run", "../elsewhere"], ["../elsewhere", "letters"]),
     "a command that is not there": ({}, ["--", "no-such-command"], ["no-such-command", "-- python"]),
+    "a command that may not be run": (
+        toml("") | {"train.py": b"print()"},
+        ["--", "./train.py"],
+        ["chmod +x ./train.py", "python"],
+    ),
+    "a command that is a folder": ({}, ["--", "./model"], ["./model is a folder"]),
+    "a run's name too long for a folder": ({}, ["--run", "𠀀" * 64], ["256 bytes", "shorter"]),
     "two ways to look on": ({}, ["--wait", "--foreground"], ["--foreground", "--wait"]),
     "an unknown option": ({}, ["--frehs"], ["--frehs"]),
 }

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from kit.terminal import EVIL, FORGED, obeyed
 
+from memsup.shared.secret import Secret, named
 from memsup.supervisor.cli.notify import notify as command
 from memsup.supervisor.tell import sender
 from memsup.supervisor.tell.messenger import Messenger, Sent
 from memsup.supervisor.tell.policy import Kind, Notice
-from memsup.supervisor.tell.sender import AddressError, addresses, deliver, named
+from memsup.supervisor.tell.sender import AddressError, addresses, deliver
 
 SECRET = "s3cr3t-token"
 NOTICE = Notice(Kind.FAILED, "night: failed", "磁盘已满 <b>&</b>")
@@ -89,7 +91,7 @@ def messenger() -> Iterator[Callable[..., Messenger]]:
     started: list[Messenger] = []
 
     def start(urls: list[str], ping_url: str | None = None) -> Messenger:
-        made = Messenger(urls, ping_url)
+        made = Messenger([Secret(url) for url in urls], Secret(ping_url) if ping_url else None)
         made.start(time.monotonic())
         started.append(made)
         return made
@@ -125,6 +127,18 @@ def test_a_message_arrives_and_is_reported(server: Server, messenger: Callable[.
     assert (method, path) == ("POST", f"/{SECRET}")
     document = json.loads(body)
     assert (document["title"], document["message"]) == (NOTICE.title, NOTICE.text)
+
+
+@needs_apprise
+def test_a_message_drives_no_terminal_that_shows_it(server: Server, messenger: Callable[..., Messenger]) -> None:
+    """A mail is read on terminals, too, and a worker's last words are in it."""
+    told = messenger([server.notify_url])
+    told.send(Notice(Kind.FAILED, f"default: failed{EVIL}{FORGED}", f"It said {EVIL}\nand ended"))
+    assert answers_of(told, 1)[0].ok
+    document = json.loads(server.got[0][2])
+    assert not obeyed(document["title"] + document["message"])
+    assert "\n" not in document["title"]
+    assert document["message"].endswith("\nand ended")
 
 
 def test_the_ping_arrives(server: Server, messenger: Callable[..., Messenger]) -> None:

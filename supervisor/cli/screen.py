@@ -1,0 +1,133 @@
+"""The one place through which all that the command line prints goes.
+
+`data`, `message` and `json_data` print. Each text that they are given is one line, and whatever in it could drive a terminal
+or begin a line of its own is shown as �, wherever it came from. `console` is the same for what rich draws. What others write
+to the two streams (warnings of libraries, tracebacks, click's help) passes `guard`. Colours are `paint`'s: they carry a
+number that nobody outside of this process can know, so that no other text can colour or hide anything.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+from memsup.shared.printable import printable, printable_json, printable_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+_OURS = int.from_bytes(os.urandom(8))
+_PAINT = re.compile(rf"\x1b\[{_OURS};(\d+)m")
+_CODES = {"plain": 0, "bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "blue": 34}
+
+
+def paint(text: str, *styles: str) -> str:
+    """`text` in colour, or bold or dim, for `data` and `message` to show where there is a terminal for it."""
+    begin = "".join(f"\x1b[{_OURS};{_CODES[style]}m" for style in styles)
+    return f"{begin}{text}\x1b[{_OURS};{_CODES['plain']}m" if styles else text
+
+
+def shown(line: str, *, in_colour: bool) -> str:
+    """A line as the terminal gets it."""
+    parts = _PAINT.split(line)
+    for place, part in enumerate(parts):
+        parts[place] = printable(part) if place % 2 == 0 else f"\x1b[{part}m" if in_colour else ""
+    return "".join(parts)
+
+
+def data(*lines: str) -> None:
+    """Prints what the command was asked for, on stdout."""
+    _print(sys.stdout, lines)
+
+
+def message(*lines: str) -> None:
+    """Prints what a person should know beside it, on stderr."""
+    _print(sys.stderr, lines)
+
+
+def json_data(document: bytes | dict[str, Any]) -> None:
+    """Prints one JSON document on stdout, without the secrets that lie in it."""
+    _write(sys.stdout, printable_json(document.decode() if isinstance(document, bytes) else _encoded(document)) + "\n")
+
+
+def colour(stream: Any) -> bool:
+    """Whether to print in colour: only on a terminal, and not where NO_COLOR is set (https://no-color.org: to anything but
+    the empty string).
+    """
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
+def console(stream: TextIO) -> Console:
+    """What rich draws with, on `stream`: its own control sequences pass, the texts are made harmless."""
+    from rich.console import Console
+
+    class Screen(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=printable_lines(segment.text))
+
+    return Screen(file=unguarded(stream))
+
+
+class Guarded:
+    """A stream to which no text can write what drives a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.unguarded = stream
+
+    def write(self, text: str) -> int:
+        self.unguarded.write(printable_lines(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":  # the way past `write`, which click takes where the terminal is no UTF-8
+            raise AttributeError(name)
+        return getattr(self.unguarded, name)
+
+
+def guard() -> None:
+    """From now on nothing that this process writes to stdout or stderr drives the terminal."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, Guarded):
+            setattr(sys, name, Guarded(stream))
+
+
+def _print(stream: TextIO, lines: Iterable[str]) -> None:
+    in_colour = colour(stream)
+    _write(stream, "".join(shown(line, in_colour=in_colour) + "\n" for line in lines))
+
+
+def _write(stream: TextIO, text: str) -> None:
+    unguarded(stream).write(text)
+    stream.flush()
+
+
+def unguarded(stream: TextIO) -> TextIO:
+    """The stream behind a `Guarded`, or `stream` itself."""
+    return stream.unguarded if isinstance(stream, Guarded) else stream
+
+
+def _encoded(document: dict[str, Any]) -> str:
+    import msgspec
+
+    try:
+        return msgspec.json.encode(document, enc_hook=_hidden).decode()
+    except UnicodeEncodeError:  # a path that is not UTF-8, for which JSON has escapes
+        import json
+
+        return json.dumps(msgspec.to_builtins(document, enc_hook=_hidden))
+
+
+def _hidden(value: Any) -> str:
+    """The encoder asks about what it does not know: secrets are told of as such, and nothing else is expected."""
+    from memsup.shared.secret import Secret
+
+    if isinstance(value, Secret):
+        return str(value)
+    raise NotImplementedError(f"a {type(value).__name__} has no place in a document")
