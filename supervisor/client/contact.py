@@ -178,7 +178,7 @@ class Contact:
 
 
 def _received(control: socket.socket, incoming: zmtp.Incoming) -> Iterator[Reply]:
-    """The replies that come in whole within a moment. Raises `NobodyThereError` where the other end is gone, or no supervisor."""
+    """The replies that come in whole within a moment. Raises `NobodyThereError` where the other end is gone, or is none."""
     try:
         received = control.recv(64 << 10)
     except TimeoutError:

@@ -37,6 +37,8 @@ WORK_S, WORK_SHARE = 0.010, 0.25
 """What a door may take of the loop's time at once, and in the long run."""
 TURN_S = 0.001
 """A turn of the loop counts for at least this much: what else the loop does in it takes time as well."""
+NEW_AHEAD_S = 1.0
+"""Who comes is heard before those who were heard in this time: most have one question, and a crowd has many."""
 AT_A_TIME = 8
 """Messages taken of one peer before others are heard."""
 READ_BYTES = 4 << 10
@@ -77,6 +79,8 @@ class Peer:
         """Nothing is taken of it before."""
         self.has_more = False
         """Whether something of it that was read is still to be taken."""
+        self.is_new = True
+        """Whether it was never heard yet."""
         self.watched = 0
         """The events of its connection that the door waits for."""
 
@@ -184,7 +188,7 @@ class Door:
                     if peer.is_closed or (parts := self._next(peer)) is None:
                         break
                     yield peer, parts
-                    if peer.waits_until_s > now_s:
+                    if peer.waits_until_s > now_s or monotonic_s() >= until_s:
                         break
                 self._watch(peer)
                 if monotonic_s() >= until_s:
@@ -226,10 +230,10 @@ class Door:
                 self._flush(peer)
                 self._watch(peer)
         peers = [p for fd, p in self._peers.items() if p.has_more or ready.get(fd, 0) & ~select.EPOLLOUT]
-        peers.sort(key=lambda p: (p is not self._favoured, p.heard_s))
+        peers.sort(key=lambda p: (p is not self._favoured, p.heard_s - NEW_AHEAD_S * p.is_new))
         for peer in peers:
             if now_s >= peer.waits_until_s and not peer.is_closed:
-                peer.heard_s = now_s
+                peer.heard_s, peer.is_new = now_s, False
                 yield peer
 
     def _next(self, peer: Peer) -> list[bytes] | None:

@@ -29,7 +29,7 @@ NOBODY = 0
 """The token of a request that no client waits for."""
 ORDERS, ORDERS_PER_S = 8, 0.5
 """What one process may order at once, and in the long run. No person gets there: each order on a command line is a process."""
-REPORTS, REPORTS_PER_S = 200, 50
+REPORTS, REPORTS_PER_S = 200, 20
 """What the worker may report at once, and in the long run: a beat is two a second."""
 MOST_UNANSWERED = 8
 """Who waits for so many answers is not heard until there is one."""
