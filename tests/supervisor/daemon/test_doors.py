@@ -234,7 +234,7 @@ def test_who_does_not_fetch_answers_gets_no_more_and_is_not_asked(door: Door, fi
 
 
 def test_all_together_take_a_part_of_the_time(door: Door, file: str) -> None:
-    """Each message costs the loop a millisecond here. A crowd gets a quarter of its time, and who comes is heard all the same."""
+    """Each message costs the loop a millisecond here. A crowd gets a quarter of it, and who comes is heard all the same."""
     crowd = [knock(file, OPENED + zmtp.message([b"noise"]) * 300) for _ in range(8)]
     began_s, quiet, heard = time.monotonic(), None, []
     while (now_s := time.monotonic()) < began_s + 1.0:
