@@ -63,7 +63,7 @@ class Incoming:
         self._bytes += received
 
     def next_message(self) -> list[bytes] | None:
-        """The parts of the next message. None where it has not come in whole yet. Raises `ZmtpError`."""
+        """The parts of the next message. It is None where none has come in whole yet. Raises `ZmtpError`."""
         if not self._is_greeted and not self._greet():
             return None
         while (frame := self._next_frame()) is not None:
@@ -98,7 +98,7 @@ class Incoming:
         return True
 
     def _next_frame(self) -> tuple[int, bytes] | None:
-        """The flags and the body of the next frame. None where it has not come in whole yet."""
+        """The flags and the body of the next frame. It is None where none has come in whole yet."""
         received, at = self._bytes, self._at
         if len(received) - at < 2:
             return None

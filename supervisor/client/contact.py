@@ -223,7 +223,7 @@ def _why_unreachable(paths: RunPaths) -> str:
 
 
 def _runtime_root_of(status: Status | None) -> Path | None:
-    """The folder in which the supervisor has its sockets. None where that is not known."""
+    """The folder in which the supervisor has its sockets. It is None where that is not known."""
     if status is None or status.pid is None:
         return None
     try:

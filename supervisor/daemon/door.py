@@ -74,7 +74,7 @@ class Peer:
         self.unsent = bytearray()
         self.is_closed = False
         self.postponed: list[bytes] | None = None
-        """A message that is to be taken later. None: there is none."""
+        """A message that is to be taken later. It is None where there is none."""
         self.waits_until_s = -math.inf
         """Nothing is taken of it before."""
         self.has_more = False
@@ -98,7 +98,7 @@ class Door:
         self._most_peers = most_peers
         self._listener: socket.socket | None = None
         self._file: tuple[int, int] | None = None
-        """Device and inode of its socket. None: it does not listen."""
+        """Device and inode of its socket. It is None where the door does not listen."""
         self._peers: dict[int, Peer] = {}
         self._favoured: Peer | None = None
         self._events = select.epoll()
@@ -237,7 +237,7 @@ class Door:
                 yield peer
 
     def _next(self, peer: Peer) -> list[bytes] | None:
-        """The peer's next message, for which its connection is read at most once. None where it has not come in whole."""
+        """The peer's next message, for which its connection is read at most once. It is None where none is whole."""
         if peer.postponed is not None:
             postponed, peer.postponed = peer.postponed, None
             return postponed

@@ -73,7 +73,7 @@ class Sockets:
         most_peers = room_for_peers()
         self.worker, self.control = Door(most_peers), Door(most_peers)
         self._speaks_to: Peer | None = None
-        """The worker that said Hello in this life. None before that."""
+        """The worker that said Hello in this life. It is None before that."""
         self._reports = Allowance(REPORTS, REPORTS_PER_S)
         self._orders: dict[int, Allowance] = {}
         """What processes that have ordered something may still order, by their pid."""
@@ -84,7 +84,7 @@ class Sockets:
         """Messages that were none of this protocol, since the start, and how many of them were told."""
         self._tell_garbage_s = 0.0
         self._unreachable: str | None = None
-        """A sentence that says why nobody can reach the run. None: it can be reached."""
+        """A sentence that says why nobody can reach the run. It is None where it can be reached."""
         self._bind()
 
     def due_s(self) -> float:
@@ -95,7 +95,7 @@ class Sockets:
 
     def keep_reachable(self) -> str | None:
         """Makes the runtime folder and the sockets in it anew where somebody removed them; connections stay. Returns a sentence
-        about what has changed. None where nothing has.
+        about what has changed. It is None where nothing has.
         """
         folder = self._paths.runtime
         if self.worker.is_bound(folder / WORKER_SOCKET) and self.control.is_bound(folder / CONTROL_SOCKET):
@@ -230,7 +230,7 @@ class Sockets:
         return new
 
     def _decoded(self, parts: list[bytes], decode: Callable[[list[bytes]], T]) -> T | None:
-        """The message. None where it is none, which is counted."""
+        """The message. It is None where the parts are none, which is counted."""
         try:
             return decode(parts)
         except m.BadFrameError as error:
