@@ -2,7 +2,7 @@
 
     python benchmarks/flood.py [--seconds 60]
 
-A real supervisor guards a command with a limit of 600 MiB that leaks at 100 MB/s, is killed, begins anew, and so on, while both
+A real supervisor guards a command with a limit of 600 MiB that leaks at 50 MB/s, is killed, begins anew, and so on, while both
 sockets are flooded in the ways of `tests/kit/floods.py`, one after the other, each by a process for each socket. *Late* is how
 long after it was due the guard looked at memory, each time, by the supervisor's own clock; *sleeper* is how late a process was
 meanwhile that only sleeps, 10 ms at a time, which is this machine's share. *Answer* is how long `memsup status` waited for one.
@@ -36,7 +36,7 @@ from memsup.shared.messages import RequestKind  # noqa: E402
 from memsup.shared.paths import run_paths  # noqa: E402
 from memsup.supervisor.client.contact import NoAnswerError, NobodyThereError, ask  # noqa: E402
 
-LIMIT_MIB, RATE_MB_PER_S = 600, 100
+LIMIT_MIB, RATE_MB_PER_S = 600, 50
 GOAL_LATE_S, GOAL_RESIDENT_MIB = 0.050, 8.0
 CALM_S = 3.0
 MEMSUP = [sys.executable, "-c", "import sys; from memsup.supervisor.cli import main; sys.exit(main())"]
