@@ -42,6 +42,8 @@ class BadFrameError(Exception):
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Text = Annotated[str, msgspec.Meta(max_length=64 * 1024)]
+PathText = Annotated[str, msgspec.Meta(max_length=4096)]
+Name = Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True):
@@ -197,7 +199,7 @@ class WorkerMemory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class CheckpointNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The newest checkpoint known to the worker."""
 
-    path: str
+    path: PathText
     step: Count
     at_unix_s: float
     verified: bool
@@ -213,7 +215,7 @@ class Hello(Report, frozen=True, tag="hello"):
     """The worker's first word: which process it is, and of which run."""
 
     pid: Count
-    run_id: str
+    run_id: Name
 
 
 class Heartbeat(Report, frozen=True, tag="heartbeat"):
@@ -223,7 +225,7 @@ class Heartbeat(Report, frozen=True, tag="heartbeat"):
     batch: BatchShape | None
     memory: WorkerMemory
     checkpoint: CheckpointNote | None
-    digest: str | None
+    digest: Name | None
     """The audit's rolling digest after `progress.step` steps. None means that training has not begun."""
 
 
@@ -254,9 +256,9 @@ class OrderFailed(Report, frozen=True, tag="order_failed"):
 class OutOfMemory(Report, frozen=True, tag="out_of_memory"):
     """Caught: the step's gradients were dropped, memory handed back, the step is redone with `micro_tokens_after`."""
 
-    where: str
+    where: Name
     """The part of the work in which it ran out: forward, backward, optimizer or evaluate."""
-    device: str
+    device: Name
     step: Count
     micro_tokens_before: Count
     micro_tokens_after: Count
@@ -266,8 +268,8 @@ class OutOfMemory(Report, frozen=True, tag="out_of_memory"):
 class Finished(Report, frozen=True, tag="finished"):
     """The run is complete; its model lies at `model_path`, and `metrics` has accuracy, majority_accuracy, loss and so on."""
 
-    model_path: str
-    metrics: dict[str, float]
+    model_path: PathText
+    metrics: Annotated[dict[Name, float], msgspec.Meta(max_length=1000)]
     steps: Count
     samples: Count
 
@@ -307,7 +309,7 @@ class Decided(Report, frozen=True, tag="decided"):
 
     what: DecisionKind
     detail: Text
-    checkpoint: str | None = None
+    checkpoint: PathText | None = None
     """The folder of the checkpoint that it is about, as it is called now. None means that it is about none, or that none is
     left."""
     step: int | None = None

@@ -85,6 +85,8 @@ class TroubleKind(enum.StrEnum):
     RESTARTS = "restarts"
     SUPERVISOR_GONE = "supervisor_gone"
     """Nobody guards the run, or whoever does gives no answer."""
+    UNREACHABLE = "unreachable"
+    """The run is guarded, but its sockets are gone and cannot be made anew."""
 
 
 class Trouble(msgspec.Struct, frozen=True):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import zmq
 
 from memsup.shared.commands import command
 from memsup.shared.log import json_lines, log, log_to, plain_words, to_standard_error
@@ -43,7 +42,7 @@ def main() -> int:
         if record is None:
             raise RecordError(f"{paths.record} is missing; start the run with: {command('start', paths.name)}")
         supervisor = Supervisor(paths, record)
-    except (AlreadyRunningError, PathError, RecordError, SettingsError, OSError, zmq.ZMQError) as error:
+    except (AlreadyRunningError, PathError, RecordError, SettingsError, OSError) as error:
         _tell(options.ready_fd, ok=False, text=str(error))
         log.error(str(error))
         return GUARDED if isinstance(error, AlreadyRunningError) else 1

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import os
 import random
+import selectors
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Set
 from pathlib import Path
-
-import zmq
 
 from memsup.shared import messages as m
 from memsup.shared.clock import monotonic_s, unix_s
@@ -81,7 +80,7 @@ class Supervisor:
     def __init__(self, paths: RunPaths, record: RunRecord) -> None:
         """Does everything that takes time or can fail, before the worker exists.
 
-        Raises `PathError`, `SettingsError`, `OSError` and `zmq.ZMQError`.
+        Raises `PathError`, `SettingsError` and OSError, and leaves no fence then.
         """
         self.paths, self.record = paths, record
         self.notifier = Notifier(os.environ)
@@ -99,7 +98,6 @@ class Supervisor:
             limits = resolve(record.settings, {}, machine, beside=claims.beside(paths, keep_own=True)).limits
             claims.claim(paths, claim_of(record.run, limits, on_gpu=on_gpu))
         restraint = restraint_of(record, watches_gpus=on_gpu)
-        fence = choose_fence(record.run_id, limits.fence_bytes, device_is_cuda=on_gpu).fence
 
         self.signals = Signals()
         self.sockets = Sockets(paths)
@@ -109,6 +107,8 @@ class Supervisor:
             power_record=paths.state.parent / ".power-limits.json",
             restraint=restraint,
         )
+        # After all that can fail, so that nobody has to take it away again.
+        fence = choose_fence(record.run_id, limits.fence_bytes, device_is_cuda=on_gpu).fence
         deadman = Deadman(fence.name) if fence.folder is None else None
         self.worker = WorkerProcess(paths, record, fence, machine.cpus, deadman=deadman)
         now_s = monotonic_s()
@@ -135,7 +135,7 @@ class Supervisor:
         )
         self.journal = Journal(paths, boot, self.scribe, self.life, self.guard)
         self.night = Night(paths, record, self.scribe, boot, death, limits)
-        self.poller = zmq.Poller()
+        self.poller = selectors.DefaultSelector()
         self.quitting = False
 
     # -- startup, main loop, shutdown ---------------------------------------------------------------------------------
@@ -151,8 +151,8 @@ class Supervisor:
         become_subreaper()
         protections = protect()
         self.scribe.start()
-        for watched in (self.sockets.worker, self.sockets.control, self.signals.fd, self.devices.fileno()):
-            self.poller.register(watched, zmq.POLLIN)
+        for watched in (self.sockets.worker, self.sockets.control, self.signals.fd, self.devices):
+            self.poller.register(watched, selectors.EVENT_READ)
         now_s = monotonic_s()
         self.schedule = Schedule(now_s)  # the time until here is not the loop's lateness
         self.journal.record(now_s, *self.night.begin(now_s))
@@ -169,8 +169,9 @@ class Supervisor:
 
     def main_loop(self) -> None:
         while not self.quitting:
-            turn = self.schedule.plan(monotonic_s(), self.devices.due_s(self.schedule.woke_s))
-            woken = dict(self.poller.poll(int(turn.wait_s * 1000) + (turn.wait_s > 0)))
+            due_s = min(self.devices.due_s(self.schedule.woke_s), self.sockets.due_s())
+            turn = self.schedule.plan(monotonic_s(), due_s)
+            woken = {key.fd for key, _ in self.poller.select(turn.wait_s)}
             now_s = monotonic_s()
             self.schedule.woke(now_s, turn)
             try:
@@ -178,14 +179,14 @@ class Supervisor:
             except Exception:  # a fault of ours must not cost the guard: the next look is what counts
                 self.journal.own_error()
 
-    def on_wake(self, now_s: float, woken: Mapping[object, int]) -> None:
+    def on_wake(self, now_s: float, woken: Set[int]) -> None:
         if self.schedule.is_look_due(now_s):
             self.on_look(now_s)
         if self.signals.fd in woken:
             self.on_signals(now_s)
-        if self.sockets.worker in woken:
+        if self.sockets.worker.fileno() in woken or self.sockets.worker.is_due(now_s):
             self.on_reports(now_s)
-        if self.sockets.control in woken:
+        if self.sockets.control.fileno() in woken or self.sockets.control.is_due(now_s):
             self.on_requests(now_s)
         if self.devices.fileno() in woken:
             self.devices.on_readable(now_s)
@@ -262,6 +263,7 @@ class Supervisor:
         if (dropped := self.sockets.garbage_to_tell(now_s)) > 0:
             what = f"{plural(dropped, 'message')} on the sockets made no sense and {'was' if dropped == 1 else 'were'} dropped"
             self.journal.record(now_s, Record(event=Event.GARBAGE, reason=what, by=By.SUPERVISOR))
+        self._keep_reachable(now_s)
         self.sockets.send(m.Lease(lease_s=LEASE_S))
 
         self._perform(now_s, self.life.on_tick(now_s))
@@ -283,25 +285,26 @@ class Supervisor:
             self._perform(now_s, self.life.on_request(now_s, NOBODY, RequestKind.STOP_NOW))
 
     def on_reports(self, now_s: float) -> None:
-        for report in self.sockets.reports(self.record.run_id, self.worker.pid):
+        for report in self.sockets.reports(now_s, self.record.run_id, self.worker.pid):
             if isinstance(report, Failed):
                 self.devices.note_failed(report)
             self._perform(now_s, self.life.on_report(now_s, report))
 
     def on_requests(self, now_s: float) -> None:
-        for token, what in self.sockets.requests():
+        for token, what in self.sockets.requests(now_s):
             if what is RequestKind.STATUS:
                 self._perform(now_s, [Answer(token, True, "")])
             else:
                 self._perform(now_s, self.life.on_request(now_s, token, what))
 
-    def on_worker_end(self, now_s: float, woken: Mapping[object, int]) -> None:
+    def on_worker_end(self, now_s: float, woken: Set[int]) -> None:
         """Sees the end of a worker through: its own exit, what it left behind, and a kill that was ordered."""
         reap_orphans()
         state = self.worker.step(now_s, owes_words=self.life.owes_last_words)
         # Its end stays readable while the rest of the tree is ended, and a closed descriptor would wake the loop for ever.
-        if self.worker.pidfd in woken or (state is KillState.GONE and self.worker.pidfd in self.poller):
-            self.poller.unregister(self.worker.pidfd)
+        pidfd = self.worker.pidfd
+        if pidfd is not None and (pidfd in woken or (state is KillState.GONE and pidfd in self.poller.get_map())):
+            self.poller.unregister(pidfd)
         if state is KillState.KILLING:
             self.schedule.look_soon(now_s)
         elif state is KillState.GONE:
@@ -362,13 +365,20 @@ class Supervisor:
                 case Quit():
                     self.quitting = True
 
+    def _keep_reachable(self, now_s: float) -> None:
+        if (news := self.sockets.keep_reachable()) is not None:
+            self.journal.record(now_s, Record(event=Event.ATTENTION, reason=news, by=By.SUPERVISOR))
+
     def _spawn(self, now_s: float) -> None:
+        self._keep_reachable(now_s)
         try:
             self.worker.start()
         except OSError as error:
-            self._perform(now_s, self.life.on_spawn_failed(now_s, f"{error.strerror}: {error.filename}"))
+            why = str(error.strerror) if error.filename is None else f"{error.strerror}: {error.filename}"
+            self._perform(now_s, self.life.on_spawn_failed(now_s, why))
             return
-        self.poller.register(self.worker.pidfd, zmq.POLLIN)
+        if self.worker.pidfd is not None:
+            self.poller.register(self.worker.pidfd, selectors.EVENT_READ)
         self.schedule.look_soon(now_s)
         self._perform(now_s, self.life.on_spawned(now_s))
 
@@ -407,7 +417,7 @@ class Supervisor:
             last_action=self.journal.last_action,
             worst_stall_s=self.schedule.lateness.worst_s,
             recent_stall_s=self.schedule.lateness.recent_s,
-            troubles=(*(death.troubles if death else ()), *self.devices.troubles),
+            troubles=(*(death.troubles if death else ()), *self.devices.troubles, *self.sockets.troubles),
             own_errors=self.journal.own_errors,
             supervisor_log=str(self.paths.supervisor_log),
             records_lost=self.scribe.lost,

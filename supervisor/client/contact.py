@@ -9,34 +9,39 @@ from __future__ import annotations
 import enum
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from memsup.shared import zmtp
 from memsup.shared.commands import command
 from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
 from memsup.shared.files import UnreadableError, read_document
-from memsup.shared.messages import BadFrameError, Reply, Request, RequestKind, decode_reply, encode
+from memsup.shared.messages import MAX_FRAME_BYTES, BadFrameError, Reply, Request, RequestKind, decode_reply, encode
 from memsup.shared.paths import RunPaths, open_private
 from memsup.shared.status import OVER, RunState, Status, Trouble, TroubleKind, Wanted, decode_status
 from memsup.supervisor.daemon.lock import is_taken
 from memsup.supervisor.words import count, duration
 
 if TYPE_CHECKING:
-    import zmq
-
     from memsup.shared.record import RunRecord
 
 SILENT_S = 15.0
 """A supervisor that for this long has not even answered a question for its status counts as silent."""
 ASK_AGAIN_S = 3.0
-COMES_UP_WITHIN_S = 1.0
-"""The lock is taken a moment before the sockets are there, and freed a moment after they are gone."""
+COMES_UP_WITHIN_S = 3.0
+"""The lock is taken a moment before the sockets are there, and freed a moment after they are gone; and where somebody removed
+them, the supervisor makes them anew when it looks next, every second or two."""
 LOOK_AGAIN_S = 0.02
+_BLINK_S = 0.05
+_TIME = struct.Struct("@ll")
+"""A `timeval` of the kernel."""
 
 
 class NobodyThereError(Exception):
@@ -81,11 +86,7 @@ def observe(paths: RunPaths, within_s: float = 1.0) -> Observed:
                 if not contact.is_held():
                     return _gone(paths)
             if time.monotonic() > deadline_s:
-                return _silent(
-                    paths,
-                    f"A supervisor holds this run, but there is no way to reach it in {paths.runtime}: it was started with "
-                    "another MEMSUP_RUNTIME_DIR or XDG_RUNTIME_DIR. Set the same one.",
-                )
+                return _silent(paths, _why_unreachable(paths))
             time.sleep(LOOK_AGAIN_S)
 
 
@@ -128,66 +129,70 @@ class Contact:
         """The answer to one request. Without `within_s` it waits for as long as the supervisor answers at all: a checkpoint
         takes its time. Raises `NobodyThereError`, `NoAnswerError` and `PathError`.
         """
-        import zmq
-
-        if not self._is_listening():
-            raise NobodyThereError
-        with self._control() as control:
-            number = 1
-            control.send_multipart(encode(Request(request_id=number, what=what)))
-            began_s = heard_s = asked_s = time.monotonic()
+        began_s = heard_s = asked_s = time.monotonic()
+        number, incoming = 0, zmtp.Incoming(2 * MAX_FRAME_BYTES)
+        with self._connected(SILENT_S if within_s is None else within_s) as control:
+            control.settimeout(_BLINK_S)
+            control.sendall(zmtp.opening(b"DEALER"))
             while True:
-                if control.poll(50 if within_s is not None else 250, zmq.POLLIN):
+                for reply in _received(control, incoming):
                     heard_s = time.monotonic()
-                    try:
-                        reply = decode_reply(control.recv_multipart())
-                    except BadFrameError:
-                        continue
                     if reply.request_id == 1:
                         return reply
-                    continue
                 now_s = time.monotonic()
-                if within_s is not None and now_s - began_s > within_s:
+                if now_s - began_s > within_s if within_s is not None else now_s - heard_s > SILENT_S:
                     raise NoAnswerError
-                if now_s - heard_s > SILENT_S:
-                    raise NoAnswerError
-                if not self._is_listening():
-                    if control.poll(250, zmq.POLLIN):  # its last words may have crossed with our look
-                        continue
-                    raise NobodyThereError
-                if within_s is None and now_s - asked_s > ASK_AGAIN_S:
+                if incoming.is_ready and (number == 0 or (within_s is None and now_s - asked_s > ASK_AGAIN_S)):
                     number, asked_s = number + 1, now_s
-                    control.send_multipart(encode(Request(request_id=number, what=RequestKind.STATUS)))
-
-    def _is_listening(self) -> bool:
-        """Whether somebody accepts connections at the control socket; a socket left by the dead refuses."""
-        if self._sockets is None:
-            if not os.path.exists(self._paths.runtime):
-                return False
-            self._sockets = SocketFolder(self._paths)
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-                probe.connect(self._sockets.endpoint(CONTROL_SOCKET).removeprefix("ipc://"))
-        except BlockingIOError:  # its queue is full: somebody is there, and stuck
-            return True
-        except OSError:
-            return False
-        return True
+                    request = Request(request_id=number, what=what if number == 1 else RequestKind.STATUS)
+                    control.sendall(zmtp.message(encode(request)))
 
     @contextmanager
-    def _control(self) -> Iterator[zmq.Socket[bytes]]:
-        import zmq
+    def _connected(self, within_s: float) -> Iterator[socket.socket]:
+        """A connection to the control socket; one that was left by the dead refuses. Raises `NobodyThereError`,
+        `NoAnswerError` where somebody is there who lets nobody in, and `PathError`.
+        """
+        folder = self._socket_folder()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as control:
+            # The kernel's own time limit: who is behind others in the queue of a socket keeps the place meanwhile.
+            control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIME.pack(int(within_s), int(within_s % 1 * 1e6)))
+            try:
+                control.connect(folder.path(CONTROL_SOCKET))
+                yield control
+            except (BlockingIOError, TimeoutError):
+                raise NoAnswerError from None
+            except OSError:
+                raise NobodyThereError from None
 
-        assert self._sockets is not None, "whoever asks has looked first whether anybody listens"
-        context = zmq.Context()
-        control = context.socket(zmq.DEALER)
+    def _socket_folder(self) -> SocketFolder:
+        """The runtime folder, opened anew where another one has its name now. Raises `NobodyThereError` and `PathError`."""
         try:
-            control.linger = 0
-            control.connect(self._sockets.endpoint(CONTROL_SOCKET))
-            yield control
-        finally:
-            control.close()
-            context.term()
+            found = self._paths.runtime.stat()
+        except OSError:
+            raise NobodyThereError from None
+        if self._sockets is not None and not os.path.samestat(found, os.fstat(self._sockets.fd)):
+            self._sockets.close()
+            self._sockets = None
+        if self._sockets is None:
+            self._sockets = SocketFolder(self._paths)
+        return self._sockets
+
+
+def _received(control: socket.socket, incoming: zmtp.Incoming) -> Iterator[Reply]:
+    """The replies that come in whole within a moment. Raises `NobodyThereError` where the other end is gone, or is none."""
+    try:
+        received = control.recv(64 << 10)
+    except TimeoutError:
+        return
+    if not received:
+        raise NobodyThereError
+    incoming.feed(received)
+    try:
+        while (parts := incoming.next_message()) is not None:
+            with suppress(BadFrameError):
+                yield decode_reply(parts)
+    except zmtp.ZmtpError:
+        raise NobodyThereError from None
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -212,6 +217,32 @@ def _guardian(paths: RunPaths) -> int | None:
         return int(paths.lock.read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
+
+
+def _why_unreachable(paths: RunPaths) -> str:
+    """Why there is no way to reach a supervisor that holds the run."""
+    theirs = _runtime_root_of(_written(paths, _record(paths)))
+    if theirs == paths.runtime.parent:
+        return (
+            f"A supervisor holds this run, but its sockets in {paths.runtime} are gone, and it has not made them anew. "
+            f"Its log says why: {paths.supervisor_log}"
+        )
+    where = "another MEMSUP_RUNTIME_DIR or XDG_RUNTIME_DIR" if theirs is None else f"MEMSUP_RUNTIME_DIR={theirs}"
+    return (
+        f"A supervisor holds this run, but cannot be reached in {paths.runtime}: it was started with {where}. Set the same one."
+    )
+
+
+def _runtime_root_of(status: Status | None) -> Path | None:
+    """The folder in which the supervisor has its sockets. It is None where that is not known."""
+    if status is None or status.pid is None:
+        return None
+    try:
+        variables = Path(f"/proc/{status.pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    name = b"MEMSUP_RUNTIME_DIR="
+    return next((Path(os.fsdecode(one.removeprefix(name))) for one in variables if one.startswith(name)), None)
 
 
 def _gone(paths: RunPaths) -> Observed:

@@ -114,8 +114,12 @@ def spawn(paths: RunPaths) -> Answer:
 
 def _spawn(paths: RunPaths, prefix: list[str]) -> tuple[subprocess.Popen[bytes], bytes | None]:
     """The process and its line, which is empty where it ended without one. The line is None where neither happened in time."""
-    ready, told = os.pipe()
     log = _open_log(paths)
+    try:
+        ready, told = os.pipe()
+    except OSError as error:
+        os.close(log)
+        raise RefusedError(f"The supervisor cannot be started: {error.strerror}.", NOT_STARTED) from None
     try:
         process = subprocess.Popen(
             [*prefix, *command(paths), "--ready-fd", str(told)],
@@ -127,6 +131,9 @@ def _spawn(paths: RunPaths, prefix: list[str]) -> tuple[subprocess.Popen[bytes],
             pass_fds=(told,),
             start_new_session=True,
         )
+    except OSError as error:
+        os.close(ready)
+        raise RefusedError(f"The supervisor cannot be started: {error.strerror}.", NOT_STARTED) from None
     finally:
         os.close(log)
         os.close(told)

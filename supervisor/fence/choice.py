@@ -75,6 +75,7 @@ def rehearse(fence: Fence) -> float:
     except OSError as error:
         os.close(answers)
         os.close(keep_open)
+        fence.remove()
         raise FenceError(f"a process cannot be put inside ({error})") from None
     finally:
         os.close(output)

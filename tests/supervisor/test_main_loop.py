@@ -29,7 +29,7 @@ record = RunRecord(
 supervisor = Supervisor(paths, record)
 supervisor.startup()
 def turn():
-    woken = dict(supervisor.poller.poll(20))
+    woken = {key.fd for key, _ in supervisor.poller.select(0.02)}
     supervisor.on_wake(monotonic_s(), woken)
 while supervisor.worker.pid is None:
     turn()
@@ -41,12 +41,12 @@ if sys.argv[1] == "killed":
 else:
     os.kill(first, 9)
     os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)
-supervisor.on_wake(monotonic_s(), {})  # its end is found by looking, not by its descriptor
+supervisor.on_wake(monotonic_s(), set())  # its end is found by looking, not by its descriptor
 while supervisor.worker.pid == first:
     turn()
 assert supervisor.life.stage is Stage.NONE, supervisor.life.stage
-watched = {what for what, _ in supervisor.poller.sockets if isinstance(what, int)}
-print(watched == {supervisor.signals.fd, supervisor.devices.fileno()})
+ours = (supervisor.sockets.worker, supervisor.sockets.control, supervisor.devices)
+print(set(supervisor.poller.get_map()) == {supervisor.signals.fd, *(one.fileno() for one in ours)})
 print(supervisor.guard.look_again_in_s(worker_is_gone=True, at_most_s=supervisor.worker.beat_every_s))
 supervisor.shutdown()
 """

@@ -57,6 +57,7 @@ class NightClock:
 def install(file: str) -> None:
     """In a process of memsup, before anything of it is imported: its clock is the night's, and its loops wait by it."""
     import queue
+    import selectors
 
     import zmq
 
@@ -85,6 +86,13 @@ def install(file: str) -> None:
     def poll_by_the_night(self: zmq.Poller, timeout: float | None = None) -> list[tuple[object, int]]:
         return poll(self, timeout if timeout is None or timeout < 0 else math.ceil(timeout / read()[0]))
 
+    select = selectors.EpollSelector.select
+
+    def select_by_the_night(
+        self: selectors.EpollSelector, timeout: float | None = None
+    ) -> list[tuple[selectors.SelectorKey, int]]:
+        return select(self, timeout if timeout is None or timeout < 0 else timeout / read()[0])
+
     class QueueOfTheNight(queue.SimpleQueue[object]):
         def get(self, block: bool = True, timeout: float | None = None) -> object:
             return super().get(block, timeout if timeout is None else timeout / read()[0])
@@ -92,3 +100,4 @@ def install(file: str) -> None:
     queue.SimpleQueue = QueueOfTheNight
     clock.monotonic_s, clock.unix_s = monotonic_s, unix_s
     zmq.Poller.poll = poll_by_the_night
+    selectors.EpollSelector.select = select_by_the_night

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from memsup.supervisor.daemon.sockets import GARBAGE_EVERY_S, NOBODY, Sockets
 from memsup.supervisor.decide.run.actions import Answer
 from memsup.supervisor.decide.run.freed import GivenBack
 
-RUN_ID, PID = "abc", 4711
+RUN_ID, PID = "abc", os.getpid()
 PATIENCE_MS = 20_000
 Peer = Callable[[str], "zmq.Socket[bytes]"]
 
@@ -61,9 +63,24 @@ def arrived(socket: zmq.Socket[bytes]) -> None:
     assert socket.poll(PATIENCE_MS), "nothing came"
 
 
-def heard(sockets: Sockets) -> list[m.AnyReport]:
-    arrived(sockets.worker)
-    return list(sockets.reports(RUN_ID, PID))
+def heard(sockets: Sockets, messages: int = 0) -> list[m.AnyReport]:
+    """What comes while the loop turns: so many messages, or what is there within a moment."""
+    found: list[m.AnyReport] = []
+    deadline_s = time.monotonic() + (PATIENCE_MS / 1000 if messages else 0.1)
+    while time.monotonic() < deadline_s and (not messages or len(found) < messages):
+        found += sockets.reports(time.monotonic(), RUN_ID, PID)
+        time.sleep(0.002)
+    return found
+
+
+def asked(sockets: Sockets, requests: int) -> list[tuple[int, RequestKind]]:
+    found: list[tuple[int, RequestKind]] = []
+    deadline_s = time.monotonic() + PATIENCE_MS / 1000
+    while len(found) < requests:
+        assert time.monotonic() < deadline_s, "nothing came"
+        found += sockets.requests(time.monotonic())
+        time.sleep(0.002)
+    return found
 
 
 def hello(run_id: str = RUN_ID, pid: int = PID) -> list[bytes]:
@@ -79,7 +96,7 @@ def test_only_the_worker_that_was_started_is_heard_and_spoken_to(sockets: Socket
         stranger.send_multipart(words)
         assert heard(sockets) == []
     worker.send_multipart(hello())
-    assert [type(report) for report in heard(sockets)] == [m.Hello]
+    assert [type(report) for report in heard(sockets, 1)] == [m.Hello]
     sockets.send(m.Lease(lease_s=2.0))
     arrived(worker)
     assert m.decode_for_worker(worker.recv_multipart()) == m.Lease(lease_s=2.0)
@@ -89,7 +106,7 @@ def test_only_the_worker_that_was_started_is_heard_and_spoken_to(sockets: Socket
 def test_what_an_earlier_worker_still_has_to_say_is_not_the_next_ones(sockets: Sockets, peer: Peer) -> None:
     earlier = peer(WORKER_SOCKET)
     earlier.send_multipart(hello())
-    assert len(heard(sockets)) == 1
+    assert len(heard(sockets, 1)) == 1
     sockets.forget_worker()
     earlier.send_multipart(m.encode(m.Accepted(order_id=1)))
     assert heard(sockets) == []
@@ -100,10 +117,9 @@ def test_what_an_earlier_worker_still_has_to_say_is_not_the_next_ones(sockets: S
 def test_each_client_gets_the_answer_to_its_own_question_once(sockets: Sockets, peer: Peer) -> None:
     clients = [peer(CONTROL_SOCKET) for _ in range(2)]
     tokens = []
-    for number, client in enumerate(clients):
-        client.send_multipart(m.encode(m.Request(request_id=40 + number, what=RequestKind.PAUSE_RELEASE)))
-        arrived(sockets.control)
-        tokens += [token for token, what in sockets.requests() if what is RequestKind.PAUSE_RELEASE]
+    for number, (client, kind) in enumerate(zip(clients, (RequestKind.CHECKPOINT, RequestKind.PAUSE_RELEASE), strict=True)):
+        client.send_multipart(m.encode(m.Request(request_id=40 + number, what=kind)))
+        tokens += [token for token, what in asked(sockets, 1) if what is kind]
     assert len({NOBODY, *tokens}) == 3
     sockets.answer(Answer(NOBODY, True, "asked by Ctrl-C"), b"{}")
     freed = GivenBack(ram_bytes=5, vram_bytes=None)
