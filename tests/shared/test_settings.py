@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsup.shared.loading import load
-from memsup.shared.record import RunRecord, encode_record
+from memsup.shared.record import RunRecord, decode_record, encode_record
 from memsup.shared.run_file import read_record, write_record
 from memsup.shared.settings import Settings, SettingsError, Share, keys, parse_duration_s, parse_size
 from memsup.shared.status import Wanted
@@ -189,7 +189,7 @@ def test_whatever_settings_are_accepted_are_read_again_as_they_were(values: dict
         except SettingsError:
             continue
         record = msgspec.structs.replace(RECORD, settings=settings)
-        assert msgspec.json.decode(encode_record(record), type=RunRecord) == record
+        assert decode_record(encode_record(record)) == record
 
 
 def test_no_clipping_is_spelt_off() -> None:

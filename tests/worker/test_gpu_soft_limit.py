@@ -101,9 +101,11 @@ def test_what_is_planned_for_follows_what_others_leave(tmp_path: Path, allocator
         assert 2 * GIB + life.plan.at(life.step + 1).micro_tokens * 50 * MIB < 5 * GIB
         life.session.link.orders.put(LimitMemory(order_id=8, reason="the game is over", device_bytes=allocator.limits[0]))
         life.boundary()
+        sizes = []
         for _ in range(60):
             take_step(life)
-        assert life.plan.at(life.step + 1).micro_tokens >= before
+            sizes.append(life.plan.at(life.step + 1).micro_tokens)
+        assert 2 * GIB + max(sizes) * 50 * MIB > 5 * GIB
 
 
 def test_micro_batches_of_a_size_that_was_set_grow_back_to_it_and_no_further(tmp_path: Path, allocator: Any) -> None:

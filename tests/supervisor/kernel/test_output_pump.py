@@ -201,7 +201,7 @@ def test_a_full_disk_makes_nobody_wait_and_is_said_when_there_is_room_again(path
         assert texts_of(paths)[0] == "before"
         assert texts_of(paths)[-1] == "after"
 
-    on_a_small_disk(paths.state, 8 * MIB, play)
+    on_a_small_disk(paths.state, 32 * MIB, play)  # as JSON lines, what waited for room takes 18 MiB
 
 
 def test_a_pump_that_stands_still_costs_no_output_and_a_dead_one_is_replaced(paths: RunPaths) -> None:
