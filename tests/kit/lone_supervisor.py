@@ -180,7 +180,7 @@ class LoneSupervisor:
     # ---------------------------------------------------------------------------------------------------------------
 
     def start(self, *command: str) -> None:
-        """Starts the worker: from the nursery if there is one, else as a program. `command` is run in its place."""
+        """Starts the worker: from the nursery if there is one, else as a program. `command` is a program in its place."""
         self.kill()
         self.drop_lifeline()
         self._peer = None
@@ -188,7 +188,7 @@ class LoneSupervisor:
         read_end, self._lifeline = os.pipe()
         environment = os.environ | {"OMP_NUM_THREADS": self._threads, "TOKENIZERS_PARALLELISM": "false"} | self.environment
         with self.paths.worker_log.open("ab") as log:
-            if self.nursery is not None:
+            if self.nursery is not None and not command:
                 self.worker = self.nursery.fork(
                     ["--run", self.paths.name], environment, output_fd=log.fileno(), lifeline_fd=read_end
                 )

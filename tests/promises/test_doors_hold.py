@@ -118,10 +118,11 @@ def test_who_looks_elsewhere_is_told_where(tmp_path: Path) -> None:
 def test_too_few_descriptors_are_refused_and_nothing_is_left(tmp_path: Path, descriptors: int) -> None:
     """And with just enough a run starts, is full of strangers, and its worker's process is found all the same."""
     done = limited(descriptors, "start", "--", "sleep", "1000")
-    assert done.returncode == 1
+    assert done.returncode in {1, 2}
+    assert re.search(rf"\b{descriptors} files\b.* needs \d+", done.stderr), done.stderr
     assert "Traceback" not in done.stderr
-    record = json.loads(run_paths("default").record.read_bytes())
-    assert cgroups_of(record["run_id"]) == []
+    if (file := run_paths("default").record).exists():
+        assert cgroups_of(json.loads(file.read_bytes())["run_id"]) == []
     if needed := re.search(r"ulimit -n (\d+)", done.stderr):
         assert limited(int(needed[1]), "start", "--", "sleep", "1000").returncode == 0
         with floods.flooded(["connections"], None):

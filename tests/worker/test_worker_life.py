@@ -220,9 +220,17 @@ def undisturbed(settings: Settings, nursery: Nursery) -> RunPaths:
         return supervisor.paths
 
 
-@pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("threads", "lanes", "kills"),
+    [
+        (2, 2, 6),
+        pytest.param(1, 1, 10, marks=pytest.mark.nightly),
+        pytest.param(2, 1, 10, marks=pytest.mark.nightly),
+        pytest.param(2, 2, 20, marks=pytest.mark.nightly),
+    ],
+)
 def test_a_run_killed_at_random_instants_ends_with_the_same_bits(
-    tmp_path: Path, nursery: Nursery, threads: int, lanes: int
+    tmp_path: Path, nursery: Nursery, threads: int, lanes: int, kills: int
 ) -> None:
     """Kill -9 in loading, training, saving, evaluating or finishing; with dropout, and a checkpoint every 50 ms."""
     cpu = {"training__threads": threads, "training__lanes": lanes}
@@ -232,7 +240,7 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_bits(
     print(f"seed {seed}")  # pytest shows it when the test fails
     draw = random.Random(seed)
     with LoneSupervisor(settings, name="killed", nursery=nursery) as supervisor:
-        for _ in range(10):
+        for _ in range(kills):
             supervisor.start()
             supervisor.first(Hello)
             end_s = time.monotonic() + draw.uniform(0.0, 1.5)
@@ -248,7 +256,7 @@ def test_steps_redone_after_a_kill_are_cut_as_they_were(tmp_path: Path, nursery:
     """The supervisor limits the micro-batch and lifts the limit again, then the worker is killed: the journal alone, given to
     another run, leads to the same bits.
     """
-    settings = tiny_settings(tmp_path, rows=300, training__epochs=12, training__threads=2, training__lanes=2)
+    settings = tiny_settings(tmp_path, rows=300, training__epochs=4, training__threads=2, training__lanes=2)
     with LoneSupervisor(settings, name="limited", nursery=nursery) as supervisor:
         supervisor.start()
         supervisor.reach(Phase.TRAINING, 20)
@@ -291,13 +299,11 @@ def test_only_a_restart_because_of_memory_makes_micro_batches_smaller(tmp_path: 
         assert steps == sorted(steps)
 
 
-def test_memory_running_out_within_the_optimizers_step_costs_a_restart_and_no_step(tmp_path: Path) -> None:
+def test_memory_running_out_within_the_optimizers_step_costs_a_restart_and_no_step(tmp_path: Path, nursery: Nursery) -> None:
     """The real program with torch's AdamW failing, half done, at its 9th step. The restarted run has the undisturbed bits."""
     settings = tiny_settings(tmp_path, checkpoint__every="10ms")
-    with LoneSupervisor(settings, name="whole") as supervisor:
-        supervisor.run_to_end()
-        whole = supervisor.paths
-    with LoneSupervisor(settings, name="starved") as supervisor:
+    whole = undisturbed(settings, nursery)
+    with LoneSupervisor(settings, name="starved", nursery=nursery) as supervisor:
         supervisor.start(sys.executable, str(KIT / "starved_optimizer.py"))
         failed = supervisor.first(Failed)
         assert failed.cause is FailureCause.CRASH

@@ -55,7 +55,12 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "scene", [scene for scene in SCENES if scene.play is not memory_scene], ids=lambda scene: ", ".join(scene.names)
+    "scene",
+    [
+        pytest.param(scene, id=", ".join(scene.names), marks=[pytest.mark.nightly] if set(scene.names) & NEED_A_MOUNT else [])
+        for scene in SCENES
+        if scene.play is not memory_scene
+    ],
 )
 def test_each_scene_is_played_and_proved(scene: Scene, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a thread of its own, as in a drill. The scene about memory is in `test_ledger_replay.py`, which needs its ledger. The

@@ -35,7 +35,7 @@ FLAGS = [
     "--enable-logging=stderr",
     "--v=0",
 ]
-WIDTH, HEIGHT = 560, 900
+WIDTH, HEIGHT = 560, 1200
 TRAINING, PAUSED, OFF = (0x5A, 0xA9, 0x8B), (0xB9, 0xB2, 0xA6), (0x3C, 0x3F, 0x46)
 """Colours of the page's strip and bar, from its style sheet."""
 
