@@ -93,7 +93,7 @@ class Reached(NamedTuple):
     step: int
     """What is computed next comes after this step."""
     lost_from: int | None
-    """The step that had been reached, where the newest checkpoint holds less. None: nothing has to be done again."""
+    """The step that had been reached, where the newest checkpoint holds less. It is None where nothing has to be done again."""
 
 
 def reached(status: Status) -> Reached | None:

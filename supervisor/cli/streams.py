@@ -84,7 +84,7 @@ def say_what_is_lost() -> None:
 
 
 def _lost() -> OSError | None:
-    """Why what was printed on stdout did not get out. None where all of it did."""
+    """Why what was printed on stdout did not get out. Returns None where all of it did."""
     sys.stdout.flush()
     raw = getattr(getattr(unguarded(sys.stdout), "buffer", None), "raw", None)
     return raw.error if isinstance(raw, _Stream) else None

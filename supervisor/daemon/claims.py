@@ -69,7 +69,7 @@ def _others(paths: RunPaths) -> Iterator[Claim]:
 
 
 def _read(file: Path) -> Claim | None:
-    """The claim in `file`. None where there is none that can be read."""
+    """The claim in `file`. Returns None where there is none that can be read."""
     try:
         fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:

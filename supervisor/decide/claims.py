@@ -24,7 +24,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
     run: str
     ram_bytes: _Bytes | None = None
-    """The limit of its worker's whole tree. None: it is not known, as of a supervisor that is just starting."""
+    """The limit of its worker's whole tree. It is None where that is not known, as of a supervisor that just starts."""
     reserve_bytes: _Bytes = 0
     """What it leaves to the rest of the machine."""
     on_gpu: bool = False
@@ -39,8 +39,8 @@ class Beside:
     """The claims of the runs that live, without this one's."""
     own_bytes: int | None = None
     """What this run itself claimed when a person started it last. A supervisor that begins without a person, as at a boot,
-    takes no more than that, so that runs that did fit beside each other do so again, whichever comes first. None: a person
-    starts it.
+    takes no more than that, so that runs that did fit beside each other do so again, whichever comes first. It is None where a
+    person starts it.
     """
 
     @property
