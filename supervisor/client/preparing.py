@@ -81,9 +81,17 @@ def load_settings(*, demo: bool, tier: str | None, assignments: Sequence[str], e
     """The settings as given now. Raises `SettingsError`."""
     flags = ([f"tier={tier}"] if tier else []) + list(assignments)
     of_job, own = job_file(demo=demo), user_settings_file()
-    if of_job and own and of_job.samefile(own):
+    if of_job and own and _is_same(of_job, own):
         of_job = None
     return load(job_file=of_job, flags=flags, environment=environment, user_file=own)
+
+
+def _is_same(file: Path, other: Path) -> bool:
+    """Whether both are one file. A link that leads nowhere is none; whoever reads it says so."""
+    try:
+        return file.samefile(other)
+    except OSError:
+        return False
 
 
 def look_around(state: Path, settings: Settings) -> Machine:
