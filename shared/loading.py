@@ -25,6 +25,8 @@ from memsup.shared.settings import Settings, SettingsError, Share, Written, keys
 _MOST_TOML_BYTES = 256 << 10
 _MOST_PATH_BYTES = 4095
 """What Linux takes (path_resolution(7))."""
+_MOST_NAME_BYTES = 255
+"""What file systems take for one name in a path (NAME_MAX)."""
 _MOST_SHOWN = 200
 _NOT_SETTINGS = {"MEMSUP_STATE_DIR", "MEMSUP_RUNTIME_DIR"}
 
@@ -49,7 +51,8 @@ def load(
     here = current_folder()
     for file in (user_file, job_file):
         if file is not None:
-            layers.append((str(file), file.resolve().parent, _flatten(_read_toml(file), str(file))))
+            content = _flatten(_read_toml(file), str(file))  # what cannot be read has no place that could be resolved
+            layers.append((str(file), file.resolve().parent, content))
     from_environment = {}
     for name, value in sorted(environment.items()):
         if name.startswith("MEMSUP_") and name not in _NOT_SETTINGS:
@@ -183,6 +186,8 @@ def _located(value: str, folder: Path, *, hub_allowed: bool) -> str:
         path = folder / path
     if hub_allowed and not os.path.lexists(path) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", value):
         return value  # a hub id such as bert-base-chinese or hfl/chinese-roberta-wwm-ext
+    if not hub_allowed and any(len(os.fsencode(name)) > _MOST_NAME_BYTES for name in path.parts):
+        raise ValueError(f"a name in a path has at most {_MOST_NAME_BYTES} bytes")
     return os.path.normpath(path)
 
 

@@ -17,11 +17,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from memsup.shared.bounded import bounded_memory
 from memsup.shared.files import open_regular
 
 MAX_LINE_BYTES = 16 << 20
 """A longer line, or a longer quoted field, is a broken file and not a text."""
 MOST_COLUMNS = 4096
+MOST_BATCH_BYTES = 768 << 20
+"""What so many rows of a Parquet file as are unpacked at a time may take. Less than the GiB that pyarrow's allocator would
+reserve at once, and that would leave nothing for the rest; it takes smaller pieces then."""
+_BATCH_ROWS = 64
 _PLAIN_TSV_PROBE_CHARS = 1 << 20
 
 
@@ -240,11 +245,25 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
         raise InputError(f"Reading {path} needs pyarrow: pip install pyarrow") from None
     number = 0
     try:
-        with parquet.ParquetFile(path, memory_map=True) as file:
-            for batch in file.iter_batches(batch_size=512, columns=columns):
-                for values in batch.to_pylist():
+        with bounded_memory(MOST_BATCH_BYTES):
+            file = parquet.ParquetFile(path, memory_map=True)
+        with file:
+            batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False)
+            while True:
+                with bounded_memory(MOST_BATCH_BYTES):  # its few bytes may unpack to any number
+                    batch = next(batches, None)
+                    rows = batch.to_pylist() if batch is not None else []
+                if batch is None:
+                    break
+                del batch
+                for values in rows:
                     number += 1
                     yield Row(path, number, values)
+    except MemoryError:
+        raise InputError(
+            f"{path} is no file of texts: the {_BATCH_ROWS} rows after row {number:,} take more than "
+            f"{MOST_BATCH_BYTES >> 20:,} MiB of memory. Look for what is so long there."
+        ) from None
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         what = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"{path} cannot be read as Parquet after row {number} ({what}): write the file again.") from None

@@ -54,7 +54,7 @@ def settle(paths: RunPaths) -> None:
     the disk still takes nothing. Raises `PathError` and `RecordError`.
     """
     owed = paths.runtime / OWED
-    if not owed.exists():
+    if not os.path.lexists(owed):  # also where the folder cannot be looked into, or its path is none
         return
     check_private(paths.runtime)
     with contextlib.suppress(OSError, UnreadableError):

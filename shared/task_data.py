@@ -249,7 +249,7 @@ def _inside_package(source: str) -> Path:
 
 def _nearest_file(path: Path) -> str:
     try:
-        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+        near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir() if entry != path], n=1)
     except OSError:
         return ""
     return f" (beside it lies {near[0]})" if near else ""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from memsup.supervisor.cli import streams
 from memsup.supervisor.cli.screen import data, guard, message
@@ -35,7 +36,8 @@ COMMANDS = {
     "drill": ("drill", "Rehearse a bad night on this machine in about two minutes."),
 }
 INTERRUPTED = 130
-LEAST_DESCRIPTORS = 64
+LEAST_DESCRIPTORS = 72
+"""What a supervisor needs (`room_for_peers` of its sockets): who has fewer is told so before anything is written."""
 
 
 class LazyGroup(click.Group):
@@ -118,6 +120,9 @@ def _check_surroundings(arguments: Sequence[str]) -> None:
 
 
 def _misused(error: click.UsageError) -> int:
+    if isinstance(error, NoArgsIsHelpError):  # a group alone: its text is the whole help page
+        message(*error.format_message().split("\n"))
+        return REFUSED
     if error.ctx is not None:
         message(*error.ctx.get_usage().split("\n"), f"Try '{error.ctx.command_path} --help' for help.", "")
     message(f"Error: {error.format_message()}")

@@ -72,7 +72,10 @@ def _list(paths: RunPaths, as_json: bool) -> int:
     record = read_record(paths.record)
     if record is None:
         raise RefusedError(f"There is no run {paths.name!r}. Start it with: {command('start', paths.name)}", NOT_RUNNING)
-    found = Store(checkpoint_folder(paths, record)).list()
+    try:
+        found = Store(checkpoint_folder(paths, record)).list()
+    except CheckpointError as error:
+        raise RefusedError(str(error), DAMAGED) from None
     if as_json:
         json_data({"schema": 1, "run": paths.name, "checkpoints": [_document(info) for info in found]})
     elif not found:

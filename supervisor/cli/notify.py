@@ -9,6 +9,7 @@ import time
 import click
 
 from memsup.shared.commands import command
+from memsup.shared.paths import run_paths
 from memsup.supervisor.cli.options import json_option, run_option
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.errors import RefusedError
@@ -35,6 +36,7 @@ def notify(run_name: str, as_json: bool, test: bool, trust: bool, flags: tuple[s
 
     if not test:
         raise RefusedError("Say memsup notify --test to send a test message.")
+    run_paths(run_name)  # which refuses what is no name, as any command does
     loaded = load_settings(demo=False, tier=None, assignments=flags, environment=os.environ)
     if not trust:
         refuse_strangers(loaded, None, command("notify", run_name) + " --test")

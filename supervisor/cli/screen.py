@@ -80,8 +80,9 @@ class Guarded:
     def __init__(self, stream: TextIO) -> None:
         self.unguarded = stream
 
-    def write(self, text: str) -> int:
-        self.unguarded.write(printable_lines(text))
+    def write(self, text: str | bytes) -> int:
+        """Bytes are what click has for the shell that completes a word."""
+        self.unguarded.write(printable_lines(text.decode(errors="replace") if isinstance(text, bytes) else text))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

@@ -14,6 +14,7 @@ import click
 
 from memsup.shared.commands import command
 from memsup.shared.files import replace_file
+from memsup.shared.paths import run_paths
 from memsup.shared.run_file import read_record
 from memsup.supervisor.cli.options import json_option, paths_of, run_option
 from memsup.supervisor.cli.screen import data, json_data, message
@@ -181,6 +182,8 @@ def _scope() -> list[str]:
 
 
 def _unit_file(run_name: str) -> Path:
+    """Where the run's unit lies. Raises `PathError` for a name that cannot be a run's."""
+    run_paths(run_name)
     if _is_root():
         return Path("/etc/systemd/system") / unit_name(run_name)
     config = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from memsup.shared.files import UnreadableError
 from memsup.shared.loading import Loaded, load, user_settings_file
 from memsup.shared.model_folder import WEIGHTS, ModelSource, parameters, read_config
-from memsup.shared.paths import RunPaths, current_folder
-from memsup.shared.record import RunRecord
+from memsup.shared.paths import PathError, RunPaths, current_folder, run_paths
+from memsup.shared.record import RecordError, RunRecord
+from memsup.shared.run_file import read_record
 from memsup.shared.settings import Settings, Share, keys
 from memsup.shared.task_data import TaskSummary, check_task
 from memsup.supervisor.client.errors import RefusedError
@@ -27,6 +28,7 @@ from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.estimate import Shape, shape_of
 from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.tiers import Resolution, resolve, resolve_limits
+from memsup.supervisor.record.earlier_life import checkpoint_folder
 from memsup.supervisor.sense.machine import disk_free_bytes, look
 from memsup.supervisor.words import percent, size
 
@@ -81,9 +83,17 @@ def load_settings(*, demo: bool, tier: str | None, assignments: Sequence[str], e
     """The settings as given now. Raises `SettingsError`."""
     flags = ([f"tier={tier}"] if tier else []) + list(assignments)
     of_job, own = job_file(demo=demo), user_settings_file()
-    if of_job and own and of_job.samefile(own):
+    if of_job and own and _is_same(of_job, own):
         of_job = None
     return load(job_file=of_job, flags=flags, environment=environment, user_file=own)
+
+
+def _is_same(file: Path, other: Path) -> bool:
+    """Whether both are one file. A link that leads nowhere is none; whoever reads it says so."""
+    try:
+        return file.samefile(other)
+    except OSError:
+        return False
 
 
 def look_around(state: Path, settings: Settings) -> Machine:
@@ -111,6 +121,7 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan
     task = None if command else check_task(settings.task, budget_s=DATA_BUDGET_S)
     if command is None:
         _check_folder(settings)
+        _refuse_shared_folder(paths, settings)
     if settings.checkpoint.resume_from:
         _check_resume(Path(settings.checkpoint.resume_from))
     machine = look_around(paths.state, settings)
@@ -137,6 +148,7 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: 
     settings, taken, kept = merge(record.settings, loaded)
     if record.command is None:
         _check_folder(settings)
+        _refuse_shared_folder(paths, settings)
     task = None if record.command else check_task(settings.task, budget_s=DATA_BUDGET_S)
     machine = look_around(paths.state, settings)
     shape = None if record.command else model_shape(settings.task.model, task)
@@ -214,6 +226,22 @@ def _check_folder(settings: Settings) -> None:
         problem = f"you may not write into {there}"
     if problem:
         raise RefusedError(f"checkpoint.folder = {folder} cannot be used: {problem}. Choose another one.")
+
+
+def _refuse_shared_folder(paths: RunPaths, settings: Settings) -> None:
+    """Raises `RefusedError` where a living run keeps its checkpoints where this one would: each would delete the other's."""
+    folder = os.path.realpath(settings.checkpoint.folder or paths.checkpoints)
+    for claim in beside(paths).others:
+        try:
+            other = run_paths(claim.run)
+            record = read_record(other.record)
+        except (PathError, RecordError):
+            continue
+        if record is not None and record.command is None and os.path.realpath(checkpoint_folder(other, record)) == folder:
+            raise RefusedError(
+                f"Run {other.name!r} is guarded now and keeps its checkpoints in {folder}, where each run "
+                "would delete the other's: choose another folder with checkpoint.folder."
+            )
 
 
 def _check_resume(folder: Path) -> None:

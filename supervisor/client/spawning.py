@@ -82,7 +82,12 @@ def write_run(paths: RunPaths, record: RunRecord) -> None:
     """Writes `run.json`. Raises `RefusedError`, and leaves no half-written run. What the run may take beside others is reckoned
     anew, since a person is there.
     """
-    paths.claim.unlink(missing_ok=True)
+    try:
+        paths.claim.unlink(missing_ok=True)
+    except OSError as error:
+        raise RefusedError(
+            f"{paths.claim} cannot be removed: {error.strerror}. Move it away, or set MEMSUP_STATE_DIR."
+        ) from None
     try:
         write_record(paths.record, record)
     except OSError as error:

@@ -58,14 +58,18 @@ def addresses(specs: list[str], environment: Mapping[str, str]) -> list[str]:
 
 def _file(path: str) -> list[str]:
     """The addresses in a file: one a line, and `#` begins a comment. Raises `AddressError`."""
+    from memsup.shared.files import open_regular
+
     try:
-        fd = os.open(os.path.expanduser(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would keep us waiting
+        fd, _ = open_regular(os.path.expanduser(path))
         with os.fdopen(fd, encoding="utf-8") as file:
             if os.fstat(fd).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise AddressError(f"{path} can be read by others. Close it with: chmod 600 '{path}'")
             lines = [line.strip() for line in file.read(64 * 1024).splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise AddressError(f"{path} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'}).") from None
+    except UnicodeDecodeError:
+        raise AddressError(f"{path} cannot be read (not UTF-8).") from None
+    except (OSError, ValueError) as error:  # a zero byte is in no path
+        raise AddressError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
     return [line for line in lines if line and not line.startswith("#")]
 
 

@@ -77,6 +77,15 @@ def enormous_header(file: Path) -> None:
         content.truncate(200 * MIB)
 
 
+def unpacks_to_more(file: Path) -> None:
+    """300 texts of 4 MiB, each the same letter: 43 kB."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"text": ["a" * (4 * MIB)] * 300, "label": ["x", "y"] * 150})
+    parquet.write_table(table, file, compression="zstd", use_dictionary=False)
+
+
 def toml(text: str) -> Put:
     return lambda file: file.write_text(text)
 
@@ -102,6 +111,14 @@ BEYOND: dict[str, tuple[dict[str, Put], list[str], list[str]]] = {
         ["b.txt", "a pipe"],
     ),
     "a header of 86 MiB": ({"model/model.safetensors": enormous_header}, [], ["model.safetensors", "header", "90,177,536"]),
+    "a link to nowhere": ({"memsup.toml": lambda file: file.symlink_to("nowhere")}, [], ["memsup.toml", "leads nowhere"]),
+    "a link to itself": ({"memsup.toml": lambda file: file.symlink_to(file.name)}, [], ["memsup.toml", "symbolic links"]),
+    "a longer name in a path": ({}, ["--set", f"checkpoint.folder=/tmp/{'x' * 300}"], ["checkpoint.folder", "255 bytes"]),
+    "a file of 43 kB that unpacks to 1.2 GB": (
+        {"train.parquet": unpacks_to_more},
+        ["--set", "task.train=train.parquet"],
+        ["768 MiB"],
+    ),
     "deep TOML": ({"memsup.toml": toml("x=" + "[" * 900 + "]" * 900)}, [], ["memsup.toml", "nested"]),
     "a number of 5,000 digits in TOML": ({"memsup.toml": toml("x=" + "9" * 5000)}, [], ["memsup.toml", "digits"]),
     "a number of 5,000 hexadecimal digits": (
@@ -172,3 +189,44 @@ def test_state_that_is_no_file_stops_nobody_from_looking(kind: str, tmp_path: Pa
         done = memsup(*command.split(), within_s=AT_ONCE_S, cwd=tmp_path)
         assert done.returncode in {2, 3, 4}, (command, done)
         assert "Traceback" not in done.stderr
+
+
+def test_a_folder_where_a_file_has_to_go_is_said(tmp_path: Path) -> None:
+    """As on a disk that may only be read: what `start` cannot put in its place, it names."""
+    paths = a_run(command=["true"])
+    paths.claim.mkdir()
+    done = memsup("start", cwd=tmp_path)
+    assert done.returncode == 2, done
+    assert "claim.json cannot be removed: Is a directory" in done.stderr
+    paths.checkpoints.write_text("")
+    done = memsup("checkpoint", "--list", cwd=tmp_path)
+    assert done.returncode == 1, done
+    assert "checkpoints cannot be read: Not a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("own", ["a file", "a link to itself"])
+@pytest.mark.parametrize("of_job", ["a link to nowhere", "a link to itself", "nothing"])
+def test_links_in_the_place_of_settings_are_said(own: str, of_job: str, tmp_path: Path) -> None:
+    """Two files are compared, since a person may stand in the folder of their own; a link may be no file at all."""
+    links: dict[str, Put] = {
+        "a file": lambda file: file.write_text(""),
+        "a link to nowhere": lambda file: file.symlink_to("nowhere"),
+        "a link to itself": lambda file: file.symlink_to(file.name),
+        "nothing": lambda _: None,
+    }
+    for folder, kind in (("own/memsup", own), ("job", of_job)):
+        (tmp_path / folder).mkdir(parents=True)
+        links[kind](tmp_path / folder / "memsup.toml")
+    done = memsup("start", "--dry-run", "--", "true", cwd=tmp_path / "job", XDG_CONFIG_HOME=str(tmp_path / "own"))
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (0 if (own, of_job) == ("a file", "nothing") else 2), done
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a/b", "x" * 65, "a\nb"])
+def test_what_is_no_name_of_a_run_is_none_for_any_command(name: str, tmp_path: Path) -> None:
+    """`service status` told to install what `service install` refuses."""
+    for command in ("service status", "service remove", "notify --test", "status"):
+        done = memsup(*command.split(), "--run", name, cwd=tmp_path)
+        assert done.returncode == 2, (command, done)
+        assert "cannot be a run's name" in done.stderr

@@ -22,7 +22,7 @@ import click
 import msgspec
 import pytest
 from kit import ROOT
-from kit.cli_process import MEMSUP, a_run, control_server, said
+from kit.cli_process import MEMSUP, a_run, control_server, memsup, said
 from kit.terminal import EVIL, FORGED, obeyed
 from msgspec import inspect
 
@@ -327,3 +327,17 @@ def test_the_command_line_prints_in_one_place_only() -> None:
                 ]
                 lines = [text for text in texts if "\n" in text and text != "\n"]
                 assert not lines, f"{file.name}:{node.lineno} gives two lines as one: {lines}"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_that_completes_a_word_is_answered(shell: str, tmp_path: Path) -> None:
+    """Click answers it in bytes, which pass the guard as well."""
+    script = memsup(cwd=tmp_path, _MEMSUP_COMPLETE=f"{shell}_source")
+    assert script.returncode == 0, script
+    assert "_MEMSUP_COMPLETE" in script.stdout
+    for words, word in ((f"memsup {EVIL}", EVIL), ("memsup sta", "sta")):
+        asked = {"_MEMSUP_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": word if shell == "fish" else "1"}
+        done = memsup(cwd=tmp_path, **asked)
+        assert "Traceback" not in done.stderr
+        assert not obeyed((done.stdout + done.stderr).replace("\t", " "))  # which fish wants
+    assert "status" in done.stdout

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from kit.cli_process import MEMSUP, end_supervisors, eventually, memsup
+from kit.cli_process import MEMSUP, a_run, end_supervisors, eventually, memsup
+from kit.lone_supervisor import tiny_job
 from kit.run_state import ledger, status
 
 from memsup.shared.paths import run_paths
@@ -103,3 +106,18 @@ def test_two_that_start_at_the_same_moment_do_not_both_take_what_is_left() -> No
     assert codes[1] > 0, said
     assert sum(limit_of(f"twin{n}") for n, start in enumerate(starts) if start.returncode == 0) <= room
     assert all("may take" in err for (_, err), start in zip(said, starts, strict=True) if start.returncode)
+
+
+def test_two_living_runs_never_share_a_folder_of_checkpoints(tmp_path: Path) -> None:
+    """Each would sweep the other's unfinished save away, and count the other's checkpoints among its own older ones."""
+    tiny_job(tmp_path, epochs=1, more="")
+    other = a_run("other")
+    fd = os.open(other.state, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    (tmp_path / "link").symlink_to(other.state)
+    done = memsup("start", "--dry-run", "--set", "checkpoint.folder=link/checkpoints", cwd=tmp_path)
+    assert done.returncode == 2, done
+    assert f"Run 'other' is guarded now and keeps its checkpoints in {other.checkpoints}" in done.stderr
+    os.close(fd)
+    done = memsup("start", "--dry-run", "--set", "checkpoint.folder=link/checkpoints", cwd=tmp_path)
+    assert done.returncode == 0, done

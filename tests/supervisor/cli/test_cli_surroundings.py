@@ -15,7 +15,9 @@ from kit.cli_process import MEMSUP, a_run, end_supervisors, eventually, memsup
 from kit.run_state import until
 
 from memsup.shared.paths import run_paths
+from memsup.supervisor.cli import LEAST_DESCRIPTORS
 from memsup.supervisor.client.contact import is_held
+from memsup.supervisor.daemon.sockets import LEAST_PEERS, RESERVED_DESCRIPTORS
 
 BEYOND_BYTES = "x\udcff"
 """A name that is not UTF-8, as Python sees it."""
@@ -125,6 +127,27 @@ def test_a_current_folder_that_is_gone_matters_only_where_it_is_asked_for(tmp_pa
     done = shell("rmdir ../gone; m status; m --version", cwd=gone)
     assert done.returncode == 0, done
     assert "There is no run" in done.stderr
+
+
+def test_a_runtime_folder_that_cannot_be_is_said(tmp_path: Path) -> None:
+    for name in ("x" * 300, "x/" * 3000, "null"):
+        (tmp_path / "null").touch()
+        done = memsup("start", "--", "true", cwd=tmp_path, MEMSUP_RUNTIME_DIR=str(tmp_path / name))
+        assert done.returncode == 2, done
+        assert "MEMSUP_RUNTIME_DIR" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_command_that_needs_another_word_shows_its_help_in_lines() -> None:
+    done = memsup("service")
+    assert done.returncode == 2, done
+    assert "\n  install" in done.stderr
+    assert "�" not in done.stderr
+
+
+def test_who_has_room_for_a_command_has_room_for_its_supervisor() -> None:
+    """Otherwise `start` is refused only when the earlier run has been moved aside, and then with another number."""
+    assert LEAST_DESCRIPTORS >= RESERVED_DESCRIPTORS + 2 * LEAST_PEERS
 
 
 def test_too_few_descriptors_are_said_in_one_sentence(tmp_path: Path) -> None:

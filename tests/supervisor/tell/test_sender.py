@@ -289,8 +289,12 @@ def test_secrets_come_from_a_file_or_the_environment(tmp_path: Path) -> None:
         addresses([f"file:{file}"], {})
     with pytest.raises(AddressError, match="not set"):
         addresses(["env:NOT_THERE"], {})
-    with pytest.raises(AddressError, match="cannot be read"):
-        addresses([f"file:{tmp_path / 'none'}"], {})
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for name, why in (("none", "No such file"), ("pipe", "a pipe and not a file"), ("a\0b", "null byte")):
+        with pytest.raises(AddressError, match=f"cannot be read .*{why}"):
+            addresses([f"file:{tmp_path / name}"], {})
+    with pytest.raises(AddressError, match="a device and not a file"):
+        addresses(["file:/dev/null"], {})
 
 
 def test_an_address_is_named_by_its_kind_only() -> None:
