@@ -25,7 +25,17 @@ from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
 from memsup.shared.files import UnreadableError, read_document
 from memsup.shared.messages import MAX_FRAME_BYTES, BadFrameError, Reply, Request, RequestKind, decode_reply, encode
 from memsup.shared.paths import RunPaths, open_private
-from memsup.shared.status import OVER, RunState, Status, Trouble, TroubleKind, Wanted, decode_status
+from memsup.shared.status import (
+    OVER,
+    CheckpointStatus,
+    ProgressStatus,
+    RunState,
+    Status,
+    Trouble,
+    TroubleKind,
+    Wanted,
+    decode_status,
+)
 from memsup.supervisor.daemon.lock import is_taken
 from memsup.supervisor.words import count, duration
 
@@ -263,6 +273,8 @@ def _gone(paths: RunPaths) -> Observed:
     if status.state not in (RunState.FINISHED, RunState.FAILED):
         was, status.state = status.state, RunState.STOPPED
         is_left = was is not RunState.STOPPED and left_behind(record.run_id)
+        if was is not RunState.STOPPED and record.command is None:
+            _as_saved(paths, record, status)
         age_s = _age_s(paths)
         if was is not RunState.STOPPED and age_s is not None:
             status.since = time.time() - age_s
@@ -270,6 +282,21 @@ def _gone(paths: RunPaths) -> Observed:
             text = _what_is_left(paths, status, was, is_command=record.command is not None, worker_is_left=is_left)
             status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, text))
     return Observed(Presence.GONE, status, record, is_left)
+
+
+def _as_saved(paths: RunPaths, record: RunRecord, status: Status) -> None:
+    """Has the status tell of the newest checkpoint on the disk. It may be younger than the last word of a supervisor that was
+    killed, since its worker writes one as it leaves.
+    """
+    from memsup.supervisor.record.earlier_life import newest_checkpoint, note_of
+
+    newest = note_of(newest_checkpoint(paths, record))
+    if newest is None or newest.path == status.checkpoint.path:
+        return
+    age_s = max(0.0, time.time() - newest.at_unix_s)
+    status.checkpoint = CheckpointStatus(path=newest.path, step=newest.step, age_s=age_s, verified=newest.verified)
+    if newest.step > (status.progress.step or 0):
+        status.progress = ProgressStatus(step=newest.step, total_steps=status.progress.total_steps)
 
 
 def _record(paths: RunPaths) -> RunRecord | None:
