@@ -23,7 +23,13 @@ from memsup.shared.secret import Secret
 
 
 class SettingsError(Exception):
-    """A setting is unknown or makes no sense; the text is one plain sentence with what to do."""
+    """A setting is unknown or makes no sense; the text is one plain sentence with what to do, and `more` what follows it in
+    lines of their own.
+    """
+
+    def __init__(self, text: str, *, more: tuple[str, ...] = ()) -> None:
+        super().__init__(text)
+        self.more = more
 
 
 class Share(msgspec.Struct, frozen=True):

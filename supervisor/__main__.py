@@ -43,8 +43,9 @@ def main() -> int:
             raise RecordError(f"{paths.record} is missing; start the run with: {command('start', paths.name)}")
         supervisor = Supervisor(paths, record)
     except (AlreadyRunningError, PathError, RecordError, SettingsError, OSError) as error:
-        _tell(options.ready_fd, ok=False, text=str(error))
-        log.error(str(error))
+        more = error.more if isinstance(error, SettingsError) else ()
+        _tell(options.ready_fd, ok=False, text=str(error), more=more)
+        log.error(" ".join([str(error), *more]))
         return GUARDED if isinstance(error, AlreadyRunningError) else 1
     into_log = json_lines(partial(supervisor.scribe.append, paths.supervisor_log))
     log_to(paths.name, into_log, *([] if into_file else [plain_words(supervisor.scribe.say)]))

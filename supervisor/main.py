@@ -51,7 +51,7 @@ from memsup.supervisor.decide.run.actions import (
 )
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import Stage
-from memsup.supervisor.decide.tiers import claim_of, resolve
+from memsup.supervisor.decide.tiers import claim_of, created_with, resolve
 from memsup.supervisor.devices import Devices, Load
 from memsup.supervisor.fence import choose_fence
 from memsup.supervisor.fence.kill import Deadman, KillState
@@ -95,8 +95,9 @@ class Supervisor:
         machine = look(paths.state, gpus)
         on_gpu = device.startswith("cuda") or bool(gpus)
         with claims.turn(paths):
-            limits = resolve(record.settings, {}, machine, beside=claims.beside(paths, keep_own=True)).limits
-            claims.claim(paths, claim_of(record.run, limits, on_gpu=on_gpu))
+            others = claims.beside(paths, keep_own=True)
+            limits = resolve(record.settings, created_with(record.settings), machine, beside=others).limits
+            claims.claim(paths, claim_of(record, limits, on_gpu=on_gpu))
         restraint = restraint_of(record, watches_gpus=on_gpu)
 
         self.signals = Signals()

@@ -138,5 +138,5 @@ def _refusal(error: Exception) -> int:
 
     if not isinstance(error, RefusedError | InputError | PathError | RecordError | SettingsError):
         raise error
-    message(f"memsup: {error}", *(error.more if isinstance(error, RefusedError) else ()))
+    message(f"memsup: {error}", *(error.more if isinstance(error, RefusedError | SettingsError) else ()))
     return error.code if isinstance(error, RefusedError) else REFUSED

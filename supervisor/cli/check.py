@@ -19,6 +19,7 @@ from memsup.shared.settings import Settings, SettingsError
 from memsup.supervisor.cli.findings import Row, limits_document, machine_document, machine_rows, unfenced
 from memsup.supervisor.cli.options import json_option, run_option
 from memsup.supervisor.cli.screen import data, json_data, paint
+from memsup.supervisor.client.contact import is_held
 from memsup.supervisor.client.preparing import job_file, load_settings, look_around, model_shape
 from memsup.supervisor.daemon.claims import beside
 from memsup.supervisor.decide.disk import disk_floor_bytes
@@ -53,6 +54,8 @@ class Checked(NamedTuple):
     fence: FenceFound | None
     warnings: list[str]
     command: str
+    runs: str | None
+    """What shows the run that is there already. It is None where none lives that a start would begin."""
 
 
 @click.command(epilog="Exit code: 0 ready, 1 there are warnings.")
@@ -75,7 +78,7 @@ def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[
     try:
         resolution = resolve(loaded.settings, loaded.origins, machine, model_shape(loaded.settings.task.model), beside(paths))
     except SettingsError as error:
-        warnings.append(str(error))
+        warnings.append(" ".join([str(error), *error.more]))
     else:
         fence = _try_fence(resolution)
         warnings += [*notes(resolution), *_fence_warnings(fence)]
@@ -86,6 +89,7 @@ def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[
         fence=fence,
         warnings=warnings,
         command=command("start", run_name) + ("" if job_file(demo=False) else " --demo"),
+        runs=command("status", run_name) if is_held(paths) else None,
     )
     if as_json:
         json_data(_document(found))
@@ -172,6 +176,9 @@ def _print(found: Checked) -> None:
     data("")
     for sentence in found.warnings:
         data(paint(f"! {sentence}", "yellow"))
+    if found.runs is not None:
+        data(f"This run lives already; look at it with: {found.runs}")
+        return
     data(f"{'Ready' if not found.warnings else 'It can be tried'}: {found.command}")
 
 

@@ -26,12 +26,21 @@ from memsup.supervisor.client.contact import (
     NobodyThereError,
     is_held,
     observe,
+    still_there,
 )
 from memsup.supervisor.client.errors import RefusedError
 
 DONE, NO_ANSWER, NOT_RUNNING = 0, 1, 3
 WRITTEN_WITHIN_S = 5.0
 """A supervisor that has carried out an order has `run.json` written within this time, on a disk that takes it."""
+
+
+class NotRunningError(RefusedError):
+    """The run has no supervisor that could do what was asked. Its worker may be left."""
+
+    def __init__(self, text: str, *, worker_is_left: bool = False) -> None:
+        super().__init__(text, NOT_RUNNING)
+        self.worker_is_left = worker_is_left
 
 
 @click.command()
@@ -76,8 +85,11 @@ def stop(run_name: str, as_json: bool, now: bool) -> int:
         reply = request(paths, RequestKind.STOP_NOW if now else RequestKind.STOP)
         return answer(_seen_wanted(paths, Wanted.STOPPED, reply), as_json)
     except RefusedError as error:
-        if error.code == NOT_RUNNING and (unwritten := _unwritten(paths, Wanted.STOPPED)) is not None:
-            raise RefusedError(f"{error} {unwritten}", NO_ANSWER) from None
+        if isinstance(error, NotRunningError):
+            if (unwritten := _unwritten(paths, Wanted.STOPPED)) is not None:
+                raise RefusedError(f"{error} {unwritten}", NO_ANSWER) from None
+            if error.worker_is_left:
+                raise RefusedError(f"{error} Then: {command('stop', run_name)}", NO_ANSWER) from None
         raise
     except KeyboardInterrupt:
         message(f"The run goes on stopping. Without its checkpoint: {command('stop', run_name)} --now")
@@ -101,16 +113,16 @@ def request(paths: RunPaths, what: RequestKind) -> Reply:
                 if time.monotonic() > deadline_s or not contact.is_held():
                     break
             time.sleep(LOOK_AGAIN_S)
-    status = observe(paths).status
+    observed, start = observe(paths), command("start", paths.name)
+    status = observed.status
     if status is None:
-        raise RefusedError(f"There is no run {paths.name!r}. Start it with: {command('start', paths.name)}", NOT_RUNNING)
+        raise NotRunningError(f"There is no run {paths.name!r}. Start it with: {start}")
     if status.state is RunState.FINISHED:
-        raise RefusedError(
-            f"Run {paths.name!r} is finished. To begin anew: {command('start', paths.name)} --fresh", NOT_RUNNING
-        )
-    raise RefusedError(
-        f"Run {paths.name!r} is not running ({status.state}). Start it with: {command('start', paths.name)}", NOT_RUNNING
-    )
+        raise NotRunningError(f"Run {paths.name!r} is finished. To begin anew: {start} --fresh")
+    if observed.worker_is_left:
+        left = still_there(paths.name, is_command=status.is_command)
+        raise NotRunningError(f"Run {paths.name!r} has no supervisor any more. {left}", worker_is_left=True)
+    raise NotRunningError(f"Run {paths.name!r} is not running ({status.state}). Start it with: {start}")
 
 
 def answer(reply: Reply, as_json: bool, **more: object) -> int:

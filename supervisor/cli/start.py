@@ -5,6 +5,7 @@ Everything that can be wrong is found before anything is written (`preparing.py`
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import shlex
@@ -19,7 +20,7 @@ import click
 from memsup.shared.commands import command as typed
 from memsup.shared.loading import Loaded
 from memsup.shared.paths import RunPaths, current_folder
-from memsup.shared.record import MemoryEstimate, RunRecord
+from memsup.shared.record import MemoryEstimate, RecordError, RunRecord
 from memsup.shared.run_file import new_run_id, read_record
 from memsup.shared.status import OVER, RunState, Status, TroubleKind, Wanted, encode_status
 from memsup.supervisor.cli import INTERRUPTED
@@ -35,10 +36,9 @@ from memsup.supervisor.cli.findings import (
 from memsup.supervisor.cli.options import json_option, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
 from memsup.supervisor.cli.screen import data, json_data, message
-from memsup.supervisor.client.contact import LOOK_AGAIN_S, Presence, is_held, observe
+from memsup.supervisor.client.contact import LOOK_AGAIN_S, Presence, is_held, observe, still_there
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.client.preparing import (
-    AS_CREATED,
     Difference,
     Plan,
     as_claimed,
@@ -50,6 +50,7 @@ from memsup.supervisor.client.preparing import (
 )
 from memsup.supervisor.client.trust import contacts, refuse_strangers
 from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
+from memsup.supervisor.decide.tiers import AS_CREATED
 from memsup.supervisor.words import columns, result_line
 
 NOT_STARTED = 1
@@ -103,7 +104,9 @@ def start(
         return INTERRUPTED
     if not ends and is_held(paths) and not (dry_run and fresh):
         return _already(paths, asked)
-    if not fresh:
+    if fresh:
+        _refuse_left_worker(paths)
+    else:
         observe(paths)  # which writes down what its last supervisor could not
     record = None if fresh else read_record(paths.record)
     if record is not None and (over := _finished(paths)) is not None:
@@ -139,17 +142,26 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked) -> 
         # Another start may have come first while the data were looked at.
         if is_held(paths) or (not asked.fresh and _run_id(read_record(paths.record)) != _run_id(record)):
             return _already(paths, dataclasses.replace(asked, fresh=False))
+        before = copy.deepcopy(record)
         aside = _set_aside(paths) if record is None else None
         fresh_record = _new_record(paths, plan) if record is None else _continued_record(record, plan)
         spawning.write_run(paths, fresh_record)
-        if aside is not None:
-            message(f"The earlier run was moved to {aside}; delete that folder when you need it no longer.")
+        moved = [f"The earlier run was moved to {aside}; delete that folder when you need it no longer."] if aside else []
         if asked.foreground:
+            message(*moved)
             _tell(paths, plan, record, as_json, run_id=fresh_record.run_id)
             ends = "checkpoints and stops" if plan.command is None else "sends the command SIGTERM"
             message(f"In the foreground: Ctrl-C {ends}, a second one stops at once.")
             spawning.become(paths)
-        answer = spawning.spawn(paths)
+        try:
+            answer = spawning.spawn(paths)
+        except spawning.NotStartedError:
+            spawning.take_back(paths, before, aside)
+            raise
+        except RefusedError:
+            message(*moved)
+            raise
+    message(*moved)
     plan = as_claimed(plan, answer.others)
     try:
         for line in answer.postmortem:
@@ -221,6 +233,18 @@ def _ends(paths: RunPaths, *, waits: bool) -> bool:
     return told
 
 
+def _refuse_left_worker(paths: RunPaths) -> None:
+    """Raises `RefusedError` where what the earlier run's worker started still runs: nobody would ever end it."""
+    try:
+        observed = observe(paths)
+    except RecordError:
+        return
+    if observed.worker_is_left and observed.record is not None:
+        left = still_there(paths.name, is_command=observed.record.command is not None)
+        stop = f"To begin anew, stop it first: {typed('start', paths.name)}, then {typed('stop', paths.name)}"
+        raise RefusedError(f"Run {paths.name!r} has no supervisor any more. {left} {stop}", NOT_STARTED)
+
+
 def _already(paths: RunPaths, asked: Asked) -> int:
     """Says how a run does that has a living supervisor, and leaves it as it is; returns the exit code.
 
@@ -258,10 +282,11 @@ def _refuse_what_differs(record: RunRecord, asked: Asked, does: str, *, stop_fir
         return
     stop, start = typed("stop", record.run), typed("start", record.run)
     lines = [f"Run {record.run!r} {does}, and not with what was given now; nothing was changed."]
-    lines += [f"  {d.key}: {shown(d.asked)} ({d.origin}), but it has {shown(d.has)}" for d in (*kept, *taken)]
+    lines += [f"  {d.key}: {shown(d.key, d.asked)} ({d.origin}), but it has {shown(d.key, d.has)}" for d in (*kept, *taken)]
     if kept:
         first = f"{stop}, then " if stop_first else ""
-        lines.append(f"That would be another training: choose another name with --run, or in its place: {first}{start} --fresh")
+        other = "another training" if record.command is None else "another run"
+        lines.append(f"That would be {other}: choose another name with --run, or in its place: {first}{start} --fresh")
     else:
         lines.append(f"It takes that over when it is started: {stop}, then the same {start} once more.")
     raise RefusedError(lines[0], more=tuple(lines[1:]))
@@ -387,10 +412,10 @@ def _notes(paths: RunPaths, plan: Plan) -> list[str]:
     if plan.machine.is_wsl:
         sentences.append("WSL ends everything some time after its last window is closed: keep one open.")
     for key, has, asked, origin in plan.taken:
-        sentences.append(f"{key} is now {shown(asked)} ({origin}); it was {shown(has)}.")
+        sentences.append(f"{key} is now {shown(key, asked)} ({origin}); it was {shown(key, has)}.")
     for key, has, asked, origin in plan.kept:
         sentences.append(
-            f"{key} stays {shown(has)}, {AS_CREATED}; {shown(asked)} ({origin}) would be another training: "
+            f"{key} stays {shown(key, has)}, {AS_CREATED}; {shown(key, asked)} ({origin}) would be another training: "
             f"{typed('start', paths.name)} --fresh"
         )
     return sentences
@@ -429,7 +454,9 @@ def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str
         "contacts": dict(contacts(plan.settings)),
         "notes": _notes(paths, plan),
         **{
-            name: [{"key": d.key, "has": shown(d.has), "asked": shown(d.asked), "origin": d.origin} for d in found]
+            name: [
+                {"key": d.key, "has": shown(d.key, d.has), "asked": shown(d.key, d.asked), "origin": d.origin} for d in found
+            ]
             for name, found in differences.items()
         },
     }

@@ -25,7 +25,17 @@ from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
 from memsup.shared.files import UnreadableError, read_document
 from memsup.shared.messages import MAX_FRAME_BYTES, BadFrameError, Reply, Request, RequestKind, decode_reply, encode
 from memsup.shared.paths import RunPaths, open_private
-from memsup.shared.status import OVER, RunState, Status, Trouble, TroubleKind, Wanted, decode_status
+from memsup.shared.status import (
+    OVER,
+    CheckpointStatus,
+    ProgressStatus,
+    RunState,
+    Status,
+    Trouble,
+    TroubleKind,
+    Wanted,
+    decode_status,
+)
 from memsup.supervisor.daemon.lock import is_taken
 from memsup.supervisor.words import count, duration
 
@@ -70,6 +80,8 @@ class Observed:
     """What is so or, with the supervisor gone, what was so, corrected. It is None where the run does not exist."""
     record: RunRecord | None
     """What `run.json` holds. It is None where the run does not exist, or its supervisor answered and the file was not read."""
+    worker_is_left: bool = False
+    """Whether what the worker started still runs although the supervisor is gone."""
 
 
 def observe(paths: RunPaths, within_s: float = 1.0) -> Observed:
@@ -247,6 +259,7 @@ def _runtime_root_of(status: Status | None) -> Path | None:
 
 def _gone(paths: RunPaths) -> Observed:
     from memsup.shared.run_file import settle
+    from memsup.supervisor.daemon.claims import left_behind
 
     settle(paths)
     record = _record(paths)
@@ -256,15 +269,34 @@ def _gone(paths: RunPaths) -> Observed:
     status.pid = status.worker_pid = None
     status.memory = msgspec.structs.replace(status.memory, worker_bytes=None)
     status.wanted = record.wanted
+    is_left = False
     if status.state not in (RunState.FINISHED, RunState.FAILED):
         was, status.state = status.state, RunState.STOPPED
+        is_left = was is not RunState.STOPPED and left_behind(record.run_id)
+        if was is not RunState.STOPPED and record.command is None:
+            _as_saved(paths, record, status)
         age_s = _age_s(paths)
         if was is not RunState.STOPPED and age_s is not None:
             status.since = time.time() - age_s
-        if record.wanted is not Wanted.STOPPED:
-            left = _what_is_left(paths, status, was, is_command=record.command is not None)
-            status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, left))
-    return Observed(Presence.GONE, status, record)
+        if record.wanted is not Wanted.STOPPED or is_left:
+            text = _what_is_left(paths, status, was, is_command=record.command is not None, worker_is_left=is_left)
+            status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, text))
+    return Observed(Presence.GONE, status, record, is_left)
+
+
+def _as_saved(paths: RunPaths, record: RunRecord, status: Status) -> None:
+    """Has the status tell of the newest checkpoint on the disk. It may be younger than the last word of a supervisor that was
+    killed, since its worker writes one as it leaves.
+    """
+    from memsup.supervisor.record.earlier_life import newest_checkpoint, note_of
+
+    newest = note_of(newest_checkpoint(paths, record))
+    if newest is None or newest.path == status.checkpoint.path:
+        return
+    age_s = max(0.0, time.time() - newest.at_unix_s)
+    status.checkpoint = CheckpointStatus(path=newest.path, step=newest.step, age_s=age_s, verified=newest.verified)
+    if newest.step > (status.progress.step or 0):
+        status.progress = ProgressStatus(step=newest.step, total_steps=status.progress.total_steps)
 
 
 def _record(paths: RunPaths) -> RunRecord | None:
@@ -273,13 +305,17 @@ def _record(paths: RunPaths) -> RunRecord | None:
     return read_record(paths.record)
 
 
-def _what_is_left(paths: RunPaths, status: Status, was: RunState, *, is_command: bool) -> str:
+def _what_is_left(paths: RunPaths, status: Status, was: RunState, *, is_command: bool, worker_is_left: bool) -> str:
     if was is RunState.STOPPED:
         what = "The supervisor was told to go, as at a shutdown."
     else:
         age_s = _age_s(paths)
         when = "" if age_s is None else f" Its last sign of life was {duration(age_s)} ago."
         what = f"The supervisor is gone although the run was {was}.{when}"
+    if worker_is_left:
+        what += " " + still_there(paths.name, is_command=is_command)
+        if is_command:
+            return what
     if is_command:
         return f"{what} {command('start', paths.name)} begins the command anew."
     if status.checkpoint.step is None:
@@ -289,6 +325,13 @@ def _what_is_left(paths: RunPaths, status: Status, was: RunState, *, is_command:
     return (
         f"{what} {command('start', paths.name)} continues from the checkpoint of step {count(status.checkpoint.step)}{reached}."
     )
+
+
+def still_there(run: str, *, is_command: bool) -> str:
+    """What is so of a worker whose supervisor is gone, and what to do about it."""
+    if is_command:
+        return f"Its command still runs, and nobody guards it: {command('start', run)} ends it and begins it anew."
+    return "Its worker is still there; it saves what it has learned, and leaves."
 
 
 def _written(paths: RunPaths, record: RunRecord | None) -> Status | None:

@@ -19,7 +19,7 @@ from memsup.shared.model_folder import WEIGHTS, ModelSource, parameters, read_co
 from memsup.shared.paths import PathError, RunPaths, current_folder, run_paths
 from memsup.shared.record import RecordError, RunRecord
 from memsup.shared.run_file import read_record
-from memsup.shared.settings import Settings, Share, keys
+from memsup.shared.settings import Settings, Share, Written, keys
 from memsup.shared.task_data import TaskSummary, check_task
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.daemon.claims import beside
@@ -27,10 +27,10 @@ from memsup.supervisor.decide.claims import Beside, Claim
 from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.estimate import Shape, shape_of
 from memsup.supervisor.decide.readings import Machine
-from memsup.supervisor.decide.tiers import Resolution, resolve, resolve_limits
+from memsup.supervisor.decide.tiers import Resolution, created_with, resolve, resolve_limits
 from memsup.supervisor.record.earlier_life import checkpoint_folder
 from memsup.supervisor.sense.machine import disk_free_bytes, look
-from memsup.supervisor.words import percent, size
+from memsup.supervisor.words import duration, percent, size
 
 JOB_FILE = "memsup.toml"
 DATA_BUDGET_S = 1.0
@@ -38,7 +38,6 @@ DATA_BUDGET_S = 1.0
 GPU_BUDGET_S = 10.0
 """A driver that nobody has open takes seconds to wake, and the tier depends on what it says; where there is none, the answer is
 there in a fraction of a second."""
-AS_CREATED = "as the run was created"
 CHECKPOINT_SHARES = 3
 """A checkpoint holds the weights and two moments of Adam for each."""
 
@@ -152,7 +151,7 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: 
     task = None if record.command else check_task(settings.task, budget_s=DATA_BUDGET_S)
     machine = look_around(paths.state, settings)
     shape = None if record.command else model_shape(settings.task.model, task)
-    origins = _origins(settings, taken)
+    origins = created_with(settings) | {difference.key: difference.origin for difference in taken}
     resolution = resolve(settings, origins, machine, shape, beside(paths))
     _check_disk(paths, settings, machine, None)
     return Plan(
@@ -194,23 +193,21 @@ def merge(has: Settings, loaded: Loaded) -> tuple[Settings, list[Difference], li
     return settings, taken, kept
 
 
-def shown(value: Any) -> str:
-    match value:
-        case None:
+def shown(name: str, value: Any) -> str:
+    """The value of the key with this name, as a person would write it; the command is no key."""
+    match value, keys()[name].written if name in keys() else None:
+        case None, _:
             return "unset"
-        case bool():
+        case bool(), _:
             return str(value).lower()  # as TOML has it
-        case Share():
+        case Share(), _:
             return percent(value.fraction)
+        case int(), Written.SIZE:
+            return size(value)
+        case int() | float(), Written.DURATION:
+            return duration(value)
         case _:
             return str(value)
-
-
-def _origins(settings: Settings, taken: Sequence[Difference]) -> dict[str, str]:
-    """Where each value of a run that goes on comes from; defaults stay defaults."""
-    default = Settings()
-    differs = (name for name, key in keys().items() if key.value(settings) != key.value(default))
-    return dict.fromkeys(differs, AS_CREATED) | {difference.key: difference.origin for difference in taken}
 
 
 def _check_folder(settings: Settings) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -32,6 +33,13 @@ from memsup.supervisor.fence.base import fence_name
 READY_WITHIN_S = 60.0
 """Importing and trying out the fence takes half a second; a machine under pressure is slower."""
 NOT_STARTED = 1
+
+
+class NotStartedError(RefusedError):
+    """There is no supervisor, and none will come of this start."""
+
+    def __init__(self, text: str, *, more: tuple[str, ...] = ()) -> None:
+        super().__init__(text, NOT_STARTED, more=more)
 
 
 @contextlib.contextmanager
@@ -92,8 +100,22 @@ def write_run(paths: RunPaths, record: RunRecord) -> None:
         write_record(paths.record, record)
     except OSError as error:
         raise RefusedError(
-            f"{paths.record} cannot be written: {error.strerror}. Free some space, or set MEMSUP_STATE_DIR."
+            f"{error.filename or paths.record} cannot be written: {error.strerror}. Free some space, or set MEMSUP_STATE_DIR."
         ) from None
+
+
+def take_back(paths: RunPaths, before: RunRecord | None, aside: Path | None) -> None:
+    """Leaves the run as it was before a start that came to nothing: with the record it had, and with what lay in its place. Of
+    a new run nothing is left, since all that lies in its folder was made by this start; `before` is None then. What cannot be
+    undone stays.
+    """
+    with contextlib.suppress(OSError):
+        if before is not None:
+            write_record(paths.record, before)
+            return
+        shutil.rmtree(paths.state)
+        if aside is not None:
+            aside.rename(paths.state)
 
 
 def spawn(paths: RunPaths) -> Answer:
@@ -110,10 +132,10 @@ def spawn(paths: RunPaths) -> Answer:
     verdict = _verdict(answer)
     if verdict is None:
         process.wait()
-        raise RefusedError(f"The supervisor did not come up. {_last_words(paths)}", NOT_STARTED)
+        raise NotStartedError(f"The supervisor did not come up. {_last_words(paths)}")
     if not verdict.ok:
         process.wait()
-        raise RefusedError(f"The supervisor did not start: {verdict.text}", NOT_STARTED)
+        raise NotStartedError(f"The supervisor did not start: {verdict.text}", more=tuple(verdict.more))
     return verdict
 
 
@@ -124,7 +146,7 @@ def _spawn(paths: RunPaths, prefix: list[str]) -> tuple[subprocess.Popen[bytes],
         ready, told = os.pipe()
     except OSError as error:
         os.close(log)
-        raise RefusedError(f"The supervisor cannot be started: {error.strerror}.", NOT_STARTED) from None
+        raise NotStartedError(f"The supervisor cannot be started: {error.strerror}.") from None
     try:
         process = subprocess.Popen(
             [*prefix, *command(paths), "--ready-fd", str(told)],
@@ -138,7 +160,7 @@ def _spawn(paths: RunPaths, prefix: list[str]) -> tuple[subprocess.Popen[bytes],
         )
     except OSError as error:
         os.close(ready)
-        raise RefusedError(f"The supervisor cannot be started: {error.strerror}.", NOT_STARTED) from None
+        raise NotStartedError(f"The supervisor cannot be started: {error.strerror}.") from None
     finally:
         os.close(log)
         os.close(told)
@@ -195,6 +217,8 @@ class Answer(msgspec.Struct):
     ok: bool
     text: str = ""
     """Why the supervisor did not come up; empty where it did."""
+    more: list[str] = []
+    """What follows that in lines of their own."""
     postmortem: list[str] = []
     """What the life before died of, in lines for a person. It is empty where it ended well."""
     fence: str = ""

@@ -1,8 +1,10 @@
-"""The claims of runs on this machine's memory: one file in each run's folder, which counts while the run has a supervisor.
+"""The claims of runs on this machine's memory: one file in each run's folder. It counts while the run has a supervisor, and
+while a worker that its supervisor left behind still runs.
 
-Covers who lives (the lock that its supervisor holds says so), what each may take, and the turn that supervisors take so that
-two which start at once do not both take what is left. How limits follow from claims is decided in `decide/tiers.py`. Seen are
-the runs in the same state folder; other users' are not visible. The ladder's look at the whole machine stands behind all of it.
+Covers who lives (the lock that its supervisor holds says so, and where that died the mark that its worker carries), what each
+may take, and the turn that supervisors take so that two which start at once do not both take what is left. How limits follow
+from claims is decided in `decide/tiers.py`. Seen are the runs in the same state folder; other users' are not visible. The
+ladder's look at the whole machine stands behind all of it.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from pathlib import Path
 
 import msgspec
 
-from memsup.shared.files import replace_file
+from memsup.shared.files import UnreadableError, read_document, replace_file
 from memsup.shared.log import log
 from memsup.shared.paths import PathError, RunPaths, open_private
+from memsup.shared.status import decode_status
 from memsup.supervisor.daemon.lock import is_taken
 from memsup.supervisor.decide.claims import Beside, Claim
+from memsup.supervisor.fence.base import fence_name
+from memsup.supervisor.kernel.processes import marks
 
 _MOST_BYTES = 4096
 
@@ -49,7 +54,13 @@ def claim(paths: RunPaths, claimed: Claim) -> None:
         log.warning("What this run may take could not be written down for other runs", why=error.strerror)
 
 
+def left_behind(run_id: str) -> bool:
+    """Whether anything that this run's worker started still runs. Asked only where the supervisor is gone."""
+    return fence_name(run_id) in marks()
+
+
 def _others(paths: RunPaths) -> Iterator[Claim]:
+    seen: frozenset[str] | None = None
     try:
         folders = sorted(folder for folder in paths.state.parent.iterdir() if folder.is_dir() and folder != paths.state)
     except OSError:  # no run was ever started here
@@ -63,9 +74,23 @@ def _others(paths: RunPaths) -> Iterator[Claim]:
             lives = is_taken(fd)
         finally:
             os.close(fd)
-        if lives:
-            found = _read(folder / paths.claim.name)
-            yield msgspec.structs.replace(found, run=folder.name) if found else Claim(run=folder.name)
+        found = _read(folder / paths.claim.name)
+        if not lives:
+            if found is None or found.run_id is None:
+                continue
+            seen = marks() if seen is None else seen
+            if fence_name(found.run_id) not in seen:
+                continue
+        found = msgspec.structs.replace(found or Claim(run=""), run=folder.name, is_left=not lives)
+        yield msgspec.structs.replace(found, holds_bytes=_held_bytes(folder / paths.status.name))
+
+
+def _held_bytes(file: Path) -> int | None:
+    """What the worker took when the run's status was written last. None where that is not known."""
+    try:
+        return read_document(file, decode_status).memory.worker_bytes
+    except (OSError, UnreadableError):
+        return None
 
 
 def _read(file: Path) -> Claim | None:

@@ -1,7 +1,8 @@
 """What runs that live at the same time leave each other of the machine's RAM. Pure.
 
 A run's limit is a claim: it counts for as long as the run has a supervisor, also while its worker is gone (paused and released,
-or between two lives), since a run that is resumed must find its share. GPU memory is not claimed: what each run may hold there
+or between two lives), since a run that is resumed must find its share; and for as long as a worker whose supervisor died is
+still there. GPU memory is not claimed: what each run may hold there
 follows at any time from what all others really hold (`vram.py`). Claims are kept and found by `daemon/claims.py`.
 """
 
@@ -14,9 +15,11 @@ from typing import Annotated
 import msgspec
 
 from memsup.shared.commands import command
-from memsup.supervisor.words import plural, size
+from memsup.supervisor.words import columns, plural, size
 
-_Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+_Bytes = Annotated[int, msgspec.Meta(ge=0, le=2**60)]
+_SPARE = 1.25
+"""What a run is advised to be left is at least this many times what it is known to need or to hold."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +32,18 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """What it leaves to the rest of the machine."""
     on_gpu: bool = False
     """Whether it may train on a GPU."""
+    is_given: bool = True
+    """Whether a person said how much that is. Otherwise it is the default, which takes all that is there for training."""
+    needs_bytes: _Bytes | None = None
+    """What its job was estimated to take at most. None: that is not known, as of a command."""
+    run_id: str | None = None
+    """What its fence is named after."""
+    is_command: bool = False
+    """Whether it runs a command, and not the built-in training."""
+    is_left: bool = False
+    """Whether its supervisor is gone, and what its worker started still runs."""
+    holds_bytes: _Bytes | None = None
+    """What its worker takes now. None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,27 +72,72 @@ class Beside:
 ALONE = Beside()
 
 
+def sensible(others: Sequence[Claim], total_bytes: int, least_bytes: int) -> tuple[Claim, ...]:
+    """The claims, without the figures of those that no run on a machine with `total_bytes` can have come to."""
+    return tuple(
+        claim
+        if claim.ram_bytes is None or least_bytes <= claim.ram_bytes <= total_bytes - claim.reserve_bytes
+        else msgspec.structs.replace(claim, ram_bytes=None, reserve_bytes=0)
+        for claim in others
+    )
+
+
 def taken(others: Sequence[Claim]) -> str:
     """Who may take how much: `run 'a' may take 12 GiB and run 'b' 4 GiB`."""
     known = [claim for claim in others if claim.ram_bytes is not None]
     if not known:
         return "what other runs may take is not known"
-    return " and ".join(
-        f"run {claim.run!r} {'may take ' if claim is known[0] else ''}{size(claim.ram_bytes)}" for claim in known
+    return " and ".join(f"{_name(claim)} {'may take ' if claim is known[0] else ''}{size(claim.ram_bytes)}" for claim in known)
+
+
+def _name(claim: Claim) -> str:
+    return f"what is left of run {claim.run!r}" if claim.is_left else f"run {claim.run!r}"
+
+
+def about(others: Sequence[Claim]) -> str:
+    """A sentence of what is known of the largest of `others` besides what it may take: what it needs or holds, and who decided.
+    It is empty where nothing is.
+    """
+    claim = _largest(others)
+    if claim.is_left:
+        return f"Run {claim.run!r} has no supervisor any more, and its worker still runs."
+    needs, holds = claim.needs_bytes, claim.holds_bytes
+    what = f"is estimated to need {size(needs)} at most" if needs else f"takes {size(holds)} now" if holds else ""
+    default = "" if claim.is_given else "may take that much only because its limits.ram was left at the default"
+    clauses = " and ".join(filter(None, (what, default)))
+    return f"Run {claim.run!r} {clauses}." if clauses else ""
+
+
+def ways_to_share(others: Sequence[Claim], left_bytes: int, wanted_bytes: int | None, least_bytes: int) -> tuple[str, ...]:
+    """What a person can type so that there is room beside the largest of `others`, in lines. All of them leave `left_bytes`;
+    `wanted_bytes` is what the new run was told to take, and no run can do with less than `least_bytes`. It is None where
+    nothing was said.
+    """
+    largest = _largest(others)
+    stop, start = command("stop", largest.run), command("start", largest.run)
+    if largest.is_left:
+        return ("To end it, look after it again and stop it:", f"  {start}", f"  {stop}")
+    wait = f"wait until run {largest.run!r} has ended ({command('wait', largest.run)})"
+    both = left_bytes + (largest.ram_bytes or 0)
+    floor = max(least_bytes, int(_SPARE * max(largest.needs_bytes or 0, largest.holds_bytes or 0)))
+    again = "this start once more"
+    if wanted_bytes is not None and both - wanted_bytes >= floor:
+        share = both - wanted_bytes
+    else:
+        share = max(both // 2, floor)
+        again += f", with --set limits.ram={rounded(both - share)}" if wanted_bytes is not None else ""
+    if both - share < least_bytes:
+        return (f"To make room, {wait}.",)
+    ends = "ends its command, which begins anew" if largest.is_command else "checkpoints and stops it"
+    less = f"{start} --set limits.ram={rounded(share)}"
+    return (
+        f"To make room, {wait}, or let it take less:",
+        *("  " + line for line in columns([(stop, ends), (less, "goes on with less"), (again, "finds room then")])),
     )
 
 
-def ways_to_share(others: Sequence[Claim], room_bytes: int, least_bytes: int) -> str:
-    """What a person can type so that there is room beside the largest of `others`. All share `room_bytes`, and a run needs
-    `least_bytes`.
-    """
-    largest = max(others, key=lambda claim: claim.ram_bytes or 0).run
-    share = room_bytes // (len(others) + 1)
-    wait = f"wait until run {largest!r} has ended ({command('wait', largest)})"
-    if share < least_bytes:
-        return wait
-    again = f"{command('start', largest)} --set limits.ram={rounded(share)}"
-    return f"{wait}, or let it take less ({command('stop', largest)}, then for example {again})"
+def _largest(others: Sequence[Claim]) -> Claim:
+    return max(others, key=lambda claim: claim.ram_bytes or 0)
 
 
 def rounded(size_bytes: int) -> str:

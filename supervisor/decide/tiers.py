@@ -8,18 +8,20 @@ What the machine has is looked up in `sense/machine.py`; what a person may write
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import msgspec
 
 from memsup.shared.lanes import BASE_BYTES, lanes_for
-from memsup.shared.settings import Settings, SettingsError, Share, TierName
-from memsup.supervisor.decide.claims import ALONE, Beside, Claim, rounded, taken, ways_to_share
+from memsup.shared.record import RunRecord
+from memsup.shared.settings import Settings, SettingsError, Share, TierName, keys
+from memsup.supervisor.decide.claims import ALONE, Beside, Claim, about, rounded, sensible, taken, ways_to_share
 from memsup.supervisor.decide.estimate import MOMENTS_BYTES, Estimate, Shape, device_bytes, estimate, longest_that_fits
 from memsup.supervisor.decide.readings import GpuReading, Machine
 from memsup.supervisor.words import percent, size
 
+AS_CREATED = "as the run was created"
 MIB = 2**20
 GIB = 2**30
 GB = 10**9
@@ -205,7 +207,8 @@ def resolve_limits(
             f"Of {size(total)} RAM ({machine.ram_source}) the reserve of {size(reserve)} leaves {size(limit)}, less than the "
             f"{size(WORKER_NEEDS_BYTES)} that a worker needs to start at all: lower limits.ram_reserve or find more memory."
         )
-    is_given = "limits.ram" in origins or settings.limits.ram != Settings().limits.ram
+    is_given = _is_given(settings, origins)
+    beside = replace(beside, others=sensible(beside.others, total, WORKER_NEEDS_BYTES))
     if beside.own_bytes is not None and not is_given and WORKER_NEEDS_BYTES <= beside.own_bytes < limit:
         limit, limit_origin = beside.own_bytes, "what other runs left when it was started"
     if beside.others:
@@ -224,9 +227,24 @@ def resolve_limits(
     )
 
 
-def claim_of(run: str, limits: Limits, *, on_gpu: bool) -> Claim:
-    """What a run with these limits may take, for other runs."""
-    return Claim(run=run, ram_bytes=limits.worker_limit_bytes, reserve_bytes=limits.reserve_bytes, on_gpu=on_gpu)
+def claim_of(record: RunRecord, limits: Limits, *, on_gpu: bool) -> Claim:
+    """What the run may take with these limits, for other runs."""
+    needs = record.estimate
+    return Claim(
+        run=record.run,
+        run_id=record.run_id,
+        ram_bytes=limits.worker_limit_bytes,
+        reserve_bytes=limits.reserve_bytes,
+        on_gpu=on_gpu,
+        is_command=record.command is not None,
+        is_given=_is_given(record.settings, {}),
+        needs_bytes=needs.peak_bytes(needs.most_tokens) if needs else None,
+    )
+
+
+def _is_given(settings: Settings, origins: Mapping[str, str]) -> bool:
+    """Whether a person said what the worker may take."""
+    return "limits.ram" in origins or settings.limits.ram != Settings().limits.ram
 
 
 def _beside_others(limit: int, origin: str, room: int, beside: Beside, given: str | None) -> tuple[int, str]:
@@ -238,17 +256,16 @@ def _beside_others(limit: int, origin: str, room: int, beside: Beside, given: st
     if limit <= left:
         return limit, origin
     of_room = f"{taken(beside.others)} of the {size(room)} that are there for training"
-    ways = ways_to_share(beside.others, room, WORKER_NEEDS_BYTES)
+    leaves = f"which leaves {size(left)}" if left >= MIB else "which leaves nothing"
+    ways = ways_to_share(beside.others, left, limit if given else None, WORKER_NEEDS_BYTES)
     if left < WORKER_NEEDS_BYTES:
-        raise SettingsError(
-            f"There is no room beside what runs already: {of_room}, which leaves {size(left)}, and a worker needs "
-            f"{size(WORKER_NEEDS_BYTES)} to start at all. To make room, {ways}."
-        )
+        why = f"There is no room beside what runs already: {of_room}, {leaves}"
+        need = f"and a worker needs {size(WORKER_NEEDS_BYTES)} to start at all."
+        raise SettingsError(f"{why}, {need} {about(beside.others)}".rstrip(), more=ways)
     if given is not None:
-        raise SettingsError(
-            f"{given} does not fit beside what runs already: {of_room}, which leaves {size(left)}. Ask for no more than that "
-            f"(--set limits.ram={rounded(left)}), or {ways}."
-        )
+        why = f"{given} does not fit beside what runs already: {of_room}, {leaves}."
+        less = f"Ask for no more than that: --set limits.ram={rounded(left)}."
+        raise SettingsError(f"{why} {less} {about(beside.others)}".rstrip(), more=ways)
     return left, f"what other runs leave: {of_room}"
 
 
@@ -417,6 +434,13 @@ def _fit_gpu(needs: Estimate, limits: Limits, gpu: GpuReading, filled: Settings)
             f"({limits.worker_limit_origin}): choose a smaller model, or raise limits.ram."
         )
     return on_host
+
+
+def created_with(settings: Settings) -> dict[str, str]:
+    """Where each value of a run that goes on comes from; defaults stay defaults."""
+    default = Settings()
+    differs = (name for name, key in keys().items() if key.value(settings) != key.value(default))
+    return dict.fromkeys(differs, AS_CREATED)
 
 
 def origin_of(key: str, origins: Mapping[str, str]) -> str:

@@ -101,6 +101,20 @@ def members(mark: str) -> dict[int, Process]:
     return {pid: processes[pid] for pid in found}
 
 
+def marks() -> frozenset[str]:
+    """The marks of all fences in which anything of this user's still runs, the dead that nobody reaped left out."""
+    start = f"{MARK}=".encode()
+    found: set[str] = set()
+    for pid, process in scan().items():
+        if not process.dead:
+            found.update(
+                variable.removeprefix(start).decode(errors="replace")
+                for variable in _environment(pid)
+                if variable.startswith(start)
+            )
+    return frozenset(found)
+
+
 def resident_bytes(pid: int) -> int | None:
     """The anonymous and shared memory of one process, read cheaply. Returns None when it is gone.
 
@@ -195,7 +209,11 @@ def kill_all(mark: str) -> int:
 
 
 def _marked(pid: int, mark: str) -> bool:
-    return f"{MARK}={mark}".encode() in _content(f"/proc/{pid}/environ", 1 << 20).split(b"\0")
+    return f"{MARK}={mark}".encode() in _environment(pid)
+
+
+def _environment(pid: int) -> list[bytes]:
+    return _content(f"/proc/{pid}/environ", 1 << 20).split(b"\0")
 
 
 def _kib_sum(content: bytes, *keys: bytes) -> int | None:

@@ -172,6 +172,8 @@ def _of_the_worker(run: str, life: Lifecycle) -> Iterator[Trouble]:
     if life.unresponsive:
         text = "The worker does not answer; it is killed and started again if that goes on."
         yield Trouble(TroubleKind.UNRESPONSIVE, text)
-    if life.state is RunState.RECOVERING and life.restarts:
-        text = f"The worker was started again {plural(life.restarts, 'time')}; see: {command('logs', run)} --events"
+    if life.state is RunState.RECOVERING and (life.restarts or life.recovery.due):
+        again = f"was started again {plural(life.restarts, 'time')}"
+        text = f"The worker {'has died, and is to be started again' if life.recovery.due else again}"
+        text += f"; see: {command('logs', run)} --events"
         yield Trouble(TroubleKind.RESTARTS, text)

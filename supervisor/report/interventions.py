@@ -186,10 +186,13 @@ def _death(base: Intervention, entry: Entry, later: Sequence[Placed], step_s: fl
         ((x, e) for x, e in later if e.boot == entry.boot and e.event in (Event.RECOVERED, Event.DEATH, Event.END)), None
     )
     again = entry.again is not False and ends is not None and ends[1].event is Event.RECOVERED
+    follows = entry.again is True
+    if ends is not None and ends[1].event is Event.END and ends[0] - base.x < (entry.delay_s or 0.0):
+        follows = False  # it was stopped before the next life began
     redone, until = 0, ends[0] if ends else None
     if again and ends is not None and entry.step is not None and ends[1].step is not None:
         redone = max(0, entry.step - ends[1].step)
-    cost_s = _lasted(base.x, until) if entry.again else None
+    cost_s = _lasted(base.x, until) if follows else None
     if cost_s is not None and redone and step_s is not None:
         cost_s += redone * step_s
     lost = entry.lost_steps if ends is not None and ends[1].event is Event.END else None
@@ -205,9 +208,11 @@ def _death(base: Intervention, entry: Entry, later: Sequence[Placed], step_s: fl
         parts.insert(0, f"{does} again after {duration(_lasted(base.x, until))}")
     return replace(
         base,
-        what=base.what or "the worker ended",
-        by_memsup=entry.again is True,
-        restarted=entry.again is True,
+        what="the worker ended, and was stopped before it was started again"
+        if entry.again and not follows
+        else base.what or "the worker ended",
+        by_memsup=follows,
+        restarted=follows,
         result=", ".join(part for part in parts if part) or None,
         until=until,
         cost_s=cost_s,

@@ -68,8 +68,9 @@ def _what_was_done(account: Account) -> Iterator[str]:
         known = [i.cost_s for i in done if i.cost_s is not None]
         price = f", at a price of {duration(sum(known))} altogether" if known else ""
         unknown = sum(i.cost_s is None and i.restarted for i in done)
-        more = f", and {plural(unknown, 'death')} whose price is not known" if unknown else ""
-        yield f"memsup stepped in {plural(len(done), 'time')}{price}{more}."
+        yield f"memsup stepped in {plural(len(done), 'time')}{price}."
+        if unknown:
+            yield f"The price of {plural(unknown, 'death')} is not known."
     for kind, who in ((Kind.DEATH, "The worker"), (Kind.MACHINE, "The machine"), (Kind.OTHER, "The supervisor")):
         times = [i for i in befell if i.kind is kind]
         if times:

@@ -84,6 +84,9 @@ def end_supervisors() -> None:
         paths = run_paths(folder.name)
         if is_held(paths):
             memsup("stop", "--now", "--run", folder.name)
+        until_s = time.monotonic() + 3.0  # it answers before it goes
+        while is_held(paths) and time.monotonic() < until_s:
+            time.sleep(0.02)
         if is_held(paths):
             os.kill(int(paths.lock.read_text()), signal.SIGKILL)
             eventually(lambda paths=paths: not is_held(paths))

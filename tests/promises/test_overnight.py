@@ -136,7 +136,7 @@ def test_a_worker_that_stands_still_is_dumped_killed_and_started_again(tmp_path:
         eventually(lambda: worker.step(time.monotonic()) is KillState.GONE)
         status, _ = worker.collect()
         life.on_exit(now_s, status, 0)
-        assert (life.restarts, life.micro_tokens_limit, life.terminal) == (1, None, None)
+        assert (life.recovery.count, life.micro_tokens_limit, life.terminal) == (1, None, None)
     finally:
         worker.kill(time.monotonic())
         eventually(lambda: worker.step(time.monotonic()) in (None, KillState.GONE))

@@ -66,6 +66,7 @@ class Lifecycle(Standing):
     def on_spawned(self, now_s: float) -> list[Action]:
         """The worker's process runs."""
         self.worker.has_begun = True
+        self.recovery.began()
         if self.is_command:
             self.worker.enter(Stage.READY, now_s)
             self._recovered("the command runs again")  # nobody tells when it has found back to its work
@@ -242,7 +243,7 @@ class Lifecycle(Standing):
             memory_limit_bytes=self.memory_limit_bytes,
             micro_tokens_limit=self.micro_tokens_limit,
             on_cpu=self.on_cpu,
-            deaths=self.restarts,
+            deaths=self.recovery.count,
         )
         self._out.append(Send(welcome))
 

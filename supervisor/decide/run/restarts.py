@@ -132,6 +132,9 @@ class Restarts:
 
     budget: Budget = field(default_factory=Budget)
     count: int = 0
+    """The deaths that another life follows."""
+    due: bool = False
+    """Whether the life after the last of them has not begun yet."""
     recovering: bool = False
     """The worker died, and the life after it has not come back to its work yet."""
     not_before_s: float = 0.0
@@ -145,9 +148,13 @@ class Restarts:
         """Takes note of a death, and of the life that follows it where one does."""
         self.budget = verdict.budget
         if verdict.again:
-            self.count, self.recovering = self.count + 1, True
+            self.count, self.recovering, self.due = self.count + 1, True, True
             self.on_cpu = self.on_cpu or verdict.cause is Cause.GPU_LOST
             self.not_before_s = now_s + verdict.delay_s
+
+    def began(self) -> None:
+        """Takes note of a life that has begun."""
+        self.due = False
 
     def left(self, now_s: float) -> None:
         """Takes note of a worker that left as it was told: the next one may begin at once."""

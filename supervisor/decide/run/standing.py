@@ -137,7 +137,7 @@ class Standing:
     @property
     def restarts(self) -> int:
         """How often the worker was started again after a death."""
-        return self.recovery.count
+        return self.recovery.count - self.recovery.due
 
     @property
     def on_cpu(self) -> bool:

@@ -31,7 +31,7 @@ def test_every_setting_stands_on_the_page_once() -> None:
 @pytest.mark.parametrize(("key", "default", "meaning"), ROWS, ids=[key for key, _, _ in ROWS])
 def test_each_default_is_the_one_in_force(key: str, default: str, meaning: str) -> None:
     """With its mark where a run that exists may take another value."""
-    assert default.strip() == shown(keys()[key].value(Settings()))
+    assert default.strip() == shown(key, keys()[key].value(Settings()))
     assert ("↻" in meaning) == keys()[key].may_change
 
 

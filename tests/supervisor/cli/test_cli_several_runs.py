@@ -45,10 +45,16 @@ def test_limits_share_the_machine() -> None:
     assert limit_of("first") == half << 20
     assert room - limit_of("first") - (1 << 20) <= limit_of("second") <= room - limit_of("first") + (1 << 20)
     assert [line["reason"] for line in ledger("second") if line["event"] == "shared"]
+    kept = memsup("start", "--run", "first", "--set=limits.ram=2GiB", *REST)
+    assert "limits.ram: 2 GiB (flag), but it has" in kept.stderr
+    other = memsup("start", "--run", "first", "--", "sleep", "1")
+    assert "  the command: sleep 1 (given now), but it has sleep 1000\nThat would be another run" in other.stderr
+    assert "lives already" in memsup("check", "--run", "first").stdout
 
     refused = memsup("start", "--run", "third", *REST)
     assert refused.returncode == 2
     assert "run 'first' may take" in refused.stderr
+    assert "\n  this start once more" in refused.stderr
     assert "memsup stop --run first" in refused.stderr or "memsup stop --run second" in refused.stderr
     assert not run_paths("third").state.exists()
     checked = memsup("check")
@@ -105,7 +111,70 @@ def test_two_that_start_at_the_same_moment_do_not_both_take_what_is_left() -> No
     assert codes[0] == 0, said
     assert codes[1] > 0, said
     assert sum(limit_of(f"twin{n}") for n, start in enumerate(starts) if start.returncode == 0) <= room
-    assert all("may take" in err for (_, err), start in zip(said, starts, strict=True) if start.returncode)
+    for number, ((_, err), start) in enumerate(zip(said, starts, strict=True)):
+        if start.returncode:
+            assert "may take" in err
+            assert not run_paths(f"twin{number}").state.exists()  # as if it had not been started
+
+
+def test_a_start_that_comes_to_nothing_leaves_the_run_as_it_was() -> None:
+    """With the settings it had, stopped, as a person left it; and nothing of a new run. Here the sockets cannot be made."""
+    memsup("start", "--run", "old", *REST)
+    memsup("stop", "--run", "old")
+    for run in ("old", "new"):
+        paths = run_paths(run)
+        paths.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
+        paths.runtime.chmod(0o700)
+        (paths.runtime / "control.sock").mkdir()
+    before = memsup("status", "--json", "--run", "old").document
+    record = run_paths("old").record.read_bytes()
+    for more in ((), ("--fresh",)):
+        refused = memsup("start", "--run", "old", "--set", "limits.ram=1GiB", *more, *REST)
+        assert refused.returncode == 1, refused
+        assert run_paths("old").record.read_bytes() == record
+    assert memsup("status", "--json", "--run", "old").document["state"] == before["state"] == "stopped"
+    assert memsup("start", "--run", "new", *REST).returncode == 1
+    assert not run_paths("new").state.exists()
+
+
+def test_a_command_whose_supervisor_was_killed_keeps_its_share_and_is_told_of() -> None:
+    """It is not stopped, whatever the words for the run are; and nobody begins anew beside it."""
+    memsup("start", *REST)
+    seen = status("default")
+    if seen["memory"]["fence"] in ("rlimit", "none"):
+        pytest.skip("NOT RUN: without a cgroup the deadman ends what a supervisor leaves")
+    os.kill(seen["pid"], 9)
+    eventually(lambda: not is_held(run_paths("default")))
+    refused = memsup("start", "--run", "second", *REST)
+    assert refused.returncode == 2
+    assert "what is left of run 'default' may take" in refused.stderr
+    assert "\n  memsup start\n  memsup stop\n" in refused.stderr
+    still = "Its command still runs, and nobody guards it: memsup start ends it and begins it anew."
+    assert still in memsup("status").stdout
+    stopped = memsup("stop")
+    assert stopped.returncode == 1
+    assert still in stopped.stderr
+    anew = memsup("start", "--fresh", *REST)
+    assert anew.returncode == 1
+    assert still in anew.stderr
+    os.kill(seen["worker_pid"], 0)
+
+    assert memsup("start", *REST).returncode == 0
+    assert memsup("stop").returncode == 0
+    assert "still runs" not in memsup("status").stdout
+    assert memsup("start", "--run", "second", *REST).returncode == 0
+
+
+def test_what_cannot_be_taken_away_is_a_sentence() -> None:
+    """A folder where the claim should lie."""
+    memsup("start", *REST)
+    memsup("stop")
+    run_paths("default").claim.unlink()
+    run_paths("default").claim.mkdir()
+    refused = memsup("start", *REST)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("memsup: ")
+    assert "claim.json" in refused.stderr
 
 
 def test_two_living_runs_never_share_a_folder_of_checkpoints(tmp_path: Path) -> None:

@@ -409,8 +409,8 @@ def test_a_run_keeps_what_it_learns_by_and_takes_over_its_limits(job: Path) -> N
         "--set", "checkpoint.every=90s", cwd=job,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "limits.ram is now 2" in done.stderr
-    assert "checkpoint.every is now 90" in done.stderr
+    assert "limits.ram is now 2 GiB" in done.stderr
+    assert "checkpoint.every is now 1 min 30 s" in done.stderr
     assert "training.learning_rate stays 5e-05" in done.stderr
     assert "tier stays auto" in done.stderr
     assert "--fresh" in done.stderr

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit import small_state
 from kit.cli_process import RUN_ID, a_run, control_server, memsup
 
+from memsup.checkpoint.store import Store
 from memsup.shared.paths import RunPaths, open_private
 from memsup.shared.readings import KnownBatch, KnownGpu
 from memsup.shared.status import (
@@ -179,6 +181,21 @@ def test_a_run_whose_supervisor_never_came_up_is_told() -> None:
     done = memsup("status")
     assert done.returncode == 1
     assert "begins again, for there is no checkpoint yet" in done.stdout
+
+
+def test_what_the_worker_saved_after_its_supervisor_was_killed_is_told() -> None:
+    """The last written status knows nothing of it: that step is neither lost nor is there no checkpoint."""
+    paths = a_run()
+    status = a_status(RunState.RUNNING)
+    status.progress, status.checkpoint = ProgressStatus(step=4, total_steps=100), CheckpointStatus()
+    paths.status.write_bytes(encode_status(status))
+    saved = small_state.save(Store(paths.checkpoints), 25)
+    seen = memsup("status", "--json").document
+    assert (seen["progress"]["step"], seen["checkpoint"]["step"]) == (25, 25)
+    assert seen["checkpoint"]["path"] == str(saved.path)
+    told = memsup("status").stdout
+    assert "continues from the checkpoint of step 25." in told
+    assert "not saved" not in told
 
 
 def test_the_status_of_an_earlier_run_of_that_name_is_not_shown() -> None:

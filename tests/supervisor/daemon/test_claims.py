@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kit.cli_process import a_run
+from kit.cli_process import a_run, eventually
 
 from memsup.shared.paths import RunPaths, run_paths
 from memsup.supervisor.daemon import claims
 from memsup.supervisor.daemon.lock import Lock
 from memsup.supervisor.decide.claims import Beside, Claim
+from memsup.supervisor.fence.base import fence_name
+from memsup.supervisor.kernel.processes import MARK
 
 GIB = 2**30
 
@@ -37,6 +40,22 @@ def test_a_claim_counts_while_its_supervisor_lives_and_for_its_own_run_never(oth
     other.state.rename(other.state.with_name("renamed"))
     assert claims.beside(mine).others[0].run == "renamed"  # what a command has to name
     lock.release()
+    assert claims.beside(mine) == Beside()
+
+
+def test_a_worker_whose_supervisor_died_keeps_its_share(other: RunPaths) -> None:
+    """It still holds its memory, whoever looks after it: what it may take goes to nobody else until it has left."""
+    claims.claim(other, Claim(run="other", run_id="0123456789ab", ram_bytes=3 * GIB))
+    mine = run_paths("mine")
+    assert claims.beside(mine) == Beside()
+    worker = subprocess.Popen(["sleep", "1000"], env={MARK: fence_name("0123456789ab"), "PATH": os.environ["PATH"]})
+    try:
+        eventually(lambda: claims.left_behind("0123456789ab"))
+        (left,) = claims.beside(mine).others
+        assert (left.run, left.ram_bytes, left.is_left) == ("other", 3 * GIB, True)
+    finally:
+        worker.kill()
+        worker.wait()
     assert claims.beside(mine) == Beside()
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from memsup.shared.loading import load
+from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings, SettingsError, Share
+from memsup.shared.status import Wanted
 from memsup.supervisor.decide.claims import Beside, Claim
 from memsup.supervisor.decide.ladder import Ladder, MemoryLimits, Rung, WorkerView
 from memsup.supervisor.decide.readings import GpuReading, Machine, MemoryReading
@@ -28,6 +31,18 @@ def machine(ram: float, *vram: float | None, **more: Any) -> Machine:
     )
     fields: dict[str, Any] = {"ram_available_bytes": None, "cpus": 4, "gpus": gpus} | more
     return Machine(ram_total_bytes=int(ram * GIB), **fields)
+
+
+def a_record(run: str, settings: Settings) -> RunRecord:
+    return RunRecord(
+        run=run,
+        run_id="0123456789ab",
+        created_unix_s=0,
+        wanted=Wanted.RUNNING,
+        tier="full",
+        tier_reason="a test",
+        settings=settings,
+    )
 
 
 def resolved(where: Machine, *flags: str) -> Resolution:
@@ -247,7 +262,7 @@ def test_runs_that_live_at_the_same_time_share_the_machine(total: int, asked: li
         assert limits.fence_bytes == limits.worker_limit_bytes <= alone.worker_limit_bytes
         if ram is not None and settings.limits.ram != Settings().limits.ram:
             assert limits.worker_limit_bytes == alone.worker_limit_bytes
-        claims.append(claim_of(f"run {number}", limits, on_gpu=False))
+        claims.append(claim_of(a_record(f"run {number}", settings), limits, on_gpu=False))
         others = sum(claim.ram_bytes or 0 for claim in claims)
         assert others + max(claim.reserve_bytes for claim in claims) <= total or len(claims) == 1
 
@@ -272,7 +287,8 @@ def test_what_other_runs_may_take_is_said_with_numbers_and_the_next_step() -> No
     ):
         with pytest.raises(SettingsError) as refused:
             beside(*flags)
-        assert all(word in str(refused.value) for word in words), refused.value
+        said = " ".join([str(refused.value), *refused.value.more])
+        assert all(word in said for word in words), said
     assert beside(own_bytes=3 * GIB).limits.worker_limit_bytes == 3 * GIB  # begun at a boot, before the others
     assert beside(own_bytes=9 * GIB).limits.worker_limit_bytes == 6 * GIB
 
@@ -284,6 +300,55 @@ def test_a_run_whose_limit_is_not_known_is_named() -> None:
     assert found.limits.worker_limit_bytes == 17 * GIB
     assert any("'new'" in note and "not known" in note for note in notes(found))
     assert any("cards" in note and "limits.vram" in note for note in notes(found))
+
+
+def refusal(other: Claim, *flags: str) -> list[str]:
+    """What a start beside `other` is told on a machine with 20 GiB, of which 18 are there for training."""
+    loaded = load(job_file=None, flags=flags, environment={})
+    with pytest.raises(SettingsError) as refused:
+        resolve(loaded.settings, loaded.origins, machine(20), beside=Beside(others=(other,)))
+    return [str(refused.value), *refused.value.more]
+
+
+def test_who_finds_no_room_is_told_why_and_what_to_type() -> None:
+    """The other run took all there is by default and needs little of it: two small programs have room beside each other."""
+    everything = Claim(run="night", ram_bytes=18 * GIB, is_given=False, needs_bytes=400 * MIB)
+    first, *rest = refusal(everything)
+    assert "run 'night' may take 18 GiB of the 18 GiB that are there for training, which leaves nothing" in first
+    assert "estimated to need 400 MiB at most and may take that much only because its limits.ram was left at the" in first
+    assert [line.split("  ")[1] for line in rest[1:]] == [
+        "memsup stop --run night",
+        "memsup start --run night --set limits.ram=9GiB",
+        "this start once more",
+    ]
+    assert "checkpoints and stops it" in rest[1]
+    # What is asked for finds room, where the other one can do with the rest.
+    assert any("--set limits.ram=16GiB" in line for line in refusal(everything, "limits.ram=2GiB"))
+    assert any("this start once more, with --set limits.ram=9GiB" in line for line in refusal(everything, "limits.ram=18GiB"))
+    # No advice that would kill what runs: it holds 12 GiB, or all there is.
+    holds = msgspec.structs.replace(everything, needs_bytes=None, is_command=True, holds_bytes=12 * GIB)
+    first, *rest = refusal(holds)
+    assert "takes 12 GiB now" in first
+    assert "ends its command, which begins anew" in rest[1]
+    assert "--set limits.ram=15GiB" in rest[2]
+    (only,) = refusal(msgspec.structs.replace(holds, holds_bytes=17 * GIB))[1:]
+    assert only == "To make room, wait until run 'night' has ended (memsup wait --run night)."
+
+
+def test_advice_to_share_leaves_room_beside_many() -> None:
+    """Halving one of ten would not, where each has a tenth."""
+    others = tuple(Claim(run=f"r{n}", ram_bytes=1800 * MIB) for n in range(10))
+    with pytest.raises(SettingsError) as refused:
+        resolve(Settings(), {}, machine(20), beside=Beside(others=others))
+    assert any("--set limits.ram=1116MiB" in line for line in refused.value.more), refused.value.more
+
+
+@pytest.mark.parametrize("absurd", [{"ram_bytes": 0}, {"ram_bytes": 2**60}, {"ram_bytes": GIB, "reserve_bytes": 2**60}])
+def test_a_claim_that_no_run_here_can_have_is_not_known(absurd: dict[str, int]) -> None:
+    """It is neither believed nor made part of a sum."""
+    found = resolve(Settings(), {}, machine(20), beside=Beside(others=(Claim(run="odd", **absurd),)))  # type: ignore[arg-type]
+    assert found.limits.worker_limit_bytes == 18 * GIB
+    assert any("'odd'" in note and "not known" in note for note in notes(found))
 
 
 @given(sizes, sizes)

@@ -216,8 +216,10 @@ def test_kill_9_of_the_worker_goes_on_from_the_checkpoint_after_a_moment() -> No
     play.do("exit", -9, 0)
     assert play.life.state is RunState.RECOVERING
     assert Spawn() not in play.seen
+    assert play.life.restarts == 0, "it may be stopped before"
     assert Spawn() in play.do("tick", after_s=1.1)
     play.do("spawned")
+    assert play.life.restarts == 1
     (welcome,) = [a.message for a in play.do("report", HELLO) if isinstance(a, Send)]
     assert isinstance(welcome, m.Welcome)
     assert welcome.deaths == 1, "who dies often saves more often"
@@ -276,9 +278,10 @@ def test_where_the_settings_allow_it_a_run_whose_gpu_is_lost_goes_on_on_the_cpu_
     lost = "GPU 0 (RTX 3060) is lost: only a reboot brings it back."
     play = Play(new_life(continue_on_cpu=True)).training()
     play.do("exit", -6, 0, lost)
-    assert play.life.restarts == 1
+    assert play.life.restarts == 0
     assert Spawn() in play.do("tick", after_s=5)
     play.do("spawned")
+    assert play.life.restarts == 1
     play.seen.clear()
     play.do("report", HELLO)
     assert [action.message.on_cpu for action in play.seen if isinstance(action, Send)] == [True]
