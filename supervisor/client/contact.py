@@ -25,7 +25,7 @@ from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
 from memsup.shared.files import UnreadableError, read_document
 from memsup.shared.messages import MAX_FRAME_BYTES, BadFrameError, Reply, Request, RequestKind, decode_reply, encode
 from memsup.shared.paths import RunPaths, open_private
-from memsup.shared.status import OVER, RunState, Status, Trouble, TroubleKind, Wanted, decode_status
+from memsup.shared.status import OVER, CheckpointStatus, RunState, Status, Trouble, TroubleKind, Wanted, decode_status
 from memsup.supervisor.daemon.lock import is_taken
 from memsup.supervisor.words import count, duration
 
@@ -258,6 +258,7 @@ def _gone(paths: RunPaths) -> Observed:
     status.wanted = record.wanted
     if status.state not in (RunState.FINISHED, RunState.FAILED):
         was, status.state = status.state, RunState.STOPPED
+        _look_at_checkpoints(paths, record, status)
         age_s = _age_s(paths)
         if was is not RunState.STOPPED and age_s is not None:
             status.since = time.time() - age_s
@@ -271,6 +272,28 @@ def _record(paths: RunPaths) -> RunRecord | None:
     from memsup.shared.run_file import read_record
 
     return read_record(paths.record)
+
+
+def _look_at_checkpoints(paths: RunPaths, record: RunRecord, status: Status) -> None:
+    """Has the status say what lies there now: a worker whose supervisor died has saved since, or somebody took a checkpoint
+    away.
+    """
+    from memsup.checkpoint.errors import CheckpointError
+    from memsup.supervisor.record.earlier_life import newest_checkpoint, note_of
+
+    if status.is_command:
+        return
+    try:
+        newest = note_of(newest_checkpoint(paths, record))
+    except (CheckpointError, OSError):
+        return
+    if newest is None:
+        status.checkpoint = CheckpointStatus()
+    elif newest.path != status.checkpoint.path:
+        age_s = max(0.0, time.time() - newest.at_unix_s)
+        status.checkpoint = CheckpointStatus(path=newest.path, step=newest.step, age_s=age_s, verified=False)
+        reached = max(status.progress.step or 0, newest.step)
+        status.progress = msgspec.structs.replace(status.progress, step=reached)
 
 
 def _what_is_left(paths: RunPaths, status: Status, was: RunState, *, is_command: bool) -> str:
