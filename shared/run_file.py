@@ -39,7 +39,10 @@ def put_record(path: Path, content: bytes) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT) or len(content) > ROOM_BYTES:
             raise
-        _use_room(path, content)
+        try:
+            _use_room(path, content)
+        except FileNotFoundError:
+            raise error from None  # no room was taken: it is the disk that is full
     with contextlib.suppress(OSError):  # without it the next one is written where there is space for it
         _take_room(path)
 

@@ -14,8 +14,9 @@ from memsup.shared.commands import command
 from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths, absolute
 from memsup.shared.run_file import read_record
+from memsup.shared.status import decode_status
 from memsup.supervisor.cli.options import json_option, paths_of, run_option
-from memsup.supervisor.cli.orders import DONE, NO_ANSWER, NOT_RUNNING, answer, request
+from memsup.supervisor.cli.orders import DONE, NO_ANSWER, NOT_RUNNING, answer, request, seen_saved
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.record.earlier_life import checkpoint_folder
@@ -40,7 +41,10 @@ def checkpoint(run_name: str, as_json: bool, as_list: bool, verify: str | None) 
         return _verify(Path(verify), as_json)
     if as_list:
         return _list(paths_of(run_name), as_json)
-    reply = request(paths_of(run_name), RequestKind.CHECKPOINT)
+    paths = paths_of(run_name)
+    reply = request(paths, RequestKind.CHECKPOINT)
+    if reply.ok and reply.status_json:  # of an older one, that nobody has read since, every byte is compared
+        reply = seen_saved(paths, reply, every_byte=decode_status(reply.status_json).worker_pid is None)
     if reply.ok and not as_json and reply.checkpoint_path:
         message(reply.text)
         data(reply.checkpoint_path)

@@ -6,6 +6,7 @@ The answer comes when the thing is done, not when it was heard. Ctrl-C while wai
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import click
 import msgspec
@@ -13,6 +14,7 @@ import msgspec
 from memsup.shared.commands import command
 from memsup.shared.messages import Reply, RequestKind
 from memsup.shared.paths import RunPaths
+from memsup.shared.record import RecordError
 from memsup.shared.run_file import read_record, write_record
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.cli import INTERRUPTED
@@ -24,6 +26,7 @@ from memsup.supervisor.client.contact import (
     Contact,
     NoAnswerError,
     NobodyThereError,
+    Presence,
     is_held,
     observe,
     still_there,
@@ -55,7 +58,7 @@ def pause(run_name: str, as_json: bool, release: bool) -> int:
     paths = paths_of(run_name)
     reply = request(paths, RequestKind.PAUSE_RELEASE if release else RequestKind.PAUSE_HOLD)
     freed = {"freed_ram_bytes": reply.freed_ram_bytes, "freed_vram_bytes": reply.freed_vram_bytes} if release else {}
-    return answer(_seen_wanted(paths, Wanted.PAUSED, reply), as_json, **freed)
+    return answer(_seen_wanted(paths, Wanted.PAUSED, seen_saved(paths, reply)), as_json, **freed)
 
 
 @click.command()
@@ -83,7 +86,7 @@ def stop(run_name: str, as_json: bool, now: bool) -> int:
     paths = paths_of(run_name)
     try:
         reply = request(paths, RequestKind.STOP_NOW if now else RequestKind.STOP)
-        return answer(_seen_wanted(paths, Wanted.STOPPED, reply), as_json)
+        return answer(_seen_wanted(paths, Wanted.STOPPED, seen_saved(paths, reply)), as_json)
     except RefusedError as error:
         if isinstance(error, NotRunningError):
             if (unwritten := _unwritten(paths, Wanted.STOPPED)) is not None:
@@ -92,7 +95,11 @@ def stop(run_name: str, as_json: bool, now: bool) -> int:
                 raise RefusedError(f"{error} Then: {command('stop', run_name)}", NO_ANSWER) from None
         raise
     except KeyboardInterrupt:
-        message(f"The run goes on stopping. Without its checkpoint: {command('stop', run_name)} --now")
+        record = read_record(paths.record)
+        if record is not None and record.wanted is Wanted.STOPPED:
+            message(f"The run goes on stopping. Without its checkpoint: {command('stop', run_name)} --now")
+        else:
+            message(f"The supervisor has not taken that up, so the run may go on. Once more: {command('stop', run_name)}")
         return INTERRUPTED
 
 
@@ -115,6 +122,8 @@ def request(paths: RunPaths, what: RequestKind) -> Reply:
             time.sleep(LOOK_AGAIN_S)
     observed, start = observe(paths), command("start", paths.name)
     status = observed.status
+    if observed.presence is not Presence.GONE and status is not None and status.attention:
+        raise RefusedError(status.attention[-1], NO_ANSWER)  # it runs, and nobody gets to it
     if status is None:
         raise NotRunningError(f"There is no run {paths.name!r}. Start it with: {start}")
     if status.state is RunState.FINISHED:
@@ -139,9 +148,33 @@ def answer(reply: Reply, as_json: bool, **more: object) -> int:
     return DONE if reply.ok else NO_ANSWER
 
 
+def seen_saved(paths: RunPaths, reply: Reply, *, every_byte: bool = False) -> Reply:
+    """The reply. Where the checkpoint that it tells of is gone or cut since it was written, the work is not saved.
+
+    With `every_byte` all of it is read and compared, and not only looked at.
+    """
+    from memsup.checkpoint.errors import CheckpointError
+    from memsup.checkpoint.reading import verify
+
+    if not reply.ok or reply.checkpoint_path is None:
+        return reply
+    listed = f"{command('checkpoint', paths.name)} --list"
+    try:
+        verify(Path(reply.checkpoint_path), full=every_byte)
+    except CheckpointError as error:
+        unsaved = f"But {reply.checkpoint_path} cannot be gone on from any more: {error} What there is: {listed}"
+        return msgspec.structs.replace(reply, ok=False, text=f"{reply.text} {unsaved}", checkpoint_path=None)
+    return reply
+
+
 def _seen_wanted(paths: RunPaths, wanted: Wanted, reply: Reply) -> Reply:
     """The reply. Where what a person wants is not on the disk, it is not all done: a boot would not know of it."""
-    unwritten = _unwritten(paths, wanted) if reply.ok else None
+    try:
+        unwritten = _unwritten(paths, wanted) if reply.ok else None
+        if reply.ok and not paths.record.exists():
+            unwritten = f"But {paths.record} is gone: somebody removed it, and {command('start', paths.name)} finds no run."
+    except RecordError as error:
+        unwritten = f"But what you want of it cannot be kept: {error}"
     if unwritten is None:
         return reply
     return msgspec.structs.replace(reply, ok=False, text=f"{reply.text} {unwritten}")
@@ -153,8 +186,10 @@ def _unwritten(paths: RunPaths, wanted: Wanted) -> str | None:
     A supervisor that is there writes it in a moment. Where there is none any more, it is written here.
     """
     until_s = time.monotonic() + WRITTEN_WITHIN_S
-    while (record := read_record(paths.record)) is not None and record.wanted is not wanted:
+    while (record := read_record(paths.record)) is None or record.wanted is not wanted:
         if not is_held(paths):
+            if record is None:
+                return None
             record.wanted = wanted
             try:
                 write_record(paths.record, record)

@@ -273,8 +273,7 @@ def _gone(paths: RunPaths) -> Observed:
     if status.state not in (RunState.FINISHED, RunState.FAILED):
         was, status.state = status.state, RunState.STOPPED
         is_left = was is not RunState.STOPPED and left_behind(record.run_id)
-        if was is not RunState.STOPPED and record.command is None:
-            _as_saved(paths, record, status)
+        _look_at_checkpoints(paths, record, status)
         age_s = _age_s(paths)
         if was is not RunState.STOPPED and age_s is not None:
             status.since = time.time() - age_s
@@ -284,25 +283,32 @@ def _gone(paths: RunPaths) -> Observed:
     return Observed(Presence.GONE, status, record, is_left)
 
 
-def _as_saved(paths: RunPaths, record: RunRecord, status: Status) -> None:
-    """Has the status tell of the newest checkpoint on the disk. It may be younger than the last word of a supervisor that was
-    killed, since its worker writes one as it leaves.
-    """
-    from memsup.supervisor.record.earlier_life import newest_checkpoint, note_of
-
-    newest = note_of(newest_checkpoint(paths, record))
-    if newest is None or newest.path == status.checkpoint.path:
-        return
-    age_s = max(0.0, time.time() - newest.at_unix_s)
-    status.checkpoint = CheckpointStatus(path=newest.path, step=newest.step, age_s=age_s, verified=newest.verified)
-    if newest.step > (status.progress.step or 0):
-        status.progress = ProgressStatus(step=newest.step, total_steps=status.progress.total_steps)
-
-
 def _record(paths: RunPaths) -> RunRecord | None:
     from memsup.shared.run_file import read_record
 
     return read_record(paths.record)
+
+
+def _look_at_checkpoints(paths: RunPaths, record: RunRecord, status: Status) -> None:
+    """Has the status say what lies there now: a worker whose supervisor died has saved since, or somebody took a checkpoint
+    away.
+    """
+    from memsup.checkpoint.errors import CheckpointError
+    from memsup.supervisor.record.earlier_life import newest_checkpoint, note_of
+
+    if status.is_command:
+        return
+    try:
+        newest = note_of(newest_checkpoint(paths, record))
+    except (CheckpointError, OSError):
+        return
+    if newest is None:
+        status.checkpoint = CheckpointStatus()
+    elif newest.path != status.checkpoint.path:
+        age_s = max(0.0, time.time() - newest.at_unix_s)
+        status.checkpoint = CheckpointStatus(path=newest.path, step=newest.step, age_s=age_s, verified=newest.verified)
+        if newest.step > (status.progress.step or 0):
+            status.progress = ProgressStatus(step=newest.step, total_steps=status.progress.total_steps)
 
 
 def _what_is_left(paths: RunPaths, status: Status, was: RunState, *, is_command: bool, worker_is_left: bool) -> str:

@@ -120,8 +120,8 @@ class Door:
     def bind(self, path: str) -> None:
         """Listens there, and no more where it did; connections that there are stay. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.stat(path, follow_symlinks=False).st_mode):
-                os.unlink(path)  # left by one that is dead: whoever binds holds the run's lock
+            if not stat.S_ISDIR(os.stat(path, follow_symlinks=False).st_mode):
+                os.unlink(path)  # left by one that is dead, or put there: whoever binds holds the run's lock
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             listener.bind(path)

@@ -20,6 +20,7 @@ from memsup.shared.files import (
     read_small,
     replace_file,
 )
+from memsup.shared.run_file import put_record
 
 
 def test_lines_are_added_at_the_end_and_a_new_file_is_the_users_alone(tmp_path: Path) -> None:
@@ -50,6 +51,20 @@ def test_on_a_disk_without_room_for_all_nothing_is_added(tmp_path: Path, durable
         fill(tmp_path)
         with pytest.raises(OSError, match=os.strerror(28)):
             append_whole(file, b"x" * 200_000 + b"\n", durable=durable)
+        assert file.read_bytes() == b"before\n"
+
+    on_a_small_disk(tmp_path, MIB, play)
+
+
+def test_a_full_disk_is_the_reason_where_no_room_was_taken_for_a_record(tmp_path: Path) -> None:
+    """ "No such file or directory" of a file that lies there would help nobody to make room."""
+
+    def play() -> None:
+        file = tmp_path / "run.json"
+        file.write_bytes(b"before\n")
+        fill(tmp_path)
+        with pytest.raises(OSError, match=os.strerror(28)):
+            put_record(file, b"x" * 10_000)
         assert file.read_bytes() == b"before\n"
 
     on_a_small_disk(tmp_path, MIB, play)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,11 @@ from kit.cli_process import MEMSUP, RUN_ID, a_run, control_server, end_superviso
 from kit.run_state import until
 
 from memsup.checkpoint.store import Store
+from memsup.shared.endpoints import CONTROL_SOCKET
 from memsup.shared.messages import Reply, RequestKind
-from memsup.shared.paths import run_paths
+from memsup.shared.paths import RunPaths, open_private, run_paths
 from memsup.shared.run_file import read_record
-from memsup.shared.status import ProgressStatus, RunState, Status, Wanted, encode_status
+from memsup.shared.status import CheckpointStatus, ProgressStatus, RunState, Status, Wanted, encode_status
 
 GIB = 2**30
 ORDERS = [
@@ -44,6 +48,23 @@ def a_status(state: RunState = RunState.RUNNING, **fields: Any) -> Status:
 def a_reply(*, ok: bool = True, text: str = "Done as asked.", status: Status | None = None, **fields: Any) -> Reply:
     document = encode_status(status) if status else b""
     return Reply(request_id=1, ok=ok, text=text, status_json=document, **fields)
+
+
+@contextmanager
+def held(paths: RunPaths) -> Iterator[None]:
+    """Somebody has the run's lock, as its supervisor would."""
+    fd = open_private(paths.state)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def a_checkpoint(paths: RunPaths) -> Path:
+    with Store(paths.checkpoints).draft(12) as draft:
+        draft.write_bytes("note.bin", bytes(1000))
+        return draft.commit().path
 
 
 @pytest.mark.parametrize(("arguments", "kind"), ORDERS, ids=lambda value: str(value))
@@ -126,10 +147,89 @@ def test_a_slow_answer_is_waited_for_as_long_as_the_supervisor_lives() -> None:
 def test_checkpoint_prints_its_path_and_nothing_else_on_stdout() -> None:
     """`cd "$(memsup checkpoint)"` works."""
     paths = a_run()
-    with control_server(paths, lambda _: a_reply(text="Checkpoint of step 12, verified.", checkpoint_path="/x/step-00000012")):
+    saved = a_checkpoint(paths)
+    with control_server(paths, lambda _: a_reply(text="Checkpoint of step 12, verified.", checkpoint_path=str(saved))):
         done = memsup("checkpoint")
-    assert done.stdout == "/x/step-00000012\n"
+    assert done.stdout == f"{saved}\n"
     assert "step 12" in done.stderr
+
+
+@pytest.mark.parametrize("order", [["checkpoint"], ["pause", "--release"], ["stop"]], ids=" ".join)
+def test_an_order_is_not_done_where_somebody_took_its_checkpoint_away(order: list[str]) -> None:
+    """What was written and verified once is no promise about now."""
+    paths = a_run()
+    saved = a_checkpoint(paths)
+    shutil.rmtree(saved)
+    with control_server(paths, lambda _: a_reply(status=a_status(), checkpoint_path=str(saved))):
+        done = memsup(*order)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"Done as asked. But {saved} cannot be gone on from any more" in done.stderr
+
+
+def test_an_older_checkpoint_that_was_damaged_since_is_not_printed_as_a_good_one() -> None:
+    """Where nothing was computed since, none is written: then every byte of the older one is compared."""
+    paths = a_run()
+    saved = a_checkpoint(paths)
+    (saved / "note.bin").write_bytes(bytes(999) + b"\1")
+    for worker_pid, code in ((None, 1), (os.getpid(), 0)):
+        reply = a_reply(status=a_status(worker_pid=worker_pid), checkpoint_path=str(saved))
+        with control_server(paths, lambda _, reply=reply: reply):
+            assert memsup("checkpoint").returncode == code
+
+
+@pytest.mark.parametrize("loss", ["nothing is there", "it is a folder"])
+def test_an_order_is_not_done_where_what_is_wanted_has_nowhere_to_be_kept(loss: str) -> None:
+    """Somebody removed the run's folder, or its `run.json`: the next start would know of neither the run nor the wish."""
+    paths = a_run()
+
+    def answer(what: RequestKind) -> Reply:
+        paths.record.unlink(missing_ok=True)
+        if loss == "it is a folder":
+            paths.record.mkdir()
+        return a_reply()
+
+    with control_server(paths, answer):
+        done = memsup("stop")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"Done as asked. But {'what you want' if loss == 'it is a folder' else paths.record}" in done.stderr
+
+
+def test_an_order_that_cannot_reach_a_run_does_not_call_it_gone() -> None:
+    """Something lies in the place of its socket, and it runs on: "not running" would be false, and "start it" no help."""
+    paths = a_run()
+    paths.status.write_bytes(encode_status(a_status(pid=os.getpid())))
+    (paths.runtime / CONTROL_SOCKET).mkdir()
+    with held(paths):
+        done = memsup("stop")
+    assert done.returncode == 1
+    assert "A supervisor holds this run" in done.stderr
+    assert "not running" not in done.stderr
+
+
+@pytest.mark.parametrize(("wanted", "words"), [(Wanted.STOPPED, "goes on stopping"), (Wanted.RUNNING, "not taken that up")])
+def test_who_interrupts_a_stop_is_told_whether_it_is_in_force(wanted: Wanted, words: str) -> None:
+    """A supervisor that stands still has heard of no stop, and would train on."""
+    paths = a_run(wanted=wanted)
+    with control_server(paths, lambda _: None) as asked:
+        stopping = subprocess.Popen([*MEMSUP, "stop"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        eventually(lambda: asked)
+        stopping.send_signal(signal.SIGINT)
+        _, err = stopping.communicate(timeout=60)
+    assert stopping.returncode == 130
+    assert words in err
+
+
+@pytest.mark.parametrize("state", [RunState.RUNNING, RunState.STOPPED])
+def test_a_run_without_its_supervisor_is_told_of_by_the_checkpoints_that_lie_there(state: RunState) -> None:
+    """Its worker has saved since, before it left; or somebody took them away."""
+    paths = a_run()
+    there = CheckpointStatus(path=str(paths.checkpoints / "step-00000005"), step=5, age_s=1.0, verified=True)
+    paths.status.write_bytes(encode_status(a_status(state, progress=ProgressStatus(step=8), checkpoint=there)))
+    assert "begins again, for there is no checkpoint yet" in memsup("status").stdout
+    saved = a_checkpoint(paths)
+    told = memsup("status", "--json").document
+    assert (told["checkpoint"]["path"], told["checkpoint"]["step"], told["progress"]["step"]) == (str(saved), 12, 12)
+    assert "continues from the checkpoint of step 12." in told["attention"][0]
 
 
 def test_checkpoints_are_listed_and_verified_without_a_supervisor(tmp_path: Path) -> None:

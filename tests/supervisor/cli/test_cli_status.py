@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,7 +139,11 @@ def test_a_finished_run_is_known_without_its_supervisor() -> None:
 def test_a_supervisor_that_died_is_told_with_what_is_left() -> None:
     """Never "running" over a corpse: since when, from which step a start goes on, and exit 1."""
     paths = a_run()
-    paths.status.write_bytes(encode_status(full_status()))
+    status = full_status()
+    with Store(paths.checkpoints).draft(1200) as draft:
+        draft.write_bytes("note.bin", bytes(1000))
+        status.checkpoint = msgspec.structs.replace(status.checkpoint, path=str(draft.commit().path))
+    paths.status.write_bytes(encode_status(status))
     os.utime(paths.status, (time.time() - 180, time.time() - 180))
     done = memsup("status")
     assert done.returncode == 1

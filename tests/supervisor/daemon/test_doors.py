@@ -373,6 +373,17 @@ def test_where_they_cannot_be_made_anew_it_is_said_once_and_tried_on(sockets: So
     assert sockets.troubles == []
 
 
+def test_a_file_in_the_place_of_a_socket_is_put_out_of_the_way(sockets: Sockets, paths: RunPaths) -> None:
+    """The folder is this run's alone; and a run that nobody can reach can be neither stopped nor paused."""
+    for name in (WORKER_SOCKET, CONTROL_SOCKET):
+        (paths.runtime / name).unlink()
+        (paths.runtime / name).write_text("in the way")
+    assert sockets.keep_reachable() is not None
+    assert sockets.troubles == []
+    with socket_at(str(paths.runtime / CONTROL_SOCKET), asks(RequestKind.STATUS)):
+        assert len(passed_on(sockets)) == 1
+
+
 # -- any bytes --------------------------------------------------------------------------------------------------------
 
 
