@@ -29,7 +29,7 @@ from memsup.shared.loading import load
 from memsup.shared.messages import Failed, FailureCause
 from memsup.shared.model_folder import check_model
 from memsup.shared.paths import RunPaths
-from memsup.shared.record import RecordError, RunRecord, encode_record
+from memsup.shared.record import RecordError, RunRecord, decode_record, encode_record
 from memsup.shared.rows import InputError
 from memsup.shared.run_file import read_record
 from memsup.shared.settings import Settings, SettingsError, keys
@@ -105,11 +105,11 @@ def _settled(settings: Settings, origins: dict[str, str]) -> None:
 
 def _round_trip(settings: Settings) -> Settings:
     record = msgspec.structs.replace(_record(), settings=settings)
-    return msgspec.json.decode(encode_record(record), type=RunRecord).settings
+    return decode_record(encode_record(record)).settings
 
 
 def _record() -> RunRecord:
-    return msgspec.json.decode((OLD / "run.json").read_bytes(), type=RunRecord)
+    return decode_record((OLD / "run.json").read_bytes())
 
 
 def run_file(content: bytes, folder: Path) -> None:
@@ -122,7 +122,7 @@ def run_file(content: bytes, folder: Path) -> None:
         _one_sentence(refused)
         return
     assert record is not None
-    assert encode_record(msgspec.json.decode(encode_record(record), type=RunRecord)) == encode_record(record)
+    assert encode_record(decode_record(encode_record(record))) == encode_record(record)
     _settled(record.settings, {})
     _shown(paths)
     _reported(paths)
