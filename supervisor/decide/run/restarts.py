@@ -185,7 +185,7 @@ def judge(death: Death, budget: Budget, durable_step: int | None, jitter_fractio
     budget = _charged(_refilled(budget, durable_step), cause, death)
     if cause in _GIVE_UP and not (cause is Cause.GPU_LOST and death.continues_on_cpu):
         why_not = ""
-    elif budget.failures >= FAILURES_OF_A_STEP:
+    elif budget.failed_step is not None and budget.failures >= FAILURES_OF_A_STEP:
         why_not = f" Step {budget.failed_step:,} has failed {budget.failures} times now, so it is not tried again."
     elif budget.deaths > BUDGET:
         why_not = f" It died {budget.deaths} times without getting as far as a new checkpoint, so it is given up."

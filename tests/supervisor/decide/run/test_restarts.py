@@ -136,6 +136,12 @@ def test_a_step_that_fails_three_times_is_a_failure_that_names_it_although_check
     assert "Step 7 has failed 3 times now, so it is not tried again." in third.sentence
 
 
+def test_failures_of_no_step_in_the_file_of_an_earlier_supervisor_are_no_steps_failures() -> None:
+    """Somebody wrote into it, or half of it was lost."""
+    verdict = judge(Death(exit_status=1), Budget(deaths=2, durable_step=5, failures=5), 5, 0.5)
+    assert verdict.again
+
+
 def test_different_steps_that_fail_are_not_the_same_step() -> None:
     """Nor is a crash outside any step."""
     budget = Budget()
