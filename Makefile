@@ -52,9 +52,11 @@ unit: setup
 	$(TOGETHER) -m 'not slow and not alone and not nightly'
 	$(ALONE) -m 'alone and not slow and not nightly'
 
-# What takes hours, an emulated machine, or only says again with more repetitions what `test` has said.
+# What takes hours, an emulated machine, or only says again with more repetitions what `test` has said; and property tests on new
+# examples, where `test` has the same ones each time.
 nightly: setup
-	$(BIN)/pytest --durations=15 -m nightly
+	$(BIN)/pytest --durations=15 --hypothesis-profile=nightly -m nightly
+	$(TOGETHER) --hypothesis-profile=nightly -m 'not slow and not alone and not nightly'
 
 # The wheel's own files, far from this folder. What it needs is what `setup` has installed from the same pyproject.toml.
 wheel: setup

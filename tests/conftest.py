@@ -18,7 +18,8 @@ from kit import FAULTS
 from kit.faults.night_clock import NightClock
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the worker has it: threads that wait leave the cores to other tests
-hypothesis.settings.register_profile("memsup", print_blob=True, deadline=None)
+hypothesis.settings.register_profile("memsup", print_blob=True, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("nightly", print_blob=True, deadline=None)  # new examples each time
 hypothesis.settings.load_profile("memsup")
 
 # A shell leaves it ignored to what it runs in the background, and children would inherit that.

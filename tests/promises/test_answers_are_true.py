@@ -138,6 +138,7 @@ def test_a_program_that_does_not_end_by_itself_was_not_stopped_as_asked() -> Non
     assert stopped.returncode == 1
     assert "did not end by itself when it was told to, and was killed" in stopped.stderr
     assert "memsup start --run deaf" in stopped.stderr
+    eventually(lambda: not is_held(run_paths("deaf")))  # then all of the ledger is on the disk
     (death,) = [line for line in ledger("deaf") if line["event"] == "death"]
     assert (death["cause"], death["again"], death["exit_status"]) == ("unresponsive", False, -9)
 
@@ -195,7 +196,7 @@ def test_a_worker_that_stands_still_or_dies_over_an_order_is_said_to_have_saved_
     assert stopped.returncode == 1
     assert "Stopped, but not as it was asked to. It no longer answered and was killed." in stopped.stderr
     assert f"What was computed since the checkpoint of step {saved:,} is lost: " in stopped.stderr
-    (death,) = [line for line in ledger() if line["event"] == "death"]
+    (death,) = eventually(lambda: [line for line in ledger() if line["event"] == "death"])
     assert (death["cause"], death["again"]) == ("unresponsive", False)
     assert death["lost_steps"] >= 2
     assert death["lost_s"] > 0

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kit.terminal import EVIL, FORGED, obeyed
 
 from memsup.shared import log as logging_of_ours
-from memsup.shared.log import FromLibraries, json_lines, log, log_to, plain_words, time_text, words
+from memsup.shared.log import IN_LEDGER, FromLibraries, json_lines, log, log_to, plain_words, time_text, words
 
 
 @pytest.fixture
@@ -80,7 +80,9 @@ def test_libraries_speak_through_it(written: tuple[list[bytes], list[bytes]]) ->
     ]
 
 
-@given(st.text(), st.dictionaries(st.text(min_size=1).filter(lambda name: name not in {"event", "level"}), st.text()))
+@given(
+    st.text(), st.dictionaries(st.text(min_size=1).filter(lambda name: name not in {"event", "level", IN_LEDGER}), st.text())
+)
 def test_every_text_makes_one_line_of_json(event: str, fields: dict[str, str]) -> None:
     """Also what is no Unicode, as in the name of a file."""
     written: list[bytes] = []
