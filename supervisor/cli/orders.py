@@ -122,8 +122,10 @@ def request(paths: RunPaths, what: RequestKind) -> Reply:
             time.sleep(LOOK_AGAIN_S)
     observed, start = observe(paths), command("start", paths.name)
     status = observed.status
-    if observed.presence is not Presence.GONE and status is not None and status.attention:
-        raise RefusedError(status.attention[-1], NO_ANSWER)  # it runs, and nobody gets to it
+    if observed.why_silent is not None:
+        raise RefusedError(observed.why_silent, NO_ANSWER)
+    if observed.presence is Presence.ANSWERS:
+        raise RefusedError(f"Run {paths.name!r} was not reached a moment ago, and answers now: order it once more.", NO_ANSWER)
     if status is None:
         raise NotRunningError(f"There is no run {paths.name!r}. Start it with: {start}")
     if status.state is RunState.FINISHED:

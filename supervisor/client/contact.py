@@ -82,6 +82,10 @@ class Observed:
     """What `run.json` holds. It is None where the run does not exist, or its supervisor answered and the file was not read."""
     worker_is_left: bool = False
     """Whether what the worker started still runs although the supervisor is gone."""
+    why_silent: str | None = None
+    """The sentence that says why a supervisor that holds the run is not heard. It is None where it is heard, is gone, or has
+    said its last words and is about to go.
+    """
 
 
 def observe(paths: RunPaths, within_s: float = 1.0) -> Observed:
@@ -220,7 +224,7 @@ def _silent(paths: RunPaths, why: str) -> Observed:
         if status.state in OVER:  # the status is of the last life; this one has just begun
             status.state = RunState.STARTING
         status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, why))
-    return Observed(Presence.SILENT, status, record)
+    return Observed(Presence.SILENT, status, record, why_silent=why)
 
 
 def _guardian(paths: RunPaths) -> int | None:

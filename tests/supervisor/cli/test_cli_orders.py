@@ -206,6 +206,19 @@ def test_an_order_that_cannot_reach_a_run_does_not_call_it_gone() -> None:
     assert "not running" not in done.stderr
 
 
+def test_of_a_run_that_has_ended_no_other_sentence_is_given_as_the_reason() -> None:
+    """Its supervisor is just going. What calls for attention there is about something else."""
+    paths = a_run()
+    status = a_status(RunState.FINISHED, pid=os.getpid(), attention=["It stays too hot."], attention_kinds=["heat"])
+    paths.status.write_bytes(encode_status(status))
+    paths.lock.write_text(str(os.getpid()), encoding="ascii")
+    with held(paths):
+        done = memsup("pause")
+    assert done.returncode == 3
+    assert "Run 'default' is finished." in done.stderr
+    assert "hot" not in done.stderr
+
+
 @pytest.mark.parametrize(("wanted", "words"), [(Wanted.STOPPED, "goes on stopping"), (Wanted.RUNNING, "not taken that up")])
 def test_who_interrupts_a_stop_is_told_whether_it_is_in_force(wanted: Wanted, words: str) -> None:
     """A supervisor that stands still has heard of no stop, and would train on."""
