@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -54,6 +55,23 @@ def memsup(*arguments: str, cwd: Path | None = None, within_s: float = 120, **en
         check=False,
     )
     return Done(done.args, done.returncode, done.stdout, done.stderr)
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """What a terminal gets from `memsup ARGUMENTS`."""
+    pid, fd = pty.fork()
+    if pid == 0:
+        os.environ.update(environment, TERM="xterm")
+        os.execv(MEMSUP[0], [*MEMSUP, *arguments])
+    text = b""
+    try:
+        while piece := os.read(fd, 4096):
+            text += piece
+    except OSError:  # a terminal's way to say the end
+        pass
+    os.close(fd)
+    os.waitpid(pid, 0)
+    return text.decode()
 
 
 def said(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

@@ -22,7 +22,7 @@ import click
 import msgspec
 import pytest
 from kit import ROOT
-from kit.cli_process import MEMSUP, a_run, control_server, memsup, said
+from kit.cli_process import a_run, control_server, memsup, on_a_terminal, said
 from kit.terminal import EVIL, FORGED, obeyed
 from msgspec import inspect
 
@@ -267,28 +267,9 @@ def test_a_name_that_is_not_utf8_is_shown_and_stays_json(capfd: pytest.CaptureFi
     assert json.loads(document)["path"] == name
 
 
-def on_a_terminal(*arguments: str) -> str:
-    """What a terminal gets from `memsup ARGUMENTS`."""
-    import pty
-
-    pid, fd = pty.fork()
-    if pid == 0:
-        os.environ.update(TERM="xterm", COLUMNS="200", NO_COLOR="")
-        os.execv(MEMSUP[0], [*MEMSUP, *arguments])
-    text = b""
-    try:
-        while piece := os.read(fd, 4096):
-            text += piece
-    except OSError:  # a terminal's way to say the end
-        pass
-    os.close(fd)
-    os.waitpid(pid, 0)
-    return text.decode()
-
-
 @pytest.mark.parametrize("words", ["status", "status --watch", "wait", "logs", "status --json"])
 def test_on_a_terminal_only_memsups_own_colours_and_moves_get_through(words: str, evil_run: Any) -> None:
-    text = on_a_terminal(*words.split())
+    text = on_a_terminal(*words.split(), COLUMNS="200", NO_COLOR="")
     assert "\x1b[3" in text or words in {"logs", "status --json"}
     own = r"\x1b\[[0-9;]*[mKA]|\x1b\[\?25[lh]|\r"  # colour, clear the line, a line up, the cursor hidden and shown
     assert_harmless(re.sub(own, "", text), markers=1)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kit import small_state
-from kit.cli_process import RUN_ID, a_run, control_server, memsup
+from kit.cli_process import RUN_ID, a_run, control_server, memsup, on_a_terminal
 
 from memsup.checkpoint.store import Store
 from memsup.shared.paths import RunPaths, open_private
@@ -322,30 +322,10 @@ def test_the_picture_says_what_a_person_asks_first() -> None:
 
 def test_colours_only_on_a_terminal_and_not_against_no_color() -> None:
     """https://no-color.org"""
-    import pty
-
     paths = a_run()
-
-    def on_a_terminal(**environment: str) -> str:
-        from kit.cli_process import MEMSUP
-
-        pid, fd = pty.fork()
-        if pid == 0:
-            os.environ.update(environment, TERM="xterm")
-            os.execv(MEMSUP[0], [*MEMSUP, "status"])
-        text = b""
-        try:
-            while piece := os.read(fd, 4096):
-                text += piece
-        except OSError:  # a terminal's way to say the end
-            pass
-        os.close(fd)
-        os.waitpid(pid, 0)
-        return text.decode()
-
     with control_server(paths, lambda _: full_status()):
-        assert "\x1b[" in on_a_terminal()
-        assert "\x1b[" not in on_a_terminal(NO_COLOR="1")
+        assert "\x1b[" in on_a_terminal("status")
+        assert "\x1b[" not in on_a_terminal("status", NO_COLOR="1")
 
 
 def test_a_terminal_that_knows_no_unicode_gets_no_traceback() -> None:

@@ -21,7 +21,7 @@ from memsup.shared import messages as m
 from memsup.shared import zmtp
 from memsup.shared.endpoints import CONTROL_SOCKET, WORKER_SOCKET
 from memsup.shared.messages import RequestKind
-from memsup.shared.paths import RunPaths, prepare, run_paths
+from memsup.shared.paths import RunPaths
 from memsup.supervisor.daemon.door import MOST_PEERS_OF_A_PROCESS, NO_DESCRIPTOR_S, STRANGER, WORK_S, WORK_SHARE, Door
 from memsup.supervisor.daemon.sockets import MOST_UNANSWERED, ORDERS, ORDERS_PER_S, Sockets
 from memsup.supervisor.decide.run.actions import Answer
@@ -51,22 +51,6 @@ def door(file: str) -> Iterator[Door]:
     door.bind(file)
     yield door
     door.close(0.0)
-
-
-@pytest.fixture
-def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPaths:
-    monkeypatch.setenv("MEMSUP_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setenv("MEMSUP_RUNTIME_DIR", str(tmp_path / "runtime"))
-    paths = run_paths("default")
-    prepare(paths)
-    return paths
-
-
-@pytest.fixture
-def sockets(paths: RunPaths) -> Iterator[Sockets]:
-    sockets = Sockets(paths)
-    yield sockets
-    sockets.close()
 
 
 def knock(file: str, said: bytes = OPENED) -> socket.socket:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import zmq
@@ -13,7 +12,7 @@ import zmq
 from memsup.shared import messages as m
 from memsup.shared.endpoints import CONTROL_SOCKET, WORKER_SOCKET, SocketFolder
 from memsup.shared.messages import RequestKind
-from memsup.shared.paths import RunPaths, prepare, run_paths
+from memsup.shared.paths import RunPaths
 from memsup.supervisor.daemon.sockets import GARBAGE_EVERY_S, NOBODY, Sockets
 from memsup.supervisor.decide.run.actions import Answer
 from memsup.supervisor.decide.run.freed import GivenBack
@@ -21,22 +20,6 @@ from memsup.supervisor.decide.run.freed import GivenBack
 RUN_ID, PID = "abc", os.getpid()
 PATIENCE_MS = 20_000
 Peer = Callable[[str], "zmq.Socket[bytes]"]
-
-
-@pytest.fixture
-def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPaths:
-    monkeypatch.setenv("MEMSUP_STATE_DIR", str(tmp_path / "state"))
-    monkeypatch.setenv("MEMSUP_RUNTIME_DIR", str(tmp_path / "runtime"))
-    paths = run_paths("default")
-    prepare(paths)
-    return paths
-
-
-@pytest.fixture
-def sockets(paths: RunPaths) -> Iterator[Sockets]:
-    sockets = Sockets(paths)
-    yield sockets
-    sockets.close()
 
 
 @pytest.fixture
