@@ -263,7 +263,7 @@ def _runtime_root_of(status: Status | None) -> Path | None:
 
 def _gone(paths: RunPaths) -> Observed:
     from memsup.shared.run_file import settle
-    from memsup.supervisor.daemon.claims import left_behind
+    from memsup.supervisor.kernel.processes import fence_name, marks
 
     settle(paths)
     record = _record(paths)
@@ -276,7 +276,7 @@ def _gone(paths: RunPaths) -> Observed:
     is_left = False
     if status.state not in (RunState.FINISHED, RunState.FAILED):
         was, status.state = status.state, RunState.STOPPED
-        is_left = was is not RunState.STOPPED and left_behind(record.run_id)
+        is_left = was is not RunState.STOPPED and fence_name(record.run_id) in marks()
         _look_at_checkpoints(paths, record, status)
         age_s = _age_s(paths)
         if was is not RunState.STOPPED and age_s is not None:

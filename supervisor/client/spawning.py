@@ -28,7 +28,7 @@ from memsup.shared.settings import keys
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.daemon.self_protection import own_scope
 from memsup.supervisor.decide.claims import Claim
-from memsup.supervisor.fence.base import fence_name
+from memsup.supervisor.kernel.processes import fence_name
 
 READY_WITHIN_S = 60.0
 """Importing and trying out the fence takes half a second; a machine under pressure is slower."""

@@ -23,8 +23,7 @@ from memsup.shared.paths import PathError, RunPaths, open_private
 from memsup.shared.status import decode_status
 from memsup.supervisor.daemon.lock import is_taken
 from memsup.supervisor.decide.claims import Beside, Claim
-from memsup.supervisor.fence.base import fence_name
-from memsup.supervisor.kernel.processes import marks
+from memsup.supervisor.kernel.processes import fence_name, marks
 
 _MOST_BYTES = 4096
 
@@ -52,11 +51,6 @@ def claim(paths: RunPaths, claimed: Claim) -> None:
         replace_file(paths.claim, msgspec.json.encode(claimed))
     except OSError as error:
         log.warning("What this run may take could not be written down for other runs", why=error.strerror)
-
-
-def left_behind(run_id: str) -> bool:
-    """Whether anything that this run's worker started still runs. Asked only where the supervisor is gone."""
-    return fence_name(run_id) in marks()
 
 
 def _others(paths: RunPaths) -> Iterator[Claim]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import enum
-import hashlib
-import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
 from memsup.supervisor.fence import launch
-from memsup.supervisor.kernel.processes import MARK
+from memsup.supervisor.kernel.processes import MARK, fence_name
 
 WORKER_OOM_SCORE_ADJ = 700
 """The worker's score is well above a user service's 200 (systemd#38492): the kernel takes the worker when it must choose."""
@@ -107,17 +105,6 @@ class Fence(ABC):
     @abstractmethod
     def remove(self) -> bool:
         """Takes the empty fence away. False when somebody is still inside. May take a tenth of a second."""
-
-
-def fence_name(run: str) -> str:
-    """The fence's name, `memsup-…`: the same for the same run, fit for a cgroup and a unit.
-
-    A second dash would nest systemd's slices.
-    """
-    if re.fullmatch(r"[A-Za-z0-9_]{1,32}", run):
-        return f"memsup-{run}"
-    readable = re.sub(r"[^A-Za-z0-9_]", "_", run)[:24]
-    return f"memsup-{readable}_{hashlib.sha256(run.encode()).hexdigest()[:8]}"
 
 
 def launcher(name: str, *, writes: Sequence[tuple[Path, str]] = (), data_limit_bytes: int | None = None) -> list[str]:

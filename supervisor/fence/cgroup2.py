@@ -11,11 +11,11 @@ import os
 import signal
 from pathlib import Path
 
-from memsup.supervisor.fence.base import Fence, FenceError, Kind, fence_name, launcher
+from memsup.supervisor.fence.base import Fence, FenceError, Kind, launcher
 from memsup.supervisor.kernel.cgroup_files import hold, make_folder, page_floor, pids_below, put, remove_folders, take
 from memsup.supervisor.kernel.cgroups import MemoryUse, find_hierarchy
 from memsup.supervisor.kernel.kernel_file import KernelFile
-from memsup.supervisor.kernel.processes import send_listed
+from memsup.supervisor.kernel.processes import fence_name, send_listed
 
 
 class Cgroup2(Fence):

@@ -15,10 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from memsup.supervisor.fence.base import FenceError, Kind, fence_name, launcher
+from memsup.supervisor.fence.base import FenceError, Kind, launcher
 from memsup.supervisor.fence.cgroup2 import Cgroup2
 from memsup.supervisor.kernel.cgroup_files import put
 from memsup.supervisor.kernel.cgroups import find_hierarchy
+from memsup.supervisor.kernel.processes import fence_name
 
 _PATIENCE_S = 20.0
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 MARK = "_MEMSUP_FENCE"
 """The environment variable that names the fence a process was started for; the fence's `launch_prefix` sets it."""
 
+_NAME_BYTES = 32
+
 _started_here: set[int] = set()
 """The children that were started here; all others are orphans that came to the subreaper. There is one set for the whole
 process, as the kernel's notion of "my children" belongs to the whole process."""
@@ -99,6 +101,18 @@ def members(mark: str) -> dict[int, Process]:
         found.update(fresh)
         unseen += fresh
     return {pid: processes[pid] for pid in found}
+
+
+def fence_name(run: str) -> str:
+    """The name of a run's fence, `memsup-…`, which is also its processes' mark: the same for the same run, fit for a cgroup
+    and a unit. A second dash would nest systemd's slices.
+    """
+    readable = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in run)
+    if readable == run and 0 < len(run) <= _NAME_BYTES:
+        return f"memsup-{run}"
+    import hashlib  # here, since `deadman.py` has no use for it
+
+    return f"memsup-{readable[:24]}_{hashlib.sha256(run.encode()).hexdigest()[:8]}"
 
 
 def marks() -> frozenset[str]:

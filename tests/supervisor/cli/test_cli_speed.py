@@ -22,6 +22,7 @@ OWN = {
     *(f"supervisor{name}" for name in ("", ".cli", ".cli.screen", ".cli.streams", ".client", ".client.errors")),
 }
 """What `memsup --help` needs of memsup itself."""
+COUNTS_S = 0.08
 
 
 def imported(*arguments: str) -> set[str]:
@@ -35,13 +36,17 @@ def imported(*arguments: str) -> set[str]:
 
 
 def assert_answers_within(promised_s: float, *arguments: str) -> None:
-    """By the CPU time of the best of several runs, which others on this machine cannot stretch much, and by the clock, on
-    which they can: as far as they outnumber the CPUs, or as they stretch a process that only computes and is started beside it.
+    """By the CPU time of the best of several runs, and by the clock.
+
+    The promise is made for a machine that counts to four million within `COUNTS_S`; what a slower one, or one whose cores are
+    shared with somebody else's, takes longer for that, it may take longer here. By the clock it may also take longer as far
+    as others outnumber the CPUs, or as they stretch the process that only counts and is started beside it.
     """
     taken, beside = [], []
     for _ in range(7):
         taken.append(_time_of([*MEMSUP, *arguments]))
         beside.append(_time_of([sys.executable, "-I", "-S", "-c", "sum(range(4_000_000))"]))
+    promised_s *= max(1.0, min(cpu_s for _, cpu_s in beside) / COUNTS_S)
     assert min(cpu_s for _, cpu_s in taken) < promised_s
     crowd = max(1.0, 1.5 * os.getloadavg()[0] / len(os.sched_getaffinity(0)))
     stretched = min(wall_s / cpu_s for wall_s, cpu_s in beside)
@@ -67,13 +72,16 @@ def test_help_imports_nothing_but_click() -> None:
 
 
 def test_status_imports_no_heavy_library() -> None:
-    """It asks a socket and prints a few lines."""
+    """It asks a socket and prints a few lines; where nobody answers, it reads a few files."""
     paths = a_run()
+    modules = imported("status")
+    assert "memsup.shared.run_file" in modules
+    assert not modules & (HEAVY | {"zmq", "structlog"})
     status = Status(run="default", run_id=RUN_ID, state=RunState.RUNNING, wanted=Wanted.RUNNING)
     with control_server(paths, lambda _: status):
         modules = imported("status")
     assert "memsup.shared.zmtp" in modules
-    assert not modules & (HEAVY | {"zmq"})
+    assert not modules & (HEAVY | {"zmq", "structlog"})
     assert not modules & {"memsup.supervisor.main", "memsup.shared.settings", "tomllib"}
 
 

@@ -14,8 +14,7 @@ from memsup.shared.paths import RunPaths, run_paths
 from memsup.supervisor.daemon import claims
 from memsup.supervisor.daemon.lock import Lock
 from memsup.supervisor.decide.claims import Beside, Claim
-from memsup.supervisor.fence.base import fence_name
-from memsup.supervisor.kernel.processes import MARK
+from memsup.supervisor.kernel.processes import MARK, fence_name, marks
 
 GIB = 2**30
 
@@ -50,7 +49,7 @@ def test_a_worker_whose_supervisor_died_keeps_its_share(other: RunPaths) -> None
     assert claims.beside(mine) == Beside()
     worker = subprocess.Popen(["sleep", "1000"], env={MARK: fence_name("0123456789ab"), "PATH": os.environ["PATH"]})
     try:
-        eventually(lambda: claims.left_behind("0123456789ab"))
+        eventually(lambda: fence_name("0123456789ab") in marks())
         (left,) = claims.beside(mine).others
         assert (left.run, left.ram_bytes, left.is_left) == ("other", 3 * GIB, True)
     finally:

@@ -20,10 +20,10 @@ from kit.fenced import MIB, kill, misbehave
 
 import memsup.supervisor.fence.base
 from memsup.supervisor.fence import Chosen, FenceError, Kind, choose_fence, launch, rehearse
-from memsup.supervisor.fence.base import WORKER_OOM_SCORE_ADJ, fence_name
+from memsup.supervisor.fence.base import WORKER_OOM_SCORE_ADJ
 from memsup.supervisor.fence.rlimit import NoFence, RlimitFence
 from memsup.supervisor.kernel.children import spawn
-from memsup.supervisor.kernel.processes import MARK
+from memsup.supervisor.kernel.processes import MARK, fence_name
 
 _numbers = itertools.count()
 
