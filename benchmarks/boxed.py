@@ -20,7 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memsup.shared.task_data import find_columns, is_blank, locate, read_examples
+from memsup.shared.data.columns import find_columns
+from memsup.shared.data.examples import is_blank, read_examples
+from memsup.shared.data.sources import locate
 from memsup.worker.audit import LINE_BYTES
 
 LOOK_S = 0.02

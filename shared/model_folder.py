@@ -19,8 +19,8 @@ from typing import Annotated, Any
 
 import msgspec
 
+from memsup.shared.data.errors import InputError
 from memsup.shared.files import UnreadableError, open_regular, read_document
-from memsup.shared.rows import InputError
 
 MOST_CONFIG_BYTES = 4 << 20
 """Room for the names of 50,000 labels."""

@@ -17,12 +17,12 @@ import traceback
 
 from memsup.checkpoint.errors import DiskFull
 from memsup.shared.commands import command
+from memsup.shared.data.errors import InputError
 from memsup.shared.log import FromLibraries, json_lines, log, log_to, plain_words, to_standard_error
 from memsup.shared.messages import AnyReport, Failed, FailureCause, Leaving, Phase
 from memsup.shared.paths import PathError, RunPaths, run_paths
 from memsup.shared.record import RecordError, RunRecord
 from memsup.shared.run_file import read_record
-from memsup.shared.task_data import InputError
 from memsup.worker.imports import without_search_for_garbage
 from memsup.worker.link import Link, MustLeave
 from memsup.worker.session import GiveUp, Leave, Session

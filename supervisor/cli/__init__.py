@@ -131,10 +131,10 @@ def _misused(error: click.UsageError) -> int:
 
 def _refusal(error: Exception) -> int:
     """Errors whose text was written for people are shown as it is; all others are bugs and keep their traceback."""
+    from memsup.shared.data.errors import InputError
     from memsup.shared.paths import PathError
     from memsup.shared.record import RecordError
     from memsup.shared.settings import SettingsError
-    from memsup.shared.task_data import InputError
 
     if not isinstance(error, RefusedError | InputError | PathError | RecordError | SettingsError):
         raise error

@@ -13,8 +13,8 @@ from memsup.supervisor.words import count, gpu_line, percent, plural, size
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from memsup.shared.data.check import DataSummary, TaskSummary
     from memsup.shared.settings import Settings
-    from memsup.shared.task_data import DataSummary, TaskSummary
     from memsup.supervisor.decide.readings import Machine, TemperatureReading
     from memsup.supervisor.decide.tiers import Limits
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from memsup.shared.data.check import TaskSummary, check_task
 from memsup.shared.files import UnreadableError
 from memsup.shared.loading import Loaded, load, user_settings_file
 from memsup.shared.model_folder import WEIGHTS, ModelSource, parameters, read_config
@@ -20,7 +21,6 @@ from memsup.shared.paths import PathError, RunPaths, current_folder, run_paths
 from memsup.shared.record import RecordError, RunRecord
 from memsup.shared.run_file import read_record
 from memsup.shared.settings import Settings, Share, Written, keys
-from memsup.shared.task_data import TaskSummary, check_task
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.daemon.claims import beside
 from memsup.supervisor.decide.claims import Beside, Claim

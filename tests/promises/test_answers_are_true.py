@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from kit.cli_process import MEMSUP, end_supervisors, eventually, memsup
 from kit.run_state import endless_job, ledger, status, trains_beyond, until
 from kit.small_disk import MIB, fill, on_a_small_disk
 
+from memsup.checkpoint import folders
 from memsup.shared.paths import run_paths
 from memsup.shared.run_file import read_record
 from memsup.shared.status import Wanted, decode_status
@@ -50,6 +52,24 @@ def typed(*arguments: str, cwd: Path | None = None) -> Iterator[subprocess.Popen
     finally:
         process.kill()
         process.communicate()
+
+
+def stopped_with_work_that_is_not_saved() -> tuple[int, int]:
+    """Stops the worker where it has told of two steps that no checkpoint holds; at the end of an epoch it writes one of its own
+    accord. Returns its number and the step of the newest checkpoint.
+    """
+    while True:
+        seen = until(lambda seen: seen["state"] == "running" and seen["progress"]["step"] is not None)
+        worker = seen["worker_pid"]
+        os.kill(worker, signal.SIGSTOP)
+        threads = [Path(f"/proc/{worker}/task/{thread}/stat") for thread in os.listdir(f"/proc/{worker}/task")]
+        for thread in threads:
+            while b") T " not in thread.read_bytes():
+                time.sleep(0.01)
+        newest = max(step[0] for name in os.listdir(run_paths("default").checkpoints) if (step := folders.order(name)))
+        if seen["progress"]["step"] >= newest + 2:
+            return worker, newest
+        os.kill(worker, signal.SIGCONT)
 
 
 def a_boot_begins_it() -> bool:
@@ -188,10 +208,8 @@ def test_a_worker_that_stands_still_or_dies_over_an_order_is_said_to_have_saved_
     job = endless_job(tmp_path / "job", '[checkpoint]\nevery = "1h"\n')
     assert memsup("start", cwd=job).returncode == 0
     trains_beyond(2)
-    saved = int(memsup("checkpoint").stdout.strip().rpartition("-")[2])
-    worker = trains_beyond(saved + 2)["worker_pid"]
-
-    os.kill(worker, signal.SIGSTOP)
+    assert memsup("checkpoint").returncode == 0
+    _, saved = stopped_with_work_that_is_not_saved()
     stopped = memsup("stop")
     assert stopped.returncode == 1
     assert "Stopped, but not as it was asked to. It no longer answered and was killed." in stopped.stderr
@@ -215,8 +233,7 @@ def test_a_worker_that_stands_still_or_dies_over_an_order_is_said_to_have_saved_
     assert "is stopping; it is started as soon as that is done" in started.stderr
     assert "Started" in started.stdout
 
-    worker = trains_beyond(saved)["worker_pid"]
-    os.kill(worker, signal.SIGSTOP)
+    worker, saved = stopped_with_work_that_is_not_saved()
     with typed("pause", "--release") as pause:
         until(lambda seen: seen["state"] == "pausing")
         os.kill(worker, signal.SIGKILL)

@@ -25,12 +25,12 @@ from kit.mutation import HOSTILE, Raw, bytes_changed, json_changed, lines_change
 
 from memsup.checkpoint import header, manifest
 from memsup.checkpoint.errors import CheckpointError
+from memsup.shared.data.errors import InputError
 from memsup.shared.loading import load
 from memsup.shared.messages import Failed, FailureCause
 from memsup.shared.model_folder import check_model
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RecordError, RunRecord, decode_record, encode_record
-from memsup.shared.rows import InputError
 from memsup.shared.run_file import read_record
 from memsup.shared.settings import Settings, SettingsError, keys
 from memsup.shared.status import encode_status

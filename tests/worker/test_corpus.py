@@ -25,9 +25,9 @@ from hypothesis import given, settings
 from kit import KIT
 from kit.corpus_child import Codepoints, codepoints, source
 
+from memsup.shared.data.errors import InputError
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
-from memsup.shared.task_data import InputError
 from memsup.worker.tasks import Prepared, find_task
 from memsup.worker.tasks.characters import SPECIAL_TOKENS, character_vocabulary, write_tokenizer
 from memsup.worker.tasks.classification import _load_config, refuse_mixing

@@ -4,7 +4,7 @@ A task turns settings into a model and examples, says what one row's loss is and
 result. It is one file here. The loop (`worker/train.py`) owns the order of samples, the cut into micro-batches, the
 optimizer, devices, AMP and checkpoints; a task sees none of them.
 
-Bad input (data, model folder, tokenizer) is an `InputError` of `shared/task_data.py`: one plain sentence for the user.
+Bad input (data, model folder, tokenizer) is an `InputError` of `shared/data`: one plain sentence for the user.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from memsup.shared.task_data import InputError
+from memsup.shared.data.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np

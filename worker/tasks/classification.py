@@ -21,12 +21,12 @@ import transformers
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from memsup.shared.data.errors import InputError
 from memsup.shared.files import read_small
 from memsup.shared.log import log
 from memsup.shared.model_folder import MOST_TEXT_BYTES, ModelSource, check_model
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
-from memsup.shared.task_data import InputError
 from memsup.worker.memory import is_out_of_memory
 from memsup.worker.tasks import Boundary, Examples, Prepared
 from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer

@@ -1,6 +1,6 @@
 """Text becomes numbers once: a corpus of tokens on disk, memory-mapped, from which any rows are taken without a loop.
 
-Covers reading the data (`shared/task_data.py` knows the formats) into a memory-mapped table of the `datasets` library, the
+Covers reading the data (`shared/data` knows the formats) into a memory-mapped table of the `datasets` library, the
 held-out split, and the cache of the result below the run's folder. Knows no tokenizer, no padding and no tensor: the task
 brings an encoder, and pads. Memory stays bounded by a chunk and some 100 bytes a row, whatever the data's size; between
 chunks `boundary` is called, so that orders are answered meanwhile.
@@ -31,18 +31,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from memsup.shared.data.check import check_labels
+from memsup.shared.data.columns import Columns, find_columns
+from memsup.shared.data.errors import InputError
+from memsup.shared.data.examples import Example, is_blank, read_examples, sorted_labels
+from memsup.shared.data.sources import locate
 from memsup.shared.files import UnreadableError, flush_folder, open_regular, read_document, replace_file
-from memsup.shared.task_data import (
-    Columns,
-    Example,
-    InputError,
-    check_labels,
-    find_columns,
-    is_blank,
-    locate,
-    read_examples,
-    sorted_labels,
-)
 from memsup.worker.imports import without_search_for_garbage
 
 _FORMAT = 1

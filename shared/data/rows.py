@@ -1,16 +1,14 @@
 """Rows of a data file, one by one and in bounded memory, with the line on which each begins.
 
 Covers CSV, TSV, JSONL, Parquet and folders of `<label>.txt`, and what can be wrong with one row of them. Which columns hold
-text and label, and whether the rows make a task, is `shared/task_data.py`. Only the standard library is imported, and pyarrow
+text and label is `columns.py`; whether the rows make a task, `check.py`. Only the standard library is imported, and pyarrow
 where a Parquet file is opened.
 """
 
 from __future__ import annotations
 
-import codecs
 import csv
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,20 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from memsup.shared.bounded import bounded_memory
-from memsup.shared.files import open_regular
+from memsup.shared.data.errors import InputError
+from memsup.shared.data.lines import MAX_LINE_BYTES, lines
 
-MAX_LINE_BYTES = 16 << 20
-"""A longer line, or a longer quoted field, is a broken file and not a text."""
 MOST_COLUMNS = 4096
 MOST_BATCH_BYTES = 768 << 20
 """What so many rows of a Parquet file as are unpacked at a time may take. Less than the GiB that pyarrow's allocator would
 reserve at once, and that would leave nothing for the rest; it takes smaller pieces then."""
 _BATCH_ROWS = 64
 _PLAIN_TSV_PROBE_CHARS = 1 << 20
-
-
-class InputError(Exception):
-    """A task's data or model cannot be used; the text is one plain sentence with what to do."""
 
 
 class Row(NamedTuple):
@@ -75,50 +68,6 @@ def names_columns_in_first_line(path: Path) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Lines
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file (with or without a byte order mark), each with its end. Raises InputError."""
-    try:
-        fd, _ = open_regular(path)
-        with os.fdopen(fd, "rb") as file:
-            number = 0
-            while raw := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                yield _decoded(raw, path, number)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-
-
-def _decoded(raw: bytes, path: Path, number: int) -> str:
-    if len(raw) > MAX_LINE_BYTES:
-        raise InputError(f"{path}, line {number} is longer than {MAX_LINE_BYTES >> 20} MiB: it is no text file.")
-    if number == 1:
-        raw = raw.removeprefix(codecs.BOM_UTF8)
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        bad = error.start
-    advice = "save the file as UTF-8."
-    if guess := _guess_encoding(raw):
-        advice = f"it looks like {guess}, which this converts: iconv -f {guess} -t UTF-8 '{path}' > utf8{path.suffix}"
-    raise InputError(f"{path}, line {number}: byte {bad + 1} of the line (0x{raw[bad]:02X}) is not UTF-8; {advice}")
-
-
-def _guess_encoding(raw: bytes) -> str | None:
-    """UTF-16 begins with its mark; Chinese in GBK is pairs of high bytes, while an accented letter of Latin-1 stands alone."""
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "UTF-16"
-    try:
-        raw.decode("gb18030")
-    except UnicodeDecodeError:
-        return None
-    in_pairs = 2 * len(re.findall(rb"[\x81-\xfe]{2}", raw))
-    return "GB18030" if in_pairs > 0.8 * sum(byte > 0x7F for byte in raw) else None
-
-
-# --------------------------------------------------------------------------------------------------------------------
 # Formats
 
 
@@ -129,7 +78,7 @@ def _folder_rows(folder: Path) -> Iterator[Row]:
         raise InputError(f"{folder} holds no <label>.txt: a folder of data has one such file for each label, one text a line.")
     for file in files:
         rows = 0
-        for line, text in enumerate(_lines(file), start=1):
+        for line, text in enumerate(lines(file), start=1):
             text = text.rstrip("\r\n")
             if text and not text.isspace():
                 rows += 1
@@ -156,13 +105,13 @@ def _wrong_width(path: Path, line: int, found: int, names: list[str], advice: st
 
 def _csv_delimiter(path: Path) -> str:
     """A comma, unless the first line has none but semicolons or tabs, as spreadsheets of some countries write them."""
-    header = next(_lines(path), "")
+    header = next(lines(path), "")
     return next((sign for sign in ",;\t" if sign in header), ",")
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+    reader = csv.reader(lines(path), delimiter=delimiter, strict=True)
     names: list[str] = []
     while True:
         line = reader.line_num + 1
@@ -190,7 +139,7 @@ def _is_plain_tsv(path: Path) -> bool:
     has it. Otherwise it is CSV with tabs, as pandas writes texts that have tabs or line breaks in them.
     """
     tabs, seen = None, 0
-    for line in _lines(path):
+    for line in lines(path):
         if line.strip("\r\n"):
             tabs = line.count("\t") if tabs is None else tabs
             if line.count("\t") != tabs:
@@ -203,7 +152,7 @@ def _is_plain_tsv(path: Path) -> bool:
 
 def _plain_tsv_rows(path: Path) -> Iterator[Row]:
     names: list[str] = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(lines(path), start=1):
         line = line.rstrip("\r\n")
         if not line:
             continue
@@ -224,7 +173,7 @@ def _unquoted(field: str) -> str:
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(lines(path), start=1):
         if line.isspace():
             continue
         try:

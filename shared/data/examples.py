@@ -1,0 +1,74 @@
+"""A task's rows as it sees them: one text and one label each, or refused by file and line."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from memsup.shared.data.columns import Columns, listed
+from memsup.shared.data.errors import InputError
+from memsup.shared.data.rows import read_rows
+
+
+class Example(NamedTuple):
+    """One row. `text` may be blank (`is_blank`), which is for the reader to leave out; `label` never is."""
+
+    text: str
+    label: str
+
+
+def read_examples(path: Path, columns: Columns, known_labels: frozenset[str] | None = None) -> Iterator[Example]:
+    """All rows in their order, one by one. Raises InputError at the first that cannot be used: broken, undecodable,
+    without a label, or with one that is not among `known_labels`.
+    """
+    for file, line, values in read_rows(path, columns):
+        label = _as_text(values.get(columns.label), columns.label, file, line).strip()
+        if not label:
+            raise InputError(f"{file}, line {line} has no label in column {columns.label!r}: fill it in or delete the row.")
+        if known_labels is not None and label not in known_labels:
+            raise InputError(
+                f"{file}, line {line}: the label {label!r} does not occur in the training data, which has "
+                f"{listed(sorted_labels(known_labels))}: correct it, or add such rows to the training data."
+            )
+        yield Example(_as_text(values.get(columns.text), columns.text, file, line), label)
+
+
+def _as_text(value: object, column: str, file: Path, line: int) -> str:
+    match value:
+        case str():
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which no tokenizer can take
+                half = f"\\u{ord(value[error.start]):04x}"
+                raise InputError(
+                    f"{file}, line {line}: column {column!r} holds half a character ({half} without its other half): delete it."
+                ) from None
+            return value
+        case None:
+            return ""
+        case bool():
+            return "true" if value else "false"
+        case float() if math.isnan(value):  # what pandas writes for nothing
+            return ""
+        case float() if value.is_integer():
+            return str(int(value))
+        case int() | float():
+            return str(value)
+    raise InputError(
+        f"{file}, line {line}: column {column!r} holds a {type(value).__name__}, not a text or number: name another column."
+    )
+
+
+def sorted_labels(labels: Iterable[str]) -> list[str]:
+    """The order in which labels get their numbers: as numbers where all are whole numbers, otherwise as text."""
+    names = list(labels)
+    if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
+
+
+def is_blank(text: str) -> bool:
+    return not text or text.isspace()
