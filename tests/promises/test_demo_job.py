@@ -96,7 +96,7 @@ def test_a_few_hundred_steps_learn_more_than_chance(demo: tuple[Any, Any]) -> No
     task, prepared = demo
     short = np.flatnonzero(prepared.train.lengths <= 48)
     rows = np.random.default_rng(0).permutation(short)[: 300 * 16]
-    optimizer = torch.optim.AdamW(prepared.model.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(prepared.model.parameters(), lr=5e-4)
     prepared.model.train()
     for chosen in np.split(rows, 300):
         loss = task.loss(prepared.model, prepared.train.batch(chosen)) / task.weight(prepared.train, chosen)
