@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memsup.shared.clock import monotonic_s
@@ -16,7 +15,7 @@ from memsup.shared.data.columns import Columns, find_columns
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.examples import is_blank, read_examples, sorted_labels
 from memsup.shared.data.rows import names_columns_in_first_line
-from memsup.shared.data.sources import locate
+from memsup.shared.data.sources import Source, locate
 from memsup.shared.model_folder import ModelSource, check_model
 
 if TYPE_CHECKING:
@@ -30,7 +29,9 @@ _LONG_CHARS = 1 << 16
 class DataSummary:
     """What was seen of a source. Where `complete` is False time ran out, and all counts are of the rows seen until then."""
 
-    path: Path
+    source: Source
+    notes: tuple[str, ...]
+    """What was decided about the source that a person might have meant otherwise, each a sentence."""
     columns: Columns
     rows: int
     """How many rows have a text; the `blank_texts` come on top."""
@@ -86,17 +87,17 @@ def check_data(
     no labels but those. Raises InputError for the first row that cannot be used, and where the rows make no task.
     """
     deadline_s = monotonic_s() + budget_s
-    path = locate(source)
+    located = locate(source, evaluates=train is not None)
     if train is not None:
         text, label = train.columns
-    columns = find_columns(path, text, label)
+    columns = find_columns(located, text, label)
     known_labels = frozenset(train.labels) if train is not None and train.complete else None
     labels: Counter[str] = Counter()
     chars: Counter[int] = Counter()
     tokens: Counter[int] = Counter()
     blank_texts = 0
     complete = True
-    for number, example in enumerate(read_examples(path, columns, known_labels), start=1):
+    for number, example in enumerate(read_examples(located, columns, known_labels), start=1):
         if is_blank(example.text):
             blank_texts += 1
         else:
@@ -106,9 +107,10 @@ def check_data(
         if len(labels) > _MAX_LABELS or ((number % 256 == 0 or len(example.text) > _LONG_CHARS) and monotonic_s() > deadline_s):
             complete = False
             break
-    check_labels(path, columns, labels, complete=complete, train=train is None)
+    check_labels(located, columns, labels, complete=complete, train=train is None)
     return DataSummary(
-        path=path,
+        source=located,
+        notes=located.notes,
         columns=columns,
         rows=labels.total(),
         blank_texts=blank_texts,
@@ -119,26 +121,26 @@ def check_data(
     )
 
 
-def check_labels(path: Path, columns: Columns, labels: Counter[str], *, complete: bool, train: bool) -> None:
+def check_labels(source: Source, columns: Columns, labels: Counter[str], *, complete: bool, train: bool) -> None:
     """Raises InputError where the rows counted in `labels` make no task; `complete` says that there are no more of them."""
     rows = labels.total()
     if not rows:
-        raise InputError(f"No row of {path} has a text in column {columns.text!r}: name another column with task.text.")
+        raise InputError(f"No row of {source} has a text in column {columns.text!r}: name another column with task.text.")
     if not train:
         return
-    if columns.label in labels and names_columns_in_first_line(path):
+    if columns.label in labels and names_columns_in_first_line(source):
         raise InputError(
-            f"The first line of {path} looks like a row and not like the names of the columns: "
+            f"The first line of {source} looks like a row and not like the names of the columns: "
             "put a line with names such as text,label above it."
         )
     if len(labels) > _MAX_LABELS or (complete and rows >= 20 and len(labels) > rows / 2):
         raise InputError(
-            f"Column {columns.label!r} of {path} holds {len(labels):,} different values in {rows:,} rows, "
+            f"Column {columns.label!r} of {source} holds {len(labels):,} different values in {rows:,} rows, "
             "so it is no class label: name the right column with task.label."
         )
     if complete and len(labels) == 1:
         raise InputError(
-            f"All {rows:,} rows of {path} have the same label {next(iter(labels))!r}, and a classifier needs at least two: "
+            f"All {rows:,} rows of {source} have the same label {next(iter(labels))!r}, and a classifier needs at least two: "
             "add rows with other labels, or name another column with task.label."
         )
 

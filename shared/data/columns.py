@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
-from pathlib import Path
 from typing import NamedTuple
 
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.rows import names_columns_in_first_line, read_rows
+from memsup.shared.data.sources import Source
 from memsup.shared.paths import is_text
 
 _SAMPLE_ROWS = 1000
@@ -27,40 +27,40 @@ class Columns(NamedTuple):
     label: str
 
 
-def find_columns(path: Path, text: str | None = None, label: str | None = None) -> Columns:
+def find_columns(source: Source, text: str | None = None, label: str | None = None) -> Columns:
     """The columns of text and label: as named, or by a usual name, or by what the first rows hold. Raises InputError where
     that leaves a doubt, and for data without rows.
     """
     sample, left = [], _SAMPLE_CHARS
-    for row in islice(read_rows(path), _SAMPLE_ROWS):
+    for row in islice(read_rows(source), _SAMPLE_ROWS):
         sample.append(row.values)
         left -= sum(len(value) for value in row.values.values() if isinstance(value, str | list | dict))
         if left < 0:
             break
     if not sample:
         raise InputError(
-            f"{path} has no rows{' below the names of its columns' * names_columns_in_first_line(path)}: add some."
+            f"{source} has no rows{' below the names of its columns' * names_columns_in_first_line(source)}: add some."
         )
     columns = list(dict.fromkeys(chain.from_iterable(sample)))
     for key, named in (("text", text), ("label", label)):
         if named is not None and named not in columns:
             near = difflib.get_close_matches(named, columns, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise InputError(f"{path} has no column {named!r} (task.{key}). {hint}Its columns are {listed(columns)}.")
+            raise InputError(f"{source} has no column {named!r} (task.{key}). {hint}Its columns are {listed(columns)}.")
     if text is not None and text == label:
         raise InputError(f"task.text and task.label both name the column {text!r}: name two different ones.")
     seen = {name: [str(row[name]) for row in sample if row.get(name) not in (None, "")] for name in columns}
     if label is None:
-        label = _find_label({name: values for name, values in seen.items() if name != text}, path)
+        label = _find_label({name: values for name, values in seen.items() if name != text}, source)
     if text is None:
-        text = _find_text({name: values for name, values in seen.items() if name != label}, path)
+        text = _find_text({name: values for name, values in seen.items() if name != label}, source)
     for name in (text, label):
         if not is_text(name):
-            raise InputError(f"The name of the column {name!r} of {path} holds half a character: write it in UTF-8.")
+            raise InputError(f"The name of the column {name!r} of {source} holds half a character: write it in UTF-8.")
     return Columns(text, label)
 
 
-def _find_label(seen: dict[str, list[str]], path: Path) -> str:
+def _find_label(seen: dict[str, list[str]], source: Source) -> str:
     """The column of labels: by name, or else the only one of few, short, repeated values. Raises InputError."""
     if (named := _by_name(seen, _LABEL_NAMES)) is not None:
         return named
@@ -72,10 +72,10 @@ def _find_label(seen: dict[str, list[str]], path: Path) -> str:
     if len(fits) == 1:
         return fits[0]
     found = f"{listed(fits)} could all be it" if fits else f"none of {listed(list(seen))} has a few values that repeat"
-    raise InputError(f"It is not clear which column of {path} holds the label: {found}. Name it with task.label.")
+    raise InputError(f"It is not clear which column of {source} holds the label: {found}. Name it with task.label.")
 
 
-def _find_text(seen: dict[str, list[str]], path: Path) -> str:
+def _find_text(seen: dict[str, list[str]], source: Source) -> str:
     """The column of texts: by name, or else the one whose values are by far the longest. Raises InputError."""
     if (named := _by_name(seen, _TEXT_NAMES)) is not None:
         return named
@@ -83,7 +83,7 @@ def _find_text(seen: dict[str, list[str]], path: Path) -> str:
     if lengths and (len(lengths) == 1 or lengths[0][0] > 2 * lengths[1][0]):
         return lengths[0][1]
     raise InputError(
-        f"It is not clear which column of {path} holds the text; besides the label it has {listed(list(seen)) or 'none'}. "
+        f"It is not clear which column of {source} holds the text; besides the label it has {listed(list(seen)) or 'none'}. "
         "Name it with task.text."
     )
 

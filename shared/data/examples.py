@@ -11,6 +11,7 @@ from typing import NamedTuple
 from memsup.shared.data.columns import Columns, listed
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.rows import read_rows
+from memsup.shared.data.sources import Source
 
 
 class Example(NamedTuple):
@@ -18,13 +19,18 @@ class Example(NamedTuple):
 
     text: str
     label: str
+    file: Path
+    line: int
+    """The line on which the row begins, as `Row` counts it."""
+    text_pair: str | None = None
+    """The second text of a pair. It is None where there are no pairs."""
 
 
-def read_examples(path: Path, columns: Columns, known_labels: frozenset[str] | None = None) -> Iterator[Example]:
+def read_examples(source: Source, columns: Columns, known_labels: frozenset[str] | None = None) -> Iterator[Example]:
     """All rows in their order, one by one. Raises InputError at the first that cannot be used: broken, undecodable,
     without a label, or with one that is not among `known_labels`.
     """
-    for file, line, values in read_rows(path, columns):
+    for file, line, values in read_rows(source, columns):
         label = _as_text(values.get(columns.label), columns.label, file, line).strip()
         if not label:
             raise InputError(f"{file}, line {line} has no label in column {columns.label!r}: fill it in or delete the row.")
@@ -33,7 +39,7 @@ def read_examples(path: Path, columns: Columns, known_labels: frozenset[str] | N
                 f"{file}, line {line}: the label {label!r} does not occur in the training data, which has "
                 f"{listed(sorted_labels(known_labels))}: correct it, or add such rows to the training data."
             )
-        yield Example(_as_text(values.get(columns.text), columns.text, file, line), label)
+        yield Example(_as_text(values.get(columns.text), columns.text, file, line), label, file, line)
 
 
 def _as_text(value: object, column: str, file: Path, line: int) -> str:

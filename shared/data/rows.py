@@ -1,8 +1,8 @@
 """Rows of a data file, one by one and in bounded memory, with the line on which each begins.
 
-Covers CSV, TSV, JSONL, Parquet and folders of `<label>.txt`, and what can be wrong with one row of them. Which columns hold
-text and label is `columns.py`; whether the rows make a task, `check.py`. Only the standard library is imported, and pyarrow
-where a Parquet file is opened.
+Covers CSV, TSV, JSONL, Parquet and files of texts, and what can be wrong with one row of them. Which files there are is
+`sources.py`; which columns hold text and label, `columns.py`; whether the rows make a task, `check.py`. Only the standard
+library is imported, and pyarrow where a Parquet file is opened.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import NamedTuple
 from memsup.shared.bounded import bounded_memory
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.lines import MAX_LINE_BYTES, lines
+from memsup.shared.data.sources import DataFile, Kind, Source
 
 MOST_COLUMNS = 4096
 MOST_BATCH_BYTES = 768 << 20
@@ -37,54 +38,52 @@ class Row(NamedTuple):
     """Column → value as the format has it: text in CSV and TSV, anything in JSONL and Parquet."""
 
 
-def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """All rows of a file or folder in their order. `columns` lets Parquet skip the others. None of it reads all columns.
+def read_rows(source: Source, columns: Sequence[str] | None = None) -> Iterator[Row]:
+    """All rows of the files in their order. `columns` lets Parquet skip the others. None of it reads all columns.
 
-    Raises InputError for an unknown or empty file and for the first row that is broken.
+    Raises InputError for an empty file and for the first row that is broken.
     """
-    if path.is_dir():
-        return _folder_rows(path)
-    if path.stat().st_size == 0:
+    for file in source.files:
+        yield from _file_rows(file, columns)
+
+
+def _file_rows(file: DataFile, columns: Sequence[str] | None) -> Iterator[Row]:
+    path = file.path
+    if file.label is None and path.stat().st_size == 0:
         raise InputError(f"{path} is empty: put the data into it.")
-    match path.suffix.lower():
-        case ".csv":
+    match file.kind:
+        case Kind.CSV:
             return _csv_rows(path, _csv_delimiter(path))
-        case ".tsv" | ".tab":
+        case Kind.TSV:
             return _plain_tsv_rows(path) if _is_plain_tsv(path) else _csv_rows(path, "\t")
-        case ".jsonl" | ".ndjson" | ".json":
+        case Kind.JSON:
             return _json_rows(path)
-        case ".parquet" | ".pq":
+        case Kind.PARQUET:
             return _parquet_rows(path, columns)
-        case suffix:
-            raise InputError(
-                f"{path} has the unknown ending {suffix!r}: save the data as .csv, .tsv, .jsonl or .parquet (UTF-8), "
-                "or make a folder with one <label>.txt for each label."
-            )
+        case Kind.TEXTS:
+            assert file.label is not None
+            return _text_rows(path, file.label)
 
 
-def names_columns_in_first_line(path: Path) -> bool:
-    """Whether the format names its columns in the first line."""
-    return path.suffix.lower() in (".csv", ".tsv", ".tab")
+def names_columns_in_first_line(source: Source) -> bool:
+    """Whether its files name their columns in the first line."""
+    return any(file.kind in (Kind.CSV, Kind.TSV) for file in source.files)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Formats
 
 
-def _folder_rows(folder: Path) -> Iterator[Row]:
+def _text_rows(file: Path, label: str) -> Iterator[Row]:
     """Columns `text` and `label`. Empty lines are no rows."""
-    files = sorted(file for file in folder.glob("*.txt") if not file.is_dir() and not file.name.startswith("."))
-    if not files:
-        raise InputError(f"{folder} holds no <label>.txt: a folder of data has one such file for each label, one text a line.")
-    for file in files:
-        rows = 0
-        for line, text in enumerate(lines(file), start=1):
-            text = text.rstrip("\r\n")
-            if text and not text.isspace():
-                rows += 1
-                yield Row(file, line, {"text": text, "label": file.stem})
-        if not rows:
-            raise InputError(f"{file} is empty: put the texts with the label {file.stem!r} into it, or delete it.")
+    rows = 0
+    for line, text in enumerate(lines(file), start=1):
+        text = text.rstrip("\r\n")
+        if text and not text.isspace():
+            rows += 1
+            yield Row(file, line, {"text": text, "label": label})
+    if not rows:
+        raise InputError(f"{file} is empty: put the texts with the label {label!r} into it, or delete it.")
 
 
 def _column_names(path: Path, fields: list[str]) -> list[str]:

