@@ -7,6 +7,7 @@ so that `start` can say where a limit came from. What the settings are is in `se
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import re
 import tomllib
@@ -89,7 +90,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 def _toml(content: bytes) -> dict[str, Any]:
     try:
-        return tomllib.loads(content.decode())
+        return tomllib.loads(content.decode("utf-8-sig"))  # Notepad begins a file with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
@@ -159,6 +160,8 @@ def _typed(key: str, value: Any, origin: str, folder: Path) -> Any:
                 return parse_duration_s(str(value))
             case Written.WORDS if isinstance(value, str):
                 return value.split()
+            case Written.PATHS if isinstance(value, str | list):
+                return _all_located(value, folder)
             case (Written.PATH | Written.MODEL) as written if isinstance(value, str):
                 return _located(value, folder, hub_allowed=written is Written.MODEL)
     except ValueError as error:
@@ -189,6 +192,17 @@ def _located(value: str, folder: Path, *, hub_allowed: bool) -> str:
     if not hub_allowed and any(len(os.fsencode(name)) > _MOST_NAME_BYTES for name in path.parts):
         raise ValueError(f"a name in a path has at most {_MOST_NAME_BYTES} bytes")
     return os.path.normpath(path)
+
+
+def _all_located(value: str | list[Any], folder: Path) -> str | list[Any]:
+    """A comma stands between two files only where no file has that very name and one of the two is there."""
+    if isinstance(value, list):
+        return [_located(each, folder, hub_allowed=False) if isinstance(each, str) else each for each in value]
+    whole = _located(value, folder, hub_allowed=False)
+    if "," not in value or os.path.lexists(whole):
+        return whole
+    parts = [_located(part.strip(), folder, hub_allowed=False) for part in value.split(",") if part.strip()]
+    return parts if len(parts) > 1 and any(os.path.lexists(part) or glob.has_magic(part) for part in parts) else whole
 
 
 def _build(values: dict[str, Any], origins: dict[str, str]) -> Settings:

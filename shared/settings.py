@@ -47,6 +47,8 @@ class Written(enum.Enum):
     """`90s`, `10m`, `1h30m`; its field ends in `_s`, its key does not."""
     PATH = enum.auto()
     """A file or folder, relative to the file that names it."""
+    PATHS = enum.auto()
+    """A path or a pattern such as `data/*.csv`; or several, in a list or with commas between."""
     MODEL = enum.auto()
     """A path as above, or the id of a model at a hub."""
     WORDS = enum.auto()
@@ -56,6 +58,9 @@ class Written(enum.Enum):
 Size = Annotated[Share | Annotated[int, msgspec.Meta(gt=0, le=1 << 60)], msgspec.Meta(extra={"written": Written.SIZE})]
 Duration = Annotated[float, msgspec.Meta(gt=0, le=366 * 86400, extra={"written": Written.DURATION})]
 PathText = Annotated[str, msgspec.Meta(extra={"written": Written.PATH})]
+PathTexts = Annotated[
+    str | Annotated[list[str], msgspec.Meta(min_length=1, max_length=10_000)], msgspec.Meta(extra={"written": Written.PATHS})
+]
 ModelText = Annotated[str, msgspec.Meta(extra={"written": Written.MODEL})]
 SecretWords = Annotated[list[Secret], msgspec.Meta(extra={"written": Written.WORDS})]
 LATER_TOO = msgspec.Meta(extra={"may_change": True})
@@ -78,10 +83,11 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     kind: Literal["text-classification"] = "text-classification"
     model: ModelText | None = None
     """A model's folder or hub id. A folder with a `config.json` alone is a model to be trained from nothing."""
-    train: PathText | None = None
-    """CSV, TSV, JSONL or Parquet; or a folder with one `<label>.txt` for each label, one text a line."""
-    eval: PathText | None = None
-    """The same for evaluation. None means that a share of `train` is held out."""
+    train: PathTexts | None = None
+    """CSV, TSV, JSON or Parquet: a file, several, a pattern, or a folder of them; or a folder with a `<label>.txt` or a folder
+    `<label>/` of texts for each label."""
+    eval: PathTexts | None = None
+    """The same for evaluation. None means what lies beside `train` for that, or else a share of `train` that is held out."""
     text: str | None = None
     """The column with the text. None means that it is found by its name or content."""
     label: str | None = None

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from memsup.shared.clock import monotonic_s
 from memsup.shared.data.columns import Columns, find_columns
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.examples import is_blank, read_examples, sorted_labels
-from memsup.shared.data.rows import names_columns_in_first_line
+from memsup.shared.data.rows import names_columns_in_first_line, notes_on
 from memsup.shared.data.sources import Source, locate
 from memsup.shared.model_folder import ModelSource, check_model
 
@@ -67,16 +68,26 @@ def check_task(task: Task, *, budget_s: float) -> TaskSummary:
     if task.train is None:
         raise InputError("task.train is not set: name a CSV, TSV, JSONL or Parquet file, or a folder of <label>.txt files.")
     deadline_s = monotonic_s() + budget_s
-    share = 1.0 if task.eval is None else 0.7
-    train = check_data(task.train, text=task.text, label=task.label, budget_s=budget_s * share)
+    located = locate(task.train)
+    evaluated = located.evaluation if task.eval is None else locate(task.eval, evaluates=True)
+    share = 1.0 if evaluated is None else 0.7
+    train = check_data(located, text=task.text, label=task.label, budget_s=budget_s * share)
     evaluation = None
-    if task.eval is not None:
-        evaluation = check_data(task.eval, budget_s=deadline_s - monotonic_s(), train=train)
+    if evaluated is not None:
+        try:
+            evaluation = check_data(evaluated, budget_s=deadline_s - monotonic_s(), train=train)
+        except InputError as error:
+            if task.eval is not None:
+                raise
+            files = ", ".join(str(file.path) for file in located.files[:3])
+            raise InputError(
+                f"{error} It lies beside the training data; to hold out a share of those instead, name them alone: {files}"
+            ) from None
     return TaskSummary(model=model, train=train, evaluation=evaluation)
 
 
 def check_data(
-    source: str,
+    source: str | Sequence[str] | Source,
     *,
     text: str | None = None,
     label: str | None = None,
@@ -87,7 +98,7 @@ def check_data(
     no labels but those. Raises InputError for the first row that cannot be used, and where the rows make no task.
     """
     deadline_s = monotonic_s() + budget_s
-    located = locate(source, evaluates=train is not None)
+    located = source if isinstance(source, Source) else locate(source, evaluates=train is not None)
     if train is not None:
         text, label = train.columns
     columns = find_columns(located, text, label)
@@ -110,7 +121,7 @@ def check_data(
     check_labels(located, columns, labels, complete=complete, train=train is None)
     return DataSummary(
         source=located,
-        notes=located.notes,
+        notes=notes_on(located),
         columns=columns,
         rows=labels.total(),
         blank_texts=blank_texts,

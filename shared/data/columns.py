@@ -10,6 +10,7 @@ from typing import NamedTuple
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.rows import names_columns_in_first_line, read_rows
 from memsup.shared.data.sources import Source
+from memsup.shared.data.tables import is_place
 from memsup.shared.paths import is_text
 
 _SAMPLE_ROWS = 1000
@@ -32,7 +33,8 @@ def find_columns(source: Source, text: str | None = None, label: str | None = No
     that leaves a doubt, and for data without rows.
     """
     sample, left = [], _SAMPLE_CHARS
-    for row in islice(read_rows(source), _SAMPLE_ROWS):
+    by_place = [name for name in (text, label) if name is not None and is_place(name)]
+    for row in islice(read_rows(source, by_place or None), _SAMPLE_ROWS):
         sample.append(row.values)
         left -= sum(len(value) for value in row.values.values() if isinstance(value, str | list | dict))
         if left < 0:

@@ -1,55 +1,204 @@
-"""The lines of a file of text, one by one and in bounded memory: what is not UTF-8 is named by line and byte."""
+"""The lines of a file of text, one by one and in bounded memory, whatever it is packed in, in whatever encoding is certain.
+
+Bytes become UTF-8 on the way (`packing.py`, `encodings.py`), so all readers see the same lines. What cannot be decoded is named
+by line and byte, with the command that converts it.
+"""
 
 from __future__ import annotations
 
 import codecs
+import contextlib
+import io
 import os
 import re
+import shlex
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
+from memsup.shared.data.encodings import HEAD_BYTES, Writing, recognise
 from memsup.shared.data.errors import InputError
+from memsup.shared.data.packing import MAGIC_BYTES, PIECE_BYTES, foreign_format, packing_of, unpacked
 from memsup.shared.files import open_regular
 
 MAX_LINE_BYTES = 16 << 20
 """A longer line, or a longer quoted field, is a broken file and not a text."""
+_MOST_BLANK_LINES = 1 << 20
+"""So many of them in a row are no file of texts; they make no rows, at which a reader could look at the clock."""
 
 
 def lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file (with or without a byte order mark), each with its end. Raises InputError."""
+    """The lines of a file, each with its end. Raises InputError."""
+    with _opened(path) as text:
+        number = blank = 0
+        while True:
+            try:
+                raw = text.file.readline(MAX_LINE_BYTES + 1)
+            except _UndecodableError as error:
+                raise _undecodable(path, number + 1, error.reason, text.writing) from None
+            if not raw:
+                return
+            number += 1
+            blank = blank + 1 if raw.isspace() else 0
+            if len(raw) > MAX_LINE_BYTES:
+                raise InputError(f"{path}, line {number} is longer than {MAX_LINE_BYTES >> 20} MiB: it is no text file.")
+            if blank > _MOST_BLANK_LINES:
+                raise InputError(f"{path} has {blank:,} blank lines up to line {number:,}: it is no file of texts.")
+            try:
+                yield raw.decode()
+            except UnicodeDecodeError as error:
+                raise _not_utf8(path, number, error.start, raw) from None
+
+
+def pieces(path: Path) -> Iterator[str]:
+    """The text of a file in pieces of bounded size, for what does not come in lines. Raises InputError."""
+    with _opened(path) as text:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        number = 1
+        while True:
+            try:
+                raw = text.file.read(PIECE_BYTES)
+                piece = decoder.decode(raw, not raw)
+            except _UndecodableError as error:
+                raise _undecodable(path, number, error.reason, text.writing) from None
+            except UnicodeDecodeError as error:
+                number += error.object.count(b"\n", 0, error.start)
+                line_start = error.object.rfind(b"\n", 0, error.start) + 1
+                raise _not_utf8(path, number, error.start - line_start, error.object[line_start:]) from None
+            if not raw:
+                return
+            number += raw.count(b"\n")
+            yield piece
+
+
+def writing_of(path: Path) -> Writing:
+    """How the characters of a file are written. Raises InputError."""
+    with _opened(path) as text:
+        return text.writing
+
+
+def first_bytes(path: Path) -> bytes:
+    """The first bytes of a file, as it lies there. Raises InputError."""
     try:
         fd, _ = open_regular(path)
         with os.fdopen(fd, "rb") as file:
-            number = 0
-            while raw := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                yield _decoded(raw, path, number)
+            return file.read(MAGIC_BYTES)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _decoded(raw: bytes, path: Path, number: int) -> str:
-    if len(raw) > MAX_LINE_BYTES:
-        raise InputError(f"{path}, line {number} is longer than {MAX_LINE_BYTES >> 20} MiB: it is no text file.")
-    if number == 1:
-        raw = raw.removeprefix(codecs.BOM_UTF8)
+# --------------------------------------------------------------------------------------------------------------------
+# Bytes of UTF-8
+
+
+class _Text(NamedTuple):
+    file: BinaryIO
+    """Its content as UTF-8, with lines that end in a newline; reading raises `_UndecodableError`."""
+    writing: Writing
+    """How it is written itself."""
+
+
+class _UndecodableError(Exception):
+    def __init__(self, reason: UnicodeDecodeError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[_Text]:
     try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        bad = error.start
-    advice = "save the file as UTF-8."
-    if guess := _guess_encoding(raw):
-        advice = f"it looks like {guess}, which this converts: iconv -f {guess} -t UTF-8 '{path}' > utf8{path.suffix}"
-    raise InputError(f"{path}, line {number}: byte {bad + 1} of the line (0x{raw[bad]:02X}) is not UTF-8; {advice}")
+        fd, _ = open_regular(path)
+        with os.fdopen(fd, "rb") as file:
+            packing = packing_of(file.read(MAGIC_BYTES))
+            file.seek(0)
+            packed = None if packing is None else unpacked(file, packing, path)
+            head = file.read(HEAD_BYTES) if packed is None else _beginning(packed)
+            if (foreign := foreign_format(head, path)) is not None:
+                raise InputError(f"{path} {foreign}")
+            writing = recognise(head, is_whole=len(head) < HEAD_BYTES)
+            if packed is None and writing.codec == "utf-8" and not writing.ends_in_cr:
+                file.seek(writing.mark_bytes)
+                yield _Text(file, writing)
+                return
+            rest = iter(lambda: file.read(PIECE_BYTES), b"") if packed is None else packed
+            content = chain([head[writing.mark_bytes :]], rest)
+            yield _Text(io.BufferedReader(_Chunks(_as_utf8(content, writing)), PIECE_BYTES), writing)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _guess_encoding(raw: bytes) -> str | None:
-    """UTF-16 begins with its mark; Chinese in GBK is pairs of high bytes, while an accented letter of Latin-1 stands alone."""
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "UTF-16"
+def _beginning(packed: Iterator[bytes]) -> bytes:
+    head = bytearray()
+    for piece in packed:
+        head += piece
+        if len(head) >= HEAD_BYTES:
+            break
+    return bytes(head)
+
+
+def _as_utf8(content: Iterator[bytes], writing: Writing) -> Iterator[bytes]:
+    decoder = None if writing.codec == "utf-8" else codecs.getincrementaldecoder(writing.codec)()
+    for raw in chain(content, [b""]):
+        piece, broken = raw, None
+        if decoder is not None:
+            try:
+                piece = decoder.decode(raw, not raw).encode()
+            except UnicodeDecodeError as error:
+                piece, broken = error.object[: error.start].decode(writing.codec).encode(), error
+        if writing.ends_in_cr:
+            piece = piece.replace(b"\r", b"\n")
+        if piece:
+            yield piece
+        if broken is not None:
+            raise _UndecodableError(broken)
+
+
+class _Chunks(io.RawIOBase):
+    """Chunks of bytes as a file."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._left = chunks, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        if not self._left:
+            self._left = memoryview(next(self._chunks, b""))
+        taken = min(len(buffer), len(self._left))
+        buffer[:taken] = self._left[:taken]
+        self._left = self._left[taken:]
+        return taken
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What cannot be decoded
+
+
+def _undecodable(path: Path, number: int, error: UnicodeDecodeError, writing: Writing) -> InputError:
+    byte = error.object[error.start]
+    return InputError(
+        f"{path}, line {number}: a byte (0x{byte:02X}) is no {writing.name}, in which the rest of the file is written: "
+        "save the file as UTF-8."
+    )
+
+
+def _not_utf8(path: Path, number: int, bad: int, raw: bytes) -> InputError:
+    target = f"{shlex.quote(f'utf8{path.suffix}')}"
+    convert = f"iconv -f {{}} -t UTF-8 {shlex.quote(str(path))} > {target}"
+    if _may_be_chinese(raw):
+        advice = f"it looks like GB18030, which this converts: {convert.format('GB18030')}"
+    else:
+        advice = f"save the file as UTF-8. If you know that it is Latin-1: {convert.format('LATIN1')}"
+    return InputError(f"{path}, line {number}: byte {bad + 1} of the line (0x{raw[bad]:02X}) is not UTF-8; {advice}")
+
+
+def _may_be_chinese(raw: bytes) -> bool:
+    """Chinese in GBK is pairs of high bytes, while an accented letter of Latin-1 stands alone."""
     try:
         raw.decode("gb18030")
     except UnicodeDecodeError:
-        return None
+        return False
     in_pairs = 2 * len(re.findall(rb"[\x81-\xfe]{2}", raw))
-    return "GB18030" if in_pairs > 0.8 * sum(byte > 0x7F for byte in raw) else None
+    return in_pairs > 0.8 * sum(byte > 0x7F for byte in raw)

@@ -1,68 +1,72 @@
-"""Rows of a data file, one by one and in bounded memory, with the line on which each begins.
+"""All rows of a source, one by one and in bounded memory, with the file and the line on which each begins.
 
-Covers CSV, TSV, JSONL, Parquet and files of texts, and what can be wrong with one row of them. Which files there are is
-`sources.py`; which columns hold text and label, `columns.py`; whether the rows make a task, `check.py`. Only the standard
-library is imported, and pyarrow where a Parquet file is opened.
+Each format has a reader: `tables.py` for CSV and TSV, `json_rows.py`, `columnar.py` for Parquet and Arrow; files and folders of
+texts are read here. Which files there are is `sources.py`; which columns hold text and label, `columns.py`; whether the rows
+make a task, `check.py`.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from memsup.shared.bounded import bounded_memory
+from memsup.shared.data.columnar import arrow_rows, parquet_rows
 from memsup.shared.data.errors import InputError
-from memsup.shared.data.lines import MAX_LINE_BYTES, lines
-from memsup.shared.data.sources import DataFile, Kind, Source
+from memsup.shared.data.json_rows import json_rows
+from memsup.shared.data.layout import DataFile, Kind, documents
+from memsup.shared.data.lines import MAX_LINE_BYTES, lines, writing_of
+from memsup.shared.data.row import Row
+from memsup.shared.data.sources import Source
+from memsup.shared.data.tables import table_rows
 
-MOST_COLUMNS = 4096
-MOST_BATCH_BYTES = 768 << 20
-"""What so many rows of a Parquet file as are unpacked at a time may take. Less than the GiB that pyarrow's allocator would
-reserve at once, and that would leave nothing for the rest; it takes smaller pieces then."""
-_BATCH_ROWS = 64
-_PLAIN_TSV_PROBE_CHARS = 1 << 20
-
-
-class Row(NamedTuple):
-    """A row as the file has it, and where it stands."""
-
-    file: Path
-    line: int
-    """The line on which the row begins, from 1; of a Parquet file the number of the row."""
-    values: dict[str, object]
-    """Column → value as the format has it: text in CSV and TSV, anything in JSONL and Parquet."""
+_HAVE_COLUMNS = (Kind.CSV, Kind.TSV, Kind.PARQUET, Kind.ARROW)
+_MOST_LOOKED_AT = 16
+"""So many files of a source say in which encoding they are."""
 
 
 def read_rows(source: Source, columns: Sequence[str] | None = None) -> Iterator[Row]:
-    """All rows of the files in their order. `columns` lets Parquet skip the others. None of it reads all columns.
+    """All rows of the files in their order. `columns` lets Parquet and Arrow skip the others, and says by names such as
+    `column 1` that a table has no line with names. None of it reads all columns.
 
-    Raises InputError for an empty file and for the first row that is broken.
+    Raises InputError for an empty file, for the first row that is broken, and for files whose columns differ.
     """
+    first: tuple[Path, frozenset[str]] | None = None
     for file in source.files:
-        yield from _file_rows(file, columns)
+        rows = _file_rows(file, columns)
+        row = next(rows, None)
+        if row is None:
+            continue
+        if file.kind in _HAVE_COLUMNS:
+            names = frozenset(row.values)
+            if first is not None and names != first[1]:
+                differing = ", ".join(repr(name) for name in sorted(names ^ first[1])[:6])
+                raise InputError(
+                    f"{row.file} has other columns than {first[0]} ({differing}): name files that belong together."
+                )
+            first = first or (row.file, names)
+        yield row
+        yield from rows
 
 
 def _file_rows(file: DataFile, columns: Sequence[str] | None) -> Iterator[Row]:
-    path = file.path
-    if file.label is None and path.stat().st_size == 0:
-        raise InputError(f"{path} is empty: put the data into it.")
     match file.kind:
-        case Kind.CSV:
-            return _csv_rows(path, _csv_delimiter(path))
-        case Kind.TSV:
-            return _plain_tsv_rows(path) if _is_plain_tsv(path) else _csv_rows(path, "\t")
+        case Kind.CSV | Kind.TSV:
+            return table_rows(file.path, columns, tsv=file.kind is Kind.TSV)
         case Kind.JSON:
-            return _json_rows(path)
+            return json_rows(file.path)
         case Kind.PARQUET:
-            return _parquet_rows(path, columns)
+            return parquet_rows(file.path, columns)
+        case Kind.ARROW:
+            return arrow_rows(file.path, columns)
+        case Kind.NUMBERED:
+            return _numbered_rows(file.path, file.label_names)
         case Kind.TEXTS:
             assert file.label is not None
-            return _text_rows(path, file.label)
+            return _text_rows(file.path, file.label)
+        case Kind.DOCUMENTS:
+            assert file.label is not None
+            return _document_rows(file.path, file.label)
 
 
 def names_columns_in_first_line(source: Source) -> bool:
@@ -70,12 +74,26 @@ def names_columns_in_first_line(source: Source) -> bool:
     return any(file.kind in (Kind.CSV, Kind.TSV) for file in source.files)
 
 
+def notes_on(source: Source) -> tuple[str, ...]:
+    """What was decided about the files and the encoding of their texts, each a sentence. Raises InputError."""
+    encodings: dict[str, list[Path]] = {}
+    for file in source.files[:_MOST_LOOKED_AT]:
+        if file.kind not in (Kind.PARQUET, Kind.ARROW, Kind.DOCUMENTS):
+            encodings.setdefault(writing_of(file.path).name, []).append(file.path)
+    encodings.pop("UTF-8", None)
+    read_as = (
+        f"{paths[0]} is read as {name}." if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more are read as {name}."
+        for name, paths in encodings.items()
+    )
+    return (*source.notes, *read_as)
+
+
 # --------------------------------------------------------------------------------------------------------------------
-# Formats
+# Texts, with columns `text` and `label`
 
 
 def _text_rows(file: Path, label: str) -> Iterator[Row]:
-    """Columns `text` and `label`. Empty lines are no rows."""
+    """Empty lines are no rows."""
     rows = 0
     for line, text in enumerate(lines(file), start=1):
         text = text.rstrip("\r\n")
@@ -86,132 +104,35 @@ def _text_rows(file: Path, label: str) -> Iterator[Row]:
         raise InputError(f"{file} is empty: put the texts with the label {label!r} into it, or delete it.")
 
 
-def _column_names(path: Path, fields: list[str]) -> list[str]:
-    """A column without a name, such as pandas' index, is called by its place."""
-    if len(fields) > MOST_COLUMNS:
-        raise InputError(
-            f"{path} has {len(fields):,} columns, and {MOST_COLUMNS:,} are read at most: keep text and label alone."
-        )
-    names = [name.strip() or f"column {place}" for place, name in enumerate(fields, start=1)]
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise InputError(f"{path} has two columns named {twice[0]!r} in its first line: rename one of them.")
-    return names
+def _document_rows(folder: Path, label: str) -> Iterator[Row]:
+    """One row a file."""
+    try:
+        for file in documents(folder):
+            parts, left = [], MAX_LINE_BYTES
+            for line in lines(file):
+                parts.append(line)
+                left -= len(line)
+                if left < 0:
+                    raise InputError(f"{file} has more than {MAX_LINE_BYTES >> 20} million characters: it is no single text.")
+            yield Row(file, 1, {"text": "".join(parts).strip(), "label": label})
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}.") from None
 
 
-def _wrong_width(path: Path, line: int, found: int, names: list[str], advice: str) -> InputError:
-    return InputError(f"{path}, line {line} has {found} fields and not the {len(names)} that the first line names: {advice}.")
-
-
-def _csv_delimiter(path: Path) -> str:
-    """A comma, unless the first line has none but semicolons or tabs, as spreadsheets of some countries write them."""
-    header = next(lines(path), "")
-    return next((sign for sign in ",;\t" if sign in header), ",")
-
-
-def _csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
-    csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(lines(path), delimiter=delimiter, strict=True)
-    names: list[str] = []
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise InputError(
-                f"{path}: the row that begins on line {line} is broken ({error}); a quotation mark inside a quoted text must "
-                "be doubled, and each one that opens must close."
-            ) from None
-        if not fields:
-            continue
-        if not names:
-            names = _column_names(path, fields)
-        elif len(fields) != len(names):
-            raise _wrong_width(path, line, len(fields), names, f"put a text that contains {delimiter!r} in quotation marks")
-        else:
-            yield Row(path, line, dict(zip(names, fields, strict=True)))
-
-
-def _is_plain_tsv(path: Path) -> bool:
-    """Whether each line at the beginning, cut at its tabs, is a row: then quotation marks are just characters, as the format
-    has it. Otherwise it is CSV with tabs, as pandas writes texts that have tabs or line breaks in them.
-    """
-    tabs, seen = None, 0
-    for line in lines(path):
-        if line.strip("\r\n"):
-            tabs = line.count("\t") if tabs is None else tabs
-            if line.count("\t") != tabs:
-                return False
-        seen += len(line)
-        if seen > _PLAIN_TSV_PROBE_CHARS:
-            break
-    return True
-
-
-def _plain_tsv_rows(path: Path) -> Iterator[Row]:
-    names: list[str] = []
+def _numbered_rows(path: Path, names: Sequence[str]) -> Iterator[Row]:
+    """Lines of a text, a tab and a number, or the other way round as the first line has it."""
+    number_first: bool | None = None
     for number, line in enumerate(lines(path), start=1):
         line = line.rstrip("\r\n")
         if not line:
             continue
-        fields = [_unquoted(field) for field in line.split("\t")]
-        if not names:
-            names = _column_names(path, fields)
-        elif len(fields) != len(names):
-            raise _wrong_width(path, number, len(fields), names, "replace the tabs inside a text by spaces")
-        else:
-            yield Row(path, number, dict(zip(names, fields, strict=True)))
-
-
-def _unquoted(field: str) -> str:
-    """The text without the quotation marks that a program put around a whole field."""
-    if field.startswith('"') and re.fullmatch(r'"(?:[^"]|"")*"', field):
-        return field[1:-1].replace('""', '"')
-    return field
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(lines(path), start=1):
-        if line.isspace():
-            continue
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number} is not valid JSON ({error}): write one object on each line.") from None
-        if not isinstance(values, dict):
-            example = '{"text": "…", "label": "…"}'
-            raise InputError(f"{path}, line {number} is no JSON object: write one on each line, such as {example}")
-        yield Row(path, number, values)
-
-
-def _parquet_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError(f"Reading {path} needs pyarrow: pip install pyarrow") from None
-    number = 0
-    try:
-        with bounded_memory(MOST_BATCH_BYTES):
-            file = parquet.ParquetFile(path, memory_map=True)
-        with file:
-            batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False)
-            while True:
-                with bounded_memory(MOST_BATCH_BYTES):  # its few bytes may unpack to any number
-                    batch = next(batches, None)
-                    rows = batch.to_pylist() if batch is not None else []
-                if batch is None:
-                    break
-                del batch
-                for values in rows:
-                    number += 1
-                    yield Row(path, number, values)
-    except MemoryError:
-        raise InputError(
-            f"{path} is no file of texts: the {_BATCH_ROWS} rows after row {number:,} take more than "
-            f"{MOST_BATCH_BYTES >> 20:,} MiB of memory. Look for what is so long there."
-        ) from None
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        what = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"{path} cannot be read as Parquet after row {number} ({what}): write the file again.") from None
+        if number_first is None:
+            number_first = not line.rpartition("\t")[2].strip().isdigit()
+        before, _, behind = line.partition("\t") if number_first else line.rpartition("\t")
+        place, text = (before.strip(), behind) if number_first else (behind.strip(), before)
+        if not re.fullmatch(r"[0-9]{1,6}", place) or int(place) >= len(names):
+            raise InputError(
+                f"{path}, line {number}: {place[:40]!r} is none of the numbers 0 to {len(names) - 1} that have a name: write a "
+                "text, a tab and such a number."
+            )
+        yield Row(path, number, {"text": text, "label": names[int(place)]})

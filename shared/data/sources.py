@@ -1,50 +1,39 @@
-"""Where a task's data lie: which files, and of what kind each is."""
+"""Where a task's data lie: which files a setting names, and of what kind each is.
+
+A file, several, a pattern, or a folder. What a folder holds is told from its names in `layout.py`; how rows are read is
+`rows.py`. Of files only the first bytes are looked at.
+"""
 
 from __future__ import annotations
 
 import difflib
-import enum
+import glob
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from memsup.shared.data.errors import InputError
+from memsup.shared.data.layout import (
+    DataFile,
+    Kind,
+    Part,
+    class_file_beside,
+    has_tabs,
+    is_text,
+    kind_by_name,
+    look_into,
+    tabbed_file,
+    text_files,
+)
+from memsup.shared.data.lines import first_bytes
+from memsup.shared.data.packing import foreign_format, packing_of, unpack_command
 
 _EXTRAS = {"snownlp": "memsup[demo]"}
-
-
-class Kind(enum.Enum):
-    """How a file's rows are written."""
-
-    CSV = enum.auto()
-    TSV = enum.auto()
-    JSON = enum.auto()
-    PARQUET = enum.auto()
-    TEXTS = enum.auto()
-    """One text a line, all with the label that the file's name says."""
-
-
-_ENDINGS = {
-    ".csv": Kind.CSV,
-    ".tsv": Kind.TSV,
-    ".tab": Kind.TSV,
-    ".jsonl": Kind.JSON,
-    ".ndjson": Kind.JSON,
-    ".json": Kind.JSON,
-    ".parquet": Kind.PARQUET,
-    ".pq": Kind.PARQUET,
-}
-
-
-@dataclass(frozen=True)
-class DataFile:
-    """One file of a task's data."""
-
-    path: Path
-    kind: Kind
-    label: str | None = None
-    """The label of all its rows. It is None where each row has its own."""
+_MOST_FILES = 10_000
+"""More are no list that anybody named; of a folder of texts every file counts as a part of one."""
+_BINARY = {b"PAR1": Kind.PARQUET, b"ARROW1": Kind.ARROW}
 
 
 @dataclass(frozen=True)
@@ -62,37 +51,123 @@ class Source:
         return self.name
 
 
-def locate(value: str | Sequence[str], *, evaluates: bool = False) -> Source:  # noqa: ARG001 - no folder has parts yet
-    """The files that `value` names: a path, or `package:NAME/PATH` inside an installed package, which is found without being
-    imported; or several of these. Of a folder with several parts, `evaluates` takes the one that is not for training. Raises
-    InputError.
+def locate(value: str | Sequence[str], *, evaluates: bool = False) -> Source:
+    """The files that `value` names: a path, a pattern such as `data/*.csv`, or `package:NAME/PATH` inside an installed package,
+    which is found without being imported; or several of these. Of a folder with parts, `evaluates` takes the one that is not
+    for training. Raises InputError.
     """
-    assert isinstance(value, str)
+    values = [value] if isinstance(value, str) else list(value)
+    paths = [path for each in values for path in _paths(each)]
+    try:
+        if len(paths) == 1:
+            return _of_folder(paths[0], evaluates) if paths[0].is_dir() else Source(str(paths[0]), (_of_file(paths[0]),))
+        return _of_several(paths, evaluates)
+    except OSError as error:
+        raise InputError(f"{error.filename or paths[0]} cannot be looked at: {error.strerror}.") from None
+
+
+def _paths(value: str) -> list[Path]:
+    """The files and folders that there are of that name or pattern, at least one. Raises InputError."""
     path = _inside_package(value) if value.startswith("package:") else Path(value)
     try:
-        if path.is_dir():
-            return Source(str(path), _label_files(path))
-        if path.is_file():
-            return Source(str(path), (DataFile(path, _kind_of(path)),))
+        if path.is_file() or path.is_dir():
+            return [path]
+        if not path.exists() and glob.has_magic(value):
+            matches = sorted(islice(glob.iglob(value), _MOST_FILES + 1))
+            if found := [Path(match) for match in matches]:
+                return found
+            raise InputError(f"Nothing matches {value[:300]}: check the path of the data.")
         problem = f"{path} is neither a file nor a folder" if path.exists() else f"There is no {str(path)[:300]}"
     except OSError as error:
         problem = f"{str(path)[:300]} cannot be looked at: {error.strerror}"
     raise InputError(f"{problem}: check the path of the data{_nearest_file(path)}.")
 
 
-def _label_files(folder: Path) -> tuple[DataFile, ...]:
-    files = sorted(file for file in folder.glob("*.txt") if not file.is_dir() and not file.name.startswith("."))
-    if not files:
-        raise InputError(f"{folder} holds no <label>.txt: a folder of data has one such file for each label, one text a line.")
-    return tuple(DataFile(file, Kind.TEXTS, file.stem) for file in files)
+def _of_folder(path: Path, evaluates: bool) -> Source:
+    layout = look_into(path)
+    trained = layout.parts.get(Part.TRAIN) or (layout.parts.get(None) if len(layout.parts) == 1 else None)
+    part = next((part for part in (Part.VALIDATION, Part.TEST) if layout.parts.get(part)), None)
+    evaluated = None
+    if part is not None:
+        evaluated = Source(_name(path, layout.parts[part], part), tuple(layout.parts[part]), layout.notes)
+    if evaluates:
+        if evaluated is None and Part.TRAIN in layout.parts:
+            raise InputError(f"{path} has a part for training and none for evaluation: name other data in task.eval.")
+        return evaluated or Source(str(path), tuple(layout.parts[None]), layout.notes)
+    if trained is None:
+        names = ", ".join(file.path.name for files in layout.parts.values() for file in files[:4])
+        raise InputError(f"It is not clear what in {path} is to be trained on ({names}): name the file.")
+    return Source(
+        _name(path, trained, Part.TRAIN if Part.TRAIN in layout.parts else None),
+        tuple(trained),
+        layout.notes,
+        evaluated and replace(evaluated, notes=(f"It lies beside the training data as their part {part and part.value}.",)),
+    )
 
 
-def _kind_of(path: Path) -> Kind:
-    if (kind := _ENDINGS.get(path.suffix.lower())) is not None:
-        return kind
+def _name(folder: Path, files: Sequence[DataFile], part: Part | None) -> str:
+    """What the files are called in messages."""
+    if len(files) == 1:
+        return str(files[0].path)
+    return str(folder) if part is None else f"{folder} ({part.value})"
+
+
+def _of_several(paths: list[Path], evaluates: bool) -> Source:
+    if not paths:
+        raise InputError("The list of files is empty: name at least one file of data.")
+    if len(paths) > _MOST_FILES:
+        raise InputError(f"More than {_MOST_FILES:,} files are named, such as {paths[0]}: name the folder that they lie in.")
+    if len(set(paths)) < len(paths):
+        twice = next(path for place, path in enumerate(paths) if path in paths[:place])
+        raise InputError(f"{twice} is named twice: name each file once.")
+    name = f"{paths[0]} and {len(paths) - 1} more"
+    if all(is_text(path.name) for path in paths):
+        layout = text_files(paths)
+        if None not in layout.parts:
+            raise InputError(
+                f"Of {', '.join(path.name for path in paths[:6])} some are parts: name the folder, or one of them."
+            )
+        return Source(name, tuple(layout.parts[None]), layout.notes)
+    files: list[DataFile] = []
+    notes: list[str] = []
+    for path in paths:
+        if path.is_dir():
+            found = _of_folder(path, evaluates)
+            files += found.files
+            notes += found.notes
+        else:
+            files.append(_of_file(path))
+    return Source(name, tuple(files), tuple(notes))
+
+
+def _of_file(path: Path) -> DataFile:
+    """A single file, by its name and its first bytes. Raises InputError."""
+    head = first_bytes(path)
+    binary = next((kind for magic, kind in _BINARY.items() if head.startswith(magic)), None)
+    kind = binary or kind_by_name(path.name)
+    packing = packing_of(head)
+    if kind in _BINARY.values() and packing is not None:
+        raise InputError(
+            f"{path} is packed, and its columns cannot be read so. This unpacks it: {unpack_command(path, packing)}"
+        )
+    if kind is not None:
+        return DataFile(path, kind)
+    if is_text(path.name):
+        return _of_text(path)
+    if (foreign := foreign_format(head, path)) is not None:
+        raise InputError(f"{path} {foreign}")
     raise InputError(
         f"{path} has the unknown ending {path.suffix.lower()!r}: save the data as .csv, .tsv, .jsonl or .parquet (UTF-8), "
         "or make a folder with one <label>.txt for each label."
+    )
+
+
+def _of_text(path: Path) -> DataFile:
+    if has_tabs(path):
+        return tabbed_file(path, class_file_beside(path))
+    raise InputError(
+        f"{path} has no labels: name the folder of all the <label>.txt, or make a file with a label and a text on each line "
+        "and a tab between."
     )
 
 

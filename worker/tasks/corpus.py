@@ -67,9 +67,10 @@ MakeEncoder = Callable[[Iterator[list[str]], Path], Encoder]
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Everything on which the corpus depends; another source is another corpus."""
 
-    train: str
-    evaluation: str | None
-    """The data to evaluate on. None means that `eval_share` of `train` is held out, chosen by `seed`."""
+    train: str | list[str]
+    evaluation: str | list[str] | None
+    """The data to evaluate on. None means that it is what lies beside `train` for that, or else that `eval_share` of `train` is
+    held out, chosen by `seed`."""
     text: str | None
     label: str | None
     eval_share: float

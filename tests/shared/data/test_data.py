@@ -195,8 +195,11 @@ def test_something_that_is_no_file_is_not_opened(tmp_path: Path) -> None:
         ("a.csv", "text,text,label\na,b,1\n", "two columns named 'text'"),
         ("a.csv", "很好吃,1\n难吃,0\n一般,1\n不错,1\n糟糕,0\n", "looks like a row"),
         ("a.jsonl", '{"text":"a","label":1}\n{"text":"b",\n', "line 2 is not valid JSON"),
-        ("a.json", '[{"text":"a","label":1},{"text":"b","label":2}]', "line 1 is no JSON object"),
-        ("a.json", '[\n{"text":"a","label":1}\n]', "line 1 is not valid JSON"),
+        ("a.json", '[["a",1],["b",2]]', "line 1 is no JSON object"),
+        ("a.json", '[\n{"text":"a","label":1},\n{"text":"b"\n]', "what begins on line 3 is not valid JSON"),
+        ("a.json", '[\n{"text":"a","label":1},\n', "ends on line 3 in the middle of its array"),
+        ("a.json", '[\n{"text":"a","label":1}]\n{"text":"b","label":2}', "line 3: there is more behind the end of the array"),
+        ("a.json", '[{"text":"a","label":1},\n7]', "line 2 is no JSON object"),
         ("a.jsonl", "[" * 100_000, "line 1 is not valid JSON"),
         ("a.jsonl", '{"text":"a","label":1}\n{"text":["b"],"label":2}\n', "line 2: column 'text' holds a list"),
         ("a.jsonl", '{"text":"a","label":1}\n{"text":"b\\ud83d","label":2}\n', r"line 2: .*half a character \(\\ud83d"),
@@ -212,13 +215,14 @@ def test_a_broken_file_is_refused_with_its_line(tmp_path: Path, name: str, conte
 
 
 def test_undecodable_bytes_have_a_line_a_byte_and_the_likely_encoding(tmp_path: Path) -> None:
-    gbk = write(tmp_path, "gbk.csv", b"text,label\n" + "这家酒店很好,1\n".encode("gbk"))
-    assert "line 2: byte 1 of the line (0xD5) is not UTF-8" in sentence(gbk)
-    assert f"iconv -f GB18030 -t UTF-8 '{gbk}'" in sentence(gbk)
+    gbk = write(tmp_path, "gbk.csv", b"text,label\n" + "囍饕餮鬱,1\n".encode("gb18030"))  # hardly Chinese as people write it
+    assert "line 2: byte 1 of the line" in sentence(gbk)
+    assert f"iconv -f GB18030 -t UTF-8 {gbk}" in sentence(gbk)
     latin = sentence(write(tmp_path, "latin.csv", "text,label\na,1\nça très bon,2\n".encode("latin-1")))
     assert "line 3" in latin
     assert "save the file as UTF-8" in latin
-    assert "iconv -f UTF-16" in sentence(write(tmp_path, "utf16.csv", "text,label\na,1\n".encode("utf-16")))
+    cut = "text,label\na,1\nb,2\n".encode("utf-16")[:-1]
+    assert "line 3: a byte (0x0A) is no UTF-16" in sentence(write(tmp_path, "cut.csv", cut))
     torn = b"text,label\na,1\n" + "好".encode()[:2]
     assert "line 3: byte 1" in sentence(write(tmp_path, "torn.csv", torn))
 
