@@ -99,6 +99,10 @@ def run_paths(name: str) -> RunPaths:
             f"{name!r} cannot be a run's name: it has {len(os.fsencode(name))} bytes in UTF-8, and no more than "
             f"{_MOST_NAME_BYTES} fit. Use a shorter one."
         )
+    for root, variable in ((state_root(), "MEMSUP_STATE_DIR"), (runtime_root(), "MEMSUP_RUNTIME_DIR")):
+        there = next(place for place in (root, *root.parents) if os.path.lexists(place))
+        if not there.is_dir():
+            raise PathError(f"{root} cannot be a folder: {there} is none. Choose another with {variable}.")
     state, runtime = state_root() / name, runtime_root() / name
     for folder in (state, runtime):
         if not is_text(str(folder)):

@@ -16,6 +16,7 @@ import selectors
 import signal
 import time
 from collections.abc import Iterable, Set
+from functools import partial
 from pathlib import Path
 
 from memsup.shared import messages as m
@@ -23,6 +24,7 @@ from memsup.shared.clock import monotonic_s, unix_s
 from memsup.shared.messages import Failed, RequestKind
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
+from memsup.shared.settings import SettingsError
 from memsup.shared.status import Status, encode_status
 from memsup.supervisor.daemon import claims
 from memsup.supervisor.daemon.schedule import SOON_S, Schedule
@@ -32,6 +34,7 @@ from memsup.supervisor.daemon.signals import Signals
 from memsup.supervisor.daemon.sockets import NOBODY, Sockets
 from memsup.supervisor.daemon.systemd import GO_ON, exit_status
 from memsup.supervisor.decide.after_power_loss import restraint_of
+from memsup.supervisor.decide.claims import sharing
 from memsup.supervisor.decide.events import By, Event
 from memsup.supervisor.decide.guard import Guard, would_compute
 from memsup.supervisor.decide.ladder import Ladder, MemoryLimits
@@ -56,9 +59,9 @@ from memsup.supervisor.devices import Devices, Load
 from memsup.supervisor.fence import choose_fence
 from memsup.supervisor.fence.kill import Deadman, KillState
 from memsup.supervisor.fence.worker import WorkerProcess
-from memsup.supervisor.kernel.children import become_subreaper, reap_orphans
+from memsup.supervisor.kernel.children import become_subreaper
 from memsup.supervisor.night import Night, explain
-from memsup.supervisor.record.earlier_life import newest_checkpoint, note_of, progress_at, read_budget
+from memsup.supervisor.record.earlier_life import checkpoint_folder, newest_checkpoint, note_of, progress_at, read_budget
 from memsup.supervisor.record.journal import Journal, budget_file
 from memsup.supervisor.record.scribe import Scribe
 from memsup.supervisor.record.status import Surroundings, status_of
@@ -97,7 +100,10 @@ class Supervisor:
         with claims.turn(paths):
             others = claims.beside(paths, keep_own=True)
             limits = resolve(record.settings, created_with(record.settings), machine, beside=others).limits
-            claims.claim(paths, claim_of(record, limits, on_gpu=on_gpu))
+            checkpoints = None if record.command else os.path.realpath(checkpoint_folder(paths, record))
+            if (why := sharing(others.others, checkpoints)) is not None:
+                raise SettingsError(why)
+            claims.claim(paths, claim_of(record, limits, on_gpu=on_gpu, checkpoints=checkpoints))
         restraint = restraint_of(record, watches_gpus=on_gpu)
 
         self.signals = Signals()
@@ -210,15 +216,17 @@ class Supervisor:
             time.sleep(SOON_S)
             now_s = monotonic_s()
         self.worker.close()
+        if not self.worker.undead:
+            self.scribe.carry_out(str(self.paths.claim), partial(claims.give_up, self.paths))
         self.worker.write_out(LAST_OUTPUT_WITHIN_S)
         self.devices.close()
         status = self._status()
         self._show(now_s, status, durable=True)
+        self.sockets.close()  # nobody is to wait for an answer that comes no more
         self.journal.record(now_s, *self.night.say_goodbye(now_s, status, self.life.stance.duty_fraction))
         if self.scribe.finish(within_s=WRITTEN_WITHIN_S):
             self.night.close(monotonic_s(), self._good_end())
         self.journal.leave_run(self.record)
-        self.sockets.close()
 
     @property
     def exit_status(self) -> int:
@@ -266,6 +274,8 @@ class Supervisor:
             self.journal.record(now_s, Record(event=Event.GARBAGE, reason=what, by=By.SUPERVISOR))
         self._keep_reachable(now_s)
         self.sockets.send(m.Lease(lease_s=LEASE_S))
+        if self.worker.is_outlived:
+            self._perform(now_s, self.life.on_outlived(now_s, len(self.worker.fence.pids())))
 
         self._perform(now_s, self.life.on_tick(now_s))
         if (hang := self.night.hangs.step(now_s, self.life, self.worker)) is not None:
@@ -300,7 +310,6 @@ class Supervisor:
 
     def on_worker_end(self, now_s: float, woken: Set[int]) -> None:
         """Sees the end of a worker through: its own exit, what it left behind, and a kill that was ordered."""
-        reap_orphans()
         state = self.worker.step(now_s, owes_words=self.life.owes_last_words)
         # Its end stays readable while the rest of the tree is ended, and a closed descriptor would wake the loop for ever.
         pidfd = self.worker.pidfd
@@ -311,9 +320,9 @@ class Supervisor:
         elif state is KillState.GONE:
             self.on_exit(now_s, *self.worker.collect())
         elif self.life.stage is Stage.LEFTOVER and state is None and self.worker.fence.populated() is False:
-            self.on_exit(now_s, None, 0)
+            self.on_exit(now_s, None)
 
-    def on_exit(self, now_s: float, status: int | None, oom_kills: int) -> None:
+    def on_exit(self, now_s: float, status: int | None, oom_kills: int = 0, rest_status: int = 0) -> None:
         self.sockets.forget_worker()
         self.guard.memory = self.memory_sensor.read(now_s)  # what is said about given back memory is measured
         # What it saved and did not live to tell of. Nobody is guarded now who would have to wait for the disk.
@@ -324,6 +333,7 @@ class Supervisor:
             status,
             oom_kills,
             self.devices.lost,
+            rest_status=rest_status,
             gpu_crowded=self.devices.crowded,
             given_back=self.devices.worker_gone(now_s, self.guard.memory.worker_bytes),
             newest=newest,

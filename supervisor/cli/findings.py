@@ -61,7 +61,7 @@ def reach_rows(settings: Settings, origins: Mapping[str, str], task: TaskSummary
     if task is not None and task.model is ModelSource.HUB:
         rows.append(("fetches", f"the model {settings.task.model} from the hub", "task.model"))
     rows += [("pings" if name == "notify.ping_url" else "messages", f"to {to}", name) for name, to in contacts(settings)]
-    if settings.checkpoint.folder:
+    if settings.checkpoint.folder and task is not None:  # a command has its own
         rows.append(
             ("checkpoints", f"in {settings.checkpoint.folder}, where its own older ones are deleted", "checkpoint.folder")
         )

@@ -27,6 +27,7 @@ from memsup.supervisor.client.contact import (
     NoAnswerError,
     NobodyThereError,
     Presence,
+    about_to_go,
     is_held,
     observe,
     still_there,
@@ -41,9 +42,9 @@ WRITTEN_WITHIN_S = 5.0
 class NotRunningError(RefusedError):
     """The run has no supervisor that could do what was asked. Its worker may be left."""
 
-    def __init__(self, text: str, *, worker_is_left: bool = False) -> None:
+    def __init__(self, text: str, *, worker_is_left: bool = False, is_finished: bool = False) -> None:
         super().__init__(text, NOT_RUNNING)
-        self.worker_is_left = worker_is_left
+        self.worker_is_left, self.is_finished = worker_is_left, is_finished
 
 
 @click.command()
@@ -89,7 +90,7 @@ def stop(run_name: str, as_json: bool, now: bool) -> int:
         return answer(_seen_wanted(paths, Wanted.STOPPED, seen_saved(paths, reply)), as_json)
     except RefusedError as error:
         if isinstance(error, NotRunningError):
-            if (unwritten := _unwritten(paths, Wanted.STOPPED)) is not None:
+            if not error.is_finished and (unwritten := _unwritten(paths, Wanted.STOPPED)) is not None:
                 raise RefusedError(f"{error} {unwritten}", NO_ANSWER) from None
             if error.worker_is_left:
                 raise RefusedError(f"{error} Then: {command('stop', run_name)}", NO_ANSWER) from None
@@ -117,7 +118,7 @@ def request(paths: RunPaths, what: RequestKind) -> Reply:
                 raise RefusedError(f"The supervisor of run {paths.name!r} does not answer; {log}", NO_ANSWER) from None
             except NobodyThereError:
                 # It may just be coming up.
-                if time.monotonic() > deadline_s or not contact.is_held():
+                if time.monotonic() > deadline_s or not contact.is_held() or about_to_go(paths) is not None:
                     break
             time.sleep(LOOK_AGAIN_S)
     observed, start = observe(paths), command("start", paths.name)
@@ -129,7 +130,7 @@ def request(paths: RunPaths, what: RequestKind) -> Reply:
     if status is None:
         raise NotRunningError(f"There is no run {paths.name!r}. Start it with: {start}")
     if status.state is RunState.FINISHED:
-        raise NotRunningError(f"Run {paths.name!r} is finished. To begin anew: {start} --fresh")
+        raise NotRunningError(f"Run {paths.name!r} is finished. To begin anew: {start} --fresh", is_finished=True)
     if observed.worker_is_left:
         left = still_there(paths.name, is_command=status.is_command)
         raise NotRunningError(f"Run {paths.name!r} has no supervisor any more. {left}", worker_is_left=True)

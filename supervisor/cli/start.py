@@ -42,6 +42,7 @@ from memsup.supervisor.client.preparing import (
     Difference,
     Plan,
     as_claimed,
+    job_file,
     load_settings,
     merge,
     plan_continued,
@@ -111,9 +112,11 @@ def start(
     record = None if fresh else read_record(paths.record)
     if record is not None and (over := _finished(paths)) is not None:
         return _tell_finished(paths, over, record, asked)
+    if record is not None:
+        _refuse_what_differs(record, asked, "is not finished")
     if not trust:
         refuse_strangers(loaded, record.settings if record else None, typed("start", paths.name))
-    plan = plan_new(paths, loaded, argv) if record is None else plan_continued(paths, record, loaded, argv)
+    plan = plan_new(paths, loaded, argv) if record is None else plan_continued(paths, record, loaded)
     if dry_run:
         _tell(paths, plan, record, as_json)
         message("Dry run: nothing was written, nothing was started.")
@@ -253,7 +256,7 @@ def _already(paths: RunPaths, asked: Asked) -> int:
     if asked.fresh:
         raise RefusedError(f"Run {paths.name!r} is running. Stop it before it can begin anew: {typed('stop', paths.name)}")
     if (record := read_record(paths.record)) is not None:
-        _refuse_what_differs(record, asked, "runs", stop_first=True)
+        _refuse_what_differs(record, asked, "runs", is_up=True)
     status = observe(paths).status
     if asked.as_json:
         json_data({"schema": 1, "run": paths.name, "already_running": True})
@@ -268,28 +271,47 @@ def _already(paths: RunPaths, asked: Asked) -> int:
     return 0
 
 
-def _refuse_what_differs(record: RunRecord, asked: Asked, does: str, *, stop_first: bool) -> None:
+def _refuse_what_differs(record: RunRecord, asked: Asked, does: str, *, is_up: bool = False, is_over: bool = False) -> None:
     """Raises `RefusedError`, which names all that was given and that the run has not, and what to type.
 
-    Without `stop_first` what may change later is of no matter any more.
+    What may change is taken over by a run that is neither up nor over; of one that is over it is of no matter any more.
     """
-    _, taken, kept = merge(record.settings, asked.loaded)
+    _, taken, kept = merge(record.settings, asked.loaded, is_command=record.command is not None)
     if asked.command is not None and asked.command != record.command:
         had = "the built-in training" if record.command is None else " ".join(record.command)
         kept.append(Difference("the command", had, " ".join(asked.command), "given now"))
-    taken = taken if stop_first else []
+    taken = taken if is_up else []
     if not taken and not kept:
         return
     stop, start = typed("stop", record.run), typed("start", record.run)
     lines = [f"Run {record.run!r} {does}, and not with what was given now; nothing was changed."]
     lines += [f"  {d.key}: {shown(d.key, d.asked)} ({d.origin}), but it has {shown(d.key, d.has)}" for d in (*kept, *taken)]
     if kept:
-        first = f"{stop}, then " if stop_first else ""
         other = "another training" if record.command is None else "another run"
-        lines.append(f"That would be {other}: choose another name with --run, or in its place: {first}{start} --fresh")
+        lines.append(f"That would be {other}. To have it, give the same once more with one of these:")
+        ways = [
+            (
+                f"{stop}; {start} --fresh" if is_up else f"{start} --fresh",
+                "begins anew in its place; the earlier one is moved aside",
+            ),
+            ("memsup start --run NAME", "begins another one beside it"),
+        ]
+        lines += ["  " + line for line in columns(ways)]
+        if not (is_up or is_over) and (goes_on := _without(start, kept)) is not None:
+            lines.append(f"To go on as it was: {goes_on}")
     else:
         lines.append(f"It takes that over when it is started: {stop}, then the same {start} once more.")
     raise RefusedError(lines[0], more=tuple(lines[1:]))
+
+
+def _without(start: str, kept: Sequence[Difference]) -> str | None:
+    """What goes on with a run that was not given what differs: `start`, from a folder where no file says it. Returns None where
+    it would be given that anywhere.
+    """
+    origins, here = {d.origin for d in kept}, str(job_file(demo=False))
+    if not origins <= {"flag", "given now", here}:
+        return None
+    return f"(cd / && {start})" if here in origins else start
 
 
 def _finished(paths: RunPaths) -> Status | None:
@@ -298,7 +320,7 @@ def _finished(paths: RunPaths) -> Status | None:
 
 
 def _tell_finished(paths: RunPaths, status: Status, record: RunRecord, asked: Asked) -> int:
-    _refuse_what_differs(record, asked, "is finished", stop_first=False)
+    _refuse_what_differs(record, asked, "is finished", is_over=True)
     if asked.as_json:
         json_data(encode_status(status))
         return 0
@@ -382,7 +404,7 @@ def _tell(
     run_id: str | None = None,
     postmortem: Sequence[str] = (),
 ) -> None:
-    for sentence in _notes(paths, plan):
+    for sentence in _notes(plan):
         message(f"! {sentence}")
     if as_json:
         json_data(_document(paths, plan, record, run_id) | {"postmortem": postmortem})
@@ -407,17 +429,12 @@ def _section(title: str, rows: list[Row]) -> None:
     data(title, *("  " + line for line in columns(rows)))
 
 
-def _notes(paths: RunPaths, plan: Plan) -> list[str]:
+def _notes(plan: Plan) -> list[str]:
     sentences = notes(plan.resolution)
     if plan.machine.is_wsl:
         sentences.append("WSL ends everything some time after its last window is closed: keep one open.")
     for key, has, asked, origin in plan.taken:
         sentences.append(f"{key} is now {shown(key, asked)} ({origin}); it was {shown(key, has)}.")
-    for key, has, asked, origin in plan.kept:
-        sentences.append(
-            f"{key} stays {shown(key, has)}, {AS_CREATED}; {shown(key, asked)} ({origin}) would be another training: "
-            f"{typed('start', paths.name)} --fresh"
-        )
     return sentences
 
 
@@ -435,7 +452,6 @@ def _tell_next(paths: RunPaths, record: RunRecord) -> None:
 
 
 def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str | None) -> dict[str, Any]:
-    differences = {"taken": plan.taken, "kept": plan.kept}
     return {
         "schema": 1,
         "run": paths.name,
@@ -452,11 +468,8 @@ def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str
         "settings": plan.settings,
         "command": plan.command,
         "contacts": dict(contacts(plan.settings)),
-        "notes": _notes(paths, plan),
-        **{
-            name: [
-                {"key": d.key, "has": shown(d.key, d.has), "asked": shown(d.key, d.asked), "origin": d.origin} for d in found
-            ]
-            for name, found in differences.items()
-        },
+        "notes": _notes(plan),
+        "taken": [
+            {"key": d.key, "has": shown(d.key, d.has), "asked": shown(d.key, d.asked), "origin": d.origin} for d in plan.taken
+        ],
     }

@@ -101,6 +101,8 @@ def observe(paths: RunPaths, within_s: float = 1.0) -> Observed:
             except NobodyThereError:
                 if not contact.is_held():
                     return _gone(paths)
+                if (going := about_to_go(paths)) is not None:
+                    return going
             if time.monotonic() > deadline_s:
                 return _silent(paths, _why_unreachable(paths))
             time.sleep(LOOK_AGAIN_S)
@@ -215,12 +217,24 @@ def _received(control: socket.socket, incoming: zmtp.Incoming) -> Iterator[Reply
 # Where nobody answers: what was so, corrected by what is known
 
 
+def about_to_go(paths: RunPaths) -> Observed | None:
+    """What was found of a run whose supervisor has said its last words, hears nobody any more, and only has its last message to
+    people delivered. Returns None where it is not so far.
+    """
+    record = _record(paths)
+    status = _written(paths, record)
+    is_its_own = status is not None and status.pid is not None and status.pid == _guardian(paths)
+    if status is None or status.state not in OVER or not is_its_own or not os.path.exists(f"/proc/{status.pid}"):
+        return None
+    return Observed(Presence.SILENT, status, record)
+
+
 def _silent(paths: RunPaths, why: str) -> Observed:
+    if (going := about_to_go(paths)) is not None:
+        return going
     record = _record(paths)
     status = _written(paths, record)
     if status is not None:
-        if status.state in OVER and status.pid == _guardian(paths):  # it has said its last words, and is about to go
-            return Observed(Presence.SILENT, status, record)
         if status.state in OVER:  # the status is of the last life; this one has just begun
             status.state = RunState.STARTING
         status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, why))

@@ -17,18 +17,16 @@ from memsup.shared.data.check import TaskSummary, check_task
 from memsup.shared.files import UnreadableError
 from memsup.shared.loading import Loaded, load, user_settings_file
 from memsup.shared.model_folder import WEIGHTS, ModelSource, parameters, read_config
-from memsup.shared.paths import PathError, RunPaths, current_folder, run_paths
-from memsup.shared.record import RecordError, RunRecord
-from memsup.shared.run_file import read_record
+from memsup.shared.paths import RunPaths, current_folder
+from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings, Share, Written, keys
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.daemon.claims import beside
-from memsup.supervisor.decide.claims import Beside, Claim
+from memsup.supervisor.decide.claims import Beside, Claim, sharing
 from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.estimate import Shape, shape_of
 from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.tiers import Resolution, created_with, resolve, resolve_limits
-from memsup.supervisor.record.earlier_life import checkpoint_folder
 from memsup.supervisor.sense.machine import disk_free_bytes, look
 from memsup.supervisor.words import duration, percent, size
 
@@ -65,7 +63,7 @@ class Plan:
     """What was found of the data and the model. It is None for a foreign command."""
     command: list[str] | None
     taken: tuple[Difference, ...] = ()
-    kept: tuple[Difference, ...] = ()
+    """What of the settings given now a run that exists takes over."""
 
 
 def job_file(*, demo: bool) -> Path | None:
@@ -137,14 +135,11 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan
     )
 
 
-def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: list[str] | None) -> Plan:
-    """What the run of `record` would go on with. Raises `RefusedError`, `SettingsError` and `InputError`."""
-    if command is not None and command != record.command:
-        had = "the built-in training" if record.command is None else " ".join(record.command)
-        raise RefusedError(
-            f"Run {record.run!r} exists and runs {had}. Choose another name with --run, or begin anew with --fresh."
-        )
-    settings, taken, kept = merge(record.settings, loaded)
+def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded) -> Plan:
+    """What the run of `record` would go on with: its own settings, but for those that may change. Raises `RefusedError`,
+    `SettingsError` and `InputError`.
+    """
+    settings, taken, _ = merge(record.settings, loaded, is_command=record.command is not None)
     if record.command is None:
         _check_folder(settings)
         _refuse_shared_folder(paths, settings)
@@ -162,7 +157,6 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, command: 
         task=task,
         command=record.command,
         taken=tuple(taken),
-        kept=tuple(kept),
     )
 
 
@@ -175,8 +169,11 @@ def as_claimed(plan: Plan, others: tuple[Claim, ...]) -> Plan:
     return replace(plan, resolution=replace(found, limits=limits))
 
 
-def merge(has: Settings, loaded: Loaded) -> tuple[Settings, list[Difference], list[Difference]]:
-    """The settings to go on with, what was taken over into them, and what was asked for and would be another training."""
+def merge(has: Settings, loaded: Loaded, *, is_command: bool) -> tuple[Settings, list[Difference], list[Difference]]:
+    """The settings to go on with, what was taken over into them, and what was asked for and would be another training.
+
+    A command learns nothing from a file's settings for the built-in training, so those are not asked of it.
+    """
     settings = deepcopy(has)
     taken, kept = [], []
     for name, origin in loaded.origins.items():
@@ -188,7 +185,7 @@ def merge(has: Settings, loaded: Loaded) -> tuple[Settings, list[Difference], li
         if key.may_change:
             key.set(settings, asked)
             taken.append(difference)
-        else:
+        elif not is_command or origin in ("flag", "environment"):
             kept.append(difference)
     return settings, taken, kept
 
@@ -226,19 +223,10 @@ def _check_folder(settings: Settings) -> None:
 
 
 def _refuse_shared_folder(paths: RunPaths, settings: Settings) -> None:
-    """Raises `RefusedError` where a living run keeps its checkpoints where this one would: each would delete the other's."""
+    """Raises `RefusedError` where a living run keeps its checkpoints where this one would."""
     folder = os.path.realpath(settings.checkpoint.folder or paths.checkpoints)
-    for claim in beside(paths).others:
-        try:
-            other = run_paths(claim.run)
-            record = read_record(other.record)
-        except (PathError, RecordError):
-            continue
-        if record is not None and record.command is None and os.path.realpath(checkpoint_folder(other, record)) == folder:
-            raise RefusedError(
-                f"Run {other.name!r} is guarded now and keeps its checkpoints in {folder}, where each run "
-                "would delete the other's: choose another folder with checkpoint.folder."
-            )
+    if (why := sharing(beside(paths).others, folder)) is not None:
+        raise RefusedError(why)
 
 
 def _check_resume(folder: Path) -> None:

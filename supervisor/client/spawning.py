@@ -7,6 +7,7 @@ run. What is started is decided in `preparing.py`; the process itself is `superv
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from memsup.shared.files import open_regular
 from memsup.shared.loading import variable_of
 from memsup.shared.paths import PathError, RunPaths, check_private, open_private, prepare
 from memsup.shared.printable import printable
@@ -193,9 +195,12 @@ def environment(paths: RunPaths) -> dict[str, str]:
 def _open_log(paths: RunPaths) -> int:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.close(open_regular(paths.supervisor_log, follow_links=False)[0])
         return os.open(paths.supervisor_log, flags, 0o600)
     except OSError as error:
-        raise RefusedError(f"{paths.supervisor_log} cannot be opened: {error.strerror}.", NOT_STARTED) from None
+        why = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise NotStartedError(f"{paths.supervisor_log} cannot be written: {why}. Move it away, then start again.") from None
 
 
 def _first_line(fd: int, deadline_s: float) -> bytes | None:

@@ -25,7 +25,8 @@ from memsup.supervisor.daemon.lock import is_taken
 from memsup.supervisor.decide.claims import Beside, Claim
 from memsup.supervisor.kernel.processes import fence_name, marks
 
-_MOST_BYTES = 4096
+_MOST_BYTES = 16 << 10
+"""The folder's name may be as long as any path, and escaped."""
 
 
 def beside(paths: RunPaths, *, keep_own: bool = False) -> Beside:
@@ -53,6 +54,12 @@ def claim(paths: RunPaths, claimed: Claim) -> None:
         log.warning("What this run may take could not be written down for other runs", why=error.strerror)
 
 
+def give_up(paths: RunPaths) -> None:
+    """Says that the run takes nothing any more; what it claimed stays known to its next supervisor."""
+    if (claimed := _read(paths.claim)) is not None:
+        claim(paths, msgspec.structs.replace(claimed, is_over=True))
+
+
 def _others(paths: RunPaths) -> Iterator[Claim]:
     seen: frozenset[str] | None = None
     try:
@@ -69,6 +76,8 @@ def _others(paths: RunPaths) -> Iterator[Claim]:
         finally:
             os.close(fd)
         found = _read(folder / paths.claim.name)
+        if found is not None and found.is_over:
+            continue
         if not lives:
             if found is None or found.run_id is None:
                 continue

@@ -36,6 +36,10 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a person said how much that is. Otherwise it is the default, which takes all that is there for training."""
     needs_bytes: _Bytes | None = None
     """What its job was estimated to take at most. None: that is not known, as of a command."""
+    checkpoints: str | None = None
+    """The folder of its checkpoints, by its real name. It is None where that is not known, as of a command."""
+    is_over: bool = False
+    """Whether its worker is gone for good, and its supervisor only says so to people before it goes as well."""
     run_id: str | None = None
     """What its fence is named after."""
     is_command: bool = False
@@ -70,6 +74,17 @@ class Beside:
 
 
 ALONE = Beside()
+
+
+def sharing(others: Sequence[Claim], checkpoints: str | None) -> str | None:
+    """Why no run may keep its checkpoints in this folder beside `others`, for people. Returns None where it may."""
+    other = next((claim for claim in others if checkpoints is not None and claim.checkpoints == checkpoints), None)
+    if other is None:
+        return None
+    return (
+        f"Run {other.run!r} is not over and keeps its checkpoints in {checkpoints}, where each run would delete the other's: "
+        "choose another folder with checkpoint.folder."
+    )
 
 
 def sensible(others: Sequence[Claim], total_bytes: int, least_bytes: int) -> tuple[Claim, ...]:

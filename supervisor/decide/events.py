@@ -36,6 +36,8 @@ class Event(enum.StrEnum):
     """A worker of an earlier supervisor is still here."""
     LEFT = "left"
     """The worker left as it was told."""
+    OUTLIVED = "outlived"
+    """A command has ended, and what it has started runs on."""
     GIVEN_BACK = "given back"
     """What came back of the memory of a worker that is gone."""
     HANG = "hang"

@@ -227,8 +227,8 @@ def resolve_limits(
     )
 
 
-def claim_of(record: RunRecord, limits: Limits, *, on_gpu: bool) -> Claim:
-    """What the run may take with these limits, for other runs."""
+def claim_of(record: RunRecord, limits: Limits, *, on_gpu: bool, checkpoints: str | None = None) -> Claim:
+    """What the run may take with these limits, and the folder in which its checkpoints lie, for other runs."""
     needs = record.estimate
     return Claim(
         run=record.run,
@@ -236,6 +236,7 @@ def claim_of(record: RunRecord, limits: Limits, *, on_gpu: bool) -> Claim:
         ram_bytes=limits.worker_limit_bytes,
         reserve_bytes=limits.reserve_bytes,
         on_gpu=on_gpu,
+        checkpoints=checkpoints,
         is_command=record.command is not None,
         is_given=_is_given(record.settings, {}),
         needs_bytes=needs.peak_bytes(needs.most_tokens) if needs else None,

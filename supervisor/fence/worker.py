@@ -22,7 +22,7 @@ from memsup.supervisor.decide.run.last_words import LastWords
 from memsup.supervisor.fence.base import Fence
 from memsup.supervisor.fence.kill import Deadman, KillState, TreeKill
 from memsup.supervisor.fence.output import OutputPump
-from memsup.supervisor.kernel.children import Child, spawn
+from memsup.supervisor.kernel.children import Child, reap_orphans, spawn
 
 DEADMAN_BEAT_S = 0.5
 
@@ -44,6 +44,8 @@ class WorkerProcess:
         self._kills_before = 0
         self._is_told = self._rest_is_told = False
         """Whether a command was told to end, and whether what it has left was told so as well."""
+        self._rest_status = 0
+        """How what a command has left running ended: the first exit status that is not 0, if there was one."""
 
     @property
     def pid(self) -> int | None:
@@ -61,6 +63,12 @@ class WorkerProcess:
     def exit_status(self) -> int | None:
         """The worker's own exit code, or minus the signal's number. It is None while the worker lives."""
         return self._child.exit_code() if self._child else None
+
+    @property
+    def is_outlived(self) -> bool:
+        """Whether a command has ended well and has left something that still runs, which is the run's work as well."""
+        is_over = self._record.command is not None and self._end is None and self.exit_status == 0
+        return is_over and self.fence.populated() is True
 
     @property
     def undead(self) -> int:
@@ -121,10 +129,11 @@ class WorkerProcess:
     def step(self, now_s: float, *, owes_words: bool = False) -> KillState | None:
         """Takes one step of the end. Returns None while there is none to take.
 
-        After its own exit, what the worker left behind is ended too; of a command that was told to end, what is left is told so
-        first, and ends by itself or when `kill` comes. The worker is gone once that is done and its last words, where it
-        `owes_words`, have come or had their time.
+        After its own exit, what the worker left behind is ended too. What a command leaves that has ended well goes on until it
+        ends by itself, or `kill` comes; of one that was told to end, what is left is told so first. The worker is gone once
+        that is done and its last words, where it `owes_words`, have come or had their time.
         """
+        orphans = reap_orphans()
         self._pumps = [pump for pump in self._pumps if not pump.step(now_s)]
         if self._end is None:
             if self._child is None or self._child.exit_code() is None:
@@ -132,6 +141,12 @@ class WorkerProcess:
             if self._is_told and self.fence.populated() is True:
                 self._tell_the_rest()
                 return None
+            if self._record.command is not None and self._child.exit_code() == 0:
+                is_outlived = self.fence.populated() is True
+                orphans += reap_orphans()  # those that have ended since
+                self._rest_status = next(filter(None, [self._rest_status, *orphans]), 0)
+                if is_outlived:
+                    return None
             self.kill(now_s)
         state = self._end.step(now_s) if self._end else None
         if state is KillState.GONE and self._last_words.may_come(now_s, self.exit_status, owed=owes_words):
@@ -146,21 +161,22 @@ class WorkerProcess:
             self._pumps = [pump for pump in self._pumps if not pump.step(time.monotonic())]
         return not self._pumps
 
-    def collect(self) -> tuple[int | None, int]:
-        """The exit status, and how many processes the kernel killed at the fence in this life; to be called after
-        `KillState.GONE`.
+    def collect(self) -> tuple[int | None, int, int]:
+        """The exit status, how many processes the kernel killed at the fence in this life, and the exit status of what a
+        command has left running; to be called after `KillState.GONE`.
 
-        The exit status is None for a worker that this supervisor has not started.
+        The first is None for a worker that this supervisor has not started.
         """
-        status = self.exit_status
+        status, rest_status = self.exit_status, self._rest_status
         if self._child:
             self._child.close()
         if self._lifeline is not None:
             os.close(self._lifeline)
         self._child = self._lifeline = self._end = None
         self._is_told = self._rest_is_told = False
+        self._rest_status = 0
         self._last_words = LastWords()
-        return status, max(0, (self.fence.oom_kills() or 0) - self._kills_before)
+        return status, max(0, (self.fence.oom_kills() or 0) - self._kills_before), rest_status
 
     # -- the deadman --------------------------------------------------------------------------------------------------
 

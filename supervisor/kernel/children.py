@@ -23,23 +23,26 @@ def become_subreaper() -> bool:
     return refused == 0
 
 
-def reap_orphans() -> int:
-    """Collects the exit of orphans that this process inherited, and says of how many. Children started here keep theirs.
+def reap_orphans() -> list[int]:
+    """Collects the exits of orphans that this process inherited, each as `Child.exit_code` says it. Children started here keep
+    theirs.
 
     Costs one system call when nobody is waiting to be collected.
     """
     try:
         if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            return 0
+            return []
     except ChildProcessError:
-        return 0
-    reaped = 0
+        return []
+    reaped = []
     for process in scan().values():
         if process.dead and is_orphan(process):
             try:
-                reaped += os.waitpid(process.pid, os.WNOHANG)[0] == process.pid
+                pid, status = os.waitpid(process.pid, os.WNOHANG)
             except ChildProcessError:
                 continue
+            if pid:
+                reaped.append(os.waitstatus_to_exitcode(status))
     return reaped
 
 

@@ -92,13 +92,15 @@ def account(material: Material) -> Account:
     ledger = sorted(zip(xs[len(points) :], entries, strict=True), key=lambda pair: pair[0])
     gaps = _gaps(moments, ledger)
     step_s = _step_s(moments)
+    status = material.status
+    waits = status is not None and status.pid is not None and status.worker_pid is None
     return Account(
         begin=min(xs, default=material.now_unix_s),
         end=max(xs, default=material.now_unix_s),
         moments=tuple(moments),
         ledger=tuple(ledger),
         gaps=tuple(gaps),
-        interventions=tuple(interventions_of(ledger, moments, step_s)),
+        interventions=tuple(interventions_of(ledger, moments, step_s, waits=waits)),
         facts=tuple(facts_of(ledger)),
         spent_s=_spent(moments, gaps),
         step_s=step_s,

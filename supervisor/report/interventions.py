@@ -65,6 +65,8 @@ class Intervention:
     """memsup did something to the run, as opposed to what befell it: a death that nothing follows, or that of the machine."""
     restarted: bool = False
     """The worker was started again after it."""
+    waits: bool = False
+    """The worker is to be started again after it, and has not been yet."""
     event: Event | None = None
     """The kind of line that tells of it. It is None for a start of the machine that no line tells of."""
 
@@ -89,8 +91,12 @@ class Fact:
 # Interventions
 
 
-def interventions_of(ledger: Sequence[Placed], moments: Sequence[Moment], step_s: float | None) -> list[Intervention]:
-    """All interventions, in order. `step_s` is what one step took; with None, steps that were done again have no price."""
+def interventions_of(
+    ledger: Sequence[Placed], moments: Sequence[Moment], step_s: float | None, *, waits: bool
+) -> list[Intervention]:
+    """All interventions, in order. `step_s` is what one step took; with None, steps that were done again have no price. `waits`
+    says that the run is guarded and has no worker now, so that the life after the last death has not begun.
+    """
     found: list[Intervention] = []
     for i, (x, entry) in enumerate(ledger):
         before = ledger[i - 1][1] if i else None
@@ -98,7 +104,7 @@ def interventions_of(ledger: Sequence[Placed], moments: Sequence[Moment], step_s
             found.append(_machine_death(ledger[i - 1], (x, entry), moments, step_s))
             if entry.event is Event.POSTMORTEM:
                 continue
-        made = _intervention(x, entry, ledger[i + 1 : i + 1 + _LOOK_AHEAD], step_s)
+        made = _intervention(x, entry, ledger[i + 1 : i + 1 + _LOOK_AHEAD], step_s, waits=waits)
         if made is None:
             continue
         if entry.event is Event.DEATH and found and found[-1].event is Event.KILL and x - found[-1].x < _KILL_TAKES_S:
@@ -111,7 +117,7 @@ def interventions_of(ledger: Sequence[Placed], moments: Sequence[Moment], step_s
     return [replace(intervention, number=n) for n, intervention in enumerate(found, 1)]
 
 
-def _intervention(x: float, entry: Entry, later: Sequence[Placed], step_s: float | None) -> Intervention | None:
+def _intervention(x: float, entry: Entry, later: Sequence[Placed], step_s: float | None, *, waits: bool) -> Intervention | None:
     """The intervention that `entry` tells of. Returns None where it tells of a reading, or of the end or second half of
     something.
     """
@@ -138,7 +144,7 @@ def _intervention(x: float, entry: Entry, later: Sequence[Placed], step_s: float
         case Event.KILL:
             return replace(base, what="killed the whole tree")
         case Event.DEATH:
-            return _death(base, entry, later, step_s)
+            return _death(base, entry, later, step_s, waits=waits)
         case Event.WANTED:
             return _wanted(base, entry, later)
         case Event.SMALLER | Event.RUNG | Event.END | Event.THAW | Event.RECOVERED:
@@ -180,13 +186,14 @@ def _wanted(base: Intervention, entry: Entry, later: Sequence[Placed]) -> Interv
     return replace(base, what="asked to stop", asked=True, by_memsup=False) if entry.wanted is Wanted.STOPPED else None
 
 
-def _death(base: Intervention, entry: Entry, later: Sequence[Placed], step_s: float | None) -> Intervention:
+def _death(base: Intervention, entry: Entry, later: Sequence[Placed], step_s: float | None, *, waits: bool) -> Intervention:
     smaller = next((e.action for _, e in later[:3] if e.event is Event.SMALLER), None)
     ends = next(
         ((x, e) for x, e in later if e.boot == entry.boot and e.event in (Event.RECOVERED, Event.DEATH, Event.END)), None
     )
     again = entry.again is not False and ends is not None and ends[1].event is Event.RECOVERED
-    follows = entry.again is True
+    waits = waits and entry.again is True and ends is None
+    follows = entry.again is True and not waits
     if ends is not None and ends[1].event is Event.END and ends[0] - base.x < (entry.delay_s or 0.0):
         follows = False  # it was stopped before the next life began
     redone, until = 0, ends[0] if ends else None
@@ -209,10 +216,11 @@ def _death(base: Intervention, entry: Entry, later: Sequence[Placed], step_s: fl
     return replace(
         base,
         what="the worker ended, and was stopped before it was started again"
-        if entry.again and not follows
+        if entry.again and not (follows or waits)
         else base.what or "the worker ended",
         by_memsup=follows,
         restarted=follows,
+        waits=waits,
         result=", ".join(part for part in parts if part) or None,
         until=until,
         cost_s=cost_s,

@@ -72,13 +72,15 @@ def _what_was_done(account: Account) -> Iterator[str]:
         if unknown:
             yield f"The price of {plural(unknown, 'death')} is not known."
     for kind, who in ((Kind.DEATH, "The worker"), (Kind.MACHINE, "The machine"), (Kind.OTHER, "The supervisor")):
-        times = [i for i in befell if i.kind is kind]
+        times = [i for i in befell if i.kind is kind and not i.waits]
         if times:
             costs = [i.cost_s for i in times if i.cost_s is not None]
             price = f", at a price of {duration(sum(costs))}" if costs else ""
             ended = "ended and was not started again" if kind is Kind.DEATH else "died and was started again"
             often = "" if len(times) == 1 else f" {plural(len(times), 'time')}"
             yield f"{who} {ended}{often}{price}."
+    if any(i.waits for i in befell):
+        yield "The worker ended and is to be started again."
     if account.ledger and not unasked:
         yield "Nothing had to be done."
 

@@ -1,8 +1,9 @@
 """`python -m memsup.supervisor.tell.sender`: carries messages out, so that the guard never waits for a network.
 
 A small child of the supervisor. It reads one job a line from stdin (JSON: what, and to whom), forks for each, and the fork
-tries until it was delivered, or `GIVE_UP_S` is over. What came of it goes to stdout, one JSON line a job, without an address in
-it. When the supervisor ends, stdin ends: what is on its way is still given `FAREWELL_S`.
+tries until it was delivered, or `GIVE_UP_S` is over. A fork whose server keeps it for longer than that is ended. What came of
+it goes to stdout, one JSON line a job, without an address in it. When the supervisor ends, stdin ends: what is on its way is
+still given `FAREWELL_S`.
 
 Addresses hold secrets (a bot's token, a mail password). They come over the pipe, or, as `file:/PATH` and `env:NAME`, are only
 looked up here; they are in no argument, no log and no answer. `apprise` is imported by the fork alone, and only where there is
@@ -20,13 +21,16 @@ import stat
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from memsup.shared.secret import is_file, is_variable, named
 
 RETRY_AFTER_S = (5.0, 30.0, 120.0, 300.0, 300.0)
 GIVE_UP_S = 900.0
 PING_WITHIN_S = 20.0
+"""A ping has this long as a whole, and the server half of it for each of its words."""
+LAST_TRY_S = 60.0
+"""A message whose last try begins just before it would be given up has this much longer."""
 FAREWELL_S = 120.0
 MOST_AT_ONCE = 8
 MOST_LINE_BYTES = 256 * 1024
@@ -134,7 +138,7 @@ def ping(address: str) -> tuple[bool, str]:
     if named(address) not in ("http", "https"):
         return False, "notify.ping_url is not an http address."
     try:
-        with urllib.request.urlopen(address, timeout=PING_WITHIN_S) as answer:  # noqa: S310 - checked above
+        with urllib.request.urlopen(address, timeout=PING_WITHIN_S / 2) as answer:  # noqa: S310 - checked above
             answer.read(1)
     except urllib.error.HTTPError as error:
         return False, f"The ping was answered with {error.code}."
@@ -150,12 +154,12 @@ def ping(address: str) -> tuple[bool, str]:
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the foreground is the supervisor's to answer
     _be_a_good_victim()
-    working: set[int] = set()
+    working: dict[int, Job] = {}
     rest = b""
     os.set_blocking(0, False)
     while True:
         readable = select.select([0], [], [], 1.0 if working else None)[0]
-        working -= _ended(working)
+        _collect(working)
         if not readable:
             continue
         more = os.read(0, 64 * 1024)
@@ -169,13 +173,21 @@ def main() -> int:
     deadline_s = time.monotonic() + FAREWELL_S
     while working and time.monotonic() < deadline_s:
         time.sleep(0.05)
-        working -= _ended(working)
+        _collect(working)
     for pid in working:
         os.kill(pid, signal.SIGKILL)
     return 0
 
 
-def _begin(line: bytes, working: set[int]) -> None:
+class Job(NamedTuple):
+    """A job that a fork works on."""
+
+    number: int
+    until_s: float
+    """The fork is ended at this time."""
+
+
+def _begin(line: bytes, working: dict[int, Job]) -> None:
     try:
         job = json.loads(line)
         number = int(job["id"])
@@ -186,7 +198,8 @@ def _begin(line: bytes, working: set[int]) -> None:
         return
     pid = os.fork()
     if pid:
-        working.add(pid)
+        within_s = PING_WITHIN_S if "ping" in job else GIVE_UP_S + LAST_TRY_S
+        working[pid] = Job(number, time.monotonic() + within_s)
         return
     try:
         logging.disable(logging.CRITICAL)  # apprise logs the addresses
@@ -202,8 +215,18 @@ def _answer(number: int, ok: bool, text: str) -> None:
         pass
 
 
-def _ended(working: set[int]) -> set[int]:
-    return {pid for pid in working if os.waitpid(pid, os.WNOHANG)[0] == pid}
+def _collect(working: dict[int, Job]) -> None:
+    """Lets go of the forks that have ended. Ends those whose time is over: a server that says a byte now and then would keep
+    them for ever, and each takes the place of a message.
+    """
+    for pid, job in list(working.items()):
+        is_over = time.monotonic() > job.until_s
+        if is_over:
+            os.kill(pid, signal.SIGKILL)
+        if os.waitpid(pid, 0 if is_over else os.WNOHANG)[0] == pid:
+            del working[pid]
+            if is_over:
+                _answer(job.number, False, "It was not answered to the end in time.")
 
 
 def _be_a_good_victim() -> None:

@@ -149,6 +149,28 @@ def test_what_a_script_runs_has_its_time_to_save_as_well(tmp_path: Path) -> None
     assert (tmp_path / "saved").exists()
 
 
+def test_what_a_script_leaves_running_is_the_run_until_it_ends(tmp_path: Path) -> None:
+    """Who writes `python train.py &` into a script has the training guarded, and not a run that is finished before it began."""
+    memsup("start", "--", "sh", "-c", "(while [ ! -e end ]; do sleep 0.02; done; exit 3) &", cwd=tmp_path)
+    worker = until(lambda seen: seen["state"] == "running")["worker_pid"]
+    eventually(lambda: not Path(f"/proc/{worker}").exists())
+    assert status()["state"] == "running"
+    (tmp_path / "end").touch()
+    seen = until(lambda seen: seen["state"] != "running")
+    assert seen["state"] == "failed"
+    assert "ended after it with exit code 3" in seen["attention"][0]
+    eventually(lambda: not is_held(run_paths("default")))
+
+    begun, saved = tmp_path / "begun", tmp_path / "saved"
+    script = f"(trap 'touch {saved}; exit 0' TERM; touch {begun}; while :; do sleep 0.02; done) &"
+    memsup("start", "--fresh", "--", "sh", "-c", script, cwd=tmp_path)
+    eventually(begun.exists)
+    stopped = memsup("stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert saved.exists(), "it had its time to save"
+    assert status()["state"] == "stopped"
+
+
 def test_a_program_that_does_not_end_by_itself_was_not_stopped_as_asked() -> None:
     """It had no time to save what it has, and nobody may believe that it did."""
     script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(1000)"

@@ -134,7 +134,7 @@ def test_a_worker_that_stands_still_is_dumped_killed_and_started_again(tmp_path:
         assert life.stage is Stage.ENDING
         worker.kill(time.monotonic())
         eventually(lambda: worker.step(time.monotonic()) is KillState.GONE)
-        status, _ = worker.collect()
+        status, *_ = worker.collect()
         life.on_exit(now_s, status, 0)
         assert (life.recovery.count, life.micro_tokens_limit, life.terminal) == (1, None, None)
     finally:

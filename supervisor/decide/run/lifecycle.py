@@ -61,6 +61,8 @@ class Lifecycle(Standing):
         elif leftover:
             text = "a worker of a supervisor that died is still here; it is given time to checkpoint and leave"
             self._out.append(Record(event=Event.FOUND, reason=text))
+        if self.wanted is Wanted.STOPPED:  # nobody who wants it has started this supervisor
+            self.worker.leaving.begin(Ending.STOP)
         return self._follow_up(now_s)
 
     def on_spawned(self, now_s: float) -> list[Action]:
@@ -117,6 +119,7 @@ class Lifecycle(Standing):
         fence_oom_kills: int,
         gpu_lost: str | None = None,
         *,
+        rest_status: int = 0,
         gpu_crowded: str | None = None,
         given_back: GivenBack | None = NOTHING_KNOWN,
         newest: m.CheckpointNote | None = None,
@@ -143,6 +146,7 @@ class Lifecycle(Standing):
         death = Death(
             run=self.run,
             exit_status=exit_status,
+            rest_status=rest_status,
             last_words=worker.last_words,
             killed_by_us=worker.killed_by_us,
             fence_oom_kills=fence_oom_kills,
@@ -174,6 +178,11 @@ class Lifecycle(Standing):
         """Time has passed, which deadlines are made of; to be called every second or two."""
         self._out += self.worker.deadlines(now_s, cannot_wait=HoldReason.MEMORY in self.stance.holds)
         self._out += self.waiters.overdue(now_s, self.run)
+        return self._follow_up(now_s)
+
+    def on_outlived(self, now_s: float, processes: int) -> list[Action]:
+        """A command has ended well, and so many processes that it has left still run; to be called while that is so."""
+        self._out += self.worker.outlived(now_s, processes)
         return self._follow_up(now_s)
 
     def on_hang(self, now_s: float, why: str, stacks: str | None) -> list[Action]:

@@ -35,6 +35,10 @@ TERM_WITHIN_S = 10.0
 """A command that has not ended this many seconds after SIGTERM is killed."""
 
 
+OUTLIVED_TOLD_S = 5.0
+"""What a command has left running for longer than this is told of; helpers end a moment after their program."""
+
+
 class Stage(enum.Enum):
     """What the worker is."""
 
@@ -86,6 +90,10 @@ class OneLife:
     last_words: m.Finished | m.Failed | m.Leaving | None = None
     killed_by_us: Cause | None = None
     """Why the worker is killed: `LEFT` where a person asked for that. It is None where the worker is not."""
+    outlived_since_s: float | None = None
+    """What the command has left running was seen first at this time. It is None while the command itself runs."""
+    outlived_for_s: float = 0.0
+    """It has been seen for so long."""
     orders: OrderBook = field(default_factory=OrderBook)
     leaving: Leaving = field(default_factory=Leaving)
     tuning: Tuning = field(default_factory=Tuning)
@@ -172,6 +180,13 @@ class OneLife:
         """The answers to those who wait for an order that the worker, which is gone, will not carry out."""
         text = f"The worker ended before it could do that; see: {command('logs', self.run)}"
         return [Answer(token, False, text) for pending in self.orders.drop_all() for token in pending.requests]
+
+    def outlived(self, now_s: float, processes: int) -> list[Action]:
+        """The ledger's line of what a command has left running, once, where that does not end soon."""
+        if self.outlived_since_s is None:
+            self.outlived_since_s = now_s
+        before_s, self.outlived_for_s = self.outlived_for_s, now_s - self.outlived_since_s
+        return [records.outlived(processes)] if before_s < OUTLIVED_TOLD_S <= self.outlived_for_s else []
 
     # -- what it is told ----------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from memsup.supervisor.decide.run.freed import GivenBack
 from memsup.supervisor.decide.run.orders import Pending, kind_of, name_of
 from memsup.supervisor.decide.run.restarts import Cause, Verdict
 from memsup.supervisor.decide.run.unsaved import Unsaved
+from memsup.supervisor.words import plural
 
 
 def rung(stance: Stance, before: Stance) -> list[Record]:
@@ -146,6 +147,16 @@ def death(verdict: Verdict, last_words: str, exit_status: int | None, unsaved: U
         exit_status=exit_status,
         lost_steps=unsaved.steps if unsaved else None,
         lost_s=round(unsaved.work_s, 1) if unsaved else None,
+    )
+
+
+def outlived(processes: int) -> Record:
+    """A command has ended, and left so many processes that run on."""
+    left = f"{plural(processes, 'process', 'processes')} that it has left still {'runs' if processes == 1 else 'run'}"
+    return Record(
+        event=Event.OUTLIVED,
+        reason=f"the command itself has ended (exit code 0), and {left}",
+        action="guarded on what it has left",
     )
 
 

@@ -92,6 +92,8 @@ class Death:
     """The run's name, for commands that are suggested."""
     exit_status: int | None
     """The exit code, or minus the signal's number. It is None where a process that was not our child left no trace."""
+    rest_status: int = 0
+    """How what a command left running ended, of which nobody but its supervisor knows: 0 where that was well."""
     last_words: Finished | Failed | Leaving | None = None
     """What the worker said of its end. It is None where the worker said nothing."""
     killed_by_us: Cause | None = None
@@ -236,7 +238,7 @@ def cause_of(death: Death) -> Cause:
     if death.is_command and death.was_told and (death.exit_status is None or death.exit_status in _ENDS_OF_THE_TOLD):
         return Cause.LEFT  # also with 0: only who was not told to end has finished
     if death.is_command and death.exit_status == 0:
-        return Cause.FINISHED
+        return Cause.FINISHED if death.rest_status in _GOOD_ENDS_OF_THE_REST else Cause.COMMAND_FAILED
     if death.exit_status is not None and death.exit_status < 0:
         return Cause.CRASH if -death.exit_status in _CRASH_SIGNALS else Cause.KILLED
     return Cause.COMMAND_FAILED if death.is_command else Cause.CRASH
@@ -244,6 +246,8 @@ def cause_of(death: Death) -> Cause:
 
 _ENDS_OF_THE_TOLD = {-signal.SIGTERM, *range(256)}
 """How a command ends that obeys SIGTERM: by the signal itself, or with an exit code of its own choice."""
+_GOOD_ENDS_OF_THE_REST = {0, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGPIPE}
+"""A server that a command has left running ends when somebody tells it to, and who wrote to the command when that is gone."""
 _CRASH_SIGNALS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS}
 
 
@@ -281,6 +285,9 @@ def sentence_of(cause: Cause, death: Death) -> str:
             return f"It was killed by {_signal_name(-death.exit_status)} from outside memsup."
         case Cause.CRASH if death.exit_status is not None and death.exit_status < 0:
             return f"It crashed with {_signal_name(-death.exit_status)}; its log has the stack ({log})."
+        case Cause.COMMAND_FAILED if death.exit_status == 0:
+            rest = f"what it had left running ended after it with {how_it_ended(death.rest_status)}"
+            return f"The command itself ended with exit code 0, but {rest} ({log})."
         case Cause.COMMAND_FAILED:
             return f"The command ended with exit code {death.exit_status} ({log})."
         case _:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from kit.cli_process import MEMSUP, a_run, end_supervisors, eventually, memsup
 from kit.lone_supervisor import tiny_job
-from kit.run_state import ledger, status
+from kit.run_state import ledger, status, until
 
 from memsup.shared.paths import run_paths
+from memsup.shared.settings import Checkpoint, Settings
+from memsup.supervisor.cli.orders import WRITTEN_WITHIN_S
 from memsup.supervisor.client.contact import is_held
+from memsup.supervisor.decide.claims import Claim
 
 pytestmark = pytest.mark.slow
 REST = ["--", "sleep", "1000"]
@@ -177,16 +183,50 @@ def test_what_cannot_be_taken_away_is_a_sentence() -> None:
     assert "claim.json" in refused.stderr
 
 
+def test_a_run_that_is_over_takes_nothing_while_its_last_message_is_on_its_way() -> None:
+    """Its supervisor tries to deliver that for minutes. `stop` has nothing to wait for either."""
+    words = ["--set", "notify.urls=json://127.0.0.1:9/x", "--", "true"]
+    assert memsup("start", "--run", "over", *words).returncode == 0
+    over = run_paths("over")
+    until(lambda seen: seen["state"] == "finished", run="over")
+    eventually(lambda: msgspec.json.decode(over.claim.read_bytes())["is_over"])
+    began_s = time.monotonic()
+    stopped = memsup("stop", "--run", "over")
+    assert (stopped.returncode, time.monotonic() - began_s < WRITTEN_WITHIN_S) == (3, True), stopped
+    assert "is finished" in stopped.stderr
+    assert is_held(over)
+    assert memsup("start", "--dry-run", "--", "true").returncode == 0
+    os.kill(int(over.lock.read_text()), signal.SIGKILL)
+
+
+def test_a_supervisor_looks_itself_whether_another_run_has_its_folder(tmp_path: Path) -> None:
+    """Two that start at the same moment do not see each other before. It says so to whoever starts it by hand."""
+    tiny_job(tmp_path, epochs=1, more="")
+    other, folder = a_run("other"), str(tmp_path / "kept")
+    fd = os.open(other.state, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    other.claim.write_bytes(msgspec.json.encode(Claim(run="other", ram_bytes=1 << 30, checkpoints=folder)))
+    a_run("late", settings=Settings(checkpoint=Checkpoint(folder=folder)))
+    done = subprocess.run(
+        [sys.executable, "-m", "memsup.supervisor", "--run", "late"], capture_output=True, text=True, check=False
+    )
+    os.close(fd)
+    assert done.returncode == 1, done
+    assert f"Run 'other' is not over and keeps its checkpoints in {folder}" in done.stderr
+    assert not run_paths("late").claim.exists()
+
+
 def test_two_living_runs_never_share_a_folder_of_checkpoints(tmp_path: Path) -> None:
     """Each would sweep the other's unfinished save away, and count the other's checkpoints among its own older ones."""
     tiny_job(tmp_path, epochs=1, more="")
     other = a_run("other")
     fd = os.open(other.state, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
+    other.claim.write_bytes(msgspec.json.encode(Claim(run="other", checkpoints=str(other.checkpoints))))
     (tmp_path / "link").symlink_to(other.state)
     done = memsup("start", "--dry-run", "--set", "checkpoint.folder=link/checkpoints", cwd=tmp_path)
     assert done.returncode == 2, done
-    assert f"Run 'other' is guarded now and keeps its checkpoints in {other.checkpoints}" in done.stderr
+    assert f"Run 'other' is not over and keeps its checkpoints in {other.checkpoints}" in done.stderr
     os.close(fd)
     done = memsup("start", "--dry-run", "--set", "checkpoint.folder=link/checkpoints", cwd=tmp_path)
     assert done.returncode == 0, done

@@ -381,8 +381,13 @@ def test_a_supervisor_that_cannot_start_leaves_its_last_words(tmp_path: Path) ->
     paths.supervisor_log.symlink_to(tmp_path / "elsewhere")
     done = memsup("start", cwd=tmp_path)
     assert done.returncode == 1
-    assert "supervisor.log" in done.stderr
+    assert "supervisor.log cannot be written: it is a link. Move it away, then start again." in done.stderr
     assert not (tmp_path / "elsewhere").exists()
+    paths.supervisor_log.unlink()
+    os.mkfifo(paths.supervisor_log)
+    done = memsup("start", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "it is a pipe and not a file" in done.stderr
     paths.supervisor_log.unlink()
     assert memsup("start", cwd=tmp_path).returncode == 0  # which takes over, and takes away, the fence of the one that failed
 
@@ -401,27 +406,47 @@ def a_job_run(job: Path, **fields: object) -> None:
     a_run(settings=msgspec.convert(document["settings"], Settings), **fields)
 
 
-def test_a_run_keeps_what_it_learns_by_and_takes_over_its_limits(job: Path) -> None:
-    """Another learning rate would be another training; another limit only guards differently. Both are said."""
+def test_a_run_takes_over_its_limits_and_says_so(job: Path) -> None:
+    """Another limit only guards differently."""
     a_job_run(job)
-    done = memsup(
-        "start", "--dry-run", "--set", "training.learning_rate=0.01", "--set", "limits.ram=2GiB", "--tier", "low",
-        "--set", "checkpoint.every=90s", cwd=job,
-    )  # fmt: skip
+    done = memsup("start", "--dry-run", "--set", "limits.ram=2GiB", "--set", "checkpoint.every=90s", cwd=job)
     assert done.returncode == 0, done.stderr
     assert "limits.ram is now 2 GiB" in done.stderr
     assert "checkpoint.every is now 1 min 30 s" in done.stderr
-    assert "training.learning_rate stays 5e-05" in done.stderr
-    assert "tier stays auto" in done.stderr
-    assert "--fresh" in done.stderr
-    found = memsup(
-        "start", "--dry-run", "--json", "--set", "training.learning_rate=0.01", "--set", "limits.ram=2GiB", cwd=job
-    ).document
+    found = memsup("start", "--dry-run", "--json", "--set", "limits.ram=2GiB", cwd=job).document
     assert found["continued"] is True
-    assert found["settings"]["training"]["learning_rate"] == 5e-05
     assert found["limits"]["worker_bytes"] == 2 * 2**30
-    assert [d["key"] for d in found["kept"]] == ["training.learning_rate"]
     assert [d["key"] for d in found["taken"]] == ["limits.ram"]
+
+
+def test_what_would_be_another_training_is_not_done_silently_otherwise(job: Path, tmp_path: Path) -> None:
+    """It is refused with all that differs, and with what to type; also where it is a file in this folder that says it."""
+    a_job_run(job)
+    before = run_paths("default").record.read_bytes()
+    done = memsup("start", "--set", "training.learning_rate=0.01", "--set", "limits.ram=2GiB", "--tier", "low", cwd=job)
+    assert done.returncode == 2
+    assert "training.learning_rate: 0.01 (flag), but it has 5e-05" in done.stderr
+    assert "tier: low (flag), but it has auto" in done.stderr
+    assert "memsup start --fresh " in done.stderr
+    assert "memsup start --run NAME " in done.stderr
+    assert "To go on as it was: memsup start\n" in done.stderr
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "memsup.toml").write_text("[training]\nepochs = 7\n")
+    done = memsup("start", cwd=other)
+    assert done.returncode == 2
+    assert f"training.epochs: 7.0 ({other / 'memsup.toml'}), but it has 3.0" in done.stderr
+    assert "To go on as it was: (cd / && memsup start)" in done.stderr
+    assert run_paths("default").record.read_bytes() == before
+
+
+def test_a_command_goes_on_from_a_folder_with_somebody_elses_job(job: Path) -> None:
+    """What a file says of the built-in training is nothing to it; what is given with the start is."""
+    a_run(command=["sleep", "1000"], command_folder="/")
+    assert memsup("start", "--dry-run", cwd=job).returncode == 0
+    refused = memsup("start", "--dry-run", "--set", "training.epochs=7", cwd=job)
+    assert refused.returncode == 2
+    assert "training.epochs: 7.0 (flag)" in refused.stderr
 
 
 def test_a_run_goes_on_from_any_folder(job: Path, tmp_path: Path) -> None:
@@ -429,7 +454,7 @@ def test_a_run_goes_on_from_any_folder(job: Path, tmp_path: Path) -> None:
     a_job_run(job)
     found = memsup("start", "--dry-run", "--json", cwd=tmp_path).document
     assert found["continued"] is True
-    assert found["kept"] == found["taken"] == []
+    assert found["taken"] == []
     assert found["settings"]["task"]["train"] == str(job / "train.csv")
 
 

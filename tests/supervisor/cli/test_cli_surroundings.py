@@ -138,6 +138,14 @@ def test_a_runtime_folder_that_cannot_be_is_said(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("variable", ["MEMSUP_STATE_DIR", "MEMSUP_RUNTIME_DIR"])
+def test_a_folder_below_what_is_none_is_said_by_every_command(variable: str) -> None:
+    for words in (["status"], ["start", "--dry-run", "--", "true"]):
+        done = memsup(*words, **{variable: "/dev/null/x"})
+        assert (done.returncode, done.stdout) == (2, ""), done
+        assert done.stderr == f"memsup: /dev/null/x cannot be a folder: /dev/null is none. Choose another with {variable}.\n"
+
+
 def test_a_command_that_needs_another_word_shows_its_help_in_lines() -> None:
     done = memsup("service")
     assert done.returncode == 2, done

@@ -164,7 +164,7 @@ def test_what_the_user_says_needs_no_trust(
 
 
 def test_trust_is_asked_for_once_and_again_when_the_address_changes(strangers: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    first = memsup("start", "--trust", "--", "sleep", "1000", NO_PROXY="127.0.0.1")
+    first = memsup("start", "--trust", *DRY[2:], "--", "sleep", "1000", NO_PROXY="127.0.0.1")
     assert first.returncode == 0, first.stderr
     memsup("stop", "--now")
     record = read_record(run_paths("default").record)

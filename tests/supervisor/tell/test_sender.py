@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,8 @@ from memsup.supervisor.tell.policy import Kind, Notice
 from memsup.supervisor.tell.sender import AddressError, addresses, deliver
 
 SECRET = "s3cr3t-token"
+DRIP = -1
+"""In place of a status code: its first line never ends."""
 NOTICE = Notice(Kind.FAILED, "night: failed", "磁盘已满 <b>&</b>")
 needs_apprise = pytest.mark.skipif(importlib.util.find_spec("apprise") is None, reason="not run: apprise is not installed")
 
@@ -44,7 +48,9 @@ class Server:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 code = outer.answers.pop(0) if outer.answers else 200
                 outer.got.append((self.command, self.path, body))
-                if code is None:
+                while code == DRIP and not outer.let_go.wait(0.1):
+                    self.wfile.write(b"h")
+                if code in (None, DRIP):
                     outer.let_go.wait(120)
                     return
                 self.send_response(code)
@@ -216,6 +222,21 @@ def test_without_addresses_nothing_is_started() -> None:
     told.send(NOTICE)
     told.ping()
     assert (told.fd, told.answers()) == (None, [])
+
+
+def test_a_server_that_says_a_byte_now_and_then_keeps_no_place(server: Server) -> None:
+    """It is waited for as a whole, and not for each byte; a sender has few places."""
+    server.answers = [DRIP]
+    short = "import sys; from memsup.supervisor.tell import sender; sender.PING_WITHIN_S = 1.0; sys.exit(sender.main())"
+    with subprocess.Popen([sys.executable, "-c", short], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(json.dumps({"id": 1, "ping": server.ping_url}).encode() + b"\n")
+        child.stdin.flush()
+        answer = json.loads(child.stdout.readline())
+        server.let_go.set()
+    assert answer == {"id": 1, "ok": False, "text": "It was not answered to the end in time."}
+    assert child.returncode == 0
 
 
 def test_garbage_on_its_stdin_does_not_end_the_sender(server: Server, messenger: Callable[..., Messenger]) -> None:

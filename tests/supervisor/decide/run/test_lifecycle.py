@@ -191,6 +191,31 @@ def test_nothing_is_started_beside_a_worker_that_a_dead_supervisor_left() -> Non
     assert Spawn() in play.do("exit", None, 0, after_s=20)
 
 
+@pytest.mark.parametrize("leftover", [False, True])
+def test_a_supervisor_of_a_run_that_was_stopped_starts_nothing_and_goes(leftover: bool) -> None:
+    """Somebody has started it by hand. It would wait for ever, and keep its share of the memory from other runs."""
+    play = Play(new_life(wanted=Wanted.STOPPED))
+    actions = play.do("start", leftover=leftover)
+    if leftover:
+        assert Quit() not in actions
+        actions = play.do("exit", None, 0)
+    assert Quit() in actions
+    assert Spawn() not in play.seen
+    assert play.life.state is RunState.STOPPED
+
+
+def test_what_a_command_has_left_running_is_told_of_once_and_only_where_it_lasts() -> None:
+    play = Play(new_life(is_command=True))
+    play.do("start", leftover=False)
+    play.do("spawned")
+    assert play.do("outlived", 2, after_s=1) == []
+    for _ in range(3):
+        play.do("outlived", 2, after_s=4)
+    told = play.record(Event.OUTLIVED)
+    assert "2 processes that it has left still run" in told.reason
+    assert play.life.state is RunState.RUNNING
+
+
 def test_a_command_that_was_begun_anew_runs_and_does_not_recover_for_ever() -> None:
     play = Play(new_life(is_command=True))
     play.do("start", leftover=False)

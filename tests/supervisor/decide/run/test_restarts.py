@@ -179,6 +179,10 @@ def test_a_loss_that_explodes_stops_the_run_at_once_with_the_workers_sentence() 
         (Death(exit_status=1, gpu_lost="GPU 0 is lost."), Cause.GPU_LOST),
         (Death(exit_status=3, is_command=True), Cause.COMMAND_FAILED),
         (Death(exit_status=0, is_command=True), Cause.FINISHED),
+        (Death(exit_status=0, is_command=True, was_told=True), Cause.LEFT),
+        (Death(exit_status=0, is_command=True, rest_status=2), Cause.COMMAND_FAILED),
+        (Death(exit_status=0, is_command=True, rest_status=-9), Cause.COMMAND_FAILED),
+        (Death(exit_status=0, is_command=True, rest_status=-15), Cause.FINISHED),
     ],
 )
 def test_causes(death: Death, cause: Cause) -> None:
