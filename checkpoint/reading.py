@@ -121,6 +121,8 @@ def open_folder(path: Path) -> int:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise _judged(error, str(path)) from None
+    except ValueError:
+        raise Damaged(f"{path} is no path: it has a zero byte in it.") from None
 
 
 def open_file(folder_fd: int, name: str) -> tuple[int, int]:

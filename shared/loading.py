@@ -13,13 +13,14 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 import platformdirs
 
 from memsup.shared.files import UnreadableError, read_document
 from memsup.shared.paths import current_folder, is_text
+from memsup.shared.printable import printable
 from memsup.shared.secret import as_secret, named
 from memsup.shared.settings import Settings, SettingsError, Share, Written, keys, parse_duration_s, parse_size
 
@@ -162,6 +163,8 @@ def _typed(key: str, value: Any, origin: str, folder: Path) -> Any:
                 return value.split()
             case Written.PATHS if isinstance(value, str | list):
                 return _all_located(value, folder)
+            case Written.NAMES if isinstance(value, str) and value != "auto":
+                return [name.strip() for name in value.split(",")]
             case (Written.PATH | Written.MODEL) as written if isinstance(value, str):
                 return _located(value, folder, hub_allowed=written is Written.MODEL)
     except ValueError as error:
@@ -221,7 +224,7 @@ def _build(values: dict[str, Any], origins: dict[str, str]) -> Settings:
                 else msgspec.convert(value, key.type, strict=not from_text, dec_hook=as_secret)
             )
         except msgspec.ValidationError as error:
-            why = key.advice or _plain(str(error))
+            why = key.advice or _wanted(str(error), key.type)
             raise SettingsError(f"{_given(name, value)} ({origins[name]}) is not usable: {why}.") from None
         key.set(settings, converted)
     return settings
@@ -233,8 +236,23 @@ def _shortly(value: Any) -> str:
         text = str(value)
     except ValueError:
         return "a number without end"
+    text = printable(text[: _MOST_SHOWN + 1])  # one sentence is one line
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
-def _plain(text: str) -> str:
-    return text[:1].lower() + text[1:].replace("`", "")
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text in quotes", "array": "a list"}
+_BOUNDS = {">": "above", ">=": "of at least", "<": "below", "<=": "of at most"}
+
+
+def _wanted(refused: str, kind: Any) -> str:
+    """What to write, from msgspec's word on what was refused and the type that is wanted."""
+    choices = next((get_args(one) for one in (kind, *get_args(kind)) if get_origin(one) is Literal), None)
+    if choices is not None:
+        return f"write one of {', '.join(choices)}"
+    found = re.match(r"Expected `(\w+)(?: \| null)?`(?: (>=|<=|>|<) ([-\d.e+]+))?", refused)
+    if found is None or found[1] not in _KINDS:
+        return refused[:1].lower() + refused[1:].replace("`", "")
+    limit = (found[3] or "").removesuffix(".0")
+    limit = f"{int(limit):,}" if limit.removeprefix("-").isdecimal() else limit
+    bound = f" {_BOUNDS[found[2]]} {limit}" if found[2] else ""
+    return f"write {_KINDS[found[1]]}{bound}"

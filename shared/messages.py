@@ -42,7 +42,8 @@ class BadFrameError(Exception):
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Text = Annotated[str, msgspec.Meta(max_length=64 * 1024)]
-PathText = Annotated[str, msgspec.Meta(max_length=4096)]
+PathText = Annotated[str, msgspec.Meta(max_length=4096, pattern=r"\A[^\x00]*\Z")]
+"""No system call takes a path with a zero byte in it."""
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 
 
@@ -266,7 +267,9 @@ class OutOfMemory(Report, frozen=True, tag="out_of_memory"):
 
 
 class Finished(Report, frozen=True, tag="finished"):
-    """The run is complete; its model lies at `model_path`, and `metrics` has accuracy, majority_accuracy, loss and so on."""
+    """The run is complete; its model lies at `model_path`, and `metrics` has accuracy, majority_accuracy, loss and so on, and
+    in `shared_rows` how many of the rows to evaluate have texts that are trained on as well.
+    """
 
     model_path: PathText
     metrics: Annotated[dict[Name, float], msgspec.Meta(max_length=1000)]
@@ -361,7 +364,7 @@ class Reply(Message, frozen=True, tag="reply"):
     ok: bool
     text: Text
     status_json: bytes = b""
-    checkpoint_path: str | None = None
+    checkpoint_path: PathText | None = None
     freed_ram_bytes: Count | None = None
     freed_vram_bytes: Count | None = None
 

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
 
+from memsup.shared.data.doubts import DoubtKind
 from memsup.shared.lanes import MOST_LANES
 from memsup.shared.secret import Secret
 
@@ -53,6 +54,8 @@ class Written(enum.Enum):
     """A path as above, or the id of a model at a hub."""
     WORDS = enum.auto()
     """A list, or its words with blanks between them."""
+    NAMES = enum.auto()
+    """A list, or its names with commas between them, since names may have blanks in them."""
 
 
 Size = Annotated[Share | Annotated[int, msgspec.Meta(gt=0, le=1 << 60)], msgspec.Meta(extra={"written": Written.SIZE})]
@@ -63,6 +66,10 @@ PathTexts = Annotated[
 ]
 ModelText = Annotated[str, msgspec.Meta(extra={"written": Written.MODEL})]
 SecretWords = Annotated[list[Secret], msgspec.Meta(extra={"written": Written.WORDS})]
+Names = Annotated[
+    list[Annotated[str, msgspec.Meta(min_length=1)]], msgspec.Meta(min_length=2, extra={"written": Written.NAMES})
+]
+Doubts = Annotated[list[DoubtKind], msgspec.Meta(extra={"written": Written.WORDS})]
 LATER_TOO = msgspec.Meta(extra={"may_change": True})
 """Marks a field, or a whole section, that may change while a run lasts: it guards or saves differently, but learns the same."""
 CONTACTS = msgspec.Meta(extra={"contacts": True})
@@ -92,6 +99,12 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The column with the text. None means that it is found by its name or content."""
     label: str | None = None
     """The column with the label. None means that it is found by its name or content."""
+    text_pair: str | None = None
+    """The column with a second text, such as the hypothesis to a premise. None means that each row has one text."""
+    labels: Annotated[Names | None, _write("two labels or more with commas between them, such as neg,pos")] = None
+    """The labels that count: a row with another one is refused. None means that all count that are there."""
+    accept: Annotated[Doubts, LATER_TOO, _write(f"any of {', '.join(DoubtKind)}")] = msgspec.field(default_factory=list)
+    """The doubts about the data that a person has looked at and found to be none (`shared/data/judge.py`)."""
 
 
 class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold what is no setting any more; it is passed over
@@ -116,7 +129,7 @@ class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold w
     ] = 1.0
     """The norm to which gradients are scaled down, or `off`."""
     eval_share: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
-    """The share of `task.train` that is held out when `task.eval` is unset."""
+    """The share of `task.train` that is held out where nothing else evaluates."""
     seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 42
     device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)\Z"), _write("auto, cpu, cuda or cuda:N")] = (
         "auto"

@@ -21,8 +21,10 @@ from memsup.shared.paths import PathError, prepare, run_paths
 from memsup.shared.record import RecordError
 from memsup.shared.run_file import read_record
 from memsup.shared.settings import SettingsError
+from memsup.shared.status import Wanted
 from memsup.supervisor.daemon.lock import AlreadyRunningError, Lock
 from memsup.supervisor.daemon.systemd import GUARDED
+from memsup.supervisor.kernel.children import why_not_started
 from memsup.supervisor.main import Supervisor
 
 
@@ -41,11 +43,14 @@ def main() -> int:
         record = read_record(paths.record)
         if record is None:
             raise RecordError(f"{paths.record} is missing; start the run with: {command('start', paths.name)}")
+        if record.wanted is Wanted.STOPPED:  # since somebody wanted it started; or it is started by hand, past `memsup start`
+            raise RecordError(f"The run was stopped. Go on with: {command('start', paths.name)}")
         supervisor = Supervisor(paths, record)
     except (AlreadyRunningError, PathError, RecordError, SettingsError, OSError) as error:
         more = error.more if isinstance(error, SettingsError) else ()
-        _tell(options.ready_fd, ok=False, text=str(error), more=more)
-        log.error(" ".join([str(error), *more]))
+        text = f"{why_not_started(error)[0]}." if isinstance(error, OSError) else str(error)
+        _tell(options.ready_fd, ok=False, text=text, more=more)
+        log.error(" ".join([text, *more]))
         return GUARDED if isinstance(error, AlreadyRunningError) else 1
     into_log = json_lines(partial(supervisor.scribe.append, paths.supervisor_log))
     log_to(paths.name, into_log, *([] if into_file else [plain_words(supervisor.scribe.say)]))

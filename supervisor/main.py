@@ -59,7 +59,7 @@ from memsup.supervisor.devices import Devices, Load
 from memsup.supervisor.fence import choose_fence
 from memsup.supervisor.fence.kill import Deadman, KillState
 from memsup.supervisor.fence.worker import WorkerProcess
-from memsup.supervisor.kernel.children import become_subreaper
+from memsup.supervisor.kernel.children import become_subreaper, why_not_started
 from memsup.supervisor.night import Night, explain
 from memsup.supervisor.record.earlier_life import checkpoint_folder, newest_checkpoint, note_of, progress_at, read_budget
 from memsup.supervisor.record.journal import Journal, budget_file
@@ -385,8 +385,8 @@ class Supervisor:
         try:
             self.worker.start()
         except OSError as error:
-            why = str(error.strerror) if error.filename is None else f"{error.strerror}: {error.filename}"
-            self._perform(now_s, self.life.on_spawn_failed(now_s, why))
+            why, may_pass = why_not_started(error)
+            self._perform(now_s, self.life.on_spawn_failed(now_s, why, may_pass=may_pass))
             return
         if self.worker.pidfd is not None:
             self.poller.register(self.worker.pidfd, selectors.EVENT_READ)

@@ -71,6 +71,17 @@ def width(text: str) -> int:
     return cells
 
 
+def cut(text: str, cells: int) -> str:
+    """`text` in one line, cut to so many cells."""
+    text = " ".join(text.split())
+    if width(text) <= cells:
+        return text
+    kept = text[: cells - 1]
+    while width(kept) > cells - 1:
+        kept = kept[:-1]
+    return f"{kept}…"
+
+
 def pad(text: str, cells: int) -> str:
     return text + " " * max(0, cells - width(text))
 
@@ -143,7 +154,10 @@ def result_line(status: Status) -> str | None:
     parts = []
     if (accuracy := metrics.pop("accuracy", None)) is not None:
         majority = metrics.pop("majority_accuracy", None)
-        beside = "" if majority is None else f" (always the most frequent label: {majority:.1%})"
-        parts.append(f"accuracy {accuracy:.1%}{beside}")
+        beside = [] if majority is None else [f"always the most frequent label: {majority:.1%}"]
+        if (shared := metrics.pop("shared_rows", None)) is not None:
+            of = f" of {int(metrics['rows']):,}" if "rows" in metrics else ""
+            beside.append(f"{int(shared):,}{of} texts are trained on too")
+        parts.append(f"accuracy {accuracy:.1%}" + (f" ({'; '.join(beside)})" if beside else ""))
     parts += [f"{printable(name).replace('_', ' ')} {value:.4g}" for name, value in metrics.items()]
     return ", ".join(parts)

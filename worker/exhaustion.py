@@ -11,12 +11,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import numpy as np
+
 from memsup.shared.log import log
 from memsup.shared.messages import FailureCause, OutOfMemory, Welcome
 from memsup.worker.memory import DeviceMemory, hand_back, is_out_of_memory, is_permanent, read_memory
 from memsup.worker.plan.batches import Rows
 from memsup.worker.plan.entry import Entry
 from memsup.worker.session import GiveUp
+from memsup.worker.tasks import Examples
 from memsup.worker.training import Training
 
 _NEW_PROCESS = (
@@ -88,6 +91,10 @@ def shrink(training: Training, step: int, exhausted: str) -> None:
         training.session.leave(_NEW_PROCESS)
 
 
+def _row(examples: Examples, row: int) -> str:
+    return f"The text at {examples.where(np.array([row]))}"
+
+
 def _one_row_too_large(training: Training, step: int, row: int, tokens: int) -> GiveUp:
     memory = read_memory(training.device_memory)
     held, limit = memory.resident_bytes, memory.data_limit_bytes
@@ -96,7 +103,7 @@ def _one_row_too_large(training: Training, step: int, row: int, tokens: int) -> 
     numbers = f"{(held or 0) >> 20} MiB are held" + (f" of at most {limit >> 20} MiB" if limit else "")
     return _no_room(
         training.device_memory,
-        f"Row {row} of the training data with its {tokens} tokens does not fit in memory, alone and with activation "
+        f"{_row(training.prepared.train, row)} has {tokens} tokens and does not fit in memory, alone and with activation "
         f"checkpointing: {numbers}. Lower training.max_length, choose a smaller model, or raise "
         f"{_setting_of_limit(training.device_memory)}.",
         step=step,
@@ -126,7 +133,7 @@ def shrink_evaluation(training: Training, rows: Rows, longest: int, exhausted: s
     if len(rows) == 1:
         raise _no_room(
             training.device_memory,
-            f"Row {rows[0]} of the evaluation data with its {longest} tokens does not fit in memory. Lower "
+            f"{_row(training.prepared.evaluation, int(rows[0]))} has {longest} tokens and does not fit in memory. Lower "
             f"training.max_length, choose a smaller model, or raise {_setting_of_limit(training.device_memory)}.",
         )
     tokens = len(rows) * longest // 2

@@ -104,7 +104,7 @@ def train(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session
     assert training.evaluated is not None
     return Finished(
         model_path=str(paths.model),
-        metrics=training.evaluated.metrics,
+        metrics=training.evaluated.metrics | training.prepared.beside,
         steps=training.step,
         samples=schedule.samples_after(training.step),
     )
@@ -312,7 +312,7 @@ def take_step(training: Training) -> None:
     )
     done = None
     while done is None:
-        with _named(step, rows):
+        with _named(training, step, rows):
             gradient = _try_gradient(training, step, rows)
             if gradient is not None:
                 _apply_gradient(training, step, rate, gradient)
@@ -359,19 +359,19 @@ class Done:
 
 
 @contextlib.contextmanager
-def _named(step: int, rows: Rows) -> Iterator[None]:
-    """Names step and rows of a crash inside: the restarts count by step, and a person looks at the rows."""
+def _named(training: Training, step: int, rows: Rows) -> Iterator[None]:
+    """Names step and rows of a crash inside: the restarts count by step, and a person looks at the rows, which are those of the
+    micro-batch in which it happened, or else all of the step's.
+    """
+    training.at_rows = None
     try:
         yield
     except (GiveUp, CheckpointError, OSError):  # of these the step is not the cause
         raise
     except Exception as error:
-        what = f"Step {step} ({_in_words(rows)}) crashed: {type(error).__name__}: {error}; look at these rows."
+        where = training.prepared.train.where(rows if training.at_rows is None else training.at_rows)
+        what = f"Step {step} crashed: {type(error).__name__}: {error}; look at what it was computed from: {where}"
         raise GiveUp(FailureCause.CRASH, what, step=step) from error
-
-
-def _in_words(rows: Rows) -> str:
-    return f"rows {', '.join(map(str, rows[:16]))} of the training data"
 
 
 def _try_gradient(training: Training, step: int, rows: Rows) -> Gradient | None:
@@ -413,6 +413,7 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
     with lanes.step(partial(autocast, training.device, training.settings.amp)):  # a whole step: weights are converted once
         for parts, shape in zip(cuts, shapes, strict=True):
             training.micro_rows, training.micro_shape = np.concatenate(parts), shape
+            training.at_rows = training.micro_rows
             checkpointed = plan.checkpoints_activations(shape.length)
             if training.activation_checkpointing != checkpointed:
                 for one in lanes.models:
@@ -427,6 +428,7 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
             with training.measuring.micro_batch(shape, checkpointed=checkpointed, timed=uses_all_lanes):
                 for loss in lanes.run(work):
                     total_loss += loss
+            training.at_rows = None
             training.publish()
             training.boundary()
             if not training.plan.at(step).same_cuts(plan):
@@ -525,7 +527,8 @@ def _judged(training: Training, step: int, rows: Rows, gradient: Gradient) -> Do
     what = f"The loss is {loss}" if not math.isfinite(loss) else f"The gradient's norm is {norm}"
     raise GiveUp(
         FailureCause.NOT_FINITE,
-        f"{what} at step {step} ({_in_words(rows)}): lower training.learning_rate, look at these rows, or train without AMP.",
+        f"{what} at step {step}: lower training.learning_rate, train without AMP, or look at what it was computed from: "
+        f"{training.prepared.train.where(rows)}",
         step=step,
     )
 
@@ -553,7 +556,10 @@ def evaluate(training: Training) -> None:
                     metrics.add(model, to_device(examples.batch(rows), training.device))
             except Exception as error:
                 if not is_out_of_memory(error):
-                    raise
+                    what = f"The evaluation after step {training.step} crashed: {type(error).__name__}: {error}"
+                    raise GiveUp(
+                        FailureCause.CRASH, f"{what}; look at what it was computed from: {examples.where(rows)}"
+                    ) from error
                 exhausted = str(error)
             if exhausted is None:
                 place += len(rows)

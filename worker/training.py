@@ -72,6 +72,8 @@ class Training:
     # The step in hand.
     micro_rows: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """The rows of the micro-batch in hand; the first one is the longest."""
+    at_rows: Rows | None = None
+    """The rows that are computed with. It is None between two micro-batches."""
     micro_shape: Shape | None = None
     """The shape of the micro-batch in hand. None means that there was none yet."""
     largest: Shape | None = None

@@ -1,28 +1,32 @@
 """A task's data, looked at before anything is started: columns, labels, lengths, and the first thing that is wrong.
 
-`start` calls `check_task` with a budget of time; the worker reads the same rows in the same way through `find_columns` and
-`read_examples`. The model's folder is `shared/model_folder.py`.
+`start` calls `check_task` with a budget of time; the worker reads the same rows in the same way through `look_at_columns` and
+`read_examples`, and has them judged by the same `judge`. The model is judged in `shared/model/`.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from memsup.shared.clock import monotonic_s
-from memsup.shared.data.columns import Columns, find_columns
-from memsup.shared.data.errors import InputError
-from memsup.shared.data.examples import is_blank, read_examples, sorted_labels
+from memsup.shared.data.columns import Columns, is_usual_name, listed, look_at_columns
+from memsup.shared.data.doubts import DoubtKind, Verdict
+from memsup.shared.data.errors import InputError, NoTaskError
+from memsup.shared.data.evidence import MOST_LABELS, Evidence
+from memsup.shared.data.examples import read_examples, sorted_labels
+from memsup.shared.data.judge import judge
+from memsup.shared.data.looks import words
 from memsup.shared.data.rows import names_columns_in_first_line, notes_on
 from memsup.shared.data.sources import Source, locate
-from memsup.shared.model_folder import ModelSource, check_model
+from memsup.shared.model.folder import ModelSummary, check_model
 
 if TYPE_CHECKING:
     from memsup.shared.settings import Task
 
-_MAX_LABELS = 1000
 _LONG_CHARS = 1 << 16
 
 
@@ -37,13 +41,16 @@ class DataSummary:
     rows: int
     """How many rows have a text; the `blank_texts` come on top."""
     blank_texts: int
+    other_labels: Mapping[str, int]
+    """Rows left out since their label is none of `task.labels`, by that label."""
     complete: bool
     labels: dict[str, int]
-    """Rows of each label, in the order of `sorted_labels`."""
+    """Rows of each label, in the order of `task.labels`, or else of `sorted_labels`."""
     text_chars: tuple[int, int, int, int]
     """The lengths of the texts in characters: median, 90 %, 99 %, longest."""
     token_estimates: Counter[int]
     """Number of texts by roughly how many tokens they make."""
+    evidence: Evidence
 
     def share_cut(self, max_length: int) -> float:
         """The share of the texts that `max_length` tokens would cut, roughly, 0 to 1."""
@@ -52,10 +59,11 @@ class DataSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSummary:
-    model: ModelSource
+    model: ModelSummary
     train: DataSummary
     evaluation: DataSummary | None
     """What was seen of the data to evaluate on. None means that a share of `train` will be held out."""
+    verdict: Verdict
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -66,24 +74,36 @@ def check_task(task: Task, *, budget_s: float) -> TaskSummary:
     """Looks at model, training and evaluation data for about `budget_s`. Raises InputError for the first thing wrong."""
     model = check_model(task.model)
     if task.train is None:
-        raise InputError("task.train is not set: name a CSV, TSV, JSONL or Parquet file, or a folder of <label>.txt files.")
+        raise InputError("task.train is not set: name a CSV, TSV, JSON or Parquet file, or a folder of <label>.txt files.")
     deadline_s = monotonic_s() + budget_s
     located = locate(task.train)
     evaluated = located.evaluation if task.eval is None else locate(task.eval, evaluates=True)
     share = 1.0 if evaluated is None else 0.7
-    train = check_data(located, text=task.text, label=task.label, budget_s=budget_s * share)
+    train = check_data(
+        located,
+        text=task.text,
+        label=task.label,
+        text_pair=task.text_pair,
+        labels=task.labels,
+        budget_s=budget_s * share,
+    )
     evaluation = None
     if evaluated is not None:
         try:
-            evaluation = check_data(evaluated, budget_s=deadline_s - monotonic_s(), train=train)
+            evaluation = check_data(evaluated, labels=task.labels, budget_s=deadline_s - monotonic_s(), train=train)
         except InputError as error:
             if task.eval is not None:
                 raise
-            files = ", ".join(str(file.path) for file in located.files[:3])
             raise InputError(
-                f"{error} It lies beside the training data; to hold out a share of those instead, name them alone: {files}"
+                f"{error} It lies beside the training data; to hold out a share of those instead, name them alone: "
+                f"--set {shlex.quote(f'task.train={located.alone}')}"
             ) from None
-    return TaskSummary(model=model, train=train, evaluation=evaluation)
+    verdict = judge(train.evidence, evaluation.evidence if evaluation else None)
+    if evaluated is located.evaluation and evaluated is not None:
+        alone = (f"task.train={located.alone}",)
+        doubts = [replace(doubt, settle=alone) if doubt.kind is DoubtKind.EVALUATION else doubt for doubt in verdict.doubts]
+        verdict = replace(verdict, doubts=tuple(doubts))
+    return TaskSummary(model=model, train=train, evaluation=evaluation, verdict=verdict)
 
 
 def check_data(
@@ -91,69 +111,92 @@ def check_data(
     *,
     text: str | None = None,
     label: str | None = None,
+    text_pair: str | None = None,
+    labels: Sequence[str] | None = None,
     budget_s: float,
     train: DataSummary | None = None,
 ) -> DataSummary:
     """Reads `source` to its end or for about `budget_s`. With `train`, `source` is what evaluates it: the same columns, and
-    no labels but those. Raises InputError for the first row that cannot be used, and where the rows make no task.
+    no labels but those. Rows with others than `labels` are left out where that is given. Raises InputError for the first row
+    that cannot be used, and where the rows make no task.
     """
     deadline_s = monotonic_s() + budget_s
     located = source if isinstance(source, Source) else locate(source, evaluates=train is not None)
     if train is not None:
-        text, label = train.columns
-    columns = find_columns(located, text, label)
-    known_labels = frozenset(train.labels) if train is not None and train.complete else None
-    labels: Counter[str] = Counter()
+        text, label, text_pair = train.columns
+    table = look_at_columns(located, text, label, text_pair)
+    evidence = Evidence(table, None if labels is None else frozenset(labels))
+    known_labels = frozenset(train.labels) if train is not None and train.complete and labels is None else None
     chars: Counter[int] = Counter()
     tokens: Counter[int] = Counter()
-    blank_texts = 0
-    complete = True
-    for number, example in enumerate(read_examples(located, columns, known_labels), start=1):
-        if is_blank(example.text):
-            blank_texts += 1
-        else:
-            labels[example.label] += 1
+    for number, example in enumerate(read_examples(located, table.columns, known_labels), start=1):
+        if evidence.takes(example):
             chars[len(example.text)] += 1
             tokens[_estimate_tokens(example.text)] += 1
-        if len(labels) > _MAX_LABELS or ((number % 256 == 0 or len(example.text) > _LONG_CHARS) and monotonic_s() > deadline_s):
-            complete = False
+        if len(evidence.labels) > MOST_LABELS or (
+            (number % 256 == 0 or len(example.text) > _LONG_CHARS) and monotonic_s() > deadline_s
+        ):
+            evidence.complete = False
             break
-    check_labels(located, columns, labels, complete=complete, train=train is None)
+    check_rows(located, evidence, labels, trains=train is None)
     return DataSummary(
         source=located,
         notes=notes_on(located),
-        columns=columns,
-        rows=labels.total(),
-        blank_texts=blank_texts,
-        complete=complete,
-        labels={name: labels[name] for name in sorted_labels(labels)},
+        columns=table.columns,
+        rows=evidence.rows,
+        blank_texts=evidence.blank,
+        other_labels=evidence.others,
+        complete=evidence.complete,
+        labels={name: evidence.labels[name] for name in labels or sorted_labels(evidence.labels)},
         text_chars=(_quantile(chars, 0.5), _quantile(chars, 0.9), _quantile(chars, 0.99), max(chars)),
         token_estimates=tokens,
+        evidence=evidence,
     )
 
 
-def check_labels(source: Source, columns: Columns, labels: Counter[str], *, complete: bool, train: bool) -> None:
-    """Raises InputError where the rows counted in `labels` make no task; `complete` says that there are no more of them."""
-    rows = labels.total()
+def check_rows(source: Source, evidence: Evidence, only: Sequence[str] | None, *, trains: bool) -> None:
+    """Raises InputError where the rows of `evidence` make no task. `only` are the labels that a person named."""
+    columns, labels, rows = evidence.table.columns, evidence.labels, evidence.rows
     if not rows:
+        if evidence.others:
+            raise InputError(
+                f"No row of {source} has one of the labels {listed(only or [])} (task.labels); column {columns.label!r} has "
+                f"{listed(sorted_labels(evidence.others))}."
+            )
         raise InputError(f"No row of {source} has a text in column {columns.text!r}: name another column with task.text.")
-    if not train:
+    if not trains:
         return
-    if columns.label in labels and names_columns_in_first_line(source):
+    if columns.label in labels and names_columns_in_first_line(source) and _reads_like_a_row(columns.text, evidence):
+        names = list(evidence.table.values)
+        by_place = (("text", columns.text), ("label", columns.label))
+        places = (f"'task.{key}=column {names.index(name) + 1}'" for key, name in by_place)
         raise InputError(
-            f"The first line of {source} looks like a row and not like the names of the columns: "
-            "put a line with names such as text,label above it."
+            f"The first line of {source} looks like a row and not like the names of the columns: put a line with names such as "
+            f"text,label above it, or name the columns by their places: --set {' --set '.join(places)}"
         )
-    if len(labels) > _MAX_LABELS or (complete and rows >= 20 and len(labels) > rows / 2):
+    if evidence.complete and (absent := [name for name in only or [] if name not in labels]):
         raise InputError(
+            f"task.labels names {absent[0]!r}, which no row of {source} has in column {columns.label!r}; it has "
+            f"{listed(sorted_labels([*labels, *evidence.others]))}."
+        )
+    if len(labels) > MOST_LABELS or (evidence.complete and rows >= 20 and len(labels) > rows / 2):
+        raise NoTaskError(
             f"Column {columns.label!r} of {source} holds {len(labels):,} different values in {rows:,} rows, "
             "so it is no class label: name the right column with task.label."
         )
-    if complete and len(labels) == 1:
-        raise InputError(
+    if evidence.complete and len(labels) == 1:
+        raise NoTaskError(
             f"All {rows:,} rows of {source} have the same label {next(iter(labels))!r}, and a classifier needs at least two: "
             "add rows with other labels, or name another column with task.label."
         )
+
+
+def _reads_like_a_row(name: str, evidence: Evidence) -> bool:
+    """Whether the name of the column of texts could be one of them: the label's being a label as well is common (spam, ham)."""
+    if is_usual_name(name):
+        return False
+    texts = [words(value) for value in evidence.table.values[name] if value]
+    return words(name) >= 3 or 2 * words(name) >= sorted(texts)[len(texts) // 2]
 
 
 def _estimate_tokens(text: str) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import NamedTuple
 
-from memsup.shared.data.errors import InputError
+from memsup.shared.data.errors import InputError, NoTaskError
 from memsup.shared.data.rows import names_columns_in_first_line, read_rows
 from memsup.shared.data.sources import Source
 from memsup.shared.data.tables import is_place
@@ -15,23 +17,47 @@ from memsup.shared.paths import is_text
 
 _SAMPLE_ROWS = 1000
 """Columns are found in the first rows, so that `start` and the worker find the same ones whatever time they have."""
+_CELL_CHARS = 300
 _SAMPLE_CHARS = 64 << 20
 """Of rows with long texts fewer are enough."""
 _TEXT_NAMES = ["text", "文本", "sentence", "句子", "review", "评论", "评价", "content", "内容", "正文", "comment", "body"]
-_LABEL_NAMES = ["label", "labels", "标签", "sentiment", "情感", "class", "category", "类别", "分类", "target", "y"]
+LABEL_NAMES = ["label", "labels", "标签", "sentiment", "情感", "class", "category", "类别", "分类", "target", "y"]
 
 
 class Columns(NamedTuple):
-    """The names of the two columns that count."""
+    """The names of the columns that count."""
 
     text: str
     label: str
+    text_pair: str | None = None
+    """The column with a second text. None means that each row has one text."""
+
+    def names(self) -> list[str]:
+        return [name for name in self if name is not None]
 
 
-def find_columns(source: Source, text: str | None = None, label: str | None = None) -> Columns:
-    """The columns of text and label: as named, or by a usual name, or by what the first rows hold. Raises InputError where
-    that leaves a doubt, and for data without rows.
+@dataclass(frozen=True)
+class Table:
+    """What the first rows hold in all their columns, and what was said of these."""
+
+    columns: Columns
+    values: Mapping[str, Sequence[str]]
+    """Column → its values in the first rows, cut to their beginnings; "" where a row has none."""
+    given: frozenset[str] = frozenset()
+    """Which of text, label and text_pair a person named."""
+    label_is_file_name: bool = False
+    """Whether the labels are the names of files or folders."""
+
+
+def find_columns(source: Source, text: str | None = None, label: str | None = None, text_pair: str | None = None) -> Columns:
+    """The columns of text and label: as named, or by a usual name, or by what the first rows hold; a second text only as named.
+    Raises InputError where that leaves a doubt, and for data without rows.
     """
+    return look_at_columns(source, text, label, text_pair).columns
+
+
+def look_at_columns(source: Source, text: str | None = None, label: str | None = None, text_pair: str | None = None) -> Table:
+    """The columns as `find_columns` finds them, with what stands in all of them. Raises InputError as that does."""
     sample, left = [], _SAMPLE_CHARS
     by_place = [name for name in (text, label) if name is not None and is_place(name)]
     for row in islice(read_rows(source, by_place or None), _SAMPLE_ROWS):
@@ -43,36 +69,66 @@ def find_columns(source: Source, text: str | None = None, label: str | None = No
         raise InputError(
             f"{source} has no rows{' below the names of its columns' * names_columns_in_first_line(source)}: add some."
         )
-    columns = list(dict.fromkeys(chain.from_iterable(sample)))
-    for key, named in (("text", text), ("label", label)):
-        if named is not None and named not in columns:
-            near = difflib.get_close_matches(named, columns, n=1)
+    names = list(dict.fromkeys(chain.from_iterable(sample)))
+    given = [(key, name) for key, name in (("text", text), ("label", label), ("text_pair", text_pair)) if name is not None]
+    for key, name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
-            raise InputError(f"{source} has no column {named!r} (task.{key}). {hint}Its columns are {listed(columns)}.")
-    if text is not None and text == label:
-        raise InputError(f"task.text and task.label both name the column {text!r}: name two different ones.")
-    seen = {name: [str(row[name]) for row in sample if row.get(name) not in (None, "")] for name in columns}
+            raise InputError(f"{source} has no column {name!r} (task.{key}). {hint}Its columns are {listed(names)}.")
+    for (key, name), (other_key, other) in itertools.combinations(given, 2):
+        if name == other:
+            raise InputError(f"task.{key} and task.{other_key} both name the column {name!r}: name two different ones.")
+    seen = {name: [str(row[name]) for row in sample if row.get(name) not in (None, "")] for name in names}
     if label is None:
-        label = _find_label({name: values for name, values in seen.items() if name != text}, source)
+        label = _find_label({name: values for name, values in seen.items() if name not in (text, text_pair)}, source)
     if text is None:
-        text = _find_text({name: values for name, values in seen.items() if name != label}, source)
-    for name in (text, label):
+        text = _find_text({name: values for name, values in seen.items() if name not in (label, text_pair)}, source)
+    columns = Columns(text, label, text_pair)
+    for name in columns.names():
         if not is_text(name):
             raise InputError(f"The name of the column {name!r} of {source} holds half a character: write it in UTF-8.")
-    return Columns(text, label)
+    return Table(
+        columns=columns,
+        values={name: [_cell(row.get(name)) for row in sample] for name in names},
+        given=frozenset(key for key, _ in given),
+        label_is_file_name=all(file.label is not None for file in source.files),
+    )
+
+
+def is_usual_name(name: str) -> bool:
+    """Whether people call a column so that holds texts or labels."""
+    return name.strip().casefold() in (*_TEXT_NAMES, *LABEL_NAMES)
+
+
+def fits_label(values: Sequence[str]) -> bool:
+    """Whether these values of a column, none of them empty, are few, short and repeated."""
+    return 2 <= len(set(values)) <= max(2, min(100, len(values) // 4)) and sum(map(len, values)) / len(values) <= 64
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else str(value)[:_CELL_CHARS].strip()
 
 
 def _find_label(seen: dict[str, list[str]], source: Source) -> str:
     """The column of labels: by name, or else the only one of few, short, repeated values. Raises InputError."""
-    if (named := _by_name(seen, _LABEL_NAMES)) is not None:
+    if (named := _by_name(seen, LABEL_NAMES)) is not None:
         return named
-    fits = [
-        name
-        for name, values in seen.items()
-        if 2 <= len(set(values)) <= max(2, min(100, len(values) // 4)) and sum(map(len, values)) / len(values) <= 64
-    ]
+    fits = [name for name, values in seen.items() if fits_label(values)]
+    if len(fits) > 1:
+        fits = [name for name in fits if name.strip().casefold() not in _TEXT_NAMES]
+    if len(fits) == len(seen) == 2:  # short texts that repeat, such as names, beside what they are
+        few, many = sorted(fits, key=lambda name: len(set(seen[name])))
+        if len(set(seen[many])) >= max(20, 5 * len(set(seen[few]))):
+            return few
     if len(fits) == 1:
         return fits[0]
+    switches = [name for name in fits if set(seen[name]) <= {"0", "1", "True", "False", "0.0", "1.0"}]
+    if len(switches) >= 3:
+        raise NoTaskError(
+            f"{source} has {len(switches)} columns of 0 and 1 ({listed(switches)}): several labels at once are no task of "
+            "memsup. To learn one of them, name it with task.label."
+        )
     found = f"{listed(fits)} could all be it" if fits else f"none of {listed(list(seen))} has a few values that repeat"
     raise InputError(f"It is not clear which column of {source} holds the label: {found}. Name it with task.label.")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from memsup.shared.data.columns import Columns, listed
-from memsup.shared.data.errors import InputError
+from memsup.shared.data.errors import InputError, NoTaskError
 from memsup.shared.data.rows import read_rows
 from memsup.shared.data.sources import Source
 
@@ -30,7 +30,12 @@ def read_examples(source: Source, columns: Columns, known_labels: frozenset[str]
     """All rows in their order, one by one. Raises InputError at the first that cannot be used: broken, undecodable,
     without a label, or with one that is not among `known_labels`.
     """
-    for file, line, values in read_rows(source, columns):
+    for file, line, values in read_rows(source, columns.names()):
+        if isinstance(values.get(columns.label), list | tuple):
+            raise NoTaskError(
+                f"{file}, line {line}: column {columns.label!r} holds a list, but a text has one label here: several at once "
+                "are no task of memsup. Name another column with task.label."
+            )
         label = _as_text(values.get(columns.label), columns.label, file, line).strip()
         if not label:
             raise InputError(f"{file}, line {line} has no label in column {columns.label!r}: fill it in or delete the row.")
@@ -39,7 +44,14 @@ def read_examples(source: Source, columns: Columns, known_labels: frozenset[str]
                 f"{file}, line {line}: the label {label!r} does not occur in the training data, which has "
                 f"{listed(sorted_labels(known_labels))}: correct it, or add such rows to the training data."
             )
-        yield Example(_as_text(values.get(columns.text), columns.text, file, line), label, file, line)
+        pair = columns.text_pair
+        yield Example(
+            text=_as_text(values.get(columns.text), columns.text, file, line),
+            label=label,
+            file=file,
+            line=line,
+            text_pair=None if pair is None else _as_text(values.get(pair), pair, file, line),
+        )
 
 
 def _as_text(value: object, column: str, file: Path, line: int) -> str:
@@ -76,5 +88,6 @@ def sorted_labels(labels: Iterable[str]) -> list[str]:
     return sorted(names)
 
 
-def is_blank(text: str) -> bool:
-    return not text or text.isspace()
+def is_blank(text: str, text_pair: str | None = None) -> bool:
+    """Whether a row says nothing: of two texts, one may."""
+    return (not text or text.isspace()) and (not text_pair or text_pair.isspace())

@@ -8,6 +8,7 @@ are looked at, and no more than so many names: links may lead in a circle.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import os
@@ -180,10 +181,11 @@ class _Folder:
                     )
                 if _NOT_LISTED.match(entry.name):
                     continue
-                if entry.is_dir():
-                    self.folders.append(entry.name)
-                elif entry.is_file():
-                    self.files.append(entry.name)
+                with contextlib.suppress(OSError):  # of a link that leads to itself
+                    if entry.is_dir():
+                        self.folders.append(entry.name)
+                    elif entry.is_file():
+                        self.files.append(entry.name)
         self.files.sort()
         self.folders.sort()
 

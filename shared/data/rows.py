@@ -78,8 +78,10 @@ def notes_on(source: Source) -> tuple[str, ...]:
     """What was decided about the files and the encoding of their texts, each a sentence. Raises InputError."""
     encodings: dict[str, list[Path]] = {}
     for file in source.files[:_MOST_LOOKED_AT]:
-        if file.kind not in (Kind.PARQUET, Kind.ARROW, Kind.DOCUMENTS):
-            encodings.setdefault(writing_of(file.path).name, []).append(file.path)
+        if file.kind not in (Kind.PARQUET, Kind.ARROW):
+            read = file.path if file.kind is not Kind.DOCUMENTS else next(documents(file.path), None)
+            if read is not None:
+                encodings.setdefault(writing_of(read).name, []).append(file.path)
     encodings.pop("UTF-8", None)
     read_as = (
         f"{paths[0]} is read as {name}." if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more are read as {name}."

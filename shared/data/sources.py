@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import glob
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -46,6 +47,9 @@ class Source:
     """What was decided about the files that a person might have meant otherwise, each a sentence."""
     evaluation: Source | None = None
     """What lies beside the training data to evaluate on. None means that nothing does."""
+
+    alone: str = ""
+    """What names these files without what lies beside them; set where something does."""
 
     def __str__(self) -> str:
         return self.name
@@ -101,8 +105,15 @@ def _of_folder(path: Path, evaluates: bool) -> Source:
         _name(path, trained, Part.TRAIN if Part.TRAIN in layout.parts else None),
         tuple(trained),
         layout.notes,
-        evaluated and replace(evaluated, notes=(f"It lies beside the training data as their part {part and part.value}.",)),
+        evaluated and replace(evaluated, notes=(f"{evaluated} evaluates, as it lies beside the training data.",)),
+        _alone(path, trained) if evaluated else "",
     )
+
+
+def _alone(folder: Path, files: Sequence[DataFile]) -> str:
+    """The folder of these files if they have one of their own, or else all of them."""
+    common = Path(os.path.commonpath([file.path.parent for file in files]))
+    return ",".join(str(file.path) for file in files) if common == folder else str(common)
 
 
 def _name(folder: Path, files: Sequence[DataFile], part: Part | None) -> str:

@@ -13,14 +13,27 @@ from typing import Any, NamedTuple
 import click
 
 from memsup.shared.commands import command
+from memsup.shared.data.errors import InputError, NoTaskError
 from memsup.shared.loading import Loaded
-from memsup.shared.paths import PathError, check_private, run_paths
+from memsup.shared.paths import PathError, RunPaths, check_private, run_paths
+from memsup.shared.record import RecordError
+from memsup.shared.run_file import read_record
 from memsup.shared.settings import Settings, SettingsError
-from memsup.supervisor.cli.findings import Row, limits_document, machine_document, machine_rows, unfenced
+from memsup.supervisor.cli.findings import (
+    Row,
+    limits_document,
+    machine_document,
+    machine_rows,
+    no_task_document,
+    unfenced,
+    verdict_document,
+)
 from memsup.supervisor.cli.options import json_option, run_option
 from memsup.supervisor.cli.screen import data, json_data, paint
 from memsup.supervisor.client.contact import is_held
-from memsup.supervisor.client.preparing import job_file, load_settings, look_around, model_shape
+from memsup.supervisor.client.errors import RefusedError
+from memsup.supervisor.client.preparing import job_file, load_settings, look_around, look_at_task, model_shape
+from memsup.supervisor.client.trust import refuse_strangers
 from memsup.supervisor.daemon.claims import beside
 from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.readings import Machine
@@ -53,7 +66,11 @@ class Checked(NamedTuple):
     """What the settings mean here. It is None where they make no sense here, and a warning says why."""
     fence: FenceFound | None
     warnings: list[str]
+    verdict: dict[str, Any] | None
+    """What the data of the settings are, as a document. It is None where the settings name none, or none that can be read."""
     command: str
+    is_refused: bool
+    """Whether `start` refuses the settings or the job of this folder, as a warning says."""
     runs: str | None
     """What shows the run that is there already. It is None where none lives that a start would begin."""
 
@@ -73,12 +90,15 @@ def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[
         loaded = load_settings(demo=False, tier=tier, assignments=assignments, environment=os.environ)
     except SettingsError as error:
         wrong.append(str(error))
+    else:
+        wrong += _refused(paths, loaded)
     machine = look_around(state, loaded.settings)
+    verdict = _look_at_data(loaded.settings, wrong)
     warnings = wrong + _warnings(machine, state)
     try:
         resolution = resolve(loaded.settings, loaded.origins, machine, model_shape(loaded.settings.task.model), beside(paths))
     except SettingsError as error:
-        warnings.append(" ".join([str(error), *error.more]))
+        warnings += [str(error), *error.more]
     else:
         fence = _try_fence(resolution)
         warnings += [*notes(resolution), *_fence_warnings(fence)]
@@ -88,14 +108,46 @@ def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[
         resolution=resolution,
         fence=fence,
         warnings=warnings,
+        verdict=verdict,
         command=command("start", run_name) + ("" if job_file(demo=False) else " --demo"),
         runs=command("status", run_name) if is_held(paths) else None,
+        is_refused=bool(wrong),
     )
     if as_json:
         json_data(_document(found))
     else:
         _print(found)
     return WARNINGS if warnings else READY
+
+
+def _look_at_data(settings: Settings, wrong: list[str]) -> dict[str, Any] | None:
+    """Judges data and model of the settings as `start` does; what is wrong with them goes to `wrong`, a sentence each."""
+    if settings.task.model is None and settings.task.train is None:
+        return None
+    try:
+        verdict = look_at_task(settings).verdict
+    except NoTaskError as error:
+        wrong.append(str(error))
+        return no_task_document(error)
+    except InputError as error:
+        wrong.append(str(error))
+        return None
+    wrong += [f"{doubt.what} ({doubt.kind})" for doubt in verdict.unsettled(settings.task.accept)]
+    return verdict_document(verdict)
+
+
+def _refused(paths: RunPaths, loaded: Loaded) -> list[str]:
+    """Why `start` refuses the job of this folder, its data and model apart, in lines; empty where it does not."""
+    if job_file(demo=False) is None:
+        return []
+    try:
+        record = read_record(paths.record)
+        refuse_strangers(loaded, record.settings if record else None, command("start", paths.name))
+    except RefusedError as error:
+        return [str(error), *error.more]
+    except RecordError as error:
+        return [str(error)]
+    return []
 
 
 def _try_fence(resolution: Resolution) -> FenceFound:
@@ -179,7 +231,8 @@ def _print(found: Checked) -> None:
     if found.runs is not None:
         data(f"This run lives already; look at it with: {found.runs}")
         return
-    data(f"{'Ready' if not found.warnings else 'It can be tried'}: {found.command}")
+    ready = "Refused until that is mended" if found.is_refused else "It can be tried" if found.warnings else "Ready"
+    data(f"{ready}: {found.command}")
 
 
 def _indented(lines: list[str]) -> list[str]:
@@ -199,5 +252,6 @@ def _document(found: Checked) -> dict[str, Any]:
         "limits": resolution and limits_document(resolution.limits),
         "values": resolution and [line._asdict() for line in lines(resolution)],
         "warnings": found.warnings,
+        **(found.verdict or {}),
         "command": found.command,
     }

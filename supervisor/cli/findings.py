@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
-from memsup.shared.model_folder import ModelSource
+from memsup.shared.data.doubts import Answer
+from memsup.shared.model.folder import ModelSource
 from memsup.supervisor.client.trust import contacts
 from memsup.supervisor.decide.readings import THIS_MACHINE
 from memsup.supervisor.record.status import temperature_status
-from memsup.supervisor.words import count, gpu_line, percent, plural, size
+from memsup.supervisor.words import count, cut, gpu_line, pad, percent, plural, size, width
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from memsup.shared.data.check import DataSummary, TaskSummary
+    from memsup.shared.data.doubts import Doubt, Verdict
+    from memsup.shared.data.errors import NoTaskError
+    from memsup.shared.model.folder import ModelSummary
     from memsup.shared.settings import Settings
     from memsup.supervisor.decide.readings import Machine, TemperatureReading
     from memsup.supervisor.decide.tiers import Limits
@@ -45,7 +50,7 @@ def machine_rows(machine: Machine) -> list[Row]:
 
 def data_rows(task: TaskSummary, settings: Settings) -> list[Row]:
     rows = [
-        ("model", f"{settings.task.model or '?'} ({_MODEL_SOURCES[task.model.value]})"),
+        ("model", f"{settings.task.model or '?'} ({_model_source(task.model)})"),
         ("train", _data(task.train)),
     ]
     if task.evaluation is not None:
@@ -55,10 +60,67 @@ def data_rows(task: TaskSummary, settings: Settings) -> list[Row]:
     return rows
 
 
+def data_notes(task: TaskSummary) -> list[str]:
+    """What was decided about the files that a person might have meant otherwise, each a sentence."""
+    return [note for data in (task.train, task.evaluation) if data is not None for note in data.notes]
+
+
+WHAT_IT_DOES = {
+    "task.text": "train on that column's texts",
+    "task.text_pair": "train on both texts of a row",
+    "task.label": "learn that column",
+    "task.labels": "learn these alone; rows with other labels are left out, and counted",
+    "task.train": "hold out a share of these in the place of what lies beside them",
+    "task.eval": "hold out a share of the training data in its place",
+}
+"""What a setting that settles a doubt means for the training."""
+
+
+def settings_of(doubts: Iterable[Doubt]) -> list[str]:
+    """What can be set to settle them, as KEY=VALUE."""
+    return list(dict.fromkeys(setting for doubt in doubts for setting in doubt.settle))
+
+
+def example_lines(verdict: Verdict, cells: int) -> list[str]:
+    """The rows that show what would be trained, one a line of so many cells at most."""
+    labels = [cut(shown.label, cells // 3) for shown in verdict.examples]
+    margin = max([width(label) for label in labels], default=0)
+    lines = []
+    for label, shown in zip(labels, verdict.examples, strict=True):
+        text = shown.text if shown.text_pair is None else f"{shown.text} + {shown.text_pair}"
+        lines.append(f"{pad(label, margin)}  ← {cut(text, max(20, cells - margin - 4))}")
+    return lines
+
+
+def verdict_document(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "verdict": verdict.answer,
+        "looked_at_all": verdict.complete,
+        "doubts": [
+            {"kind": doubt.kind, "what": doubt.what, "settle": [*(f"--set {shlex.quote(s)}" for s in doubt.settle), "--accept"]}
+            for doubt in verdict.doubts
+        ],
+        "examples": [
+            {
+                "text": shown.text,
+                "text_pair": shown.text_pair,
+                "label": shown.label,
+                "file": shown.file,
+                "line": shown.line,
+            }
+            for shown in verdict.examples
+        ],
+    }
+
+
+def no_task_document(error: NoTaskError) -> dict[str, Any]:
+    return {"verdict": Answer.NO_TASK, "looked_at_all": True, "doubts": [], "examples": [], "why": str(error)}
+
+
 def reach_rows(settings: Settings, origins: Mapping[str, str], task: TaskSummary | None) -> list[Row]:
     """What a run contacts, writes and deletes beyond its own folder, and the place that says so."""
     rows = []
-    if task is not None and task.model is ModelSource.HUB:
+    if task is not None and task.model.source is ModelSource.HUB and task.model.folder is None:
         rows.append(("fetches", f"the model {settings.task.model} from the hub", "task.model"))
     rows += [("pings" if name == "notify.ping_url" else "messages", f"to {to}", name) for name, to in contacts(settings)]
     if settings.checkpoint.folder and task is not None:  # a command has its own
@@ -128,10 +190,20 @@ def _temperatures(readings: tuple[TemperatureReading, ...]) -> str:
     return ", ".join(shown + more)
 
 
+def _model_source(model: ModelSummary) -> str:
+    if model.source is ModelSource.HUB and model.folder is not None:
+        return "a hub id, fetched before"
+    return _MODEL_SOURCES[model.source.value]
+
+
 def _data(data: DataSummary) -> str:
     more = "" if data.complete else " at least (looked at for a moment only)"
     blank = f", {plural(data.blank_texts, 'row')} without a text left out" if data.blank_texts else ""
-    columns = f"text in {data.columns.text!r}, label in {data.columns.label!r}"
+    if others := sum(data.other_labels.values()):
+        names = ", ".join(list(data.other_labels)[:MOST_SHOWN])
+        blank += f", {plural(others, 'row')} with other labels left out ({names})"
+    pair = "" if data.columns.text_pair is None else f" and {data.columns.text_pair!r}"
+    columns = f"text in {data.columns.text!r}{pair}, label in {data.columns.label!r}"
     return f"{data.source}: {plural(data.rows, 'row')}{more}, {columns}{blank}"
 
 

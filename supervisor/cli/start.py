@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from memsup.shared.commands import command as typed
+from memsup.shared.data.errors import NoTaskError
 from memsup.shared.loading import Loaded
 from memsup.shared.paths import RunPaths, current_folder
 from memsup.shared.record import MemoryEstimate, RecordError, RunRecord
@@ -25,21 +26,28 @@ from memsup.shared.run_file import new_run_id, read_record
 from memsup.shared.status import OVER, RunState, Status, TroubleKind, Wanted, encode_status
 from memsup.supervisor.cli import INTERRUPTED
 from memsup.supervisor.cli.findings import (
+    WHAT_IT_DOES,
     Row,
+    data_notes,
     data_rows,
+    example_lines,
     limits_document,
     machine_document,
     machine_rows,
+    no_task_document,
     reach_rows,
+    settings_of,
     unfenced,
+    verdict_document,
 )
 from memsup.supervisor.cli.options import json_option, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.contact import LOOK_AGAIN_S, Presence, is_held, observe, still_there
-from memsup.supervisor.client.errors import RefusedError
+from memsup.supervisor.client.errors import REFUSED, RefusedError
 from memsup.supervisor.client.preparing import (
     Difference,
+    DoubtfulDataError,
     Plan,
     as_claimed,
     job_file,
@@ -52,7 +60,7 @@ from memsup.supervisor.client.preparing import (
 from memsup.supervisor.client.trust import contacts, refuse_strangers
 from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
 from memsup.supervisor.decide.tiers import AS_CREATED
-from memsup.supervisor.words import columns, result_line
+from memsup.supervisor.words import columns, count, result_line
 
 NOT_STARTED = 1
 GOES_WITHIN_S = 60.0
@@ -72,6 +80,7 @@ EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input.
 @click.option("--foreground", is_flag=True, help="Stay in this terminal. Ctrl-C checkpoints and stops, a second one forces.")
 @click.option("--fresh", is_flag=True, help="Begin anew; the earlier run's folder is moved aside.")
 @click.option("--trust", is_flag=True, help="Send messages where the memsup.toml in this folder says; it is yours.")
+@click.option("--accept", is_flag=True, help="Train on data that were found doubtful, as they were shown.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.argument("command", nargs=-1, metavar="[-- COMMAND...]")
 def start(
@@ -85,6 +94,7 @@ def start(
     foreground: bool,
     fresh: bool,
     trust: bool,
+    accept: bool,
     dry_run: bool,
     command: tuple[str, ...],
 ) -> int:
@@ -116,7 +126,17 @@ def start(
         _refuse_what_differs(record, asked, "is not finished")
     if not trust:
         refuse_strangers(loaded, record.settings if record else None, typed("start", paths.name))
-    plan = plan_new(paths, loaded, argv) if record is None else plan_continued(paths, record, loaded)
+    try:
+        if record is None:
+            plan = plan_new(paths, loaded, argv, accept=accept)
+        else:
+            plan = plan_continued(paths, record, loaded, accept=accept)
+    except DoubtfulDataError as doubtful:
+        return _tell_doubts(doubtful, as_json)
+    except NoTaskError as error:
+        if as_json:
+            json_data({"schema": 1} | no_task_document(error))
+        raise
     if dry_run:
         _tell(paths, plan, record, as_json)
         message("Dry run: nothing was written, nothing was started.")
@@ -425,12 +445,35 @@ def _tell(
     data(*("  " + line for line in columns([name, value, f"← {origin}"] for name, value, origin in limits)))
 
 
+def _tell_doubts(doubtful: DoubtfulDataError, as_json: bool) -> int:
+    verdict = doubtful.task.verdict
+    if as_json:
+        json_data({"schema": 1} | verdict_document(verdict))
+        return REFUSED
+    seen = "" if verdict.complete else f" (of the first {count(doubtful.task.train.rows)} rows; there was no time for more)"
+    message(f"memsup: It is doubtful that these data are meant as they would be trained{seen}; nothing was started.")
+    message(*(f"! {sentence}" for sentence in (*(doubt.what for doubt in doubtful.doubts), *data_notes(doubtful.task))))
+    message(
+        "As they would be trained:", *("  " + line for line in example_lines(verdict, shutil.get_terminal_size().columns - 2))
+    )
+    rows = [
+        (f"--set {shlex.quote(setting)}", WHAT_IT_DOES[setting.partition("=")[0]]) for setting in settings_of(doubtful.doubts)
+    ]
+    rows.append(("--accept", "train on them as shown; the run keeps this answer"))
+    message("To settle it, type the same command with this behind it:", *("  " + line for line in columns(rows)))
+    return REFUSED
+
+
 def _section(title: str, rows: list[Row]) -> None:
     data(title, *("  " + line for line in columns(rows)))
 
 
 def _notes(plan: Plan) -> list[str]:
     sentences = notes(plan.resolution)
+    if plan.task is not None:
+        sentences += data_notes(plan.task)
+        sentences += [f"Accepted ({doubt.kind}): {doubt.what}" for doubt in plan.task.verdict.doubts]
+        sentences += plan.task.model.notes
     if plan.machine.is_wsl:
         sentences.append("WSL ends everything some time after its last window is closed: keep one open.")
     for key, has, asked, origin in plan.taken:
@@ -467,6 +510,7 @@ def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str
         "values": [line._asdict() for line in lines(plan.resolution)],
         "settings": plan.settings,
         "command": plan.command,
+        **(verdict_document(plan.task.verdict) if plan.task is not None else {}),
         "contacts": dict(contacts(plan.settings)),
         "notes": _notes(plan),
         "taken": [

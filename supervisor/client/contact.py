@@ -22,7 +22,7 @@ import msgspec
 from memsup.shared import zmtp
 from memsup.shared.commands import command
 from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
-from memsup.shared.files import UnreadableError, read_document
+from memsup.shared.files import UnreadableError, read_document, read_small
 from memsup.shared.messages import MAX_FRAME_BYTES, BadFrameError, Reply, Request, RequestKind, decode_reply, encode
 from memsup.shared.paths import RunPaths, open_private
 from memsup.shared.status import (
@@ -50,6 +50,7 @@ COMES_UP_WITHIN_S = 3.0
 them, the supervisor makes them anew when it looks next, every second or two."""
 LOOK_AGAIN_S = 0.02
 _BLINK_S = 0.05
+_MOST_LOCK_BYTES = 32
 _TIME = struct.Struct("@ll")
 """A `timeval` of the kernel."""
 
@@ -244,7 +245,7 @@ def _silent(paths: RunPaths, why: str) -> Observed:
 def _guardian(paths: RunPaths) -> int | None:
     """The process that holds the run's lock, as it wrote there. Returns None where that cannot be read."""
     try:
-        return int(paths.lock.read_text(encoding="ascii"))
+        return int(read_small(paths.lock, _MOST_LOCK_BYTES))
     except (OSError, ValueError):
         return None
 

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memsup.shared.data.check import TaskSummary, check_task
+from memsup.shared.data.doubts import Doubt
 from memsup.shared.files import UnreadableError
 from memsup.shared.loading import Loaded, load, user_settings_file
-from memsup.shared.model_folder import WEIGHTS, ModelSource, parameters, read_config
+from memsup.shared.model.content import parameters
+from memsup.shared.model.folder import WEIGHTS, ModelSource, read_config
+from memsup.shared.model.judge import judge_model
 from memsup.shared.paths import RunPaths, current_folder
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings, Share, Written, keys
@@ -27,6 +30,7 @@ from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.estimate import Shape, shape_of
 from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.tiers import Resolution, created_with, resolve, resolve_limits
+from memsup.supervisor.record.earlier_life import newest_checkpoint
 from memsup.supervisor.sense.machine import disk_free_bytes, look
 from memsup.supervisor.words import duration, percent, size
 
@@ -38,6 +42,15 @@ GPU_BUDGET_S = 10.0
 there in a fraction of a second."""
 CHECKPOINT_SHARES = 3
 """A checkpoint holds the weights and two moments of Adam for each."""
+
+
+class DoubtfulDataError(Exception):
+    """The data are doubtful, and nobody has accepted that yet."""
+
+    def __init__(self, task: TaskSummary, doubts: Sequence[Doubt]) -> None:
+        super().__init__(" ".join(doubt.what for doubt in doubts))
+        self.task = task
+        self.doubts = doubts
 
 
 class Difference(NamedTuple):
@@ -103,8 +116,27 @@ def look_around(state: Path, settings: Settings) -> Machine:
     return look(state, gpus, note)
 
 
-def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan:
-    """What a run that does not exist yet would be. Raises `RefusedError`, `SettingsError` and `InputError`."""
+def look_at_task(settings: Settings, *, begun: bool = False) -> TaskSummary:
+    """What there is of data and model, which is looked up at the hub where it is not on this machine. A run that has `begun`
+    goes on with the model in its checkpoint. Raises `InputError`.
+    """
+    task = check_task(settings.task, budget_s=DATA_BUDGET_S)
+    if begun:
+        return task
+    model = task.model
+    if model.folder is None:
+        from memsup.supervisor.client.hub import look_up
+
+        model = look_up(settings.task.model or "", model)
+    doubts, notes = judge_model(model, list(task.train.labels), complete=task.train.complete)
+    verdict = replace(task.verdict, doubts=(*task.verdict.doubts, *doubts))
+    return replace(task, model=replace(model, notes=(*model.notes, *notes)), verdict=verdict)
+
+
+def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, *, accept: bool = False) -> Plan:
+    """What a run that does not exist yet would be; with `accept` whatever is doubtful about its data is taken as it is. Raises
+    `RefusedError`, `SettingsError`, `InputError`, and of doubts `DoubtfulDataError`.
+    """
     settings = loaded.settings
     if command is None and settings.task.model is None and settings.task.train is None and job_file(demo=False) is None:
         raise RefusedError(
@@ -115,14 +147,19 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan
                 "  memsup start -- python train.py                            a training command of your own",
             ),
         )
-    task = None if command else check_task(settings.task, budget_s=DATA_BUDGET_S)
+    task = None if command else look_at_task(settings)
+    if task is not None:
+        if accept:
+            _accept(settings, task)
+        if doubts := task.verdict.unsettled(settings.task.accept):
+            raise DoubtfulDataError(task, doubts)
     if command is None:
         _check_folder(settings)
         _refuse_shared_folder(paths, settings)
     if settings.checkpoint.resume_from:
         _check_resume(Path(settings.checkpoint.resume_from))
     machine = look_around(paths.state, settings)
-    shape = None if command else model_shape(settings.task.model, task)
+    shape = None if task is None else model_shape(str(task.model.folder or ""), task)
     resolution = resolve(settings, loaded.origins, machine, shape, beside(paths))
     _check_disk(paths, settings, machine, task)
     return Plan(
@@ -135,17 +172,20 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None) -> Plan
     )
 
 
-def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded) -> Plan:
-    """What the run of `record` would go on with: its own settings, but for those that may change. Raises `RefusedError`,
-    `SettingsError` and `InputError`.
+def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, *, accept: bool = False) -> Plan:
+    """What the run of `record` would go on with: its own settings, but for those that may change; `accept` as for a new one.
+    Doubts about the data do not keep it from going on: what it has learnt is its own, and where it has not begun, its worker
+    refuses them. Raises `RefusedError`, `SettingsError` and `InputError`.
     """
     settings, taken, _ = merge(record.settings, loaded, is_command=record.command is not None)
     if record.command is None:
         _check_folder(settings)
         _refuse_shared_folder(paths, settings)
-    task = None if record.command else check_task(settings.task, budget_s=DATA_BUDGET_S)
+    task = None if record.command else look_at_task(settings, begun=newest_checkpoint(paths, record) is not None)
+    if task is not None and accept:
+        _accept(settings, task)
     machine = look_around(paths.state, settings)
-    shape = None if record.command else model_shape(settings.task.model, task)
+    shape = None if task is None else model_shape(str(task.model.folder or ""), task)
     origins = created_with(settings) | {difference.key: difference.origin for difference in taken}
     resolution = resolve(settings, origins, machine, shape, beside(paths))
     _check_disk(paths, settings, machine, None)
@@ -199,12 +239,18 @@ def shown(name: str, value: Any) -> str:
             return str(value).lower()  # as TOML has it
         case Share(), _:
             return percent(value.fraction)
+        case [_, *_], Written.WORDS | Written.NAMES:
+            return (" " if keys()[name].written is Written.WORDS else ",").join(map(str, value))
         case int(), Written.SIZE:
             return size(value)
         case int() | float(), Written.DURATION:
             return duration(value)
         case _:
             return str(value)
+
+
+def _accept(settings: Settings, task: TaskSummary) -> None:
+    settings.task.accept = sorted({*settings.task.accept, *(doubt.kind for doubt in task.verdict.doubts)})
 
 
 def _check_folder(settings: Settings) -> None:
@@ -246,7 +292,9 @@ def _check_disk(paths: RunPaths, settings: Settings, machine: Machine, task: Tas
     folder = Path(settings.checkpoint.folder) if settings.checkpoint.folder else paths.state
     needed = disk_floor_bytes(None)
     why = "logs and the last words of a run"
-    weights = _weights_bytes(settings.task.model) if task is not None and task.model is ModelSource.FOLDER else 0
+    weights = 0
+    if task is not None and task.model.source is not ModelSource.CONFIG_ONLY:
+        weights = _weights_bytes(task.model.folder)
     if weights:
         needed += weights * (CHECKPOINT_SHARES * (settings.checkpoint.keep + 1) + 1)
         why = f"{settings.checkpoint.keep} checkpoints of this model, one being written, and its result"
@@ -269,8 +317,9 @@ def model_shape(model: str | None, task: TaskSummary | None = None) -> Shape | N
     return shape_of(config, weights, labels=len(task.train.labels) if task else 2) if isinstance(config, dict) else None
 
 
-def _weights_bytes(model: str | None) -> int:
-    folder = Path(model or "")
+def _weights_bytes(folder: Path | None) -> int:
+    if folder is None:
+        return 0
     try:
         for pattern in WEIGHTS:
             sizes = [os.stat(file).st_size for file in folder.glob(pattern)]

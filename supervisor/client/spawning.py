@@ -30,6 +30,7 @@ from memsup.shared.settings import keys
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.daemon.self_protection import own_scope
 from memsup.supervisor.decide.claims import Claim
+from memsup.supervisor.kernel.children import why_not_started
 from memsup.supervisor.kernel.processes import fence_name
 
 READY_WITHIN_S = 60.0
@@ -148,7 +149,7 @@ def _spawn(paths: RunPaths, prefix: list[str]) -> tuple[subprocess.Popen[bytes],
         ready, told = os.pipe()
     except OSError as error:
         os.close(log)
-        raise NotStartedError(f"The supervisor cannot be started: {error.strerror}.") from None
+        raise NotStartedError(f"The supervisor cannot be started: {why_not_started(error)[0]}.") from None
     try:
         process = subprocess.Popen(
             [*prefix, *command(paths), "--ready-fd", str(told)],
@@ -162,7 +163,7 @@ def _spawn(paths: RunPaths, prefix: list[str]) -> tuple[subprocess.Popen[bytes],
         )
     except OSError as error:
         os.close(ready)
-        raise NotStartedError(f"The supervisor cannot be started: {error.strerror}.") from None
+        raise NotStartedError(f"The supervisor cannot be started: {why_not_started(error)[0]}.") from None
     finally:
         os.close(log)
         os.close(told)

@@ -34,7 +34,9 @@ _PASSED_ON = (
     "XDG_STATE_HOME",
     "XDG_CONFIG_HOME",
     "HF_HOME",
+    "HF_HUB_CACHE",
     "HF_HUB_OFFLINE",
+    "HF_ENDPOINT",
     "CUDA_HOME",
 )
 _LONGEST_NAME = 200

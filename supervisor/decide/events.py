@@ -36,6 +36,8 @@ class Event(enum.StrEnum):
     """A worker of an earlier supervisor is still here."""
     LEFT = "left"
     """The worker left as it was told."""
+    NOT_STARTED = "not started"
+    """The worker could not be started, for want of something that may come back."""
     OUTLIVED = "outlived"
     """A command has ended, and what it has started runs on."""
     GIVEN_BACK = "given back"

@@ -7,6 +7,7 @@ it, by `processes.py`.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -44,6 +45,16 @@ def reap_orphans() -> list[int]:
             if pid:
                 reaped.append(os.waitstatus_to_exitcode(status))
     return reaped
+
+
+def why_not_started(error: OSError) -> tuple[str, bool]:
+    """Why a process could not be started, as half a sentence, and whether that may pass."""
+    why = error.strerror or str(error)
+    if error.errno == errno.EAGAIN:
+        why = "no more processes may run here (ulimit -u, or pids.max of a cgroup)"
+    elif error.filename is not None:
+        why += f": {error.filename}"
+    return why, error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 class Child:

@@ -56,8 +56,8 @@ def progress_at(newest: CheckpointNote | None, paths: RunPaths, record: RunRecor
     if newest is None:
         return KnownProgress()
     try:
-        status = decode_status(paths.status.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        status = read_document(paths.status, decode_status)
+    except (FileNotFoundError, UnreadableError):
         return KnownProgress(step=newest.step)
     if status.run_id != record.run_id:
         return KnownProgress(step=newest.step)

@@ -378,9 +378,9 @@ def last_minute(frames: Sequence[Frame]) -> Iterator[str]:
             yield f"{_named(heat)} {heat.celsius:.0f} °C" + ("" if heat.power_w is None else f", {heat.power_w:.0f} W")
 
 
-def told(evidence: Evidence, verdict: Verdict, *, waits: bool = False) -> list[str]:
+def told(evidence: Evidence, verdict: Verdict, *, waits: bool = False, is_command: bool = False) -> list[str]:
     """The next start's first words, for a terminal and a message. `waits` tells that nothing is started before a person
-    says so.
+    says so, `is_command` that nobody knows what the run has saved.
     """
     lines = [verdict.sentence]
     if verdict.is_bad:
@@ -389,7 +389,10 @@ def told(evidence: Evidence, verdict: Verdict, *, waits: bool = False) -> list[s
         lines += [f"Then: {text}" for text in last_minute(evidence.frames)]
         lines += [f"For it: {text}" for text in verdict.evidence_for]
         lines += [f"Against it: {text}" for text in verdict.evidence_against]
-        lines.append(_left(evidence, verdict, "It would go on" if waits else "It goes on"))
+        if is_command:
+            lines.append(f"The command {'would be' if waits else 'is'} begun anew.")
+        else:
+            lines.append(_left(evidence, verdict, "It would go on" if waits else "It goes on"))
     return lines
 
 

@@ -169,6 +169,8 @@ def _of_the_worker(run: str, life: Lifecycle) -> Iterator[Trouble]:
             yield Trouble(TroubleKind.NOT_GIVEN_BACK, missing, str(number))
     for number, sentence in enumerate(life.attention):
         yield Trouble(TroubleKind.CHECKPOINT, sentence, str(number))
+    if life.recovery.why_not_begun is not None:
+        yield Trouble(TroubleKind.RESTARTS, f"{life.recovery.why_not_begun} It is tried again.", "start")
     if life.unresponsive:
         text = "The worker does not answer; it is killed and started again if that goes on."
         yield Trouble(TroubleKind.UNRESPONSIVE, text)

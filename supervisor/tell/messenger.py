@@ -123,7 +123,7 @@ class Messenger:
             answer = json.loads(line)
             ping = self._asked.pop(int(answer["id"]))
             return Sent(ping, answer["ok"] is True, str(answer["text"])[:500])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, OverflowError, KeyError, TypeError, RecursionError):
             return None
 
     def _hand_over(self, job: dict[str, Any], *, ping: bool) -> None:

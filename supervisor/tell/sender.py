@@ -191,7 +191,7 @@ def _begin(line: bytes, working: dict[int, Job]) -> None:
     try:
         job = json.loads(line)
         number = int(job["id"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, OverflowError, KeyError, TypeError, RecursionError):
         return
     if len(working) >= MOST_AT_ONCE:
         _answer(number, False, "Too many messages are on their way already.")

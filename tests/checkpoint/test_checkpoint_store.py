@@ -535,6 +535,8 @@ def test_json_is_read_with_a_limit_and_a_type(store: Store, tmp_path: Path) -> N
         read_json(tmp_path, "deep.json")
     with pytest.raises(Damaged, match="is missing"):
         read_json(tmp_path, "none.json")
+    with pytest.raises(Damaged, match="zero byte"):
+        read_json(tmp_path / "\0", "state.json")
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -9,12 +9,13 @@ import argparse
 import os
 import resource
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from memsup.worker.tasks.corpus import Source, open_corpus
+from memsup.worker.tasks.corpus import Encoded, Source, Text, open_corpus
 
 
 class Codepoints:
@@ -22,11 +23,12 @@ class Codepoints:
 
     vocabulary_size = 1 << 21
 
-    def encode(self, texts: list[str]) -> Sequence[Sequence[int]]:
-        return [np.frombuffer(text.encode("utf-32-le"), np.uint32) for text in texts]  # type: ignore[misc]
+    def encode(self, texts: list[Text]) -> Encoded:
+        tokens: Any = [np.frombuffer("".join(text).encode("utf-32-le"), np.uint32) for text in texts]
+        return Encoded(tokens, None, np.array([not len(row) for row in tokens]), {})
 
 
-def codepoints(texts: Iterator[list[str]], folder: Path) -> Codepoints:
+def codepoints(texts: Iterator[list[Text]], folder: Path) -> Codepoints:
     return Codepoints()
 
 

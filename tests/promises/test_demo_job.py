@@ -14,7 +14,7 @@ from kit import ROOT
 import memsup.shared
 from memsup.shared.data.check import check_task
 from memsup.shared.loading import load
-from memsup.shared.model_folder import ModelSource
+from memsup.shared.model.folder import ModelSource
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
 
@@ -34,7 +34,7 @@ def test_the_job_in_the_root_is_the_one_that_is_installed() -> None:
 
 def test_the_data_are_real_reviews_of_two_kinds() -> None:
     found = check_task(demo_settings().task, budget_s=60)
-    assert found.model is ModelSource.CONFIG_ONLY
+    assert found.model.source is ModelSource.CONFIG_ONLY
     assert found.train.complete
     assert found.train.labels == {"neg": 18_575, "pos": 16_548}
     assert found.train.share_cut(demo_settings().training.max_length or 0) < 0.2

@@ -6,8 +6,13 @@ them, to the last word that a person sees. What it has found is a case of its ow
 
 from __future__ import annotations
 
+import bz2
+import fcntl
+import gzip
 import json
+import lzma
 import math
+import os
 import struct
 import time
 import zlib
@@ -25,34 +30,51 @@ from kit.mutation import HOSTILE, Raw, bytes_changed, json_changed, lines_change
 
 from memsup.checkpoint import header, manifest
 from memsup.checkpoint.errors import CheckpointError
+from memsup.checkpoint.reading import read_json
+from memsup.shared import messages as m
+from memsup.shared.data.check import check_data
 from memsup.shared.data.errors import InputError
 from memsup.shared.loading import load
 from memsup.shared.messages import Failed, FailureCause
-from memsup.shared.model_folder import check_model
+from memsup.shared.model.folder import check_model
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RecordError, RunRecord, decode_record, encode_record
-from memsup.shared.run_file import read_record
+from memsup.shared.run_file import OWED, read_record, settle
 from memsup.shared.settings import Settings, SettingsError, keys
-from memsup.shared.status import encode_status
+from memsup.shared.status import Status, Wanted, encode_status
 from memsup.supervisor.cli.logs import Source, event_line, json_line, readable
+from memsup.supervisor.cli.orders import seen_saved
 from memsup.supervisor.cli.picture import one_line, picture
 from memsup.supervisor.cli.status import exit_code
 from memsup.supervisor.client.contact import observe
 from memsup.supervisor.client.preparing import model_shape
+from memsup.supervisor.daemon import claims
 from memsup.supervisor.daemon.systemd import is_wanted
-from memsup.supervisor.decide.readings import Machine
+from memsup.supervisor.decide.claims import Claim
+from memsup.supervisor.decide.heat import HeatControl, HeatDecision
+from memsup.supervisor.decide.readings import DiskReading, GpuReading, Machine, MemoryReading
+from memsup.supervisor.decide.run.actions import Record, SaveBudget
+from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.restarts import Death, judge
 from memsup.supervisor.decide.tier_lines import lines, notes
 from memsup.supervisor.decide.tiers import resolve
 from memsup.supervisor.record import blackbox, evidence, postmortem
+from memsup.supervisor.record import ledger as ledger_of
 from memsup.supervisor.record.earlier_life import read_budget
+from memsup.supervisor.record.history import Recorder, sample_of
 from memsup.supervisor.record.output import ledger, worker_log
+from memsup.supervisor.record.status import Surroundings, status_of
 from memsup.supervisor.report.account import account
 from memsup.supervisor.report.gather import gather
 from memsup.supervisor.report.page import page
 from memsup.supervisor.report.terminal import screen
+from memsup.supervisor.sense.gpu import frames
+from memsup.supervisor.sense.gpu.caps import PowerCaps
+from memsup.supervisor.sense.gpu.devices import heat_sources, reading_of
+from memsup.supervisor.tell.messenger import Messenger
 from memsup.supervisor.tell.notices import _read_told
 from memsup.supervisor.tell.policy import Policy
+from memsup.supervisor.words import gpu_line
 from memsup.worker.plan.journal import Plan
 
 OLD = TESTS / "data/old-state"
@@ -68,7 +90,7 @@ class Parser:
     documents: st.SearchStrategy[bytes]
     use: Callable[[bytes, Path], object]
     """Does with a document what the product does, in a folder of its own; raises nothing."""
-    examples: int = 120
+    examples: int = 450
     """How many are tried by day."""
 
 
@@ -85,6 +107,32 @@ def settings_file(content: bytes, folder: Path) -> None:
         _one_sentence(refused)
         return
     _settled(loaded.settings, loaded.origins)
+
+
+def data_file(name: str) -> Callable[[bytes, Path], None]:
+    """As data to train on, under that name."""
+
+    def use(content: bytes, folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+        try:
+            found = check_data(str(folder / name), budget_s=2)
+        except InputError as refused:
+            _one_sentence(refused)
+            return
+        assert found.rows == sum(found.labels.values())
+
+    return use
+
+
+def saved_dataset(content: bytes, folder: Path) -> None:
+    """`content` describes a folder that the datasets library saved."""
+    for name in ("state.json", "dataset_info.json", "dataset_dict.json"):
+        (folder / name).write_bytes(content)
+        try:
+            check_data(str(folder), budget_s=2)
+        except InputError as refused:
+            _one_sentence(refused)
 
 
 def _one_sentence(refused: Exception) -> None:
@@ -248,6 +296,153 @@ def _model(folder: Path) -> None:
     assert lines(resolution)
 
 
+def claim_file(content: bytes, folder: Path) -> None:
+    """Another run that lives has it, and what it may take changes what is left for this one."""
+    paths, other = _run(folder), RunPaths("other", folder / "other", folder / "runtime")
+    other.state.mkdir(mode=0o700, exist_ok=True)
+    other.claim.write_bytes(content)
+    fd = os.open(other.state, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        found = claims.beside(paths)
+        paths.claim.write_bytes(content)
+        kept = claims.beside(paths, keep_own=True)
+    finally:
+        os.close(fd)
+    assert msgspec.json.encode(found.others)
+    for beside in (found, kept):
+        try:
+            resolution = resolve(Settings(), {}, MACHINE, None, beside)
+        except SettingsError as refused:
+            _one_sentence(refused)
+        else:
+            assert all("\n" not in line for line in notes(resolution))
+            assert lines(resolution)
+
+
+def owed_record(content: bytes, folder: Path) -> None:
+    """What a supervisor left in the runtime folder for a state folder whose disk took nothing."""
+    paths = _run(folder)
+    (paths.runtime / OWED).write_bytes(content)
+    settle(paths)
+    assert read_record(paths.record) is not None
+
+
+def gpu_answer(content: bytes, folder: Path) -> None:
+    """What the probe says that a driver says, as JSON; the driver's word is as good as anybody's."""
+    try:
+        seen = frames.decode_answer(msgspec.msgpack.encode(msgspec.json.decode(content)))
+    except (msgspec.DecodeError, UnicodeDecodeError, UnicodeEncodeError, RecursionError, OverflowError):
+        return
+    if not isinstance(seen, frames.Seen):
+        return
+    before: dict[int, GpuReading] = {}
+    for now_s in (10.0, 11.0):
+        for device in seen.devices:
+            before[device.index] = reading_of(device, now_s, fully=seen.fully, before=before.get(device.index))
+    gpus = tuple(before.values())
+    decision = HeatControl().step(11.0, heat_sources(gpus))
+    assert 0 <= decision.duty_fraction <= 1
+    shown = _status(_life(), gpus=gpus, heat=decision)
+    assert "\n".join(picture(shown, NOW_S)).encode()
+    assert all(gpu_line(gpu) for gpu in gpus)
+
+
+def report(content: bytes, folder: Path) -> None:
+    """What a worker says, as JSON: through the lifecycle to the status, the ledger, the history and the page."""
+    try:
+        said = m.decode_for_supervisor([m.PROTOCOL, msgspec.msgpack.encode(msgspec.json.decode(content))])
+    except (m.BadFrameError, msgspec.DecodeError, UnicodeDecodeError, UnicodeEncodeError, RecursionError, OverflowError):
+        return
+    paths, life = _run(folder), _life()
+    actions = [*life.on_report(3.0, said), *life.on_tick(5.0)]
+    shown = [_status(life)]
+    actions += life.on_exit(6.0, 1, 0)
+    shown += [_status(life)]
+    ledger_lines = [
+        ledger_of.line(action, at=NOW_S, mono=6.0, boot="b", state="running", step=life.progress.step, memory=MEMORY, disk=DISK)
+        for action in actions
+        if isinstance(action, Record)
+    ]
+    paths.ledger.write_bytes(b"".join(ledger_lines))
+    recorder = Recorder(NOW_S)
+    points = [recorder.note(sample_of(status, at=NOW_S + n, mono=5.0 + n, boot="b")) for n, status in enumerate(shown)]
+    paths.history.write_bytes(b"".join(filter(None, [*points, recorder.rest()])))
+    for status in shown:
+        paths.status.write_bytes(encode_status(status))
+        _shown(paths)
+    assert all(msgspec.json.encode(action.budget) for action in actions if isinstance(action, SaveBudget))
+    _reported(paths)
+
+
+def reply(content: bytes, folder: Path) -> None:
+    """What comes from the control socket, whoever listens there."""
+    try:
+        packed = msgspec.msgpack.encode(msgspec.json.decode(content))
+    except (msgspec.DecodeError, UnicodeDecodeError, UnicodeEncodeError, RecursionError, OverflowError):
+        packed = content
+    try:
+        found = m.decode_reply([m.PROTOCOL, packed])
+    except m.BadFrameError:
+        return
+    assert seen_saved(_run(folder), found).ok in {True, False}
+
+
+def sender_answer(content: bytes, folder: Path) -> None:
+    """A line of the sender's, on whose output a plugin of somebody's may print as well."""
+    messenger = Messenger([], None)
+    messenger._asked = {1: False, 2: True}
+    for line in content.splitlines():
+        sent = messenger._answered(line)
+        assert sent is None or isinstance(sent.ok, bool)
+
+
+def power_record(content: bytes, folder: Path) -> None:
+    file = folder / "power.json"
+    file.write_bytes(content.replace(b"BOOT", Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()))
+    assert PowerCaps(file).apply(frames.Cap(ask_id=1, watts={}), {}).refused == {}
+    PowerCaps(file).restore_all({})
+
+
+def checkpoint_json(content: bytes, folder: Path) -> None:
+    (folder / "state.json").write_bytes(content)
+    try:
+        found: dict[str, Any] = read_json(folder, "state.json", dict[str, Any])
+    except CheckpointError as refused:
+        _one_sentence(refused)
+    else:
+        assert isinstance(found, dict)
+
+
+def shard_index(content: bytes, folder: Path) -> None:
+    try:
+        assert all(header.decode_index(content).values()) in {True, False}
+    except CheckpointError as refused:
+        _one_sentence(refused)
+
+
+def _life() -> Lifecycle:
+    """A built-in run whose worker has said Hello and trains."""
+    life = Lifecycle(
+        wanted=Wanted.RUNNING, pause_mode=m.PauseMode.HOLD, run="default", run_id="r", lease_s=10.0, memory_limit_bytes=1 << 30
+    )
+    life.on_start(0.0, leftover=False)
+    life.on_spawned(0.0)
+    life.on_report(1.0, m.Hello(pid=42, run_id="r"))
+    life.on_report(2.0, _HEARTBEAT)
+    return life
+
+
+def _status(life: Lifecycle, gpus: tuple[GpuReading, ...] = (), heat: HeatDecision | None = None) -> Status:
+    around = Surroundings(
+        now_unix_s=NOW_S, since_unix_s=NOW_S - 9, pid=1, worker_pid=2, memory=MEMORY, disk=DISK, limit_bytes=1 << 30,
+        fence_kind="rlimit", fence_bytes=1 << 30, fence_reason="", gpus=gpus, gpu_note=None, temperatures=(),
+        heat=heat or HeatDecision(), last_action=None, worst_stall_s=0.0, recent_stall_s=0.0, troubles=(), own_errors=0,
+        supervisor_log="/x", records_lost=0, why_lost=None, disk_floor_bytes=0, undead=0,
+    )  # fmt: skip
+    return status_of(_record(), life, around)
+
+
 def checkpoint_manifest(content: bytes, folder: Path) -> None:
     """`content` is what it says; the seal around it is right."""
     try:
@@ -323,6 +518,40 @@ _MANIFEST = json.dumps(
 ).encode()  # fmt: skip
 
 
+MEMORY = MemoryReading(at_s=2.0, ram_total_bytes=16 << 30, ram_available_bytes=8 << 30, worker_bytes=1 << 28)
+DISK = DiskReading(at_s=2.0, free_bytes=1 << 40)
+_NOTE = m.CheckpointNote(path="/c/step-3", step=3, at_unix_s=NOW_S, verified=True, save_s=0.1, size_bytes=1 << 20)
+_HEARTBEAT = m.Heartbeat(
+    progress=m.Progress(
+        phase=m.Phase.TRAINING, ticks=1, epoch=0.1, step=5, total_steps=9, samples=8, loss=0.5, samples_per_s=9.0, eta_s=6.0
+    ),
+    batch=m.BatchShape(effective=16, micro_tokens=1024, micro_rows=8),
+    memory=m.WorkerMemory(resident_bytes=1, cuda_allocated_bytes=None, cuda_reserved_bytes=None, data_limit_bytes=None),
+    checkpoint=_NOTE,
+    digest="d",
+)
+_REPORTS: list[m.Report] = [
+    msgspec.structs.replace(_HEARTBEAT, progress=msgspec.structs.replace(_HEARTBEAT.progress, step=6, ticks=2)),
+    m.OutOfMemory(where="forward", device="cpu", step=5, micro_tokens_before=64, micro_tokens_after=32, detail="x"),
+    m.Finished(model_path="/m", metrics={"accuracy": 0.9, "majority_accuracy": 0.5}, steps=9, samples=80),
+    m.Failed(m.FailureCause.CRASH, "x", "trace", 5, 1 << 30),
+    m.Decided(m.DecisionKind.CHECKPOINT_USED, "x", "/c/step-3", 3, 2),
+    m.Leaving(reason="x", checkpoint=_NOTE),
+]
+_DEVICE = frames.Device(
+    index=0, uuid="GPU-a", name="MX330", total_bytes=10 << 30, free_bytes=4 << 30, processes=[(7, 1 << 30)], temperature_c=70.0,
+    margin_c=20.0, slowdown_margin_c=-2.0, shutdown_margin_c=-5.0, slowdown_threshold_c=93.0, shutdown_threshold_c=98.0,
+    power_w=120.0, power_limit_w=200.0, power_least_w=100.0, power_default_w=200.0, slowed_by_heat=False, xids=[13],
+)  # fmt: skip
+_SEEN = frames.Seen(ask_id=1, fully=True, devices=[_DEVICE, msgspec.structs.replace(_DEVICE, index=1)])
+_CLAIM = Claim(
+    run="other", ram_bytes=4 << 30, reserve_bytes=1 << 30, on_gpu=True, needs_bytes=1 << 29, run_id="r", checkpoints="/c"
+)
+_REPLY = m.Reply(request_id=1, ok=True, text="Done.", status_json=b"{}", checkpoint_path="/c/step-3", freed_ram_bytes=1)
+_POWER = b'{"boot":"BOOT","devices":{"GPU-a":{"original_mw":200000,"ours_mw":[150000],"wanted_mw":{"17 4711":150000}}}}'
+_INDEX = b'{"metadata":{"total_size":32},"weight_map":{"a":"m-00001-of-00002.safetensors","b":"m-00002-of-00002.safetensors"}}'
+
+
 @st.composite
 def toml(draw: st.DrawFn) -> bytes:
     """Some of the settings with any values, as somebody might write them."""
@@ -341,6 +570,37 @@ def _toml_value(value: Any) -> str:
     return json.dumps(value)
 
 
+_ROWS = [{"text": f"the room was number {number}, 很好", "label": "ab"[number % 2]} for number in range(12)]
+_CSV = b"".join(f"{row['text']},{row['label']}\n".encode() for row in [{"text": "text", "label": "label"}, *_ROWS])
+
+
+_FEATURES = {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}
+_SAVED = json.dumps(
+    {
+        "_data_files": [{"filename": "data-0.arrow"}], "_indices_data_files": None, "features": _FEATURES,
+        "splits": ["train", "test"],
+    }
+).encode()  # fmt: skip
+
+
+def _packed() -> list[bytes]:
+    import pyarrow
+
+    zstd = bytes(pyarrow.Codec("zstd").compress(_CSV, asbytes=True))
+    return [gzip.compress(_CSV), bz2.compress(_CSV), lzma.compress(_CSV), zstd]
+
+
+def _arrow() -> bytes:
+    import pyarrow
+
+    said = json.dumps({"info": {"features": _FEATURES}})
+    table = pyarrow.Table.from_pylist(_ROWS).replace_schema_metadata({"huggingface": said})
+    out = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(out, table.schema) as stream:
+        stream.write_table(table)
+    return bytes(out.getvalue())
+
+
 @st.composite
 def safetensors(draw: st.DrawFn) -> bytes:
     said = draw(json_changed([_HEADER]))
@@ -349,11 +609,11 @@ def safetensors(draw: st.DrawFn) -> bytes:
 
 
 PARSERS = {
-    "settings": Parser(toml(), settings_file, 250),
+    "settings": Parser(toml(), settings_file, 700),
     "run.json": Parser(json_changed([(OLD / "run.json").read_bytes()]), run_file),
-    "status.json": Parser(json_changed([(OLD / "status.json").read_bytes()]), status_file),
-    "ledger": Parser(lines_changed(_old_lines("ledger.jsonl")), ledger_file),
-    "history": Parser(lines_changed(_old_lines("history.jsonl")), history_file),
+    "status.json": Parser(json_changed([(OLD / "status.json").read_bytes()]), status_file, 250),
+    "ledger": Parser(lines_changed(_old_lines("ledger.jsonl")), ledger_file, 250),
+    "history": Parser(lines_changed(_old_lines("history.jsonl")), history_file, 250),
     "worker log": Parser(
         lines_changed(
             [
@@ -364,13 +624,28 @@ PARSERS = {
         ),
         worker_log_file,
     ),
-    "restarts": Parser(json_changed([_BUDGET]), restarts_file, 200),
+    "restarts": Parser(json_changed([_BUDGET]), restarts_file, 900),
     "told": Parser(json_changed([_TOLD]), told_file),
     "black box": Parser(json_changed([_FRAME]), blackbox_file),
     "plan": Parser(lines_changed(_PLAN_LINES), plan_file),
+    "a table": Parser(bytes_changed([_CSV, _CSV.decode().encode("utf-16"), b"sep=;\n" + _CSV]), data_file("a.csv")),
+    "JSON lines": Parser(lines_changed([json.dumps(row).encode() for row in _ROWS]), data_file("a.jsonl")),
+    "an array": Parser(json_changed([json.dumps(_ROWS, indent=1).encode()]), data_file("a.json")),
+    "packed": Parser(st.deferred(lambda: bytes_changed(_packed())), data_file("packed.csv")),
+    "Arrow": Parser(st.deferred(lambda: bytes_changed([_arrow()])), data_file("a.arrow")),
+    "a saved data set": Parser(json_changed([_SAVED]), saved_dataset),
     "config.json": Parser(json_changed([_CONFIG]), model_config),
     "safetensors": Parser(safetensors(), model_weights),
     "manifest": Parser(json_changed([_MANIFEST]), checkpoint_manifest),
+    "claim": Parser(json_changed([msgspec.json.encode(_CLAIM)]), claim_file),
+    "owed record": Parser(json_changed([(OLD / "run.json").read_bytes()]), owed_record),
+    "GPU probe": Parser(json_changed([msgspec.json.encode(_SEEN)]), gpu_answer),
+    "reports": Parser(json_changed([msgspec.json.encode(said) for said in _REPORTS]), report, 250),
+    "replies": Parser(json_changed([msgspec.json.encode(_REPLY)]), reply),
+    "sender": Parser(lines_changed([b'{"id":1,"ok":true,"text":"x"}', b'{"id":2,"ok":false,"text":"y"}']), sender_answer),
+    "power limits": Parser(json_changed([_POWER]), power_record),
+    "checkpoint's state": Parser(json_changed([_MANIFEST]), checkpoint_json),
+    "index of shards": Parser(json_changed([_INDEX]), shard_index),
 }
 
 

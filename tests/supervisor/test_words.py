@@ -12,7 +12,8 @@ from kit.terminal import obeyed
 from memsup.shared.printable import printable, printable_json, printable_lines
 from memsup.shared.readings import KnownGpu
 from memsup.shared.settings import parse_size
-from memsup.supervisor.words import columns, duration, gpu_line, pad, percent, size, steps, width
+from memsup.shared.status import RunState, Status, Wanted
+from memsup.supervisor.words import columns, cut, duration, gpu_line, pad, percent, result_line, size, steps, width
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,21 @@ def test_durations_name_their_two_largest_units(seconds: float | None, text: str
 def test_percent() -> None:
     """Unknown is not nought."""
     assert (percent(0.9), percent(None)) == ("90 %", "?")
+
+
+def test_the_accuracy_has_beside_it_what_it_is_worth() -> None:
+    """What guessing would reach, and how many of the texts were trained on."""
+    result = {"accuracy": 0.931, "majority_accuracy": 0.55, "loss": 0.25, "rows": 81.0, "shared_rows": 12.0}
+    told = result_line(Status(run="x", state=RunState.FINISHED, wanted=Wanted.RUNNING, result=result))
+    assert told == (
+        "accuracy 93.1% (always the most frequent label: 55.0%; 12 of 81 texts are trained on too), loss 0.25, rows 81"
+    )
+
+
+def test_a_line_is_cut_to_the_cells_there_are() -> None:
+    assert cut("a\n b", 9) == "a b"
+    assert cut("这个东西很好用", 9) == "这个东西…"
+    assert cut("plain text", 6) == "plain…"
 
 
 def test_chinese_names_keep_columns_straight() -> None:

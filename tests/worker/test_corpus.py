@@ -12,11 +12,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -25,13 +26,14 @@ from hypothesis import given, settings
 from kit import KIT
 from kit.corpus_child import Codepoints, codepoints, source
 
-from memsup.shared.data.errors import InputError
+from memsup.shared.data.doubts import DoubtKind
+from memsup.shared.data.errors import DoubtfulError, InputError
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
 from memsup.worker.tasks import Prepared, find_task
 from memsup.worker.tasks.characters import SPECIAL_TOKENS, character_vocabulary, write_tokenizer
 from memsup.worker.tasks.classification import _load_config, refuse_mixing
-from memsup.worker.tasks.corpus import Corpus, Rows, _write_tokens, hold_out, open_corpus
+from memsup.worker.tasks.corpus import Corpus, Encoded, Rows, Text, _write_tokens, hold_out, open_corpus
 
 POSITIVE = [
     "房间很干净",
@@ -87,21 +89,32 @@ def test_any_rows_in_any_order_are_what_was_written(
     class Given:
         vocabulary_size = data.draw(st.sampled_from([1 << 16, 1 << 17]))
 
-        def encode(self, texts: list[str]) -> Sequence[Sequence[int]]:
-            return [written[int(text)] for text in texts]
+        def encode(self, texts: list[Text]) -> Encoded:
+            rows = [written[int("".join(text))] for text in texts]
+            return Encoded(rows, [types_of(row) for row in rows] if has_types else None, np.zeros(len(rows), np.bool_), {})
 
+    def types_of(row: list[int]) -> list[int]:
+        return [token % 3 for token in row]
+
+    has_types = data.draw(st.booleans())
     if Given.vocabulary_size == 1 << 16:
         written = [[token % (1 << 16) for token in row] for row in written]
-    file = tmp_path_factory.getbasetemp() / "tokens.bin"
+    folder = tmp_path_factory.getbasetemp()
     names = [str(number) for number in range(len(written))]
     middle = len(names) // 2
-    offsets = _write_tokens(file, iter([part for part in (names[:middle], names[middle:]) if part]), Given())
+    chunks: list[list[Text]] = [[*part] for part in (names[:middle], names[middle:]) if part]
+    offsets = _write_tokens(folder, iter(chunks), Given()).offsets
+    assert (folder / "types.bin").exists() == (has_types and any(token % 3 for row in written for token in row))
+    types = np.memmap(folder / "types.bin", dtype=np.uint8, mode="r") if (folder / "types.bin").exists() else None
     kind = np.uint16 if Given.vocabulary_size == 1 << 16 else np.uint32
     chosen = np.array(data.draw(st.permutations(range(len(written)))), np.int64)
-    rows = Rows(np.memmap(file, dtype=kind, mode="r"), offsets, np.arange(len(written)), chosen)
+    tokens = np.memmap(folder / "tokens.bin", dtype=kind, mode="r")
+    rows = Rows(tokens, offsets, np.arange(len(written)), chosen, types=types)
     indices = np.array(data.draw(st.lists(st.integers(0, len(written) - 1), max_size=20)), np.int64)
     wanted = [written[place] for place in chosen[indices]]
     assert rows.tokens(indices).tolist() == [token for row in wanted for token in row]
+    if types is not None:
+        assert np.asarray(rows.token_types(indices)).tolist() == [kind for row in wanted for kind in types_of(row)]
     assert rows.lengths[indices].tolist() == [len(row) for row in wanted]
     assert rows.labels(indices).tolist() == chosen[indices].tolist()
 
@@ -144,12 +157,27 @@ def test_the_split_is_of_the_wanted_size_and_depends_on_texts_labels_and_seed_al
 # The corpus and its cache
 
 
+def test_doubtful_data_become_no_corpus_unless_accepted(tmp_path: Path) -> None:
+    """The complete pass judges as `start` does; labels that do not count are left out, and those that do keep their order."""
+    file = tmp_path / "a.csv"
+    file.write_text("text,label\n" + "".join(f"很好 {n},{('pos', 'neg', '-1')[n % 3]}\n" for n in range(60)), encoding="utf-8")
+    asked = source(file)
+    with pytest.raises(DoubtfulError, match=r"20 rows of 60 have the label '-1'") as doubtful:
+        open_corpus(tmp_path / "cache", asked, codepoints, nothing)
+    accept = [doubt.kind for doubt in doubtful.value.doubts]
+    accepted = open_corpus(tmp_path / "cache", msgspec.structs.replace(asked, accept=accept), codepoints, nothing)
+    assert accepted.labels == ["-1", "neg", "pos"]
+    chosen = open_corpus(tmp_path / "cache", msgspec.structs.replace(asked, labels=["pos", "neg"]), codepoints, nothing)
+    assert (chosen.labels, chosen.counts.other_labels) == (["pos", "neg"], 20)
+    assert len(chosen.train) + len(chosen.evaluation) == 40
+
+
 def test_a_corpus_holds_the_rows_their_labels_and_their_order(tmp_path: Path) -> None:
     file = tmp_path / "评论 1.csv"
     file.write_text("类别,评论\n" + "".join(f'{c},"{t}"\n' for t, c in labelled()) + "好评,  \n", encoding="utf-8-sig")
     corpus = open_corpus(tmp_path / "cache", source(file), codepoints, nothing)
     assert corpus.labels == ["好评", "差评"]
-    assert corpus.columns == ("评论", "类别")
+    assert corpus.columns == ("评论", "类别", None)
     assert (corpus.counts.blank, corpus.counts.repeated, corpus.counts.shared) == (1, 0, 0)
     trained, evaluated = texts_of(corpus.train), texts_of(corpus.evaluation)
     assert (len(trained), len(evaluated)) == (12, 4)
@@ -176,7 +204,7 @@ def test_the_second_opening_reads_the_cache(tmp_path: Path) -> None:
     file = write_reviews(tmp_path / "a.jsonl")
     made = []
 
-    def make(texts: Iterator[list[str]], folder: Path) -> Codepoints:
+    def make(texts: Iterator[list[Text]], folder: Path) -> Codepoints:
         made.append([text for chunk in texts for text in chunk])
         (folder / "vocab.txt").write_text("x")
         return Codepoints()
@@ -228,7 +256,7 @@ def test_an_order_to_leave_goes_through_at_every_boundary_and_leaves_nothing_hal
     file = write_reviews(tmp_path / "a.jsonl", repeat=100)
     cache = tmp_path / "cache"
 
-    def make(texts: Iterator[list[str]], folder: Path) -> Codepoints:
+    def make(texts: Iterator[list[Text]], folder: Path) -> Codepoints:
         for _ in texts:
             pass
         return Codepoints()
@@ -262,8 +290,9 @@ def test_an_order_to_leave_goes_through_at_every_boundary_and_leaves_nothing_hal
 
 def test_a_full_disk_is_said_to_be_full(tmp_path: Path) -> None:
     """The device that is always full; the worker tells this error from a crash by its number."""
+    (tmp_path / "tokens.bin").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as caught:
-        _write_tokens(Path("/dev/full"), iter([["很好"]]), Codepoints())
+        _write_tokens(tmp_path, iter([["很好"]]), Codepoints())
     assert caught.value.errno == errno.ENOSPC
 
 
@@ -298,6 +327,43 @@ def test_a_file_larger_than_the_memory_left_is_loaded(tmp_path: Path) -> None:
     arguments = [*CHILD, tmp_path / "cache", file, "--spare-bytes", str(64 << 20)]
     child = subprocess.run(arguments, capture_output=True, check=False, timeout=280)
     assert child.stdout.decode().startswith("100000 "), child.stderr.decode()
+
+
+def test_every_row_knows_its_file_and_line(tmp_path: Path) -> None:
+    """In the order of the data, whatever was left out or held out; a folder's texts by their own files."""
+    first = tmp_path / "a.csv"
+    first.write_text(
+        "text,label\n" + "".join(f"{text},{label}\n" for text, label in zip("甲 丙丁戊己庚", "0101010", strict=True))
+    )
+    second = tmp_path / "b.csv"
+    second.write_text('label,text\n0,"辛\n辛"\n1,壬\n')
+    beside = tmp_path / "folder"
+    for name in ("0/x.txt", "0/y.txt", "1/z.txt"):
+        (beside / name).parent.mkdir(parents=True, exist_ok=True)
+        (beside / name).write_text(f"text {name}")
+    several = msgspec.structs.replace(source(first, beside), train=[str(first), str(second)])
+    corpus = open_corpus(tmp_path / "cache", several, codepoints, nothing)
+    places = {text: corpus.train.where(np.array([row])) for row, text in enumerate(texts_of(corpus.train))}
+    assert places == {
+        **{text: f"{first}, line {line}" for text, line in zip("甲丙丁戊己庚", (2, 4, 5, 6, 7, 8), strict=True)},
+        "辛\n辛": f"{second}, line 2",
+        "壬": f"{second}, line 4",
+    }
+    assert corpus.train.where(np.arange(8)) == f"{first}, lines 2, 4, 5, 6, 7 and 8; {second}, lines 2 and 4"
+    assert corpus.evaluation.where(np.array([2, 0])) == f"{beside}/0/x.txt, line 1; {beside}/1/z.txt, line 1"
+    assert not corpus.is_held_out
+    moved = tmp_path / "moved.csv"
+    first.rename(moved)
+    elsewhere = open_corpus(
+        tmp_path / "cache", msgspec.structs.replace(several, train=[str(moved), str(second)]), codepoints, nothing
+    )
+    assert elsewhere.fingerprint == corpus.fingerprint, "a run goes on with data that lie elsewhere"
+    assert elsewhere.train.where(np.array([0])) == f"{moved}, line 2"
+    (beside / "1/z.txt").write_text("text 1/Z.txt, longer")
+    later = open_corpus(
+        tmp_path / "cache", msgspec.structs.replace(several, train=[str(moved), str(second)]), codepoints, nothing
+    )
+    assert later.fingerprint != corpus.fingerprint
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -385,6 +451,7 @@ def load(tmp_path: Path, model: Path | str, *, max_length: int = 32, checkpoint:
     wanted.training.max_length = max_length
     wanted.training.eval_share = 0.25
     wanted.training.seed = task.pop("seed", 42)
+    wanted.task.accept = task.pop("accept", [])
     assert not task
     paths = RunPaths("test", tmp_path, tmp_path)
     return find_task("text-classification").load(wanted, paths, nothing, checkpoint=checkpoint)
@@ -411,14 +478,15 @@ def test_a_row_counts_the_same_alone_and_padded_among_others(tmp_path: Path, kin
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_padding_is_the_tokenizers_own(tmp_path: Path, side: str) -> None:
-    from memsup.worker.tasks.classification import TextRows, Tokens
+    from memsup.worker.tasks.classification import TextRows
+    from memsup.worker.tasks.tokens import Tokens
 
     tokenizer = tokenizer_of(POSITIVE + NEGATIVE, tmp_path)
     tokenizer.padding_side = side
     corpus = open_corpus(
         tmp_path / "cache", source(write_reviews(tmp_path / "a.jsonl")), lambda _texts, _folder: Tokens(tokenizer, 8), nothing
     )
-    rows = TextRows(corpus.train, np.array([1, 0]), tokenizer)
+    rows = TextRows(corpus.train, np.array([1, 0]), tokenizer, has_types=False)
     kept = [text for text, _ in labelled() if text in texts_of(open_plain(tmp_path).train)]
     indices = np.array([5, 0, 3, 5])
     wanted = tokenizer([kept[i] for i in indices], truncation=True, max_length=8, padding=True, return_tensors="pt")
@@ -552,6 +620,57 @@ def test_a_model_that_knows_the_labels_keeps_their_places(tmp_path: Path) -> Non
     assert batch["labels"].tolist() == [1]
 
 
+def test_a_head_keeps_its_order_and_its_spelling(tmp_path: Path) -> None:
+    """Data of another case, width or with other blanks; the head's outputs must not be renamed in the order of the data."""
+    folder = pretrained(tmp_path, id2label={0: "差 评Ａ", 1: "好评b"}, label2id={"差 评Ａ": 0, "好评b": 1})
+    data = tmp_path / "other.csv"
+    rows = "".join(f'"{text}",{label}\n' for texts, label in ((POSITIVE, "好评B"), (NEGATIVE, "差评a")) for text in texts)
+    data.write_text("text,label\n" + rows, encoding="utf-8")
+    prepared = load(tmp_path, folder, train=data)
+    assert prepared.model.config.id2label == {0: "差 评Ａ", 1: "好评b"}
+    assert "new:" not in prepared.facts["model"]
+    weights = transformers.AutoModelForSequenceClassification.from_pretrained(folder).classifier.weight
+    assert torch.equal(prepared.model.classifier.weight, weights.float())
+    batch = prepared.train.batch(all_rows(prepared.train))
+    first = prepared.tokenizer.decode(batch["input_ids"][0], skip_special_tokens=True)
+    assert first.replace(" ", "")[:2] == POSITIVE[0][:2]
+    assert batch["labels"].tolist()[0] == 1
+    assert set(batch["labels"].tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "gpt2"])
+def test_a_head_for_other_labels_begins_anew_once_that_is_accepted(tmp_path: Path, kind: str) -> None:
+    """What an output has learnt is not to go on under another name."""
+    tokenizer = tokenizer_of(POSITIVE + NEGATIVE, tmp_path)
+    config = transformers.AutoConfig.for_model(
+        kind,
+        **{"vocab_size": len(tokenizer), **TINY[kind], "id2label": {0: "ham", 1: "spam"}, "label2id": {"ham": 0, "spam": 1}},
+    )
+    folder = tmp_path / "other"
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match=r"the model's head has ham, spam, the data have 好评, 差评.*task.accept=head-labels"):
+        load(tmp_path, folder)
+    first, again = (load(tmp_path, folder, accept=[DoubtKind.HEAD_LABELS]) for _ in range(2))
+    assert first.model.config.id2label == {0: "好评", 1: "差评"}
+    before = transformers.AutoModelForSequenceClassification.from_pretrained(folder).state_dict()
+    drawn, same = first.model.state_dict(), again.model.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(value, drawn[name])}
+    assert changed <= {"classifier.weight", "classifier.bias", "score.weight"}
+    assert f"{'score' if kind == 'gpt2' else 'classifier'}.weight" in changed
+    assert all(torch.equal(value, same[name]) for name, value in drawn.items()), "the seed alone draws it"
+
+
+def test_a_model_of_characters_needs_no_vocabulary(tmp_path: Path) -> None:
+    folder = tmp_path / "canine"
+    config = transformers.CanineConfig(**TINY["bert"], num_hash_buckets=64, downsampling_rate=2, local_transformer_stride=16)
+    transformers.CanineForSequenceClassification(config).save_pretrained(folder)
+    transformers.CanineTokenizer().save_pretrained(folder)
+    prepared = load(tmp_path, folder)
+    text = prepared.tokenizer.decode(prepared.train.batch(np.array([0]))["input_ids"][0], skip_special_tokens=True)
+    assert text in POSITIVE + NEGATIVE
+
+
 def test_no_row_is_longer_than_the_model_has_positions(tmp_path: Path) -> None:
     """34 positions of a RoBERTa take 32 tokens; the rest belongs to padding."""
     prepared = load(
@@ -590,9 +709,7 @@ def test_a_model_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
             load(tmp_path, folder)
 
     weights.write_bytes(good[: len(good) // 2])
-    says("cannot be loaded")
-    weights.write_bytes(b"")
-    says("cannot be loaded")
+    says("is cut off")
     other = transformers.AutoConfig.for_model("distilbert", vocab_size=50, **TINY["distilbert"])
     transformers.AutoModel.from_config(other).save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "model.safetensors", weights)
@@ -605,12 +722,17 @@ def test_a_model_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     tokenizer.save_pretrained(folder)
     says("do not belong together")
     (folder / "tokenizer.json").write_text("{")
-    says("cannot be loaded")
+    says("tokenizer.json is cut off")
     for file in names:
         file.unlink()
     says("has weights but no tokenizer")
+    vocabulary = folder / "vocab.json"  # a BERT's tokenizer reads a vocab.txt, and is empty without one
+    vocabulary.write_text('{"a": 0}')
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    says("The tokenizer of .* has no vocabulary")
+    vocabulary.unlink()
     (folder / "config.json").write_text('{"model_type": "no_such_model"}')
-    says("cannot be loaded")
+    says("which transformers .* does not know")
 
 
 def test_a_pickle_that_could_run_something_is_refused_in_memsups_words(tmp_path: Path) -> None:
@@ -638,9 +760,21 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path) -> None:
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "mine.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')")
-    with pytest.raises(InputError, match="cannot be loaded"):
+    with pytest.raises(InputError, match="memsup runs none from a model's folder"):
         load(tmp_path, folder)
     assert not (tmp_path / "was run").exists()
+
+
+def test_a_librarys_advice_is_not_passed_on(tmp_path: Path) -> None:
+    """Whatever it says of a folder, there is no name to check and no network to wait for."""
+    folder = pretrained(tmp_path)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError) as error:
+        load(tmp_path, folder)
+    assert str(error.value) == (
+        f"The model {folder} cannot be loaded (KeyError; the worker's log has more): copy its config.json, weights and "
+        "tokenizer again from where it came from, all of one version."
+    )
 
 
 def test_a_model_that_mixes_samples_is_refused(prepared_once: Prepared) -> None:

@@ -201,12 +201,15 @@ def test_without_a_run_or_a_supervisor_there_is_a_sentence(tmp_path: Path) -> No
 def test_bad_data_is_the_users_to_mend(tmp_path: Path, nursery: Nursery) -> None:
     settings = tiny_settings(tmp_path)
     assert settings.task.train is not None
-    Path(settings.task.train).write_text("text,label\nalone,good\n", encoding="utf-8")
+    rows = "".join(f"这个东西 {number},{('good', 'bad', 'nan')[number % 3]}\n" for number in range(60))
+    Path(settings.task.train).write_text("text,label\n" + rows, encoding="utf-8")
     with LoneSupervisor(settings, nursery=nursery) as supervisor:
         supervisor.start()
         failed = supervisor.first(Failed)
         assert failed.cause is FailureCause.BAD_INPUT
         assert failed.traceback is None
+        assert "20 rows of 60 have the label 'nan'" in failed.message
+        assert "memsup start --run tiny --set task.accept=no-label" in failed.message
         assert supervisor.exit_status() == 1
 
 

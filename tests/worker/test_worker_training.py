@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -286,10 +287,26 @@ def test_one_row_that_does_not_fit_first_gets_activation_checkpointing(life: Tra
 
 def test_one_row_that_never_fits_fails_with_its_name_and_the_numbers(life: Training) -> None:
     life.task = StarvedTask(life.task, lambda at, rows, number: at == "forward")
-    with pytest.raises(GiveUp, match=r"Row \d+ of the training data with its \d+ tokens .* \d+ MiB are held") as given_up:
+    with pytest.raises(GiveUp, match=r"The text at .*, line \d+ has \d+ tokens .* \d+ MiB are held") as given_up:
         train.take_step(life)
     assert given_up.value.cause is FailureCause.OUT_OF_MEMORY
     assert given_up.value.step == 1
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "evaluate"])
+def test_a_crash_names_file_and_line_of_what_was_computed_then(life: Training, where: str) -> None:
+    life.task = StarvedTask(life.task, lambda at, rows, number: at == where and number >= 2, error="no such index")
+    with pytest.raises(GiveUp, match=r"crashed: RuntimeError: no such index") as given_up:
+        train.evaluate(life) if where == "evaluate" else train.take_step(life)
+    assert given_up.value.cause is FailureCause.CRASH
+    _, _, named = str(given_up.value).partition("look at what it was computed from: ")
+    file, _, lines = named.partition(", line")
+    assert 1 <= len(re.findall(r"[0-9]+", lines)) <= 8
+    if where != "evaluate":
+        assert life.at_rows is not None
+        assert len(life.at_rows) < 16, "the rows of the micro-batch, and not all of the step's"
+        assert named == life.prepared.train.where(life.at_rows)
+    assert Path(file).is_file()
 
 
 def test_the_optimizers_step_is_never_repeated(life: Training) -> None:

@@ -39,6 +39,10 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
+    def where(self, indices: NDArray[np.int64]) -> str:
+        """The files and lines of these rows, for a sentence; of many rows only some are named."""
+        ...
+
     def batch(self, indices: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """These rows in this order, on the CPU, padded to the longest of them: `input_ids` and `attention_mask` (int64,
         rows × longest) and `labels` (int64, rows). All tensors have one row an index; move them and hand them on as they are.
@@ -62,6 +66,8 @@ class Prepared:
     must not be continued as if nothing had happened."""
     left_out: dict[str, int]
     """How many rows of the data are not trained on, by why not."""
+    beside: dict[str, float]
+    """Figures of the data without which those of the evaluation say too much, such as `shared_rows`; they end among these."""
     facts: dict[str, str]
     """What was found, one line each, for the log: heading → plain text."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers.normalizers import BertNormalizer
@@ -17,8 +17,11 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 """The special tokens in BERT's places: padding is 0."""
 
+_CHARS_AT_ONCE = 1 << 16
+"""How much of a text is normalized at once, which takes some hundred bytes a character; it is done character by character."""
 
-def character_vocabulary(texts: Iterable[list[str]], *, at_most: int) -> list[str]:
+
+def character_vocabulary(texts: Iterable[Sequence[str | tuple[str, str]]], *, at_most: int) -> list[str]:
     """The special tokens, then the characters of `texts` by how often they occur, then by code point; `at_most` in all.
 
     A character that occurs once is left to `[UNK]`, so that the model learns what an unknown one is. BERT cuts text into
@@ -27,7 +30,9 @@ def character_vocabulary(texts: Iterable[list[str]], *, at_most: int) -> list[st
     counts: Counter[str] = Counter()
     for chunk in texts:
         for text in chunk:
-            counts.update(_normalize(text))
+            for part in (text,) if isinstance(text, str) else text:
+                for start in range(0, len(part), _CHARS_AT_ONCE):
+                    counts.update(_normalize(part[start : start + _CHARS_AT_ONCE]))
     vocabulary = list(SPECIAL_TOKENS)
     for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if count == 1 or character.isspace():

@@ -10,8 +10,12 @@ import errno
 import hashlib
 import os
 import pickle
+import shlex
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from functools import partial
+from inspect import signature
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +25,26 @@ import transformers
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from memsup.shared.data.errors import InputError
+from memsup.shared.commands import command
+from memsup.shared.data.columns import Columns
+from memsup.shared.data.doubts import DoubtKind
+from memsup.shared.data.errors import DoubtfulError, InputError
 from memsup.shared.files import read_small
 from memsup.shared.log import log
-from memsup.shared.model_folder import MOST_TEXT_BYTES, ModelSource, check_model
+from memsup.shared.model import tokenizer as tokenizer_files
+from memsup.shared.model.config import OWN_ATTENTION, PROBLEM_TYPE
+from memsup.shared.model.folder import MOST_TEXT_BYTES, ModelSource, check_model
+from memsup.shared.model.head import Fit, head_labels, match
+from memsup.shared.model.judge import judge_head
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
 from memsup.worker.memory import is_out_of_memory
 from memsup.worker.tasks import Boundary, Examples, Prepared
 from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
-from memsup.worker.tasks.corpus import Corpus, Rows, Source, open_corpus
+from memsup.worker.tasks.corpus import Corpus, Counts, Rows, Source, Text, open_corpus
+from memsup.worker.tasks.tokens import Tokens
 
-_CHARS_A_TOKEN = 100
-"""No tokenizer makes longer tokens of text; what lies further behind the cut is not worth its memory."""
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
-_OWN_ATTENTION = ("sdpa", "eager")
-"""The ways to compute attention that are in torch and transformers themselves."""
+_MOST_SPECIAL_TOKENS = 1000
 _POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm"}
 _POSITIONS_AFTER_PADDING |= {"xlm-roberta", "xlm-roberta-xl", "xmod"}
 """Models whose first positions belong to padding, so that they take fewer tokens than they have positions."""
@@ -46,27 +54,14 @@ _POSITIONS_AFTER_PADDING |= {"xlm-roberta", "xlm-roberta-xl", "xmod"}
 # Features
 
 
-class Tokens:
-    """The encoder that the corpus is made with."""
-
-    def __init__(self, tokenizer: Any, max_length: int) -> None:
-        self.vocabulary_size = len(tokenizer)
-        self._tokenizer, self._max_length = tokenizer, max_length
-
-    def encode(self, texts: list[str]) -> Sequence[Sequence[int]]:
-        cut = [text[: self._max_length * _CHARS_A_TOKEN] for text in texts]
-        encoded = self._tokenizer(
-            cut, truncation=True, max_length=self._max_length, return_attention_mask=False, return_token_type_ids=False
-        )
-        return encoded["input_ids"]
-
-
 class TextRows:
     """Rows of a corpus as the model's tensors."""
 
-    def __init__(self, rows: Rows, label_places: NDArray[np.int64], tokenizer: Any) -> None:
+    def __init__(self, rows: Rows, label_places: NDArray[np.int64], tokenizer: Any, *, has_types: bool) -> None:
+        """With `has_types` the model is told the types of tokens, as its tokenizer gives them."""
         self._rows, self._label_places = rows, label_places
         self._padding_token, self._padding_left = int(tokenizer.pad_token_id), tokenizer.padding_side == "left"
+        self._padding_type = int(tokenizer.pad_token_type_id) if has_types else None
 
     @property
     def lengths(self) -> NDArray[np.int32]:
@@ -75,6 +70,9 @@ class TextRows:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def where(self, indices: NDArray[np.int64]) -> str:
+        return self._rows.where(indices)
+
     def batch(self, indices: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         lengths = self._rows.lengths[indices][:, None]
         longest = lengths.max()
@@ -82,11 +80,16 @@ class TextRows:
         mask = places >= longest - lengths if self._padding_left else places < lengths
         tokens = np.full(mask.shape, self._padding_token, np.int64)
         tokens[mask] = self._rows.tokens(indices)
-        return {
+        batch = {
             "input_ids": torch.from_numpy(tokens),
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
             "labels": torch.from_numpy(self._label_places[self._rows.labels(indices)]),
         }
+        if self._padding_type is not None:
+            types = np.full(mask.shape, self._padding_type, np.int64)
+            types[mask] = self._rows.token_types(indices)
+            batch["token_type_ids"] = torch.from_numpy(types)
+        return batch
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -120,7 +123,7 @@ class ClassificationMetrics:
 
 def _logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The model's logits, shape (rows, labels), in float32 whatever the forward pass computed in."""
-    return model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask")).logits.float()
+    return model(**{name: values for name, values in batch.items() if name != "labels"}).logits.float()
 
 
 class TextClassification:
@@ -131,42 +134,59 @@ class TextClassification:
         transformers.utils.logging.disable_default_handler()  # what it says goes the way of our own events
         transformers.utils.logging.enable_propagation()
         task, training = settings.task, settings.training
-        kind = check_model(task.model) if checkpoint is None else ModelSource.FOLDER
+        found = check_model(task.model) if checkpoint is None else None
+        kind = found.source if found else ModelSource.FOLDER
         origin = str(checkpoint or task.model)
         config = _load_config(origin)
-        tokenizer = _load_tokenizer(origin, kind)
+        tokenizer = _load_tokenizer(origin) if found is None or found.has_tokenizer else None
         max_length = _max_length(training.max_length, config, tokenizer)
 
         boundary()
-        corpus = open_corpus(
-            paths.cache,
-            Source(
-                train=task.train or "",
-                evaluation=task.eval,
-                text=task.text,
-                label=task.label,
-                eval_share=training.eval_share,
-                seed=training.seed,
-                encoder=f"{_tokenizer_name(task.model or origin)}, {max_length}",
-            ),
-            partial(_make_encoder, tokenizer, config, max_length),
-            boundary,
-        )
+        try:
+            corpus = open_corpus(
+                paths.cache,
+                Source(
+                    train=task.train or "",
+                    evaluation=task.eval,
+                    text=task.text,
+                    label=task.label,
+                    text_pair=task.text_pair,
+                    labels=task.labels,
+                    accept=task.accept,
+                    eval_share=training.eval_share,
+                    seed=training.seed,
+                    encoder=f"{_tokenizer_name(task.model or origin)}, {max_length}",
+                ),
+                partial(_make_encoder, tokenizer, config, max_length),
+                boundary,
+            )
+            has_weights = kind is not ModelSource.CONFIG_ONLY
+            fit, label_places = _give_labels(config, corpus.labels, has_weights=has_weights, accept=task.accept)
+        except DoubtfulError as doubtful:
+            kinds = shlex.quote(f"task.accept={' '.join(doubt.kind for doubt in doubtful.doubts)}")
+            raise InputError(
+                f"The data are doubtful, so nothing was trained. {doubtful} If they are right as they are: "
+                f"{command('start', paths.name)} --set {kinds}"
+            ) from None
         if tokenizer is None:
             tokenizer = _from_pretrained(transformers.AutoTokenizer, str(corpus.tokenizer_folder))
-        label_places = _give_labels(config, corpus.labels)
         boundary()
         model, new_layers = _load_model(origin, kind, config, tokenizer, training.seed)
+        if fit is Fit.DOUBTFUL:
+            _begin_head_anew(model, training.seed)
         refuse_mixing(model)
+        rows_of = partial(TextRows, label_places=label_places, tokenizer=tokenizer, has_types=_takes_types(model, tokenizer))
+        refuse_special_tokens(model, corpus, tokenizer, rows_of)
         return Prepared(
             model=model.eval(),
             tokenizer=tokenizer,
-            train=TextRows(corpus.train, label_places, tokenizer),
-            evaluation=TextRows(corpus.evaluation, label_places, tokenizer),
+            train=rows_of(corpus.train),
+            evaluation=rows_of(corpus.evaluation),
             fingerprint=corpus.fingerprint,
-            left_out={"they have no text": corpus.counts.blank} if corpus.counts.blank else {},
+            left_out=_left_out(corpus.counts),
+            beside={"shared_rows": corpus.counts.shared} if corpus.counts.shared else {},
             facts={
-                **_data_facts(corpus, max_length, held_out=task.eval is None),
+                **_data_facts(corpus, max_length, tokenizer),
                 "model": f"{config.model_type}, {model.num_parameters():,} parameters, {new_layers}; {len(tokenizer):,} tokens",
             },
         )
@@ -185,15 +205,14 @@ class TextClassification:
 # Tokenizer
 
 
-def _load_tokenizer(origin: str, kind: ModelSource) -> Any | None:
-    """The tokenizer of the model. None means that it comes with none and is trained from nothing: then one is learnt. Raises
-    InputError.
-    """
-    if kind is not ModelSource.HUB and not any(any(Path(origin).glob(pattern)) for pattern in _TOKENIZER_FILES):
-        if kind is ModelSource.CONFIG_ONLY:
-            return None
-        raise InputError(f"{origin} has weights but no tokenizer: copy its tokenizer.json or vocab.txt there too.")
+def _load_tokenizer(origin: str) -> Any:
+    """The tokenizer of the model. Raises InputError."""
     tokenizer = _from_pretrained(transformers.AutoTokenizer, origin)
+    if _is_empty(tokenizer):
+        raise InputError(
+            f"The tokenizer of {origin} has no vocabulary: transformers finds no file of it that its class reads; copy its "
+            "tokenizer.json there too."
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise InputError(
@@ -203,13 +222,21 @@ def _load_tokenizer(origin: str, kind: ModelSource) -> Any | None:
     return tokenizer
 
 
+def _is_empty(tokenizer: Any) -> bool:
+    """Whether it knows nothing but special tokens. Where transformers misses a vocabulary it may well make such a one."""
+    if len(tokenizer) > _MOST_SPECIAL_TOKENS:
+        return False
+    special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+    return not any(any(map(str.isalnum, token)) for token in tokenizer.get_vocab() if token not in special)
+
+
 def _tokenizer_name(model: str) -> str:
     """A name that changes when a folder's tokenizer, or the settings it is made by, change. A hub id stands for itself. Raises
     InputError.
     """
     digest = hashlib.blake2b(model.encode(), digest_size=16)
-    for pattern in ("config.json", "tokenizer_config.json", *_TOKENIZER_FILES):
-        for file in sorted(Path(model).glob(pattern)):
+    for pattern in ("config.json", "tokenizer_config.json", *tokenizer_files.FILES):
+        for file in sorted(file for file in Path(model).glob(pattern) if not file.is_dir()):
             try:
                 digest.update(os.fsencode(file.name) + read_small(file, MOST_TEXT_BYTES))
             except OSError as error:
@@ -231,7 +258,7 @@ def _max_length(wanted: int | None, config: Any, tokenizer: Any | None) -> int:
     return min(bound for bound in bounds if bound is not None)
 
 
-def _make_encoder(tokenizer: Any | None, config: Any, max_length: int, texts: Iterator[list[str]], folder: Path) -> Tokens:
+def _make_encoder(tokenizer: Any | None, config: Any, max_length: int, texts: Iterator[list[Text]], folder: Path) -> Tokens:
     if tokenizer is None:
         vocabulary = character_vocabulary(texts, at_most=config.vocab_size)
         write_tokenizer(vocabulary, folder, max_length=_positions(config) or max_length)
@@ -243,19 +270,41 @@ def _make_encoder(tokenizer: Any | None, config: Any, max_length: int, texts: It
 # Model
 
 
-def _give_labels(config: Any, labels: list[str]) -> NDArray[np.int64]:
-    """Puts the labels into the model's configuration, in its own order where it knows just these, and returns the place of
-    each of `labels` among its outputs.
+def _give_labels(
+    config: Any, labels: list[str], *, has_weights: bool, accept: Sequence[DoubtKind]
+) -> tuple[Fit, NDArray[np.int64]]:
+    """Puts the labels into the model's configuration, in the order and spelling of its head where that knows
+    just these. Returns how they fit, and the place of each of `labels` among the outputs. Raises DoubtfulError for a doubt
+    that nobody has accepted.
     """
-    known = {str(name): place for name, place in (config.label2id or {}).items()}
-    if set(known) == set(labels) and sorted(known.values()) == list(range(len(labels))):
-        places = [known[name] for name in labels]
-    else:
-        places = list(range(len(labels)))
-    config.label2id = dict(zip(labels, places, strict=True))
-    config.id2label = {place: name for name, place in sorted(config.label2id.items(), key=lambda item: item[1])}
-    config.problem_type = "single_label_classification"
-    return np.array(places, np.int64)
+    named = head_labels({"id2label": config.id2label, "architectures": config.architectures})
+    found = match(named, labels)
+    if has_weights:
+        doubts, _ = judge_head(named, labels)
+        if unsettled := [doubt for doubt in doubts if doubt.kind not in accept]:
+            raise DoubtfulError(unsettled)
+    config.id2label = dict(enumerate(found.names))
+    config.label2id = {name: place for place, name in config.id2label.items()}
+    config.problem_type = PROBLEM_TYPE
+    return found.fit if has_weights else Fit.UNNAMED, np.array(found.places, np.int64)
+
+
+def _begin_head_anew(model: Any, seed: int) -> None:
+    """Draws the weights anew of which there is a row for each label, as `seed` says. What is before them stays."""
+    wider = deepcopy(model.config)
+    wider.id2label = dict(enumerate([*wider.id2label.values(), ""]))
+    with torch.device("meta"):
+        other = transformers.AutoModelForSequenceClassification.from_config(wider)
+    shapes = {name: parameter.shape for name, parameter in other.named_parameters()}
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if shapes.get(name) == parameter.shape:
+                continue
+            if parameter.dim() > 1:
+                parameter.normal_(std=getattr(model.config, "initializer_range", None) or 0.02, generator=draws)
+            else:
+                parameter.zero_()
 
 
 def _load_config(origin: str) -> Any:
@@ -263,7 +312,7 @@ def _load_config(origin: str) -> Any:
     hub, which transformers would fetch and run. Raises InputError.
     """
     config = _from_pretrained(transformers.AutoConfig, origin)
-    if config._attn_implementation not in _OWN_ATTENTION:
+    if config._attn_implementation not in OWN_ATTENTION:
         config._attn_implementation = None  # of its model too if it has several; transformers then takes the first that it can
     return config
 
@@ -280,16 +329,25 @@ def _load_model(origin: str, kind: ModelSource, config: Any, tokenizer: Any, see
         model, found = _from_pretrained(
             auto, origin, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    rows = _embedding_rows(model)
+    if rows is not None and len(tokenizer) > rows:
         raise InputError(
-            f"The tokenizer of {origin} has {len(tokenizer):,} tokens and the model "
-            f"{model.get_input_embeddings().num_embeddings:,}: they do not belong together; copy both again."
+            f"The tokenizer of {origin} has {len(tokenizer):,} tokens and the model {rows:,}: they do not belong together; "
+            "copy both again."
         )
     new = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
     sizes = {name: value.numel() for name, value in model.state_dict().items()}
     if 2 * sum(sizes.get(name, 0) for name in new) > sum(sizes.values()):
         raise InputError(f"The weights in {origin} are not of the model that its config.json describes: copy both again.")
     return model, f"weights from {origin}" + (f", new: {', '.join(sorted(new))}" if new else "")
+
+
+def _embedding_rows(model: Any) -> int | None:
+    """For how many tokens the model has a row. It is None for one that has no such table, such as CANINE."""
+    try:
+        return int(model.get_input_embeddings().num_embeddings)
+    except (NotImplementedError, AttributeError):
+        return None
 
 
 def refuse_mixing(model: torch.nn.Module) -> None:
@@ -302,6 +360,38 @@ def refuse_mixing(model: torch.nn.Module) -> None:
             f"The model normalises over the rows of a batch (BatchNorm in {mixing[0]} and {len(mixing) - 1} more), so its "
             "result would depend on how much memory there was: choose a model with layer normalisation, such as BERT."
         )
+
+
+def refuse_special_tokens(model: Any, corpus: Corpus, tokenizer: Any, rows_of: Callable[[Rows], TextRows]) -> None:
+    """Raises InputError where texts make a special token and the model cannot compute such a row beside one that has more or
+    fewer of them: BART and T5, for one, look for the token that ends a text and want as many of it in each row.
+    """
+    for made in corpus.special:
+        other_row = corpus.row_with_other_number(made)
+        if other_row is None:
+            continue
+        batch = rows_of(corpus.rows(np.array([made.first_row, other_row]))).batch(np.arange(2))
+        try:
+            with torch.no_grad():
+                _logits(model.eval(), batch)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            log.warning("A row with a special token failed", exc_info=True)
+            token = tokenizer.convert_ids_to_tokens(made.token)
+            raise InputError(
+                f"{corpus.where(made.first_row)}: the text makes the special token {token!r}, and this model cannot take one "
+                f"among other rows{_more(made.rows - 1)}: write it in another way, as with a blank inside, or delete the row."
+            ) from None
+
+
+def _more(rows: int) -> str:
+    return f"; so it is in {rows:,} more" if rows else ""
+
+
+def _takes_types(model: Any, tokenizer: Any) -> bool:
+    """Whether whoever asks the model hands it the types of tokens: its tokenizer gives them, and it knows what they are."""
+    return "token_type_ids" in tokenizer.model_input_names and "token_type_ids" in signature(model.forward).parameters
 
 
 def _from_pretrained(auto: Any, origin: str, **arguments: Any) -> Any:
@@ -323,31 +413,56 @@ def _loading(origin: str, load: Callable[[], Any]) -> Any:
                 "else's; memsup does not load it. Get the model as safetensors."
             ) from None
         log.warning("Loading failed", origin=origin, exc_info=True)
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-        raise InputError(
-            f"The model {origin} cannot be loaded ({reason}): check the name and the network, or give a folder with "
-            "its config.json, weights and tokenizer."
-        ) from None
+        raise InputError(_why_not_loaded(origin, error)) from None
+
+
+def _why_not_loaded(origin: str, error: Exception) -> str:
+    """What a library says stays in the log: it may be an advice that is wrong here, such as to run others' code."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"The model {origin} needs the package {error.name}, which is not installed."
+    failed = f"The model {origin} cannot be loaded ({type(error).__name__}; the worker's log has more)"
+    if os.path.isdir(origin):
+        return f"{failed}: copy its config.json, weights and tokenizer again from where it came from, all of one version."
+    return f"{failed}: check the name and the network, or give a folder with its config.json, weights and tokenizer."
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # What was found
 
 
-def _data_facts(corpus: Corpus, max_length: int, *, held_out: bool) -> dict[str, str]:
+def _left_out(counts: Counts) -> dict[str, int]:
+    left_out = {
+        "they have no text": counts.blank,
+        "their text makes no token": counts.tokenless,
+        "their label is none of task.labels": counts.other_labels,
+    }
+    return {why: rows for why, rows in left_out.items() if rows}
+
+
+def _data_facts(corpus: Corpus, max_length: int, tokenizer: Any) -> dict[str, str]:
     train, evaluation, counts = corpus.train, corpus.evaluation, corpus.counts
     of_label = np.bincount(train.labels(np.arange(len(train))), minlength=len(corpus.labels))
     most = [(corpus.labels[place], of_label[place] / len(train)) for place in np.argsort(-of_label, kind="stable")[:8]]
     lengths = np.concatenate([train.lengths, evaluation.lengths])
     cut = float(np.mean(lengths >= max_length))
     facts = {
-        "data": f"{len(train):,} rows to train on, text in {corpus.columns.text!r}, label in {corpus.columns.label!r}",
+        "data": f"{len(train):,} rows to train on, text in {_text_columns(corpus.columns)}, label in {corpus.columns.label!r}",
         "labels": f"{len(corpus.labels)}: " + ", ".join(f"{name} {share:.0%}" for name, share in most),
         "evaluation": f"{len(evaluation):,} rows held out, equal texts all on one side",
         "length": f"median {np.median(lengths):.0f} tokens; {cut:.1%} of the texts reach {max_length}, where they are cut",
     }
-    if not held_out:
-        facts["evaluation"] = f"{len(evaluation):,} rows of task.eval; the texts of {counts.shared:,} are trained on too"
+    if not corpus.is_held_out:
+        facts["evaluation"] = f"{len(evaluation):,} rows of their own; the texts of {counts.shared:,} are trained on too"
+    if corpus.special:
+        first = min(corpus.special, key=attrgetter("first_row"))
+        facts["special tokens"] = (
+            f"{counts.special:,} texts make tokens that mean something to the model, as transformers has it; "
+            f"the first is {tokenizer.convert_ids_to_tokens(first.token)!r} in {corpus.where(first.first_row)}"
+        )
     if counts.repeated:
         facts["repeated"] = f"{counts.repeated:,} rows of the training data have the text of an earlier one"
     return facts
+
+
+def _text_columns(columns: Columns) -> str:
+    return repr(columns.text) if columns.text_pair is None else f"{columns.text!r} and {columns.text_pair!r}"

@@ -7,10 +7,12 @@ chunks `boundary` is called, so that orders are answered meanwhile.
 
     <cache>/corpus-<key>/
         tokens.bin       all rows' tokens, one behind the other; uint16, or uint32 for a large vocabulary
+        types.bin        uint8: the type of each of them; only where one is not 0
         offsets.bin      int64: row r is tokens[offsets[r]:offsets[r+1]]
         labels.bin       int64: the place of the row's label in `labels`
         train.bin        int64: rows to train on
         evaluation.bin   int64: rows held out, or those of the evaluation data
+        origins.bin, names.bin   file and line of each row (`origins.py`)
         tokenizer/       what the encoder saved
         corpus.json      labels, counts, and size and hash of each file above
 
@@ -24,7 +26,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import attrgetter
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -33,14 +35,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsup.shared.data import sources
-from memsup.shared.data.check import check_labels
-from memsup.shared.data.columns import Columns, find_columns
-from memsup.shared.data.errors import InputError
-from memsup.shared.data.examples import is_blank, read_examples, sorted_labels
+from memsup.shared.data.check import check_rows
+from memsup.shared.data.columns import Columns, look_at_columns
+from memsup.shared.data.doubts import DoubtKind
+from memsup.shared.data.errors import DoubtfulError, InputError
+from memsup.shared.data.evidence import MOST_LABELS, Evidence
+from memsup.shared.data.examples import Example, read_examples, sorted_labels
+from memsup.shared.data.judge import judge
+from memsup.shared.data.layout import Kind, documents
 from memsup.shared.files import UnreadableError, flush_folder, open_regular, read_document, replace_file
 from memsup.worker.imports import without_search_for_garbage
+from memsup.worker.tasks import origins
 
-_FORMAT = 1
+_FORMAT = 4
+_TYPES = "types.bin"
 _CHUNK_ROWS = 1000
 _CHUNK_CHARS = 1 << 18
 _HASHED_BYTES = 8 << 20
@@ -50,17 +58,32 @@ Boundary = Callable[[], None]
 Ints = NDArray[np.int64]
 
 
+Text = str | tuple[str, str]
+"""What a row says: one text, or two."""
+
+
+class Encoded(NamedTuple):
+    """Some rows as numbers."""
+
+    tokens: Sequence[Sequence[int]]
+    """The tokens of each row, cut to the wanted length, with those that the tokenizer adds."""
+    token_types: Sequence[Sequence[int]] | None
+    """The type of each token, 0 to 255. It is None where there are no types."""
+    tokenless: NDArray[np.bool_]
+    """Which rows make no token of their own."""
+    special: dict[int, list[int]]
+    """Place of a row → the special tokens that its text makes, each once."""
+
+
 class Encoder(Protocol):
     """Turns texts into token numbers."""
 
     vocabulary_size: int
 
-    def encode(self, texts: list[str]) -> Sequence[Sequence[int]]:
-        """The tokens of each text, cut to the wanted length, with special tokens; never empty."""
-        ...
+    def encode(self, texts: list[Text]) -> Encoded: ...
 
 
-MakeEncoder = Callable[[Iterator[list[str]], Path], Encoder]
+MakeEncoder = Callable[[Iterator[list[Text]], Path], Encoder]
 """Called once, where the corpus has to be made: may go through the training texts, and may save files in the folder."""
 
 
@@ -73,6 +96,11 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     held out, chosen by `seed`."""
     text: str | None
     label: str | None
+    text_pair: str | None = None
+    labels: list[str] | None = None
+    """The labels that count, in their order. None means that all do."""
+    accept: list[DoubtKind] = []
+    """The doubts that a person has accepted."""
     eval_share: float
     seed: int
     encoder: str
@@ -90,10 +118,25 @@ class _Located(NamedTuple):
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
     blank: int
     """Rows without a text, which were left out."""
+    other_labels: int = 0
+    """Rows whose label is none of those that count, which were left out."""
+    tokenless: int = 0
+    """Rows whose text makes no token, which were left out."""
+    special: int = 0
+    """Rows whose text makes special tokens."""
     repeated: int
     """Rows of the training data whose text stands in an earlier row already."""
     shared: int
     """Rows to evaluate whose text is trained on as well; none where they were held out."""
+
+
+class SpecialToken(msgspec.Struct, frozen=True):
+    """A special token that texts make."""
+
+    token: int
+    rows: int
+    first_row: int
+    """The first of these rows, numbered as `Corpus.rows` takes them."""
 
 
 class _FileNote(msgspec.Struct, frozen=True):
@@ -109,6 +152,8 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True):
     labels: list[str]
     columns: Columns
     counts: Counts
+    is_held_out: bool
+    special: list[SpecialToken]
     vocabulary_size: int
     files: dict[str, _FileNote]
 
@@ -119,8 +164,18 @@ _notes = msgspec.json.Decoder(_Note)
 class Rows:
     """Some rows of a corpus, numbered from 0. Backed by mapped files."""
 
-    def __init__(self, tokens: NDArray[Any], offsets: Ints, labels: Ints, chosen: Ints) -> None:
+    def __init__(
+        self,
+        tokens: NDArray[Any],
+        offsets: Ints,
+        labels: Ints,
+        chosen: Ints,
+        *,
+        types: NDArray[np.uint8] | None = None,
+        origins_of_all: origins.Origins | None = None,
+    ) -> None:
         self._tokens, self._offsets, self._labels, self._chosen = tokens, offsets, labels, chosen
+        self._types, self._origins = types, origins_of_all
         self.lengths: NDArray[np.int32] = (offsets[chosen + 1] - offsets[chosen]).astype(np.int32)
         """The number of tokens of each row."""
 
@@ -130,12 +185,23 @@ class Rows:
     def labels(self, indices: Ints) -> Ints:
         return self._labels[self._chosen[indices]]
 
+    def where(self, indices: Ints) -> str:
+        """The files and lines of these rows, for a sentence."""
+        assert self._origins is not None
+        return self._origins.where(self._chosen[indices])
+
     def tokens(self, indices: Ints) -> Ints:
         """The tokens of these rows, one row behind the other: row i of them has `lengths[indices[i]]`."""
+        return self._tokens[self._places(indices)].astype(np.int64)
+
+    def token_types(self, indices: Ints) -> Ints | int:
+        """The type of each of these tokens; 0 for all where no row has another."""
+        return 0 if self._types is None else self._types[self._places(indices)].astype(np.int64)
+
+    def _places(self, indices: Ints) -> Ints:
         starts, lengths = self._offsets[self._chosen[indices]], self.lengths[indices].astype(np.int64)
         ends = np.cumsum(lengths)
-        places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
-        return self._tokens[places].astype(np.int64)
+        return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
 
 
 class Corpus:
@@ -153,17 +219,40 @@ class Corpus:
                 ("evaluation", np.int64),
             ]
         )
-        self.train = Rows(tokens, offsets, labels, train)
-        self.evaluation = Rows(tokens, offsets, labels, evaluation)
+        types = np.asarray(np.memmap(folder / _TYPES, dtype=np.uint8, mode="r")) if _TYPES in note.files else None
+        self.rows = partial(Rows, tokens, offsets, labels, types=types, origins_of_all=origins.Origins(folder))
+        """Gives rows by their numbers in the data, in which those without a text are not counted."""
+        self.train, self.evaluation = self.rows(train), self.rows(evaluation)
+        self._used = np.concatenate([train, evaluation])
+        self.is_held_out = note.is_held_out
+        """Whether the rows to evaluate were held out of the training data."""
         self.labels = note.labels
         """Names; a row's label is a place in here."""
         self.columns = note.columns
         self.counts = note.counts
+        self.special = note.special
         self.tokenizer_folder = folder / "tokenizer"
-        self.fingerprint = _digest(
-            msgspec.json.encode([note.labels, sorted((name, seen.blake2b) for name, seen in note.files.items())])
-        )
-        """The fingerprint of rows, tokens, labels and split."""
+        learnt = [(name, seen.blake2b) for name, seen in note.files.items() if name.removesuffix(".bin") not in origins.FILES]
+        self.fingerprint = _digest(msgspec.json.encode([note.labels, sorted(learnt)]))
+        """The fingerprint of rows, tokens, labels and split, wherever the files lie."""
+
+    def where(self, row: int) -> str:
+        """File and line of a row of this number in the data, for a sentence."""
+        return self.rows(np.array([row])).where(np.zeros(1, np.int64))
+
+    def row_with_other_number(self, made: SpecialToken) -> int | None:
+        """A row that is used and has another number of this token than the first one that makes it. It is None where all have
+        the same.
+        """
+        wanted = int((self.rows(np.array([made.first_row])).tokens(np.zeros(1, np.int64)) == made.token).sum())
+        for start in range(0, len(self._used), _CHUNK_ROWS):
+            part = self._used[start : start + _CHUNK_ROWS]
+            rows = self.rows(part)
+            found = rows.tokens(np.arange(len(part))) == made.token
+            counts = np.bincount(np.repeat(np.arange(len(part)), rows.lengths)[found], minlength=len(part))
+            if (others := np.flatnonzero(counts != wanted)).size:
+                return int(part[others[0]])
+        return None
 
 
 def open_corpus(cache: Path, source: Source, make_encoder: MakeEncoder, boundary: Boundary) -> Corpus:
@@ -171,10 +260,9 @@ def open_corpus(cache: Path, source: Source, make_encoder: MakeEncoder, boundary
 
     Raises InputError for data that cannot be used, OSError for a disk that is full, and whatever `boundary` raises.
     """
-    located = _Located(
-        sources.locate(source.train),
-        None if source.evaluation is None else sources.locate(source.evaluation, evaluates=True),
-    )
+    train = sources.locate(source.train)
+    beside = train.evaluation if source.evaluation is None else sources.locate(source.evaluation, evaluates=True)
+    located = _Located(train, beside)
     key = _digest(msgspec.json.encode([_FORMAT, source, [_identity(part) for part in located.all()]]))[:16]
     folder = cache / f"corpus-{key}"
     cache.mkdir(exist_ok=True, mode=0o700)
@@ -196,10 +284,17 @@ def open_corpus(cache: Path, source: Source, make_encoder: MakeEncoder, boundary
 
 
 def _identity(source: sources.Source) -> list[object]:
-    """What changes when one of the files does: name, size, time, and its first and last MiB."""
+    """What changes when one of the files does: name, size, time, and its first and last MiB; of a folder of texts the names,
+    sizes and times.
+    """
     seen: list[object] = []
-    for file in (each.path for each in source.files):
+    for each in source.files:
+        file = each.path
+        seen.append([each.kind.name, each.label, each.label_names])
         try:
+            if each.kind is Kind.DOCUMENTS:
+                seen.append([(str(text), (facts := text.stat()).st_size, facts.st_mtime_ns) for text in documents(file)])
+                continue
             fd, _ = open_regular(file)
             with os.fdopen(fd, "rb") as content:
                 facts = os.fstat(fd)
@@ -268,6 +363,7 @@ class _Table(NamedTuple):
     """How many rows are of the training data; those after them are of the evaluation data."""
     columns: Columns
     blank: int
+    other_labels: int
 
 
 def _make(draft: Path, source: Source, located: _Located, make_encoder: MakeEncoder, boundary: Boundary) -> _Note:
@@ -285,18 +381,32 @@ def _make(draft: Path, source: Source, located: _Located, make_encoder: MakeEnco
     tokenizer_folder = draft / "tokenizer"
     tokenizer_folder.mkdir()
     encoder = make_encoder(_texts(table.texts, trained, boundary), tokenizer_folder)
-    offsets = _write_tokens(draft / "tokens.bin", _texts(table.texts, np.arange(len(table.label_of_row)), boundary), encoder)
+    every_row = _texts(table.texts, np.arange(len(table.label_of_row)), boundary)
+    offsets, tokenless, special_rows, special = _write_tokens(draft, every_row, encoder)
+    trained, evaluated = trained[~tokenless[trained]], evaluated[~tokenless[evaluated]]
+    for part, rows in zip((located.train, located.evaluation or located.train), (trained, evaluated), strict=True):
+        if not len(rows) or (rows is trained and len(np.unique(table.label_of_row[rows])) < 2):
+            raise InputError(
+                f"{tokenless.sum():,} texts make no token at all, and without them too little is left of {part}: choose a "
+                "model whose tokenizer knows the characters that they are written in."
+            )
     arrays = {"offsets": offsets, "labels": table.label_of_row, "train": trained, "evaluation": evaluated}
     for name, values in arrays.items():
         (draft / f"{name}.bin").write_bytes(values.astype(np.int64, copy=False).data)  # tofile hides that a disk is full
 
-    different = np.unique(table.text_hashes[: table.train_rows]).size
-    shared = np.isin(table.text_hashes[evaluated], table.text_hashes[trained]).sum()
-    counts = Counts(blank=table.blank, repeated=table.train_rows - different, shared=int(shared))
+    of_train = table.text_hashes[: table.train_rows][~tokenless[: table.train_rows]]
+    counts = Counts(
+        blank=table.blank,
+        other_labels=table.other_labels,
+        tokenless=int(tokenless.sum()),
+        special=special_rows,
+        repeated=of_train.size - np.unique(of_train).size,
+        shared=int(np.isin(table.text_hashes[evaluated], table.text_hashes[trained]).sum()),
+    )
     labels, columns = table.labels, table.columns
     del table  # lets go of the mapped texts
     (draft / "texts.arrow").unlink()
-    files = {f"{name}.bin": _file_note(draft / f"{name}.bin", boundary) for name in ("tokens", *arrays)}
+    files = {file.name: _file_note(file, boundary) for file in sorted(draft.glob("*.bin"))}
     for file in (*draft.glob("*.bin"), *tokenizer_folder.iterdir()):
         _flush_file(file)
     flush_folder(tokenizer_folder)
@@ -306,6 +416,8 @@ def _make(draft: Path, source: Source, located: _Located, make_encoder: MakeEnco
         labels=labels,
         columns=columns,
         counts=counts,
+        is_held_out=located.evaluation is None,
+        special=special,
         vocabulary_size=encoder.vocabulary_size,
         files=files,
     )
@@ -320,51 +432,60 @@ def _read(arrow: Path, source: Source, located: _Located, boundary: Boundary) ->
         import datasets
         import pyarrow
 
-    columns = find_columns(located.train, source.text, source.label)
-    counts: Counter[str] = Counter()
+    only = None if source.labels is None else frozenset(source.labels)
+    of_part: list[Evidence] = []
     numbers: dict[str, int] = {}  # label → in order of appearance
     label_parts: list[Ints] = []
     hash_parts: list[NDArray[np.uint64]] = []
-    train_rows = blank = 0
-    with arrow.open("wb") as file, pyarrow.ipc.new_stream(file, pyarrow.schema([("text", pyarrow.string())])) as table:
+    written = origins.OriginsWriter(arrow.parent)
+    kept = ("text", "text_pair") if source.text_pair is not None else ("text",)
+    schema = pyarrow.schema([(name, pyarrow.string()) for name in kept])
+    with arrow.open("wb") as file, pyarrow.ipc.new_stream(file, schema) as table:
         for part in located.all():
             trains = part is located.train
-            if not trains:
-                find_columns(part, *columns)
-            of_source: Counter[str] = Counter()
-            known = None if trains else frozenset(counts)
-            for chunk in _chunks(read_examples(part, columns, known), attrgetter("text")):
+            wanted = (source.text, source.label, source.text_pair) if trains else of_part[0].table.columns
+            evidence = Evidence(look_at_columns(part, *wanted), only, complete=False)
+            known = None if trains or only else frozenset(of_part[0].labels)
+            for chunk in _chunks(read_examples(part, evidence.table.columns, known), _text_of):
                 boundary()
-                rows = [row for row in chunk if not is_blank(row.text)]
-                blank += len(chunk) - len(rows)
-                of_source.update(row.label for row in rows)
-                check_labels(part, columns, of_source, complete=False, train=trains)
+                rows = [row for row in chunk if evidence.takes(row)]
+                if len(evidence.labels) > MOST_LABELS:
+                    break
                 label_parts.append(np.array([numbers.setdefault(row.label, len(numbers)) for row in rows], np.int64))
-                hash_parts.append(np.array([_text_hash(row.text) for row in rows], np.uint64))
-                table.write_batch(pyarrow.record_batch({"text": [row.text for row in rows]}))
-            check_labels(part, columns, of_source, complete=True, train=trains)
-            if trains:
-                counts, train_rows = of_source, of_source.total()
-    labels = sorted_labels(numbers)
+                hash_parts.append(np.array([_text_hash(_text_of(row)) for row in rows], np.uint64))
+                written.add(rows)
+                table.write_batch(pyarrow.record_batch({name: [getattr(row, name) for row in rows] for name in kept}))
+            evidence.complete = True
+            check_rows(part, evidence, source.labels, trains=trains)
+            of_part.append(evidence)
+    if doubts := judge(*of_part).unsettled(source.accept):
+        raise DoubtfulError(doubts)
+    written.finish()
+    labels = source.labels or sorted_labels(numbers)
     in_order = np.array([labels.index(name) for name in numbers], np.int64)
     return _Table(
         texts=datasets.Dataset.from_file(str(arrow)),
         labels=labels,
         label_of_row=in_order[np.concatenate(label_parts)],
         text_hashes=np.concatenate(hash_parts),
-        train_rows=train_rows,
-        columns=columns,
-        blank=blank,
+        train_rows=of_part[0].rows,
+        columns=of_part[0].table.columns,
+        blank=sum(evidence.blank for evidence in of_part),
+        other_labels=sum(evidence.others.total() for evidence in of_part),
     )
 
 
-def _chunks(examples: Iterable[T], text_of: Callable[[T], str]) -> Iterator[list[T]]:
+def _text_of(example: Example) -> Text:
+    return example.text if example.text_pair is None else (example.text, example.text_pair)
+
+
+def _chunks(examples: Iterable[T], text_of: Callable[[T], Text]) -> Iterator[list[T]]:
     """The examples in chunks of bounded rows and characters; a single text may be longer."""
     chunk: list[T] = []
     chars = 0
     for example in examples:
         chunk.append(example)
-        chars += len(text_of(example))
+        chars += chars_of(text_of(example))
         if len(chunk) >= _CHUNK_ROWS or chars >= _CHUNK_CHARS:
             yield chunk
             chunk, chars = [], 0
@@ -372,32 +493,72 @@ def _chunks(examples: Iterable[T], text_of: Callable[[T], str]) -> Iterator[list
         yield chunk
 
 
-def _texts(table: Any, rows: Ints, boundary: Boundary) -> Iterator[list[str]]:
+def chars_of(text: Text) -> int:
+    return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
+
+
+def _texts(table: Any, rows: Ints, boundary: Boundary) -> Iterator[list[Text]]:
     """The texts of these rows, a chunk at a time."""
     for start in range(0, len(rows), _CHUNK_ROWS):
         boundary()
-        texts: list[str] = table[rows[start : start + _CHUNK_ROWS]]["text"]
-        yield from _chunks(texts, str)
+        columns = table[rows[start : start + _CHUNK_ROWS]]
+        texts: list[Text] = columns["text"]
+        if "text_pair" in columns:
+            texts = list(zip(columns["text"], columns["text_pair"], strict=True))
+        yield from _chunks(texts, lambda text: text)
 
 
-def _write_tokens(file: Path, texts: Iterator[list[str]], encoder: Encoder) -> Ints:
-    """Writes the tokens one row behind the other; returns the offsets."""
+class _Written(NamedTuple):
+    offsets: Ints
+    tokenless: NDArray[np.bool_]
+    """Which rows make no token of their own."""
+    special_rows: int
+    """How many rows make special tokens."""
+    special: list[SpecialToken]
+
+
+def _write_tokens(folder: Path, texts: Iterator[list[Text]], encoder: Encoder) -> _Written:
+    """Writes the tokens one row behind the other, and their types where not all are 0."""
     kind = _token_type(encoder.vocabulary_size)
     lengths = [np.zeros(1, np.int64)]
-    with file.open("wb") as out:
+    tokenless: list[NDArray[np.bool_]] = []
+    rows_of: Counter[int] = Counter()  # special token → rows
+    first_row_of: dict[int, int] = {}
+    rows_before = special_rows = 0
+    has_types = False
+    with (folder / "tokens.bin").open("wb") as out, (folder / _TYPES).open("wb") as types_out:
         for chunk in texts:
-            rows = encoder.encode(chunk)
-            lengths.append(np.fromiter(map(len, rows), np.int64, len(rows)))
-            out.write(np.concatenate([np.asarray(row, kind) for row in rows]).data)
-    return np.cumsum(np.concatenate(lengths))
+            encoded = encoder.encode(chunk)
+            lengths.append(np.fromiter(map(len, encoded.tokens), np.int64, len(chunk)))
+            tokenless.append(encoded.tokenless)
+            out.write(np.concatenate([np.asarray(row, kind) for row in encoded.tokens]).data)
+            if encoded.token_types is not None:
+                types = np.concatenate([np.asarray(row, np.uint8) for row in encoded.token_types])
+                has_types |= bool(types.any())
+                types_out.write(types.data)
+            special_rows += len(encoded.special)
+            for place, tokens in encoded.special.items():
+                rows_of.update(tokens)
+                for token in tokens:
+                    first_row_of.setdefault(token, rows_before + place)
+            rows_before += len(chunk)
+    if not has_types:
+        (folder / _TYPES).unlink()
+    return _Written(
+        offsets=np.cumsum(np.concatenate(lengths)),
+        tokenless=np.concatenate(tokenless),
+        special_rows=special_rows,
+        special=[SpecialToken(token, rows, first_row_of[token]) for token, rows in rows_of.items()],
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # The held-out split
 
 
-def _text_hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.strip().encode("utf-8"), digest_size=8).digest(), "little")
+def _text_hash(text: Text) -> int:
+    whole = text.strip() if isinstance(text, str) else "\0".join(part.strip() for part in text)
+    return int.from_bytes(hashlib.blake2b(whole.encode("utf-8"), digest_size=8).digest(), "little")
 
 
 def hold_out(labels: Ints, text_hashes: NDArray[np.uint64], share: float, seed: int) -> NDArray[np.bool_]:

@@ -61,8 +61,6 @@ class Lifecycle(Standing):
         elif leftover:
             text = "a worker of a supervisor that died is still here; it is given time to checkpoint and leave"
             self._out.append(Record(event=Event.FOUND, reason=text))
-        if self.wanted is Wanted.STOPPED:  # nobody who wants it has started this supervisor
-            self.worker.leaving.begin(Ending.STOP)
         return self._follow_up(now_s)
 
     def on_spawned(self, now_s: float) -> list[Action]:
@@ -74,10 +72,15 @@ class Lifecycle(Standing):
             self._recovered("the command runs again")  # nobody tells when it has found back to its work
         return self._follow_up(now_s)
 
-    def on_spawn_failed(self, now_s: float, why: str) -> list[Action]:
-        """The worker's process could not be started."""
+    def on_spawn_failed(self, now_s: float, why: str, *, may_pass: bool = False) -> list[Action]:
+        """The worker's process could not be started. `may_pass`: there may be what it needs later."""
         self._begin(Stage.NONE, now_s)
-        self._end_run(RunState.FAILED, f"The worker could not be started: {why}.", By.SUPERVISOR)
+        sentence = f"The worker could not be started: {why}."
+        delay_s = self.recovery.not_started(now_s, sentence) if may_pass else None
+        if delay_s is None:
+            self._end_run(RunState.FAILED, sentence, By.SUPERVISOR)
+        else:
+            self._out.append(records.not_started(sentence, delay_s))
         return self._follow_up(now_s)
 
     def on_report(self, now_s: float, report: m.AnyReport) -> list[Action]:

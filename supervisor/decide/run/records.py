@@ -150,6 +150,12 @@ def death(verdict: Verdict, last_words: str, exit_status: int | None, unsaved: U
     )
 
 
+def not_started(sentence: str, delay_s: float) -> Record:
+    """The worker could not be started, and is tried again after a while."""
+    again = f"tried again after {delay_s:.0f} s"
+    return Record(event=Event.NOT_STARTED, reason=sentence, action=again, by=By.SUPERVISOR, delay_s=delay_s)
+
+
 def outlived(processes: int) -> Record:
     """A command has ended, and left so many processes that run on."""
     left = f"{plural(processes, 'process', 'processes')} that it has left still {'runs' if processes == 1 else 'run'}"

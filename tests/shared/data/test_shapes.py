@@ -20,6 +20,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+from kit.cli_process import memsup
 
 from memsup.shared.data import layout as layout_module
 from memsup.shared.data import packing as packing_module
@@ -295,7 +296,7 @@ def test_the_parts_of_a_dataset_dict_are_used(tmp_path: Path) -> None:
     found = check_task(Task(model=str(model), train=str(folder)), budget_s=60)
     assert found.evaluation is not None
     assert (found.train.rows, found.evaluation.rows) == (4, 3)
-    assert "as their part validation" in " ".join(found.evaluation.notes)
+    assert "evaluates, as it lies beside the training data" in " ".join(found.evaluation.notes)
     assert locate(str(folder), evaluates=True).files[0].path.parent.name == "validation"
     (folder / "dataset_dict.json").write_text('{"splits": ["validation", "test"]}')
     assert "without a part for training" in refusal(folder)
@@ -465,6 +466,37 @@ def test_what_is_not_read_is_named_with_what_makes_it_readable(tmp_path: Path, n
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Through the command line
+
+
+def test_start_says_what_it_made_of_files_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder as the film reviews unpack, in GB18030, named in a file as Notepad writes it."""
+    lay(tmp_path / "model", {"config.json": '{"model_type": "bert"}'})
+    texts = {
+        f"set/{part}/{label}/{number}.txt": f"第{part}{number}次来,这家酒店的房间{word},服务也{word}"
+        for part in ("train", "test")
+        for label, word in (("pos", "很好"), ("neg", "太差"))
+        for number in range(30)
+    }
+    lay(tmp_path, {name: text.encode("gb18030") for name, text in texts.items()})
+    lay(tmp_path, {"set/train/urls_pos.txt": "http://x\n", "set/train/unsup/1.txt": "x", "set/README": "x"})
+    (tmp_path / "memsup.toml").write_bytes(b'\xef\xbb\xbf[task]\nmodel = "model"\ntrain = "set"\n')
+    monkeypatch.chdir(tmp_path)
+    told = memsup("start", "--dry-run")
+    assert told.returncode == 0, told.stderr
+    assert re.search(r"labels +neg 30, pos 30", told.stdout)
+    assert "are read as GB18030" in told.stderr
+    assert "60 rows" in told.stdout
+    assert f"! unsup in {tmp_path}/set/train is not read: its texts have no label." in told.stderr
+    assert "urls_pos.txt" in told.stderr
+    assert "(test) evaluates, as it lies beside the training data" in told.stderr
+    named = ["--set", "task.train=set/train,set/test", "--set", "task.eval=set/test"]
+    both = memsup("start", "--dry-run", "--json", "--accept", *named)
+    assert both.returncode == 0, both.stderr
+    assert both.document["settings"]["task"]["train"] == [f"{tmp_path}/set/train", f"{tmp_path}/set/test"]
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # Made to do harm
 
 
@@ -475,6 +507,7 @@ def test_links_pipes_and_circles_in_a_folder_hold_nobody_up(tmp_path: Path) -> N
     (folder / "circle").symlink_to(folder)
     (folder / "pos/up").symlink_to(folder)
     (folder / "nowhere.txt").symlink_to("nothing")
+    (folder / "itself.txt").symlink_to("itself.txt")
     assert len(pairs(folder)) == 3
     only = tmp_path / "only"
     only.mkdir()

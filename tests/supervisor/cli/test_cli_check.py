@@ -51,6 +51,21 @@ def test_warnings_are_exit_1(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "state") == []
 
 
+def test_nothing_is_called_ready_that_start_refuses(tmp_path: Path) -> None:
+    """Data that are not there, and messages to where a file in this folder says."""
+    job = tmp_path / "memsup.toml"
+    for content, why in (
+        ('[task]\nmodel = "x"\ntrain = "gone.csv"\n', "gone.csv"),
+        ('[notify]\nping_url = "http://127.0.0.1:9/x"\n', "--trust"),
+    ):
+        job.write_text(content)
+        done = memsup("check", cwd=tmp_path)
+        assert done.returncode == 1
+        assert why in done.stdout
+        assert "Refused until that is mended: memsup start\n" in done.stdout
+        assert memsup("start", "--dry-run", cwd=tmp_path).returncode == 2
+
+
 def test_with_a_job_here_the_command_is_plain_start(tmp_path: Path) -> None:
     """What to type next fits the folder."""
     (tmp_path / "memsup.toml").write_text('tier = "safe"\n')

@@ -40,8 +40,9 @@ def test_each_default_is_the_one_in_force(key: str, default: str, meaning: str) 
     [
         ("Sizes", {Written.SIZE}),
         ("Durations", {Written.DURATION}),
-        ("Paths", {Written.PATH, Written.MODEL}),
+        ("Paths", {Written.PATH, Written.PATHS, Written.MODEL}),
         ("Lists", {Written.WORDS}),
+        ("Names", {Written.NAMES}),
     ],
 )
 def test_how_a_value_is_written_is_said_of_every_setting_that_it_is_true_of(heading: str, written: set[Written]) -> None:

@@ -19,8 +19,10 @@ from kit.run_state import ledger, status, until
 
 from memsup.shared.paths import run_paths
 from memsup.shared.settings import Checkpoint, Settings
+from memsup.shared.status import Wanted
 from memsup.supervisor.cli.orders import WRITTEN_WITHIN_S
 from memsup.supervisor.client.contact import is_held
+from memsup.supervisor.client.spawning import NotStartedError, spawn
 from memsup.supervisor.decide.claims import Claim
 
 pytestmark = pytest.mark.slow
@@ -165,7 +167,10 @@ def test_a_command_whose_supervisor_was_killed_keeps_its_share_and_is_told_of() 
     assert still in anew.stderr
     os.kill(seen["worker_pid"], 0)
 
-    assert memsup("start", *REST).returncode == 0
+    again = memsup("start", *REST)
+    assert again.returncode == 0
+    assert "The command is begun anew." in again.stderr
+    assert "checkpoint" not in again.stderr, "nobody knows what a command saves"
     assert memsup("stop").returncode == 0
     assert "still runs" not in memsup("status").stdout
     assert memsup("start", "--run", "second", *REST).returncode == 0
@@ -214,6 +219,20 @@ def test_a_supervisor_looks_itself_whether_another_run_has_its_folder(tmp_path: 
     assert done.returncode == 1, done
     assert f"Run 'other' is not over and keeps its checkpoints in {folder}" in done.stderr
     assert not run_paths("late").claim.exists()
+
+
+def test_a_run_that_somebody_stops_while_it_is_started_is_not_said_to_be_started() -> None:
+    """Nobody guards it yet, so the stop is written down, and the supervisor that comes up finds it. It would wait for ever, and
+    keep its share of the memory from other runs. Whoever starts one by hand finds the same.
+    """
+    a_run(wanted=Wanted.STOPPED, command=["sleep", "1000"], command_folder="/")
+    by_hand = [sys.executable, "-m", "memsup.supervisor", "--run", "default"]
+    done = subprocess.run(by_hand, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1, done
+    assert "The run was stopped. Go on with: memsup start" in done.stderr
+    assert not run_paths("default").claim.exists()
+    with pytest.raises(NotStartedError, match="The run was stopped"):
+        spawn(run_paths("default"))  # which is what `start` does once it has written the run
 
 
 def test_two_living_runs_never_share_a_folder_of_checkpoints(tmp_path: Path) -> None:

@@ -193,6 +193,54 @@ def test_a_damaged_run_says_how_to_begin_anew(job: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Doubtful data
+
+DOUBTFUL = "text,label\n" + "".join(
+    f"这个东西很好用 number {i},{'nan' if i % 20 == 0 else 'good' if i % 3 else 'bad'}\n" for i in range(200)
+)
+
+
+def test_doubtful_data_are_shown_and_train_only_when_that_is_accepted(job: Path, tmp_path: Path) -> None:
+    """Exit 2, what was seen, rows as they would be trained, and what to type; each of these lines settles it."""
+    (job / "train.csv").write_text(DOUBTFUL, encoding="utf-8")
+    done = memsup("start", cwd=job)
+    assert done.returncode == 2
+    assert left_behind(tmp_path) == []
+    said = done.stderr.splitlines()
+    assert (
+        said[1] == "! 10 rows of 200 have the label 'nan', which looks like a missing one and would become a class of its own."
+    )
+    assert said[3:6] == [f"  {label:4}  ← 这个东西很好用 number {row}" for label, row in (("nan", 0), ("good", 1), ("bad", 3))]
+    settings = [line.split("  ")[1] for line in said[7:]]
+    assert settings == ["--set task.labels=bad,good", "--accept"]
+    for setting in settings:
+        settled = memsup("start", "--dry-run", "--json", *setting.split(), cwd=job)
+        assert settled.returncode == 0, settled.stderr
+        assert settled.document["verdict"] == ("doubtful" if setting == "--accept" else "clear")
+        assert settled.document["settings"]["task"]["accept"] == (["no-label"] if setting == "--accept" else [])
+    for other in (["--set", "task.accept=header scale"], ["--set", "task.accept=no_label"]):
+        assert memsup("start", "--dry-run", *other, cwd=job).returncode == 2, "another doubt, and none"
+
+
+def test_a_doubt_is_a_document_for_programs_and_a_warning_of_check(job: Path) -> None:
+    (job / "train.csv").write_text(DOUBTFUL, encoding="utf-8")
+    found = memsup("start", "--json", cwd=job)
+    assert found.returncode == 2
+    assert found.document["verdict"] == "doubtful"
+    (doubt,) = found.document["doubts"]
+    assert doubt["kind"] == "no-label"
+    assert doubt["settle"] == ["--set task.labels=bad,good", "--accept"]
+    assert [(row["label"], row["line"]) for row in found.document["examples"]] == [("nan", 2), ("good", 3), ("bad", 5)]
+    checked = memsup("check", "--json", "--set", "training.device=cpu", cwd=job)
+    assert checked.returncode == 1
+    assert checked.document["doubts"] == found.document["doubts"]
+    assert any("have the label 'nan'" in sentence for sentence in checked.document["warnings"])
+    (job / "train.csv").write_text(ROWS.replace(",good", ",bad"), encoding="utf-8")
+    none = memsup("start", "--json", cwd=job)
+    assert (none.returncode, none.document["verdict"]) == (2, "not a set of this task")
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # What is found, decided and said
 
 

@@ -70,7 +70,7 @@ def test_a_slip_of_the_pen_shows_none(
         code, text = said(capfd, *DRY, "--set", flag, "--", "true")
         assert code == 2
         assert_kept(text)
-    for key in (name for name, key in keys().items() if key.written in {Written.PATH, Written.MODEL}):
+    for key in (name for name, key in keys().items() if key.written in {Written.PATH, Written.PATHS, Written.MODEL}):
         code, text = said(capfd, *DRY, "--set", f"{key}={PING}", "--", "true")
         assert code == 2
         assert key in text

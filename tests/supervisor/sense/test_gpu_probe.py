@@ -655,9 +655,13 @@ def test_a_run_that_was_killed_with_its_probe_holds_no_other_runs_gpu_down(
     loop.until(lambda: fake[0].power_limit_w == 320)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b'{"boot": 5}', b"[" * 100_000])
+NO_PID = b'{"boot":"BOOT","devices":{"GPU-x":{"original_mw":1,"ours_mw":[],"wanted_mw":{"' + b"9" * 5000 + b' 1":1}}}}'
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{}", b'{"boot": 5}', b"[" * 100_000, NO_PID])
 def test_a_damaged_record_stops_nothing(loop: Loop, fake: FakeNvml, tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "power.json").write_bytes(content)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+    (tmp_path / "power.json").write_bytes(content.replace(b"BOOT", boot))
     assert loop.look()[0].temperature_c is not None
 
 

@@ -242,7 +242,7 @@ def test_a_server_that_says_a_byte_now_and_then_keeps_no_place(server: Server) -
 def test_garbage_on_its_stdin_does_not_end_the_sender(server: Server, messenger: Callable[..., Messenger]) -> None:
     """Lines that are no jobs, bombs and endless ones included."""
     told = messenger([], server.ping_url)
-    told._waiting = b"\xff\n{}\n[]\n" + b"[" * 20_000 + b'\n{"id":"x"}\n{"id":900}\n'
+    told._waiting = b"\xff\n{}\n[]\n" + b"[" * 20_000 + b'\n{"id":"x"}\n{"id":1e999}\n{"id":900}\n'
     told.ping()
     assert [sent for sent in answers_of(told, 1) if sent.ping] == [Sent(True, True, "Pinged.")]
 

@@ -191,19 +191,6 @@ def test_nothing_is_started_beside_a_worker_that_a_dead_supervisor_left() -> Non
     assert Spawn() in play.do("exit", None, 0, after_s=20)
 
 
-@pytest.mark.parametrize("leftover", [False, True])
-def test_a_supervisor_of_a_run_that_was_stopped_starts_nothing_and_goes(leftover: bool) -> None:
-    """Somebody has started it by hand. It would wait for ever, and keep its share of the memory from other runs."""
-    play = Play(new_life(wanted=Wanted.STOPPED))
-    actions = play.do("start", leftover=leftover)
-    if leftover:
-        assert Quit() not in actions
-        actions = play.do("exit", None, 0)
-    assert Quit() in actions
-    assert Spawn() not in play.seen
-    assert play.life.state is RunState.STOPPED
-
-
 def test_what_a_command_has_left_running_is_told_of_once_and_only_where_it_lasts() -> None:
     play = Play(new_life(is_command=True))
     play.do("start", leftover=False)
@@ -579,6 +566,33 @@ def test_a_worker_that_cannot_be_started_is_the_end_of_the_run() -> None:
     assert Quit() in play.do("spawn_failed", "Permission denied: /usr/bin/python3")
     assert (play.life.state, play.life.stage) == (RunState.FAILED, Stage.NONE)
     assert play.record(Event.END).by is By.SUPERVISOR
+
+
+def test_a_worker_that_cannot_be_started_for_want_of_something_that_may_come_back_is_tried_again() -> None:
+    """A machine that has no process left at three in the morning may have one a minute later."""
+    play = Play(new_life()).training()
+    play.do("exit", -9, 0)
+    assert Spawn() in play.do("tick", after_s=60)
+    play.do("spawn_failed", "no more processes may run here", may_pass=True)
+    assert play.life.terminal is None
+    assert play.life.restarts == 0
+    assert play.record(Event.NOT_STARTED).reason == "The worker could not be started: no more processes may run here."
+    assert play.life.recovery.why_not_begun is not None
+    assert Spawn() not in play.do("tick", after_s=0.5)
+    assert Spawn() in play.do("tick", after_s=1.0)
+    play.do("spawned")
+    assert play.life.recovery.why_not_begun is None
+    assert play.life.restarts == 1
+
+
+def test_a_worker_that_cannot_be_started_for_an_hour_is_given_up() -> None:
+    play = Play(new_life())
+    actions = play.do("start", leftover=False)
+    while Quit() not in actions:
+        assert play.now_s < 7200
+        actions = play.do("spawn_failed", "x", may_pass=True) if Spawn() in actions else play.do("tick", after_s=10)
+    assert play.life.state is RunState.FAILED
+    assert play.now_s > 3000
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ SEGV = Death(exit_status=-signal.SIGSEGV)
 
 
 def crash(step: int | None, traceback: str = "Traceback: …") -> Death:
-    message = f"Step {step} (rows 3, 1, 4 of the training data) crashed: IndexError"
+    message = f"Step {step} crashed: IndexError; look at what it was computed from: tr.csv, lines 3, 14 and 15"
     words = Failed(cause=FailureCause.CRASH, message=message, traceback=traceback, step=step)
     return Death(exit_status=1, last_words=words)
 

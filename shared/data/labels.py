@@ -1,0 +1,456 @@
+"""Which labels are no classes, judged by how they are written and how many rows each has. Pure."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from memsup.shared.data.doubts import Doubt, DoubtKind
+from memsup.shared.data.evidence import Evidence
+from memsup.shared.data.examples import sorted_labels
+from memsup.shared.data.looks import Look, look, words
+
+_FEW_ROWS = 8
+_FEWER_BY = 20
+"""A class of so few rows is doubtful if the next larger one is so many times larger: a long tail has no such gap."""
+_HANDFUL_ROWS = 3
+_HANDFUL_FEWER_BY = 12
+_MANY_ROWS = 30
+"""Classes below this are all small; nothing is few among them."""
+_MOST_STEPS = 15
+"""So many whole numbers and more may be a scale; fewer are stars, grades or classes."""
+_MOST_FROM_ONE = 30
+"""Programs number many classes from 0; so many from 1 are minutes, ages or points."""
+_LEAST_LOOKED_AT = 8
+"""A share says something of so many texts and more."""
+_LONG_LABEL_CHARS = 80
+_LONG_LABEL_WORDS = 12
+_MOST_NAMED = 6
+_MOST_SETTLED = 20
+
+# fmt: off
+_MISSING = frozenset((
+    "nan", "nat", "<na>", "#n/a", "n/a", "n.a.", "na", "null", "(null)", "nil", "undefined", "missing", "unlabeled",
+    "unlabelled", "unannotated", "unknown", "unk", "<unk>", "[unk]", "tbd", "todo", "blank", "<blank>",
+    "<none>", "#ref!", "#value!",
+    "no label", "not labeled", "not labelled", "no gold", "not available", "not applicable",
+    "未知", "未标注", "未标记", "缺失", "待定", "不明", "不详", "미상", "unbekannt", "inconnu", "desconocido", "desconhecido",
+    "sconosciuto", "неизвестно", "keine angabe", "sin etiqueta", "n.d", "n. d", "n/d", "s/d", "k.a", "k. a", "暂无",
+))
+_PERHAPS_MISSING = frozenset((
+    "none", "empty", "skip", "skipped", "invalid", "无", "空", "なし", "없음", "нет", "aucun", "ninguno", "keine",
+))
+"""Labels such as the stance "none" are common; only one of few rows is doubtful."""
+_SAYS_MISSING = re.compile(
+    r"(un|not[ _-]|non[ _-]?)(labell?ed|annotated|tagged|rated|known|defined|specified|classified|assigned|categori[sz]ed|set|"
+    r"determined|available|given|applicable|sure|recorded|annot\w*|etiquet\w*|class\w*)"
+    r"|(no|kein\w*|ohne|sin|sem|sans|нет|без|не)[ _-](data|label|gold|answer|annot\w*|angab\w*|dat[oe]s?|datos|etiquet\w*|"
+    r"clasif\w*|rótul\w*|inform\w*|données|данн\w*|метк\w*|указан\w*|размечен\w*|определ\w*)"
+    r"|(pending|awaiting|to be)\b.*"
+    r"|(暂?无|未|待|缺少?|没有|不)(标注?签?记?|注释?|知|定|明|详|分类?|归类|数据|审核?|处理|填写?|确定|打标|评)(类|的)?"
+)
+"""Words for "no" and "data" or "label" in several languages."""
+_PARTS = frozenset((
+    "train", "training", "dev", "devel", "develop", "development", "valid", "validation", "val", "test", "testing", "eval",
+    "evaluation", "holdout", "heldout", "unsup", "训练", "训练集", "测试", "测试集", "验证", "验证集", "开发集", "fold", "part",
+    "shard", "chunk", "split", "batch", "部分",
+))
+_LISTS = frozenset((
+    "class", "classes", "label", "labels", "vocab", "vocabulary", "readme", "license", "licence", "notes", "note", "changelog",
+    "metadata", "meta", "index", "urls", "links", "info", "about", "authors", "stopwords", "todo", "requirements", "sources",
+    "说明", "词表", "类别", "标签",
+))
+# fmt: on
+
+
+def judge_labels(evidence: Evidence) -> Iterator[Doubt]:
+    """Each label is told of once, by the first that finds it odd."""
+    left = dict(evidence.labels)
+    for find in (_header, _no_label, _joined, _spellings, _scale, _parts, _rare):
+        for doubt in find(evidence, left):
+            yield doubt
+            if doubt.kind is not DoubtKind.SCALE:
+                for label in doubt.labels:
+                    left.pop(label, None)
+
+
+def _header(evidence: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
+    if evidence.header is not None:
+        row, columns = evidence.header, evidence.table.columns
+        again = "" if left[row.label] == 1 else f", and {left[row.label] - 1} more rows have the label {row.label!r}"
+        yield Doubt(
+            DoubtKind.HEADER,
+            f"{row.file}, line {row.line} repeats the names of the columns ({columns.text}, {columns.label}) as a row{again}: "
+            "delete it there.",
+            keep(left, {row.label}),
+            (row.label,),
+        )
+
+
+def _no_label(evidence: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
+    missing = {label for label in left if _stands_for_nothing(label, left)} | _odd_one(left) | _odd_numbers(left)
+    if missing and len(missing) < len(left):
+        found = sorted(missing, key=left.__getitem__)
+        rows = sum(left[label] for label in found)
+        yield Doubt(
+            DoubtKind.NO_LABEL,
+            f"{_plural(rows, 'row')} of {evidence.rows:,} {_has(rows)} the label {quoted(found)}, which looks like a missing "
+            "one and would become a class of its own.",
+            keep(left, missing),
+            tuple(found),
+        )
+
+
+def _stands_for_nothing(label: str, left: dict[str, int]) -> bool:
+    bare = label.casefold().strip(" ()[]{}<>\"'`*_-.")
+    others = [other for other in left if other != label]
+    rising = sorted(left[other] for other in others) or [0]
+    if label == "NA" and sum(len(other) == 2 and other.isupper() for other in others) > 0.5 * len(others):
+        return False  # Namibia, or North America
+    if label == "None" and not any(other[:1].isupper() for other in others):
+        return True  # as Python writes it
+    if bare in _PERHAPS_MISSING:
+        return 2 * left[label] < rising[len(rising) // 2]
+    if not any(map(str.isalnum, label)) and all(unicodedata.category(sign)[0] == "P" for sign in label):
+        return sum(any(map(str.isalnum, other)) for other in others) >= 2
+    if bare in _MISSING or label.casefold() in _MISSING or _SAYS_MISSING.fullmatch(bare):
+        return True
+    scripts = {_script(other) for other in others}
+    return (
+        len(others) >= 2
+        and len(scripts) == 1
+        and None not in {_script(label), *scripts} - scripts
+        and (_script(label) not in scripts and 4 * left[label] < rising[0])
+    )
+
+
+def _script(label: str) -> str | None:
+    """The script of its first letter, such as LATIN or CJK. None means that it has no letter."""
+    letter = next(filter(str.isalpha, label), None)
+    return None if letter is None else unicodedata.name(letter, "?").split()[0].replace("FULLWIDTH", "LATIN")
+
+
+def _odd_one(left: dict[str, int]) -> set[str]:
+    """The one number among words, or the one word among numbers."""
+    numbers = {label for label in left if _whole(label) is not None}
+    others = set(left) - numbers
+    for one, rest in ((numbers, others), (others, numbers)):
+        if len(one) == 1 and len(rest) >= 2:
+            label = next(iter(one))
+            if (
+                one is numbers
+                and not label.startswith("-")
+                and 2 * left[label] >= sorted(left[other] for other in rest)[len(rest) // 2]
+            ):
+                return set()
+            return one if one is numbers or not any(map(str.isdigit, label)) else set()
+    return set()
+
+
+def _odd_numbers(left: dict[str, int]) -> set[str]:
+    """Numbers that stand apart from classes that count up: -1 beside 0 and 1, 99 beside 1 to 5."""
+    values = {label: number for label in left if (number := _whole(label)) is not None}
+    if len(values) < 2:
+        return set()
+    numbers = set(values.values())
+    negative = {number for number in numbers if number < 0}
+    mirrored = numbers == {-number for number in numbers}
+    counted = len(negative) > 1 and numbers == set(range(min(numbers), max(numbers) + 1))  # -4 to 3
+    odd = set() if mirrored or counted else set(negative)
+    if numbers == {-1, 0, 1}:  # negative, neutral, positive; unless hardly ever
+        rows = {number: left[label] for label, number in values.items()}
+        if rows[-1] < 0.25 * min(count for number, count in rows.items() if number >= 0):
+            odd.add(-1)
+    rest = sorted(numbers - odd)
+    if len(rest) > 2 and re.fullmatch(r"9{2,}", str(rest[-1])) and rest[-1] > 3 * rest[-2] + 10:
+        odd.add(rest[-1])
+    return {label for label, number in values.items() if number in odd}
+
+
+def _joined(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
+    lists = [label for label in left if _is_list(label)]
+    if lists and 2 * len(lists) >= len(left):
+        yield Doubt(
+            DoubtKind.JOINED_LABELS,
+            f"{len(lists):,} of {len(left):,} labels are lists, such as {lists[0]!r}, and each would become a class; "
+            "a text has one label here, and several at once are no task of memsup.",
+            (),
+            tuple(lists),
+        )
+        return
+    signs = {sign.strip() or " " for label in left for sign in re.findall(r"(?<=[\w)])(?:\W+|\s+and\s+)(?=[\w(])", label)}
+    for sign in sorted(signs, key=lambda sign: (sign == " ", sign)):
+        if joined := _joined_by(sign, set(left)):
+            name = repr(sign) if sign.strip() else "a blank"
+            yield Doubt(
+                DoubtKind.JOINED_LABELS,
+                f"{len(joined):,} of {len(left):,} labels are several joined by {name}, such as {joined[0]!r}, and each would "
+                "become a class of its own; a text has one label here, and several at once are no task of memsup.",
+                (),
+                tuple(joined),
+            )
+            return
+
+
+def _is_list(label: str) -> bool:
+    ends = {"[": "]", "{": "}", "(": ")"}
+    return len(label) > 2 and ends.get(label[0]) == label[-1] and (label[0] != "(" or "," in label)
+
+
+def _joined_by(sign: str, labels: set[str]) -> list[str]:
+    """The labels that `sign` joins out of others. Names such as "Sci/Tech", and paths such as "sport/tennis", are none: what is
+    joined comes in other company as well, all of it.
+    """
+    parts = {label: [part.strip() for part in (label.split(sign) if sign != " " else label.split())] for label in labels}
+    parts = {label: found for label, found in parts.items() if len(found) > 1 and all(found)}
+    if not parts:
+        return []
+    alone = labels - set(parts)
+    company: dict[str, set[str]] = defaultdict(set)
+    places: dict[str, set[int]] = defaultdict(set)
+    for label, found in parts.items():
+        for place, part in enumerate(found):
+            company[part].add(label)
+            places[part].add(place)
+    strong = len(sign) > 1 or sign in "|;；、,，+"
+    if strong:
+        free = [label for label, found in parts.items() if all(part in alone or len(company[part]) > 1 for part in found)]
+        of_known = [label for label, found in parts.items() if all(part in alone for part in found)]
+        enough = len(free) >= max(2, 0.5 * len(parts)) or bool(of_known)
+    else:
+        free = [label for label, found in parts.items() if all(part in alone or len(places[part]) > 1 for part in found)]
+        enough = len(free) >= max(3, 0.8 * len(parts))
+    return sorted(free, key=lambda label: (label.count(sign), label)) if enough else []
+
+
+def _spellings(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
+    by_folded: dict[str, list[str]] = defaultdict(list)
+    for label in left:
+        by_folded[_folded(label)].append(label)
+    groups = sorted(sorted(names, key=lambda name: -left[name]) for names in by_folded.values() if len(names) > 1)
+    for label in sorted(left):
+        base = re.match(r"(.*?\w)\s*[?!(*（？！]", label)
+        if base and base[1] in left and 10 * left[label] < left[base[1]] and not any(label in group for group in groups):
+            groups.append([base[1], label])
+    if groups:
+        shown = "; ".join(" and ".join(f"{name!r} ({left[name]:,})" for name in group[:3]) for group in groups[:3])
+        yield Doubt(
+            DoubtKind.SPELLINGS,
+            f"{_plural(len(groups), 'label')} {_has(len(groups))} several spellings, each of which would become a class of its "
+            f"own: {shown}; make them one in the data.",
+            (),
+            tuple(name for group in groups for name in group[1:]),
+        )
+        return
+    numbers = [label for label in left if _number(label) is not None]
+    names = [label for label in left if any(map(str.isalpha, label)) and not any(map(str.isdigit, label))]
+    if len(numbers) >= 2 and len(names) >= 2 and len(numbers) + len(names) == len(left):
+        yield Doubt(
+            DoubtKind.SPELLINGS,
+            f"{len(numbers):,} labels are numbers ({quoted(sorted_labels(numbers))}) and {len(names):,} are words "
+            f"({quoted(sorted(names))}): are there two ways of writing the same ones?",
+            (),
+            (numbers[0], names[0]),
+        )
+
+
+def _folded(label: str) -> str:
+    """The label without what hardly tells one from another: case, width, blanks, quotation marks, invisible signs."""
+    number = _number(label)
+    if number is not None:
+        return repr(float(number))
+    text = unicodedata.normalize("NFKC", label).casefold()
+    text = "".join(
+        sign for sign in text if unicodedata.category(sign) not in ("Cf", "Mn") or sign.isalnum() or ord(sign) < 0x2000
+    )
+    bare = re.sub(r"(?<=\w)[\s_\-–—]+(?=\w)", "", text).strip(" \t\"'`“”‘’.,;:!。，；：！")
+    return bare or text
+
+
+def _scale(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
+    measured = [match for label in left if (match := re.fullmatch(r"(.*[^\d.,])(0?[.,]\d+|[01][.,]0*|\d{1,3}%)\W?", label))]
+    if len(measured) >= 3 and 2 * len(measured) > len(left) and len({match[1] for match in measured}) < len(measured):
+        yield Doubt(
+            DoubtKind.SCALE,
+            f"{len(measured):,} labels carry a number, such as {measured[0][0]!r}: each would become a class of its own.",
+            (),
+            tuple(match[0] for match in measured),
+        )
+        return
+    dates = [
+        label
+        for label in left
+        if re.fullmatch(r"\d{4}[-/.年]\d{1,2}[-/.月]?(\d{1,2}日?)?.*|\d{1,2}[./]\d{1,2}[./]\d{2,4}", label)
+    ]
+    if len(dates) >= 3 and 2 * len(dates) >= len(left):
+        yield Doubt(
+            DoubtKind.SCALE, f"{len(dates):,} labels are dates, such as {dates[0]!r}, and not classes.", (), tuple(dates)
+        )
+        return
+    numbers = {label: number for label in left if (number := _number(label)) is not None}
+    if len(numbers) < max(2, 0.8 * len(left)):
+        return
+    values = sorted(set(numbers.values()))
+    why = None
+    if any(not value.is_integer() for value in values):
+        fraction = next(label for label, number in numbers.items() if not number.is_integer())
+        why = f"with fractions, such as {fraction}"
+    elif _is_scale([int(value) for value in values], {int(number): left[label] for label, number in numbers.items()}):
+        why = "on a scale"
+    if why:
+        ends = sorted(numbers, key=lambda label: numbers[label])
+        yield Doubt(
+            DoubtKind.SCALE,
+            f"The {len(numbers):,} labels from {ends[0]} to {ends[-1]} are numbers {why}: each would become a class of its "
+            "own, and that 3 lies nearer to 4 than to 9 is not learnt.",
+            (),
+            (ends[0], ends[-1]),
+        )
+
+
+def _is_scale(values: list[int], rows: dict[int, int]) -> bool:
+    """Whether whole numbers were measured. Numbers of classes begin at 0 or 1 and leave none out, and codes have wide gaps;
+    scores have an end at 100, steps of 5 or 10, small gaps where nobody scored, or most rows in the middle.
+    """
+    low, high = values[0], values[-1]
+    steps = {after - before for before, after in pairwise(values)}
+    if len(values) >= 8 and len(steps) == 1 and min(steps) % 5 == 0 and high <= 1000:
+        return True
+    if len(values) < _MOST_STEPS:
+        return False
+    span = high - low + 1
+    if low in (0, 1) and high == 100:
+        return True
+    if span > 12 * len(values):
+        return False
+    if low not in (0, 1) or len(values) < 0.97 * span or (low == 1 and len(values) >= _MOST_FROM_ONE):
+        return True
+    most = max(rows, key=lambda value: rows[value])
+    edge = max(1, len(values) // 8)
+    inside = low + 2 * edge < most < high - 2 * edge
+    tails = [sum(rows[value] for value in end) / edge for end in (values[:edge], values[-edge:])]
+    peak = sorted(rows.values())[-edge:]
+    near = sum(abs(rows[before] - rows[after]) for before, after in pairwise(values)) / (len(values) - 1)
+    return inside and max(tails) < 0.3 * sum(peak) / len(peak) and near < 0.15 * sum(peak) / len(peak)
+
+
+def _rare(evidence: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
+    if not evidence.complete:
+        return  # where reading stopped says nothing of a class
+    rising = sorted(left, key=lambda label: (left[label], label))
+    for place, (fewer, more) in enumerate(pairwise(rising), start=1):
+        rows, next_rows = left[fewer], left[more]
+        if rows > _FEW_ROWS:
+            return
+        by = _HANDFUL_FEWER_BY if rows <= _HANDFUL_ROWS else _FEWER_BY
+        if next_rows >= max(_MANY_ROWS, by * rows):
+            few = rising[:place]
+            shown = ", ".join(f"{label!r} {left[label]:,}" for label in few[:_MOST_NAMED])
+            yield Doubt(
+                DoubtKind.RARE_LABEL,
+                f"{_plural(len(few), 'class has', 'classes have')} hardly any rows ({shown}), each other has {next_rows:,} "
+                "or more.",
+                keep(left, set(few)),
+                tuple(few),
+            )
+            return
+
+
+def _parts(evidence: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
+    """Files that are no class: rows with fields of their own, parts of a data set, lists; and labels that are notes."""
+    fields = [
+        label for label in left if evidence.looked_at(label) and evidence.with_fields[label] >= 0.9 * evidence.looked_at(label)
+    ]
+    fields = [label for label in fields if left[label] >= _LEAST_LOOKED_AT or len(fields) > 1]
+    if fields:
+        yield Doubt(
+            DoubtKind.PARTS,
+            f"The texts of {quoted(fields)} are rows of several fields, such as {evidence.first[fields[0]].text[:60]!r}: put "
+            "the names of the columns above them and give them as .tsv.",
+            (),
+            tuple(fields),
+        )
+        return
+    tokens = {label: set(re.findall(r"[^\W\d_]+", label.casefold())) for label in left}
+    parts = [label for label, names in tokens.items() if names & _PARTS]
+    lists = [label for label, names in tokens.items() if names and names <= _LISTS]
+    if evidence.table.label_is_file_name:
+        found = [label for label in parts if len(parts) > 1 or tokens[label] <= _PARTS] + lists
+    else:
+        found = parts if len(parts) >= 2 and all(tokens[label] <= _PARTS for label in left) else []
+    if found:
+        yield Doubt(
+            DoubtKind.PARTS,
+            f"{quoted(found)} {_reads(found)} like parts of a data set or lists beside it, not like classes.",
+            keep(left, set(found)),
+            tuple(found),
+        )
+        return
+    notes = [label for label in left if _is_note(label)]
+    if notes and (2 * len(notes) <= len(left) or len(notes[0]) > _LONG_LABEL_CHARS):
+        yield Doubt(
+            DoubtKind.PARTS,
+            f"{_plural(len(notes), 'label')} of {len(left):,} {_reads(notes)} like a note and not like a class: "
+            f"{notes[0][:80]!r}.",
+            keep(left, set(notes)),
+            tuple(notes),
+        )
+        return
+    links = [label for label in left if "://" in label or label.count("/") > 2 or look(label) is Look.DATA]
+    if len(links) >= 3 and 2 * len(links) > len(left):
+        yield Doubt(
+            DoubtKind.PARTS,
+            f"{len(links):,} of {len(left):,} labels are links, paths or data, such as {links[0][:80]!r}.",
+            (),
+            tuple(links),
+        )
+
+
+def _is_note(label: str) -> bool:
+    wide = sum(unicodedata.east_asian_width(sign) in "WF" for sign in label)
+    if len(label) > _LONG_LABEL_CHARS or wide > _LONG_LABEL_CHARS // 2:
+        return True
+    return words(label) >= _LONG_LABEL_WORDS or (words(label) >= 4 and label[-1] in ".!?。！？")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Figures and words
+
+
+def _number(label: str) -> float | None:
+    """The number that a label is, with a sign of money, a percentage or a unit at most. None means that it is none."""
+    match = re.fullmatch(r"[^\w\s.,+-]?\s*([+-]?\d{1,12}(?:[.,]\d{1,12})?)\s*(\W?[^\W\d_]{1,8}\.?|/\s*\d+|\W)?", label)
+    return float(match[1].replace(",", ".")) if match else None
+
+
+def _whole(label: str) -> int | None:
+    """The whole number that a label is, nothing beside it. None means that it is none."""
+    return int(float(label)) if re.fullmatch(r"[+-]?\d{1,12}(\.0+)?", label) else None
+
+
+def keep(left: dict[str, int], out: set[str]) -> tuple[str, ...]:
+    """The setting that leaves the classes `out` away. Empty where the rest cannot be written on a line."""
+    rest = sorted_labels(label for label in left if label not in out)
+    if not 2 <= len(rest) <= _MOST_SETTLED or any("," in label or "\n" in label for label in rest):
+        return ()
+    return (f"task.labels={','.join(rest)}",)
+
+
+def quoted(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name[:40]) for name in names[:_MOST_NAMED])
+    return f"{shown} and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else shown
+
+
+def _plural(count: int, one: str, many: str | None = None) -> str:
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def _has(count: int) -> str:
+    return "has" if count == 1 else "have"
+
+
+def _reads(labels: Sequence[str]) -> str:
+    return "reads" if len(labels) == 1 else "read"

@@ -1,0 +1,63 @@
+"""What a model's config.json says, judged: whether transformers itself knows the model, and whether it can be trained here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from memsup.shared.data.errors import InputError
+from memsup.shared.model import libraries
+
+OWN_ATTENTION = ("sdpa", "eager")
+"""The ways to compute attention that are in torch and transformers themselves."""
+PROBLEM_TYPE = "single_label_classification"
+
+
+def check_config(where: str, config: object) -> Mapping[str, Any]:
+    """The config, where it is one of a model that can be trained here. Raises InputError."""
+    if not isinstance(config, dict) or not isinstance(kind := config.get("model_type"), str):
+        go_on = "it is not the config.json of a transformers model."
+        if isinstance(config, dict) and "type_vocab_size" in config:
+            go_on = 'it looks like that of a BERT; if it is, add "model_type": "bert" to it.'
+        raise InputError(f"{where} names no model_type: {go_on}")
+    if (quantized := config.get("quantization_config")) is not None:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+        raise InputError(
+            f"The weights of {where} are quantized{f' ({method})' if method else ''}, rounded to a few bits each, and cannot "
+            "be trained: choose the model that they were made from."
+        )
+    classifiers = libraries.classifier_types()
+    if classifiers is None or kind in classifiers:
+        return config
+    known = kind in libraries.config_types()
+    if config.get("auto_map") and not known:
+        raise InputError(
+            f"{where} is a model with a program of its own (auto_map), and memsup runs none from a model's folder: "
+            "choose a model that transformers itself knows, such as a BERT."
+        )
+    if known:
+        raise InputError(
+            f"{where} is of type {kind}, of which transformers makes no text classifier: choose another model, such as a BERT."
+        )
+    raise InputError(
+        f"{where} is of type {kind}, which transformers {libraries.transformers_version()} does not know: check "
+        "model_type in its config.json, or try a newer one: pip install --upgrade transformers"
+    )
+
+
+def replaced(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What memsup does otherwise than the config says, each a sentence."""
+    sentences = []
+    problem = config.get("problem_type")
+    if problem not in {None, PROBLEM_TYPE}:
+        sentences.append(
+            f"The model's config.json has problem_type {str(problem)[:80]}; here each text has one label, so the result has "
+            f"{PROBLEM_TYPE}."
+        )
+    attention = config.get("_attn_implementation", config.get("attn_implementation"))
+    if attention is not None and attention not in OWN_ATTENTION:
+        sentences.append(
+            f"The model's config.json names {str(attention)[:80]} to compute attention; memsup takes torch's own and "
+            "fetches no other."
+        )
+    return tuple(sentences)

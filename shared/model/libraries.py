@@ -1,0 +1,56 @@
+"""What is installed and what transformers knows, told from their files. Importing it would take seconds."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+
+from memsup.shared.files import read_small
+
+_MOST_SOURCE_BYTES = 4 << 20
+_CLASSIFIERS = re.compile(r"^MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES = OrderedDict.*?^\)", re.DOTALL | re.MULTILINE)
+_TYPE = re.compile(r'\(\s*"([^"\s]+)",\s*"\w+"')
+_TYPE_OF_CONFIG = re.compile(r'"([^"\s]+)"[,:]\s*"\w+Config"')
+
+
+def is_installed(package: str) -> bool:
+    """Whether the package could be imported. It is not."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def transformers_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        return "?"
+
+
+@cache
+def classifier_types() -> frozenset[str] | None:
+    """The model types that transformers makes text classifiers of. It is None where its files do not tell."""
+    found = _CLASSIFIERS.search(_source("modeling_auto.py"))
+    return frozenset(_TYPE.findall(found.group())) if found else None
+
+
+@cache
+def config_types() -> frozenset[str]:
+    """The model types that transformers has a config for, whatever they are for; empty where its files do not tell."""
+    return frozenset(_TYPE_OF_CONFIG.findall(_source("auto_mappings.py") + _source("configuration_auto.py")))
+
+
+def _source(name: str) -> str:
+    """A file of `transformers.models.auto`; empty where there is none, as some versions have not all of them."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return ""
+    try:
+        return read_small(Path(spec.origin).parent / "models" / "auto" / name, _MOST_SOURCE_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""

@@ -1,0 +1,346 @@
+"""What the intake makes of data: clear, doubtful or no task; by the data's shape, in any language."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import hypothesis.strategies as st
+import intake
+import pytest
+from hypothesis import given
+
+from memsup.shared.data import evidence as evidence_module
+from memsup.shared.data.check import check_data
+from memsup.shared.data.columns import Columns, Table
+from memsup.shared.data.doubts import Answer, DoubtKind, Verdict
+from memsup.shared.data.errors import InputError, NoTaskError
+from memsup.shared.data.evidence import Evidence
+from memsup.shared.data.examples import Example
+from memsup.shared.data.judge import judge
+from memsup.shared.data.looks import Look, is_prose, look
+
+FILE = Path("x.csv")
+
+
+def evidence_of(
+    rows: Sequence[tuple[str, str]], *, complete: bool = True, names: tuple[str, str] = ("text", "label")
+) -> Evidence:
+    evidence = Evidence(Table(Columns(*names), {name: [] for name in names}), complete=complete)
+    for line, (text, label) in enumerate(rows, start=2):
+        evidence.takes(Example(text, label, FILE, line))
+    return evidence
+
+
+def of_labels(counts: dict[str, int], *, complete: bool = True) -> Verdict:
+    """The verdict on so many rows of each label, with texts that are all different."""
+    rows = [(f"the room was number {name} {place}", name) for name, count in counts.items() for place in range(count)]
+    return judge(evidence_of(rows, complete=complete))
+
+
+def kinds(verdict: Verdict) -> list[DoubtKind]:
+    return [doubt.kind for doubt in verdict.doubts]
+
+
+def judged(file: Path, content: str, **named: str) -> Verdict:
+    file.write_text(content, encoding="utf-8")
+    return judge(check_data(str(file), budget_s=60, **named).evidence)  # type: ignore[arg-type]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The rate
+
+
+def test_of_generated_sets_none_that_is_spoilt_is_clear_and_none_that_is_clean_is_doubted(tmp_path: Path) -> None:
+    """Each family and each way of spoiling once; `benchmarks/intake.py` does a thousand."""
+    wrong = []
+    for number, case in enumerate(intake.cases(2 * len(intake.CLEAN), seed=1)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found, why = intake.answer(case.data, folder)
+        if (found is Answer.CLEAR) == case.spoilt:
+            wrong.append((case.name, found, why))
+    assert not wrong
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"),
+    [
+        ({"neg": 156, "pos": 156, "-1": 8}, DoubtKind.NO_LABEL),
+        ({"neg": 156, "pos": 156, "-100": 8}, DoubtKind.NO_LABEL),
+        ({"0": 156, "1": 156, "-1": 8}, DoubtKind.NO_LABEL),
+        ({"1": 60, "2": 60, "3": 60, "99": 20}, DoubtKind.NO_LABEL),
+        ({"正面": 156, "负面": 156, "nan": 7}, DoubtKind.NO_LABEL),
+        ({"正面": 100, "负面": 100, "未标注": 60}, DoubtKind.NO_LABEL),
+        ({"gut": 100, "schlecht": 100, "(ohne Angabe)": 30}, DoubtKind.NO_LABEL),
+        ({"A": 100, "B": 100, "?": 9}, DoubtKind.NO_LABEL),
+        ({"1": 100, "2": 100, "3": 100, "offen": 9}, DoubtKind.NO_LABEL),
+        ({"neg": 160, "pos": 160, "README": 3}, DoubtKind.RARE_LABEL),
+        ({"neg": 160, "pos": 160, "postive": 1}, DoubtKind.RARE_LABEL),
+        ({f"{tenth / 10:g}": 12 for tenth in range(0, 51, 2)}, DoubtKind.SCALE),
+        ({"0,5": 40, "1": 40, "1,5": 40, "2": 40}, DoubtKind.SCALE),
+        ({str(score): 3 for score in range(101)}, DoubtKind.SCALE),
+        ({str(score): 20 for score in range(0, 101, 10)}, DoubtKind.SCALE),
+        ({str(age): 1 + 40 * (20 - abs(age - 40)) for age in range(21, 60)}, DoubtKind.SCALE),
+        ({f"2024-03-{day:02}": 10 for day in range(1, 9)}, DoubtKind.SCALE),
+        ({"neg 0.5": 40, "neg 0.7": 40, "pos 0.5": 40, "pos 0.9": 40}, DoubtKind.SCALE),
+        ({"['neg']": 40, "['pos']": 40, "['neg', 'food']": 40}, DoubtKind.JOINED_LABELS),
+        ({"体育": 40, "财经": 40, "体育、财经": 20}, DoubtKind.JOINED_LABELS),
+        ({"rot|blau": 40, "blau|gelb": 40, "gelb|rot": 40}, DoubtKind.JOINED_LABELS),
+        ({"red": 40, "blue": 40, "red && blue": 20}, DoubtKind.JOINED_LABELS),
+        ({"neg": 100, "Neg": 60, "pos": 160}, DoubtKind.SPELLINGS),
+        ({"ｎｅｇ": 60, "neg": 100, "pos": 160}, DoubtKind.SPELLINGS),
+        ({"very  good": 60, "very good": 60, "bad": 100}, DoubtKind.SPELLINGS),
+        ({"neg": 100, "pos": 100, "neg?": 4}, DoubtKind.SPELLINGS),
+        ({"0": 80, "1": 80, "neg": 80, "pos": 80}, DoubtKind.SPELLINGS),
+        ({"train": 80, "test": 80}, DoubtKind.PARTS),
+        ({"训练集": 80, "测试集": 80}, DoubtKind.PARTS),
+        ({"neg": 80, "pos": 80, "I do not know what to make of this one, please ask somebody.": 40}, DoubtKind.PARTS),
+    ],
+    ids=str,
+)
+def test_labels_that_are_no_classes_are_doubtful(labels: dict[str, int], kind: DoubtKind) -> None:
+    """Each for one reason, with the sentence's numbers and a row that shows it."""
+    verdict = of_labels(labels)
+    assert kinds(verdict) == [kind]
+    assert any(character.isdigit() for character in verdict.doubts[0].what) or kind is DoubtKind.PARTS
+    assert len(verdict.examples) == min(3, len(labels))
+    assert not verdict.doubts[0].labels or verdict.examples[0].label == verdict.doubts[0].labels[0]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"1": 3, "2": 10, "3": 40, "4": 100, "5": 200},
+        {str(stars): 30 for stars in range(11)},
+        {"0": 100, "1": 5000},
+        {"ham": 870, "spam": 130},
+        {"no": 1980, "yes": 20},
+        {f"intent_{number}": 4 for number in range(150)},
+        {str(number): 5 for number in range(150)},
+        {f"class {chr(65 + number)}": 2 + number % 29 for number in range(26)},
+        {
+            str(code): 40
+            for code in (10, 40, 50, 60, 1140, 1160, 1280, 1300, 2060, 2220, 2280, 2403, 2462, 2522, 2582, 2705, 2905)
+        },
+        {"😀": 50, "😡": 50, "❤️": 50},
+        {"true": 50, "false": 50},
+        {"DE": 50, "NA": 50, "US": 50},
+        {"-1": 100, "0": 100, "1": 100},
+        {"+1": 100, "-1": 100},
+        {"FAVOR": 100, "AGAINST": 100, "NONE": 90},
+        {"World": 50, "Sports": 50, "Business": 50, "Sci/Tech": 50},
+        {"sport/tennis": 50, "sport/golf": 50, "news/world": 50},
+        {"Arts & Culture": 50, "Food & Drink": 50, "Home & Garden": 50, "Arts": 50},
+        {"c": 50, "c++": 50, "c#": 50},
+        {"A+": 50, "A": 50, "B": 50},
+        {"0-12": 50, "13-17": 50, "65+": 50},
+        {"劳动人事争议仲裁与社会保险": 50, "房屋租赁与物业服务合同纠纷": 50},
+        {"Statement": 50, "Statement (opinion)": 50},
+        {"comp.sys.mac": 50, "rec.autos": 50, "sci.space": 50, "sci.med": 50},
+    ],
+    ids=str,
+)
+def test_labels_that_only_look_odd_are_clear(labels: dict[str, int]) -> None:
+    assert of_labels(labels).answer is Answer.CLEAR
+
+
+def test_where_reading_stopped_a_class_of_few_rows_says_nothing() -> None:
+    """Files are often sorted by label."""
+    assert kinds(of_labels({"a": 300, "b": 300, "c": 2})) == [DoubtKind.RARE_LABEL]
+    unread = of_labels({"a": 300, "b": 300, "c": 2}, complete=False)
+    assert (unread.answer, unread.complete) == (Answer.CLEAR, False)
+
+
+def test_the_labels_that_count_settle_it(tmp_path: Path) -> None:
+    """Rows with others are left out and counted; a name that no row has is refused with those that there are."""
+    file = tmp_path / "a.csv"
+    rows = [f"the room number {place},{('neg', 'pos', '-1')[place % 3]}" for place in range(90)]
+    verdict = judged(file, "text,label\n" + "\n".join(rows) + "\n")
+    assert verdict.doubts[0].settle == ("task.labels=neg,pos",)
+    summary = check_data(str(file), labels=["pos", "neg"], budget_s=60)
+    assert (list(summary.labels), summary.rows, dict(summary.other_labels)) == (["pos", "neg"], 60, {"-1": 30})
+    assert judge(summary.evidence).answer is Answer.CLEAR
+    with pytest.raises(InputError, match=r"task\.labels names 'positive', which no row .* it has '-1', 'neg', 'pos'"):
+        check_data(str(file), labels=["neg", "positive"], budget_s=60)
+    with pytest.raises(InputError, match=r"No row .* has one of the labels 'a', 'b' \(task\.labels\)"):
+        check_data(str(file), labels=["a", "b"], budget_s=60)
+
+
+@given(
+    st.dictionaries(st.text(max_size=6) | st.sampled_from(["neg", "pos", "-1", "0", "nan"]), st.integers(1, 40), max_size=8),
+    st.randoms(use_true_random=False),
+)
+def test_the_order_of_rows_does_not_matter_and_every_doubt_has_its_sentence(
+    counts: dict[str, int], draw: random.Random
+) -> None:
+    rows = [(f"text {place}", name) for name, count in counts.items() for place in range(count)]
+    shuffled = draw.sample(rows, len(rows))
+    one, other = judge(evidence_of(rows)), judge(evidence_of(shuffled))
+    assert kinds(one) == kinds(other)
+    for doubt in one.doubts:
+        assert doubt.what.endswith((".", "?"))
+        assert all(setting.startswith("task.") for setting in doubt.settle)
+    assert not one.unsettled(list(DoubtKind))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Columns and headers
+
+
+def table(names: str, row: Callable[[int], str], rows: int = 120) -> str:
+    return f"{names}\n" + "".join(row(place) + "\n" for place in range(rows))
+
+
+SAID = ["the room was very clean", "we waited for the food", "staff of the house were kind", "never again in this place"]
+
+
+def said(place: int) -> str:
+    return f"{SAID[place % 4]} and number {place} too"
+
+
+def test_a_second_text_is_asked_about_until_it_is_used(tmp_path: Path) -> None:
+    content = table(
+        "premise,hypothesis,label", lambda n: f"{said(n)} {said(n)},they said {SAID[n % 3]} {n},{('yes', 'no', 'maybe')[n % 3]}"
+    )
+    verdict = judged(tmp_path / "a.csv", content)
+    assert [(d.kind, d.settle) for d in verdict.doubts] == [(DoubtKind.SECOND_TEXT, ("task.text_pair=hypothesis",))]
+    paired = judged(tmp_path / "a.csv", content, text_pair="hypothesis")
+    assert paired.answer is Answer.CLEAR
+    assert paired.examples[0].text_pair is not None
+    chinese = table(
+        "标题,内容,类别",
+        lambda n: f"这家酒店的早餐真不错{n},房间很干净服务态度也很好我们下次还会再来的{n},{'好评' if n % 2 else '差评'}",
+    )
+    assert kinds(judged(tmp_path / "b.csv", chinese)) == [DoubtKind.SECOND_TEXT]
+
+
+def test_columns_of_names_dates_and_copies_are_no_second_text(tmp_path: Path) -> None:
+    content = table(
+        "author,date,TEXT_lower,url,text,label",
+        lambda n: f"Ann Mary Smith {n},2024-01-02,{said(n).upper()},http://a.org/{n},{said(n)},{'good' if n % 2 else 'bad'}",
+    )
+    assert judged(tmp_path / "a.csv", content).answer is Answer.CLEAR
+
+
+def test_another_column_that_fits_is_asked_about_unless_one_is_named(tmp_path: Path) -> None:
+    content = table(
+        "text,Stance,Sentiment", lambda n: f"{said(n)},{('favor', 'against', 'neither')[n % 3]},{'pos' if n % 2 else 'neg'}"
+    )
+    verdict = judged(tmp_path / "a.csv", content)
+    assert [(d.kind, d.settle) for d in verdict.doubts] == [
+        (DoubtKind.LABEL_COLUMN, ("task.label=Sentiment", "task.label=Stance"))
+    ]
+    assert judged(tmp_path / "a.csv", content, label="Sentiment").answer is Answer.CLEAR
+    same = table("text,label,label_text", lambda n: f"{said(n)},{n % 2},{'pos' if n % 2 else 'neg'}")
+    assert judged(tmp_path / "b.csv", same).answer is Answer.CLEAR, "the same in other words"
+
+
+def test_a_header_among_the_rows_is_named_by_its_line(tmp_path: Path) -> None:
+    part = table("text,spam", lambda n: f"{said(n)},{'spam' if n % 3 else 'ham'}", 80)
+    verdict = judged(tmp_path / "a.csv", part + part.replace("text,spam", "Text,SPAM"))
+    assert verdict.doubts[0].kind is DoubtKind.HEADER
+    assert "line 82 repeats the names of the columns (text, spam)" in verdict.doubts[0].what
+    with pytest.raises(InputError, match="line 82 repeats the first line"):
+        judged(tmp_path / "a.csv", part + part)
+
+
+def test_a_first_line_that_is_a_row_is_refused_and_a_label_named_like_its_column_is_not(tmp_path: Path) -> None:
+    content = table("text,spam", lambda n: f"{said(n)},{'spam' if n % 3 else 'ham'}")
+    assert judged(tmp_path / "a.csv", content).answer is Answer.CLEAR
+    with pytest.raises(InputError, match="looks like a row"):
+        judged(tmp_path / "a.csv", content.split("\n", 1)[1])
+
+
+def test_several_columns_of_0_and_1_are_no_task_of_memsup(tmp_path: Path) -> None:
+    draw = random.Random(1)
+    content = table("text,toxic,threat,insult", lambda n: f"{said(n)},{','.join(draw.choices('01', k=3))}")
+    with pytest.raises(NoTaskError, match=r"3 columns of 0 and 1 .* several labels at once are no task of memsup"):
+        judged(tmp_path / "a.csv", content)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Texts and evaluation
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("http://www.imdb.com/title/tt0064354/usercomments", Look.LINK),
+        ("data/images/00017.jpg", Look.LINK),
+        ("/home/ann/my corpus/pos/12_7.txt", Look.LINK),
+        ("ann@example.org", Look.ID),
+        ("d41d8cd98f00b204e9800998ecf8427e", Look.ID),
+        ("user_00123", Look.ID),
+        ("VGhpcyBpcyBub3QgYSB0ZXh0IGF0IGFsbA==", Look.DATA),
+        ("data:image/png;base64,iVBORw0KGgo", Look.DATA),
+        ("['great', 'food']", Look.DATA),
+        ("0.12, 3.40, 5.60", Look.NUMBER),
+        ("2024-01-02 12:30", Look.NUMBER),
+        ("房间很干净", Look.LANGUAGE),
+        ("Müller", Look.LANGUAGE),
+        ("look at this https://t.co/a1b2c3", Look.LANGUAGE),
+        ("ACGTACGTTTGACCATGACCATTTGACA", Look.LANGUAGE),
+        ("def f(x):\n    return x + 1", Look.LANGUAGE),
+        ("!!!", Look.LANGUAGE),
+        ("ห้องสะอาดพนักงานเป็นมิตร", Look.LANGUAGE),
+    ],
+)
+def test_what_a_text_looks_like(text: str, found: Look) -> None:
+    assert look(text) is found
+
+
+@given(st.text(min_size=1))
+def test_anything_looks_like_something(text: str) -> None:
+    assert isinstance(look(text), Look)
+    assert isinstance(is_prose([text] * 9), bool)
+
+
+def test_texts_that_are_links_are_doubtful_of_all_classes_and_of_one() -> None:
+    links = [(f"http://www.imdb.com/title/tt{n}/", "urls") for n in range(60)]
+    reviews = [(said(n), ("neg", "pos")[n % 2]) for n in range(120)]
+    assert [(d.kind, d.settle) for d in judge(evidence_of(links + reviews)).doubts] == [
+        (DoubtKind.NO_LANGUAGE, ("task.labels=neg,pos",))
+    ]
+    assert kinds(judge(evidence_of([(text, ("a", "b")[n % 2]) for n, (text, _) in enumerate(links)]))) == [
+        DoubtKind.NO_LANGUAGE
+    ]
+
+
+def test_rows_of_fields_in_text_files_are_parts() -> None:
+    rows = [(f"{said(n)}\t{n % 10}", ("train", "dev")[n % 2]) for n in range(80)]
+    assert kinds(judge(evidence_of(rows))) == [DoubtKind.PARTS]
+
+
+def test_a_text_with_several_labels_is_doubtful() -> None:
+    """A row for each label of a text, as tables that were multi-label have it; a few contradictions are noise."""
+    rows = [(said(n // 2), ("food", "price", "room")[n % 3]) for n in range(120)]
+    assert kinds(judge(evidence_of(rows))) == [DoubtKind.CONTRADICTIONS]
+    noisy = [(said(n), ("a", "b")[n % 2]) for n in range(120)]
+    assert judge(evidence_of(noisy + [(text, "a") for text, _ in noisy[:10]])).answer is Answer.CLEAR
+
+
+@pytest.mark.parametrize(("shared", "doubts"), [(60, [DoubtKind.EVALUATION]), (40, [DoubtKind.EVALUATION]), (8, [])])
+def test_evaluation_data_that_are_trained_on_are_doubtful_if_they_are_most(shared: int, doubts: list[DoubtKind]) -> None:
+    train = [(said(n), ("a", "b")[n % 2]) for n in range(200)]
+    fresh = [(said(1000 + n), ("a", "b")[n % 2]) for n in range(60 - shared)]
+    assert kinds(judge(evidence_of(train), evidence_of(train[:shared] + fresh))) == doubts
+
+
+def test_evaluation_data_of_one_label_tell_nothing_of_the_others() -> None:
+    train = [(said(n), ("a", "b")[n % 2]) for n in range(200)]
+    assert kinds(judge(evidence_of(train), evidence_of([(said(999 + n), "a") for n in range(50)]))) == [DoubtKind.EVALUATION]
+
+
+def test_what_is_remembered_of_texts_is_bounded_and_still_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more texts than fit a share is remembered, the same of training and evaluation data."""
+    monkeypatch.setattr(evidence_module, "_MOST_TEXTS", 256)
+    train = evidence_of([(said(n), ("a", "b")[n % 2]) for n in range(5000)])
+    assert len(train.texts) <= 256
+    half = evidence_of([(said(n), ("a", "b")[n % 2]) for n in range(4000, 6000)])
+    assert 0.35 < half.share_shared(train) < 0.65
