@@ -2,16 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PACKAGES := supervisor worker shared checkpoint
-CODE := $(PACKAGES) tests benchmarks
+CODE := program $(PACKAGES) tests benchmarks
 
 # Many tests wait for a process that loads or for a clock: one more at a time than there are cores. Each core takes the next ones
 # when it is free, and the long ones come first (tests/conftest.py).
 TOGETHER = $(BIN)/pytest --durations=15 --numprocesses=$(shell expr $$(nproc) + 1) --dist=loadgroup
 ALONE = $(BIN)/pytest --durations=5
 
-.PHONY: setup demo test fast nightly lint types boundaries unit suite wheel clean
+.PHONY: setup links demo test fast nightly lint types boundaries unit suite wheel clean
 
-setup: .venv/installed build/links/memsup
+setup: .venv/installed links
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "memsup needs Python 3.11 or newer; set PYTHON=")'
@@ -19,10 +19,11 @@ setup: .venv/installed build/links/memsup
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[demo,dev]'
 	@touch $@
 
-# mypy does not see through setuptools' mapping of the four folders; a folder of links shows it the same names.
-build/links/memsup:
-	@mkdir -p $@
-	@for package in $(PACKAGES); do ln -sfn ../../../$$package $@/$$package; done
+# mypy and import-linter do not see through setuptools' mapping of the folders; a folder of links shows them the same names.
+links:
+	@mkdir -p build/links/memsup
+	@for name in $(PACKAGES) program/*.py; do ln -sfn ../../../$$name build/links/memsup/$${name#program/}; done
+	@find -L build/links/memsup -maxdepth 1 -type l -delete
 
 demo: setup
 	$(BIN)/memsup start --tier auto --wait
@@ -38,11 +39,11 @@ lint: setup
 	$(BIN)/ruff format --check $(CODE)
 
 types: setup
-	$(BIN)/mypy $(PACKAGES:%=-p memsup.%)
+	$(BIN)/mypy -p memsup
 	$(BIN)/mypy tests
 
 boundaries: setup
-	$(BIN)/lint-imports --no-cache
+	PYTHONPATH=build/links $(BIN)/lint-imports --no-cache
 
 suite: setup
 	$(TOGETHER) -m 'not alone and not nightly'
@@ -63,6 +64,7 @@ wheel: setup
 	rm -rf build/wheel build/bdist* build/lib && $(BIN)/python -m build --wheel --outdir build/wheel . > build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps --target build/wheel/site build/wheel/memsup-*.whl
 	cd / && PYTHONPATH=$(CURDIR)/build/wheel/site $(CURDIR)/$(BIN)/python -P -c "import sys, memsup.supervisor.cli as cli; \
+	    import memsup; memsup.guard; \
 	    sys.exit(not cli.__file__.startswith('$(CURDIR)/build/wheel/site/') or cli.main(['--help']))"
 	@rm -rf build/wheel/site
 

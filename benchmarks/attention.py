@@ -26,7 +26,7 @@ from transformers import AttentionInterface, BertConfig, BertForSequenceClassifi
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from memsup.worker.compute.attention import _Attention, attend_in_blocks
-from memsup.worker.compute.dropout import draw_cheaply
+from memsup.worker.compute.dropout import draw_by_row
 from memsup.worker.compute.embedding import add_in_place
 from memsup.worker.hardware import autocast, start_threads
 from memsup.worker.memory import Peak, hand_back
@@ -42,8 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     start_threads(len(os.sched_getaffinity(0)), torch.device("cpu"))
     config = BertConfig(vocab_size=WORDS, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536)
+    torchs_dropout = torch.nn.functional.dropout
     usual, cheap = (BertForSequenceClassification(config).train() for _ in range(2))
-    draw_cheaply(cheap)
     for model in (usual, cheap):
         add_in_place(model)
         micro_batch(model, "off", 1, 8)  # its gradients have their memory
@@ -54,8 +54,10 @@ def main() -> None:
             pairs = []
             for _ in range(options.rounds + 1):
                 AttentionInterface.register("sdpa", sdpa_attention_forward)
+                torch.nn.functional.dropout = torchs_dropout
                 before = micro_batch(usual, amp, rows, length)
                 attend_in_blocks()
+                draw_by_row()
                 pairs.append((before, micro_batch(cheap, amp, rows, length)))
             times = pairs[1:]  # the first generates code
             (before_s, after_s), ratio = (

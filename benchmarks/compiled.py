@@ -33,7 +33,7 @@ def measure(way: str, amp: str, rounds: int) -> dict[str, Any]:
     from transformers import BertConfig, BertForSequenceClassification
 
     from memsup.worker.compute.attention import attend_in_blocks
-    from memsup.worker.compute.dropout import draw_cheaply
+    from memsup.worker.compute.dropout import draw_by_row
     from memsup.worker.compute.embedding import add_in_place
     from memsup.worker.hardware import autocast, start_threads
 
@@ -41,7 +41,7 @@ def measure(way: str, amp: str, rounds: int) -> dict[str, Any]:
     model: Any = BertForSequenceClassification(BertConfig(**CONFIG | {"vocab_size": VOCABULARY})).train()
     if way == "memsup":
         add_in_place(model)
-        draw_cheaply(model)
+        draw_by_row()
         attend_in_blocks()
     if way == "compiled":
         model = torch.compile(model, dynamic=True)

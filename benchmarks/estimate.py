@@ -54,7 +54,7 @@ def measure(size: str, amp: str) -> None:
 
     import memsup.worker.train  # noqa: F401 - what the worker imports counts as its base
     from memsup.worker.compute.attention import attend_in_blocks
-    from memsup.worker.compute.dropout import draw_cheaply
+    from memsup.worker.compute.dropout import draw_by_row
     from memsup.worker.compute.embedding import add_in_place
     from memsup.worker.hardware import autocast, make_optimizer, place_model, set_activation_checkpointing, start_threads
     from memsup.worker.memory import hand_back, held
@@ -74,7 +74,7 @@ def measure(size: str, amp: str) -> None:
     model = BertForSequenceClassification(config)
     place_model(model, device)
     add_in_place(model)
-    draw_cheaply(model)
+    draw_by_row()
     attend_in_blocks()
     optimizer = make_optimizer(model, weight_decay=0.01)
     model.train()

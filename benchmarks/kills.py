@@ -30,7 +30,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="memsup-kills-") as folder:
         os.environ |= {"MEMSUP_STATE_DIR": f"{folder}/state", "MEMSUP_RUNTIME_DIR": f"{folder}/runtime"}
         job = Path(folder) / "job"
-        make_job(job, epochs=60)
+        make_job(job, epochs=60, amp="auto")
         try:
             expected = undisturbed(job, "undisturbed")
             while tally.total < options.kills:

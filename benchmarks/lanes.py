@@ -30,7 +30,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from memsup.worker.compute.attention import attend_in_blocks
-from memsup.worker.compute.dropout import draw_cheaply
+from memsup.worker.compute.dropout import draw_by_row
 from memsup.worker.compute.embedding import add_in_place
 from memsup.worker.compute.lanes import Lanes
 from memsup.worker.compute.randomness import seed_stream
@@ -91,7 +91,7 @@ class Way:
         threads = start_threads(len(os.sched_getaffinity(0)), torch.device("cpu"))
         model = BertForSequenceClassification(BertConfig(**CONFIG | {"vocab_size": VOCABULARY})).train()
         add_in_place(model)
-        draw_cheaply(model)
+        draw_by_row()
         attend_in_blocks()
         self.amp, self.lanes, self.optimizer = amp, Lanes(model, lanes, threads), make_optimizer(model, weight_decay=0.01)
         self.plan = Entry(step=1, start=TOKENS * lanes, lanes=lanes, costs=COSTS, cause="", at_unix_s=0.0)
@@ -116,8 +116,9 @@ class Way:
         return took_s
 
     def part(self, rows: list[list[int]], model: Any) -> None:
-        seed_stream(1, 1, 1)
-        longest = max(map(len, rows))
+        lengths = [len(row) for row in rows]
+        seed_stream(1, 1, range(len(rows)), lengths)
+        longest = max(lengths)
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         loss = model(input_ids=ids, attention_mask=(ids != 0).long(), labels=torch.zeros(len(rows), dtype=torch.long)).loss
         with autocast(CPU, None):

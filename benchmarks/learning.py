@@ -39,7 +39,7 @@ def learn(seed: int, way: str, amp: str, home: Path) -> Result:
     from memsup.shared.loading import load
     from memsup.shared.paths import RunPaths
     from memsup.worker.compute.attention import attend_in_blocks
-    from memsup.worker.compute.dropout import draw_cheaply
+    from memsup.worker.compute.dropout import draw_by_row
     from memsup.worker.compute.embedding import add_in_place
     from memsup.worker.compute.randomness import seed_everything
     from memsup.worker.hardware import autocast, make_optimizer, place_model, start_threads
@@ -59,22 +59,21 @@ def learn(seed: int, way: str, amp: str, home: Path) -> Result:
     place_model(model, cpu)
     add_in_place(model)
     if way == "memsup":
-        draw_cheaply(model)
+        draw_by_row()
         attend_in_blocks()
     optimizer = make_optimizer(model, weight_decay=training.weight_decay)
     schedule = Schedule(rows=len(rows), effective_batch=16, epochs=training.epochs, seed=seed)
     order, plan, losses = Order(schedule), Entry(step=1, start=MICRO_TOKENS, cause="", at_unix_s=0.0), []
     for step in range(1, schedule.total_steps + 1):
         model.train()
-        batch, position, loss_of_step = order.batch(step), 0, 0.0
+        batch, loss_of_step = order.batch(step), 0.0
         with autocast(cpu, amp):
             for micro in cut(batch, rows.lengths[batch], plan):
-                seed_everything(seed, step, position)
+                seed_everything(seed, step, micro, rows.lengths[micro])
                 loss = task.loss(model, rows.batch(micro)) / len(batch)
                 with autocast(cpu, None):
                     loss.backward()
                 loss_of_step += float(loss.detach())
-                position += len(micro)
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.most_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(

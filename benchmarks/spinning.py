@@ -77,7 +77,7 @@ def steps() -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
     from memsup.worker.compute.attention import attend_in_blocks
-    from memsup.worker.compute.dropout import draw_cheaply
+    from memsup.worker.compute.dropout import draw_by_row
     from memsup.worker.compute.embedding import add_in_place
     from memsup.worker.hardware import autocast
 
@@ -86,7 +86,7 @@ def steps() -> None:
     config = BertConfig(vocab_size=21_128, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536)
     model = BertForSequenceClassification(config).train()
     add_in_place(model)
-    draw_cheaply(model)
+    draw_by_row()
     attend_in_blocks()
     for _ in sys.stdin:
         began_s = time.perf_counter()

@@ -4,13 +4,14 @@ It is written last and read first, and its own bytes are sealed with a hash, so 
 treated as hostile when read: only plain file names, no duplicates, no absurd sizes, no huge document.
 
 The hash is XXH3 with 128 bits. It guards against damage, not against forgery: whoever can write into the folder could write a
-matching manifest with any hash. docs/checkpoints.md has the figures of the choice.
+matching manifest with any hash. docs/checkpoints.md has the figures of the choice. A person's own program, which has the
+standard library alone, seals its checkpoints with SHA-256 (`program/store.py`); these are read here, and never written.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import msgspec
 import xxhash
@@ -25,26 +26,51 @@ MAX_TOTAL_BYTES = 1 << 42
 """Four terabytes: a forged size must not keep a reader busy for days."""
 MAX_STEP = 10**15
 
-_SEAL = b'  "xxh3_128": "'
+_SEALS = {b'  "xxh3_128": "': 32, b'  "sha256": "': 64}
+"""What comes before the document's own hash, and how many digits that has."""
 _END = b'"\n}\n'
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
-class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A file of the checkpoint."""
+class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A file of the checkpoint, with one of the two hashes."""
 
     name: str
     """The file's name, directly inside the checkpoint's folder."""
     bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOTAL_BYTES)]
-    xxh3_128: Hash
+    xxh3_128: Hash | None = None
+    sha256: Sha256 | None = None
+
+    def new_hash(self) -> Hasher:
+        """What hashes the file's content in the way in which it was hashed when it was written."""
+        return xxhash.xxh3_128() if self.sha256 is None else _sha256()
+
+    def is_hash(self, found: str) -> bool:
+        """Whether this is the hash of what was written."""
+        return found == (self.xxh3_128 if self.sha256 is None else self.sha256)
+
+
+class Hasher(Protocol):
+    """What takes content piece by piece, and tells its hash."""
+
+    def update(self, content: memoryview, /) -> object: ...
+    def hexdigest(self) -> str: ...
+
+
+def _sha256(content: bytes = b"") -> Hasher:
+    import hashlib  # with OpenSSL behind it, which the supervisor is spared where nothing was sealed so
+
+    return hashlib.sha256(content)
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The files of a checkpoint, and what it is a checkpoint of."""
 
-    format: Annotated[str, msgspec.Meta(pattern="^memsup-checkpoint-1$")] = "memsup-checkpoint-1"
+    format: Annotated[str, msgspec.Meta(pattern="^memsup-checkpoint-[12]$")] = "memsup-checkpoint-1"
+    """The second one is that of a person's own program."""
     step: Annotated[int, msgspec.Meta(ge=0, lt=MAX_STEP)]
     created_unix_s: Annotated[float, msgspec.Meta(ge=0)]
     metric: float | None
@@ -52,6 +78,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     files: Annotated[list[File], msgspec.Meta(min_length=1, max_length=MAX_FILES)]
     xxh3_128: Hash = "0" * 32
     """The hash of every byte of the document before this value."""
+    sha256: Sha256 | msgspec.UnsetType = msgspec.UNSET
+    """The same, in the manifest of a person's own program."""
 
     @property
     def total_bytes(self) -> int:
@@ -74,15 +102,17 @@ def seal(manifest: Manifest) -> bytes:
 
 
 def unseal(document: bytes) -> Manifest:
-    """The manifest in `document`. Raises `Damaged` unless that is exactly what `seal` made of a sensible one."""
+    """The manifest in `document`. Raises `Damaged` unless that is exactly what was made of a sensible one."""
     if not document:
         raise Damaged("its manifest is empty, as after a power cut.")
     if len(document) > MAX_BYTES:
         raise Damaged(f"its manifest is larger than {MAX_BYTES} bytes, which no real one is.")
-    covered, written = document[: -len(_END) - 32], document[-len(_END) - 32 :]
-    if not covered.endswith(_SEAL) or not written.endswith(_END):
+    digits = next((n for seal, n in _SEALS.items() if document[: -len(_END) - n].endswith(seal)), 0)
+    covered, written = document[: -len(_END) - digits], document[-len(_END) - digits :]
+    if not digits or not written.endswith(_END):
         raise Damaged("its manifest is cut off or not one of memsup's.")
-    if xxhash.xxh3_128(covered).hexdigest().encode() + _END != written:
+    found = xxhash.xxh3_128(covered) if digits == 32 else _sha256(covered)
+    if found.hexdigest().encode() + _END != written:
         raise Damaged("its manifest is not what was written: its own hash does not match.")
     try:
         manifest = _decoder.decode(document)
@@ -106,6 +136,8 @@ def _problem(manifest: Manifest) -> str | None:
             return f"{file.name[:80]!r} is not the plain name of a file in the checkpoint"
         if file.name in seen:
             return f"{file.name} stands in it twice"
+        if (file.xxh3_128 is None) is (file.sha256 is None):
+            return f"{file.name} has not one hash"
         seen.add(file.name)
     if manifest.total_bytes > MAX_TOTAL_BYTES:
         return f"its files would take {manifest.total_bytes} bytes"

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import xxhash
 
 from memsup.checkpoint import manifest as manifests
 from memsup.checkpoint.durable import PIECE_BYTES
 from memsup.checkpoint.errors import CheckpointError, Damaged
 from memsup.checkpoint.folders import Info
 from memsup.checkpoint.header import INDEX_SUFFIX, MAX_INDEX_BYTES, SUFFIX, Placed, decode_header, decode_index, header_length
-from memsup.checkpoint.manifest import Manifest
+from memsup.checkpoint.manifest import File, Manifest
 from memsup.shared.files import NotAFileError, open_regular
 
 MAX_JSON_BYTES = 64 << 20
@@ -57,7 +56,7 @@ def verify(path: Path, full: bool = True, *, from_disk: bool = False) -> Info:
                     raise Damaged(f"{file.name} has {size} bytes, but {file.bytes} were written.")
                 if file.name.endswith(SUFFIX):
                     tensors[file.name] = {tensor.name for tensor in read_header(fd, size, file.name)}
-                if full and _hash(fd, size, file.name, from_disk) != file.xxh3_128:
+                if full and not file.is_hash(_hash(fd, size, file, from_disk)):
                     raise Damaged(f"{file.name} is not what was written: its hash does not match.")
             finally:
                 os.close(fd)
@@ -161,8 +160,8 @@ def _read(fd: int, count: int, place: int) -> bytes:
     return b"".join(parts)
 
 
-def _hash(fd: int, size: int, name: str, from_disk: bool) -> str:
-    hash_ = xxhash.xxh3_128()
+def _hash(fd: int, size: int, file: File, from_disk: bool) -> str:
+    hash_ = file.new_hash()
     buffer = memoryview(mmap.mmap(-1, PIECE_BYTES))  # begins at a page's boundary, as O_DIRECT wants
     if from_disk:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -182,7 +181,7 @@ def _hash(fd: int, size: int, name: str, from_disk: bool) -> str:
             hash_.update(buffer[:count])
             place += count
     except OSError as error:
-        raise _judged(error, name) from None
+        raise _judged(error, file.name) from None
     return hash_.hexdigest()
 
 

@@ -2,7 +2,8 @@
 
 A message is two frames: the protocol's name with its version, then one msgpack map whose `kind` names the struct. A frame
 that does not decode raises `BadFrameError`; the receiver counts it, logs it and drops it. What the messages cause is decided
-elsewhere: `supervisor/decide/run/lifecycle.py` for the supervisor, `worker/session.py` for the worker. Sockets are opened in
+elsewhere: `supervisor/decide/run/lifecycle.py` for the supervisor, `worker/session.py` for the worker, and for a program of a
+person's own, which speaks like a worker (`program/messages.py`), `program/session.py`. Sockets are opened in
 `shared/endpoints.py`.
 
 Worker socket (worker DEALER → supervisor ROUTER):
@@ -175,7 +176,8 @@ class Progress(KnownProgress, frozen=True, forbid_unknown_fields=True):
     ticks: Count
     epoch: float
     step: Count
-    samples: Count
+    samples: Count | None
+    """It is None for a person's own program, of whose batches nothing is known."""
 
 
 class BatchShape(KnownBatch, frozen=True, forbid_unknown_fields=True):

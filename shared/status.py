@@ -157,6 +157,15 @@ class CheckpointStatus(msgspec.Struct, kw_only=True):
     verified: bool | None = None
 
 
+class ProgramStatus(msgspec.Struct, kw_only=True):
+    """What memsup does for a command of the user's own."""
+
+    attached: bool
+    """Whether a process of it has called `memsup.guard`, and reports and takes orders."""
+    lacks: list[str] = msgspec.field(default_factory=list)
+    """What the built-in training has and this program has not, a clause each."""
+
+
 class ActionStatus(msgspec.Struct, kw_only=True):
     """The last decision that changed something, from the ledger."""
 
@@ -177,7 +186,9 @@ class Status(msgspec.Struct, kw_only=True):
     state: RunState
     wanted: Wanted
     is_command: bool = False
-    """Whether a command of the user's own is supervised, of whose steps and checkpoints nothing is known."""
+    """Whether a command of the user's own is supervised."""
+    program: ProgramStatus | None = None
+    """What is done for that command. It is None for the built-in training, and while there is no worker."""
     tier: str | None = None
     pid: int | None = None
     worker_pid: int | None = None

@@ -53,7 +53,7 @@ from memsup.supervisor.decide.run.actions import (
     Thaw,
 )
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
-from memsup.supervisor.decide.run.one_life import Stage
+from memsup.supervisor.decide.run.one_life import Attachment, Stage
 from memsup.supervisor.decide.tiers import claim_of, created_with, resolve
 from memsup.supervisor.devices import Devices, Load
 from memsup.supervisor.fence import choose_fence
@@ -61,7 +61,14 @@ from memsup.supervisor.fence.kill import Deadman, KillState
 from memsup.supervisor.fence.worker import WorkerProcess
 from memsup.supervisor.kernel.children import become_subreaper, why_not_started
 from memsup.supervisor.night import Night, explain
-from memsup.supervisor.record.earlier_life import checkpoint_folder, newest_checkpoint, note_of, progress_at, read_budget
+from memsup.supervisor.record.earlier_life import (
+    checkpoint_folder,
+    newest_checkpoint,
+    note_of,
+    progress_at,
+    read_budget,
+    was_attached_before,
+)
 from memsup.supervisor.record.journal import Journal, budget_file
 from memsup.supervisor.record.scribe import Scribe
 from memsup.supervisor.record.status import Surroundings, status_of
@@ -100,7 +107,7 @@ class Supervisor:
         with claims.turn(paths):
             others = claims.beside(paths, keep_own=True)
             limits = resolve(record.settings, created_with(record.settings), machine, beside=others).limits
-            checkpoints = None if record.command else os.path.realpath(checkpoint_folder(paths, record))
+            checkpoints = os.path.realpath(checkpoint_folder(paths, record))
             if (why := sharing(others.others, checkpoints)) is not None:
                 raise SettingsError(why)
             claims.claim(paths, claim_of(record, limits, on_gpu=on_gpu, checkpoints=checkpoints))
@@ -171,7 +178,8 @@ class Supervisor:
             self.journal.save_run(self.record)
         if death is not None and death.waits is not None:
             self._perform(now_s, self.life.on_machine_died(now_s, death.waits))
-        self._perform(now_s, self.life.on_start(now_s, leftover=self.worker.fence.populated() is True))
+        leftover, was_attached = self.worker.fence.populated() is True, was_attached_before(self.paths, self.record)
+        self._perform(now_s, self.life.on_start(now_s, leftover=leftover, was_attached=was_attached))
         self.notifier.ready()
 
     def main_loop(self) -> None:
@@ -296,10 +304,15 @@ class Supervisor:
             self._perform(now_s, self.life.on_request(now_s, NOBODY, RequestKind.STOP_NOW))
 
     def on_reports(self, now_s: float) -> None:
-        for report in self.sockets.reports(now_s, self.record.run_id, self.worker.pid):
+        was = self.life.worker.attachment
+        for report in self.sockets.reports(now_s, self.record.run_id, self.worker.may_speak):
             if isinstance(report, Failed):
                 self.devices.note_failed(report)
             self._perform(now_s, self.life.on_report(now_s, report))
+        if self.life.worker.attachment is Attachment.ATTACHED and not self.sockets.is_heard:
+            self._perform(now_s, self.life.on_let_go(now_s))
+        if self.life.worker.attachment is not was:  # whoever finds its process without us is to know that it leaves by itself
+            self._show(now_s, self._status(), durable=False)
 
     def on_requests(self, now_s: float) -> None:
         for token, what in self.sockets.requests(now_s):
@@ -326,7 +339,7 @@ class Supervisor:
         self.sockets.forget_worker()
         self.guard.memory = self.memory_sensor.read(now_s)  # what is said about given back memory is measured
         # What it saved and did not live to tell of. Nobody is guarded now who would have to wait for the disk.
-        silent = not self.life.is_command and self.life.worker.last_words is None
+        silent = self.life.worker.reports and self.life.worker.last_words is None
         newest = note_of(newest_checkpoint(self.paths, self.record)) if silent else None
         actions = self.life.on_exit(
             now_s,

@@ -23,7 +23,7 @@ from memsup.shared.messages import AnyReport, Failed, FailureCause, Leaving, Pha
 from memsup.shared.paths import PathError, RunPaths, run_paths
 from memsup.shared.record import RecordError, RunRecord
 from memsup.shared.run_file import read_record
-from memsup.worker.imports import without_search_for_garbage
+from memsup.worker.imports import quick_scan_of_transformers, without_search_for_garbage
 from memsup.worker.link import Link, MustLeave
 from memsup.worker.session import GiveUp, Leave, Session
 
@@ -86,7 +86,7 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
     try:
         with session.phase(Phase.LOADING):
             os.environ.update(LIBRARIES | os.environ)  # read once, when torch is loaded
-            with without_search_for_garbage():
+            with without_search_for_garbage(), quick_scan_of_transformers():
                 from memsup.worker.train import train
         last_words = train(record, paths, welcome, session)
     except Leave as leave:

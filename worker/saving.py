@@ -29,6 +29,7 @@ from memsup.shared.messages import CheckpointNote, DecisionKind, FailureCause, W
 from memsup.shared.record import RunRecord
 from memsup.worker.memory import is_out_of_memory
 from memsup.worker.plan.entry import Entry
+from memsup.worker.plan.padding import Padding
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import (
     OPTIMIZER,
@@ -150,6 +151,8 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int) ->
         plan.begin(state.plan, saved=True)
     else:
         plan.begin(_first_plan(training, lanes), saved=False)
+    if training.prepared.padding is Padding.NONE and not plan.at(training.step + 1).equal_lengths:  # an earlier version's
+        plan.change(training.step + 1, "the model sees padding", equal_lengths=True)
     _limit_plan(training, welcome, done_before)
     training.publish()
     training.session.publish(checkpoint=start.note)
@@ -179,6 +182,7 @@ def _first_plan(training: Training, lanes: int) -> Entry:
         and training.prepared.model.supports_gradient_checkpointing,
         threads=training.threads,
         lanes=lanes,
+        equal_lengths=training.prepared.padding is Padding.NONE,
         cause="the settings",
         at_unix_s=unix_s(),
     )
@@ -326,6 +330,7 @@ def _state(training: Training) -> State:
         step=training.step,
         seed=training.schedule.seed,
         effective_batch=training.schedule.effective_batch,
+        padding=training.prepared.padding,
         device=training.device.type,
         threads=training.threads,
         torch_version=str(torch.__version__),

@@ -26,6 +26,7 @@ from memsup.checkpoint.errors import Damaged
 from memsup.checkpoint.reading import read_json
 from memsup.checkpoint.tensors import Tensor, open_tensors
 from memsup.worker.plan.entry import Entry
+from memsup.worker.plan.padding import Padding
 
 FORMAT = 1
 STATE_FILE = "state.json"
@@ -65,6 +66,9 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     step: int
     seed: int
     effective_batch: int
+    padding: Padding | None = None
+    """Where rows are padded, as was found out of the model before it had learnt. None stands in checkpoints of an earlier
+    version."""
     device: str | None = None
     """Where it was computed: cpu or cuda. None stands in checkpoints of an earlier version."""
     threads: int

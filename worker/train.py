@@ -43,7 +43,7 @@ from memsup.shared.record import RunRecord
 from memsup.shared.settings import Training as Settings
 from memsup.worker.audit import Audit, Step
 from memsup.worker.compute.attention import attend_in_blocks
-from memsup.worker.compute.dropout import draw_cheaply
+from memsup.worker.compute.dropout import draw_by_row
 from memsup.worker.compute.embedding import add_in_place
 from memsup.worker.compute.lanes import Lanes, draws_elsewhere
 from memsup.worker.compute.randomness import seed_everything, seed_stream
@@ -67,6 +67,7 @@ from memsup.worker.plan.batches import Order, Rows, Schedule, cut, learning_rate
 from memsup.worker.plan.footprint import shape_of
 from memsup.worker.plan.journal import Plan
 from memsup.worker.plan.measuring import Measuring
+from memsup.worker.plan.padding import Padding
 from memsup.worker.plan.planner import Initial, Planner
 from memsup.worker.saving import export_model, find_start, merit_of, resume, save, save_evaluated, save_if_due
 from memsup.worker.session import GiveUp, Session
@@ -145,14 +146,15 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     # -----------------------------------------------------------------------------------------------------------------
     # Task: data, tokenizer and model; then the optimizer with all of its state
     task = find_task(settings.task.kind)
+    draw_by_row()
+    attend_in_blocks()
     with has_to_fit("The model", welcome, memory):
         boundary()
-        prepared = task.load(settings, paths, boundary, checkpoint=start.folder)
+        padding = start.state.padding if start.state else None
+        prepared = task.load(settings, paths, boundary, checkpoint=start.folder, padding=padding)
         boundary()
         place_model(prepared.model, device)
         add_in_place(prepared.model)
-        draw_cheaply(prepared.model)
-        attend_in_blocks()
         optimizer = make_optimizer(
             prepared.model,
             weight_decay=settings.training.weight_decay,
@@ -189,6 +191,8 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         deaths=welcome.deaths,
     )
     lanes, why_fewer = _lanes_for(training, welcome)
+    for sentence in prepared.about_cuts:
+        session.decided(DecisionKind.CUT_REFUSED, sentence)
     if start.state is None:  # otherwise an earlier life has said so
         _tell_what_is_not_done(training, why_fewer)
     resume(training, start, welcome, lanes=lanes)
@@ -409,7 +413,6 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
         one.train()
     lanes.drop()
     training.measuring.begin_step(plan.lanes_used)
-    position = 0
     with lanes.step(partial(autocast, training.device, training.settings.amp)):  # a whole step: weights are converted once
         for parts, shape in zip(cuts, shapes, strict=True):
             training.micro_rows, training.micro_shape = np.concatenate(parts), shape
@@ -419,11 +422,8 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
                 for one in lanes.models:
                     set_activation_checkpointing(one, checkpointed)
                 training.activation_checkpointing = checkpointed
-            work = []
-            for part in parts:
-                seeded = partial(seed_stream if len(parts) > 1 else seed_everything, training.settings.seed, step, position)
-                work.append(partial(_add_gradient, training, part, weight, seeded))
-                position += len(part)
+            seed = partial(seed_stream if len(parts) > 1 else seed_everything, training.settings.seed, step)
+            work = [partial(_add_gradient, training, part, weight, seed) for part in parts]
             uses_all_lanes = len(parts) == plan.lanes_used
             with training.measuring.micro_batch(shape, checkpointed=checkpointed, timed=uses_all_lanes):
                 for loss in lanes.run(work):
@@ -438,12 +438,12 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
     return _finish_gradient(training, weight, total_loss)
 
 
-def _add_gradient(training: Training, rows: Rows, weight: float, seeded: Callable[[], None], model: Any) -> torch.Tensor:
+def _add_gradient(training: Training, rows: Rows, weight: float, seed: Callable[..., None], model: Any) -> torch.Tensor:
     """Adds the gradient of these rows, in one lane, to the gradients of its `model`; returns their share of the step's loss."""
-    where = "forward"
+    where, examples = "forward", training.prepared.train
     try:
-        seeded()
-        batch = to_device(training.prepared.train.batch(rows), training.device)
+        seed(rows, examples.lengths[rows], is_left=training.prepared.padding is Padding.LEFT)
+        batch = to_device(examples.batch(rows), training.device)
         loss = training.task.loss(model, batch) / weight
         where = "backward"
         with autocast(training.device, None):
@@ -550,6 +550,8 @@ def evaluate(training: Training) -> None:
             longest = int(examples.lengths[by_length[place]])
             tokens = min(tokens, training.plan.at(training.step + 1).micro_tokens)
             rows = by_length[place : place + max(1, tokens // longest)]
+            if training.prepared.padding is Padding.NONE:
+                rows = rows[examples.lengths[rows] == longest]
             exhausted = None
             try:
                 with autocast(training.device, training.settings.amp):

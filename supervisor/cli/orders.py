@@ -81,7 +81,7 @@ def resume(run_name: str, as_json: bool) -> int:
 def stop(run_name: str, as_json: bool, now: bool) -> int:
     """Write a checkpoint and stop; `memsup start` continues from it.
 
-    A command of your own gets SIGTERM, and `memsup start` begins it anew.
+    A command of your own that does not call memsup.guard gets SIGTERM, and `memsup start` begins it anew.
     Exit code: 0 done, 1 no answer or refused, 3 not running.
     """
     paths = paths_of(run_name)
@@ -132,7 +132,7 @@ def request(paths: RunPaths, what: RequestKind) -> Reply:
     if status.state is RunState.FINISHED:
         raise NotRunningError(f"Run {paths.name!r} is finished. To begin anew: {start} --fresh", is_finished=True)
     if observed.worker_is_left:
-        left = still_there(paths.name, is_command=status.is_command)
+        left = still_there(paths.name, status)
         raise NotRunningError(f"Run {paths.name!r} has no supervisor any more. {left}", worker_is_left=True)
     raise NotRunningError(f"Run {paths.name!r} is not running ({status.state}). Start it with: {start}")
 

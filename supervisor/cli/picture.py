@@ -49,6 +49,7 @@ def picture(status: Status, now_unix_s: float) -> list[str]:
         ("batch", _batch(status)),
         ("memory", _memory(status)),
         *([] if status.state in OVER else _readings(status)),
+        ("program", _program(status)),
         ("checkpoint", _checkpoint(status)),
         ("last action", _last_action(status, now_unix_s)),
         ("restarts", count(status.restarts) if status.restarts else None),
@@ -168,14 +169,23 @@ def _cooling(status: Status) -> str | None:
 
 def _checkpoint(status: Status) -> str | None:
     checkpoint = status.checkpoint
-    if status.is_command:
-        return None
     if checkpoint.step is None:
+        if status.program is not None and status.program.attached:
+            return "none yet"
         if status.batch.effective is None:  # another program's checkpoints are its own affair
             return None
         return "none" if status.state in OVER else "none yet"
     age = "" if checkpoint.age_s is None else f", {duration(checkpoint.age_s)} old"
     return f"step {count(checkpoint.step)}{age}, {VERIFIED[checkpoint.verified]}"
+
+
+def _program(status: Status) -> str | None:
+    """What holds for a command of the user's own, and what does not."""
+    program = status.program
+    if program is None:
+        return None
+    what = "attached" if program.attached else "fenced only, since nothing in it has called memsup.guard"
+    return printable("; ".join([what, *program.lacks]))
 
 
 def _last_action(status: Status, now_unix_s: float) -> str | None:

@@ -63,6 +63,9 @@ from memsup.supervisor.decide.tiers import AS_CREATED
 from memsup.supervisor.words import columns, count, result_line
 
 NOT_STARTED = 1
+IF_ATTACHED = (
+    "A program that calls memsup.guard is saved, and goes on where it was; any other one is fenced only (docs/own-programs.md)."
+)
 GOES_WITHIN_S = 60.0
 """A supervisor that is about to go and does not answer any more has this long: its last messages take their time."""
 EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input. With --wait: 0 only if the run finished."
@@ -173,7 +176,7 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked) -> 
         if asked.foreground:
             message(*moved)
             _tell(paths, plan, record, as_json, run_id=fresh_record.run_id)
-            ends = "checkpoints and stops" if plan.command is None else "sends the command SIGTERM"
+            ends = "checkpoints and stops" if plan.command is None else "tells the command to end"
             message(f"In the foreground: Ctrl-C {ends}, a second one stops at once.")
             spawning.become(paths)
         try:
@@ -263,7 +266,7 @@ def _refuse_left_worker(paths: RunPaths) -> None:
     except RecordError:
         return
     if observed.worker_is_left and observed.record is not None:
-        left = still_there(paths.name, is_command=observed.record.command is not None)
+        left = still_there(paths.name, observed.status) if observed.status is not None else ""
         stop = f"To begin anew, stop it first: {typed('start', paths.name)}, then {typed('stop', paths.name)}"
         raise RefusedError(f"Run {paths.name!r} has no supervisor any more. {left} {stop}", NOT_STARTED)
 
@@ -490,8 +493,10 @@ def _tell_next(paths: RunPaths, record: RunRecord) -> None:
     if record.command is None:
         rows += [(f"{pause} --release", "when you need the machine"), (stop, "checkpoint and stop; start continues")]
     else:
-        rows += [(pause, "it stands still, its memory is kept"), (stop, "SIGTERM; start begins the command anew")]
+        rows += [(pause, "it stands still, its memory is kept"), (stop, "ends it; start begins the command anew")]
     data("", "Started; this terminal may be closed. Next:", *("  " + line for line in columns(rows)))
+    if record.command is not None:
+        data(IF_ATTACHED)
 
 
 def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str | None) -> dict[str, Any]:

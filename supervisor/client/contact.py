@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from memsup.shared import zmtp
+from memsup import zmtp
 from memsup.shared.commands import command
 from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
 from memsup.shared.files import UnreadableError, read_document, read_small
@@ -298,6 +298,7 @@ def _gone(paths: RunPaths) -> Observed:
             status.since = time.time() - age_s
         if record.wanted is not Wanted.STOPPED or is_left:
             text = _what_is_left(paths, status, was, is_command=record.command is not None, worker_is_left=is_left)
+            status.program = None
             status.call_for(Trouble(TroubleKind.SUPERVISOR_GONE, text))
     return Observed(Presence.GONE, status, record, is_left)
 
@@ -315,8 +316,6 @@ def _look_at_checkpoints(paths: RunPaths, record: RunRecord, status: Status) -> 
     from memsup.checkpoint.errors import CheckpointError
     from memsup.supervisor.record.earlier_life import newest_checkpoint, note_of
 
-    if status.is_command:
-        return
     try:
         newest = note_of(newest_checkpoint(paths, record))
     except (CheckpointError, OSError):
@@ -338,10 +337,10 @@ def _what_is_left(paths: RunPaths, status: Status, was: RunState, *, is_command:
         when = "" if age_s is None else f" Its last sign of life was {duration(age_s)} ago."
         what = f"The supervisor is gone although the run was {was}.{when}"
     if worker_is_left:
-        what += " " + still_there(paths.name, is_command=is_command)
+        what += " " + still_there(paths.name, status)
         if is_command:
             return what
-    if is_command:
+    if is_command and status.checkpoint.step is None:
         return f"{what} {command('start', paths.name)} begins the command anew."
     if status.checkpoint.step is None:
         return f"{what} {command('start', paths.name)} begins again, for there is no checkpoint yet."
@@ -352,9 +351,9 @@ def _what_is_left(paths: RunPaths, status: Status, was: RunState, *, is_command:
     )
 
 
-def still_there(run: str, *, is_command: bool) -> str:
-    """What is so of a worker whose supervisor is gone, and what to do about it."""
-    if is_command:
+def still_there(run: str, status: Status) -> str:
+    """What is so of a worker whose supervisor is gone, and what to do about it. `status` is what that one last said."""
+    if status.is_command and not (status.program is not None and status.program.attached):
         return f"Its command still runs, and nobody guards it: {command('start', run)} ends it and begins it anew."
     return "Its worker is still there; it saves what it has learned, and leaves."
 

@@ -153,9 +153,8 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, *, acce
             _accept(settings, task)
         if doubts := task.verdict.unsettled(settings.task.accept):
             raise DoubtfulDataError(task, doubts)
-    if command is None:
-        _check_folder(settings)
-        _refuse_shared_folder(paths, settings)
+    _check_folder(settings)  # of a command as well, whose program may call memsup.guard
+    _refuse_shared_folder(paths, settings)
     if settings.checkpoint.resume_from:
         _check_resume(Path(settings.checkpoint.resume_from))
     machine = look_around(paths.state, settings)
@@ -178,9 +177,8 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, *, accept
     refuses them. Raises `RefusedError`, `SettingsError` and `InputError`.
     """
     settings, taken, _ = merge(record.settings, loaded, is_command=record.command is not None)
-    if record.command is None:
-        _check_folder(settings)
-        _refuse_shared_folder(paths, settings)
+    _check_folder(settings)
+    _refuse_shared_folder(paths, settings)
     task = None if record.command else look_at_task(settings, begun=newest_checkpoint(paths, record) is not None)
     if task is not None and accept:
         _accept(settings, task)

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from memsup.shared import zmtp
+from memsup import zmtp
 from memsup.shared.clock import monotonic_s
 from memsup.shared.messages import MAX_FRAME_BYTES
 from memsup.supervisor.decide.allowance import Allowance

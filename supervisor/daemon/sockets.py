@@ -126,24 +126,35 @@ class Sockets:
 
     # -- the worker ---------------------------------------------------------------------------------------------------
 
-    def reports(self, now_s: float, run_id: str, pid: int | None) -> Iterator[m.AnyReport]:
-        """What the worker has said. The worker is the process `pid` that was started, once it has said Hello for `run_id`;
-        nobody else is heard.
+    def reports(self, now_s: float, run_id: str, may_speak: Callable[[int, int], bool]) -> Iterator[m.AnyReport]:
+        """What the worker has said, once it has said Hello for `run_id`; nobody else is heard. `may_speak` judges by the number
+        of the process that the kernel tells, and the one that it gives itself. Of several processes of a command the first one
+        speaks, for as long as its connection lasts; the others are told that nobody will hear them, by the end of theirs.
         """
         for peer, parts in self.worker.messages(now_s):
             if peer is self._speaks_to and self._reports.left(now_s) < 1:
                 self.worker.postpone(peer, parts, self._reports.due_s(1, now_s))
                 continue
             report = self._decoded(parts, m.decode_for_supervisor)
-            if report is None or peer.pid != pid:
+            if report is None:
                 continue
-            if isinstance(report, m.Hello) and report.run_id == run_id and report.pid == pid:
+            if peer is not self._speaks_to:
+                is_hello = isinstance(report, m.Hello) and report.run_id == run_id and may_speak(peer.pid, report.pid)
+                if not is_hello:
+                    continue
+                if self.is_heard and self._speaks_to is not None and self._speaks_to.pid != peer.pid:
+                    self.worker.drop(peer)
+                    continue
                 self._speaks_to = peer
                 self.worker.favour(peer)
-            if peer is self._speaks_to:
-                self._reports.take(1, now_s)
-                yield report
+            self._reports.take(1, now_s)
+            yield report
         self._count_broken(self.worker)
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether somebody speaks for the worker, and the connection lasts."""
+        return self._speaks_to is not None and not self._speaks_to.is_closed
 
     def send(self, message: m.ToWorker) -> None:
         """Sends to the worker; does nothing before it has said Hello."""

@@ -37,7 +37,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     needs_bytes: _Bytes | None = None
     """What its job was estimated to take at most. None: that is not known, as of a command."""
     checkpoints: str | None = None
-    """The folder of its checkpoints, by its real name. It is None where that is not known, as of a command."""
+    """The folder of its checkpoints, by its real name. It is None where that is not known."""
     is_over: bool = False
     """Whether its worker is gone for good, and its supervisor only says so to people before it goes as well."""
     run_id: str | None = None
@@ -143,7 +143,7 @@ def ways_to_share(others: Sequence[Claim], left_bytes: int, wanted_bytes: int | 
         again += f", with --set limits.ram={rounded(both - share)}" if wanted_bytes is not None else ""
     if both - share < least_bytes:
         return (f"To make room, {wait}.",)
-    ends = "ends its command, which begins anew" if largest.is_command else "checkpoints and stops it"
+    ends = "ends its command" if largest.is_command else "checkpoints and stops it"
     less = f"{start} --set limits.ram={rounded(share)}"
     return (
         f"To make room, {wait}, or let it take less:",

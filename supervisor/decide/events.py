@@ -32,6 +32,8 @@ class Event(enum.StrEnum):
     """The worker trains again after a death."""
     WANTED = "wanted"
     """Another state is wanted of the run."""
+    ATTACHED = "attached"
+    """A command of the user's own reports and takes orders from now on."""
     FOUND = "found"
     """A worker of an earlier supervisor is still here."""
     LEFT = "left"

@@ -103,7 +103,7 @@ class WorkerView:
 
     alive: bool = False
     takes_orders: bool = False
-    """Whether the worker has said Hello and answers; a foreign command and an unresponsive worker do not."""
+    """Whether the worker has said Hello and answers; a command that is not attached and an unresponsive worker do not."""
     order_in_flight: bool = False
     """Whether the worker owes the answer to an order about its micro-batch."""
     can_shrink: bool = True

@@ -22,6 +22,7 @@ from memsup.supervisor.decide.run.last_words import LastWords
 from memsup.supervisor.fence.base import Fence
 from memsup.supervisor.fence.kill import Deadman, KillState, TreeKill
 from memsup.supervisor.fence.output import OutputPump
+from memsup.supervisor.fence.program import told_to_program
 from memsup.supervisor.kernel.children import Child, reap_orphans, spawn
 
 DEADMAN_BEAT_S = 0.5
@@ -115,6 +116,14 @@ class WorkerProcess:
             for pid in self.fence.pids():
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGTERM)
+
+    def may_speak(self, pid: int, said_pid: int) -> bool:
+        """Whether the process `pid` may speak for the worker: the worker's own, which also says that it is, and of a command
+        any process in the fence, since a shell's script is not what trains.
+        """
+        if said_pid != pid:
+            return False
+        return pid in self.fence.pids() if self._record.command is not None else pid == self.pid
 
     def dump_stacks(self) -> None:
         """Has every thread's stack written to `worker.log`: the built-in worker registers faulthandler for this signal."""
@@ -215,7 +224,7 @@ class WorkerProcess:
         environment.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
         environment["PYTHONUNBUFFERED"] = "1"
         if self._record.command is not None:
-            return environment
+            return environment | told_to_program(self._paths, self._record, environment)
         threads = str(self._record.settings.training.threads or self._cpus)
         return environment | {
             "MEMSUP_STATE_DIR": str(self._paths.state.parent),

@@ -17,7 +17,7 @@ from memsup.shared.messages import CheckpointNote
 from memsup.shared.paths import RunPaths
 from memsup.shared.readings import KnownProgress, narrow
 from memsup.shared.record import RunRecord
-from memsup.shared.status import decode_status
+from memsup.shared.status import Status, decode_status
 from memsup.supervisor.decide.run.restarts import Budget
 
 _budget = msgspec.json.Decoder(Budget)
@@ -55,15 +55,27 @@ def progress_at(newest: CheckpointNote | None, paths: RunPaths, record: RunRecor
     """How far the run is at its newest checkpoint: its step, and what else the last status says of the run at that step."""
     if newest is None:
         return KnownProgress()
-    try:
-        status = read_document(paths.status, decode_status)
-    except (FileNotFoundError, UnreadableError):
-        return KnownProgress(step=newest.step)
-    if status.run_id != record.run_id:
+    status = _last_status(paths, record)
+    if status is None:
         return KnownProgress(step=newest.step)
     if status.progress.step != newest.step:
         return KnownProgress(step=newest.step, total_steps=status.progress.total_steps)
     return narrow(KnownProgress, status.progress, phase=None, samples_per_s=None)
+
+
+def was_attached_before(paths: RunPaths, record: RunRecord) -> bool:
+    """Whether the last status says that the run's command was attached."""
+    status = _last_status(paths, record)
+    return status is not None and status.program is not None and status.program.attached
+
+
+def _last_status(paths: RunPaths, record: RunRecord) -> Status | None:
+    """What an earlier supervisor of this run last showed. Returns None where there is no such thing."""
+    try:
+        status = read_document(paths.status, decode_status)
+    except (FileNotFoundError, UnreadableError):
+        return None
+    return status if status.run_id == record.run_id else None
 
 
 def note_of(newest: Info | None) -> CheckpointNote | None:

@@ -13,6 +13,7 @@ from memsup.shared.status import (
     CheckpointStatus,
     CoolingStatus,
     MemoryStatus,
+    ProgramStatus,
     ProgressStatus,
     RunState,
     Status,
@@ -22,7 +23,9 @@ from memsup.shared.status import (
 )
 from memsup.supervisor.decide.heat import HeatDecision
 from memsup.supervisor.decide.readings import DiskReading, GpuReading, MemoryReading, TemperatureReading, limit_c
+from memsup.supervisor.decide.run.attachment import Guarded, lacks
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
+from memsup.supervisor.decide.run.one_life import Attachment
 from memsup.supervisor.words import plural
 
 
@@ -71,6 +74,7 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
         state=life.state,
         wanted=life.wanted,
         is_command=life.is_command,
+        program=_program(life),
         tier=record.tier,
         pid=around.pid,
         worker_pid=around.worker_pid,
@@ -108,6 +112,13 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
 def temperature_status(reading: TemperatureReading) -> TemperatureStatus:
     """A sensor as the document and `check` show it."""
     return TemperatureStatus(name=reading.name, celsius=reading.celsius, limit_c=limit_c(reading))
+
+
+def _program(life: Lifecycle) -> ProgramStatus | None:
+    if not life.is_command or not life.worker.is_alive:
+        return None
+    attached = life.worker.attachment is Attachment.ATTACHED
+    return ProgramStatus(attached=attached, lacks=lacks(Guarded.ATTACHED if attached else Guarded.FENCED))
 
 
 def _place(life: Lifecycle) -> dict[str, int]:

@@ -50,7 +50,6 @@ LIMIT_BYTES = 1024 * MIB
 MORE = f"""\
 learning_rate = 1e-3
 threads = 1
-amp = "off"
 [limits]
 ram = "{LIMIT_BYTES // MIB}MiB"
 [checkpoint]

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
+from memsup import zmtp
 from memsup.shared import messages as m
-from memsup.shared import zmtp
 from memsup.shared.endpoints import CONTROL_SOCKET, WORKER_SOCKET, SocketFolder
 from memsup.shared.messages import RequestKind
 from memsup.shared.paths import run_paths

@@ -50,10 +50,10 @@ class Tally:
         return sum(self.kills.values())
 
 
-def make_job(folder: Path, *, epochs: int, every: str = "300ms", lanes: int = 2) -> None:
+def make_job(folder: Path, *, epochs: int, every: str = "300ms", lanes: int = 2, amp: str = "off") -> None:
     """Each lane has one thread; two of them wait for each other, which is slow where others compute, too."""
     cut = f"learning_rate = 1e-3\nthreads = {lanes}\nlanes = {lanes}\n"
-    tiny_job(folder, epochs=epochs, more=f'{cut}[checkpoint]\nevery = "{every}"\n')
+    tiny_job(folder, epochs=epochs, more=f'{cut}[checkpoint]\nevery = "{every}"\n', amp=amp)
 
 
 def undisturbed(folder: Path, name: str) -> End:
@@ -68,7 +68,7 @@ def disturbed(folder: Path, name: str, draw: random.Random, tally: Tally, *, kil
     for _ in range(kills):
         if draw.random() < 0.75:  # loading takes most of a life here, but it is in training that something can be lost
             eventually(lambda: _phase(name) in ("training", "saving", "evaluating", None), 120, every_s=LOOK_EVERY_S)
-            time.sleep(draw.uniform(0, 2))
+            time.sleep(draw.uniform(0, 1))
         else:
             time.sleep(draw.uniform(0.05, longest_life_s))
         seen = status(name)

@@ -91,9 +91,10 @@ def tiny_settings(folder: Path, *, rows: int = 200, words: int = 12, hidden: int
     return load(job_file=None, flags=[f"{key}={value}" for key, value in chosen.items()], environment={}).settings
 
 
-def tiny_job(folder: Path, *, epochs: int, more: str) -> Settings:
+def tiny_job(folder: Path, *, epochs: int, more: str, amp: str = "off") -> Settings:
     """The tiny settings' model and 240 rows in `folder`, and a `memsup.toml` for them: 27 steps an epoch. `more` follows
-    there, and is still in the section `[training]` at first.
+    there, and is still in the section `[training]` at first. `amp` is "auto" where mixed precision belongs to what is tested:
+    for batches this small, of ever new shapes, most of its time goes into generating code, so that a step takes twice as long.
     """
     tiny = tiny_settings(folder, rows=240)
     head = f"""\
@@ -105,6 +106,7 @@ epochs = {epochs}
 effective_batch = 8
 max_length = 48
 micro_tokens = 96
+amp = "{amp}"
 """
     (folder / "memsup.toml").write_text(head + more, encoding="utf-8")
     return tiny

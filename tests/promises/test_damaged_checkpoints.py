@@ -57,9 +57,10 @@ def attention() -> str:
 
 
 def test_a_damaged_checkpoint_and_the_one_that_is_used_are_named_in_ledger_status_and_report(job: Path) -> None:
+    """Each life is damaged in its turn: what it saved before it was told to stop is what the next one finds."""
     paths = run_paths("default")
+    assert memsup("start", cwd=job).returncode == 0
     for damage in (flip_a_bit, cut, remove_a_file):
-        assert memsup("start", cwd=job).returncode == 0
         eventually(lambda: sum(info.problem is None for info in Store(paths.checkpoints).list()) >= 2)
         assert memsup("stop").returncode == 0
         newest, before, *_ = (info for info in Store(paths.checkpoints).list() if info.problem is None)
@@ -79,4 +80,3 @@ def test_a_damaged_checkpoint_and_the_one_that_is_used_are_named_in_ledger_statu
         report = memsup("report").stdout
         assert aside.name in report, damage
         assert before.path.name in report, damage
-        assert memsup("stop").returncode == 0

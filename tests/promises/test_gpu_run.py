@@ -66,20 +66,21 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def test_each_fault_of_the_driver_costs_readings_and_nothing_else(job: Path, fake: FakeNvml) -> None:
     """The run goes on, `status` shows unknown, and when the driver is well again the readings come back."""
-    told = memsup("start", cwd=job)
-    assert "NVIDIA GeForce RTX 3080" in told.stdout
-    trains()
-    for name, (fault, mend) in FAULTS.items():
-        before = status()
-        fake.set(**fault)
-        blind = until(lambda seen: seen["gpus"][0]["temperature_c"] is None)
-        later = until(lambda seen, blind=blind: step_of(seen) > step_of(blind))
-        assert later["state"] == "running"
-        assert (later["restarts"], later["pid"]) == (before["restarts"], before["pid"]), name
-        assert later["gpus"][0]["used_bytes"] is later["gpus"][0]["power_w"] is None
-        fake.set(**mend)
-        until(lambda seen: seen["gpus"][0]["temperature_c"] is not None, within_s=150)
-    assert status()["worst_stall_s"] < 0.25
+    with Sleeper() as sleeper:
+        told = memsup("start", cwd=job)
+        assert "NVIDIA GeForce RTX 3080" in told.stdout
+        trains()
+        for name, (fault, mend) in FAULTS.items():
+            before = status()
+            fake.set(**fault)
+            blind = until(lambda seen: seen["gpus"][0]["temperature_c"] is None)
+            later = until(lambda seen, blind=blind: step_of(seen) > step_of(blind))
+            assert later["state"] == "running"
+            assert (later["restarts"], later["pid"]) == (before["restarts"], before["pid"]), name
+            assert later["gpus"][0]["used_bytes"] is later["gpus"][0]["power_w"] is None
+            fake.set(**mend)
+            until(lambda seen: seen["gpus"][0]["temperature_c"] is not None, within_s=150)
+        assert status()["worst_stall_s"] < max(0.25, 2 * sleeper.take_worst_s()), "a probe is waited for up to two seconds"
 
 
 @pytest.mark.alone

@@ -21,11 +21,13 @@ def job(tmp_path: Path) -> Iterator[Path]:
     end_supervisors()
 
 
-@pytest.mark.parametrize(("kills", "epochs", "lanes"), [(3, 8, 1), pytest.param(8, 30, 2, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    ("kills", "epochs", "lanes", "amp"), [(3, 8, 1, "off"), pytest.param(8, 30, 2, "auto", marks=pytest.mark.nightly)]
+)
 def test_a_run_killed_again_and_again_ends_with_the_bits_of_the_undisturbed_run(
-    job: Path, kills: int, epochs: int, lanes: int
+    job: Path, kills: int, epochs: int, lanes: int, amp: str
 ) -> None:
-    make_job(job, epochs=epochs, lanes=lanes)
+    make_job(job, epochs=epochs, lanes=lanes, amp=amp)
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     tally = Tally()

@@ -50,6 +50,6 @@ def test_the_architecture_page_names_only_what_there_is() -> None:
 
 
 def test_every_folder_says_what_it_is_for() -> None:
-    for package in ("supervisor", "worker", "shared", "checkpoint"):
+    for package in ("supervisor", "worker", "shared", "checkpoint", "program"):
         for file in (ROOT / package).rglob("__init__.py"):
             assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))), file

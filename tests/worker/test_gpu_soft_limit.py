@@ -14,7 +14,7 @@ from kit import KIT, TESTS
 from kit.cli_process import end_supervisors, eventually, memsup
 from kit.fake_nvml import FakeNvml, Fault, build, compiler
 from kit.lone_supervisor import tiny_settings
-from kit.run_state import as_scenery, endless_job, until
+from kit.run_state import as_scenery, endless_job, ledger, until
 
 from memsup.shared.messages import Done, LimitMemory
 
@@ -174,8 +174,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
 
 
 def actions() -> list[str]:
-    lines = memsup("logs", "--events", "--json").stdout.splitlines()
-    return [line for line in lines if "of the GPU" in line]
+    return [line["action"] for line in ledger() if "of the GPU" in (line.get("action") or "")]
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from memsup.shared.lanes import MOST_FRACTION, lane_bytes, lanes_for
 from memsup.worker.compute.attention import attend_in_blocks
-from memsup.worker.compute.dropout import draw_cheaply
+from memsup.worker.compute.dropout import draw_by_row
 from memsup.worker.compute.embedding import add_in_place
 from memsup.worker.compute.lanes import Lanes, draws_elsewhere
-from memsup.worker.compute.randomness import next_seed, repeated, seed_stream
+from memsup.worker.compute.randomness import next_call, repeated, seed_stream
 from memsup.worker.hardware import autocast
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def bert(**changes: Any) -> Any:
     )
     model = BertForSequenceClassification(config).train()
     add_in_place(model)
-    draw_cheaply(model)
+    draw_by_row()
     attend_in_blocks()
     return model
 
@@ -92,7 +92,8 @@ def test_side_by_side_gives_the_bits_of_one_after_the_other(amp: str) -> None:
     ]
 
     def part(number: int, model: Any) -> torch.Tensor:
-        seed_stream(7, 1, number)
+        rows, length = ids[number].shape
+        seed_stream(7, 1, range(10 * number, 10 * number + rows), [length] * rows)
         loss = loss_of(model, ids[number])
         with autocast(CPU, None):
             loss.backward()
@@ -147,31 +148,31 @@ def test_a_model_that_draws_from_torchs_generator_is_found_out() -> None:
     model, ids = bert(), torch.ones(1, 5, dtype=torch.long)
     before = torch.get_rng_state()
     assert not draws_elsewhere(lambda: loss_of(model, ids))
-    assert draws_elsewhere(lambda: nn.functional.dropout(torch.ones(4), 0.5))
+    assert draws_elsewhere(lambda: torch.rand(4))
     assert torch.equal(torch.get_rng_state(), before), "and is left as it was"
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 9), st.integers(0, 9))
 def test_a_thread_draws_from_a_stream_of_its_own(seed: int, step: int, count: int) -> None:
-    seed_stream(seed, step, 0)
-    expected = [next_seed() for _ in range(count + 2)]
-    seed_stream(seed, step, 0)
-    found = [next_seed()]
+    seed_stream(seed, step, [3], [5])
+    expected = [next_call() for _ in range(count + 2)]
+    seed_stream(seed, step, [3], [5])
+    found = [next_call()]
 
     def other() -> None:
-        seed_stream(seed + 1, step, 0)
-        next_seed()
+        seed_stream(seed + 1, step)
+        next_call()
 
     thread = threading.Thread(target=other)
     thread.start()
     thread.join()
     first, again = repeated()
     with first:
-        drawn = [next_seed() for _ in range(count)]
+        drawn = [next_call() for _ in range(count)]
     with again:
-        assert [next_seed() for _ in range(count)] == drawn
-    assert [*found, *drawn, next_seed()] == expected, "what was repeated has not moved it"
-    assert len(set(expected)) == len(expected)
+        assert [next_call() for _ in range(count)] == drawn
+    assert [*found, *drawn, next_call()] == expected, "what was repeated has not moved it"
+    assert len({call.number for call in expected}) == len(expected)
 
 
 @given(

@@ -15,7 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kit.lone_supervisor import tiny_settings
-from kit.one_life import StarvedTask, decisions, exhaustions, one_life, reports, without_dropout
+from kit.one_life import StarvedTask, decisions, exhaustions, one_life, reports
 
 from memsup.shared.messages import DecisionKind, Done, FailureCause, LimitMicroBatch, Pause, PauseMode, Resume
 from memsup.worker import exhaustion, train
@@ -33,9 +33,10 @@ MIB = 1 << 20
 
 @pytest.fixture(params=[1, 2], ids=["one lane", "two lanes"])
 def life(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Training]:
-    """Without dropout, so that results depend on cuts by rounding alone."""
+    """With dropout, as models come: what is dropped does not depend on the cut either."""
     settings = tiny_settings(tmp_path, training__micro_tokens=60, training__threads=2, training__lanes=request.param)
-    with one_life(without_dropout(settings)) as training:
+    with one_life(settings) as training:
+        assert training.prepared.model.config.hidden_dropout_prob > 0
         assert training.plan.at(1).lanes_used == len(training.lanes) == request.param
         yield training
 
@@ -84,7 +85,7 @@ def take_steps(training: Training, count: int) -> None:
 
 
 def test_any_split_gives_the_whole_batchs_gradient(life: Training) -> None:
-    """In float32 and without dropout, to within a millionth; the loss as well. The rows have one label: before training the
+    """In float32, dropout included, to within a millionth; the loss as well. The rows have one label: before training the
     gradients of two labels cancel each other to a hundredth, and rounding would be compared with that.
     """
     labels = life.prepared.train.batch(np.arange(len(life.prepared.train)))["labels"].numpy()
@@ -496,7 +497,7 @@ def test_who_dies_often_saves_more_often(life: Training) -> None:
 def test_a_tuned_run_changes_its_cuts_and_learns_the_same(tmp_path: Path) -> None:
     ends = []
     for tune in (False, True):
-        asked = without_dropout(tiny_settings(tmp_path, training__micro_tokens=60, training__tune=tune, training__epochs=4.0))
+        asked = tiny_settings(tmp_path, training__micro_tokens=60, training__tune=tune, training__epochs=4.0)
         with one_life(asked, name=f"tuned-{tune}") as life:
             take_steps(life, 40)
             assert (len(life.plan._written) > 1) is tune  # on so small a model the fixed costs of a micro-batch are most

@@ -6,8 +6,8 @@ for a cache, nothing of it is kept, and the backward pass computes each block ag
 The result is the same but for rounding; in bfloat16 scores are rounded to bfloat16, as in transformers' own "eager" way.
 `benchmarks/attention.py` compares time, memory and error.
 
-Covers models that call attention by transformers' interface under the name "sdpa". Without dropout, on a GPU, with grouped
-heads or biases that are learnt, and in causal models without padding, torch's way stays.
+Covers models that call attention by transformers' interface under the name "sdpa". Without dropout, on a GPU, and with biases
+that are learnt torch's way stays.
 
 On a GPU transformers looks in each forward pass whether the mask hides anything, and waits for the device to know. The host
 knows already: a mask that hides nothing is left out (`without_idle_mask`), and the others are taken as they are.
@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from memsup.worker.compute.dropout import Draws, can_draw
+from memsup.worker.compute.randomness import draws_nothing
 
 BLOCK_NUMBERS = 1 << 20
 """How many numbers of a matrix are computed at a time: with 2 MiB in bfloat16 it is as fast as it gets where the second cache
@@ -71,15 +72,21 @@ def _attend(
     `attention_mask` has rows x (1 or heads) x length x length, True where it counts, or numbers that are added. Returns rows x
     length x heads x width, and no weights.
     """
-    is_plain = query.shape == key.shape == value.shape and all(more.get(name) is None for name in _ONLY_TORCHS)
+    if draws_nothing():
+        dropout = 0.0
+    groups = getattr(module, "num_key_value_groups", 1)
+    is_plain = query.shape == (key.shape[0], groups * key.shape[1], *key.shape[2:]) and key.shape == value.shape
+    is_plain = is_plain and all(more.get(name) is None for name in _ONLY_TORCHS)
     if attention_mask is not None:
         is_plain = is_plain and not attention_mask.requires_grad
-    elif getattr(module, "is_causal", True) if is_causal is None else is_causal:
-        is_plain = False
     if query.device.type != "cpu" or not can_draw(dropout) or not is_plain:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **more
         )
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        length = query.shape[2]
+        attention_mask = torch.ones(length, length, dtype=torch.bool).tril()
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
     with torch.autocast("cpu", enabled=False):
@@ -107,7 +114,7 @@ class _Attention(torch.autograd.Function):
         for block in _blocks(query.shape):
             queries, keys, values = (_matrices(part[block]) for part in (query, key, value))
             weights = _weights(queries * scale, keys, bias, block)
-            weights.mul_(draws.kept(weights.shape, weights.dtype))
+            weights.mul_(draws.kept_of_pairs(*block, query.shape, weights.dtype))
             _put(found[block], weights @ values, draws.scale)
         return found.transpose(1, 2)
 
@@ -122,7 +129,7 @@ class _Attention(torch.autograd.Function):
             queries = queries * scale
             of_sums = of_sums * draws.scale
             weights = _weights(queries, keys, bias, block)
-            kept = draws.kept(weights.shape, weights.dtype)
+            kept = draws.kept_of_pairs(*block, query.shape, weights.dtype)
             of_weights = (of_sums @ values.transpose(1, 2)).mul_(kept)
             _put(of_value[block], kept.mul_(weights).transpose(1, 2) @ of_sums)
             of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)

@@ -1,57 +1,138 @@
-"""Dropout on a CPU in a fraction of torch's time, and without keeping what was drawn (Srivastava et al. 2014).
+"""Dropout on a CPU by row and place, quicker than torch's, and without keeping what was drawn (Srivastava et al. 2014).
+
+torch draws from one generator in the order in which units come, so that another cut of a step is another draw. Here each row
+draws from a stream of its own (`randomness.py`), unit by unit from its first token on: neither neighbours nor padding change
+what is dropped of it, and a step that is cut in any way learns the same but for rounding. What has no rows, such as a table of
+positions, is dropped alike in every micro-batch of a step.
 
 torch draws a number of 53 bits for each unit on one core, and keeps the outcome, as wide as the units themselves, for the
-backward pass. Here 16 bits decide, and the backward pass draws them again from the same seed (`benchmarks/attention.py` has
-the difference). A probability is rounded to a multiple of 1/65,536, and what is kept is scaled by the rounded one, so that the
-expectation is exact.
+backward pass. Here 16 bits decide, and the backward pass draws them again (`benchmarks/attention.py` has the difference). A
+probability is rounded to a multiple of 1/65,536, and what is kept is scaled by the rounded one, so that the expectation is
+exact.
 
-Covers `torch.nn.Dropout` itself, and the draws for `attention.py`. On a GPU, where drawing costs nothing, and for the kinds
-that drop whole channels torch's way stays. Each seed is the next of the thread's stream (`randomness.py`), so rows that are
-computed side by side draw as they would alone, and activations that are computed twice drop the same units twice.
+Covers `torch.nn.functional.dropout`, which `torch.nn.Dropout` calls as well, and the draws for `attention.py`. On a GPU, where
+drawing costs nothing, for the kinds that drop whole channels and for what is done in place torch's way stays. Rows are the
+first dimension of a tensor, or the second behind the tokens; where a model lays them out in another way, its draws depend on
+the cut (`tasks/probe.py` finds that out).
 """
 
 from __future__ import annotations
 
-from functools import partial
 from math import prod
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import dropout
+from numpy.typing import NDArray
 
-from memsup.worker.compute.randomness import next_seed
+from memsup.worker.compute.randomness import Call, Rows, draws_nothing, next_call
 
 _CHANCES = 1 << 16
+_DROPPED = (1 << 15) - 1
+_of_torch = torch.nn.functional.dropout
+
+Bits = NDArray[np.int16]
 
 
 class Draws:
-    """Which units are kept, drawn a part after the other; from the same seed they are the same again."""
+    """Which units are kept in one call of dropout; drawn again, they are the same."""
 
-    def __init__(self, seed: int, probability: float) -> None:
-        """Begins the draws of `seed`; `probability` is that of being dropped, see `can_draw`."""
-        self.seed, self.probability = seed, probability
+    def __init__(self, call: Call, probability: float) -> None:
+        """Begins the draws of `call`; `probability` is that of being dropped, see `can_draw`."""
+        self._call, self._probability = call, probability
         kept = round((1 - probability) * _CHANCES)
         self.scale = _CHANCES / kept
         """How many times what is kept counts, in place of what is dropped."""
         self._last_kept = kept - 1 - _CHANCES // 2
-        self._bits = np.random.SFC64(seed)
+        self._stream: np.random.SFC64 | None = None
 
     @classmethod
     def new(cls, probability: float) -> Draws:
-        """The draws of the next seed of this thread's stream."""
-        return cls(next_seed(), probability)
+        """The draws of the next call in this thread."""
+        return cls(next_call(), probability)
 
     def again(self) -> Draws:
         """The same draws from the beginning."""
-        return Draws(self.seed, self.probability)
+        return Draws(self._call, self._probability)
 
     def kept(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        """The next draws: 1 for kept and 0 for dropped. They are no booleans, by which torch multiplies ten times as slowly."""
-        count = prod(shape)
-        words = self._bits.random_raw((count + 3) // 4)
-        bits = torch.from_numpy(words.view(np.int16))[:count].view(shape)
-        return torch.le(bits, self._last_kept, out=torch.empty(shape, dtype=dtype))
+        """1 for kept and 0 for dropped. They are no booleans, by which torch multiplies ten times as slowly."""
+        rows = self._call.rows
+        if rows is None or len(rows.keys) not in shape[:2]:
+            bits = self._of_none(prod(shape)).reshape(shape)
+        elif shape[0] == len(rows.keys):
+            bits = self._of_rows(rows, shape)
+        elif len(shape) > 2 and shape[0] == rows.longest:
+            bits = self._of_rows(rows, torch.Size([shape[1], shape[0], *shape[2:]])).swapaxes(0, 1)
+        else:
+            bits = self._of_none(prod(shape)).reshape(shape)
+        return self._decided(bits, dtype)
+
+    def kept_of_pairs(self, rows: slice, heads: slice, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """As `kept`, for what tokens take of each other: (rows and heads) × length × length, some of the matrices that are
+        rows × heads × length × … in `shape`. They are asked for in the order of rows and, within a row, of heads.
+        """
+        known, (count, all_heads, length, *_) = self._call.rows, shape
+        chosen, of_heads = range(count)[rows], range(all_heads)[heads]
+        if known is None or len(known.keys) != count or known.longest != length:
+            bits = self._of_none(len(chosen) * len(of_heads) * length**2)
+        else:
+            bits = self._of_pairs(known, chosen, of_heads)
+        return self._decided(bits.reshape(-1, length, length), dtype)
+
+    def _of_none(self, count: int) -> Bits:
+        """The next `count` numbers for what belongs to no row; what is left of the last word is dropped."""
+        if self._stream is None:
+            self._stream = self._call.stream(None)
+        words: NDArray[np.uint64] = self._stream.random_raw(_words(count))
+        return words.view(np.int16)[:count]
+
+    def _of_rows(self, rows: Rows, shape: torch.Size) -> Bits:
+        if len(shape) == 4 and shape[2] == shape[3] == rows.longest:  # attention in a way of the model's own
+            return self._of_pairs(rows, range(shape[0]), range(shape[1]))
+        numbers = prod(shape[1:])
+        words = np.empty((shape[0], _words(numbers)), np.uint64)
+        for row in range(shape[0]):
+            words[row] = self._call.stream(row).random_raw(words.shape[1])
+        bits = words.view(np.int16)[:, :numbers].reshape(shape)
+        if rows.is_left and len(shape) > 2 and shape[1] == rows.longest:
+            for row, length in enumerate(rows.lengths):
+                bits[row] = np.roll(bits[row], rows.longest - length, axis=0)
+        return bits
+
+    def _of_pairs(self, rows: Rows, chosen: range, heads: range) -> Bits:
+        """Draws for each pair of a row's own tokens in each head, and drops what is padding: it counts for nothing anyway."""
+        if all(rows.lengths[row] == rows.longest for row in chosen):
+            words = np.empty((len(chosen), len(heads) * _words(rows.longest**2)), np.uint64)
+            for place, row in enumerate(chosen):
+                words[place] = self._stream_of(row, heads).random_raw(words.shape[1])
+            return _pairs(words, len(chosen), len(heads), rows.longest)
+        bits = np.full((len(chosen), len(heads), rows.longest, rows.longest), _DROPPED, np.int16)
+        for place, row in enumerate(chosen):
+            length = rows.lengths[row]
+            own = slice(rows.longest - length, None) if rows.is_left else slice(length)
+            words = self._stream_of(row, heads).random_raw(len(heads) * _words(length**2))
+            bits[place, :, own, own] = _pairs(words, 1, len(heads), length)
+        return bits
+
+    def _stream_of(self, row: int, heads: range) -> np.random.SFC64:
+        """The row's stream, at the first of `heads`: a row too large for a block goes on where its last heads ended."""
+        if not heads.start or self._stream is None:
+            self._stream = self._call.stream(row)
+        return self._stream
+
+    def _decided(self, bits: Bits, dtype: torch.dtype) -> torch.Tensor:
+        return torch.le(torch.from_numpy(bits), self._last_kept, out=torch.empty(bits.shape, dtype=dtype))
+
+
+def _words(count: int) -> int:
+    """The words that hold so many numbers."""
+    return (count + 3) // 4
+
+
+def _pairs(words: NDArray[np.uint64], rows: int, heads: int, length: int) -> Bits:
+    """The numbers as rows × heads × length × length. A head begins with a word of its own, wherever blocks end."""
+    return words.view(np.int16).reshape(rows, heads, -1)[..., : length**2].reshape(rows, heads, length, length)
 
 
 def can_draw(probability: float) -> bool:
@@ -59,18 +140,22 @@ def can_draw(probability: float) -> bool:
     return probability > 0.0 and round((1 - probability) * _CHANCES) > 0
 
 
-def draw_cheaply(model: torch.nn.Module) -> int:
-    """Makes the dropout layers of `model` draw by `Draws` when they are on a CPU; returns how many they are."""
-    layers = [module for module in model.modules() if type(module) is torch.nn.Dropout and not module.inplace]
-    for layer in layers:
-        layer.forward = partial(_drop, layer)
-    return len(layers)
+def draw_by_row() -> None:
+    """Has this process draw dropout by `Draws` from now on where it is computed on a CPU."""
+    torch.nn.functional.dropout = _drop
 
 
-def _drop(layer: torch.nn.Dropout, units: torch.Tensor) -> torch.Tensor:
-    if not layer.training or units.device.type != "cpu" or not can_draw(layer.p):
-        return dropout(units, layer.p, layer.training)
-    dropped: torch.Tensor = _Drop.apply(units, layer.p)
+def _drop(
+    input: torch.Tensor,  # noqa: A002 - as torch names it
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+) -> torch.Tensor:
+    if training and draws_nothing():
+        return input
+    if not training or inplace or input.device.type != "cpu" or not can_draw(p):
+        return _of_torch(input, p, training, inplace)
+    dropped: torch.Tensor = _Drop.apply(input, p)
     return dropped
 
 

@@ -1,69 +1,144 @@
-"""Randomness without a history: every generator's state is derived from (seed, step, position).
+"""Randomness without a history and without neighbours: what is drawn for a row is derived from (seed, step, row, call, place).
 
-What a micro-batch draws does not depend on what was drawn before it, so a step can be redone at any time, and a run that was
-killed draws what it would have drawn. Each thread that computes has a *stream* of its own (`next_seed`), from which dropout
-(`dropout.py`) takes its seeds: torch's generators are one for the whole process, and rows that are computed side by side would
-draw from them in whatever order they came. Python's `random` and numpy's global generator are left alone: nothing draws from
-them.
+What a row draws does not depend on what was drawn before it, so a step can be redone at any time, and a run that was killed
+draws what it would have drawn. Nor does it depend on the rows it is computed with, or on how far it is padded, so a step that
+is cut in another way draws the same. Each thread that computes has a *stream* of its own, of which each call of dropout
+(`dropout.py`) is the next number (`next_call`): torch's generators are one for the whole process, and rows that are computed
+side by side would draw from them in whatever order they came. Python's `random` and numpy's global generator are left alone:
+nothing draws from them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
+
+_WORD = struct.Struct("<Q")
 
 
-def derived_seed(*numbers: int) -> int:
-    """A seed of 63 bits that `numbers` determine; others give another one."""
-    words = b"".join(number.to_bytes(8, "little") for number in numbers)
-    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "little") >> 1
+def _derived(*numbers: int, key: bytes = b"") -> bytes:
+    """16 bytes that `numbers` and `key` determine; others give others."""
+    words = b"".join(map(_WORD.pack, numbers))
+    return hashlib.blake2b(words, key=key, digest_size=16).digest()
+
+
+class Rows(NamedTuple):
+    """The rows of a micro-batch, as its tensors have them."""
+
+    keys: list[bytes]
+    """That from which each row draws."""
+    lengths: list[int]
+    """The tokens of each row, padding left out."""
+    longest: int
+    """The tokens of each row, padding included."""
+    is_left: bool
+    """Whether the padding is in front."""
+
+
+class Call(NamedTuple):
+    """One time that something is drawn in a forward pass. Drawn from anew, it gives the same."""
+
+    number: int
+    key: bytes
+    """That from which is drawn what belongs to no row: the same in each micro-batch of a step."""
+    rows: Rows | None
+    """The rows that are computed. None means that they are not known."""
+
+    def stream(self, row: int | None) -> np.random.SFC64:
+        """The bits for one of `rows`, or None for what belongs to none."""
+        key = self.key if row is None or self.rows is None else self.rows.keys[row]
+        words: Any = _Words(hashlib.blake2b(_WORD.pack(self.number), key=key, digest_size=24).digest())
+        return np.random.SFC64(words)  # takes any `ISeedSequence`, though its annotation does not say so
+
+
+class _Words(ISeedSequence):
+    """A state that is as good as random already. numpy's own way to make one takes ten times as long."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
+        words = np.frombuffer(self._content, dtype)
+        assert len(words) == n_words
+        return words
 
 
 class _Stream(threading.local):
-    seed = 0
+    key = bytes(16)
+    rows: Rows | None = None
     taken = 0
+    is_still = False
 
 
 _stream = _Stream()
 
 
-def seed_stream(seed: int, step: int, position: int) -> None:
-    """Begins this thread's stream anew. `position` is the first row's place within the step."""
-    _stream.seed, _stream.taken = derived_seed(seed, step, position), 0
+def seed_stream(seed: int, step: int, rows: Sequence[int] = (), lengths: Sequence[int] = (), *, is_left: bool = False) -> None:
+    """Begins this thread's stream anew, for a forward pass of these `rows` of the data, of so many tokens each, which are
+    padded to the longest of them; with `is_left` in front. No rows means that nobody knows which they are.
+    """
+    _stream.key, _stream.rows, _stream.taken = _derived(seed, step), None, 0
+    if len(rows):
+        keys = [_derived(int(row), key=_stream.key) for row in rows]
+        _stream.rows = Rows(keys, [*map(int, lengths)], int(max(lengths)), is_left)
 
 
-def next_seed() -> int:
-    """The next seed of this thread's stream, 63 bits."""
+def seed_everything(seed: int, step: int, rows: Sequence[int], lengths: Sequence[int], *, is_left: bool = False) -> None:
+    """Begins this thread's stream anew, as `seed_stream` does, and torch's generators of the CPU and every CUDA device."""
+    seed_stream(seed, step, rows, lengths, is_left=is_left)
+    torch.manual_seed(int.from_bytes(_derived(int(rows[0]), key=_stream.key)[:8], "little") >> 1)
+
+
+def next_call() -> Call:
+    """The next call of this thread's stream."""
     _stream.taken += 1
-    return derived_seed(_stream.seed, _stream.taken)
-
-
-def seed_everything(seed: int, step: int, position: int) -> None:
-    """Begins this thread's stream anew, and torch's generators of the CPU and every CUDA device."""
-    seed_stream(seed, step, position)
-    torch.manual_seed(_stream.seed)
+    return Call(_stream.taken, _stream.key, _stream.rows)
 
 
 def repeated() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
     """Two contexts; in the second the stream gives what it gave in the first (`context_fn` of `torch.utils.checkpoint`)."""
-    began: list[tuple[int, int]] = []
+    began: list[Call] = []
 
     @contextlib.contextmanager
     def first() -> Iterator[None]:
-        began.append((_stream.seed, _stream.taken))
+        began.append(_now())
         yield
 
     @contextlib.contextmanager
     def again() -> Iterator[None]:
-        now = _stream.seed, _stream.taken
-        _stream.seed, _stream.taken = began[0]
+        now = _now()
+        _stream.taken, _stream.key, _stream.rows = began[0]
         try:
             yield
         finally:
-            _stream.seed, _stream.taken = now
+            _stream.taken, _stream.key, _stream.rows = now
 
     return first(), again()
+
+
+def _now() -> Call:
+    return Call(_stream.taken, _stream.key, _stream.rows)
+
+
+@contextlib.contextmanager
+def nothing_drawn() -> Iterator[None]:
+    """Has nothing dropped in this thread, so that a model in training can be compared with itself."""
+    _stream.is_still = True
+    try:
+        yield
+    finally:
+        _stream.is_still = False
+
+
+def draws_nothing() -> bool:
+    """Whether nothing is to be dropped in this thread now."""
+    return _stream.is_still

@@ -155,6 +155,8 @@ def _allowed(longest: list[int], begin: int, plan: Entry) -> Iterator[_Reach]:
     for reach in _reaches(longest, begin, plan):
         if reach.tokens > most and reach.end > begin + 1:
             return
+        if plan.equal_lengths and longest[reach.end - 1] < longest[begin]:
+            return
         yield reach
 
 

@@ -39,6 +39,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How many parts of a micro-batch are computed side by side where memory allows it (`compute/lanes.py`): 1 or 2."""
     one_lane: bool = msgspec.field(default=False, name="single")  # as journals and checkpoints have always called it
     """Memory is short, so one lane has to do."""
+    equal_lengths: bool = False
+    """Whether only rows of one length are computed together, since the model sees padding (`padding.py`)."""
     cause: str
     at_unix_s: float
 
@@ -67,7 +69,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def _cuts(self) -> tuple[object, ...]:
         bounds = tuple(self.most_tokens(band_length(band)) for band in range(max(len(self.bands), 1)))
-        return self.costs, bounds, self.activation_checkpointing, self.checkpointed_from, self.lanes_used
+        return self.costs, bounds, self.activation_checkpointing, self.checkpointed_from, self.lanes_used, self.equal_lengths
 
 
 def band_of(length: int) -> int:

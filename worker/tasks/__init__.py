@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from memsup.shared.paths import RunPaths
     from memsup.shared.settings import Settings
+    from memsup.worker.plan.padding import Padding
 
 Boundary = Callable[[], None]
 """Called between bounded pieces of work while loading, so that orders are answered; what it raises goes through unchanged."""
@@ -61,6 +62,10 @@ class Prepared:
     """The tokenizer, which goes into every checkpoint and into the result beside the model."""
     train: Examples
     evaluation: Examples
+    padding: Padding
+    """Where `train` and `evaluation` pad, as the model was found to allow it."""
+    about_cuts: list[str]
+    """Sentences for people on what the model does otherwise under another cut, and what is done about it."""
     fingerprint: str
     """Changes when the rows, their tokens, their labels or the held-out split change. A checkpoint made with another one
     must not be continued as if nothing had happened."""
@@ -87,11 +92,20 @@ class Metrics(Protocol):
 class Task(Protocol):
     """A kind of training: from what, with which model, and by which measure."""
 
-    def load(self, settings: Settings, paths: RunPaths, boundary: Boundary, *, checkpoint: Path | None = None) -> Prepared:
+    def load(
+        self,
+        settings: Settings,
+        paths: RunPaths,
+        boundary: Boundary,
+        *,
+        checkpoint: Path | None = None,
+        padding: Padding | None = None,
+    ) -> Prepared:
         """Loads data (through the cache in `paths.cache`), tokenizer and model.
 
         With `checkpoint`, the folder of a verified checkpoint, model and tokenizer come from there and `settings.task.model`
-        is not needed any more. Raises InputError.
+        is not needed any more. `padding` is where the run pads already; None means that it is to be found out. Raises
+        InputError.
         """
         ...
 

@@ -39,9 +39,11 @@ from memsup.shared.model.judge import judge_head
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
 from memsup.worker.memory import is_out_of_memory
+from memsup.worker.plan.padding import Padding, choose, in_words
 from memsup.worker.tasks import Boundary, Examples, Prepared
 from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
 from memsup.worker.tasks.corpus import Corpus, Counts, Rows, Source, Text, open_corpus
+from memsup.worker.tasks.probe import Probe
 from memsup.worker.tasks.tokens import Tokens
 
 _MOST_SPECIAL_TOKENS = 1000
@@ -60,7 +62,7 @@ class TextRows:
     def __init__(self, rows: Rows, label_places: NDArray[np.int64], tokenizer: Any, *, has_types: bool) -> None:
         """With `has_types` the model is told the types of tokens, as its tokenizer gives them."""
         self._rows, self._label_places = rows, label_places
-        self._padding_token, self._padding_left = int(tokenizer.pad_token_id), tokenizer.padding_side == "left"
+        self._padding_token, self.padding = int(tokenizer.pad_token_id), Padding(tokenizer.padding_side)
         self._padding_type = int(tokenizer.pad_token_type_id) if has_types else None
 
     @property
@@ -74,10 +76,14 @@ class TextRows:
         return self._rows.where(indices)
 
     def batch(self, indices: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        return self.padded(indices, self.padding)
+
+    def padded(self, indices: NDArray[np.int64], padding: Padding) -> dict[str, torch.Tensor]:
+        """As `batch`, padded on that side."""
         lengths = self._rows.lengths[indices][:, None]
         longest = lengths.max()
         places = np.arange(longest)[None, :]
-        mask = places >= longest - lengths if self._padding_left else places < lengths
+        mask = places >= longest - lengths if padding is Padding.LEFT else places < lengths
         tokens = np.full(mask.shape, self._padding_token, np.int64)
         tokens[mask] = self._rows.tokens(indices)
         batch = {
@@ -129,7 +135,15 @@ def _logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 class TextClassification:
     """The task `text-classification`."""
 
-    def load(self, settings: Settings, paths: RunPaths, boundary: Boundary, *, checkpoint: Path | None = None) -> Prepared:
+    def load(
+        self,
+        settings: Settings,
+        paths: RunPaths,
+        boundary: Boundary,
+        *,
+        checkpoint: Path | None = None,
+        padding: Padding | None = None,
+    ) -> Prepared:
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_default_handler()  # what it says goes the way of our own events
         transformers.utils.logging.enable_propagation()
@@ -177,11 +191,20 @@ class TextClassification:
         refuse_mixing(model)
         rows_of = partial(TextRows, label_places=label_places, tokenizer=tokenizer, has_types=_takes_types(model, tokenizer))
         refuse_special_tokens(model, corpus, tokenizer, rows_of)
+        train, evaluation = rows_of(corpus.train), rows_of(corpus.evaluation)
+        about_cuts: list[str] = []
+        if padding is None:
+            padding, about_cuts = _find_padding(model, train if np.ptp(train.lengths) else evaluation, boundary)
+        train.padding = evaluation.padding = padding
+        if padding is not Padding.NONE:
+            tokenizer.padding_side = padding.value  # it is saved with the model, for whoever pads its rows
         return Prepared(
             model=model.eval(),
             tokenizer=tokenizer,
-            train=rows_of(corpus.train),
-            evaluation=rows_of(corpus.evaluation),
+            train=train,
+            evaluation=evaluation,
+            padding=padding,
+            about_cuts=about_cuts,
             fingerprint=corpus.fingerprint,
             left_out=_left_out(corpus.counts),
             beside={"shared_rows": corpus.counts.shared} if corpus.counts.shared else {},
@@ -392,6 +415,34 @@ def _more(rows: int) -> str:
 def _takes_types(model: Any, tokenizer: Any) -> bool:
     """Whether whoever asks the model hands it the types of tokens: its tokenizer gives them, and it knows what they are."""
     return "token_type_ids" in tokenizer.model_input_names and "token_type_ids" in signature(model.forward).parameters
+
+
+def _find_padding(model: Any, rows: TextRows, boundary: Boundary) -> tuple[Padding, list[str]]:
+    """Where rows are padded so that the model says of each what it says of it alone, and what is to be told of that. Raises
+    InputError where it depends on other rows anyway.
+    """
+    named = rows.padding
+    other = Padding.LEFT if named is Padding.RIGHT else Padding.RIGHT
+    probe = Probe(model, _logits, rows.padded, rows.lengths, boundary)
+    try:
+        same = probe.same([named, other])
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"The model cannot compute rows of the data ({type(error).__name__}: {error}): choose another model, such as BERT."
+        ) from error
+    found = choose(same)
+    if found is None:
+        when = "after it has computed another one" if same.beside_others else "beside another one of the same length"
+        raise InputError(
+            f"The model says something else of a row {when}, so its result would depend on how much memory there was: choose "
+            "another model, such as BERT."
+        )
+    about = [in_words(found, named)]
+    if probe.draws_by_cut(found):
+        about.append("What the model drops of a row depends on the rows beside it, so another cut is another draw of dropout.")
+    return found, [sentence for sentence in about if sentence is not None]
 
 
 def _from_pretrained(auto: Any, origin: str, **arguments: Any) -> Any:

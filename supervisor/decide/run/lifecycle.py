@@ -26,7 +26,7 @@ from memsup.supervisor.decide.run import records
 from memsup.supervisor.decide.run.actions import BY_USER, Action, Answer, Quit, Record, SaveBudget, SaveWish, Send, Spawn, Why
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
 from memsup.supervisor.decide.run.leaving import Ending, Leaving
-from memsup.supervisor.decide.run.one_life import MOVES, OneLife, Stage
+from memsup.supervisor.decide.run.one_life import MOVES, Attachment, OneLife, Stage
 from memsup.supervisor.decide.run.requests import Goal
 from memsup.supervisor.decide.run.restarts import Budget, Cause, Death, Verdict, judge, last_words_of
 from memsup.supervisor.decide.run.standing import Standing
@@ -34,6 +34,7 @@ from memsup.supervisor.decide.run.tuning import Tuning
 
 MOST_UNHEARD_S = 2.0
 """A worker says twice a second that it computes; what it does in a longer silence is not known, and not counted as work."""
+NOT_ATTACHED = "memsup is not attached to this command, since nothing in it has called memsup.guard"
 _OF_THE_MOMENT = ("phase", "ticks", "samples_per_s")
 """What of its progress a worker that loads says itself."""
 
@@ -51,11 +52,13 @@ class Lifecycle(Standing):
 
     # -- events -------------------------------------------------------------------------------------------------------
 
-    def on_start(self, now_s: float, *, leftover: bool) -> list[Action]:
-        """The supervisor begins its work. `leftover`: a worker of an earlier supervisor still lives."""
+    def on_start(self, now_s: float, *, leftover: bool, was_attached: bool = False) -> list[Action]:
+        """The supervisor begins its work. `leftover`: a worker of an earlier supervisor still lives. `was_attached`: it is a
+        command that was attached to that one, of whose end it knows.
+        """
         if leftover:
             self._begin(Stage.LEFTOVER, now_s)
-        if leftover and self.is_command:  # it knows no lifeline, and nobody guarded it since
+        if leftover and self.is_command and not was_attached:  # it knows no lifeline, and nobody guarded it since
             why = Why("a command that a supervisor which died had started is still here")
             self._out += self.worker.kill(now_s, Cause.LEFT, why)
         elif leftover:
@@ -69,7 +72,7 @@ class Lifecycle(Standing):
         self.recovery.began()
         if self.is_command:
             self.worker.enter(Stage.READY, now_s)
-            self._recovered("the command runs again")  # nobody tells when it has found back to its work
+            self._recovered("the command runs again")  # nobody may tell when it has found back to its work
         return self._follow_up(now_s)
 
     def on_spawn_failed(self, now_s: float, why: str, *, may_pass: bool = False) -> list[Action]:
@@ -115,6 +118,11 @@ class Lifecycle(Standing):
                 worker.last_words = report
         return self._follow_up(now_s)
 
+    def on_let_go(self, now_s: float) -> list[Action]:
+        """The process that spoke for a command has ended its connection, or itself."""
+        self._out += self.worker.let_go(now_s)
+        return self._follow_up(now_s)
+
     def on_exit(
         self,
         now_s: float,
@@ -157,7 +165,9 @@ class Lifecycle(Standing):
             continues_on_cpu=self.continue_on_cpu and not self.is_command,
             gpu_crowded=gpu_crowded,
             is_command=self.is_command,
-            was_told=worker.leaving.told,
+            was_attached=self.is_command and worker.reports,
+            was_told=worker.terminated_at_s is not None,
+            steps_left=self.steps_left,
         )
         self._judge(now_s, death, worker.leaving, jitter_fraction)
         return self.on_given_back(now_s, given_back)
@@ -227,9 +237,9 @@ class Lifecycle(Standing):
             case RequestKind.PAUSE_HOLD:
                 self._want(Wanted.PAUSED, PauseMode.HOLD)
                 self.waiters.add(token, Goal.HELD, now_s)
-            case RequestKind.PAUSE_RELEASE if self.is_command:
+            case RequestKind.PAUSE_RELEASE if self.worker.is_alive and not self.worker.obeys:
                 instead = f"{command('pause', self.run)}, or {command('stop', self.run)}"
-                text = f"A foreign command cannot give its memory back and go on later; use: {instead}"
+                text = f"{NOT_ATTACHED}, so it cannot give its memory back and go on later; use: {instead}"
                 self._out.append(Answer(token, False, text))
             case RequestKind.PAUSE_RELEASE:
                 self._want(Wanted.PAUSED, PauseMode.RELEASE)
@@ -247,6 +257,9 @@ class Lifecycle(Standing):
     # -- reports and requests -----------------------------------------------------------------------------------------
 
     def _welcome(self, now_s: float) -> None:
+        if self.is_command:
+            self.worker.attach()
+            self._out.append(records.attached())
         if not self.worker.is_ready:  # it says Hello again when it had to connect anew
             self.worker.enter(Stage.READY, now_s)
         welcome = m.Welcome(
@@ -287,8 +300,9 @@ class Lifecycle(Standing):
             self._out += [SaveWish(wanted, mode), records.wanted(wanted, mode, BY_USER)]
 
     def _checkpoint(self, now_s: float, token: int) -> None:
-        if self.is_command:
-            self._out.append(Answer(token, False, "A foreign command writes its own checkpoints; memsup cannot order one."))
+        if self.worker.is_alive and not self.worker.obeys:
+            text = f"{NOT_ATTACHED}: what it saves is its own affair, and memsup cannot order a checkpoint."
+            self._out.append(Answer(token, False, text))
         elif self.worker.is_ready:
             self._out.append(self.worker.order(now_s, m.Checkpoint, BY_USER, (token,)))
         elif self.stage is Stage.NONE and self.death is not None:
@@ -310,6 +324,7 @@ class Lifecycle(Standing):
         self.worker = OneLife(
             run=self.run,
             is_command=self.is_command,
+            attachment=last.attachment if stage is Stage.NONE else Attachment.NONE,
             stage=stage,
             since_s=now_s,
             heard_at_s=now_s,
@@ -342,7 +357,7 @@ class Lifecycle(Standing):
     def _death(self, verdict: Verdict, death: Death, then: Wanted) -> Record:
         """Tells everybody who waits of a death; returns its line of the ledger."""
         self._died(verdict.sentence)
-        unsaved = None if self.is_command else self.unsaved
+        unsaved = self.unsaved if self.worker.reports else None
         return records.death(verdict, last_words_of(death), death.exit_status, unsaved, then)
 
     def _died(self, sentence: str) -> None:
@@ -386,8 +401,8 @@ class Lifecycle(Standing):
             case Stage.NONE if self.may_begin(now_s):
                 self._begin(Stage.SPAWNED, now_s)
                 self._out.append(Spawn())
-            case Stage.SPAWNED | Stage.READY if self.stance.kill or (self.is_command and self.stance.release):
-                # A command cannot be asked to give its memory back: frozen for good it would keep it from everybody.
+            case Stage.SPAWNED | Stage.READY if self.stance.kill or (self.stance.release and not self._can_give_back()):
+                # Frozen or held for good it would keep its memory from everybody.
                 self._out += self.worker.kill(now_s, Cause.MEMORY, self.stance_why)
             case Stage.SPAWNED | Stage.READY:
                 self._out += worker.freeze(self.why_frozen, emergency=self.stance.freeze)
@@ -398,13 +413,20 @@ class Lifecycle(Standing):
         worker = self.worker
         if worker.leaving.ending is None and self.wants_release:
             worker.leaving.begin(Ending.RELEASE)
-        elif worker.leaving.ending is None and self.stance.release and not self.is_command:
+        elif worker.leaving.ending is None and self.stance.release:
             worker.leaving.begin(Ending.MAKE_ROOM)
         if worker.leaving.cannot is not None and not self.must_leave:
             worker.leaving = Leaving()
         self._out += worker.leave(now_s, self.stance_why)
-        if self.is_command or worker.leaving.told:
+        if not worker.obeys or worker.leaving.told:
             return
         self._out += worker.hold(now_s, self.why_held, save=self.wanted is Wanted.RUNNING)
         if worker.leaving.ending is None:
             self._out += worker.tune(now_s, self.stance)
+
+    def _can_give_back(self) -> bool:
+        """Whether the worker can be asked to leave its memory to others and come back."""
+        worker = self.worker
+        if not self.is_command or isinstance(worker.last_words, m.Leaving):
+            return True
+        return worker.obeys and worker.leaving.cannot is None

@@ -33,6 +33,13 @@ LEFTOVER_LEAVES_WITHIN_S = 90.0
 """A worker whose supervisor died checkpoints and leaves; after this time it is killed."""
 TERM_WITHIN_S = 10.0
 """A command that has not ended this many seconds after SIGTERM is killed."""
+BOUNDARY_WITHIN_S = 100.0
+"""An attached program has this many seconds to come to its next boundary, counted anew with each; whoever waits for it waits
+longer."""
+HOLD_WITHIN_S = 10.0
+"""An attached program that has not come to a boundary after so many seconds is frozen instead, which keeps its memory too."""
+UNWINDS_WITHIN_S = 30.0
+"""A program that has said that it leaves has this many seconds to end by itself."""
 
 
 OUTLIVED_TOLD_S = 5.0
@@ -64,6 +71,16 @@ MOVES = {
 """The stages that may follow each stage. Those from and to `NONE` are the beginning and the end of a life."""
 
 
+class Attachment(enum.Enum):
+    """Whether a process of a foreign command speaks for it (`memsup.guard`)."""
+
+    NONE = enum.auto()
+    """None has said Hello: the command is fenced, and nothing else."""
+    ATTACHED = enum.auto()
+    LET_GO = enum.auto()
+    """The one that did is gone, or has closed its connection; the command may live on."""
+
+
 @dataclass
 class OneLife:
     """One life of the worker, or the time without a worker between two lives (`Stage.NONE`)."""
@@ -71,7 +88,9 @@ class OneLife:
     run: str = DEFAULT_RUN
     """The run's name, for commands that are suggested."""
     is_command: bool = False
-    """The worker is a foreign command, which neither reports nor takes orders."""
+    """The worker is a foreign command. Whether it reports and takes orders, `attachment` says."""
+    attachment: Attachment = Attachment.NONE
+    """Whether a command is attached. Between two lives this is still said of the last one."""
     stage: Stage = Stage.NONE
     since_s: float = 0.0
     """The worker came into its stage at this time. Of a leftover that had to be killed it is the time of the last kill."""
@@ -97,6 +116,14 @@ class OneLife:
     orders: OrderBook = field(default_factory=OrderBook)
     leaving: Leaving = field(default_factory=Leaving)
     tuning: Tuning = field(default_factory=Tuning)
+    terminated_at_s: float | None = None
+    """A command was sent SIGTERM at this time. It is None where it was not."""
+    frozen_instead: bool = False
+    """An attached program did not come to a boundary at which it could hold, and is frozen for as long as it is to hold."""
+    _hold_until_s: float | None = None
+    """An attached program is to hold by then. It is None where it was not told to, or holds."""
+    _left_at_s: float | None = None
+    """An attached program said at this time that it leaves. It is None where it has not."""
     _frozen: Why | None = None
     """Why the worker is frozen. It is None while the worker is not frozen."""
     _held: Why | None = None
@@ -113,6 +140,18 @@ class OneLife:
     def is_ready(self) -> bool:
         """Whether the worker has said Hello and lives."""
         return self.stage is Stage.READY
+
+    @property
+    def obeys(self) -> bool:
+        """Whether the worker takes orders: the built-in training does, and an attached program until its training is done."""
+        if not self.is_command:
+            return True
+        return self.attachment is Attachment.ATTACHED and not isinstance(self.last_words, m.Finished)
+
+    @property
+    def reports(self) -> bool:
+        """Whether the worker tells of its steps and checkpoints, or did in this life."""
+        return not self.is_command or self.attachment is not Attachment.NONE
 
     @property
     def frozen(self) -> bool:
@@ -133,15 +172,29 @@ class OneLife:
     def owes_last_words(self) -> bool:
         """Whether the word on why the worker has ended, if it has, may be on its way.
 
-        Of a foreign command that is the order to end which we get ourselves: where a machine goes down, everybody is told, and
-        the command may be quicker than we are.
+        Of a foreign command that takes no orders that is the order to end which we get ourselves: where a machine goes down,
+        everybody is told, and the command may be quicker than we are.
         """
-        return self.is_alive and (self.leaving.ending is None if self.is_command else self.last_words is None)
+        return self.is_alive and (self.last_words is None if self.obeys else self.leaving.ending is None)
 
     def enter(self, stage: Stage, now_s: float) -> None:
         """The worker comes into `stage`, which must be a legal move."""
         assert stage in MOVES[self.stage], f"{self.stage} → {stage}"
         self.stage, self.since_s, self.heard_at_s = stage, now_s, now_s
+
+    def attach(self) -> None:
+        """A process of a command speaks for it from now on."""
+        self.attachment, self.last_words, self._left_at_s = Attachment.ATTACHED, None, None
+        self.orders.done_within_s, self.tuning.cuts = BOUNDARY_WITHIN_S, False
+
+    def let_go(self, now_s: float) -> list[Action]:
+        """The process that spoke for a command is gone. The answers to those who wait for it; and where it has left as it was
+        told, the rest of the command is told to end.
+        """
+        actions = self.ended()
+        self.attachment, self.held, self.frozen_instead, self._hold_until_s = Attachment.LET_GO, False, False, None
+        self.leaving.told_at_s = None  # what is left of the command is to be told in its own way
+        return actions + (self.terminate(now_s) if isinstance(self.last_words, m.Leaving) else [])
 
     # -- what it says -------------------------------------------------------------------------------------------------
 
@@ -206,7 +259,11 @@ class OneLife:
         None.
         """
         self._held = why or self._held
-        if why is not None and not self.held and not self.orders.in_flight(m.Pause):
+        if why is None or self.held:
+            self._hold_until_s = None
+            self.frozen_instead = self.frozen_instead and why is not None
+        if why is not None and not self.held and not self.frozen_instead and not self.orders.in_flight(m.Pause):
+            self._hold_until_s = now_s + HOLD_WITHIN_S if self.is_command else None
             actions: list[Action] = [self.order(now_s, partial(m.Pause, mode=PauseMode.HOLD), why)]
             return [*actions, self.order(now_s, m.Checkpoint, why)] if save else actions
         if why is None and self.held and not self.orders.in_flight(m.Resume):
@@ -220,7 +277,14 @@ class OneLife:
             return []
         order, why = self.leaving.order(), self.leaving.why(stance_why)
         self.leaving.told_at_s = now_s
-        return [Terminate() if self.is_command else self.order(now_s, order, why)]
+        return [self.order(now_s, order, why)] if self.obeys else self.terminate(now_s)
+
+    def terminate(self, now_s: float) -> list[Action]:
+        """The actions that tell a command to end by SIGTERM, once."""
+        if self.terminated_at_s is not None or not self.is_alive:
+            return []
+        self.terminated_at_s = now_s
+        return [Terminate()]
 
     def tune(self, now_s: float, stance: Stance) -> list[Action]:
         """The actions that tell the worker how much at once and how fast to compute."""
@@ -244,19 +308,24 @@ class OneLife:
     def deadlines(self, now_s: float, *, cannot_wait: bool) -> list[Action]:
         """The actions that follow from silence and from orders without an answer. `cannot_wait`: memory is needed back."""
         actions = self._silence(now_s)
+        if self._hold_until_s is not None and now_s > self._hold_until_s and self.orders.in_flight(m.Pause):
+            self.frozen_instead, self._hold_until_s = True, None
+            self.orders.forget(m.Pause)
         for pending in self.orders.overdue(now_s):
-            self.unresponsive = True
+            self.unresponsive = not self.is_command
             actions.append(records.order(pending, Outcome.UNANSWERED, "no answer in time"))
             text = f"The worker has not answered in time; see: {command('status', self.run)}"
             actions += [Answer(token, False, text) for token in pending.requests]
             urgent = isinstance(pending.order, m.Stop | m.Pause) and (self.leaving.told or cannot_wait)
-            if urgent and self.is_ready and not self.frozen:
+            if urgent and self.is_ready and self.is_command:
+                actions += self.terminate(now_s)
+            elif urgent and self.is_ready and not self.frozen:
                 why = Why("it did not carry out an order that could not wait", pressures=pending.why.pressures)
                 actions += self.kill(now_s, Cause.UNRESPONSIVE, why)
         return actions
 
     def _silence(self, now_s: float) -> list[Action]:
-        in_stage_s, silent_s, told_at_s = now_s - self.since_s, now_s - self.heard_at_s, self.leaving.told_at_s
+        in_stage_s, silent_s = now_s - self.since_s, now_s - self.heard_at_s
         match self.stage:
             case Stage.LEFTOVER if in_stage_s > LEFTOVER_LEAVES_WITHIN_S:
                 return self.kill(
@@ -266,11 +335,21 @@ class OneLife:
                 why = Why(f"no sign of life within {HELLO_WITHIN_S:.0f} s of its start")
                 return self.kill(now_s, Cause.UNRESPONSIVE, why)
             case Stage.READY if self.is_command:
-                if told_at_s is not None and now_s - told_at_s > TERM_WITHIN_S:
-                    why = Why(f"the command did not end within {TERM_WITHIN_S:.0f} s of SIGTERM")
-                    return self.kill(now_s, Cause.UNRESPONSIVE, why)
+                return self._does_not_end(now_s)
             case Stage.READY if not self.frozen:
                 self.unresponsive = self.unresponsive or silent_s > SILENT_S
                 if silent_s > SILENT_FOR_EVER_S:
                     return self.kill(now_s, Cause.UNRESPONSIVE, Why(f"not a word for {silent_s:.0f} s"))
         return []
+
+    def _does_not_end(self, now_s: float) -> list[Action]:
+        """The actions where a command was told to end and has not."""
+        if self.terminated_at_s is not None:
+            if now_s - self.terminated_at_s <= TERM_WITHIN_S:
+                return []
+            why = Why(f"the command did not end within {TERM_WITHIN_S:.0f} s of SIGTERM")
+            return self.kill(now_s, Cause.LEFT if isinstance(self.last_words, m.Leaving) else Cause.UNRESPONSIVE, why)
+        if not isinstance(self.last_words, m.Leaving):
+            return []
+        self._left_at_s = now_s if self._left_at_s is None else self._left_at_s
+        return self.terminate(now_s) if now_s - self._left_at_s > UNWINDS_WITHIN_S else []

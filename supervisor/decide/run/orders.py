@@ -42,6 +42,8 @@ class Pending:
 class OrderBook:
     """The order book of one worker numbers its orders and remembers those without an answer."""
 
+    done_within_s: float = DONE_WITHIN_S
+    """An accepted order has this many seconds to be done."""
     _next_id: int = 1
     _pending: dict[int, Pending] = field(default_factory=dict)
 
@@ -63,13 +65,13 @@ class OrderBook:
         """The worker has the order and will carry it out at its next boundary."""
         pending = self._pending.get(order_id)
         if pending:
-            pending.accepted, pending.due_s = True, now_s + DONE_WITHIN_S
+            pending.accepted, pending.due_s = True, now_s + self.done_within_s
 
     def progressed(self, now_s: float) -> None:
         """The worker finished something, so accepted orders may take longer."""
         for pending in self._pending.values():
             if pending.accepted:
-                pending.due_s = now_s + DONE_WITHIN_S
+                pending.due_s = now_s + self.done_within_s
 
     def answered(self, order_id: int) -> Pending | None:
         """The order that is done or failed, which is forgotten. Returns None where nobody waits for this answer, since it is
@@ -89,6 +91,10 @@ class OrderBook:
         dropped = list(self._pending.values())
         self._pending.clear()
         return dropped
+
+    def forget(self, kind: type[AnyOrder]) -> None:
+        """Nobody waits any more for the answer to an order of this kind."""
+        self._pending = {number: p for number, p in self._pending.items() if not isinstance(p.order, kind)}
 
     def in_flight(self, kind: type[AnyOrder] | None = None) -> bool:
         """Whether an order of this kind is without an answer. None means an order of any kind."""

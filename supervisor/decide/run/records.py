@@ -93,6 +93,11 @@ def decided(report: m.Decided) -> Record:
     )
 
 
+def attached() -> Record:
+    """A process of a command speaks for it."""
+    return Record(event=Event.ATTACHED, reason="the program has called memsup.guard", by=By.WORKER)
+
+
 def freeze(why: Why, *, emergency: bool) -> Record:
     """The whole tree stands still. In an `emergency` the ladder froze it; else a command is held, which takes no orders."""
     rung = Rung.FREEZE.name.lower() if emergency else None

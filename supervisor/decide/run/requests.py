@@ -38,7 +38,8 @@ class RunView:
 
     run: str
     """The run's name."""
-    is_command: bool
+    keeps_nothing: bool
+    """Whether the next worker begins with nothing that memsup has kept."""
     terminal: RunState | None
     """How the run is over. It is None while the run is not."""
     failure: str | None
@@ -165,7 +166,7 @@ def _over(goal: Goal, death: str | None, run: RunView) -> tuple[bool, str]:
         return False, f"The run failed: {run.failure}"
     incomplete = death is not None or (bool(run.unsaved) and run.death is None)
     how = "at once" if goal is Goal.STOPPED_NOW else "but not as it was asked to" if incomplete else ""
-    if run.is_command:
+    if run.keeps_nothing:
         begun_anew = f"{command('start', run.run)} begins the command anew: it goes on only from what it has saved itself."
         ended = f"The command has ended ({run.ended})." if run.ended else "The command does not run."
         said = run.death or ("The command was killed." if goal is Goal.STOPPED_NOW and run.ended else ended)
@@ -183,7 +184,7 @@ def _paused(goal: Goal, death: str | None, run: RunView) -> tuple[bool, str] | N
     go_on = f"Continue with: {command('resume', run.run)}"
     if run.is_gone and death is not None and (goal is Goal.HELD or run.given_back is not None):
         kept = " Nothing of its memory is kept." if goal is Goal.HELD else ""
-        lost = "" if run.is_command else f" {run.unsaved.sentence}"
+        lost = "" if run.keeps_nothing else f" {run.unsaved.sentence}"
         return False, f"Paused, but not as it was asked to. {death}{kept}{lost} {go_on}"
     if goal is Goal.HELD:
         if run.rests:

@@ -102,6 +102,10 @@ class Death:
     """Why the supervisor killed it: `LEFT` where a person asked for that. It is None where the supervisor did not."""
     was_told: bool = False
     """Whether a foreign command had been told to end, by SIGTERM."""
+    was_attached: bool = False
+    """Whether a foreign command had been attached, so that it reported and could be ordered to save and leave."""
+    steps_left: tuple[int, int] | None = None
+    """The step at which an attached program was, and its last one. It is None where no step was left, or nobody knows."""
     fence_oom_kills: int = 0
     """The kernel killed so many of its processes at the fence."""
     gpu_lost: str | None = None
@@ -239,7 +243,7 @@ def _charged(budget: Budget, cause: Cause, death: Death) -> Budget:
 
 def cause_of(death: Death) -> Cause:
     """The most specific cause that is known."""
-    if isinstance(death.last_words, Finished):
+    if isinstance(death.last_words, Finished) and (not death.is_command or death.exit_status in {0, None}):
         return Cause.FINISHED
     if death.gpu_lost is not None and not isinstance(death.last_words, Leaving):
         return Cause.GPU_LOST
@@ -253,12 +257,15 @@ def cause_of(death: Death) -> Cause:
     if isinstance(death.last_words, Leaving):
         return Cause.LEFT
     if death.is_command and death.was_told and (death.exit_status is None or death.exit_status in _ENDS_OF_THE_TOLD):
+        if death.was_attached and not isinstance(death.last_words, Finished):
+            return Cause.UNRESPONSIVE  # it was to save what it has, and then to leave
         return Cause.LEFT  # also with 0: only who was not told to end has finished
     if death.is_command and death.exit_status == 0:
-        return Cause.FINISHED if death.rest_status in _GOOD_ENDS_OF_THE_REST else Cause.COMMAND_FAILED
+        is_well = death.rest_status in _GOOD_ENDS_OF_THE_REST and death.steps_left is None
+        return Cause.FINISHED if is_well else Cause.COMMAND_FAILED
     if death.exit_status is not None and death.exit_status < 0:
         return Cause.CRASH if -death.exit_status in _CRASH_SIGNALS else Cause.KILLED
-    return Cause.COMMAND_FAILED if death.is_command else Cause.CRASH
+    return Cause.COMMAND_FAILED if death.is_command and not death.was_attached else Cause.CRASH
 
 
 _ENDS_OF_THE_TOLD = {-signal.SIGTERM, *range(256)}
@@ -272,7 +279,7 @@ def sentence_of(cause: Cause, death: Death) -> str:
     """One plain sentence on what happened; claims no more than is known."""
     if cause is Cause.GPU_LOST and death.continues_on_cpu:
         return f"{death.gpu_lost} The run continues on the CPU from its newest checkpoint, as recovery.continue_on_cpu allows."
-    if cause is Cause.GPU_LOST and death.is_command:
+    if cause is Cause.GPU_LOST and death.is_command and not death.was_attached:
         return f"{death.gpu_lost} The command is begun anew with: {command('start', death.run)}"
     if cause is Cause.GPU_LOST:
         return f"{death.gpu_lost} The run continues from its newest checkpoint with: {command('start', death.run)}"
@@ -284,7 +291,7 @@ def sentence_of(cause: Cause, death: Death) -> str:
     match cause:
         case Cause.FINISHED:
             return "It finished."
-        case Cause.LEFT if death.is_command:
+        case Cause.LEFT if death.is_command and not isinstance(death.last_words, Leaving):
             return f"The command ended as it was told to ({how_it_ended(death.exit_status)})."
         case Cause.LEFT:
             return f"It left: {death.last_words.reason}." if isinstance(death.last_words, Leaving) else "It left."
@@ -294,6 +301,9 @@ def sentence_of(cause: Cause, death: Death) -> str:
             return "Memory stayed short although it was frozen, and it was killed."
         case Cause.HANG:
             return "It got nothing done for too long, and was killed; the line before has its stacks, if it still wrote them."
+        case Cause.UNRESPONSIVE if death.was_attached:
+            ended = how_it_ended(death.exit_status)
+            return f"The program came to no boundary at which it could have saved and left, and was ended ({ended})."
         case Cause.UNRESPONSIVE if death.is_command:
             return "The command did not end by itself when it was told to, and was killed."
         case Cause.UNRESPONSIVE:
@@ -302,6 +312,10 @@ def sentence_of(cause: Cause, death: Death) -> str:
             return f"It was killed by {_signal_name(-death.exit_status)} from outside memsup."
         case Cause.CRASH if death.exit_status is not None and death.exit_status < 0:
             return f"It crashed with {_signal_name(-death.exit_status)}; its log has the stack ({log})."
+        case Cause.COMMAND_FAILED if death.exit_status == 0 and death.steps_left is not None:
+            step, total = death.steps_left
+            ended = f"The program ended by itself at step {step:,} of {total:,}, without a call of run.finish"
+            return f"{ended}. To go on from its newest checkpoint: {command('start', death.run)}"
         case Cause.COMMAND_FAILED if death.exit_status == 0:
             rest = f"what it had left running ended after it with {how_it_ended(death.rest_status)}"
             return f"The command itself ended with exit code 0, but {rest} ({log})."

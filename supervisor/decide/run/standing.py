@@ -43,7 +43,7 @@ class Standing:
     run: str = DEFAULT_RUN
     """The run's name, for commands that are suggested."""
     is_command: bool = False
-    """The worker is a foreign command, which neither reports nor takes orders."""
+    """The worker is a foreign command. Whether it reports and takes orders, `worker.attachment` says."""
     continue_on_cpu: bool = False
     """Whether the run goes on on the CPU when the GPU is lost; never for a command, which chooses its device itself."""
     most_micro_tokens: int | None = None
@@ -163,6 +163,19 @@ class Standing:
         return Unsaved(checkpoint=self.checkpoint, steps=max(0, steps), work_s=self.work_s)
 
     @property
+    def keeps_nothing(self) -> bool:
+        """Whether the next life begins with nothing of memsup's: a command that is not attached, and never was."""
+        return not self.worker.reports and self.checkpoint is None
+
+    @property
+    def steps_left(self) -> tuple[int, int] | None:
+        """The step at which an attached program is, and the last one. It is None where no step is left, or nobody knows."""
+        if not (self.is_command and self.worker.reports and self.heartbeat):
+            return None
+        step, total = self.heartbeat.progress.step, self.heartbeat.progress.total_steps
+        return (step, total) if total is not None and step < total else None
+
+    @property
     def progress(self) -> KnownProgress:
         """How far the run has come, saved or not."""
         return self.heartbeat.progress if self.heartbeat else self.before
@@ -178,7 +191,7 @@ class Standing:
         """What the ladder must know of the worker."""
         worker = self.worker
         batch = self.heartbeat.batch if self.heartbeat else None
-        obeys = worker.is_ready and not self.is_command and not worker.unresponsive
+        obeys = worker.is_ready and worker.obeys and not worker.unresponsive
         return WorkerView(
             alive=worker.is_alive,
             takes_orders=obeys and not worker.leaving.ending,
@@ -213,12 +226,13 @@ class Standing:
 
     @property
     def why_frozen(self) -> Why | None:
-        """Why the worker is to be frozen: for the ladder in an emergency, and for a command, which takes no orders, for each
-        reason to hold. It is None where the worker is not to be frozen.
+        """Why the worker is to be frozen: for the ladder in an emergency, and for a command that takes no orders, or comes to
+        no boundary, for each reason to hold. It is None where the worker is not to be frozen.
         """
         if self.stance.freeze:
             return self.stance_why
-        return self.why_held if self.is_command and self.worker.leaving.ending is None else None
+        cannot_hold = not self.worker.obeys or self.worker.frozen_instead
+        return self.why_held if cannot_hold and self.worker.leaving.ending is None else None
 
     @property
     def why_held(self) -> Why | None:
@@ -243,7 +257,7 @@ class Standing:
         worker = self.worker
         return RunView(
             run=self.run,
-            is_command=self.is_command,
+            keeps_nothing=self.keeps_nothing,
             terminal=self.terminal,
             failure=self.failure,
             wanted=self.wanted,

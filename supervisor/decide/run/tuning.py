@@ -27,6 +27,8 @@ class Tuning:
     most_micro_tokens: int | None = None
     """Micro-batches stay below this size however calm memory is (`after_power_loss.py`). It is None where there is no such
     bound."""
+    cuts: bool = True
+    """Whether the worker cuts what it computes at once, and limits its memory: an attached program is only paced."""
     _halve: bool = False
     """The ladder asked for a smaller micro-batch, and no order has gone out yet."""
     _told_may_grow: bool = True
@@ -42,13 +44,13 @@ class Tuning:
         """What has to be ordered for `stance` to be so. One order of each kind is on its way at a time, and what this function
         has yielded counts as told.
         """
-        if not orders.in_flight(LimitMicroBatch):
+        if self.cuts and not orders.in_flight(LimitMicroBatch):
             yield from self._micro_batch(stance)
         duty, vram_bytes = stance.duty_fraction, stance.vram_limit_bytes
         if abs(duty - self._told_duty) >= PACE_STEP and not orders.in_flight(Pace):
             self._told_duty = duty
             yield partial(Pace, duty_fraction=duty), _why(stance, stance.reason, HoldReason.HEAT)
-        if vram_bytes is not None and vram_bytes != self._told_vram_bytes and not orders.in_flight(LimitMemory):
+        if self.cuts and vram_bytes is not None and vram_bytes != self._told_vram_bytes and not orders.in_flight(LimitMemory):
             self._told_vram_bytes = vram_bytes
             yield partial(LimitMemory, device_bytes=vram_bytes), _why(stance, "what others leave it", HoldReason.MEMORY)
 

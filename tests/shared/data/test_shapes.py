@@ -459,6 +459,7 @@ def test_a_folder_that_may_mean_two_things_is_refused(tmp_path: Path, files: dic
         ("a.txt", b"just texts\nand texts\n", "has no labels: name the folder of all the <label>.txt"),
         ("a.json", b'{"data": [' + b'{"text": "a", "label": 1},' * 1_000_000, "is longer than 16 MiB|more begins here"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # what is packed has the time in it
 )
 def test_what_is_not_read_is_named_with_what_makes_it_readable(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     text = refusal(lay(tmp_path, {name: content}) / name)

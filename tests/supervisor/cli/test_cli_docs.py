@@ -11,7 +11,7 @@ from kit import ROOT
 
 from memsup.shared.readings import KnownGpu
 from memsup.shared.settings import Settings, Written, keys
-from memsup.shared.status import ActionStatus, RunState, Status, TemperatureStatus, Wanted, encode_status
+from memsup.shared.status import ActionStatus, ProgramStatus, RunState, Status, TemperatureStatus, Wanted, encode_status
 from memsup.supervisor.cli import COMMANDS
 from memsup.supervisor.cli import memsup as group
 from memsup.supervisor.client.preparing import shown
@@ -85,6 +85,7 @@ def test_every_key_of_the_status_document_stands_on_the_page() -> None:
                 gpus=[KnownGpu(index=0)],
                 temperatures=[TemperatureStatus(name="x")],
                 last_action=ActionStatus(at=0, rung=None, action="", reason=""),
+                program=ProgramStatus(attached=True),
             )
         )
     )

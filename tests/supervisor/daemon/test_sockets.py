@@ -51,7 +51,7 @@ def heard(sockets: Sockets, messages: int = 0) -> list[m.AnyReport]:
     found: list[m.AnyReport] = []
     deadline_s = time.monotonic() + (PATIENCE_MS / 1000 if messages else 0.1)
     while time.monotonic() < deadline_s and (not messages or len(found) < messages):
-        found += sockets.reports(time.monotonic(), RUN_ID, PID)
+        found += sockets.reports(time.monotonic(), RUN_ID, lambda peer, said: peer == said == PID)
         time.sleep(0.002)
     return found
 

@@ -383,16 +383,26 @@ def test_this_machine_can_be_read() -> None:
 
 @pytest.mark.alone
 def test_a_reading_costs_microseconds() -> None:
-    """At 100 readings a second, half a percent of a core. The quickest of many batches, since load is no fault of ours."""
+    """At 100 readings a second, half a percent of a core, or what the kernel alone takes for it twice on a slower one. The
+    quickest of many batches, since load is no fault of ours.
+    """
     sensor = MemorySensor(None)
     sensor.read(0.0)
-    best_s = float("inf")
-    for _ in range(50):
+    kernel_file = os.open("/proc/meminfo", os.O_RDONLY)
+
+    def batch_s(once: Callable[[int], object]) -> float:
         began_s = time.process_time()
         for number in range(100):
-            sensor.read(number / 100)
-        best_s = min(best_s, (time.process_time() - began_s) / 100)
-    assert best_s < 50e-6
+            once(number)
+        return (time.process_time() - began_s) / 100
+
+    batches = range(50)
+    kernel_s, best_s = (
+        min(batch_s(once) for _ in batches)
+        for once in (lambda _: os.pread(kernel_file, 8192, 0), lambda number: sensor.read(number / 100))
+    )
+    os.close(kernel_file)
+    assert best_s < max(50e-6, 2 * kernel_s)
 
 
 def test_reading_opens_nothing_and_keeps_nothing() -> None:

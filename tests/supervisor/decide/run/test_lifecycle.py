@@ -31,7 +31,7 @@ from memsup.supervisor.decide.run.actions import (
 from memsup.supervisor.decide.run.freed import GivenBack
 from memsup.supervisor.decide.run.leaving import AGAIN_AFTER_S
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
-from memsup.supervisor.decide.run.one_life import MOVES, SILENT_FOR_EVER_S, OneLife, Stage
+from memsup.supervisor.decide.run.one_life import MOVES, SILENT_FOR_EVER_S, Attachment, OneLife, Stage
 from memsup.supervisor.decide.run.restarts import BUDGET, Cause
 from memsup.supervisor.decide.run.standing import MOST_DAMAGE_TOLD
 from memsup.supervisor.decide.run.tuning import Tuning
@@ -1042,6 +1042,8 @@ EVENTS = st.sampled_from(
         ("report", m.Decided(what=m.DecisionKind.CHECKPOINT_DAMAGED, detail="d", step=3)),
         ("stance", Stance(rung=Rung.PACE, duty_fraction=0.5, pressures=(HoldReason.HEAT,))),
         ("hang", "nothing came of it", None),
+        ("report", m.Finished(model_path="", metrics={}, steps=5, samples=0)),
+        ("let_go",),
         ("terminate",),
         ("tick",),
     ]
@@ -1088,6 +1090,8 @@ def test_whatever_happens_there_is_one_worker_and_every_request_is_answered_once
         if name == "spawned" and play.life.stage is not Stage.SPAWNED:
             continue
         if name == "exit" and play.life.stage is Stage.NONE:
+            continue
+        if name == "let_go" and play.life.worker.attachment is not Attachment.ATTACHED:
             continue
         if name == "request":
             args[0] = number

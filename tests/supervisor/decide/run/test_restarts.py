@@ -132,7 +132,7 @@ def test_a_step_that_fails_three_times_is_a_failure_that_names_it_although_check
     assert second.again
     third = judge(crash(7), second.budget, 7, 0.0)
     assert not third.again
-    assert "rows 3, 1, 4" in third.sentence
+    assert "tr.csv, lines 3, 14 and 15" in third.sentence
     assert "Step 7 has failed 3 times now, so it is not tried again." in third.sentence
 
 

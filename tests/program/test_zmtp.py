@@ -8,7 +8,7 @@ import socket
 import pytest
 import zmq
 
-from memsup.shared import zmtp
+from memsup import zmtp
 
 ROOMY = 1 << 20
 

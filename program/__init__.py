@@ -1,0 +1,39 @@
+"""What `import memsup` gives a training program of a person's own: checkpoints that can be trusted, and orders from outside.
+
+    import memsup
+
+    run = memsup.guard(model=model, optimizer=optimizer, scheduler=scheduler)   # goes on from the newest checkpoint
+    for batch in run.steps(loader, epochs=3):                                   # counts; leaves out what is done
+        ...
+    run.finish("model")
+
+Under `memsup start -- python train.py` this package is found even where the program's own environment has nothing of memsup,
+since it needs the standard library alone, of Python 3.9 or newer. Started in any other way the same lines train as if they
+were not there. What a program gets by them, and what it does not, is in docs/own-programs.md.
+
+To be read in this order: `guarding.py` (the two calls), `session.py` (orders, carried out at boundaries), `link.py` (the
+connection), `store.py` and `places.py` (checkpoints). `messages.py`, `packing.py` and `zmtp.py` are the wire.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memsup.guarding import Run, guard
+    from memsup.session import Leave
+
+__all__ = ["Leave", "Run", "guard"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for, so that the command line, which is below the same name, pays for none of it."""
+    if name in {"Run", "guard"}:
+        from memsup import guarding
+
+        return getattr(guarding, name)
+    if name == "Leave":
+        from memsup.session import Leave
+
+        return Leave
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,280 @@
+"""The program's end of the worker socket: one thread that reports, receives orders and notices that it is left alone.
+
+What `worker/link.py` is for the built-in training, with the standard library alone. It carries no order out: orders go into
+`orders`, one queue that the main thread empties at its boundaries (`session.py`). The connection is the lifeline as well: it
+ends with the supervisor. A process that forks leaves the connection to its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import select
+import signal
+import socket
+import threading
+import time
+from typing import Any
+
+from memsup import messages, packing, zmtp
+
+VARIABLE = "_MEMSUP_LINK"
+"""The environment variable by which `memsup start --` tells what a program has to know of its run, as JSON (`Told`)."""
+BEAT_S = 0.5
+WELCOME_WITHIN_S = 15.0
+MOST_MESSAGE_BYTES = 2 << 20
+MOST_UNSENT_BYTES = 1 << 20
+"""Where more waits to be sent nobody is there to read it, and beats are left out; the lease will say so."""
+
+
+class NotAttachedError(Exception):
+    """This process is not attached to a supervisor. The text is a clause that says why."""
+
+
+class Told:
+    """What the supervisor tells the program that it starts."""
+
+    def __init__(self, document: str) -> None:
+        """Raises ValueError, KeyError and TypeError for what no supervisor writes."""
+        told = json.loads(document)
+        self.socket = str(told["socket"])
+        self.run_id = str(told["run_id"])
+        self.checkpoints = str(told["checkpoints"])
+        """The folder of the run's checkpoints."""
+        self.every_s: float | None = told["every_s"]
+        """The seconds between two checkpoints. None means that their cost decides."""
+        self.keep = int(told["keep"])
+
+
+def told() -> Told | None:
+    """What the supervisor has told. It is None where this process was not started by `memsup start --`."""
+    document = os.environ.get(VARIABLE)
+    if not document:
+        return None
+    try:
+        return Told(document)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+class Lost:
+    """Comes out of the queue of orders when nobody ordered it: the supervisor is gone, or the system asks to terminate."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class Link:
+    """Public to the main thread: `orders`, `progress`, `checkpoint`, `report`, `flush`."""
+
+    def __init__(self, told: Told) -> None:
+        self.orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        """Orders as dictionaries, and `Lost`."""
+        self.progress: messages.Message = messages.progress()
+        """What heartbeats say; it is replaced, never changed, so that each tells of one moment."""
+        self.checkpoint: messages.Note | None = None
+        self.deaths = 0
+        """How many lives before this one ended without anybody having asked for it."""
+        self.pid = os.getpid()
+        self._told = told
+        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._wake, self._woken = os.pipe()
+        self._welcomed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        """None once it is welcome, else the clause that says why it is not."""
+        self._is_welcome = self._is_lost = False
+        self._lease_left_s = float("inf")
+        self._incoming = zmtp.Incoming(MOST_MESSAGE_BYTES)
+        self._unsent = bytearray()
+        self._waiting: list[threading.Event] = []
+        self._socket: socket.socket | None = None
+        self._thread = threading.Thread(target=self._run, name="memsup", daemon=True)
+
+    # -- for the main thread ------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Connects, and waits to be welcome. Raises `NotAttachedError`."""
+        try:
+            self._socket = _connected(self._told.socket)
+        except OSError as error:
+            raise NotAttachedError(f"its supervisor cannot be reached ({error.strerror or error})") from None
+        os.register_at_fork(after_in_child=self._leave_to_parent)
+        for fd in (self._wake, self._woken):
+            os.set_blocking(fd, False)
+        self._thread.start()
+        try:
+            why_not = self._welcomed.get(timeout=WELCOME_WITHIN_S)
+        except queue.Empty:
+            why_not = "its supervisor did not answer"
+        if why_not is not None:
+            self.close()
+            raise NotAttachedError(why_not)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is the process that opened it, and no fork of that."""
+        return os.getpid() == self.pid
+
+    def report(self, message: messages.Message) -> None:
+        self._outbox.put(message)
+        self._rouse()
+
+    def flush(self, within_s: float = 5.0) -> None:
+        """Waits until the kernel has all that was reported; what it has the supervisor gets, also when we are dead."""
+        sent = threading.Event()
+        self._outbox.put(sent)
+        self._rouse()
+        until_s = time.monotonic() + within_s
+        while not sent.wait(0.05) and self._thread.is_alive() and time.monotonic() < until_s:
+            pass
+
+    def close(self) -> None:
+        """Ends the connection when all that was reported is sent."""
+        self._outbox.put(None)
+        self._rouse()
+
+    def _rouse(self) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._woken, b"\0")
+
+    def _leave_to_parent(self) -> None:
+        """In a child that was forked: the connection has to end with the parent, and nobody tells this process anything."""
+        if self._socket is not None:
+            self._socket.close()
+        with contextlib.suppress(ValueError):
+            if getattr(signal.getsignal(signal.SIGTERM), "is_memsups", False):
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except Exception as error:
+            self._lose(f"the link to the supervisor broke: {error}")
+        finally:
+            if self._socket is not None:
+                self._socket.close()
+        for event in self._waiting:
+            event.set()
+
+    def _serve(self) -> None:
+        assert self._socket is not None
+        self._unsent += zmtp.opening(b"DEALER")
+        self._outbox.put(messages.hello(self.pid, self._told.run_id))
+        last_s = next_beat_s = time.monotonic()
+        while not self._is_lost:
+            wait_s = max(0.0, next_beat_s - time.monotonic())
+            fd = self._socket.fileno()
+            ready, _, _ = select.select([fd, self._wake], [fd] if self._unsent else [], [], wait_s)
+            now_s = time.monotonic()
+            if self._wake in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake, 4096)
+            if fd in ready:
+                self._receive()
+            # A program that stood still, or a machine that slept, has heard nothing, and yet nobody has left it.
+            self._lease_left_s -= min(now_s - last_s, 2 * BEAT_S)
+            last_s = now_s
+            if self._lease_left_s <= 0:
+                self._lose("the supervisor has not renewed its lease")
+            if self._incoming.is_ready and not self._send_what_is_due(now_s >= next_beat_s):
+                self._flush()
+                return
+            if now_s >= next_beat_s:
+                next_beat_s = now_s + BEAT_S
+            self._flush()
+
+    def _send_what_is_due(self, beat: bool) -> bool:
+        """Puts what was reported on its way, a beat before it, so that it is seen together with where it happened. Returns
+        whether the thread is to go on.
+        """
+        if self._is_welcome and (beat or not self._outbox.empty()) and len(self._unsent) < MOST_UNSENT_BYTES:
+            self._send(messages.heartbeat(self.progress, _resident_bytes(), self.checkpoint))
+        while not self._outbox.empty():
+            message = self._outbox.get()
+            if message is None:
+                return False
+            if isinstance(message, threading.Event):
+                self._waiting.append(message)
+            else:
+                self._send(message)
+        return True
+
+    def _send(self, message: messages.Message) -> None:
+        self._unsent += zmtp.message([messages.PROTOCOL, packing.pack(message)])
+
+    def _flush(self) -> None:
+        assert self._socket is not None
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._lose("the supervisor is gone")
+        for event in self._waiting:
+            event.set()
+        self._waiting.clear()
+
+    def _receive(self) -> None:
+        assert self._socket is not None
+        try:
+            received = self._socket.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            received = b""
+        if not received:
+            self._lose("the supervisor is gone")
+            return
+        self._incoming.feed(received)
+        while (parts := self._incoming.next_message()) is not None:
+            if len(parts) == 2 and parts[0] == messages.PROTOCOL:
+                with contextlib.suppress(packing.PackingError):
+                    self._take(packing.unpack(parts[1]))
+
+    def _take(self, message: Any) -> None:
+        kind = message.get("kind") if isinstance(message, dict) else None
+        if kind in messages.NO_ORDERS:
+            self._lease_left_s = float(message["lease_s"])
+            if kind == "welcome" and not self._is_welcome:
+                self._is_welcome, self.deaths = True, int(message.get("deaths", 0))
+                self._welcomed.put(None)
+        elif kind in messages.ORDERS:
+            self.orders.put(message)
+            self._send(messages.accepted(message["order_id"]))
+        elif kind in messages.REFUSED:
+            self._send(messages.order_failed(message["order_id"], "memsup does not cut what this program computes."))
+
+    def _lose(self, reason: str) -> None:
+        if not self._is_lost:
+            self._is_lost = True
+            self.orders.put(Lost(reason))
+            if not self._is_welcome:
+                self._welcomed.put("another process of the same command is attached, or this one is not of it")
+
+
+def _connected(path: str) -> socket.socket:
+    """A connection to the socket at `path`, which may be longer than the 107 bytes that an address has. Raises OSError."""
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+        except OSError:
+            connection.close()
+            raise
+    finally:
+        os.close(folder)
+    connection.setblocking(False)
+    return connection
+
+
+def _resident_bytes() -> int | None:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,152 @@
+"""What a checkpoint of a program holds besides the program's own state: its place, and the generators of random numbers.
+
+The generators are remembered twice: as they were before the loader began this epoch, so that it can be begun again in the same
+order, and as they are. Nothing is seeded here: a program draws the same numbers with memsup and without. numpy and torch are
+asked only where the program has imported them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from typing import Any, Callable, NamedTuple
+
+PLACE, STATE = "memsup-place.json", "state.pt"
+
+Generators = dict[str, Any]
+"""The state of each generator, by its name, as JSON has it."""
+
+
+class Place(NamedTuple):
+    """Where a program is between two steps."""
+
+    run_id: str
+    program: list[str]
+    """The program's file and arguments: another program of the same run is none that could go on from here."""
+    step: int
+    epoch: int
+    in_epoch: int
+    """How many batches of the epoch are done."""
+    is_complete: bool
+    """Whether the program has said that nothing is left to do."""
+    begun_with: Generators | None
+    """The generators before the loader began this epoch. None means that it has begun none."""
+    generators: Generators
+
+
+def this_program() -> list[str]:
+    """What `Place.program` is in this process."""
+    return [os.path.abspath(sys.argv[0]) if sys.argv else "", *sys.argv[1:]]
+
+
+def write_place(folder: str, place: Place) -> None:
+    with open(os.path.join(folder, PLACE), "x", encoding="ascii") as file:
+        json.dump(place._asdict(), file)
+
+
+def read_place(folder: str) -> Place:
+    with open(os.path.join(folder, PLACE), encoding="ascii") as file:
+        return Place(**json.load(file))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Generators
+
+
+def take(loader: Any = None) -> Generators:
+    """The generators as they are: those of the process, and those of `loader` itself."""
+    taken: Generators = {"random": random.getstate()}
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy is not None:
+        kind, keys, *rest = numpy.random.get_state()
+        taken["numpy"] = [kind, keys.tolist(), *rest]
+    if torch is not None:
+        taken["torch"] = _text(torch.get_rng_state())
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            taken["cuda"] = [_text(state) for state in torch.cuda.get_rng_state_all()]
+    for name, generator in _own_generators(loader):
+        taken[name] = _text(generator.get_state())
+    return taken
+
+
+def put_back(taken: Generators, loader: Any = None) -> None:
+    """Has the generators go on as they were when they were taken."""
+    version, internal, gauss = taken["random"]
+    random.setstate((version, tuple(internal), gauss))
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy is not None and "numpy" in taken:
+        numpy.random.set_state(tuple(taken["numpy"]))
+    if torch is not None and "torch" in taken:
+        torch.set_rng_state(_state(torch, taken["torch"]))
+    if torch is not None and "cuda" in taken and torch.cuda.device_count() == len(taken["cuda"]):
+        torch.cuda.set_rng_state_all([_state(torch, text) for text in taken["cuda"]])
+    for name, generator in _own_generators(loader):
+        if name in taken:
+            generator.set_state(_state(torch, taken[name]))
+
+
+def _own_generators(loader: Any) -> list[tuple[str, Any]]:
+    """The generators that a DataLoader and its sampler were given, each once."""
+    found: list[tuple[str, Any]] = []
+    for name, owner in (("loader", loader), ("sampler", getattr(loader, "sampler", None))):
+        generator = getattr(owner, "generator", None)
+        if hasattr(generator, "get_state") and all(generator is not known for _, known in found):
+            found.append((name, generator))
+    return found
+
+
+def _text(state: Any) -> str:
+    return bytes(state.tolist()).hex()
+
+
+def _state(torch: Any, text: str) -> Any:
+    return torch.tensor(list(bytes.fromhex(text)), dtype=torch.uint8)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The state of a model, an optimizer and so on
+
+
+def savers(parts: dict[str, Any]) -> tuple[Callable[[str], None], Callable[[str], None]]:
+    """How the state of `parts`, objects with `state_dict` by their names, is written into a folder, and read from it.
+
+    Gradients that a model has at that moment are part of it: a program may be in the middle of adding them up.
+    """
+    torch = sys.modules.get("torch")
+    strange = [name for name, part in parts.items() if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict"))]
+    if strange or torch is None:
+        what = f"{strange[0]} has no state_dict and load_state_dict" if strange else "torch is not imported"
+        raise TypeError(f"memsup.guard cannot save this: {what}. Give it save= and load= instead.")
+
+    def save(folder: str) -> None:
+        assert torch is not None
+        states = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({"states": states, "gradients": {name: _gradients(part) for name, part in parts.items()}}, _in(folder))
+
+    def load(folder: str) -> None:
+        assert torch is not None
+        saved = torch.load(_in(folder), map_location="cpu", weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(saved["states"][name])
+            _give_gradients(part, saved["gradients"][name])
+
+    return save, load
+
+
+def _in(folder: str) -> str:
+    return os.path.join(folder, STATE)
+
+
+def _parameters(part: Any) -> list[tuple[str, Any]]:
+    return list(part.named_parameters()) if hasattr(part, "named_parameters") else []
+
+
+def _gradients(part: Any) -> dict[str, Any]:
+    return {name: parameter.grad for name, parameter in _parameters(part) if parameter.grad is not None}
+
+
+def _give_gradients(part: Any, gradients: dict[str, Any]) -> None:
+    for name, parameter in _parameters(part):
+        parameter.grad = gradients[name].to(parameter.device) if name in gradients else None

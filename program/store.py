@@ -1,0 +1,313 @@
+"""The checkpoints of a program of a person's own: each is durable before it exists, verified before it is used.
+
+The folders, the order of the steps and the manifest are those of the built-in training (`checkpoint/store.py`,
+docs/checkpoints.md), so that `memsup checkpoint --list` and `--verify` judge both alike; the standard library has no XXH3, so
+the hashes are SHA-256, and the manifest says so. The order:
+
+    1. a draft folder beside the target, with memsup's mark in it
+    2. the program's files; each flushed and hashed
+    3. the manifest, last: flushed; then the draft folder itself
+    4. rename to its name; flush of the store's folder: from here on it exists
+    5. all of it read back and compared; only then are older ones deleted
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from typing import Any, Callable, NamedTuple
+
+FORMAT = "memsup-checkpoint-2"
+MANIFEST, MARK, WHY = "manifest.json", ".made-by-memsup", "WHY.txt"
+DRAFT, GONE, DAMAGED = ".draft-", ".gone-", "damaged-"
+MOST_MANIFEST_BYTES = 1 << 20
+PIECE_BYTES = 4 << 20
+_UNMARKED = re.compile(r"\.draft-\d{8,18}-[0-9a-f]{8}|\.gone-step-\d{8,18}(?:\.\d{1,9})?")
+"""Folders that are made before the mark is in them, and removed after it."""
+_CHECKPOINT = re.compile(r"step-(\d{8,18})(?:\.(\d{1,9}))?")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+_SEAL, _END = '  "sha256": "', '"\n}\n'
+_DIGEST_CHARACTERS = 64
+_SEAL_OF_THE_BUILT_IN = b'  "xxh3_128": "'
+_DAMAGE = {
+    errno.ENOENT: "is missing",
+    errno.ENOTDIR: "is not in a folder",
+    errno.ELOOP: "is a link, and links are not followed",
+    errno.EIO: "cannot be read: the disk reports an error",
+    errno.EUCLEAN: "cannot be read: the file system is damaged",
+    errno.EBADMSG: "cannot be read: the file system is damaged",
+    errno.ENODATA: "cannot be read: the disk reports an error",
+}
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be written or loaded. The text is a plain sentence or two."""
+
+
+class _Damaged(Exception):  # noqa: N818 - as in `checkpoint/errors.py`
+    """What lies there is not what was written. The text is a sentence that goes on from the checkpoint's name."""
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that is whole."""
+
+    path: str
+    step: int
+    created_unix_s: float
+    size_bytes: int
+    save_s: float | None = None
+    """What the save cost. It is None for one that was found."""
+
+
+class SetAside(NamedTuple):
+    """A damaged checkpoint that is out of the way."""
+
+    path: str
+    """Where it lies now."""
+    step: int
+    reason: str
+
+
+class Store:
+    """The checkpoints in `folder`, which is made at the first save. The `keep` newest are kept."""
+
+    def __init__(self, folder: str, keep: int) -> None:
+        self.folder, self._keep = os.path.abspath(folder), max(2, keep)
+
+    def newest(self) -> tuple[Checkpoint | None, list[SetAside]]:
+        """The newest checkpoint that is what was written, every byte of it, and the newer ones that are not, which were set
+        aside. It is None where there is none. Raises `CheckpointError` where nothing can be said.
+        """
+        aside: list[SetAside] = []
+        for step, _, name in self._checkpoints():
+            path = os.path.join(self.folder, name)
+            try:
+                return _verified(path, step), aside
+            except _Damaged as damage:
+                if os.path.lexists(os.path.join(path, MARK)):
+                    aside.append(self._set_aside(name, step, str(damage)))
+            except (OSError, CheckpointError) as error:
+                why = error.strerror if isinstance(error, OSError) else error
+                raise CheckpointError(f"{path} cannot be used: {why}. Choose another checkpoint.folder.") from None
+        return None, aside
+
+    def sweep(self) -> None:
+        """Removes what a save or a deletion that was killed has left. Nobody else may write meanwhile."""
+        for name in self._names():
+            path = os.path.join(self.folder, name)
+            is_empty_of_ours = _UNMARKED.fullmatch(name) and os.path.isdir(path) and not os.listdir(path)
+            if name.startswith((DRAFT, GONE)) and (is_empty_of_ours or os.path.lexists(os.path.join(path, MARK))):
+                _remove(path)
+
+    def save(self, step: int, write: Callable[[str], None]) -> Checkpoint:
+        """Makes a checkpoint of what `write` puts into the folder that it is given: plain files, in no other folder.
+
+        When this returns it is durable and was read back. Raises `CheckpointError`, and what `write` raises, and leaves
+        nothing then.
+        """
+        began_s = time.monotonic()
+        draft = os.path.join(self.folder, f"{DRAFT}{step:08}-{os.urandom(4).hex()}")
+        try:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            os.mkdir(draft, 0o700)
+            _write(os.path.join(draft, MARK), b"")
+            write(draft)
+            created_unix_s = time.time()
+            files = [_flushed(draft, name) for name in sorted(os.listdir(draft)) if name != MARK]
+            _write(os.path.join(draft, MANIFEST), _sealed(step, created_unix_s, files))
+            _flush_folder(draft)
+            path = os.path.join(self.folder, self._name_for(step))
+            os.rename(draft, path)
+            _flush_folder(self.folder)
+        except OSError as error:
+            raise CheckpointError(
+                f"The checkpoint of step {step} could not be written: {error.strerror or error}. "
+                "Older checkpoints are untouched."
+            ) from error
+        finally:
+            _remove(draft)
+        try:
+            found = _verified(path, step)
+        except (_Damaged, OSError) as damage:
+            aside = self._set_aside(os.path.basename(path), step, str(damage))
+            raise CheckpointError(
+                f"The checkpoint of step {step} was written, but the disk gives back something else: {damage} It was set aside "
+                f"as {aside.path} and the one before it counts. The disk may be failing."
+            ) from None
+        self._retain()
+        return found._replace(save_s=time.monotonic() - began_s)
+
+    # -- folders ------------------------------------------------------------------------------------------------------
+
+    def _names(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self.folder))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} cannot be read: {error.strerror}.") from None
+
+    def _checkpoints(self) -> list[tuple[int, int, str]]:
+        """Each checkpoint's step, its number within the step, and its name: the newest first."""
+        matches = ((match, name) for name in self._names() if (match := _CHECKPOINT.fullmatch(name)))
+        return sorted(((int(match[1]), int(match[2] or 1), name) for match, name in matches), reverse=True)
+
+    def _name_for(self, step: int) -> str:
+        """Newer than each one of the same step that is there."""
+        numbers = [number for found, number, _ in self._checkpoints() if found == step]
+        return f"step-{step:08}" + (f".{max(numbers) + 1}" if numbers else "")
+
+    def _set_aside(self, name: str, step: int, reason: str) -> SetAside:
+        path, number = os.path.join(self.folder, name), 1
+        while os.path.lexists(aside := os.path.join(self.folder, DAMAGED + name + (f"_{number}" if number > 1 else ""))):
+            number += 1
+        with contextlib.suppress(OSError):
+            _write(os.path.join(path, WHY), (reason + "\n").encode())
+        try:
+            os.rename(path, aside)
+            _flush_folder(self.folder)
+        except OSError:  # it stays where it is, and is not used
+            return SetAside(path, step, reason)
+        return SetAside(aside, step, reason)
+
+    def _retain(self) -> None:
+        """Deletes what is older than the checkpoints to be kept: renamed first, so that half of one is none. What cannot be
+        deleted stays.
+        """
+        for _, _, name in self._checkpoints()[self._keep :]:
+            path, gone = os.path.join(self.folder, name), os.path.join(self.folder, GONE + name)
+            if os.path.lexists(os.path.join(path, MARK)):
+                with contextlib.suppress(OSError):
+                    os.rename(path, gone)
+                    _remove(gone)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The manifest, and what it says of the files
+
+
+def _sealed(step: int, created_unix_s: float, files: list[dict[str, Any]]) -> bytes:
+    document = {"format": FORMAT, "step": step, "created_unix_s": created_unix_s, "metric": None, "files": files}
+    covered = json.dumps(document, indent=2)[: -len("\n}")] + ",\n" + _SEAL
+    return (covered + hashlib.sha256(covered.encode()).hexdigest() + _END).encode()
+
+
+def _unsealed(document: bytes) -> dict[str, Any]:
+    """The manifest in `document`. Raises `_Damaged` unless that is what `_sealed` has made, and `CheckpointError` where it is
+    one of the built-in training, which is nothing to be set aside.
+    """
+    if document[: -len(_END) - 32].endswith(_SEAL_OF_THE_BUILT_IN):
+        raise CheckpointError("it is one of the built-in training")
+    end = len(_END) + _DIGEST_CHARACTERS
+    covered, written = document[:-end], document[-end:]
+    if not covered.endswith(_SEAL.encode()):
+        raise _Damaged("Its manifest is cut off or not one of a program's.")
+    if (hashlib.sha256(covered).hexdigest() + _END).encode() != written:
+        raise _Damaged("Its manifest is not what was written: its own hash does not match.")
+    found: dict[str, Any] = json.loads(document)
+    return found
+
+
+def _verified(path: str, step: int) -> Checkpoint:
+    """The checkpoint at `path`, of which every byte is what was written. Raises `_Damaged`, and OSError where nothing can be
+    said.
+    """
+    try:
+        with _opened(path, MANIFEST) as (fd, size):
+            if size > MOST_MANIFEST_BYTES:
+                raise _Damaged("Its manifest is larger than any real one.")
+            manifest = _unsealed(os.pread(fd, size, 0))
+        if manifest["step"] != step:
+            raise _Damaged(f"It is named after step {step}, but holds step {manifest['step']}.")
+        for file in manifest["files"]:
+            with _opened(path, file["name"]) as (fd, size):
+                if size != file["bytes"]:
+                    raise _Damaged(f"{file['name']} has {size} bytes, but {file['bytes']} were written.")
+                if _hash(fd) != file["sha256"]:
+                    raise _Damaged(f"{file['name']} is not what was written: its hash does not match.")
+    except OSError as error:
+        if error.errno not in _DAMAGE:
+            raise
+        what = os.path.basename(str(error.filename)) if error.filename else "A file of it"
+        raise _Damaged(f"{what} {_DAMAGE[error.errno]}.") from None
+    total = sum(file["bytes"] for file in manifest["files"])
+    return Checkpoint(path, step, manifest["created_unix_s"], total)
+
+
+@contextlib.contextmanager
+def _opened(folder: str, name: str) -> Iterator[tuple[int, int]]:
+    """A descriptor of a file of the folder, and its size. Raises `_Damaged` for anything else than a file."""
+    try:
+        fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except IsADirectoryError:
+        raise _Damaged(f"{name} is not a file.") from None
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise _Damaged(f"{name} is not a file.")
+        yield fd, found.st_size
+    finally:
+        os.close(fd)
+
+
+def _hash(fd: int) -> str:
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)  # what is read is to come from the disk, as far as that can be had
+    found, place = hashlib.sha256(), 0
+    while piece := os.pread(fd, PIECE_BYTES, place):
+        found.update(piece)
+        place += len(piece)
+    return found.hexdigest()
+
+
+def _flushed(folder: str, name: str) -> dict[str, Any]:
+    """The manifest's entry of a file that the program has written; it is durable when this returns."""
+    path = os.path.join(folder, name)
+    if not os.path.isfile(path) or os.path.islink(path) or not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+        raise CheckpointError(
+            f"{name!r} cannot be in a checkpoint: save= is to write plain files into the folder that it is given, with names "
+            "of letters, digits and '._-', and no further folder."
+        )
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+        return {"name": name, "bytes": os.fstat(fd).st_size, "sha256": _hash(fd)}
+    finally:
+        os.close(fd)
+
+
+def _write(path: str, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove(folder: str) -> None:
+    """Removes one of memsup's folders, its mark last, so that a removal that is killed is gone on with. What cannot be removed
+    stays.
+    """
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(folder), key=lambda name: name == MARK):
+            path = os.path.join(folder, name)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+        os.rmdir(folder)
+
+
+def _flush_folder(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

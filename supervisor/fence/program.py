@@ -1,0 +1,59 @@
+"""What a command's environment has, so that a program of a person's own can call `memsup.guard`.
+
+Its interpreter may know nothing of memsup, and be older. So a folder with nothing but a link to memsup's own package comes
+first on `PYTHONPATH`, before what the user has there. Programs that do not look at it (`python -I`) are fenced and no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import memsup
+from memsup.shared.endpoints import WORKER_SOCKET
+from memsup.shared.log import log
+from memsup.shared.paths import RunPaths
+from memsup.shared.record import RunRecord
+
+VARIABLE = "_MEMSUP_LINK"
+"""The client reads it (`program/link.py`)."""
+
+
+def told_to_program(paths: RunPaths, record: RunRecord, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables by which a program finds memsup, and its run. Empty where no folder can be made, or none of that name can
+    stand in `PYTHONPATH`.
+    """
+    folder = paths.runtime / "program"
+    if os.pathsep in str(folder):
+        log.warning("Programs cannot find memsup.guard: the folder's name has a colon", folder=str(folder))
+        return {}
+    try:
+        _link(folder)
+    except OSError as error:
+        log.warning("Programs cannot find memsup.guard", why=str(error))
+        return {}
+    theirs = environment.get("PYTHONPATH")
+    checkpoint = record.settings.checkpoint
+    told = {
+        "socket": str(paths.runtime / WORKER_SOCKET),
+        "run_id": record.run_id,
+        "checkpoints": checkpoint.folder or str(paths.checkpoints),
+        "every_s": checkpoint.every_s,
+        "keep": checkpoint.keep,
+    }
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{theirs}" if theirs else str(folder), VARIABLE: json.dumps(told)}
+
+
+def _link(folder: Path) -> None:
+    """Makes the folder with its one link, which may be left from an earlier start, of another memsup perhaps."""
+    package, link = os.path.dirname(os.path.abspath(str(memsup.__file__))), folder / "memsup"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(OSError):
+        if os.readlink(link) == package:
+            return
+    with contextlib.suppress(FileNotFoundError):
+        link.unlink()
+    link.symlink_to(package)

@@ -1,0 +1,74 @@
+"""A training program of a person's own, in pure Python, so that it begins in a tenth of a second; and the interpreter of an
+environment that has nothing of memsup.
+
+Its loader shuffles, and its step draws as well, so that its weights tell whether it was gone on with in the right place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+BARE_PYTHON = [sys.executable, "-S"]
+"""No site-packages: nothing of memsup, and nothing else."""
+STEPS = 200
+LOOP = """
+import json, os, random, sys, time
+import memsup
+
+model = {"weights": [0.0] * 8}
+
+def save(folder):
+    with open(os.path.join(folder, "model.json"), "w") as file:
+        json.dump(model, file)
+
+def load(folder):
+    with open(os.path.join(folder, "model.json")) as file:
+        model.update(json.load(file))
+
+class Loader:
+    def __len__(self):
+        return 50
+
+    def __iter__(self):
+        order = list(range(50))
+        random.shuffle(order)
+        return iter(order)
+
+random.seed(3)
+run = memsup.guard(save=save, load=load, save_every_s=float(os.environ.get("EVERY_S", "0.1")))
+print("begins at step", run.step, "attached" if run.is_attached else "alone", flush=True)
+for batch in run.steps(Loader(), epochs=4):
+    at = batch % 8
+    model["weights"][at] += 0.1 * (batch + random.random() - model["weights"][at])
+    run.tell(loss=abs(model["weights"][at]))
+    exec(os.environ.get("IN_A_STEP", ""))
+    time.sleep(float(os.environ.get("STEP_S", "0.01")))
+if "NO_FINISH" not in os.environ:
+    with open("result.json", "w") as file:
+        json.dump(model, file)
+    run.finish("result.json", metrics={"loss": 0.5})
+"""
+
+
+def write_loop(folder: Path) -> list[str]:
+    """Writes the program; returns the command that runs it."""
+    (folder / "loop.py").write_text(LOOP)
+    return [*BARE_PYTHON, "loop.py"]
+
+
+def undisturbed(folder: Path) -> Any:
+    """What the program ends with by itself, without `memsup start`."""
+    folder.mkdir()
+    (folder / "loop.py").write_text(LOOP)
+    done = subprocess.run([sys.executable, "loop.py"], cwd=folder, env=os.environ | {"STEP_S": "0"}, check=True, timeout=60)
+    assert done.returncode == 0
+    return result(folder)
+
+
+def result(folder: Path) -> Any:
+    return json.loads((folder / "result.json").read_text())

@@ -1,0 +1,104 @@
+"""Without `memsup start` the calls do nothing but train, and what is asked wrongly is refused."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+import memsup
+from memsup import places
+from memsup.link import VARIABLE, told
+from memsup.supervisor.fence import program
+
+
+@pytest.fixture
+def run() -> memsup.Run:
+    return memsup.guard(save=print, load=print)
+
+
+def test_batches_come_as_the_loader_gives_them_and_no_number_is_drawn(run: memsup.Run) -> None:
+    before = random.getstate()
+    loader, seen = [1, 2, 3], []
+    for batch in run.steps(loader, epochs=2):
+        seen.append((run.epoch, run.step, batch))
+        run.tell(loss="whatever")
+    assert seen == [(0, 0, 1), (0, 1, 2), (0, 2, 3), (1, 3, 1), (1, 4, 2), (1, 5, 3)]
+    assert (run.step, run.total_steps, run.is_attached) == (6, 6, False)
+    run.finish("anywhere", metrics={"loss": 1.0})
+    assert random.getstate() == before
+
+
+@pytest.mark.parametrize(
+    ("epochs", "total", "steps", "known"), [(1, None, 3, 3), (2, 4, 4, 4), (None, 7, 7, 7), (2, 9, 6, 6), (1, 0, 0, 0)]
+)
+def test_a_loop_ends_with_its_epochs_or_its_total(
+    run: memsup.Run, epochs: int | None, total: int | None, steps: int, known: int
+) -> None:
+    assert len(list(run.steps([1, 2, 3], epochs=epochs, total=total))) == steps
+    assert (run.step, run.total_steps) == (steps, known)
+
+
+def test_a_loop_of_ones_own_is_counted(run: memsup.Run) -> None:
+    while run.step < 5:
+        run.boundary(loss=0.5)
+    assert (run.step, run.total_steps) == (5, None)
+
+
+def test_what_makes_no_sense_is_refused(run: memsup.Run) -> None:
+    with pytest.raises(TypeError, match="never end"):
+        next(run.steps([1], epochs=None))
+    with pytest.raises(TypeError, match="together"):
+        memsup.guard(save=print)
+    with pytest.raises(ValueError, match="no batch"):
+        next(run.steps([], epochs=None, total=3))
+    with pytest.raises(RuntimeError, match="one loop"):
+        next(run.steps([1]))
+    with pytest.raises(RuntimeError, match=r"run\.tell"):
+        run.boundary()
+
+
+def test_a_program_reads_what_a_supervisor_tells_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert VARIABLE == program.VARIABLE
+    for nonsense in ("", "{", "[]", "{}", "null", '{"socket": 1}'):
+        monkeypatch.setenv(VARIABLE, nonsense)
+        assert told() is None
+        assert not memsup.guard().is_attached
+
+
+def test_a_supervisor_that_is_gone_is_said_and_the_program_trains(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(
+        VARIABLE, '{"socket": "/nowhere/worker.sock", "run_id": "r", "checkpoints": "/x", "every_s": null, "keep": 2}'
+    )
+    assert list(memsup.guard(save=print, load=print).steps([1, 2])) == [1, 2]
+    assert "fenced, not attached: its supervisor cannot be reached" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    memsup.guard()
+    assert "several ranks" in capsys.readouterr().err
+    with pytest.raises(AttributeError, match="no attribute"):
+        _ = memsup.gard  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_generators_go_on_as_they_were_when_they_were_taken() -> None:
+    """Those of Python, numpy, torch, and a loader's own."""
+    import json
+
+    import numpy as np
+    import torch
+
+    own = torch.Generator()
+    loader = torch.utils.data.DataLoader(list(range(20)), batch_size=3, shuffle=True, generator=own)  # type: ignore[arg-type]
+
+    def draw() -> list[object]:
+        drawn = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1).item()]
+        return [*drawn, [batch.tolist() for batch in loader], os.getpid()]
+
+    taken = json.loads(json.dumps(places.take(loader)))
+    first, second = draw(), draw()
+    assert first != second
+    places.put_back(taken, loader)
+    assert [draw(), draw()] == [first, second]

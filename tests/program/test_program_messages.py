@@ -1,0 +1,64 @@
+"""One schema: what a program says is what `shared/messages.py` reads, and each order that it can get is known to it."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import msgspec
+import pytest
+
+from memsup import messages as said
+from memsup import packing
+from memsup.shared import messages as m
+
+NOTE = said.note("/c/step-00000005", 5, 1.0, verified=True, save_s=None, size_bytes=7)
+SAID: list[tuple[said.Message, type[m.Report]]] = [
+    (said.hello(42, "r"), m.Hello),
+    (said.heartbeat(said.progress(), 4096, NOTE), m.Heartbeat),
+    (said.heartbeat({**said.progress(), "loss": 0.5, "epoch": 1.5, "total_steps": 9, "eta_s": 3.0}, None, None), m.Heartbeat),
+    (said.accepted(1), m.Accepted),
+    (said.done(1, "d", NOTE), m.Done),
+    (said.done(1, "d" * 100_000), m.Done),
+    (said.order_failed(1, "d"), m.OrderFailed),
+    (said.leaving("r", NOTE), m.Leaving),
+    (said.finished("/x", {"loss": 0.5}, 9), m.Finished),
+    (said.finished("/x" * 9000, {"n" * 300 + str(number): number for number in range(2000)}, 9), m.Finished),
+    (said.failed("crash", "m", "t", 3), m.Failed),
+    (said.failed("bad_input", "m", None, 3), m.Failed),
+    (said.decided("checkpoint_damaged", "d", "/x", 3), m.Decided),
+    (said.decided("checkpoint_failed", "d"), m.Decided),
+]
+
+
+def test_the_protocol_is_the_same() -> None:
+    assert said.PROTOCOL == m.PROTOCOL
+
+
+@pytest.mark.parametrize(("message", "kind"), SAID)
+def test_whatever_a_program_says_is_understood(message: said.Message, kind: type[m.Report]) -> None:
+    """Every field of it, as it was said."""
+    found = m.decode_for_supervisor([said.PROTOCOL, packing.pack(message)])
+    assert type(found) is kind
+    document: dict[str, Any] = msgspec.to_builtins(found)
+    assert message.items() <= document.items()
+
+
+@pytest.mark.parametrize("phase", ["starting", "loading", "training", "saving", "holding", "finishing"])
+def test_each_phase_that_is_told_is_one(phase: str) -> None:
+    assert phase in {str(known) for known in m.Phase}
+
+
+def test_every_order_and_answer_of_the_supervisor_is_known_to_a_program() -> None:
+    sent = {str(kind.__struct_config__.tag) for kind in get_args(m.ToWorker)}
+    assert sent == said.ORDERS | said.REFUSED | said.NO_ORDERS
+
+
+def test_an_order_comes_as_the_words_that_a_session_reads() -> None:
+    for order, words in {
+        m.Stop(order_id=3, reason="r", checkpoint=True): {"kind": "stop", "order_id": 3, "reason": "r", "checkpoint": True},
+        m.Pause(order_id=3, reason="r", mode=m.PauseMode.HOLD): {"kind": "pause", "mode": "hold"},
+        m.Pause(order_id=3, reason="r", mode=m.PauseMode.RELEASE): {"kind": "pause", "mode": "release"},
+        m.Pace(order_id=3, reason="r", duty_fraction=0.5): {"kind": "pace", "duty_fraction": 0.5},
+        m.Lease(lease_s=3.0): {"kind": "lease", "lease_s": 3.0},
+    }.items():
+        assert words.items() <= packing.unpack(m.encode(order)[1]).items()

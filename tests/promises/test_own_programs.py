@@ -1,0 +1,298 @@
+"""A training program of a person's own under `memsup start --`: attached, it is saved, stopped, released and gone on with like
+the built-in training, and ends with the same weights; not attached, it is what it was, and everything says so.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit.cli_process import MEMSUP, end_supervisors, eventually, memsup
+from kit.own_program import BARE_PYTHON, LOOP, STEPS, result, undisturbed, write_loop
+from kit.run_state import ledger, status, step_of, until
+
+from memsup import zmtp
+from memsup.shared import messages as m
+from memsup.shared.endpoints import WORKER_SOCKET
+from memsup.shared.paths import run_paths
+from memsup.shared.run_file import read_record
+from memsup.supervisor.decide.run.restarts import BUDGET, FAILURES_OF_A_STEP
+
+OVER = {"finished", "failed", "stopped"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_keeps_running() -> Iterator[None]:
+    yield
+    end_supervisors()
+
+
+def is_attached(seen: Any) -> bool:
+    return bool(seen["program"] and seen["program"]["attached"])
+
+
+def trains_beyond(step: int) -> Any:
+    return until(lambda seen: is_attached(seen) and step_of(seen) > step, 30)
+
+
+def ended() -> Any:
+    return until(lambda seen: seen["state"] in OVER, 60)
+
+
+def printed() -> str:
+    return run_paths("default").worker_log.read_text()
+
+
+@pytest.mark.slow
+def test_orders_and_kills_change_nothing_of_what_is_learned(tmp_path: Path) -> None:
+    """Its interpreter has nothing of memsup. Killed more often than the budget of restarts has deaths: newer checkpoints refill
+    that.
+    """
+    wanted = undisturbed(tmp_path / "alone")
+    started = memsup("start", "--", *write_loop(tmp_path), cwd=tmp_path, EVERY_S="1000", STEP_S="0.1")
+    assert started.returncode == 0, started.stderr
+    assert "memsup.guard" in started.stdout
+
+    seen = trains_beyond(3)
+    assert seen["progress"]["total_steps"] == STEPS
+    assert seen["progress"]["loss"] is not None
+    assert "attached" in memsup("status").stdout
+    saved = memsup("checkpoint")
+    assert saved.returncode == 0, saved.stderr
+    assert memsup("checkpoint", "--verify", saved.stdout.strip()).returncode == 0
+
+    held = memsup("pause")
+    assert held.returncode == 0
+    at = step_of(status())
+    time.sleep(0.2)
+    assert step_of(status()) == at
+    assert status()["worker_pid"] is not None
+    released = memsup("pause", "--release", "--json")
+    assert released.returncode == 0, released.stdout
+    assert released.document["checkpoint"]
+    assert status()["worker_pid"] is None
+    assert memsup("resume").returncode == 0
+
+    trains_beyond(at)
+    stopped = memsup("stop")
+    assert stopped.returncode == 0, stopped.stderr
+    assert "with the verified checkpoint of step" in stopped.stdout
+    stands = memsup("status", "--json").document
+    assert stands["exit_code"] == 75
+    assert stands["checkpoint"]["step"] == stands["progress"]["step"]
+    assert memsup("checkpoint", "--list").returncode == 0
+    assert memsup("start", STEP_S="0.02").returncode == 0
+
+    draw = random.Random(5)
+    for kills in range(BUDGET + 2):
+        seen = until(lambda seen: seen["state"] in OVER or (is_attached(seen) and seen["worker_pid"] is not None), 30)
+        if seen["state"] in OVER:
+            assert kills > 2, "it has to be killed before it is through"
+            break
+        eventually(lambda pid=seen["worker_pid"]: status()["worker_pid"] != pid or step_of(status()) > 0, 30)
+        time.sleep(draw.uniform(0.15, 0.3))
+        try:
+            os.kill(seen["worker_pid"], signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        eventually(lambda pid=seen["worker_pid"]: status()["worker_pid"] != pid, 30)
+    assert ended()["state"] == "finished"
+    assert result(tmp_path) == wanted
+    last = status()
+    assert last["progress"]["step"] == STEPS
+    assert last["model_path"] == str(tmp_path / "result.json")
+    assert last["result"] == {"loss": 0.5}
+    assert printed().count("attached") >= 4
+
+
+def test_a_program_behind_a_shell_is_attached_and_what_follows_it_does_not_run_after_a_stop(tmp_path: Path) -> None:
+    loop = " ".join(write_loop(tmp_path))
+    assert memsup("start", "--", "sh", "-c", f"{loop}; sleep 1; touch after", cwd=tmp_path).returncode == 0
+    trains_beyond(3)
+    stopped = memsup("stop")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert "with the verified checkpoint" in stopped.stdout
+    assert not (tmp_path / "after").exists()
+
+
+def test_sigterm_is_a_boundary_with_a_checkpoint_and_a_child_that_was_forked_dies_of_it(tmp_path: Path) -> None:
+    """As at a shutdown; what a program forks, such as a loader, is ended by its parent with the same signal."""
+    forks = (
+        "if run.step == 5:\n    child = os.fork()\n    if child == 0:\n        assert not run.is_attached\n"
+        "        run.tell(loss=1)\n        time.sleep(1000)\n"
+        "    time.sleep(0.1)\n    os.kill(child, 15)\n    print('child', os.waitpid(child, 0)[1], flush=True)"
+    )
+    command = write_loop(tmp_path)
+    assert memsup("start", "--", *command, cwd=tmp_path, IN_A_STEP=forks, EVERY_S="1000").returncode == 0
+    seen = trains_beyond(10)
+    assert "child 15" in printed()
+    os.kill(seen["worker_pid"], signal.SIGTERM)
+    again = until(lambda now: is_attached(now) and now["worker_pid"] != seen["worker_pid"], 30)
+    assert again["checkpoint"]["step"] >= seen["progress"]["step"]
+    assert again["restarts"] == 0
+    assert memsup("stop").returncode == 0
+
+
+def test_of_two_processes_the_first_is_attached_and_the_other_told_that_it_is_not(tmp_path: Path) -> None:
+    loop = " ".join(write_loop(tmp_path))
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "loop.py").write_text(LOOP)
+    both = f"{loop} & while ! grep -q attached first; do sleep 0.05; done; cd second && {loop}; wait"
+    both = both.replace("loop.py &", "loop.py > first &", 1)
+    assert memsup("start", "--", "sh", "-c", both, cwd=tmp_path).returncode == 0
+    assert ended()["state"] == "finished"
+    assert "fenced, not attached: another process of the same command is attached" in printed()
+    assert "begins at step 0 alone" in printed()
+    assert (tmp_path / "second" / "result.json").exists()
+
+
+def test_when_the_supervisor_dies_the_program_saves_and_leaves_and_the_next_start_goes_on(tmp_path: Path) -> None:
+    wanted = undisturbed(tmp_path / "alone")
+    assert memsup("start", "--", *write_loop(tmp_path), cwd=tmp_path, EVERY_S="1000").returncode == 0
+    seen = trains_beyond(10)
+    eventually(lambda: is_attached(json.loads(run_paths("default").status.read_bytes())))
+    os.kill(seen["pid"], signal.SIGKILL)
+    assert memsup("start").returncode == 0
+    assert trains_beyond(0)["checkpoint"]["step"] >= seen["progress"]["step"]
+    assert ended()["state"] == "finished"
+    assert result(tmp_path) == wanted
+
+
+def test_the_newest_checkpoint_is_damaged_and_the_one_before_is_used(tmp_path: Path) -> None:
+    wanted = undisturbed(tmp_path / "alone")
+    assert memsup("start", "--", *write_loop(tmp_path), cwd=tmp_path).returncode == 0
+    trains_beyond(30)
+    assert memsup("stop").returncode == 0
+    newest = Path(status()["checkpoint"]["path"])
+    content = bytearray((newest / "model.json").read_bytes())
+    content[20] ^= 1
+    (newest / "model.json").write_bytes(content)
+    assert memsup("start").returncode == 0
+    assert ended()["state"] == "finished"
+    assert result(tmp_path) == wanted
+    told = [line["event"] for line in ledger()]
+    assert {"checkpoint_damaged", "checkpoint_used"} <= set(told)
+    assert (newest.parent / f"damaged-{newest.name}").exists()
+
+
+@pytest.mark.slow
+def test_a_step_that_fails_each_time_is_given_up_and_an_end_with_steps_left_is_not_finished(tmp_path: Path) -> None:
+    command = write_loop(tmp_path)
+    fails = "if run.step == 12: raise ValueError('no such word')"
+    assert memsup("start", "--", *command, cwd=tmp_path, IN_A_STEP=fails).returncode == 0
+    seen = ended()
+    assert seen["state"] == "failed"
+    assert "The program ended with ValueError after step 12: no such word" in seen["failure"]
+    assert f"has failed {FAILURES_OF_A_STEP} times" in seen["failure"]
+
+    early = "if run.step == 12: sys.exit(0)"
+    assert memsup("start", "--fresh", "--", *command, cwd=tmp_path, IN_A_STEP=early).returncode == 0
+    seen = ended()
+    assert seen["state"] == "failed"
+    assert "by itself at step 12 of 200, without a call of run.finish" in seen["failure"]
+    assert memsup("wait").returncode == 1
+
+
+def test_nobody_else_is_attached_and_a_command_that_calls_nothing_is_fenced_as_ever(tmp_path: Path) -> None:
+    """Neither garbage on the socket, nor a process outside the fence that knows the run's number; nor `python -I`, which looks
+    at no variable.
+    """
+    program = "import time\ntry:\n    import memsup\nexcept ImportError:\n    print('alone', flush=True)\ntime.sleep(1000)"
+    assert memsup("start", "--", BARE_PYTHON[0], "-I", "-S", "-c", program, cwd=tmp_path).returncode == 0
+    eventually(lambda: "alone" in printed())
+    record = read_record(run_paths("default").record)
+    assert record is not None
+    hello = zmtp.message(m.encode(m.Hello(pid=os.getpid(), run_id=record.run_id)))
+    finished = zmtp.message(m.encode(m.Finished(model_path="/x", metrics={}, steps=1, samples=1)))
+    file = str(run_paths("default").runtime / WORKER_SOCKET)
+    for said in (os.urandom(500), zmtp.opening(b"DEALER") + hello + finished):
+        with socket.socket(socket.AF_UNIX) as stranger:
+            folder = os.open(os.path.dirname(file), os.O_RDONLY)
+            stranger.connect(f"/proc/self/fd/{folder}/{WORKER_SOCKET}")
+            os.close(folder)
+            stranger.sendall(said)
+            time.sleep(0.1)
+            assert status()["program"]["attached"] is False
+    assert "fenced only" in memsup("status").stdout
+    for refused in (("checkpoint",), ("pause", "--release")):
+        done = memsup(*refused)
+        assert done.returncode == 1
+        assert "memsup.guard" in done.stderr
+    assert memsup("pause").returncode == 0
+    assert memsup("resume").returncode == 0
+    stopped = memsup("stop")
+    assert "begins the command anew" in stopped.stdout
+    assert not [line for line in ledger() if line["event"] == "attached"]
+
+
+def test_what_a_person_has_on_the_path_stays_there_and_another_memsup_within_works(tmp_path: Path) -> None:
+    """Behind the folder that has the link and nothing else."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "own_module.py").write_text("value = 7\n")
+    program = (
+        "import json, memsup, os, own_module, subprocess, sys; assert own_module.value == 7; "
+        "first = os.environ['PYTHONPATH'].split(':')[0]; assert os.listdir(first) == ['memsup'], first; "
+        f"sys.exit(subprocess.run({[*MEMSUP, '--help']!r}).returncode)"
+    )
+    started = memsup("start", "--", sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(tmp_path / "mine"))
+    assert started.returncode == 0
+    assert ended()["state"] == "finished", printed()
+
+
+TORCH = """
+import os, time, torch
+from torch import nn
+import memsup
+
+torch.manual_seed(1)
+torch.set_num_threads(1)
+x, y = torch.randn(40, 10), torch.randint(0, 3, (40,))
+loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4, shuffle=True)
+model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 3))
+optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 24)
+run = memsup.guard(model=model, optimizer=optimizer, scheduler=scheduler, save_every_s=0.2)
+with open("began", "a") as file:
+    file.write(f"{run.step} ")
+for inputs, labels in run.steps(loader, epochs=3):
+    loss = nn.functional.cross_entropy(model(inputs), labels) / 3
+    loss.backward()
+    if (run.step + 1) % 3 == 0:
+        optimizer.step(); scheduler.step(); optimizer.zero_grad()
+    run.tell(loss=loss)
+    if "DIES_AT" in os.environ and run.step + 1 == int(os.environ["DIES_AT"]):
+        time.sleep(0.25)
+    if os.environ.get("DIES_AT") == str(run.step) and not os.path.exists("died"):
+        open("died", "w").close()
+        os.kill(os.getpid(), 9)
+torch.save(model.state_dict(), "weights.pt")
+run.finish("weights.pt")
+"""
+
+
+@pytest.mark.slow
+def test_a_torch_loop_with_dropout_shuffling_and_accumulation_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Killed in the middle of an epoch, and of adding up gradients."""
+    import torch
+
+    for name in ("alone", "guarded"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.py").write_text(TORCH)
+    subprocess.run([sys.executable, "train.py"], cwd=tmp_path / "alone", check=True, timeout=60)
+    started = memsup("start", "--wait", "--", sys.executable, "train.py", cwd=tmp_path / "guarded", DIES_AT="17")
+    assert started.returncode == 0, started.stderr + printed()
+    assert len([line for line in ledger() if line["event"] == "attached"]) == 2
+    assert (tmp_path / "guarded" / "began").read_text() in {"0 16 ", "0 17 "}
+    alone, guarded = (torch.load(tmp_path / name / "weights.pt") for name in ("alone", "guarded"))
+    assert all(torch.equal(alone[name], guarded[name]) for name in alone)
+    assert status()["restarts"] == 1
