@@ -17,6 +17,7 @@ connection), `store.py` and `places.py` (checkpoints). `messages.py`, `packing.p
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,7 +28,11 @@ __all__ = ["Leave", "Run", "guard"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for, so that the command line, which is below the same name, pays for none of it."""
+    """Imports what is asked for, so that the command line, which is below the same name, pays for none of it. Raises
+    ImportError on a Python that is too old for it, which is the program's own.
+    """
+    if name in __all__ and sys.version_info < (3, 9):
+        raise ImportError(f"memsup.{name} needs Python 3.9 or newer, and this is {sys.version_info[0]}.{sys.version_info[1]}.")
     if name in {"Run", "guard"}:
         from memsup import guarding
 

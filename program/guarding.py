@@ -46,7 +46,7 @@ def guard(
     anything with `state_dict` and `load_state_dict`, on the devices where they are to stay. Instead of them, or beside them,
     `save(folder)` writes files into a folder, directly, and `load(folder)` reads them again. The generators of Python, numpy
     and torch are always part of it. With neither there are orders and progress, but no checkpoints. `save_every_s` is the
-    seconds between two checkpoints. None means that they take at most 1 % of the time, or the setting `checkpoint.every_s`.
+    seconds between two checkpoints. None means that they take at most 1 % of the time, or the setting `checkpoint.every`.
 
     To be called once, in the main thread, when all of that is made. Raises TypeError for what cannot be saved, and
     `CheckpointError` where there is a checkpoint that this program cannot load.
@@ -61,19 +61,18 @@ def guard(
         raise RuntimeError("memsup.guard was called before in this program: a process has one run.")
     if threading.current_thread() is not threading.main_thread():
         return _not_attached("it was not called in the main thread")
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if os.environ.get("WORLD_SIZE", "1").strip() not in {"", "0", "1"}:
         return _not_attached("this is one of several ranks, which memsup does not join yet")
     calls = [places.savers(parts)] if parts else []
     if save is not None and load is not None:
         calls.append((save, load))
     link = Link(found)
-    try:
-        link.open()
-    except NotAttachedError as error:
-        return _not_attached(str(error))
     every_s = save_every_s if save_every_s is not None else found.every_s
-    run = Run(_Attached(link, found, calls, every_s))
+    attached = _Attached(link, found, calls, every_s)
     try:
+        attached.look()
+        link.open()
+        run = Run(attached)
         run._begin()
     except NotAttachedError as error:
         link.close()
@@ -93,6 +92,24 @@ class _Attached:
     def __init__(self, link: Link, told: Told, calls: list[tuple[FolderCall, FolderCall]], every_s: float | None) -> None:
         self.link, self.told, self.calls, self.every_s = link, told, calls, every_s
         self.store = Store(told.checkpoints, told.keep)
+        self.program = places.this_program()
+
+    def look(self) -> None:
+        """Raises `NotAttachedError` where the checkpoints are another program's, as far as that can be seen without touching
+        them: that one may be attached still, and what the supervisor knows of it is to stay when it is through.
+        """
+        with contextlib.suppress(CheckpointError, OSError, ValueError, TypeError):  # to be judged once nobody else may write
+            newest = self.store.newest_path()
+            if newest is not None:
+                self.judge(places.read_place(newest))
+
+    def judge(self, place: Place) -> None:
+        """Raises `NotAttachedError` where a checkpoint at `place` is not one of this program."""
+        if place.run_id != self.told.run_id:
+            raise NotAttachedError(f"{self.store.folder} has another run's checkpoints: choose another checkpoint.folder")
+        if place.program != self.program:
+            other = " ".join(place.program)
+            raise NotAttachedError(f"this run's checkpoints are those of another program of the same command: {other}")
 
 
 class Run:
@@ -167,19 +184,21 @@ class Run:
         """
         if self._has_steps:
             raise RuntimeError("run.boundary is for loops without run.steps, which counts by itself; use run.tell(loss=…).")
-        self._loss = loss
+        self.tell(loss=loss)
         self.step += 1
         self._boundary()
 
     def tell(self, *, loss: Any) -> None:
         """What `memsup status` shows from the next boundary on: a number, or a tensor of one, looked at twice a second."""
-        self._loss = loss
+        self._loss = loss.detach() if hasattr(loss, "detach") else loss
 
     def finish(self, path: str | None = None, *, metrics: dict[str, float] | None = None) -> None:
         """The training is complete, and its result lies at `path`, where the program has written it. `metrics` is what came of
         it. A program that ends without this although steps are left has not finished. What dies after it is begun again and
-        finds no step left.
+        finds no step left. Raises `Leave` in a program that was told to leave, and has caught that.
         """
+        if self._session is not None and self._session.leaving is not None and self.is_attached:
+            raise self._session.leaving
         self._is_complete, self._newest = True, None
         if not self.is_attached or self._session is None:
             return
@@ -250,11 +269,8 @@ class Run:
             place = places.read_place(newest.path) if newest is not None else None
         except (CheckpointError, OSError, ValueError, TypeError) as error:
             raise NotAttachedError(f"its checkpoints cannot be told: {error}") from None
-        if place is not None and place.run_id != attached.told.run_id:
-            raise NotAttachedError(f"{attached.store.folder} has another run's checkpoints: choose another checkpoint.folder")
-        if place is not None and place.program != places.this_program():
-            other = " ".join(place.program)
-            raise NotAttachedError(f"this run's checkpoints are those of another program of the same command: {other}")
+        if place is not None:
+            attached.judge(place)
         for damaged in aside:
             detail = f"The checkpoint of step {damaged.step:,} is damaged and was set aside: {damaged.reason}"
             attached.link.report(messages.decided("checkpoint_damaged", detail, damaged.path, damaged.step))
@@ -284,6 +300,9 @@ class Run:
         self._is_complete, self._resumed, self._newest = place.is_complete, place, newest
         self._session.found(newest)
         places.put_back(place.generators)
+        if self._is_complete:
+            done = f"complete at step {self.step:,}, so no step is left"
+            print(f"memsup: this training is {done}. To begin anew: memsup start --fresh", file=sys.stderr)
 
     def _save(self) -> Checkpoint:
         """Writes a checkpoint, or gives back the newest where it holds all that was computed."""
@@ -293,7 +312,7 @@ class Run:
         attached = self._attached
         place = Place(
             run_id=attached.told.run_id,
-            program=places.this_program(),
+            program=attached.program,
             step=self.step,
             epoch=self.epoch,
             in_epoch=self._in_epoch,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import select
@@ -24,6 +25,7 @@ VARIABLE = "_MEMSUP_LINK"
 """The environment variable by which `memsup start --` tells what a program has to know of its run, as JSON (`Told`)."""
 BEAT_S = 0.5
 WELCOME_WITHIN_S = 15.0
+_TURNED_AWAY = "another process of the same command is attached, or this one is not of it"
 MOST_MESSAGE_BYTES = 2 << 20
 MOST_UNSENT_BYTES = 1 << 20
 """Where more waits to be sent nobody is there to read it, and beats are left out; the lease will say so."""
@@ -106,7 +108,9 @@ class Link:
         try:
             why_not = self._welcomed.get(timeout=WELCOME_WITHIN_S)
         except queue.Empty:
-            why_not = "its supervisor did not answer"
+            why_not = (
+                f"its supervisor has not answered within {WELCOME_WITHIN_S:.0f} s: it may be no process of the run's command"
+            )
         if why_not is not None:
             self.close()
             raise NotAttachedError(why_not)
@@ -167,7 +171,7 @@ class Link:
         while not self._is_lost:
             wait_s = max(0.0, next_beat_s - time.monotonic())
             fd = self._socket.fileno()
-            ready, _, _ = select.select([fd, self._wake], [fd] if self._unsent else [], [], wait_s)
+            ready = _ready(fd, self._wake, writes=bool(self._unsent), within_s=wait_s)
             now_s = time.monotonic()
             if self._wake in ready:
                 with contextlib.suppress(BlockingIOError):
@@ -227,7 +231,7 @@ class Link:
         except OSError:
             received = b""
         if not received:
-            self._lose("the supervisor is gone")
+            self._lose("the supervisor is gone" if self._is_welcome else _TURNED_AWAY)
             return
         self._incoming.feed(received)
         while (parts := self._incoming.next_message()) is not None:
@@ -253,7 +257,17 @@ class Link:
             self._is_lost = True
             self.orders.put(Lost(reason))
             if not self._is_welcome:
-                self._welcomed.put("another process of the same command is attached, or this one is not of it")
+                self._welcomed.put(reason)
+
+
+def _ready(reads: int, wakes: int, *, writes: bool, within_s: float) -> set[int]:
+    """Which of two descriptors has something to read; also returns when `reads` can be written to, where `writes`. This is not
+    `select`, which knows no descriptor above 1023: a program may have as many files open.
+    """
+    poll = select.poll()
+    poll.register(reads, select.POLLIN | (select.POLLOUT if writes else 0))
+    poll.register(wakes, select.POLLIN)
+    return {fd for fd, found in poll.poll(math.ceil(within_s * 1000)) if found & ~select.POLLOUT}
 
 
 def _connected(path: str) -> socket.socket:

@@ -7,13 +7,15 @@ asked only where the program has imported them.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import random
 import sys
 from typing import Any, Callable, NamedTuple
 
-PLACE, STATE = "memsup-place.json", "state.pt"
+PLACE, STATE = "memsup-place.json", "memsup-state.pt"
+"""Names that a program's own `save` would not choose."""
 
 Generators = dict[str, Any]
 """The state of each generator, by its name, as JSON has it."""
@@ -37,8 +39,12 @@ class Place(NamedTuple):
 
 
 def this_program() -> list[str]:
-    """What `Place.program` is in this process."""
-    return [os.path.abspath(sys.argv[0]) if sys.argv else "", *sys.argv[1:]]
+    """What `Place.program` is in this process: the file by the path that Python made absolute, since a program may have gone to
+    another folder by now, and `sys.argv` says how it was called from the first one.
+    """
+    called, *arguments = sys.argv or [""]
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    return [os.path.abspath(file) if file else called, *arguments]
 
 
 def write_place(folder: str, place: Place) -> None:
@@ -88,9 +94,16 @@ def put_back(taken: Generators, loader: Any = None) -> None:
 
 
 def _own_generators(loader: Any) -> list[tuple[str, Any]]:
-    """The generators that a DataLoader and its sampler were given, each once."""
+    """The generators that a DataLoader and its samplers were given, each once."""
     found: list[tuple[str, Any]] = []
-    for name, owner in (("loader", loader), ("sampler", getattr(loader, "sampler", None))):
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = {
+        "loader": loader,
+        "sampler": getattr(loader, "sampler", None),
+        "batch_sampler": batch_sampler,
+        "batch_sampler.sampler": getattr(batch_sampler, "sampler", None),
+    }
+    for name, owner in owners.items():
         generator = getattr(owner, "generator", None)
         if hasattr(generator, "get_state") and all(generator is not known for _, known in found):
             found.append((name, generator))
@@ -124,15 +137,32 @@ def savers(parts: dict[str, Any]) -> tuple[Callable[[str], None], Callable[[str]
         assert torch is not None
         states = {name: part.state_dict() for name, part in parts.items()}
         torch.save({"states": states, "gradients": {name: _gradients(part) for name, part in parts.items()}}, _in(folder))
+        if _knows_mmap(torch):
+            try:
+                _read(torch, folder, mmap=True)
+            except Exception as error:  # better said now than by whoever needs it
+                raise TypeError(
+                    "torch would not load this state again (weights_only): something in it is neither a tensor nor one of "
+                    "Python's own numbers, texts, lists and dictionaries. A learning rate of numpy's, say, is to be float(…)."
+                ) from error
 
     def load(folder: str) -> None:
         assert torch is not None
-        saved = torch.load(_in(folder), map_location="cpu", weights_only=True)
+        saved = _read(torch, folder)
         for name, part in parts.items():
             part.load_state_dict(saved["states"][name])
             _give_gradients(part, saved["gradients"][name])
 
     return save, load
+
+
+def _knows_mmap(torch: Any) -> bool:
+    """Whether this torch, 2.1 or newer, reads a state without its tensors, so that it costs next to nothing."""
+    return "mmap" in inspect.signature(torch.load).parameters
+
+
+def _read(torch: Any, folder: str, **how: bool) -> Any:
+    return torch.load(_in(folder), map_location="cpu", weights_only=True, **how)
 
 
 def _in(folder: str) -> str:

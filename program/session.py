@@ -42,7 +42,8 @@ class Session:
         self._duty_fraction = 1.0
         self._busy_since_s = self._saved_s = self._measured_s = time.monotonic()
         self._measured_step = 0
-        self._leaving: Leave | None = None
+        self.leaving: Leave | None = None
+        """What the program was told to leave by. It is None where it was not."""
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
@@ -85,8 +86,8 @@ class Session:
         held. Raises `Leave` when the program is to exit.
         """
         self.tick()
-        if self._leaving is not None:  # the program has caught it, and goes on all the same
-            raise self._leaving
+        if self.leaving is not None:  # the program has caught it, and goes on all the same
+            raise self.leaving
         progress = self.link.progress
         self._publish_pace(progress["step"], progress["total_steps"])
         now_s = time.monotonic()
@@ -196,5 +197,5 @@ class Session:
             self._done(order_id, f"left at step {self.link.progress['step']}", note)
         self.link.report(messages.leaving(reason, note))
         self.link.flush()
-        self._leaving = Leave(LEFT_AS_TOLD)
-        raise self._leaving
+        self.leaving = Leave(LEFT_AS_TOLD)
+        raise self.leaving

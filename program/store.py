@@ -30,6 +30,8 @@ MANIFEST, MARK, WHY = "manifest.json", ".made-by-memsup", "WHY.txt"
 DRAFT, GONE, DAMAGED = ".draft-", ".gone-", "damaged-"
 MOST_MANIFEST_BYTES = 1 << 20
 PIECE_BYTES = 4 << 20
+FULL_BYTES = 64 << 10
+"""A disk with less room than this is full."""
 _UNMARKED = re.compile(r"\.draft-\d{8,18}-[0-9a-f]{8}|\.gone-step-\d{8,18}(?:\.\d{1,9})?")
 """Folders that are made before the mark is in them, and removed after it."""
 _CHECKPOINT = re.compile(r"step-(\d{8,18})(?:\.(\d{1,9}))?")
@@ -99,6 +101,10 @@ class Store:
                 raise CheckpointError(f"{path} cannot be used: {why}. Choose another checkpoint.folder.") from None
         return None, aside
 
+    def newest_path(self) -> str | None:
+        """The newest checkpoint's folder, whole or not. It is None where there is none. Raises `CheckpointError`."""
+        return next((os.path.join(self.folder, name) for _, _, name in self._checkpoints()), None)
+
     def sweep(self) -> None:
         """Removes what a save or a deletion that was killed has left. Nobody else may write meanwhile."""
         for name in self._names():
@@ -119,7 +125,7 @@ class Store:
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
             os.mkdir(draft, 0o700)
             _write(os.path.join(draft, MARK), b"")
-            write(draft)
+            _written(draft, write)
             created_unix_s = time.time()
             files = [_flushed(draft, name) for name in sorted(os.listdir(draft)) if name != MARK]
             _write(os.path.join(draft, MANIFEST), _sealed(step, created_unix_s, files))
@@ -281,6 +287,17 @@ def _flushed(folder: str, name: str) -> dict[str, Any]:
         return {"name": name, "bytes": os.fstat(fd).st_size, "sha256": _hash(fd)}
     finally:
         os.close(fd)
+
+
+def _written(draft: str, write: Callable[[str], None]) -> None:
+    """Has `write` write. Raises what it raises, and OSError where the disk is full, whatever a library makes of that."""
+    try:
+        write(draft)
+    except Exception as error:
+        disk = os.statvfs(draft)
+        if not isinstance(error, OSError) and disk.f_bavail * disk.f_frsize < FULL_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
 
 
 def _write(path: str, content: bytes) -> None:

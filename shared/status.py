@@ -80,7 +80,7 @@ class TroubleKind(enum.StrEnum):
     NOT_GIVEN_BACK = "not_given_back"
     """Memory of a worker that is gone did not come back."""
     CHECKPOINT = "checkpoint"
-    """A checkpoint was found damaged."""
+    """A checkpoint was found damaged, or could not be written."""
     UNRESPONSIVE = "unresponsive"
     RESTARTS = "restarts"
     SUPERVISOR_GONE = "supervisor_gone"

@@ -180,13 +180,19 @@ def check_rows(source: Source, evidence: Evidence, only: Sequence[str] | None, *
             f"{listed(sorted_labels([*labels, *evidence.others]))}."
         )
     if len(labels) > MOST_LABELS or (evidence.complete and rows >= 20 and len(labels) > rows / 2):
+        if evidence.table.label_is_file_name:
+            raise NoTaskError(
+                f"The names of the files in {source} would be the labels, and those are {len(labels):,} for {rows:,} rows: put "
+                "the texts of each label into a folder <label>/, or make a table with a column of labels."
+            )
         raise NoTaskError(
             f"Column {columns.label!r} of {source} holds {len(labels):,} different values in {rows:,} rows, "
             "so it is no class label: name the right column with task.label."
         )
     if evidence.complete and len(labels) == 1:
+        which = f"All {rows:,} rows of {source} have the same" if rows > 1 else f"The only row of {source} has the"
         raise NoTaskError(
-            f"All {rows:,} rows of {source} have the same label {next(iter(labels))!r}, and a classifier needs at least two: "
+            f"{which} label {next(iter(labels))!r}, and a classifier needs at least two: "
             "add rows with other labels, or name another column with task.label."
         )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from memsup.shared.bounded import bounded_memory
 from memsup.shared.data.errors import InputError
+from memsup.shared.data.lines import something_else
 from memsup.shared.data.row import Row
 from memsup.shared.files import NotAFileError, UnreadableError, open_regular, read_document
 
@@ -66,6 +67,8 @@ def _rows(path: Path, columns: Sequence[str] | None, kind: str, batches_of: Any)
     except NotAFileError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, ValueError, OverflowError) as error:
+        if number == 0 and (instead := something_else(path)) is not None:
+            raise InputError(f"{path} {instead}") from None
         what = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise InputError(f"{path} cannot be read as {kind} after row {number} ({what}): write the file again.") from None
 

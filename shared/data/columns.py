@@ -10,6 +10,7 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from memsup.shared.data.errors import InputError, NoTaskError
+from memsup.shared.data.layout import part_of, stem_of
 from memsup.shared.data.rows import names_columns_in_first_line, read_rows
 from memsup.shared.data.sources import Source
 from memsup.shared.data.tables import is_place
@@ -20,6 +21,7 @@ _SAMPLE_ROWS = 1000
 _CELL_CHARS = 300
 _SAMPLE_CHARS = 64 << 20
 """Of rows with long texts fewer are enough."""
+_MOST_NAMED_LABELS = 100
 _TEXT_NAMES = ["text", "文本", "sentence", "句子", "review", "评论", "评价", "content", "内容", "正文", "comment", "body"]
 LABEL_NAMES = ["label", "labels", "标签", "sentiment", "情感", "class", "category", "类别", "分类", "target", "y"]
 
@@ -47,6 +49,8 @@ class Table:
     """Which of text, label and text_pair a person named."""
     label_is_file_name: bool = False
     """Whether the labels are the names of files or folders."""
+    file_names: tuple[str, ...] = ()
+    """The names of the files, without endings, where each is a word of its own as a label is, and no shard's or part's."""
 
 
 def find_columns(source: Source, text: str | None = None, label: str | None = None, text_pair: str | None = None) -> Columns:
@@ -93,7 +97,13 @@ def look_at_columns(source: Source, text: str | None = None, label: str | None =
         values={name: [_cell(row.get(name)) for row in sample] for name in names},
         given=frozenset(key for key, _ in given),
         label_is_file_name=all(file.label is not None for file in source.files),
+        file_names=_words_for_names(source),
     )
+
+
+def _words_for_names(source: Source) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(stem_of(file.path.name) for file in source.files[:_MOST_NAMED_LABELS]))
+    return names if len(names) > 1 and all(name.isalpha() and part_of(name) is None for name in names) else ()
 
 
 def is_usual_name(name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from memsup.shared.data.columns import Columns, listed
 from memsup.shared.data.errors import InputError, NoTaskError
+from memsup.shared.data.layout import counted_in
 from memsup.shared.data.rows import read_rows
 from memsup.shared.data.sources import Source
 
@@ -33,15 +34,15 @@ def read_examples(source: Source, columns: Columns, known_labels: frozenset[str]
     for file, line, values in read_rows(source, columns.names()):
         if isinstance(values.get(columns.label), list | tuple):
             raise NoTaskError(
-                f"{file}, line {line}: column {columns.label!r} holds a list, but a text has one label here: several at once "
+                f"{_at(file, line)}: column {columns.label!r} holds a list, but a text has one label here: several at once "
                 "are no task of memsup. Name another column with task.label."
             )
         label = _as_text(values.get(columns.label), columns.label, file, line).strip()
         if not label:
-            raise InputError(f"{file}, line {line} has no label in column {columns.label!r}: fill it in or delete the row.")
+            raise InputError(f"{_at(file, line)} has no label in column {columns.label!r}: fill it in or delete the row.")
         if known_labels is not None and label not in known_labels:
             raise InputError(
-                f"{file}, line {line}: the label {label!r} does not occur in the training data, which has "
+                f"{_at(file, line)}: the label {label!r} does not occur in the training data, which has "
                 f"{listed(sorted_labels(known_labels))}: correct it, or add such rows to the training data."
             )
         pair = columns.text_pair
@@ -54,6 +55,10 @@ def read_examples(source: Source, columns: Columns, known_labels: frozenset[str]
         )
 
 
+def _at(file: Path, line: int) -> str:
+    return f"{file}, {counted_in(file.name)} {line}"
+
+
 def _as_text(value: object, column: str, file: Path, line: int) -> str:
     match value:
         case str():
@@ -62,7 +67,7 @@ def _as_text(value: object, column: str, file: Path, line: int) -> str:
             except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which no tokenizer can take
                 half = f"\\u{ord(value[error.start]):04x}"
                 raise InputError(
-                    f"{file}, line {line}: column {column!r} holds half a character ({half} without its other half): delete it."
+                    f"{_at(file, line)}: column {column!r} holds half a character ({half} without its other half): delete it."
                 ) from None
             return value
         case None:
@@ -76,7 +81,7 @@ def _as_text(value: object, column: str, file: Path, line: int) -> str:
         case int() | float():
             return str(value)
     raise InputError(
-        f"{file}, line {line}: column {column!r} holds a {type(value).__name__}, not a text or number: name another column."
+        f"{_at(file, line)}: column {column!r} holds a {type(value).__name__}, not a text or number: name another column."
     )
 
 

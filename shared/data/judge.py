@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from memsup.shared.data.columns import LABEL_NAMES, fits_label
+from memsup.shared.data.columns import LABEL_NAMES, fits_label, is_usual_name
 from memsup.shared.data.doubts import Doubt, DoubtKind, Shown, Verdict
 from memsup.shared.data.evidence import Evidence
 from memsup.shared.data.labels import judge_labels, keep, quoted
@@ -24,6 +24,7 @@ _LEAST_LOOKED_AT = 8
 _CONTRADICTED_SHARE = 0.4
 _SHARED_SHARE = 0.5
 _LEAST_EVALUATED = 10
+_LABELS_TOO = ("label", "rating", "star", "score", "sentiment", "class", "category", "标签", "评分", "星级")
 # fmt: off
 _ORIGINS = (
     "split", "fold", "set", "lang", "source", "platform", "country", "city", "date", "day", "month", "author", "user", "name",
@@ -66,6 +67,13 @@ def _columns(evidence: Evidence) -> Iterator[Doubt]:
                 f"The label is taken from {table.columns.label!r}, but other columns fit as well: {shown}.",
                 tuple(f"task.label={name}" for name in (table.columns.label, *others[:3])),
             )
+        elif table.file_names and not table.label_is_file_name and not _says_a_label(table.columns.label):
+            yield Doubt(
+                DoubtKind.LABEL_COLUMN,
+                f"The label is taken from {table.columns.label!r}, but the files have names that could be labels as well: "
+                f"{quoted(table.file_names)}. If they are, write them into a column 'label' of the rows.",
+                (f"task.label={table.columns.label}",),
+            )
     if table.columns.text_pair is None:
         texts = table.values[table.columns.text]
         seconds = [name for name, values in unused.items() if not _is_copy(values, texts) and is_prose(values)]
@@ -102,6 +110,12 @@ def _is_label_as_well(name: str, values: Sequence[str], evidence: Evidence) -> b
         return is_usual
     coarser = len(set(filled)) == kinds  # the label follows from it, as a sentiment from stars
     return is_usual or coarser or (len(filled) >= 20 and all(_is_name(value) for value, _ in filled) and not _is_origin(folded))
+
+
+def _says_a_label(name: str) -> bool:
+    """Whether the column is called so that it is meant, whatever files are called."""
+    folded = name.strip().casefold()
+    return is_usual_name(name) or any(part in folded for part in _LABELS_TOO)
 
 
 def _is_name(value: str) -> bool:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from memsup.shared.data.doubts import Doubt, DoubtKind
 from memsup.shared.data.evidence import Evidence
 from memsup.shared.data.examples import sorted_labels
+from memsup.shared.data.layout import counted_in
 from memsup.shared.data.looks import Look, look, words
 
 _FEW_ROWS = 8
@@ -26,6 +27,12 @@ _MOST_FROM_ONE = 30
 """Programs number many classes from 0; so many from 1 are minutes, ages or points."""
 _LEAST_LOOKED_AT = 8
 """A share says something of so many texts and more."""
+_FEWEST_YEARS = 4
+"""So many years in a row are no numbers of classes."""
+_SLIP_CHARS = 6
+_SLIP_FEWER_BY = 5
+"""A slip is in few of the rows; two classes whose names differ by one letter have more."""
+_AND = "and|or|und|oder|et|ou|y|e|и|و|og|och|en|ve|dan"
 _LONG_LABEL_CHARS = 80
 _LONG_LABEL_WORDS = 12
 _MOST_NAMED = 6
@@ -35,7 +42,7 @@ _MOST_SETTLED = 20
 _MISSING = frozenset((
     "nan", "nat", "<na>", "#n/a", "n/a", "n.a.", "na", "null", "(null)", "nil", "undefined", "missing", "unlabeled",
     "unlabelled", "unannotated", "unknown", "unk", "<unk>", "[unk]", "tbd", "todo", "blank", "<blank>",
-    "<none>", "#ref!", "#value!",
+    "<none>", "#ref!", "#value!", "\\n",
     "no label", "not labeled", "not labelled", "no gold", "not available", "not applicable",
     "未知", "未标注", "未标记", "缺失", "待定", "不明", "不详", "미상", "unbekannt", "inconnu", "desconocido", "desconhecido",
     "sconosciuto", "неизвестно", "keine angabe", "sin etiqueta", "n.d", "n. d", "n/d", "s/d", "k.a", "k. a", "暂无",
@@ -83,8 +90,8 @@ def _header(evidence: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
         again = "" if left[row.label] == 1 else f", and {left[row.label] - 1} more rows have the label {row.label!r}"
         yield Doubt(
             DoubtKind.HEADER,
-            f"{row.file}, line {row.line} repeats the names of the columns ({columns.text}, {columns.label}) as a row{again}: "
-            "delete it there.",
+            f"{row.file}, {counted_in(row.file)} {row.line} repeats the names of the columns ({columns.text}, {columns.label}) "
+            f"as a row{again}: delete it there.",
             keep(left, {row.label}),
             (row.label,),
         )
@@ -181,10 +188,11 @@ def _joined(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             tuple(lists),
         )
         return
-    signs = {sign.strip() or " " for label in left for sign in re.findall(r"(?<=[\w)])(?:\W+|\s+and\s+)(?=[\w(])", label)}
+    found = {sign for label in left for sign in re.findall(rf"(?<=[\w)])(?:\s+(?i:{_AND})\s+|\W+)(?=[\w(])", label)}
+    signs = {f" {sign.strip()} " if sign.strip().isalpha() else sign.strip() or " " for sign in found}
     for sign in sorted(signs, key=lambda sign: (sign == " ", sign)):
         if joined := _joined_by(sign, set(left)):
-            name = repr(sign) if sign.strip() else "a blank"
+            name = repr(sign.strip()) if sign.strip() else "a blank"
             yield Doubt(
                 DoubtKind.JOINED_LABELS,
                 f"{len(joined):,} of {len(left):,} labels are several joined by {name}, such as {joined[0]!r}, and each would "
@@ -205,7 +213,7 @@ def _joined_by(sign: str, labels: set[str]) -> list[str]:
     joined comes in other company as well, all of it.
     """
     parts = {label: [part.strip() for part in (label.split(sign) if sign != " " else label.split())] for label in labels}
-    parts = {label: found for label, found in parts.items() if len(found) > 1 and all(found)}
+    parts = {label: found for label, found in parts.items() if len(found) > 1 and all(found) and _number(label) is None}
     if not parts:
         return []
     alone = labels - set(parts)
@@ -215,10 +223,12 @@ def _joined_by(sign: str, labels: set[str]) -> list[str]:
         for place, part in enumerate(found):
             company[part].add(label)
             places[part].add(place)
+    of_known = [label for label, found in parts.items() if all(part in alone for part in found)]
+    if sign in "&/" and of_known:
+        return sorted(of_known)
     strong = len(sign) > 1 or sign in "|;；、,，+"
     if strong:
         free = [label for label, found in parts.items() if all(part in alone or len(company[part]) > 1 for part in found)]
-        of_known = [label for label, found in parts.items() if all(part in alone for part in found)]
         enough = len(free) >= max(2, 0.5 * len(parts)) or bool(of_known)
     else:
         free = [label for label, found in parts.items() if all(part in alone or len(places[part]) > 1 for part in found)]
@@ -235,6 +245,7 @@ def _spellings(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
         base = re.match(r"(.*?\w)\s*[?!(*（？！]", label)
         if base and base[1] in left and 10 * left[label] < left[base[1]] and not any(label in group for group in groups):
             groups.append([base[1], label])
+    groups += _nearly_the_same([label for label in left if not any(label in group for group in groups)], left)
     if groups:
         shown = "; ".join(" and ".join(f"{name!r} ({left[name]:,})" for name in group[:3]) for group in groups[:3])
         yield Doubt(
@@ -243,6 +254,16 @@ def _spellings(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             f"own: {shown}; make them one in the data.",
             (),
             tuple(name for group in groups for name in group[1:]),
+        )
+        return
+    in_quotes = [label for label in left if re.fullmatch(r"(['\"]).+\1", label)]
+    if in_quotes and len(in_quotes) == len(left):
+        yield Doubt(
+            DoubtKind.SPELLINGS,
+            f"All {len(left):,} labels stand in quotation marks, such as {in_quotes[0]}, which would be part of them (and of "
+            "texts): in a CSV they are double ones, with no blank before them.",
+            (),
+            (in_quotes[0],),
         )
         return
     numbers = [label for label in left if _number(label) is not None]
@@ -255,6 +276,25 @@ def _spellings(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             (),
             (numbers[0], names[0]),
         )
+
+
+def _nearly_the_same(labels: Sequence[str], left: dict[str, int]) -> list[list[str]]:
+    """Pairs of words of which one is a slip of the other, the more frequent one first: `postive`, `complaints`. Where all
+    labels are pairs of a word and its beginning (neg, negative, pos, positive), those as well.
+    """
+    plain = [label for label in labels if label.isalpha() and 3 <= len(label) <= 40]
+    by_rest: dict[str, set[str]] = defaultdict(set)
+    for label in plain:
+        if len(label) >= _SLIP_CHARS:
+            for rest in (label, *(label[:place] + label[place + 1 :] for place in range(1, len(label)))):
+                by_rest[rest.casefold()].add(label)
+    pairs = {tuple(sorted(names, key=lambda name: (-left[name], name))) for names in by_rest.values() if len(names) == 2}
+    slips = sorted([many, few] for many, few in pairs if _SLIP_FEWER_BY * left[few] <= left[many])
+    if slips:
+        return slips
+    beginnings = [[long, short] for short in plain for long in plain if long != short and long.startswith(short)]
+    paired = {label for pair in beginnings for label in pair}
+    return sorted(beginnings) if len(beginnings) >= 2 and len(paired) == 2 * len(beginnings) == len(left) else []
 
 
 def _folded(label: str) -> str:
@@ -285,6 +325,9 @@ def _scale(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
         for label in left
         if re.fullmatch(r"\d{4}[-/.年]\d{1,2}[-/.月]?(\d{1,2}日?)?.*|\d{1,2}[./]\d{1,2}[./]\d{2,4}", label)
     ]
+    years = [label for label in left if re.fullmatch(r"(19|20)\d\d年?", label)]
+    if len(years) == len(left) >= _FEWEST_YEARS and len(years) == max(map(_year, years)) - min(map(_year, years)) + 1:
+        dates = years
     if len(dates) >= 3 and 2 * len(dates) >= len(left):
         yield Doubt(
             DoubtKind.SCALE, f"{len(dates):,} labels are dates, such as {dates[0]!r}, and not classes.", (), tuple(dates)
@@ -424,6 +467,10 @@ def _number(label: str) -> float | None:
     """The number that a label is, with a sign of money, a percentage or a unit at most. None means that it is none."""
     match = re.fullmatch(r"[^\w\s.,+-]?\s*([+-]?\d{1,12}(?:[.,]\d{1,12})?)\s*(\W?[^\W\d_]{1,8}\.?|/\s*\d+|\W)?", label)
     return float(match[1].replace(",", ".")) if match else None
+
+
+def _year(label: str) -> int:
+    return int(label[:4])
 
 
 def _whole(label: str) -> int | None:

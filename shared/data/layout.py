@@ -129,6 +129,11 @@ def kind_by_name(name: str) -> Kind | None:
     return _KINDS.get(os.path.splitext(_unpacked_name(name))[1].lower())
 
 
+def counted_in(name: str) -> str:
+    """What places in a file are counted in: lines, or rows where it has no lines."""
+    return "row" if kind_by_name(name) in (Kind.PARQUET, Kind.ARROW) else "line"
+
+
 def is_text(name: str) -> bool:
     """Whether the ending says that it holds texts and no table."""
     return os.path.splitext(_unpacked_name(name))[1].lower() in (".txt", ".text")
@@ -181,11 +186,11 @@ class _Folder:
                     )
                 if _NOT_LISTED.match(entry.name):
                     continue
+                is_folder = False
                 with contextlib.suppress(OSError):  # of a link that leads to itself
-                    if entry.is_dir():
-                        self.folders.append(entry.name)
-                    elif entry.is_file():
-                        self.files.append(entry.name)
+                    is_folder = entry.is_dir()
+                # What is no file either, a pipe or a link to nowhere, is refused by whoever reads it, not left out unseen.
+                (self.folders if is_folder else self.files).append(entry.name)
         self.files.sort()
         self.folders.sort()
 

@@ -24,6 +24,9 @@ from memsup.shared.files import open_regular
 
 MAX_LINE_BYTES = 16 << 20
 """A longer line, or a longer quoted field, is a broken file and not a text."""
+_WORD_BYTES = 4
+"""So many high bytes in a row are no accented letters."""
+_TABLES = (b"PAR1", b"ARROW1")
 _MOST_BLANK_LINES = 1 << 20
 """So many of them in a row are no file of texts; they make no rows, at which a reader could look at the clock."""
 
@@ -86,6 +89,16 @@ def first_bytes(path: Path) -> bytes:
             return file.read(MAGIC_BYTES)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def something_else(path: Path) -> str | None:
+    """What stands in the place of a table, such as a pointer or a web page, as an end of a sentence. None means that nothing is
+    known against it. Raises InputError.
+    """
+    head = first_bytes(path)
+    if re.match(rb"\s*<(!doctype html|html)\b", head, re.IGNORECASE):
+        return "is a web page and not the file itself: get it again, from its download link."
+    return None if head.startswith(_TABLES) else foreign_format(head, path)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -187,10 +200,21 @@ def _undecodable(path: Path, number: int, error: UnicodeDecodeError, writing: Wr
 def _not_utf8(path: Path, number: int, bad: int, raw: bytes) -> InputError:
     target = f"{shlex.quote(f'utf8{path.suffix}')}"
     convert = f"iconv -f {{}} -t UTF-8 {shlex.quote(str(path))} > {target}"
+    high = re.findall(rb"[\x80-\xff]+", raw)
     if _may_be_chinese(raw):
-        advice = f"it looks like GB18030, which this converts: {convert.format('GB18030')}"
+        advice = (
+            "pairs of such bytes are Chinese, Japanese or Korean. Convert it from what it is, GB18030, BIG5, EUC-JP or EUC-KR: "
+            f"{convert.format('GB18030')}"
+        )
+    elif max(map(len, high)) >= _WORD_BYTES:
+        advice = (
+            "words of such bytes are in another alphabet than the Latin one. Convert it from what it is, such as WINDOWS-1251 "
+            f"for Russian or SHIFT_JIS for Japanese: {convert.format('WINDOWS-1251')}"
+        )
     else:
-        advice = f"save the file as UTF-8. If you know that it is Latin-1: {convert.format('LATIN1')}"
+        # What has signs below 0xA0 is no Latin-1, which has none there, but what Windows writes.
+        latin = "WINDOWS-1252" if any(byte < 0xA0 for run in high for byte in run) else "LATIN1"
+        advice = f"save the file as UTF-8. If you know that it is {latin}: {convert.format(latin)}"
     return InputError(f"{path}, line {number}: byte {bad + 1} of the line (0x{raw[bad]:02X}) is not UTF-8; {advice}")
 
 

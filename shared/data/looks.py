@@ -24,7 +24,8 @@ class Look(enum.Enum):
 _LINK = re.compile(
     r"(?:[a-z][a-z0-9+.-]{1,20}://|www\.|mailto:)\S+"
     r"|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*\.[a-z]{2,6}(?:[:/?]\S*)?"
-    r"|(?:[a-z]:)?[\\/.~]{0,2}(?:[\w.%@ -]*[\\/]){2,}[\w.%@-]*",
+    r"|(?:[a-z]:)?[\\/.~]{0,2}(?:[\w.%@ -]*[\\/]){2,}[\w.%@-]*"
+    r"|[\w.%@-]+[\\/][\w.%@-]+\.[a-z][a-z0-9]{1,4}",  # data/image_7.jpg, and not and/or
     re.IGNORECASE | re.ASCII,
 )
 _MAIL = re.compile(r"[^\s@]+@[^\s@]+\.\w{2,}")

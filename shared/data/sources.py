@@ -106,14 +106,15 @@ def _of_folder(path: Path, evaluates: bool) -> Source:
         tuple(trained),
         layout.notes,
         evaluated and replace(evaluated, notes=(f"{evaluated} evaluates, as it lies beside the training data.",)),
-        _alone(path, trained) if evaluated else "",
+        _alone(path, trained, evaluated) if evaluated else "",
     )
 
 
-def _alone(folder: Path, files: Sequence[DataFile]) -> str:
+def _alone(folder: Path, files: Sequence[DataFile], evaluated: Source) -> str:
     """The folder of these files if they have one of their own, or else all of them."""
     common = Path(os.path.commonpath([file.path.parent for file in files]))
-    return ",".join(str(file.path) for file in files) if common == folder else str(common)
+    shared = common == folder or any(file.path.is_relative_to(common) for file in evaluated.files)
+    return ",".join(str(file.path) for file in files) if shared else str(common)
 
 
 def _name(folder: Path, files: Sequence[DataFile], part: Part | None) -> str:

@@ -11,10 +11,12 @@ from itertools import islice
 from pathlib import Path
 
 from memsup.shared.data.errors import InputError
-from memsup.shared.data.lines import MAX_LINE_BYTES, lines
+from memsup.shared.data.lines import MAX_LINE_BYTES, lines, something_else
 from memsup.shared.data.row import Row
 
 MOST_COLUMNS = 4096
+_MOST_EMPTY_ROWS = 1 << 20
+"""As many as a sheet has; they make no rows, at which a reader could look at the clock."""
 _PLAIN_TSV_PROBE_CHARS = 1 << 20
 
 
@@ -64,7 +66,7 @@ class _Header:
                 f"{self._path}, line {line} has {len(fields)} fields and not the {len(self._names)} that the first line "
                 f"names: {advice}."
             )
-        if fields == self._first:
+        if self._first is not None and [fields[0].removeprefix("\ufeff"), *fields[1:]] == self._first:
             raise InputError(
                 f"{self._path}, line {line} repeats the first line, as where files were put together. If that names the "
                 f"columns, delete the other: sed -i {line}d {shlex.quote(str(self._path))}; if it is a row, put a line with "
@@ -83,6 +85,8 @@ def _column_names(path: Path, fields: list[str], *, are_names: bool) -> list[str
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice and are_names:
         raise InputError(f"{path} has two columns named {twice[0]!r} in its first line: rename one of them.")
+    if len(names) == 1 and (instead := something_else(path)) is not None:
+        raise InputError(f"{path} {instead}")
     if len(names) == 1:
         raise InputError(
             f"{path} has one column only, {names[0][:100]!r}: put a comma, a semicolon, a tab or | between text and label."
@@ -94,6 +98,7 @@ def _csv_rows(path: Path, delimiter: str, header: _Header, skipped: int = 0) -> 
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(islice(lines(path), skipped, None), delimiter=delimiter, strict=True)
     advice = f"put a text that contains {delimiter!r} in quotation marks"
+    empty = 0
     while True:
         line = reader.line_num + 1 + skipped
         try:
@@ -105,7 +110,11 @@ def _csv_rows(path: Path, delimiter: str, header: _Header, skipped: int = 0) -> 
                 f"{path}: the row that begins on line {line} is broken ({error}); a quotation mark inside a quoted text must "
                 "be doubled, and each one that opens must close."
             ) from None
-        if fields and (row := header.row(line, fields, advice)) is not None:
+        if not any(map(str.strip, fields)):  # a spreadsheet exports as many of them as it has ever had
+            empty += 1
+            if empty > _MOST_EMPTY_ROWS:
+                raise InputError(f"{path} has {empty:,} rows without anything up to line {line:,}: delete them.")
+        elif (row := header.row(line, fields, advice)) is not None:
             yield row
 
 
@@ -128,7 +137,7 @@ def _is_plain_tsv(path: Path) -> bool:
 def _plain_tsv_rows(path: Path, header: _Header) -> Iterator[Row]:
     for number, line in enumerate(lines(path), start=1):
         line = line.rstrip("\r\n")
-        if line:
+        if line.strip():
             fields = [_unquoted(field) for field in line.split("\t")]
             if (row := header.row(number, fields, "replace the tabs inside a text by spaces")) is not None:
                 yield row

@@ -50,7 +50,7 @@ def check_begin(file: Path) -> None:
         )
     if re.match(rb"\s*<(?:!doctype html|html)", begin, re.IGNORECASE):
         raise InputError(f"{file} is a web page and not the file itself: {_AGAIN}, from its download link.")
-    if begin.startswith(_PACKED):
+    if begin.startswith(_PACKED) and not _is_safetensors(begin):
         raise InputError(f"{file} is packed (gzip, xz or zstd): unpack it.")
     if file.suffix == ".json":
         if begin.startswith(_MARKS):
@@ -70,9 +70,11 @@ def check_weights(file: Path) -> None:
     check_begin(file)
     begin, _, size_bytes = _ends(file)
     if file.suffix == ".safetensors":
-        if begin.startswith((b"PK", b"\x80")):
+        if begin.startswith((b"PK", b"\x80")) and not _is_safetensors(begin):
             raise InputError(f"{file} was saved by torch and is no safetensors: rename it to pytorch_model.bin.")
         _check_safetensors(file, size_bytes)
+    elif _is_safetensors(begin):
+        raise InputError(f"{file} is in the format of safetensors: rename it to model.safetensors.")
     elif begin.startswith(b"PK"):
         import zipfile
 
@@ -80,8 +82,6 @@ def check_weights(file: Path) -> None:
         with os.fdopen(fd, "rb") as opened:
             if not zipfile.is_zipfile(opened):
                 raise InputError(f"{file} is cut off: it has {size_bytes:,} bytes and no end: {_AGAIN}.")
-    elif begin[8:10] == b'{"':
-        raise InputError(f"{file} is in the format of safetensors: rename it to model.safetensors.")
     elif not begin.startswith(b"\x80"):
         raise InputError(f"{file} holds no weights: it is no file that torch has saved. {_AGAIN[0].upper() + _AGAIN[1:]}.")
 
@@ -142,6 +142,11 @@ def read_header(file: Path) -> tuple[dict[str, _Tensor], int]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableError(f"The header of {file} makes no sense ({error})") from None
     return {name: tensor for name, tensor in tensors.items() if name != "__metadata__"}, length
+
+
+def _is_safetensors(begin: bytes) -> bool:
+    """Whether JSON follows a length of eight bytes. The length itself may begin like any other format: 128 like a pickle."""
+    return begin[8:10] == b'{"'
 
 
 def _ends(file: Path) -> tuple[bytes, bytes, int]:

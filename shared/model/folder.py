@@ -92,11 +92,11 @@ def check_model(model: str | None, environment: Mapping[str, str] = os.environ) 
 def _check_fetched(model: str, folder: Path | None) -> ModelSummary:
     """Of a model from the hub. What was fetched only in part is as good as nothing: the worker fetches the rest."""
     missing = ModelSummary(source=ModelSource.HUB, folder=None, config=None, has_tokenizer=True)
-    if folder is None or next((name for name in weights.NAMES if (folder / name).is_file()), None) is None:
+    if folder is None or next((name for name in weights.NAMES if os.path.isfile(folder / name)), None) is None:
         return missing
     try:
         for index in folder.glob("*.index.json"):
-            if not all(shard.is_file() for shard in content.shards(index)):
+            if not all(os.path.isfile(shard) for shard in content.shards(index)):
                 return missing
     except InputError:
         return missing
@@ -188,7 +188,7 @@ def _is_tiktoken(file: Path) -> bool:
 
 
 def _no_folder(path: Path, model: str) -> str:
-    if path.is_file():
+    if os.path.isfile(path):
         if path.name.casefold().endswith(_ARCHIVES):
             return f"{model} is an archive: unpack it, and give the folder that holds the model's config.json."
         return f"{model} is a file: give the folder that holds it and the model's config.json, {path.parent}"
@@ -213,7 +213,7 @@ def _no_config(folder: Path) -> str:
     if below := _models_below(folder):
         more = f" or one of {len(below) - 1} more" if len(below) > 1 else ""
         return f"{begin}. A model lies below it: give {below[0]}{more}."
-    if (folder.parent / "config.json").is_file():
+    if os.path.isfile(folder.parent / "config.json"):
         return f"{begin}. Its parent folder is one: give {folder.parent}"
     if original := next((name for name in names if fnmatchcase(name, "*bert_config.json")), None):
         if any(name.endswith(".bin") for name in names):
@@ -231,7 +231,7 @@ def _no_config(folder: Path) -> str:
 def _checkpoints(folder: Path) -> list[str]:
     """A Trainer's checkpoints in the folder, the newest last."""
     found = [name for name in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", name.name)]
-    found = [name for name in found if (name / "config.json").is_file()]
+    found = [name for name in found if os.path.isfile(name / "config.json")]
     return [name.name for name in sorted(found, key=lambda name: int(name.name.rpartition("-")[2]))]
 
 
@@ -248,7 +248,7 @@ def _models_below(folder: Path) -> list[Path]:
                 continue
             left -= len(entries)
             below += [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
-        found += [place for place in below if (place / "config.json").is_file()]
+        found += [place for place in below if os.path.isfile(place / "config.json")]
         if found or left <= 0:
             break
         level = below

@@ -35,7 +35,7 @@ def cached_folder(model: str, environment: Mapping[str, str]) -> Path | None:
     except OSError:
         return None
     snapshot = folder / "snapshots" / commit
-    return snapshot if re.fullmatch(r"\w+", commit) and (snapshot / "config.json").is_file() else None
+    return snapshot if re.fullmatch(r"\w+", commit) and os.path.isfile(snapshot / "config.json") else None
 
 
 def is_offline(environment: Mapping[str, str]) -> bool:

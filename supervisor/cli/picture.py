@@ -81,8 +81,8 @@ def one_line(status: Status) -> str:
 
 def _bar(status: Status) -> str | None:
     found, total = reached(status), status.progress.total_steps
-    if found is None or not total:
-        return None
+    if found is None or not total:  # a loop of a program's own, which need not say where it ends
+        return f"  {_steps(status)}" if found is not None and found.step else None
     done = min(1.0, found.step / total)
     full = round(done * BAR_CELLS)
     bar = paint("█" * full, "green") + paint("░" * (BAR_CELLS - full), "dim")

@@ -129,7 +129,8 @@ class Sockets:
     def reports(self, now_s: float, run_id: str, may_speak: Callable[[int, int], bool]) -> Iterator[m.AnyReport]:
         """What the worker has said, once it has said Hello for `run_id`; nobody else is heard. `may_speak` judges by the number
         of the process that the kernel tells, and the one that it gives itself. Of several processes of a command the first one
-        speaks, for as long as its connection lasts; the others are told that nobody will hear them, by the end of theirs.
+        speaks, for as long as its connection lasts; the others, and whoever may not speak at all, are told that nobody will
+        hear them, by the end of theirs.
         """
         for peer, parts in self.worker.messages(now_s):
             if peer is self._speaks_to and self._reports.left(now_s) < 1:
@@ -139,10 +140,10 @@ class Sockets:
             if report is None:
                 continue
             if peer is not self._speaks_to:
-                is_hello = isinstance(report, m.Hello) and report.run_id == run_id and may_speak(peer.pid, report.pid)
-                if not is_hello:
+                if not isinstance(report, m.Hello) or report.run_id != run_id:
                     continue
-                if self.is_heard and self._speaks_to is not None and self._speaks_to.pid != peer.pid:
+                is_second = self.is_heard and self._speaks_to is not None and self._speaks_to.pid != peer.pid
+                if is_second or not may_speak(peer.pid, report.pid):
                     self.worker.drop(peer)
                     continue
                 self._speaks_to = peer

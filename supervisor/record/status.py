@@ -122,7 +122,11 @@ def _program(life: Lifecycle) -> ProgramStatus | None:
 
 
 def _place(life: Lifecycle) -> dict[str, int]:
-    """The step at which a run is that was stopped without having saved all of its work, which is no part of it any more."""
+    """The step at which a run is whose last heartbeat does not say it: of one that has finished since, and of one that was
+    stopped without having saved all of its work, which is no part of it any more.
+    """
+    if life.outcome is not None:
+        return {"step": max(life.outcome.steps, life.progress.step or 0)}
     lost = life.terminal is RunState.STOPPED and life.unsaved
     return {"step": life.checkpoint.step if life.checkpoint else 0} if lost else {}
 

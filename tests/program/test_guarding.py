@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
+import resource
+import socket
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import memsup
 from memsup import places
-from memsup.link import VARIABLE, told
+from memsup.link import VARIABLE, _ready, told
 from memsup.supervisor.fence import program
 
 
@@ -90,15 +95,54 @@ def test_generators_go_on_as_they_were_when_they_were_taken() -> None:
     import numpy as np
     import torch
 
-    own = torch.Generator()
-    loader = torch.utils.data.DataLoader(list(range(20)), batch_size=3, shuffle=True, generator=own)  # type: ignore[arg-type]
+    data: Any = list(range(20))
+    sampler = torch.utils.data.RandomSampler(data, generator=torch.Generator())
+    in_batches = torch.utils.data.BatchSampler(sampler, 3, drop_last=False)
+    for loader in (
+        torch.utils.data.DataLoader(data, batch_size=3, shuffle=True, generator=torch.Generator()),
+        torch.utils.data.DataLoader(data, batch_sampler=in_batches),
+    ):
 
-    def draw() -> list[object]:
-        drawn = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1).item()]
-        return [*drawn, [batch.tolist() for batch in loader], os.getpid()]
+        def draw(loader: Any = loader) -> list[object]:
+            drawn = [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.rand(1).item()]
+            return [*drawn, [batch.tolist() for batch in loader], os.getpid()]
 
-    taken = json.loads(json.dumps(places.take(loader)))
-    first, second = draw(), draw()
-    assert first != second
-    places.put_back(taken, loader)
-    assert [draw(), draw()] == [first, second]
+        taken = json.loads(json.dumps(places.take(loader)))
+        first, second = draw(), draw()
+        assert first != second
+        places.put_back(taken, loader)
+        assert [draw(), draw()] == [first, second]
+
+
+@pytest.mark.slow
+def test_a_state_that_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
+    import numpy as np
+    import torch
+
+    model = torch.nn.Linear(2, 2)
+    for rate in (0.1, np.float64(0.1)):
+        optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+        save, load = places.savers({"model": model, "optimizer": optimizer})
+        if isinstance(rate, np.float64):
+            with pytest.raises(TypeError, match=r"is to be float\(…\)"):
+                save(str(tmp_path))
+        else:
+            save(str(tmp_path))
+            load(str(tmp_path))
+
+
+def test_a_program_with_thousands_of_files_open_hears_its_supervisor() -> None:
+    here, there = socket.socketpair()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    high = fcntl.fcntl(here, fcntl.F_DUPFD_CLOEXEC, 2000)
+    try:
+        assert _ready(high, high, writes=True, within_s=0) == set()
+        there.sendall(b"x")
+        assert _ready(high, high, writes=False, within_s=5) == {high}
+        there.close()
+        assert _ready(high, high, writes=False, within_s=5) == {high}
+    finally:
+        os.close(high)
+        here.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

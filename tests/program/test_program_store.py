@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from kit import ROOT
+from kit.small_disk import MIB, fill, on_a_small_disk
 
 from memsup.checkpoint.errors import Damaged
 from memsup.checkpoint.reading import verify
@@ -175,3 +176,20 @@ def test_a_save_that_is_killed_at_any_of_its_calls_leaves_a_whole_checkpoint(sto
         assert killed.save(4, write).step == 4
         assert len(os.listdir(scene)) == 2, (name, number)
     assert steps == {2, 3}
+
+
+def test_a_full_disk_is_called_so_whatever_the_library_that_writes_makes_of_it(tmp_path: Path) -> None:
+    """As torch does, whose `save` says of it no more than "unexpected pos 896 vs 790"."""
+
+    def writes_too_much(folder: str) -> None:
+        fill(Path(folder))
+        raise RuntimeError("unexpected pos 896 vs 790")
+
+    def play() -> None:
+        store = Store(str(tmp_path / "checkpoints"), keep=2)
+        before = store.save(3, write)
+        with pytest.raises(CheckpointError, match=r"step 5 could not be written: No space left on device\."):
+            store.save(5, writes_too_much)
+        assert os.listdir(store.folder) == [Path(before.path).name]
+
+    on_a_small_disk(tmp_path, 4 * MIB, play)

@@ -57,6 +57,15 @@ def test_the_same_program_comes_to_the_same_on_other_versions(version: str, tmp_
     assert json.loads((there / "result.json").read_text()) == here
 
 
+def test_an_older_version_is_told_so() -> None:
+    interpreter = interpreter_of("3.8")
+    if interpreter is None:
+        pytest.skip("NOT RUN: there is no Python 3.8 here")
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'build' / 'links')!r}); import memsup; memsup.guard"
+    done = subprocess.run([interpreter, "-B", "-c", code], capture_output=True, text=True, check=False)
+    assert "ImportError: memsup.guard needs Python 3.9 or newer, and this is 3.8." in done.stderr
+
+
 def interpreter_of(version: str) -> str | None:
     """A Python of that version that runs. Returns None where there is none."""
     homes = sorted(Path("~/.pyenv/versions").expanduser().glob(f"{version}.*/bin/python"))

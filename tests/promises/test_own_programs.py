@@ -149,11 +149,79 @@ def test_of_two_processes_the_first_is_attached_and_the_other_told_that_it_is_no
     (tmp_path / "second" / "loop.py").write_text(LOOP)
     both = f"{loop} & while ! grep -q attached first; do sleep 0.05; done; cd second && {loop}; wait"
     both = both.replace("loop.py &", "loop.py > first &", 1)
-    assert memsup("start", "--", "sh", "-c", both, cwd=tmp_path).returncode == 0
+    assert memsup("start", "--", "sh", "-c", both, cwd=tmp_path, EVERY_S="1000").returncode == 0
     assert ended()["state"] == "finished"
     assert "fenced, not attached: another process of the same command is attached" in printed()
     assert "begins at step 0 alone" in printed()
     assert (tmp_path / "second" / "result.json").exists()
+
+
+FINISHES_IN_ANY_CASE = """
+import json, os, time
+import memsup
+
+seen = []
+
+def save(folder):
+    with open(os.path.join(folder, "state.pt"), "w") as file:
+        json.dump(seen, file)
+
+def load(folder):
+    with open(os.path.join(folder, "state.pt")) as file:
+        seen.extend(json.load(file))
+
+run = memsup.guard(save=save, load=load)
+os.makedirs("elsewhere", exist_ok=True)
+os.chdir("elsewhere")
+try:
+    for batch in run.steps(range(1000)):
+        seen.append(batch)
+        time.sleep(0.01)
+except SystemExit:
+    print("caught", flush=True)
+finally:
+    run.finish("seen")
+"""
+
+
+def test_what_is_told_to_leave_has_not_finished_whatever_it_calls_then_and_goes_on_though_it_went_elsewhere(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "mein 训练"
+    folder.mkdir()
+    (folder / "train.py").write_text(FINISHES_IN_ANY_CASE)
+    assert memsup("start", "--", *BARE_PYTHON, "train.py", cwd=folder).returncode == 0
+    trains_beyond(3)
+    stopped = memsup("stop")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    stands = status()
+    assert (stands["state"], stands["exit_code"]) == ("stopped", 75)
+    assert "caught" in printed()
+    assert memsup("start").returncode == 0
+    trains_beyond(stands["progress"]["step"])
+    assert memsup("stop").returncode == 0
+    saved = Path(status()["checkpoint"]["path"]) / "state.pt"
+    assert json.loads(saved.read_text()) == list(range(step_of(status())))
+
+
+def test_what_other_programs_of_the_command_do_changes_nothing_of_what_is_known_of_the_first(tmp_path: Path) -> None:
+    """It is through, and says so when it is called again; the other one is not attached, and orders nobody can take are
+    answered so.
+    """
+    loop = " ".join(write_loop(tmp_path))
+    (tmp_path / "second.py").write_text(LOOP)
+    script = f"{loop}; {loop}; {loop.replace('loop.py', 'second.py')}; while ! test -e go; do sleep 0.05; done"
+    assert memsup("start", "--", "sh", "-c", script, cwd=tmp_path, STEP_S="0").returncode == 0
+    eventually(lambda: "begins at step 0 alone" in printed(), 30)
+    assert "begins at step 200 attached" in printed()
+    assert "complete at step 200, so no step is left" in printed()
+    assert "those of another program of the same command" in printed()
+    refused = memsup("checkpoint")
+    assert refused.returncode == 1
+    assert "not attached to this command any more" in refused.stderr
+    (tmp_path / "go").touch()
+    seen = ended()
+    assert (seen["state"], step_of(seen), seen["model_path"]) == ("finished", STEPS, str(tmp_path / "result.json"))
 
 
 def test_when_the_supervisor_dies_the_program_saves_and_leaves_and_the_next_start_goes_on(tmp_path: Path) -> None:
@@ -204,8 +272,8 @@ def test_a_step_that_fails_each_time_is_given_up_and_an_end_with_steps_left_is_n
 
 
 def test_nobody_else_is_attached_and_a_command_that_calls_nothing_is_fenced_as_ever(tmp_path: Path) -> None:
-    """Neither garbage on the socket, nor a process outside the fence that knows the run's number; nor `python -I`, which looks
-    at no variable.
+    """Neither garbage on the socket, nor a process outside the fence that knows the run's number, and is told so at once; nor
+    `python -I`, which looks at no variable.
     """
     program = "import time\ntry:\n    import memsup\nexcept ImportError:\n    print('alone', flush=True)\ntime.sleep(1000)"
     assert memsup("start", "--", BARE_PYTHON[0], "-I", "-S", "-c", program, cwd=tmp_path).returncode == 0
@@ -221,13 +289,15 @@ def test_nobody_else_is_attached_and_a_command_that_calls_nothing_is_fenced_as_e
             stranger.connect(f"/proc/self/fd/{folder}/{WORKER_SOCKET}")
             os.close(folder)
             stranger.sendall(said)
-            time.sleep(0.1)
+            stranger.settimeout(5)
+            while stranger.recv(4096):  # what is said by the door; then the end
+                pass
             assert status()["program"]["attached"] is False
     assert "fenced only" in memsup("status").stdout
     for refused in (("checkpoint",), ("pause", "--release")):
         done = memsup(*refused)
         assert done.returncode == 1
-        assert "memsup.guard" in done.stderr
+        assert "nothing in it has called memsup.guard so far" in done.stderr
     assert memsup("pause").returncode == 0
     assert memsup("resume").returncode == 0
     stopped = memsup("stop")
@@ -296,3 +366,4 @@ def test_a_torch_loop_with_dropout_shuffling_and_accumulation_ends_with_the_same
     alone, guarded = (torch.load(tmp_path / name / "weights.pt") for name in ("alone", "guarded"))
     assert all(torch.equal(alone[name], guarded[name]) for name in alone)
     assert status()["restarts"] == 1
+    assert "Warning" not in printed()

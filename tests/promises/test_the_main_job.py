@@ -6,6 +6,7 @@ The job is the tiny one of `lone_supervisor.py`, so that the runs take seconds; 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,7 +122,9 @@ def test_start_pause_resume_checkpoint_kill_stop_start_finished(job: Path) -> No
 
 
 def test_kill_9_of_the_supervisor_costs_nothing_and_start_continues(job: Path) -> None:
-    ok(memsup("start", "--set", "training.epochs=12", cwd=job))
+    file = job / "memsup.toml"
+    file.write_text(re.sub(r"epochs = \d+", "epochs = 12", file.read_text(encoding="utf-8")), encoding="utf-8")
+    ok(memsup("start", cwd=job))
     before = gets_beyond(5)
     os.kill(before["pid"], signal.SIGKILL)
     gone = memsup("status", "--json")
@@ -184,11 +187,11 @@ def test_wait_shows_progress_off_a_terminal_and_ends_with_the_accuracy(job: Path
 
 
 def test_bad_input_met_late_ends_the_run_with_the_sentence(job: Path) -> None:
-    """The model's config is only read by the worker: it says so, and nothing is tried again and again."""
-    (job / "tiny-bert" / "config.json").write_text('{"model_type": "no-such-model"}')
+    """What only the worker can know, it says, and nothing is tried again and again."""
+    (job / "tiny-bert" / "config.json").write_text('{"model_type": "bert", "hidden_act": "no-such-function"}')
     ok(memsup("start", cwd=job))
     failed = until(lambda seen: seen["state"] == "failed", 120)
-    assert "no-such-model" in failed["failure"]
+    assert "tiny-bert cannot be loaded" in failed["failure"]
     assert failed["restarts"] == 0
     ok(memsup("status"), code=1)
     ok(memsup("wait"), code=1)

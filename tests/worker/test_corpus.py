@@ -715,6 +715,11 @@ def test_a_model_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "other" / "model.safetensors", weights)
     says("are not of the model that its config.json describes")
     weights.write_bytes(good)
+    config = folder / "config.json"
+    described = json.loads(config.read_text())
+    config.write_text(json.dumps(described | {"num_hidden_layers": described["num_hidden_layers"] + 1}))
+    says(r"lack bert\.encoder\.layer\.\d\.\S+ of the model that its config.json describes")
+    config.write_text(json.dumps(described))
     load(tmp_path, folder)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -10,8 +10,9 @@ import errno
 import hashlib
 import os
 import pickle
+import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
 from inspect import signature
@@ -362,7 +363,20 @@ def _load_model(origin: str, kind: ModelSource, config: Any, tokenizer: Any, see
     sizes = {name: value.numel() for name, value in model.state_dict().items()}
     if 2 * sum(sizes.get(name, 0) for name in new) > sum(sizes.values()):
         raise InputError(f"The weights in {origin} are not of the model that its config.json describes: copy both again.")
+    if (lacks := missing_layer(model, new)) is not None:
+        raise InputError(
+            f"The weights in {origin} lack {lacks} of the model that its config.json describes, which would begin with random "
+            "numbers: copy both again."
+        )
     return model, f"weights from {origin}" + (f", new: {', '.join(sorted(new))}" if new else "")
+
+
+def missing_layer(model: Any, new: Container[str]) -> str | None:
+    """The first weight of a layer of the model itself that is among the new ones. None means that no layer is: what a head and
+    what leads to it need may be new.
+    """
+    of_layers = re.compile(rf"{re.escape(model.base_model_prefix)}\.(.*\.)?\d+\.")
+    return min((name for name, _ in model.named_parameters() if name in new and of_layers.match(name)), default=None)
 
 
 def _embedding_rows(model: Any) -> int | None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memsup.shared.data.examples import Example
-from memsup.shared.data.layout import Kind, kind_by_name
+from memsup.shared.data.layout import counted_in
 
 FILES = ("origins", "names")
 _LINE_BITS = 40
@@ -69,6 +69,6 @@ class Origins:
 
 
 def _in_words(file: str, lines: Sequence[int]) -> str:
-    word = "row" if kind_by_name(file) in (Kind.PARQUET, Kind.ARROW) else "line"
+    word = counted_in(file)
     *before, last = map(str, lines)
     return f"{file}, {word}s {', '.join(before)} and {last}" if before else f"{file}, {word} {last}"

@@ -34,7 +34,8 @@ from memsup.supervisor.decide.run.tuning import Tuning
 
 MOST_UNHEARD_S = 2.0
 """A worker says twice a second that it computes; what it does in a longer silence is not known, and not counted as work."""
-NOT_ATTACHED = "memsup is not attached to this command, since nothing in it has called memsup.guard"
+NOT_ATTACHED = "memsup is not attached to this command, since nothing in it has called memsup.guard so far"
+LET_GO = "memsup is not attached to this command any more, since its program has ended its training, or itself"
 _OF_THE_MOMENT = ("phase", "ticks", "samples_per_s")
 """What of its progress a worker that loads says itself."""
 
@@ -111,6 +112,8 @@ class Lifecycle(Standing):
                 self._out.append(records.decided(report))
                 if what in (m.DecisionKind.CHECKPOINT_DAMAGED, m.DecisionKind.CHECKPOINT_USED):
                     self.damage.append(report.detail)
+                if what is m.DecisionKind.CHECKPOINT_FAILED:
+                    self.not_saved = report.detail
                 gone = what is m.DecisionKind.CHECKPOINT_DAMAGED
                 if gone and self.checkpoint is not None and self.checkpoint.step == report.step:
                     self.checkpoint = None  # the next heartbeat tells which one is the newest now, if there is any
@@ -239,7 +242,7 @@ class Lifecycle(Standing):
                 self.waiters.add(token, Goal.HELD, now_s)
             case RequestKind.PAUSE_RELEASE if self.worker.is_alive and not self.worker.obeys:
                 instead = f"{command('pause', self.run)}, or {command('stop', self.run)}"
-                text = f"{NOT_ATTACHED}, so it cannot give its memory back and go on later; use: {instead}"
+                text = f"{self._not_attached}, so it cannot give its memory back and go on later; use: {instead}"
                 self._out.append(Answer(token, False, text))
             case RequestKind.PAUSE_RELEASE:
                 self._want(Wanted.PAUSED, PauseMode.RELEASE)
@@ -290,7 +293,7 @@ class Lifecycle(Standing):
     def _saved(self, newest: m.CheckpointNote | None) -> None:
         """A checkpoint is there, of which the worker or the disk tells; None tells nothing."""
         if newest is not None and (self.checkpoint is None or newest.path != self.checkpoint.path):
-            self.work_s = 0.0
+            self.work_s, self.not_saved = 0.0, None
         self.checkpoint = newest or self.checkpoint
 
     def _want(self, wanted: Wanted, mode: PauseMode | None = None) -> None:
@@ -299,9 +302,13 @@ class Lifecycle(Standing):
             self.wanted, self.pause_mode = wanted, mode
             self._out += [SaveWish(wanted, mode), records.wanted(wanted, mode, BY_USER)]
 
+    @property
+    def _not_attached(self) -> str:
+        return LET_GO if self.worker.reports else NOT_ATTACHED
+
     def _checkpoint(self, now_s: float, token: int) -> None:
         if self.worker.is_alive and not self.worker.obeys:
-            text = f"{NOT_ATTACHED}: what it saves is its own affair, and memsup cannot order a checkpoint."
+            text = f"{self._not_attached}: what it saves is its own affair, and memsup cannot order a checkpoint."
             self._out.append(Answer(token, False, text))
         elif self.worker.is_ready:
             self._out.append(self.worker.order(now_s, m.Checkpoint, BY_USER, (token,)))

@@ -80,6 +80,8 @@ class Standing:
     waiters: Waiters = field(default_factory=Waiters)
     damage: deque[str] = field(default_factory=lambda: deque(maxlen=MOST_DAMAGE_TOLD))
     """What the worker said of damaged checkpoints."""
+    not_saved: str | None = None
+    """Why there is no newer checkpoint, a sentence. It is None where the last one that was due was written."""
 
     def __post_init__(self, budget: Budget | None) -> None:
         self.worker = OneLife(run=self.run, is_command=self.is_command)
@@ -151,8 +153,10 @@ class Standing:
 
     @property
     def attention(self) -> tuple[str, ...]:
-        """Sentences about checkpoints that were found damaged, and about those that were used instead."""
-        return tuple(self.damage)
+        """Sentences about checkpoints that were found damaged, those that were used instead, and the one that could not be
+        written.
+        """
+        return (*self.damage, self.not_saved) if self.not_saved else tuple(self.damage)
 
     @property
     def unsaved(self) -> Unsaved:

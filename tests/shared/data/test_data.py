@@ -222,6 +222,11 @@ def test_undecodable_bytes_have_a_line_a_byte_and_the_likely_encoding(tmp_path: 
     latin = sentence(write(tmp_path, "latin.csv", "text,label\na,1\nça très bon,2\n".encode("latin-1")))
     assert "line 3" in latin
     assert "save the file as UTF-8" in latin
+    assert "iconv -f LATIN1" in latin
+    windows = sentence(write(tmp_path, "windows.csv", "text,label\n“très bon”,2\n".encode("cp1252")))
+    assert "iconv -f WINDOWS-1252" in windows, "Latin-1 has no such quotation marks, and control characters in their place"
+    assert "iconv -f WINDOWS-1251" in sentence(write(tmp_path, "ru.csv", "текст,класс\n".encode("cp1251")))
+    assert "Chinese, Japanese or Korean" in sentence(write(tmp_path, "ko.csv", "문장,라벨\n".encode("euc-kr")))
     cut = "text,label\na,1\nb,2\n".encode("utf-16")[:-1]
     assert "line 3: a byte (0x0A) is no UTF-16" in sentence(write(tmp_path, "cut.csv", cut))
     torn = b"text,label\na,1\n" + "好".encode()[:2]
@@ -238,7 +243,7 @@ def test_a_file_without_lines_is_not_read_into_memory(tmp_path: Path, monkeypatc
 def test_a_folder_without_texts_says_what_it_should_hold(tmp_path: Path) -> None:
     assert "holds no <label>.txt" in sentence(tmp_path)
     write(tmp_path, "pos.txt", "好\n")
-    assert "have the same label 'pos'" in sentence(tmp_path)
+    assert "The only row of" in sentence(tmp_path)
     write(tmp_path, "neg.txt", "\n\n")
     assert "neg.txt is empty" in sentence(tmp_path)
 
@@ -300,7 +305,7 @@ def test_a_columns_name_is_text_and_there_are_not_too_many(tmp_path: Path) -> No
     """Half a character could not be written down, and a line of nothing but commas is a gigabyte of columns."""
     rows = "".join(f'{{"text": "some words {n}", "\\ud800": "{n % 2}"}}\n' for n in range(40))
     assert "'\\ud800'" in sentence(write(tmp_path, "half.jsonl", rows))
-    assert "has 5,001 columns" in sentence(write(tmp_path, "wide.csv", "," * 5000 + "\n"))
+    assert "has 5,001 columns" in sentence(write(tmp_path, "wide.csv", "," * 5000 + "a\n"))
 
 
 def test_long_rows_are_not_all_looked_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,7 @@ def test_of_generated_sets_none_that_is_spoilt_is_clear_and_none_that_is_clean_i
         ({"neg": 160, "pos": 160, "README": 3}, DoubtKind.RARE_LABEL),
         ({"neg": 160, "pos": 160, "postive": 1}, DoubtKind.RARE_LABEL),
         ({f"{tenth / 10:g}": 12 for tenth in range(0, 51, 2)}, DoubtKind.SCALE),
+        ({f"{half / 2:g}": 40 for half in range(2, 11)}, DoubtKind.SCALE),
         ({"0,5": 40, "1": 40, "1,5": 40, "2": 40}, DoubtKind.SCALE),
         ({str(score): 3 for score in range(101)}, DoubtKind.SCALE),
         ({str(score): 20 for score in range(0, 101, 10)}, DoubtKind.SCALE),
@@ -93,11 +94,22 @@ def test_of_generated_sets_none_that_is_spoilt_is_clear_and_none_that_is_clean_i
         ({"体育": 40, "财经": 40, "体育、财经": 20}, DoubtKind.JOINED_LABELS),
         ({"rot|blau": 40, "blau|gelb": 40, "gelb|rot": 40}, DoubtKind.JOINED_LABELS),
         ({"red": 40, "blue": 40, "red && blue": 20}, DoubtKind.JOINED_LABELS),
+        ({"food": 40, "price": 40, "food and price": 20}, DoubtKind.JOINED_LABELS),
+        ({"Essen": 40, "Preis": 40, "Essen und Preis": 20}, DoubtKind.JOINED_LABELS),
+        ({"food": 40, "price": 40, "food & price": 20}, DoubtKind.JOINED_LABELS),
+        ({"neg": 40, "pos": 40, "neg/pos": 20}, DoubtKind.JOINED_LABELS),
+        ({"neg": 100, "pos": 100, "\\N": 15}, DoubtKind.NO_LABEL),
+        ({str(year): 40 for year in range(2015, 2025)}, DoubtKind.SCALE),
         ({"neg": 100, "Neg": 60, "pos": 160}, DoubtKind.SPELLINGS),
         ({"ｎｅｇ": 60, "neg": 100, "pos": 160}, DoubtKind.SPELLINGS),
         ({"very  good": 60, "very good": 60, "bad": 100}, DoubtKind.SPELLINGS),
         ({"neg": 100, "pos": 100, "neg?": 4}, DoubtKind.SPELLINGS),
         ({"0": 80, "1": 80, "neg": 80, "pos": 80}, DoubtKind.SPELLINGS),
+        ({"neg": 240, "pos": 240, "negative": 60, "positive": 60}, DoubtKind.SPELLINGS),
+        ({"negative": 300, "positive": 280, "postive": 20}, DoubtKind.SPELLINGS),
+        ({"negative": 300, "positive": 280, "posltive": 20}, DoubtKind.SPELLINGS),
+        ({"complaint": 290, "complaints": 24, "praise": 280}, DoubtKind.SPELLINGS),
+        ({"'neg'": 240, "'pos'": 240}, DoubtKind.SPELLINGS),
         ({"train": 80, "test": 80}, DoubtKind.PARTS),
         ({"训练集": 80, "测试集": 80}, DoubtKind.PARTS),
         ({"neg": 80, "pos": 80, "I do not know what to make of this one, please ask somebody.": 40}, DoubtKind.PARTS),
@@ -137,6 +149,14 @@ def test_labels_that_are_no_classes_are_doubtful(labels: dict[str, int], kind: D
         {"World": 50, "Sports": 50, "Business": 50, "Sci/Tech": 50},
         {"sport/tennis": 50, "sport/golf": 50, "news/world": 50},
         {"Arts & Culture": 50, "Food & Drink": 50, "Home & Garden": 50, "Arts": 50},
+        {"Arts and Culture": 50, "Food and Drink": 50, "Home and Garden": 50, "Arts": 50, "Brand": 50},
+        {"black or white": 50, "black": 50},
+        {"1956": 50, "2001": 50, "2044": 50},
+        {"2001": 50, "2002": 50, "2003": 50, "2010": 50},
+        {"typical": 200, "atypical": 20},
+        {"affect": 60, "effect": 50},
+        {"car": 60, "cargo": 50, "van": 50},
+        {"sport": 60, "sports betting": 50, "news": 50, "newsletter": 50},
         {"c": 50, "c++": 50, "c#": 50},
         {"A+": 50, "A": 50, "B": 50},
         {"0-12": 50, "13-17": 50, "65+": 50},
@@ -241,6 +261,23 @@ def test_another_column_that_fits_is_asked_about_unless_one_is_named(tmp_path: P
     assert judged(tmp_path / "b.csv", same).answer is Answer.CLEAR, "the same in other words"
 
 
+def test_names_of_files_that_could_be_labels_are_asked_about_where_no_column_is_called_label(tmp_path: Path) -> None:
+    part = table("text,lang", lambda n: f"{said(n)},{'en' if n % 2 else 'de'}", 80)
+    for name in ("pos.csv", "neg.csv"):
+        (tmp_path / name).write_text(part, encoding="utf-8")
+    verdict = judge(check_data(str(tmp_path), budget_s=60).evidence)
+    assert [(doubt.kind, doubt.settle) for doubt in verdict.doubts] == [(DoubtKind.LABEL_COLUMN, ("task.label=lang",))]
+    assert "'neg', 'pos'" in verdict.doubts[0].what
+    assert judge(check_data(str(tmp_path), label="lang", budget_s=60).evidence).answer is Answer.CLEAR
+    for name in ("london.csv", "paris.csv"):
+        (tmp_path / "cities").mkdir(exist_ok=True)
+        (tmp_path / "cities" / name).write_text(part.replace("lang", "Star rating"), encoding="utf-8")
+    assert judge(check_data(str(tmp_path / "cities"), budget_s=60).evidence).answer is Answer.CLEAR
+    for name in ("pos.csv", "neg.csv"):
+        (tmp_path / name).rename(tmp_path / name.replace("pos", "part-1").replace("neg", "part-2"))
+    assert judge(check_data(str(tmp_path), budget_s=60).evidence).answer is Answer.CLEAR, "shards"
+
+
 def test_a_header_among_the_rows_is_named_by_its_line(tmp_path: Path) -> None:
     part = table("text,spam", lambda n: f"{said(n)},{'spam' if n % 3 else 'ham'}", 80)
     verdict = judged(tmp_path / "a.csv", part + part.replace("text,spam", "Text,SPAM"))
@@ -248,6 +285,8 @@ def test_a_header_among_the_rows_is_named_by_its_line(tmp_path: Path) -> None:
     assert "line 82 repeats the names of the columns (text, spam)" in verdict.doubts[0].what
     with pytest.raises(InputError, match="line 82 repeats the first line"):
         judged(tmp_path / "a.csv", part + part)
+    with pytest.raises(InputError, match="line 82 repeats the first line"):
+        judged(tmp_path / "a.csv", part + "\ufeff" + part)
 
 
 def test_a_first_line_that_is_a_row_is_refused_and_a_label_named_like_its_column_is_not(tmp_path: Path) -> None:
@@ -273,6 +312,8 @@ def test_several_columns_of_0_and_1_are_no_task_of_memsup(tmp_path: Path) -> Non
     [
         ("http://www.imdb.com/title/tt0064354/usercomments", Look.LINK),
         ("data/images/00017.jpg", Look.LINK),
+        ("data/img_17.jpg", Look.LINK),
+        ("and/or", Look.LANGUAGE),
         ("/home/ann/my corpus/pos/12_7.txt", Look.LINK),
         ("ann@example.org", Look.ID),
         ("d41d8cd98f00b204e9800998ecf8427e", Look.ID),

@@ -201,6 +201,14 @@ def test_names_put_together_with_their_rows_name_the_line_that_repeats_them(tmp_
     assert f"sed -i 6d {file}" in refusal(file)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_rows_without_anything_are_none(tmp_path: Path, name: str) -> None:
+    """A spreadsheet exports as many of them as it has ever had."""
+    sign = "\t" if name == "a.tsv" else ";"
+    rows = "".join(f"{text}{sign}{label}\n" for text, label in ROWS)
+    assert pairs(lay(tmp_path, {name: f"text{sign}label\n{rows}" + f"{sign}\n {sign}\n" * 9}) / name) == ROWS
+
+
 @pytest.mark.parametrize("dumped", [{"indent": None}, {"indent": 1}, {"indent": None, "separators": (",", ":")}])
 @pytest.mark.parametrize("as_array", [True, False])
 def test_json_in_an_array_or_over_several_lines_is_rows(tmp_path: Path, dumped: dict[str, Any], as_array: bool) -> None:
@@ -316,7 +324,7 @@ def test_class_labels_decimals_and_bytes_in_parquet_are_what_they_stand_for(tmp_
     said = {"info": {"features": {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}}}
     assert pairs(written("class.parquet", [1, 1, 0, 0], {"huggingface": json.dumps(said)})) == ROWS
     missing = written("missing.parquet", [1, 1, 0, -1], {"huggingface": json.dumps(said)})
-    assert "missing.parquet, line 4 has no label" in refusal(missing)
+    assert "missing.parquet, row 4 has no label" in refusal(missing)
     decimals = pyarrow.array([Decimal(0), Decimal(1), Decimal(0), Decimal(1)], pyarrow.decimal128(5, 0))
     assert [label for _, label in pairs(written("sql.parquet", decimals))] == ["0", "1", "0", "1"]
     assert pairs(written("odd.parquet", [1, 1, 0, 0], {"huggingface": "["}))[0] == (ROWS[0][0], "1")
@@ -397,6 +405,16 @@ def test_a_folder_is_read_as_people_mean_it(
     assert (None if beside is None else len(list(read_examples(beside, columns)))) == evaluated
     assert said in " ".join(source.notes)
     assert bool(said) == bool(source.notes)
+    if beside is not None:
+        alone = locate(source.alone.split(","))
+        assert (len(list(read_examples(alone, columns))), alone.evaluation) == (rows, None)
+
+
+def test_parts_in_a_folder_of_their_own_are_named_without_what_evaluates(tmp_path: Path) -> None:
+    """As a clone of a hub's repository has them; the folder alone would be the same once more."""
+    source = locate(str(lay(tmp_path, {"README.md": "x", "data/train.csv": CSV, "data/test.csv": CSV})))
+    assert source.evaluation is not None
+    assert source.alone == str(tmp_path / "data" / "train.csv")
 
 
 def test_numbers_have_the_names_that_class_txt_says(tmp_path: Path) -> None:
@@ -456,6 +474,9 @@ def test_a_folder_that_may_mean_two_things_is_refused(tmp_path: Path, files: dic
         ("a.csv", b"PAR1" + bytes(20), "cannot be read as Parquet"),
         ("a.parquet.gz", gzip.compress(b"PAR1"), "is packed, .*: gzip -dk"),
         ("a.csv", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("a.parquet", b"<!DOCTYPE html>\n<html>", "is a web page and not the file itself"),
+        ("a.csv", b"\n <HTML>", "is a web page and not the file itself"),
         ("a.txt", b"just texts\nand texts\n", "has no labels: name the folder of all the <label>.txt"),
         ("a.json", b'{"data": [' + b'{"text": "a", "label": 1},' * 1_000_000, "is longer than 16 MiB|more begins here"),
     ],
@@ -501,19 +522,32 @@ def test_start_says_what_it_made_of_files_and_folders(tmp_path: Path, monkeypatc
 # Made to do harm
 
 
-def test_links_pipes_and_circles_in_a_folder_hold_nobody_up(tmp_path: Path) -> None:
+def test_circles_of_links_in_a_folder_hold_nobody_up(tmp_path: Path) -> None:
     folder = lay(tmp_path / "set", {"pos/1.txt": "a", "pos/2.txt": "b", "neg/1.txt": "c"})
-    os.mkfifo(folder / "neg/2.txt")
-    os.mkfifo(folder / "urls.txt")
     (folder / "circle").symlink_to(folder)
     (folder / "pos/up").symlink_to(folder)
-    (folder / "nowhere.txt").symlink_to("nothing")
-    (folder / "itself.txt").symlink_to("itself.txt")
     assert len(pairs(folder)) == 3
     only = tmp_path / "only"
     only.mkdir()
     (only / "again").symlink_to(only)
     assert "no other data that is read" in refusal(only)
+
+
+@pytest.mark.parametrize("place", ["neg/2.txt", "other/1.txt"])
+def test_what_is_no_file_is_refused_and_not_left_out_unseen(tmp_path: Path, place: str) -> None:
+    """It may be a label's only text."""
+    made: dict[str, Callable[[Path], None]] = {
+        "a pipe": os.mkfifo,
+        "No such file": lambda path: path.symlink_to("nothing"),
+        "symbolic links": lambda path: path.symlink_to(path.name),
+    }
+    for number, (says, make) in enumerate(made.items()):
+        folder = lay(tmp_path / str(number), {"pos/1.txt": "a", "pos/2.txt": "b", "neg/1.txt": "c"})
+        (folder / place).parent.mkdir(exist_ok=True)
+        make(folder / place)
+        text = refusal(folder)
+        assert place in text
+        assert says in text
 
 
 def test_a_folder_of_a_million_files_is_refused_after_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,6 +198,15 @@ def test_a_folder_that_can_be_used_is_taken(files: dict[str, Any], good: Path) -
     assert (found.source, found.folder, found.has_tokenizer, found.notes) == (ModelSource.FOLDER, good, True, ())
 
 
+@pytest.mark.parametrize("looks_like", [b"\x80", b"PK", b"\x1f\x8b"])
+def test_a_safetensors_may_begin_like_any_other_file(looks_like: bytes, good: Path) -> None:
+    """Its first bytes are the length of its header: 128 and 0x4B50 are lengths, and begin a pickle and a zip elsewhere."""
+    length = int.from_bytes(looks_like, "little")
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).ljust(length).encode()
+    put(good, model__safetensors=struct.pack("<Q", length) + header + bytes(4))
+    assert check_model(str(good)).source is ModelSource.FOLDER
+
+
 def test_a_link_that_leads_nowhere_is_no_missing_file(good: Path) -> None:
     """Weights that are such a link would be trained from nothing."""
     weights = good / "model.safetensors"

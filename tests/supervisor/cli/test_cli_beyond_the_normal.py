@@ -133,7 +133,7 @@ BEYOND: dict[str, tuple[dict[str, Put], list[str], list[str]]] = {
     "a rhythm of ages": ({}, ["--set", "checkpoint.every=9999999d"], ["checkpoint.every"]),
     "infinite clipping": ({}, ["--set", "training.clip_norm=inf"], ["training.clip_norm", "off for no clipping"]),
     "a seed beyond torch's": ({}, ["--set", "training.seed=999999999999999999999999"], ["training.seed"]),
-    "threads beyond all machines": ({}, ["--set", "training.threads=3000"], ["training.threads", "1024"]),
+    "threads beyond all machines": ({}, ["--set", "training.threads=3000"], ["training.threads", "1,024"]),
     "no number": ({}, ["--set", "training.learning_rate=nan"], ["training.learning_rate"]),
     "no device": ({}, ["--set", "training.device=tpu"], ["training.device", "cuda:N"]),
     "a device for a folder": ({}, ["--set", "checkpoint.folder=/dev/null"], ["checkpoint.folder", "no folder"]),
@@ -147,7 +147,11 @@ BEYOND: dict[str, tuple[dict[str, Put], list[str], list[str]]] = {
     "a model of 10^300": ({"model/config.json": config(hidden_size=10**300)}, [], ["limits.ram"]),
     "a model of 10^30 layers": ({"model/config.json": config(num_hidden_layers=10**30)}, [], ["limits.ram"]),
     "a tensor of 2^384 numbers": (
-        {"model/config.json": config(), "model/model.safetensors": a_tensor([1 << 48] * 8)},
+        {
+            "model/config.json": config(),
+            "model/tokenizer.json": toml("{}"),
+            "model/model.safetensors": a_tensor([1 << 48] * 8),
+        },
         [],
         ["limits.ram"],
     ),

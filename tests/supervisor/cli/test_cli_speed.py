@@ -36,21 +36,23 @@ def imported(*arguments: str) -> set[str]:
 
 
 def assert_answers_within(promised_s: float, *arguments: str) -> None:
-    """By the CPU time of the best of several runs, and by the clock.
+    """By the CPU time of the best of some runs, and by the clock; a moment in which the machine is busy ends at some time.
 
     The promise is made for a machine that counts to four million within `COUNTS_S`; what a slower one, or one whose cores are
     shared with somebody else's, takes longer for that, it may take longer here. By the clock it may also take longer as far
     as others outnumber the CPUs, or as they stretch the process that only counts and is started beside it.
     """
     taken, beside = [], []
-    for _ in range(7):
+    for _ in range(60):
         taken.append(_time_of([*MEMSUP, *arguments]))
         beside.append(_time_of([sys.executable, "-I", "-S", "-c", "sum(range(4_000_000))"]))
-    promised_s *= max(1.0, min(cpu_s for _, cpu_s in beside) / COUNTS_S)
-    assert min(cpu_s for _, cpu_s in taken) < promised_s
-    crowd = max(1.0, 1.5 * os.getloadavg()[0] / len(os.sched_getaffinity(0)))
-    stretched = min(wall_s / cpu_s for wall_s, cpu_s in beside)
-    assert min(wall_s for wall_s, _ in taken) < promised_s * max(crowd, stretched)
+        least_s = promised_s * max(1.0, min(cpu_s for _, cpu_s in beside) / COUNTS_S)
+        crowd = max(1.0, 1.5 * os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+        stretched = min(wall_s / cpu_s for wall_s, cpu_s in beside)
+        best_cpu_s, best_wall_s = min(cpu_s for _, cpu_s in taken), min(wall_s for wall_s, _ in taken)
+        if best_cpu_s < least_s and best_wall_s < least_s * max(crowd, stretched):
+            return
+    raise AssertionError(f"{best_cpu_s:.3f} s of a CPU, {best_wall_s:.3f} s by the clock, promised within {least_s:.3f} s")
 
 
 def _time_of(command: list[str]) -> tuple[float, float]:

@@ -320,6 +320,13 @@ def test_the_picture_says_what_a_person_asks_first() -> None:
     assert len(done.stdout.splitlines()) < 16
 
 
+def test_a_step_is_shown_also_where_nobody_knows_how_many_there_are() -> None:
+    """As in a loop of a program's own."""
+    endless = full_status()
+    endless.progress = msgspec.structs.replace(endless.progress, total_steps=None)
+    assert "  step 1,240" in picture(endless, 0.0)
+
+
 def test_colours_only_on_a_terminal_and_not_against_no_color() -> None:
     """https://no-color.org"""
     paths = a_run()

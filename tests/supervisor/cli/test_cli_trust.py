@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from kit.cli_process import end_supervisors, memsup, said
+from kit.hub import hub_that_answers
 from kit.run_state import until
 
 from memsup.shared.loading import variable_of
@@ -184,7 +185,11 @@ def test_start_says_what_is_fetched_and_where_checkpoints_are_written_and_delete
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"row {n},{n % 2}\n" for n in range(20)))
     (tmp_path / "memsup.toml").write_text('[task]\nmodel = "some/body"\ntrain = "rows.csv"\n[checkpoint]\nfolder = "kept"\n')
-    code, text = said(capfd, *DRY)
+    with hub_that_answers() as hub:
+        hub.put("some/body", {"model_type": "bert"}, ["config.json", "model.safetensors", "tokenizer.json"])
+        for name, value in hub.environment.items():
+            monkeypatch.setenv(name, value)
+        code, text = said(capfd, *DRY)
     assert code == 0, text
     assert f"the model some/body from the hub  ← {tmp_path / 'memsup.toml'}" in text
     assert f"in {tmp_path / 'kept'}, where its own older ones are deleted  ← {tmp_path / 'memsup.toml'}" in text

@@ -169,6 +169,14 @@ def test_what_was_measured_stands_where_it_stood() -> None:
     assert document["disk_free_bytes"] == 12345
 
 
+def test_a_run_that_has_finished_is_at_its_last_step() -> None:
+    """Its last steps may lie behind its last heartbeat."""
+    life = a_life(m.Hello(pid=12, run_id="r1"), a_beat(), m.Finished(model_path="/m", metrics={}, steps=96, samples=640))
+    assert a_status(life).progress.step == 40
+    life.on_exit(1.0, 0, 0)
+    assert (life.state, a_status(life).progress.step) == (RunState.FINISHED, 96)
+
+
 def test_before_the_first_word_of_a_worker_only_the_settings_are_known() -> None:
     """Nothing is read as zero."""
     status = a_status(a_life())

@@ -253,12 +253,12 @@ def test_a_program_that_was_attached_to_a_supervisor_that_died_is_given_time_to_
     assert Spawn() in play.do("exit", None, 0)
 
 
-def test_a_command_that_is_not_attached_says_why_it_cannot(play: Play) -> None:
+def test_a_command_that_is_not_attached_any_more_says_why_it_cannot(play: Play) -> None:
     play.do("let_go")
     for request in (RequestKind.CHECKPOINT, RequestKind.PAUSE_RELEASE):
         refused = answered(play.do("request", 1, request))
         assert not refused.ok
-        assert "memsup.guard" in refused.text
+        assert "not attached to this command any more" in refused.text
     assert Freeze() in play.do("request", 2, RequestKind.PAUSE_HOLD)
 
 

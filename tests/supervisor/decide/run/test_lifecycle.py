@@ -818,6 +818,20 @@ def test_a_damaged_checkpoint_is_on_record_and_a_person_is_told_also_when_there_
     assert len(play.life.attention) == MOST_DAMAGE_TOLD
 
 
+def test_a_person_is_told_that_nothing_is_saved_for_as_long_as_that_is_so() -> None:
+    play = Play(new_life()).training()
+    before = play.life.checkpoint
+    failed = m.Decided(what=m.DecisionKind.CHECKPOINT_FAILED, detail="No checkpoint after step 9: the disk is full.", step=9)
+    for _ in range(2):
+        play.do("report", failed)
+    assert play.life.attention == (failed.detail,)
+    play.do("report", m.Done(order_id=99, detail="", checkpoint=before))
+    assert play.life.attention == (failed.detail,)
+    newer = m.CheckpointNote(path="/c/step-00000012", step=12, at_unix_s=1.0, verified=True, save_s=1.0, size_bytes=1)
+    play.do("report", m.Done(order_id=99, detail="", checkpoint=newer))
+    assert play.life.attention == ()
+
+
 def test_a_checkpoint_that_was_found_damaged_is_the_newest_no_more() -> None:
     """`status` must not point at a folder that was set aside; another step's damage changes nothing."""
     play = Play(new_life(checkpoint=note(8))).training()
