@@ -17,11 +17,11 @@ import msgspec
 
 from memsup.checkpoint import manifest as manifests
 from memsup.checkpoint.durable import DurableFile
-from memsup.checkpoint.folders import MARK
 from memsup.checkpoint.header import INDEX_SUFFIX, SHARD_BYTES, encode_index, plan_shards
 from memsup.checkpoint.manifest import File, Manifest
 from memsup.checkpoint.reading import open_folder
 from memsup.checkpoint.tensors import Tensor, write_shard
+from memsup.folders import MARK
 from memsup.shared.clock import monotonic_s, unix_s
 
 

@@ -18,8 +18,8 @@ import msgspec
 from memsup.checkpoint import manifest as manifests
 from memsup.checkpoint.durable import PIECE_BYTES
 from memsup.checkpoint.errors import CheckpointError, Damaged
-from memsup.checkpoint.folders import Info
 from memsup.checkpoint.header import INDEX_SUFFIX, MAX_INDEX_BYTES, SUFFIX, Placed, decode_header, decode_index, header_length
+from memsup.checkpoint.info import Info
 from memsup.checkpoint.manifest import File, Manifest
 from memsup.shared.files import NotAFileError, open_regular
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memsup.checkpoint.folders import Info
+from memsup.checkpoint.info import Info
 
 LEAST_KEPT = 2
 """How many checkpoints are kept at least: were there one only, damage to it would cost the whole run."""

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memsup.checkpoint.folders import Info
+from memsup.checkpoint.info import Info
 
 SPARE_BYTES = 32 << 20
 """The room for what a file system needs beside the files, and for logs and ledger, which must not fail first."""

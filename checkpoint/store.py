@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memsup.checkpoint import folders, manifest, retention
+from memsup import folders
+from memsup.checkpoint import manifest, retention
 from memsup.checkpoint.errors import CheckpointError, Damaged, DamagedWhenWritten, DiskFull, as_write_error
-from memsup.checkpoint.folders import Info
+from memsup.checkpoint.info import Info
 from memsup.checkpoint.reading import open_folder, read_manifest, verify
 from memsup.checkpoint.room import Room, Verdict, judge
 from memsup.shared.clock import monotonic_s

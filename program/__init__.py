@@ -12,7 +12,7 @@ since it needs the standard library alone, of Python 3.9 or newer. Started in an
 were not there. What a program gets by them, and what it does not, is in docs/own-programs.md.
 
 To be read in this order: `guarding.py` (the two calls), `session.py` (orders, carried out at boundaries), `link.py` (the
-connection), `store.py` and `places.py` (checkpoints). `messages.py`, `packing.py` and `zmtp.py` are the wire.
+connection), `store.py`, `folders.py` and `places.py` (checkpoints). `messages.py`, `packing.py` and `zmtp.py` are the wire.
 """
 
 from __future__ import annotations

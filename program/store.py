@@ -25,16 +25,15 @@ import time
 from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple
 
+from memsup import folders
+from memsup.folders import DRAFT, GONE, MARK, WHY
+
 FORMAT = "memsup-checkpoint-2"
-MANIFEST, MARK, WHY = "manifest.json", ".made-by-memsup", "WHY.txt"
-DRAFT, GONE, DAMAGED = ".draft-", ".gone-", "damaged-"
+MANIFEST = "manifest.json"
 MOST_MANIFEST_BYTES = 1 << 20
 PIECE_BYTES = 4 << 20
 FULL_BYTES = 64 << 10
 """A disk with less room than this is full."""
-_UNMARKED = re.compile(r"\.draft-\d{8,18}-[0-9a-f]{8}|\.gone-step-\d{8,18}(?:\.\d{1,9})?")
-"""Folders that are made before the mark is in them, and removed after it."""
-_CHECKPOINT = re.compile(r"step-(\d{8,18})(?:\.(\d{1,9}))?")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _SEAL, _END = '  "sha256": "', '"\n}\n'
 _DIGEST_CHARACTERS = 64
@@ -109,7 +108,7 @@ class Store:
         """Removes what a save or a deletion that was killed has left. Nobody else may write meanwhile."""
         for name in self._names():
             path = os.path.join(self.folder, name)
-            is_empty_of_ours = _UNMARKED.fullmatch(name) and os.path.isdir(path) and not os.listdir(path)
+            is_empty_of_ours = folders.may_lack_mark(name) and os.path.isdir(path) and not os.listdir(path)
             if name.startswith((DRAFT, GONE)) and (is_empty_of_ours or os.path.lexists(os.path.join(path, MARK))):
                 _remove(path)
 
@@ -130,7 +129,7 @@ class Store:
             files = [_flushed(draft, name) for name in sorted(os.listdir(draft)) if name != MARK]
             _write(os.path.join(draft, MANIFEST), _sealed(step, created_unix_s, files))
             _flush_folder(draft)
-            path = os.path.join(self.folder, self._name_for(step))
+            path = os.path.join(self.folder, folders.next_name(step, self._names()))
             os.rename(draft, path)
             _flush_folder(self.folder)
         except OSError as error:
@@ -163,18 +162,10 @@ class Store:
 
     def _checkpoints(self) -> list[tuple[int, int, str]]:
         """Each checkpoint's step, its number within the step, and its name: the newest first."""
-        matches = ((match, name) for name in self._names() if (match := _CHECKPOINT.fullmatch(name)))
-        return sorted(((int(match[1]), int(match[2] or 1), name) for match, name in matches), reverse=True)
-
-    def _name_for(self, step: int) -> str:
-        """Newer than each one of the same step that is there."""
-        numbers = [number for found, number, _ in self._checkpoints() if found == step]
-        return f"step-{step:08}" + (f".{max(numbers) + 1}" if numbers else "")
+        return sorted(((*order, name) for name in self._names() if (order := folders.order(name))), reverse=True)
 
     def _set_aside(self, name: str, step: int, reason: str) -> SetAside:
-        path, number = os.path.join(self.folder, name), 1
-        while os.path.lexists(aside := os.path.join(self.folder, DAMAGED + name + (f"_{number}" if number > 1 else ""))):
-            number += 1
+        path, aside = (os.path.join(self.folder, each) for each in (name, folders.aside_name(name, self._names())))
         with contextlib.suppress(OSError):
             _write(os.path.join(path, WHY), (reason + "\n").encode())
         try:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from memsup.checkpoint.folders import Info
+from memsup.checkpoint.info import Info
 from memsup.shared.clock import asleep_s, monotonic_s, unix_s
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord

@@ -18,9 +18,9 @@ from memsup.checkpoint import manifest
 from memsup.checkpoint.cadence import OVERHEAD_FRACTION, Experience, is_due
 from memsup.checkpoint.draft import Draft, Saved
 from memsup.checkpoint.errors import CheckpointError, Damaged, DamagedWhenWritten
-from memsup.checkpoint.folders import MARK
 from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store, remove_tree
+from memsup.folders import MARK
 from memsup.shared.clock import unix_s
 from memsup.shared.commands import command
 from memsup.shared.files import flush_folder

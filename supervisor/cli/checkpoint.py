@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from memsup.checkpoint.errors import CheckpointError
-from memsup.checkpoint.folders import Info
+from memsup.checkpoint.info import Info
 from memsup.shared.commands import command
 from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths, absolute

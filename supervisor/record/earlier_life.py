@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from memsup.checkpoint.folders import Info
+from memsup.checkpoint.info import Info
 from memsup.checkpoint.store import Store
 from memsup.shared.files import UnreadableError, read_document
 from memsup.shared.messages import CheckpointNote

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from memsup.checkpoint.folders import Info
+from memsup.checkpoint.info import Info
 from memsup.supervisor.record.blackbox import Frame, Mark, Recording
 from memsup.supervisor.record.postmortem import Evidence, Line
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from memsup.checkpoint.folders import Info
+from memsup.checkpoint.info import Info
 from memsup.checkpoint.store import Store
 from memsup.shared.files import open_regular
 from memsup.shared.paths import RunPaths

@@ -17,9 +17,9 @@ from kit import small_state
 from kit.small_state import assert_holds, save
 
 from memsup.checkpoint.errors import Damaged
-from memsup.checkpoint.folders import MARK
 from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store
+from memsup.folders import MARK
 
 FILES = {
     "weights": "model-00001-of-00002.safetensors",

@@ -18,8 +18,8 @@ import pytest
 from kit import small_state
 
 from memsup.checkpoint.errors import DiskFull
-from memsup.checkpoint.folders import MARK
 from memsup.checkpoint.store import Store
+from memsup.folders import MARK
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsup.checkpoint.folders import Info, aside_name, aside_step, next_name, order
+from memsup.checkpoint.info import Info
 from memsup.checkpoint.retention import best_of, deletable
 from memsup.checkpoint.room import SPARE_BYTES, Verdict, judge
+from memsup.folders import aside_name, aside_step, next_name, order
 
 MB = 10**6
 

@@ -16,14 +16,15 @@ import pytest
 from kit import ROOT, small_state
 from kit.small_state import assert_holds, leftovers, save
 
-from memsup.checkpoint import durable, folders
+from memsup import folders
+from memsup.checkpoint import durable
 from memsup.checkpoint.errors import CheckpointError, Damaged, DamagedWhenWritten, DiskFull, NotWritten
-from memsup.checkpoint.folders import MARK
 from memsup.checkpoint.header import DTYPE_BYTES
 from memsup.checkpoint.reading import read_json, verify
 from memsup.checkpoint.room import SPARE_BYTES, Verdict
 from memsup.checkpoint.store import Store, free_bytes
 from memsup.checkpoint.tensors import Tensor, open_tensors
+from memsup.folders import MARK
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from kit.cli_process import MEMSUP, end_supervisors, eventually, memsup
 from kit.run_state import endless_job, ledger, status, trains_beyond, until
 from kit.small_disk import MIB, fill, on_a_small_disk
 
-from memsup.checkpoint import folders
+from memsup import folders
 from memsup.shared.paths import run_paths
 from memsup.shared.run_file import read_record
 from memsup.shared.status import Wanted, decode_status

@@ -6,18 +6,14 @@ step-00000120          a checkpoint; step-00000120.2 is a second one of the same
 damaged-step-00000120  set aside, with the reason in WHY.txt
 
 A name alone does not make a folder memsup's: a person may have named one so, or been led to name a folder of theirs as
-`checkpoint.folder`. Each that memsup makes has the empty file `.made-by-memsup` in it, from its first moment to its last.
+`checkpoint.folder`. Each that memsup makes has the empty file `.made-by-memsup` in it, from its first moment to its last. The
+built-in training's store and that of a person's own program (`store.py`) call their folders alike.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MARK = ".made-by-memsup"
 """The file that tells memsup's own folders from others of the same name; nothing else is ever renamed or deleted."""
@@ -29,21 +25,6 @@ WHY = "WHY.txt"
 
 _UNMARKED = re.compile(r"\.draft-\d{8,18}-[0-9a-f]{8}|\.gone-step-\d{8,18}(?:\.\d{1,9})?")
 _CHECKPOINT = re.compile(r"step-(\d{8,18})(?:\.(\d{1,9}))?")
-
-
-@dataclass(frozen=True)
-class Info:
-    """A checkpoint as it lies in the folder."""
-
-    path: Path
-    step: int | None
-    """The step that it holds. None means that it is not known, since its manifest cannot be read."""
-    created_unix_s: float | None
-    bytes: int | None
-    metric: float | None
-    """The evaluation's result, the greater the better. None means that there was no evaluation."""
-    problem: str | None = None
-    """Why it cannot be used. None means that nothing is known against it."""
 
 
 def order(name: str) -> tuple[int, int] | None:
