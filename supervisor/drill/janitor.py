@@ -4,8 +4,8 @@
 
 The drill writes the name and the run id of each run that it begins there, one a line. When the drill is over, was interrupted
 or was killed, the kernel closes the pipe, and the janitor stops the supervisors of these runs, ends whatever is left in their
-fences, and removes the folder. It finds supervisors by the locks they hold in that folder and workers by the fences of these
-runs, so it can touch nothing else.
+fences, and removes the folder. It finds supervisors by the locks they hold in that folder, or by having been started for it,
+and workers by the fences of these runs, so it can touch nothing else.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from memsup.supervisor.client.contact import NoAnswerError, NobodyThereError, as
 from memsup.supervisor.daemon.lock import is_taken
 from memsup.supervisor.fence import choose_fence
 from memsup.supervisor.fence.kill import KillState, TreeKill
+from memsup.supervisor.kernel.processes import Process, send_to, with_variable
 
 STOPS_WITHIN_S = 10.0
 STEP_S = 0.01
@@ -38,8 +39,13 @@ def main(drill_folder: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # whatever interrupts the drill is why there is a janitor
     begun = dict(line.split() for line in sys.stdin)
-    for name, run_id in begun.items():
+    for name in begun:
         end_supervisor(run_folders(drill_folder, name))
+    while left := started_for(drill_folder):
+        for process in left:
+            send_to(process, signal.SIGKILL)
+        time.sleep(STEP_S)
+    for run_id in begun.values():
         clear_fence(run_id)
     shutil.rmtree(drill_folder, ignore_errors=True)
 
@@ -66,6 +72,12 @@ def holder_of(paths: RunPaths) -> int | None:
     except OSError:
         pass
     return None
+
+
+def started_for(drill_folder: Path) -> list[Process]:
+    """What was started to keep its state in the drill's folder: a supervisor that was begun just now holds no lock yet."""
+    found = with_variable("MEMSUP_STATE_DIR")
+    return [process for process, state in found if Path(state).is_relative_to(drill_folder) and process.pid != os.getpid()]
 
 
 def clear_fence(run_id: str) -> None:

@@ -115,18 +115,23 @@ def fence_name(run: str) -> str:
     return f"memsup-{readable[:24]}_{hashlib.sha256(run.encode()).hexdigest()[:8]}"
 
 
+def with_variable(name: str) -> list[tuple[Process, str]]:
+    """The processes of this user that were started with this environment variable, each with its value; the dead that nobody
+    reaped left out.
+    """
+    start = f"{name}=".encode()
+    return [
+        (process, variable.removeprefix(start).decode(errors="replace"))
+        for pid, process in scan().items()
+        if not process.dead
+        for variable in _environment(pid)
+        if variable.startswith(start)
+    ]
+
+
 def marks() -> frozenset[str]:
-    """The marks of all fences in which anything of this user's still runs, the dead that nobody reaped left out."""
-    start = f"{MARK}=".encode()
-    found: set[str] = set()
-    for pid, process in scan().items():
-        if not process.dead:
-            found.update(
-                variable.removeprefix(start).decode(errors="replace")
-                for variable in _environment(pid)
-                if variable.startswith(start)
-            )
-    return frozenset(found)
+    """The marks of all fences in which anything of this user's still runs."""
+    return frozenset(mark for _, mark in with_variable(MARK))
 
 
 def resident_bytes(pid: int) -> int | None:

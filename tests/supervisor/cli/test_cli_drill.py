@@ -116,6 +116,26 @@ def test_an_interrupted_drill_cleans_up_and_even_a_killed_one_leaves_nothing(fol
     eventually(lambda: left_of(folder, runs) == [], 60)
 
 
+def test_a_supervisor_that_was_begun_just_now_is_ended_too(tmp_path: Path) -> None:
+    """It holds no lock yet, and would make its folders anew behind the janitor's back."""
+    folder, other = tmp_path / "drill", tmp_path / "other"
+    folder.mkdir()
+    begun, stranger = (
+        subprocess.Popen(["sleep", "1000"], env={"MEMSUP_STATE_DIR": f"{place}/one/state", "PATH": os.environ["PATH"]})
+        for place in (folder, other)
+    )
+    try:
+        janitor = [sys.executable, "-P", "-m", "memsup.supervisor.drill.janitor", str(folder)]
+        subprocess.run(janitor, input=b"", check=True, timeout=60)
+        assert begun.wait(timeout=10) == -signal.SIGKILL
+        assert stranger.poll() is None
+        assert not folder.exists()
+    finally:
+        for process in (begun, stranger):
+            process.kill()
+            process.wait()
+
+
 @pytest.fixture
 def room(tmp_path: Path) -> Iterator[Room]:
     with (tmp_path / "janitor").open("wb") as janitor:
