@@ -120,7 +120,7 @@ def _memory(status: Status) -> str | None:
     memory = status.memory
     parts = []
     if status.state in OVER:
-        return None if memory.limit_bytes is None else f"the worker had at most {size(memory.limit_bytes)}"
+        return None if memory.limit_bytes is None else f"the limit of the worker was {size(memory.limit_bytes)}"
     if memory.worker_bytes is not None and status.worker_pid is not None:
         share = f" ({percent(memory.worker_bytes / memory.limit_bytes)})" if memory.limit_bytes else ""
         parts.append(f"worker {size(memory.worker_bytes)} of at most {size(memory.limit_bytes)}{share}")
