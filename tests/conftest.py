@@ -19,6 +19,9 @@ from kit import FAULTS
 from kit.faults.night_clock import NightClock
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the worker has it: threads that wait leave the cores to other tests
+# What a child has compiled, the next hundred find; as in the Makefile, for who runs pytest by hand.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 hypothesis.settings.register_profile("memsup", print_blob=True, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("nightly", print_blob=True, deadline=None)  # new examples each time
 hypothesis.settings.load_profile("memsup")
