@@ -347,13 +347,17 @@ class RequestKind(enum.StrEnum):
     CHECKPOINT = "checkpoint"
     STOP = "stop"
     STOP_NOW = "stop_now"
+    TAKE_OVER = "take_over"
+    """Go on with other settings, of those that may change in a run."""
 
 
-class Request(Message, frozen=True, tag="request"):
+class Request(Message, frozen=True, tag="request", omit_defaults=True):
     """Something that the command line asks, to be answered by one `Reply`."""
 
     request_id: Count
     what: RequestKind
+    settings_json: bytes = b""
+    """The settings to go on with; empty for all that is no `TAKE_OVER`."""
 
 
 class Reply(Message, frozen=True, tag="reply"):

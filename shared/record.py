@@ -67,6 +67,7 @@ def _written(value: Any) -> str:
 
 _encoder = msgspec.json.Encoder(enc_hook=_written)
 _decoder = msgspec.json.Decoder(RunRecord, dec_hook=as_secret)
+_settings_decoder = msgspec.json.Decoder(Settings, dec_hook=as_secret)
 
 
 def encode_record(record: RunRecord) -> bytes:
@@ -77,3 +78,13 @@ def encode_record(record: RunRecord) -> bytes:
 def decode_record(document: bytes) -> RunRecord:
     """What the bytes of `run.json` hold. Raises `msgspec.DecodeError` and UnicodeDecodeError."""
     return _decoder.decode(document)
+
+
+def encode_settings(settings: Settings) -> bytes:
+    """The settings for the supervisor's socket, which only their user can reach, with the secrets in them."""
+    return _encoder.encode(settings)
+
+
+def decode_settings(document: bytes) -> Settings:
+    """What `encode_settings` wrote. Raises `msgspec.DecodeError` and UnicodeDecodeError."""
+    return _settings_decoder.decode(document)

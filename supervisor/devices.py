@@ -121,6 +121,12 @@ class Devices:
         """From now on the run computes on the CPU, and GPUs are left asleep."""
         self.watches_gpus = False
 
+    def take_over(self, limits: Limits) -> None:
+        """Other limits count from now on."""
+        if limits.vram != self.limits.vram:
+            self._vram = VramControl(limits.vram)
+        self.limits = limits
+
     def step(self, now_s: float, load: Load, *, calm: bool) -> tuple[Proposal, ...]:
         """Reads everything and says what the ladder is asked for; to be called about once a second.
 

@@ -10,6 +10,7 @@ follows from it. `on_slow_look` comes once a second, for all that is in no hurry
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import selectors
@@ -19,12 +20,14 @@ from collections.abc import Iterable, Set
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from memsup.shared import messages as m
 from memsup.shared.clock import monotonic_s, unix_s
 from memsup.shared.messages import Failed, RequestKind
-from memsup.shared.paths import RunPaths
-from memsup.shared.record import RunRecord
-from memsup.shared.settings import SettingsError
+from memsup.shared.paths import PathError, RunPaths
+from memsup.shared.record import RunRecord, decode_settings
+from memsup.shared.settings import Settings, SettingsError
 from memsup.shared.status import Status, encode_status
 from memsup.supervisor.daemon import claims
 from memsup.supervisor.daemon.schedule import SOON_S, Schedule
@@ -33,6 +36,7 @@ from memsup.supervisor.daemon.self_protection import protect, settle
 from memsup.supervisor.daemon.signals import Signals
 from memsup.supervisor.daemon.sockets import NOBODY, Sockets
 from memsup.supervisor.daemon.systemd import GO_ON, exit_status
+from memsup.supervisor.decide import taking_over
 from memsup.supervisor.decide.after_power_loss import restraint_of
 from memsup.supervisor.decide.claims import sharing
 from memsup.supervisor.decide.events import By, Event
@@ -54,7 +58,7 @@ from memsup.supervisor.decide.run.actions import (
 )
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import Attachment, Stage
-from memsup.supervisor.decide.tiers import claim_of, created_with, resolve
+from memsup.supervisor.decide.tiers import Limits, claim_of, created_with, deciding_gpu, resolve, resolve_limits
 from memsup.supervisor.devices import Devices, Load
 from memsup.supervisor.fence import choose_fence
 from memsup.supervisor.fence.kill import Deadman, KillState
@@ -86,6 +90,11 @@ WRITTEN_WITHIN_S = 5.0
 """The last records have this long to be written when the supervisor ends."""
 
 
+def memory_limits(limits: Limits) -> MemoryLimits:
+    """What the ladder judges memory by."""
+    return MemoryLimits(worker_bytes=limits.worker_limit_bytes, reserve_bytes=limits.reserve_free_bytes)
+
+
 class Supervisor:
     def __init__(self, paths: RunPaths, record: RunRecord) -> None:
         """Does everything that takes time or can fail, before the worker exists.
@@ -107,7 +116,7 @@ class Supervisor:
         with claims.turn(paths):
             others = claims.beside(paths, keep_own=True)
             limits = resolve(record.settings, created_with(record.settings), machine, beside=others).limits
-            checkpoints = os.path.realpath(checkpoint_folder(paths, record))
+            checkpoints = self._checkpoints()
             if (why := sharing(others.others, checkpoints)) is not None:
                 raise SettingsError(why)
             claims.claim(paths, claim_of(record, limits, on_gpu=on_gpu, checkpoints=checkpoints))
@@ -129,7 +138,7 @@ class Supervisor:
         self.schedule = Schedule(now_s)
         self.memory_sensor = MemorySensor(fence)
         self.guard = Guard(
-            Ladder(MemoryLimits(worker_bytes=limits.worker_limit_bytes, reserve_bytes=limits.reserve_free_bytes)),
+            Ladder(memory_limits(limits)),
             memory=self.memory_sensor.read(now_s),
             disk=read_disk(now_s, paths.state),
         )
@@ -315,11 +324,62 @@ class Supervisor:
             self._show(now_s, self._status(), durable=False)
 
     def on_requests(self, now_s: float) -> None:
-        for token, what in self.sockets.requests(now_s):
-            if what is RequestKind.STATUS:
-                self._perform(now_s, [Answer(token, True, "")])
-            else:
-                self._perform(now_s, self.life.on_request(now_s, token, what))
+        for token, request in self.sockets.requests(now_s):
+            match request.what:
+                case RequestKind.STATUS:
+                    self._perform(now_s, [Answer(token, True, "")])
+                case RequestKind.TAKE_OVER:
+                    self._perform(now_s, [self.take_over(now_s, token, request.settings_json)])
+                case what:
+                    self._perform(now_s, self.life.on_request(now_s, token, what))
+
+    def take_over(self, now_s: float, token: int, settings_json: bytes) -> Answer:
+        """Goes on with other settings, of those that may change; the answer says what came of it, or why nothing did."""
+        if self.life.terminal is not None or self.life.worker.leaving.for_good:
+            return Answer(token, False, f"The run is {self.life.state} and takes nothing over any more.")
+        try:
+            settings = decode_settings(settings_json)
+            differ = taking_over.changed(self.record.settings, settings)
+            limits = self._limited(settings, differ) if taking_over.concerns_limits(differ) else self.night.limits
+        except (SettingsError, msgspec.DecodeError, UnicodeDecodeError, PathError) as error:
+            return Answer(token, False, "\n".join((str(error), *getattr(error, "more", ()))))
+        except BlockingIOError:
+            return Answer(token, False, "Another run is just starting: give it once more.")
+        before_bytes = self.guard.ladder.limits.worker_bytes
+        self.record.settings = settings
+        self.journal.save_run(self.record)
+        self.guard.ladder.limits = memory_limits(limits)
+        self.life.memory_limit_bytes = limits.worker_limit_bytes
+        self.life.continue_on_cpu = settings.recovery.continue_on_cpu
+        self.worker.fence.limit_bytes = limits.fence_bytes
+        self.worker.fence.renew()
+        self.devices.take_over(settings.limits)
+        self.journal.record(now_s, *self.night.take_over(now_s, settings, limits))
+        has_worker = self.life.stage is not Stage.NONE
+        text = taking_over.told(self.paths.name, differ, limits, before_bytes, has_worker=has_worker)
+        what = f"{', '.join(sorted(differ))} changed. {text}".strip()
+        self.journal.record(now_s, Record(event=Event.SETTINGS, reason=what, by=By.USER))
+        self.schedule.look_soon(now_s)
+        return Answer(token, True, text)
+
+    def _limited(self, settings: Settings, differ: Set[str]) -> Limits:
+        """The limits that follow from other settings, claimed beside those of other runs. Raises `SettingsError`, `PathError`,
+        and BlockingIOError where another run has its turn.
+        """
+        machine = look(self.paths.state, self.devices.gpus)
+        with contextlib.ExitStack() as turn:
+            turn.enter_context(claims.turn(self.paths, waits=False))
+            beside, gpu = claims.beside(self.paths), deciding_gpu(settings, machine)
+            origins = created_with(settings) | dict.fromkeys(differ, "given now")
+            limits = resolve_limits(settings, origins, machine, gpu, beside)
+            taking_over.check_room(self.paths.name, limits, self.guard.memory.worker_bytes if self.worker.pid else None)
+            asked = msgspec.structs.replace(self.record, settings=settings)
+            claim = claim_of(asked, limits, on_gpu=self.devices.watches_gpus, checkpoints=self._checkpoints())
+            self.scribe.carry_out(str(self.paths.claim), partial(claims.claim_and_end, self.paths, claim, turn.pop_all()))
+        return limits
+
+    def _checkpoints(self) -> str:
+        return os.path.realpath(checkpoint_folder(self.paths, self.record))
 
     def on_worker_end(self, now_s: float, woken: Set[int]) -> None:
         """Sees the end of a worker through: its own exit, what it left behind, and a kill that was ordered."""

@@ -17,6 +17,7 @@ from memsup.checkpoint.info import Info
 from memsup.shared.clock import asleep_s, monotonic_s, unix_s
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
+from memsup.shared.settings import Settings
 from memsup.shared.status import Status, Trouble, TroubleKind, Wanted
 from memsup.supervisor.daemon.clock_watch import ClockWatch
 from memsup.supervisor.daemon.keep_awake import KeepAwake
@@ -137,6 +138,11 @@ class Night:
             why = f"There is no black box ({error.strerror}), so a death of the machine could not be explained afterwards."
             yield Record(event=Event.NO_PROTECTION, reason=why, by=By.SUPERVISOR)
         self._flush_box(now_s, Mark.START)
+
+    def take_over(self, now_s: float, settings: Settings, limits: Limits) -> Iterator[Record]:
+        """Other addresses and limits count from now on. Returns what is to be recorded of messages that were on their way."""
+        self.limits = limits
+        yield from self._notices.take_over(now_s, settings.notify)
 
     def on_look(self, memory: MemoryReading) -> None:
         if self._box is not None:

@@ -13,16 +13,18 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from memsup.shared.commands import command as typed
 from memsup.shared.data.errors import NoTaskError
 from memsup.shared.loading import Loaded
+from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths, current_folder
-from memsup.shared.record import MemoryEstimate, RecordError, RunRecord
+from memsup.shared.record import MemoryEstimate, RecordError, RunRecord, encode_settings
 from memsup.shared.run_file import new_run_id, read_record
+from memsup.shared.settings import Settings, keys
 from memsup.shared.status import OVER, RunState, Status, TroubleKind, Wanted, encode_status
 from memsup.supervisor.cli import INTERRUPTED
 from memsup.supervisor.cli.findings import (
@@ -43,7 +45,16 @@ from memsup.supervisor.cli.findings import (
 from memsup.supervisor.cli.options import json_option, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
 from memsup.supervisor.cli.screen import data, json_data, message
-from memsup.supervisor.client.contact import LOOK_AGAIN_S, Presence, is_held, observe, still_there
+from memsup.supervisor.client.contact import (
+    LOOK_AGAIN_S,
+    Contact,
+    NoAnswerError,
+    NobodyThereError,
+    Presence,
+    is_held,
+    observe,
+    still_there,
+)
 from memsup.supervisor.client.errors import REFUSED, RefusedError
 from memsup.supervisor.client.preparing import (
     Difference,
@@ -68,6 +79,8 @@ IF_ATTACHED = (
 )
 GOES_WITHIN_S = 60.0
 """A supervisor that is about to go and does not answer any more has this long: its last messages take their time."""
+TAKES_OVER_WITHIN_S = 10.0
+"""A supervisor answers at once what it takes over; one of an earlier version never does."""
 EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input. With --wait: 0 only if the run finished."
 
 
@@ -110,7 +123,17 @@ def start(
         raise click.UsageError("--foreground shows the run itself; --wait looks on from outside. Choose one.")
     argv = _checked_command(command)
     loaded = load_settings(demo=demo, tier=tier, assignments=assignments, environment=os.environ)
-    asked = Asked(loaded, argv, fresh=fresh, wait=wait, foreground=foreground, as_json=as_json)
+    asked = Asked(
+        loaded,
+        argv,
+        assignments,
+        fresh=fresh,
+        trust=trust,
+        wait=wait,
+        foreground=foreground,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
     try:
         ends = _ends(paths, waits=not dry_run)
     except KeyboardInterrupt:
@@ -122,11 +145,13 @@ def start(
         _refuse_left_worker(paths)
     else:
         observe(paths)  # which writes down what its last supervisor could not
-    record = None if fresh else read_record(paths.record)
+    before = record = None if fresh else read_record(paths.record)
     if record is not None and (over := _finished(paths)) is not None:
-        return _tell_finished(paths, over, record, asked)
-    if record is not None:
-        _refuse_what_differs(record, asked, "is not finished")
+        if not _kept(record, asked):
+            return _tell_finished(paths, over, asked)
+        record = None  # another training: it is kept, and gives its name to the one that is asked for now
+    if record is not None and (kept := _kept(record, asked)):
+        _refuse(record, kept, asked, is_up=False)
     if not trust:
         refuse_strangers(loaded, record.settings if record else None, typed("start", paths.name))
     try:
@@ -142,9 +167,11 @@ def start(
         raise
     if dry_run:
         _tell(paths, plan, record, as_json)
+        if before is not None and record is None:
+            message(f"Run {paths.name!r} is finished; it would be kept under another name.")
         message("Dry run: nothing was written, nothing was started.")
         return 0
-    return _go(paths, plan, record, asked)
+    return _go(paths, plan, record, asked, before)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,26 +180,33 @@ class Asked:
 
     loaded: Loaded
     command: list[str] | None
+    assignments: Sequence[str]
+    """What was given with `--set`, as it was typed."""
     fresh: bool
+    trust: bool
     wait: bool
     foreground: bool
+    dry_run: bool
     as_json: bool
 
 
-def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked) -> int:
+def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, found: RunRecord | None) -> int:
+    """Starts what was planned; returns the exit code. `record` is the run's that goes on, and `found` what was there. Each
+    is None where there is none.
+    """
     from memsup.supervisor.client import spawning
 
     as_json = asked.as_json
 
     with spawning.only_start(paths):
         # Another start may have come first while the data were looked at.
-        if is_held(paths) or (not asked.fresh and _run_id(read_record(paths.record)) != _run_id(record)):
+        if is_held(paths) or (not asked.fresh and _run_id(read_record(paths.record)) != _run_id(found)):
             return _already(paths, dataclasses.replace(asked, fresh=False))
-        before = copy.deepcopy(record)
+        before = copy.deepcopy(record)  # the record that goes on is changed in its place
         aside = _set_aside(paths) if record is None else None
         fresh_record = _new_record(paths, plan) if record is None else _continued_record(record, plan)
         spawning.write_run(paths, fresh_record)
-        moved = [f"The earlier run was moved to {aside}; delete that folder when you need it no longer."] if aside else []
+        moved = [_where_it_is(paths, aside)] if aside else []
         if asked.foreground:
             message(*moved)
             _tell(paths, plan, record, as_json, run_id=fresh_record.run_id)
@@ -212,6 +246,11 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked) -> 
 
 def _run_id(record: RunRecord | None) -> str | None:
     return record.run_id if record else None
+
+
+def _where_it_is(paths: RunPaths, aside: Path) -> str:
+    delete = "delete that folder when you need it no longer"
+    return f"The earlier run {paths.name!r} is called {aside.name!r} now, in {aside}; {delete}."
 
 
 def _set_aside(paths: RunPaths) -> Path | None:
@@ -272,19 +311,28 @@ def _refuse_left_worker(paths: RunPaths) -> None:
 
 
 def _already(paths: RunPaths, asked: Asked) -> int:
-    """Says how a run does that has a living supervisor, and leaves it as it is; returns the exit code.
+    """Has a run that has a living supervisor take over what may change, and says how it does; returns the exit code.
 
-    Raises `RefusedError` for what it cannot take over while it runs.
+    Raises `RefusedError` for what would be another training, and where the supervisor refuses.
     """
     if asked.fresh:
         raise RefusedError(f"Run {paths.name!r} is running. Stop it before it can begin anew: {typed('stop', paths.name)}")
+    taken: list[Difference] = []
+    text = ""
     if (record := read_record(paths.record)) is not None:
-        _refuse_what_differs(record, asked, "runs", is_up=True)
+        if kept := _kept(record, asked):
+            _refuse(record, kept, asked, is_up=True)
+        settings, taken, _ = merge(record.settings, asked.loaded, is_command=record.command is not None)
+        if taken and not asked.trust:
+            refuse_strangers(asked.loaded, record.settings, typed("start", paths.name))
+        if taken and not asked.dry_run:
+            text = _take_over(paths, settings)
     status = observe(paths).status
     if asked.as_json:
-        json_data({"schema": 1, "run": paths.name, "already_running": True})
+        json_data({"schema": 1, "run": paths.name, "already_running": True, "taken": _documents(taken), "text": text})
     elif status is not None:
         data(f"Run {paths.name!r} already runs: {one_line(status)}.")
+        _tell_taken(taken, text, asked)
         paused = status.wanted is Wanted.PAUSED
         message(f"Look at it: {typed('status', paths.name)}" + (f"   Go on: {typed('resume', paths.name)}" if paused else ""))
     if asked.wait:
@@ -294,46 +342,70 @@ def _already(paths: RunPaths, asked: Asked) -> int:
     return 0
 
 
-def _refuse_what_differs(record: RunRecord, asked: Asked, does: str, *, is_up: bool = False, is_over: bool = False) -> None:
-    """Raises `RefusedError`, which names all that was given and that the run has not, and what to type.
+def _take_over(paths: RunPaths, settings: Settings) -> str:
+    """Has the run's supervisor go on with these settings; returns what came of it. Raises `RefusedError`."""
+    stop, start = typed("stop", paths.name), typed("start", paths.name)
+    try:
+        with Contact(paths) as contact:
+            reply = contact.ask(RequestKind.TAKE_OVER, TAKES_OVER_WITHIN_S, settings_json=encode_settings(settings))
+    except (NoAnswerError, NobodyThereError):
+        raise RefusedError(
+            f"The supervisor of run {paths.name!r} has not taken that over; nothing is known to have changed. "
+            f"Once more, or with a stop between: {stop}, then {start} with the same.",
+            NOT_STARTED,
+        ) from None
+    if not reply.ok:
+        first, *more = reply.text.split("\n")
+        raise RefusedError(f"{first} Nothing was changed.", more=tuple(more))
+    return reply.text
 
-    What may change is taken over by a run that is neither up nor over; of one that is over it is of no matter any more.
-    """
-    _, taken, kept = merge(record.settings, asked.loaded, is_command=record.command is not None)
+
+def _tell_taken(taken: Sequence[Difference], text: str, asked: Asked) -> None:
+    if not taken:
+        return
+    data("Dry run: it would go on with:" if asked.dry_run else "From now on it goes on with:")
+    rows = [(d.key, f"{shown(d.key, d.has)} → {shown(d.key, d.asked)}", f"({d.origin})") for d in taken]
+    data(*("  " + line for line in columns(rows)), *([text] if text else []))
+
+
+def _kept(record: RunRecord, asked: Asked) -> list[Difference]:
+    """What was given now and would be another training than that of `record`."""
+    _, _, kept = merge(record.settings, asked.loaded, is_command=record.command is not None)
     if asked.command is not None and asked.command != record.command:
         had = "the built-in training" if record.command is None else " ".join(record.command)
         kept.append(Difference("the command", had, " ".join(asked.command), "given now"))
-    taken = taken if is_up else []
-    if not taken and not kept:
-        return
+    return kept
+
+
+def _refuse(record: RunRecord, kept: Sequence[Difference], asked: Asked, *, is_up: bool) -> NoReturn:
+    """Raises `RefusedError`, which names what would be another training, and what to type."""
     stop, start = typed("stop", record.run), typed("start", record.run)
+    does = "runs" if is_up else "is not finished"
     lines = [f"Run {record.run!r} {does}, and not with what was given now; nothing was changed."]
-    lines += [f"  {d.key}: {shown(d.key, d.asked)} ({d.origin}), but it has {shown(d.key, d.has)}" for d in (*kept, *taken)]
-    if kept:
-        other = "another training" if record.command is None else "another run"
-        lines.append(f"That would be {other}. To have it, give the same once more with one of these:")
-        ways = [
-            (
-                f"{stop}; {start} --fresh" if is_up else f"{start} --fresh",
-                "begins anew in its place; the earlier one is moved aside",
-            ),
-            ("memsup start --run NAME", "begins another one beside it"),
-        ]
-        lines += ["  " + line for line in columns(ways)]
-        if not (is_up or is_over) and (goes_on := _without(start, kept)) is not None:
-            lines.append(f"To go on as it was: {goes_on}")
-    else:
-        lines.append(f"It takes that over when it is started: {stop}, then the same {start} once more.")
+    lines += [f"  {d.key}: {shown(d.key, d.asked)} ({d.origin}), but it has {shown(d.key, d.has)}" for d in kept]
+    other = "another training" if record.command is None else "another run"
+    lines.append(f"That would be {other}. To have it, give the same once more with one of these:")
+    fresh = f"{stop}; {start} --fresh" if is_up else f"{start} --fresh"
+    ways = [
+        (fresh, "begins anew in its place; the earlier one is kept"),
+        ("memsup start --run NAME", "begins another one beside it"),
+    ]
+    lines += ["  " + line for line in columns(ways)]
+    if (goes_on := _without(start, kept, asked)) is not None:
+        lines.append(f"To go on as it was: {goes_on}")
     raise RefusedError(lines[0], more=tuple(lines[1:]))
 
 
-def _without(start: str, kept: Sequence[Difference]) -> str | None:
-    """What goes on with a run that was not given what differs: `start`, from a folder where no file says it. Returns None where
-    it would be given that anywhere.
+def _without(start: str, kept: Sequence[Difference], asked: Asked) -> str | None:
+    """What goes on with a run that was not given what differs: `start`, from a folder where no file says it, with the limits
+    that were typed. Returns None where it would be given that anywhere.
     """
     origins, here = {d.origin for d in kept}, str(job_file(demo=False))
     if not origins <= {"flag", "given now", here}:
         return None
+    names = {assignment: assignment.partition("=")[0].strip() for assignment in asked.assignments}
+    may = [f"--set {shlex.quote(assignment)}" for assignment, name in names.items() if keys()[name].may_change]
+    start = " ".join([start, *may])
     return f"(cd / && {start})" if here in origins else start
 
 
@@ -342,8 +414,7 @@ def _finished(paths: RunPaths) -> Status | None:
     return status if status is not None and status.state is RunState.FINISHED else None
 
 
-def _tell_finished(paths: RunPaths, status: Status, record: RunRecord, asked: Asked) -> int:
-    _refuse_what_differs(record, asked, "is finished", is_over=True)
+def _tell_finished(paths: RunPaths, status: Status, asked: Asked) -> int:
     if asked.as_json:
         json_data(encode_status(status))
         return 0
@@ -518,7 +589,9 @@ def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str
         **(verdict_document(plan.task.verdict) if plan.task is not None else {}),
         "contacts": dict(contacts(plan.settings)),
         "notes": _notes(plan),
-        "taken": [
-            {"key": d.key, "has": shown(d.key, d.has), "asked": shown(d.key, d.asked), "origin": d.origin} for d in plan.taken
-        ],
+        "taken": _documents(plan.taken),
     }
+
+
+def _documents(taken: Sequence[Difference]) -> list[dict[str, str]]:
+    return [{"key": d.key, "has": shown(d.key, d.has), "asked": shown(d.key, d.asked), "origin": d.origin} for d in taken]

@@ -144,9 +144,9 @@ class Contact:
             self._state_fd = open_private(self._paths.state)
         return self._state_fd is not None and is_taken(self._state_fd)
 
-    def ask(self, what: RequestKind, within_s: float | None = None) -> Reply:
-        """The answer to one request. Without `within_s` it waits for as long as the supervisor answers at all: a checkpoint
-        takes its time. Raises `NobodyThereError`, `NoAnswerError` and `PathError`.
+    def ask(self, what: RequestKind, within_s: float | None = None, *, settings_json: bytes = b"") -> Reply:
+        """The answer to one request; `settings_json` belongs to `TAKE_OVER`. Without `within_s` it waits for as long as the
+        supervisor answers at all: a checkpoint takes its time. Raises `NobodyThereError`, `NoAnswerError` and `PathError`.
         """
         began_s = heard_s = asked_s = time.monotonic()
         number, incoming = 0, zmtp.Incoming(2 * MAX_FRAME_BYTES)
@@ -163,7 +163,9 @@ class Contact:
                     raise NoAnswerError
                 if incoming.is_ready and (number == 0 or (within_s is None and now_s - asked_s > ASK_AGAIN_S)):
                     number, asked_s = number + 1, now_s
-                    request = Request(request_id=number, what=what if number == 1 else RequestKind.STATUS)
+                    request = Request(request_id=number, what=RequestKind.STATUS)
+                    if number == 1:
+                        request = Request(request_id=1, what=what, settings_json=settings_json)
                     control.sendall(zmtp.message(encode(request)))
 
     @contextmanager
@@ -375,11 +377,22 @@ def _written(paths: RunPaths, record: RunRecord | None) -> Status | None:
             is_command=record.command is not None,
             tier=record.tier,
         )
-    status.run = record.run
+    if status.run != record.run:
+        _has_moved(status, paths.state.with_name(status.run), paths.state)
+        status.run = record.run
     age_s = _age_s(paths)
     if status.checkpoint.age_s is not None and age_s is not None:
         status.checkpoint.age_s += age_s
     return status
+
+
+def _has_moved(status: Status, old: Path, new: Path) -> None:
+    """Has the paths in the status of a run that was moved aside name its folder as it is called now."""
+    if status.model_path is not None and Path(status.model_path).is_relative_to(old):
+        status.model_path = str(new / Path(status.model_path).relative_to(old))
+    path = status.checkpoint.path
+    if path is not None and Path(path).is_relative_to(old):
+        status.checkpoint.path = str(new / Path(path).relative_to(old))
 
 
 def _age_s(paths: RunPaths) -> float | None:

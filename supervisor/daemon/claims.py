@@ -36,11 +36,13 @@ def beside(paths: RunPaths, *, keep_own: bool = False) -> Beside:
 
 
 @contextlib.contextmanager
-def turn(paths: RunPaths) -> Iterator[None]:
-    """While this lasts nobody else claims anything. Raises `PathError`."""
+def turn(paths: RunPaths, *, waits: bool = True) -> Iterator[None]:
+    """While this lasts nobody else claims anything. Raises `PathError`, and BlockingIOError where it is not to wait and it is
+    somebody else's turn.
+    """
     fd = open_private(paths.state.parent)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         yield
     finally:
         os.close(fd)
@@ -52,6 +54,12 @@ def claim(paths: RunPaths, claimed: Claim) -> None:
         replace_file(paths.claim, msgspec.json.encode(claimed))
     except OSError as error:
         log.warning("What this run may take could not be written down for other runs", why=error.strerror)
+
+
+def claim_and_end(paths: RunPaths, claimed: Claim, turn: contextlib.ExitStack) -> None:
+    """Writes down what the run may take, and ends the `turn` in which that was found; the disk may take its time for it."""
+    with turn:
+        claim(paths, claimed)
 
 
 def give_up(paths: RunPaths) -> None:

@@ -168,11 +168,12 @@ class Sockets:
 
     # -- clients ------------------------------------------------------------------------------------------------------
 
-    def requests(self, now_s: float) -> Iterator[tuple[int, m.RequestKind]]:
+    def requests(self, now_s: float) -> Iterator[tuple[int, m.Request]]:
         """What clients ask, each with the token under which `answer` finds who asked. What is under way already is passed on
         once, unless something else was ordered since.
         """
         asked = _UnderWay(m.RequestKind.STATUS)
+        question = m.Request(request_id=0, what=m.RequestKind.STATUS)
         for peer, parts in self.control.messages(now_s):
             request = self._decoded(parts, m.decode_request)
             if request is None:
@@ -185,7 +186,7 @@ class Sockets:
                 self.control.postpone(peer, parts, now_s + LOOK_AGAIN_S)
                 continue
             newest = next(reversed(self._under_way.values()), None)
-            if newest is not None and newest.what is request.what:
+            if newest is not None and newest.what is request.what and not request.settings_json:
                 newest.clients.append(client)
                 continue
             orders = self._orders_of(peer.pid, now_s)
@@ -195,11 +196,11 @@ class Sockets:
             orders.take(1, now_s)
             token = next(self._tokens)
             self._under_way[token] = _UnderWay(request.what, [client])
-            yield token, request.what
+            yield token, request
         if asked.clients:
             token = next(self._tokens)
             self._under_way[token] = asked
-            yield token, asked.what
+            yield token, question
         self._count_broken(self.control)
 
     def answer(self, answer: Answer, status_json: bytes) -> None:

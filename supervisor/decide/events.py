@@ -60,6 +60,8 @@ class Event(enum.StrEnum):
     """The worker computes in another way than was asked for: the model would see it, or does not know it."""
     OTHER_BITS = "other_bits"
     """The run goes on where it computes other last bits than before, as with another number of threads."""
+    SETTINGS = "settings"
+    """A person gave other settings to the run while it was up, and it took them over."""
     SHARED = "shared"
     """Other runs live, and the worker's limit is what they leave, or less."""
     PROTECTION = "protection"

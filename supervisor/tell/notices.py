@@ -29,7 +29,7 @@ class Notices:
         self.policy = Policy(_read_told(file))
         self._file, self._scribe = file, scribe
         self._written = b""
-        self._has_readers = bool(settings.urls)
+        self._settings = settings
         self._messenger = Messenger(settings.urls, settings.ping_url)
         self._ping_arrives: bool | None = None
         """Whether the last ping arrived. It is None before the first answer."""
@@ -38,9 +38,19 @@ class Notices:
         """Starts the sender where there is something to send and none lives; not to be called while memory is short."""
         self._messenger.start(now_s)
 
+    def take_over(self, now_s: float, settings: Notify) -> Iterator[Record]:
+        """Other addresses count from now on; who has to send something still does so."""
+        if settings == self._settings:
+            return
+        yield from self._answers()
+        self._messenger.close()
+        self._settings, self._messenger = settings, Messenger(settings.urls, settings.ping_url)
+        self._ping_arrives = None
+        self.start(now_s)
+
     def step(self, now_s: float, status: Status) -> Iterator[Record]:
         """Sends what is due, and says what came of what was sent; to be called about once a second."""
-        if self._has_readers:
+        if self._settings.urls:
             here = time.localtime()
             for notice in self.policy.step(unix_s(), here.tm_hour, time.strftime("%Y-%m-%d", here), status):
                 self._messenger.send(notice)

@@ -253,8 +253,8 @@ class Lifecycle(Standing):
                 self.waiters.add(token, Goal.RUNNING, now_s)
             case RequestKind.CHECKPOINT:
                 self._checkpoint(now_s, token)
-            case RequestKind.STATUS:
-                raise AssertionError("status is answered from `record/status.py`, not from here")
+            case RequestKind.STATUS | RequestKind.TAKE_OVER:
+                raise AssertionError("they do not ask the run for anything: `main.py` answers them")
         return self._follow_up(now_s)
 
     # -- reports and requests -----------------------------------------------------------------------------------------

@@ -53,8 +53,10 @@ def test_limits_share_the_machine() -> None:
     assert limit_of("first") == half << 20
     assert room - limit_of("first") - (1 << 20) <= limit_of("second") <= room - limit_of("first") + (1 << 20)
     assert [line["reason"] for line in ledger("second") if line["event"] == "shared"]
-    kept = memsup("start", "--run", "first", "--set=limits.ram=2GiB", *REST)
-    assert "limits.ram: 2 GiB (flag), but it has" in kept.stderr
+    too_much = memsup("start", "--run", "first", "--set=limits.ram=90%", *REST)
+    assert too_much.returncode == 2
+    assert "does not fit beside what runs already: run 'second' may take" in too_much.stderr
+    assert limit_of("first") == half << 20
     other = memsup("start", "--run", "first", "--", "sleep", "1")
     assert "  the command: sleep 1 (given now), but it has sleep 1000\nThat would be another run" in other.stderr
     assert "lives already" in memsup("check", "--run", "first").stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from kit.cli_process import MEMSUP, RUN_ID, a_run, control_server, end_supervisors, eventually, memsup
-from kit.run_state import status, until
+from kit.run_state import ledger, status, until
 
-from memsup.shared.paths import run_paths
+from memsup.shared.paths import RunPaths, run_paths
 from memsup.shared.run_file import read_record
 from memsup.shared.settings import Share
 from memsup.shared.status import RunState, Status, Wanted, encode_status
@@ -454,6 +455,23 @@ def a_job_run(job: Path, **fields: object) -> None:
     a_run(settings=msgspec.convert(document["settings"], Settings), **fields)
 
 
+def finished(job: Path) -> RunPaths:
+    """A run of `job` that has finished."""
+    a_job_run(job)
+    paths = run_paths("default")
+    paths.model.mkdir()
+    status = Status(
+        run="default",
+        run_id=RUN_ID,
+        state=RunState.FINISHED,
+        wanted=Wanted.RUNNING,
+        result={"accuracy": 0.913, "majority_accuracy": 0.527},
+        model_path=str(paths.model),
+    )
+    paths.status.write_bytes(encode_status(status))
+    return paths
+
+
 def test_a_run_takes_over_its_limits_and_says_so(job: Path) -> None:
     """Another limit only guards differently."""
     a_job_run(job)
@@ -477,7 +495,7 @@ def test_what_would_be_another_training_is_not_done_silently_otherwise(job: Path
     assert "tier: low (flag), but it has auto" in done.stderr
     assert "memsup start --fresh " in done.stderr
     assert "memsup start --run NAME " in done.stderr
-    assert "To go on as it was: memsup start\n" in done.stderr
+    assert "To go on as it was: memsup start --set limits.ram=2GiB\n" in done.stderr
     other = tmp_path / "other"
     other.mkdir()
     (other / "memsup.toml").write_text("[training]\nepochs = 7\n")
@@ -485,6 +503,8 @@ def test_what_would_be_another_training_is_not_done_silently_otherwise(job: Path
     assert done.returncode == 2
     assert f"training.epochs: 7.0 ({other / 'memsup.toml'}), but it has 3.0" in done.stderr
     assert "To go on as it was: (cd / && memsup start)" in done.stderr
+    typed = memsup("start", "--set", "limits.ram=2GiB", cwd=other)
+    assert "To go on as it was: (cd / && memsup start --set limits.ram=2GiB)" in typed.stderr, "what was typed is not lost"
     assert run_paths("default").record.read_bytes() == before
 
 
@@ -533,20 +553,7 @@ def test_another_command_is_another_run(tmp_path: Path) -> None:
 
 def test_a_finished_run_says_where_its_model_is(job: Path) -> None:
     """Exit 0: what was asked for is there. Nothing is started."""
-    a_job_run(job)
-    paths = run_paths("default")
-    paths.status.write_bytes(
-        encode_status(
-            Status(
-                run="default",
-                run_id=RUN_ID,
-                state=RunState.FINISHED,
-                wanted=Wanted.RUNNING,
-                result={"accuracy": 0.913, "majority_accuracy": 0.527},
-                model_path=str(paths.model),
-            )
-        )
-    )
+    paths = finished(job)
     done = memsup("start", cwd=job)
     assert done.returncode == 0
     assert "accuracy 91.3%" in done.stdout
@@ -554,6 +561,66 @@ def test_a_finished_run_says_where_its_model_is(job: Path) -> None:
     assert str(paths.model) in done.stdout
     assert "--fresh" in done.stderr
     assert not is_held(paths)
+
+
+def test_another_job_on_a_finished_run_keeps_that_one_and_is_trained(job: Path, tmp_path: Path) -> None:
+    """From the demo to one's own data with the command that is typed next; what is wrong with those is said, nothing moved."""
+    paths = finished(job)
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "own.csv").write_text("text,label\n")
+    asked = ("start", "--set", f"task.model={job / 'model'}", "--set", "task.train=own.csv")
+    broken = memsup(*asked, cwd=own)
+    assert (broken.returncode, "own.csv" in broken.stderr) == (2, True), broken
+    (own / "own.csv").write_text(ROWS, encoding="utf-8")
+    dry = memsup(*asked, "--dry-run", cwd=own)
+    assert dry.returncode == 0, dry
+    assert "it would be kept under another name" in dry.stderr
+    assert [path.name for path in paths.state.parent.iterdir()] == ["default"]
+    done = memsup("start", *WAIT_FOREVER, cwd=own)
+    assert done.returncode == 0, done
+    assert "The earlier run 'default' is called 'default.old-1' now" in done.stderr
+    assert status()["is_command"]
+    kept = status("default.old-1")
+    assert (kept["run"], kept["state"], kept["result"]["accuracy"]) == ("default.old-1", "finished", 0.913)
+    assert kept["model_path"] == str(paths.state.with_name("default.old-1") / "model")
+    assert Path(kept["model_path"]).is_dir()
+
+
+def test_a_run_that_is_up_takes_over_what_may_change_and_refuses_the_rest(tmp_path: Path) -> None:
+    """It says what changed, keeps it, and other runs know of it; never exit 0 in silence."""
+    paths = run_paths("default")
+    assert memsup("start", *WAIT_FOREVER, cwd=tmp_path).returncode == 0
+    told = tmp_path / "told"
+    asked = ("--set", "limits.ram=1GiB", "--set", "checkpoint.keep=5", "--set", f"notify.urls=file:{told}")
+    dry = memsup("start", *asked, "--dry-run", cwd=tmp_path)
+    assert (dry.returncode, "Dry run" in dry.stdout) == (0, True), dry
+    assert status()["memory"]["limit_bytes"] > 2**30
+    refused = memsup("start", *asked, "--set", "training.epochs=5", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "training.epochs: 5.0 (flag), but it has 3.0" in refused.stderr
+    small = memsup("start", "--set", "limits.ram=100MiB", cwd=tmp_path)
+    assert small.returncode == 2
+    assert "less than the 512 MiB" in small.stderr
+    assert "Nothing was changed" in small.stderr
+    assert status()["memory"]["limit_bytes"] > 2**30
+
+    done = memsup("start", *asked, cwd=tmp_path)
+    assert done.returncode == 0, done
+    assert re.search(r"  limits\.ram +90 % → 1 GiB +\(flag\)", done.stdout)
+    assert "The worker may take 1 GiB now" in done.stdout
+    assert "For the worker checkpoint.keep counts when it begins again: memsup pause --release" in done.stdout
+    assert status()["memory"]["limit_bytes"] == 2**30
+    record = eventually(lambda: (found := read_record(paths.record)) and found.settings.checkpoint.keep == 5 and found)
+    assert record.settings.limits.ram == 2**30
+    eventually(lambda: json.loads(paths.claim.read_bytes())["ram_bytes"] == 2**30)
+    (line,) = [line for line in ledger() if line["event"] == "settings"]
+    assert line["by"] == "user"
+    again = memsup("start", *asked, "--json", cwd=tmp_path).document
+    assert again["taken"] == []
+    raised = memsup("start", "--set", "limits.ram=2GiB", "--json", cwd=tmp_path).document
+    assert [d["key"] for d in raised["taken"]] == ["limits.ram"]
+    assert "For the worker the larger limit counts when it begins again" in raised["text"]
 
 
 def test_fresh_moves_the_earlier_run_aside(tmp_path: Path) -> None:

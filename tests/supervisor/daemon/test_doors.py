@@ -249,7 +249,7 @@ def passed_on(sockets: Sockets, later_s: float = 0.0) -> list[tuple[int, Request
     found: list[tuple[int, RequestKind]] = []
     until_s = time.monotonic() + 0.15
     while (now_s := time.monotonic()) < until_s:
-        found += sockets.requests(now_s + later_s)
+        found += ((token, request.what) for token, request in sockets.requests(now_s + later_s))
         time.sleep(0.002)
     return found
 
@@ -411,8 +411,8 @@ def fuzz(sockets: Sockets, paths: RunPaths, rounds: int, seed: int) -> None:
             wire = wire[: draw.randrange(len(wire))] + draw.randbytes(5)
         with socket_at(str(paths.runtime / draw.choice([WORKER_SOCKET, CONTROL_SOCKET])), wire):
             now_s += 1.0
-            for token, what in sockets.requests(now_s):
-                assert isinstance(what, RequestKind)
+            for token, request in sockets.requests(now_s):
+                assert isinstance(request, m.Request)
                 sockets.answer(Answer(token, True, ""), b"{}")
             for report in sockets.reports(now_s, "abc", by_itself):
                 assert isinstance(report, m.Report)

@@ -61,7 +61,7 @@ def asked(sockets: Sockets, requests: int) -> list[tuple[int, RequestKind]]:
     deadline_s = time.monotonic() + PATIENCE_MS / 1000
     while len(found) < requests:
         assert time.monotonic() < deadline_s, "nothing came"
-        found += sockets.requests(time.monotonic())
+        found += ((token, request.what) for token, request in sockets.requests(time.monotonic()))
         time.sleep(0.002)
     return found
 
