@@ -40,7 +40,7 @@ from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.tier_lines import lines, notes
 from memsup.supervisor.decide.tiers import Resolution, resolve
 from memsup.supervisor.sense.machine import MemoryUser, largest_users
-from memsup.supervisor.words import columns, plural, size
+from memsup.supervisor.words import plural, size
 
 READY, WARNINGS = 0, 1
 KEEPS_AWAKE = "systemd-inhibit --what=idle:sleep memsup wait"
@@ -144,7 +144,7 @@ def _refused(paths: RunPaths, loaded: Loaded) -> list[str]:
         record = read_record(paths.record)
         refuse_strangers(loaded, record.settings if record else None, command("start", paths.name))
     except RefusedError as error:
-        return [str(error), *error.more]
+        return [str(error), *(line if isinstance(line, str) else "   ".join(line) for line in error.more)]
     except RecordError as error:
         return [str(error)]
     return []
@@ -219,12 +219,12 @@ def _print(found: Checked) -> None:
     power = {True: "battery", False: "mains", None: "mains (no battery)"}[machine.on_battery]
     kernel = f"Linux {machine.kernel}" + (", WSL" if machine.is_wsl else "")
     rows = [*machine_rows(machine), ("kernel", kernel), ("power", power), _sleep_row(machine), *_fence_rows(found.fence)]
-    data("This machine", *_indented(columns(rows)))
+    data("This machine", *rows)
     used = [(user.name, size(user.size_bytes), plural(user.processes, "process", "processes")) for user in found.users]
-    data("", "Largest users of RAM", *_indented(columns(used)))
+    data("", "Largest users of RAM", *used)
     if resolution is not None:
         data("", f"Tier {resolution.tier}: {resolution.reason}")
-        data(*_indented(columns([name, value, f"← {origin}"] for name, value, origin in lines(resolution))))
+        data(*((name, value, paint(f"← {origin}", "dim")) for name, value, origin in lines(resolution)))
     data("")
     for sentence in found.warnings:
         data(paint(f"! {sentence}", "yellow"))
@@ -233,10 +233,6 @@ def _print(found: Checked) -> None:
         return
     ready = "Refused until that is mended" if found.is_refused else "It can be tried" if found.warnings else "Ready"
     data(f"{ready}: {found.command}")
-
-
-def _indented(lines: list[str]) -> list[str]:
-    return ["  " + line for line in lines]
 
 
 def _document(found: Checked) -> dict[str, Any]:

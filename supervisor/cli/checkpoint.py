@@ -20,7 +20,7 @@ from memsup.supervisor.cli.orders import DONE, NO_ANSWER, NOT_RUNNING, answer, r
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.record.earlier_life import checkpoint_folder
-from memsup.supervisor.words import columns, count, duration, size
+from memsup.supervisor.words import count, duration, size
 
 DAMAGED = 1
 
@@ -85,14 +85,14 @@ def _list(paths: RunPaths, as_json: bool) -> int:
     elif not found:
         message("There is no checkpoint yet.")
     else:
-        data(*columns(_row(info) for info in found))
+        data(*map(_row, found))
     return NO_ANSWER if any(info.problem for info in found) else DONE
 
 
-def _row(info: Info) -> list[str]:
+def _row(info: Info) -> tuple[str, ...]:
     age = "" if info.created_unix_s is None else f"{duration(time.time() - info.created_unix_s)} old"
     metric = "" if info.metric is None else f"metric {info.metric:.4g}"
-    return [f"step {count(info.step)}", size(info.bytes), age, metric, info.problem or str(info.path)]
+    return f"step {count(info.step)}", size(info.bytes), age, metric, info.problem or str(info.path)
 
 
 def _document(info: Info) -> dict[str, Any]:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from memsup.shared.printable import printable
 from memsup.shared.readings import KnownGpu
 from memsup.shared.status import OVER, RunState, Status
@@ -13,7 +15,6 @@ from memsup.supervisor.decide.readings import hottest
 from memsup.supervisor.decide.thresholds import COLOUR_BELOW_C
 from memsup.supervisor.words import (
     VERIFIED,
-    columns,
     count,
     duration,
     gpu_line,
@@ -26,6 +27,9 @@ from memsup.supervisor.words import (
     trains,
 )
 
+if TYPE_CHECKING:
+    from memsup.supervisor.cli.layout import Line
+
 BAR_CELLS = 30
 _COLOURS = {
     RunState.RUNNING: "green",
@@ -35,12 +39,12 @@ _COLOURS = {
 }
 
 
-def picture(status: Status, now_unix_s: float) -> list[str]:
-    """Lines with colours in them; whoever prints takes them out where there is no terminal."""
+def picture(status: Status, now_unix_s: float) -> list[Line]:
+    """Lines and rows with colours in them; whoever prints takes them out where there is no terminal."""
     head = paint(status.state, _COLOURS.get(status.state, "yellow"), "bold")
     since = "" if status.since is None else f" for {duration(now_unix_s - status.since)}"
     tier = "" if status.tier is None else f", tier {status.tier}"
-    lines = [f"{paint(printable(status.run), 'bold')}: {head}{since}{tier}"]
+    lines: list[Line] = [f"{paint(printable(status.run), 'bold')}: {head}{since}{tier}"]
     lines += [paint(f"! {printable(sentence)}", "yellow") for sentence in status.attention]
     if (bar := _bar(status)) is not None:
         lines.append(bar)
@@ -57,7 +61,7 @@ def picture(status: Status, now_unix_s: float) -> list[str]:
         ("model", printable(status.model_path) if status.model_path else None),
         ("exit code", None if status.exit_code is None else str(status.exit_code)),
     ]
-    return lines + ["  " + line for line in columns((name, text) for name, text in rows if text)]
+    return [*lines, *((name, text) for name, text in rows if text)]
 
 
 def _readings(status: Status) -> list[tuple[str, str | None]]:

@@ -1,9 +1,11 @@
 """The one place through which all that the command line prints goes.
 
 `data`, `message` and `json_data` print. Each text that they are given is one line, and whatever in it could drive a terminal
-or begin a line of its own is shown as �, wherever it came from. `console` is the same for what rich draws. What others write
-to the two streams (warnings of libraries, tracebacks, click's help) passes `guard`. Colours are `paint`'s: they carry a
-number that nobody outside of this process can know, so that no other text can colour or hide anything.
+or begin a line of its own is shown as �, wherever it came from. A tuple of texts is a row, and rows that follow one another are
+a table; `layout.py` breaks both at the terminal's width. `moving` draws the same in its place again and again, by way of
+`console`, which is rich. What others write to the two streams (warnings of libraries, tracebacks, click's help) passes `guard`.
+Colours are `paint`'s: they carry a number that nobody outside of this process can know, so that no other text can colour or
+hide anything.
 """
 
 from __future__ import annotations
@@ -11,18 +13,22 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from memsup.shared.printable import printable, printable_json, printable_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
+    from memsup.supervisor.cli.layout import Line
+
 _OURS = int.from_bytes(os.urandom(8))
 _PAINT = re.compile(rf"\x1b\[{_OURS};(\d+)m")
+USUAL_CELLS, LEAST_CELLS = 80, 20
 _CODES = {"plain": 0, "bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "blue": 34}
 
 
@@ -40,12 +46,12 @@ def shown(line: str, *, in_colour: bool) -> str:
     return "".join(parts)
 
 
-def data(*lines: str) -> None:
+def data(*lines: Line) -> None:
     """Prints what the command was asked for, on stdout."""
     _print(sys.stdout, lines)
 
 
-def message(*lines: str) -> None:
+def message(*lines: Line) -> None:
     """Prints what a person should know beside it, on stderr."""
     _print(sys.stderr, lines)
 
@@ -55,11 +61,45 @@ def json_data(document: bytes | dict[str, Any]) -> None:
     _write(sys.stdout, printable_json(document.decode() if isinstance(document, bytes) else _encoded(document)) + "\n")
 
 
+def moves(stream: Any) -> bool:
+    """Whether what is drawn on it can be drawn again in its place: only on a terminal that has more than lines."""
+    return os.environ.get("TERM") != "dumb" and stream.isatty()
+
+
 def colour(stream: Any) -> bool:
     """Whether to print in colour: only on a terminal, and not where NO_COLOR is set (https://no-color.org: to anything but
     the empty string).
     """
-    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
+    return not os.environ.get("NO_COLOR") and moves(stream)
+
+
+def cells(stream: Any) -> int | None:
+    """How wide the terminal is. None is no terminal: nothing is broken there. COLUMNS says it where somebody has set it."""
+    if not stream.isatty():
+        return None
+    asked = os.environ.get("COLUMNS", "")
+    try:
+        found = int(asked) if asked.isdecimal() and 0 < len(asked) < 5 else os.get_terminal_size(stream.fileno()).columns
+    except OSError:
+        found = 0
+    return max(found or USUAL_CELLS, LEAST_CELLS)
+
+
+@contextmanager
+def moving(stream: TextIO) -> Iterator[Callable[..., None]]:
+    """Lines and rows that are drawn in one place again each time when what this yields is called with them; what is printed
+    meanwhile with `data` or `message` scrolls by above. The last ones stay. Asks for a stream that `moves`.
+    """
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=console(stream), auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+
+        def draw(*lines: Line) -> None:
+            text = "\n".join(_laid_out(lines, cells(stream), in_colour=colour(stream)))
+            live.update(Text.from_ansi(text, no_wrap=True), refresh=True)
+
+        yield draw
 
 
 def console(stream: TextIO) -> Console:
@@ -99,9 +139,20 @@ def guard() -> None:
             setattr(sys, name, Guarded(stream))
 
 
-def _print(stream: TextIO, lines: Iterable[str]) -> None:
-    in_colour = colour(stream)
-    _write(stream, "".join(shown(line, in_colour=in_colour) + "\n" for line in lines))
+def _print(stream: TextIO, lines: Iterable[Line]) -> None:
+    text = _laid_out(lines, cells(stream), in_colour=colour(stream))
+    _write(stream, "".join(line + "\n" for line in text))
+
+
+def _laid_out(lines: Iterable[Line], cells: int | None, *, in_colour: bool) -> Iterable[str]:
+    from memsup.supervisor.cli.layout import laid_out
+
+    def as_shown(line: Line) -> Line:
+        if isinstance(line, str):
+            return shown(line, in_colour=in_colour)
+        return tuple(shown(cell, in_colour=in_colour) for cell in line)
+
+    return laid_out(map(as_shown, lines), cells)
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -11,7 +11,7 @@ from memsup.shared.commands import command
 from memsup.shared.status import OVER, RunState, Status, encode_status
 from memsup.supervisor.cli.options import json_option, paths_of, run_option
 from memsup.supervisor.cli.picture import picture
-from memsup.supervisor.cli.screen import colour, console, data, json_data, message, shown
+from memsup.supervisor.cli.screen import data, json_data, message, moves, moving
 from memsup.supervisor.cli.streams import must_be_read
 from memsup.supervisor.client.contact import observe
 
@@ -60,8 +60,7 @@ def _print(found: Status, as_json: bool) -> None:
 def _watch(run_name: str, found: Status, as_json: bool) -> Status:
     """Shows the run until it is over, and gives back what was seen last, which is left on the screen."""
     paths = paths_of(run_name)
-    moving = colour(sys.stdout) and not as_json
-    if not moving:
+    if as_json or not moves(sys.stdout):
         while True:
             _print(found, as_json)
             must_be_read()
@@ -69,15 +68,10 @@ def _watch(run_name: str, found: Status, as_json: bool) -> Status:
                 return found
             time.sleep(WATCH_EVERY_S if as_json else WATCH_LOG_EVERY_S)
             found = observe(paths).status or found
-    from rich.live import Live
-    from rich.text import Text
-
-    def drawn() -> Text:
-        return Text.from_ansi("\n".join(shown(line, in_colour=True) for line in picture(found, time.time())))
-
-    with Live(drawn(), console=console(sys.stdout), auto_refresh=False) as live:
+    with moving(sys.stdout) as draw:
+        draw(*picture(found, time.time()))
         while found.state not in OVER:
             time.sleep(WATCH_EVERY_S)
             found = observe(paths).status or found
-            live.update(drawn(), refresh=True)
+            draw(*picture(found, time.time()))
     return found

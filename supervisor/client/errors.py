@@ -6,11 +6,11 @@ REFUSED = 2
 
 
 class RefusedError(Exception):
-    """The command cannot do what was asked; the text is one plain sentence with what to do, and `more` what follows it in lines
-    of their own. `code` becomes the exit code.
+    """The command cannot do what was asked; the text is one plain sentence with what to do, and `more` what follows it: lines,
+    and rows, which are tuples of cells. `code` becomes the exit code.
     """
 
-    def __init__(self, text: str, code: int = REFUSED, *, more: tuple[str, ...] = ()) -> None:
+    def __init__(self, text: str, code: int = REFUSED, *, more: tuple[str | tuple[str, ...], ...] = ()) -> None:
         super().__init__(text)
         self.code = code
         self.more = more

@@ -13,20 +13,23 @@ from memsup.supervisor.report.marks import clock
 from memsup.supervisor.report.outcome import figures, headline, period, share, summary
 from memsup.supervisor.report.page import price
 from memsup.supervisor.report.plots import DESCRIPTIONS
-from memsup.supervisor.words import columns, duration, size
+from memsup.supervisor.words import duration, size
 
+Line = str | tuple[str, ...]
+"""What `cli/screen.py` prints: a line, or a row of a table."""
 CELLS = 60
 MOST_INTERVENTIONS = 12
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-def screen(material: Material, account: Account) -> list[str]:
+def screen(material: Material, account: Account) -> list[Line]:
+    """Lines, and rows of tables."""
     title, _ = headline(material, account)
-    out = [f"{printable(material.run)}: {title} ({period(account)})", printable(summary(material, account))]
+    out: list[Line] = [f"{printable(material.run)}: {title} ({period(account)})", printable(summary(material, account))]
     if material.status:
         out += [f"! {printable(sentence)}" for sentence in material.status.attention]
     out += [f"! {printable(sentence)}" for sentence in material.unreadable]
-    out += ["", *columns((figure.value, figure.meaning) for figure in figures(material, account))]
+    out += ["", *((figure.value, figure.meaning) for figure in figures(material, account))]
     out += _curves([moment.point for moment in account.moments])
     out += _time(account)
     out += _interventions(account)
@@ -34,7 +37,7 @@ def screen(material: Material, account: Account) -> list[str]:
     return out
 
 
-def _curves(points: Sequence[Point]) -> Iterator[str]:
+def _curves(points: Sequence[Point]) -> Iterator[Line]:
     thinned = thin(points, CELLS)
     rows = [
         _curve("loss", [p.loss for p in thinned], lambda v: f"{v:.3g}"),
@@ -45,7 +48,7 @@ def _curves(points: Sequence[Point]) -> Iterator[str]:
     shown = [row for row in rows if row]
     if shown:
         yield ""
-        yield from columns(shown)
+        yield from shown
 
 
 def _curve(name: str, values: Sequence[float | None], shown: Callable[[float], str]) -> tuple[str, str, str] | None:
@@ -65,13 +68,13 @@ def sparkline(values: Sequence[float | None]) -> str:
     return "".join(" " if v is None else _BLOCKS[0 if flat else round((v - low) / span * top)] for v in finite)
 
 
-def _time(account: Account) -> Iterator[str]:
+def _time(account: Account) -> Iterator[Line]:
     total_s = sum(account.spent_s.values())
     if not total_s:
         return
     yield ""
     ordered = sorted(account.spent_s.items(), key=lambda item: -item[1])
-    yield from columns((duration(seconds), share(seconds / total_s), DESCRIPTIONS[name]) for name, seconds in ordered)
+    yield from ((duration(seconds), share(seconds / total_s), DESCRIPTIONS[name]) for name, seconds in ordered)
 
 
 def _first_line(text: str) -> str:
@@ -79,13 +82,13 @@ def _first_line(text: str) -> str:
     return text.partition("\n")[0]
 
 
-def _interventions(account: Account) -> Iterator[str]:
+def _interventions(account: Account) -> Iterator[Line]:
     if not account.interventions:
         return
     dearest = sorted(account.interventions, key=lambda i: -(i.cost_s or 0.0))[:MOST_INTERVENTIONS]
     left = len(account.interventions) - len(dearest)
     yield ""
-    yield from columns(
+    yield from (
         (
             clock(i.x, with_day=True),
             price(i),
@@ -97,7 +100,7 @@ def _interventions(account: Account) -> Iterator[str]:
         yield f"… and {left} more, which cost less"
 
 
-def _facts(account: Account) -> Iterator[str]:
+def _facts(account: Account) -> Iterator[Line]:
     if account.facts:
         yield ""
-        yield from columns((clock(fact.x, with_day=True), printable(_first_line(fact.text))) for fact in account.facts)
+        yield from ((clock(fact.x, with_day=True), printable(_first_line(fact.text))) for fact in account.facts)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 import uuid
@@ -84,6 +88,35 @@ def said(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
         sys.stdout, sys.stderr = before
     came = capfd.readouterr()
     return code, came.out + came.err
+
+
+def said_on_a_terminal(cells: int, *arguments: str, lines: int = 40) -> tuple[int, str]:
+    """The exit code of `memsup ARGUMENTS` and what a terminal of that size gets from it, in the test's own process."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, cells, 0, 0))
+    before, fds = (sys.stdout, sys.stderr), (os.dup(1), os.dup(2))
+    text = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # a terminal's way to say the end
+            while piece := os.read(ours, 65536):
+                text.extend(piece)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for fd in (1, 2):
+            os.dup2(theirs, fd)
+        os.close(theirs)
+        code = main(arguments)
+    finally:
+        sys.stdout, sys.stderr = before
+        for fd, kept in zip((1, 2), fds, strict=True):
+            os.dup2(kept, fd)
+            os.close(kept)
+        reader.join()
+        os.close(ours)
+    return code, text.decode().replace("\r\n", "\n")
 
 
 def eventually(true: Callable[[], Any], within_s: float = 120, *, every_s: float = 0.02) -> Any:

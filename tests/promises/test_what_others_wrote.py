@@ -42,6 +42,7 @@ from memsup.shared.record import RecordError, RunRecord, decode_record, encode_r
 from memsup.shared.run_file import OWED, read_record, settle
 from memsup.shared.settings import Settings, SettingsError, keys
 from memsup.shared.status import Status, Wanted, encode_status
+from memsup.supervisor.cli.layout import laid_out
 from memsup.supervisor.cli.logs import Source, event_line, json_line, readable
 from memsup.supervisor.cli.orders import seen_saved
 from memsup.supervisor.cli.picture import one_line, picture
@@ -186,7 +187,7 @@ def status_file(content: bytes, folder: Path) -> None:
 def _shown(paths: RunPaths) -> None:
     found = observe(paths)
     assert found.status is not None
-    assert "\n".join(picture(found.status, NOW_S)).encode()
+    assert "\n".join(laid_out(picture(found.status, NOW_S), None)).encode()
     assert one_line(found.status)
     assert exit_code(found.status) in {0, 1, 3}
     assert json.loads(encode_status(found.status))
@@ -221,7 +222,7 @@ def history_file(content: bytes, folder: Path) -> None:
 def _reported(paths: RunPaths) -> None:
     material = gather(paths, observe(paths).status, NOW_S)
     reckoned = account(material)
-    assert "\n".join(screen(material, reckoned)).encode()
+    assert "\n".join(laid_out(screen(material, reckoned), None)).encode()
     assert page(material, reckoned).encode()
     assert msgspec.json.encode(reckoned.as_document())
 
@@ -344,7 +345,7 @@ def gpu_answer(content: bytes, folder: Path) -> None:
     decision = HeatControl().step(11.0, heat_sources(gpus))
     assert 0 <= decision.duty_fraction <= 1
     shown = _status(_life(), gpus=gpus, heat=decision)
-    assert "\n".join(picture(shown, NOW_S)).encode()
+    assert "\n".join(laid_out(picture(shown, NOW_S), None)).encode()
     assert all(gpu_line(gpu) for gpu in gpus)
 
 

@@ -24,6 +24,7 @@ from memsup.shared.record import RunRecord
 from memsup.shared.run_file import write_record
 from memsup.shared.settings import Settings
 from memsup.shared.status import RunState, Status, Wanted, encode_status
+from memsup.supervisor.cli.layout import laid_out
 from memsup.supervisor.cli.report import report
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.decide.events import By, Event, OrderKind, Outcome
@@ -189,7 +190,7 @@ def test_a_dead_supervisor_is_no_death_of_the_machine(private_folders: Path) -> 
     night.run(30)
     material, reckoned = read(night)
     assert [i.kind for i in reckoned.interventions] == [Kind.OTHER]
-    shown = "\n".join(screen(material, reckoned))
+    shown = "\n".join(laid_out(screen(material, reckoned), None))
     assert "death of the machine" not in shown
     assert "Last record: 9 s ago." in shown
     assert "For it" not in shown
@@ -274,7 +275,7 @@ def test_a_damaged_checkpoint_is_named_with_the_one_that_was_used(private_folder
         ("cut_refused", None, None),
         ("checkpoint_used", 700, None),
     ]
-    for shown in (page(material, reckoned), "\n".join(screen(material, reckoned))):
+    for shown in (page(material, reckoned), "\n".join(laid_out(screen(material, reckoned), None))):
         assert "set the damaged checkpoint of step 900 aside" in shown
         assert "step-00000800, of step 800" in shown
         assert "3 rows have no text." in shown
@@ -452,7 +453,7 @@ def test_nothing_that_others_wrote_becomes_markup(written: list[Entry], read: li
     assert not [name for name in found.attributes if name.startswith("on") or name == "src"]
     assert all(link.startswith("#i") or link == "data:," for link in found.links)
     assert "nan" not in "".join(part for part in html.split("<") if part.startswith(("path", "rect", "line")))
-    assert not any("\x1b" in line or "\x07" in line for line in screen(material, reckoned))
+    assert not any("\x1b" in line or "\x07" in line for line in laid_out(screen(material, reckoned), None))
 
 
 def test_damaged_files_cost_their_lines_and_nothing_else(night: Night) -> None:
@@ -465,7 +466,7 @@ def test_damaged_files_cost_their_lines_and_nothing_else(night: Night) -> None:
     material, reckoned = read(night)
     assert len(reckoned.interventions) == 6
     assert [sentence.split(" ")[0] for sentence in material.unreadable] == ["4", "4"]
-    assert all(sentence in "\n".join(screen(material, reckoned)) for sentence in material.unreadable)
+    assert all(sentence in "\n".join(laid_out(screen(material, reckoned), None)) for sentence in material.unreadable)
 
 
 def test_a_link_in_the_place_of_a_file_is_not_followed(night: Night, tmp_path: Path) -> None:
@@ -484,7 +485,7 @@ def test_a_run_without_any_record_has_a_report(private_folders: Path) -> None:
     material = gather(night.paths, None, night.at)
     reckoned = account(material)
     assert "No readings were recorded" in page(material, reckoned)
-    assert "Nothing is known" in screen(material, reckoned)[0]
+    assert "Nothing is known" in next(iter(laid_out(screen(material, reckoned), None)))
 
 
 def test_rotated_parts_of_the_ledger_are_read_in_order(night: Night) -> None:
@@ -514,7 +515,7 @@ def test_a_supervised_commands_arguments_stay_out_of_the_page(night: Night) -> N
 
 def test_the_terminal_gets_the_answer_in_one_screenful(night: Night) -> None:
     """Outcome, figures, curves, where the time went, and the dearest interventions with their reasons."""
-    lines = screen(*read(night))
+    lines = list(laid_out(screen(*read(night)), None))
     text = "\n".join(lines)
     assert len(lines) < 50
     assert "Finished after 6 h" in lines[0]

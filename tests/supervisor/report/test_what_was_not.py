@@ -32,6 +32,7 @@ from memsup.shared.status import (
     TemperatureStatus,
     Wanted,
 )
+from memsup.supervisor.cli.layout import laid_out
 from memsup.supervisor.cli.picture import BAR_CELLS, one_line, picture
 from memsup.supervisor.decide.events import By, Event
 from memsup.supervisor.decide.run.restarts import Cause
@@ -100,7 +101,7 @@ def statuses(draw: st.DrawFn) -> Status:
 @given(statuses())
 def test_status_says_nothing_of_a_worker_that_is_not_there(status: Status) -> None:
     """No speed, phase or memory of nobody's, no bar beyond what is kept, and no reading of a run that nobody measures."""
-    lines = [click.unstyle(line) for line in picture(status, NOW)]
+    lines = [click.unstyle(line) for line in laid_out(picture(status, NOW), None)]
     text = "\n".join([*lines[1:], one_line(status).partition(", ")[2]])
     loaded = status.progress.phase not in (None, Phase.STARTING, Phase.LOADING)
     trains = status.worker_pid is not None and (loaded or status.state is RunState.RUNNING)
@@ -211,7 +212,7 @@ def test_the_report_says_nothing_that_did_not_happen(material: Material) -> None
     assert status is not None
     told = summary(material, reckoned)
     tiles = [f"{figure.value} {figure.meaning}" for figure in figures(material, reckoned)]
-    text = "\n".join([headline(material, reckoned)[0], told, *tiles, *screen(material, reckoned)])
+    text = "\n".join([headline(material, reckoned)[0], told, *tiles, *laid_out(screen(material, reckoned), None)])
     assert not ONE_OF_MANY.search(text)
     assert "since" not in headline(material, reckoned)[0]
 
