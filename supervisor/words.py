@@ -46,7 +46,10 @@ def duration(seconds: float | None) -> str:
 
 
 def percent(fraction: float | None) -> str:
-    return "?" if fraction is None else f"{fraction:.0%}".replace("%", " %")
+    """A part of a whole in per cent; a little is not nothing: `under 1 %`."""
+    if fraction is None:
+        return "?"
+    return "under 1 %" if 0 < fraction < 0.005 else f"{fraction:.0%}".replace("%", " %")
 
 
 def count(number: int | None) -> str:

@@ -23,7 +23,8 @@ INDENT, GAP, HANG = 2, 2, 2
 NARROWEST = 22
 """Cells that a column of sentences is given at least, or it stands below."""
 _COLOUR = re.compile(r"\x1b\[\d+m")
-_UNIT = re.compile(r"( *)((?:\x1b\[\d+m)*[^ ]*)")
+_UNIT = re.compile(r"( *)([^ ]*\d (?:[KMGT]iB|B|min|ms|h|s|d|%|°C|W)(?![A-Za-z0-9])[^ ]*|[^ ]*)")
+"""Blanks and a word. A number and the sign of what it counts are one."""
 _WIDE = (
     "\u2e80-\u3000\u3003-\u3007\u3012-\ua4cf\uac00-\ud7a3\uf900-\ufaff"
     "\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\U00020000-\U0003fffd"

@@ -1,6 +1,7 @@
-"""The status document as a few lines for a terminal. Pure: a `Status` and the time in, text out.
+"""The status document as a few lines for a terminal. Pure: a `Status` and the time in, lines and rows out.
 
-`status` prints all of it, `wait` uses the one-line form. Nothing is computed that the document does not say.
+`status` prints all of it (`picture`), whoever waits for a run draws how far it is (`progress`, and `one_line` where nothing can
+be drawn), and `watch.py` makes a screen of the same parts. Nothing is computed that the document does not say.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from memsup.shared.printable import printable
 from memsup.shared.readings import KnownGpu
 from memsup.shared.status import OVER, RunState, Status
 from memsup.supervisor.cli.screen import paint
+from memsup.supervisor.decide.ladder import MEMORY_STEPS, Rung
 from memsup.supervisor.decide.readings import hottest
 from memsup.supervisor.decide.thresholds import COLOUR_BELOW_C
 from memsup.supervisor.words import (
@@ -30,7 +32,9 @@ from memsup.supervisor.words import (
 if TYPE_CHECKING:
     from memsup.supervisor.cli.layout import Line
 
-BAR_CELLS = 30
+BAR_CELLS = 24
+WARN_USE, ALARM_USE = (step.enter for step in MEMORY_STEPS if step.rung in {Rung.SHRINK, Rung.HOLD})
+"""The parts of its limit from which on the worker's memory is shown in yellow and in red: as the ladder acts."""
 _COLOURS = {
     RunState.RUNNING: "green",
     RunState.FINISHED: "green",
@@ -41,13 +45,9 @@ _COLOURS = {
 
 def picture(status: Status, now_unix_s: float) -> list[Line]:
     """Lines and rows with colours in them; whoever prints takes them out where there is no terminal."""
-    head = paint(status.state, _COLOURS.get(status.state, "yellow"), "bold")
-    since = "" if status.since is None else f" for {duration(now_unix_s - status.since)}"
-    tier = "" if status.tier is None else f", tier {status.tier}"
-    lines: list[Line] = [f"{paint(printable(status.run), 'bold')}: {head}{since}{tier}"]
-    lines += [paint(f"! {printable(sentence)}", "yellow") for sentence in status.attention]
-    if (bar := _bar(status)) is not None:
-        lines.append(bar)
+    lines: list[Line] = [head(status, now_unix_s), *attention(status)]
+    if (drawn := _bar(status)) is not None:
+        lines.append(drawn)
     rows = [
         ("progress", _progress(status)),
         ("batch", _batch(status)),
@@ -62,6 +62,38 @@ def picture(status: Status, now_unix_s: float) -> list[Line]:
         ("exit code", None if status.exit_code is None else str(status.exit_code)),
     ]
     return [*lines, *((name, text) for name, text in rows if text)]
+
+
+def head(status: Status, now_unix_s: float) -> str:
+    """The run with its state, and since when that is so."""
+    state = paint(status.state, _COLOURS.get(status.state, "yellow"), "bold")
+    ago = None if status.since is None else duration(now_unix_s - status.since)
+    since = "" if ago is None else f" {ago} ago" if status.state in OVER else f" for {ago}"
+    tier = "" if status.tier is None else f", tier {status.tier}"
+    return f"{paint(printable(status.run), 'bold')}: {state}{since}{tier}"
+
+
+def attention(status: Status) -> list[str]:
+    """What a person should look at, a sentence a line."""
+    colour = "red" if status.state is RunState.FAILED else "yellow"
+    return [paint(f"! {printable(sentence)}", colour) for sentence in status.attention]
+
+
+def progress(status: Status) -> list[Line]:
+    """How far the run is, to be drawn again and again while somebody waits for it."""
+    state = paint(status.state, _COLOURS.get(status.state, "yellow"))
+    memory = None
+    if status.memory.worker_bytes is not None and status.worker_pid is not None:
+        memory = f"{size(status.memory.worker_bytes)} of {size(status.memory.limit_bytes)}"
+    details = ", ".join(part for part in (_progress(status), memory) if part)
+    drawn = _bar(status)
+    return [*([drawn] if drawn else []), f"  {state}" + (f": {details}" if details else "")]
+
+
+def bar(fraction: float, cells: int, colour: str = "green") -> str:
+    """A bar of so many cells, of which this part is full."""
+    full = round(min(1.0, max(0.0, fraction)) * cells)
+    return paint("█" * full, colour) + paint("░" * (cells - full), "dim")
 
 
 def _readings(status: Status) -> list[tuple[str, str | None]]:
@@ -87,10 +119,7 @@ def _bar(status: Status) -> str | None:
     found, total = reached(status), status.progress.total_steps
     if found is None or not total:  # a loop of a program's own, which need not say where it ends
         return f"  {_steps(status)}" if found is not None and found.step else None
-    done = min(1.0, found.step / total)
-    full = round(done * BAR_CELLS)
-    bar = paint("█" * full, "green") + paint("░" * (BAR_CELLS - full), "dim")
-    return f"  {bar}  {_steps(status)}"
+    return f"  {bar(found.step / total, BAR_CELLS)}  {_steps(status)}"
 
 
 def _steps(status: Status) -> str | None:
@@ -126,16 +155,24 @@ def _memory(status: Status) -> str | None:
     if status.state in OVER:
         return None if memory.limit_bytes is None else f"the limit of the worker was {size(memory.limit_bytes)}"
     if memory.worker_bytes is not None and status.worker_pid is not None:
-        share = f" ({percent(memory.worker_bytes / memory.limit_bytes)})" if memory.limit_bytes else ""
-        parts.append(f"worker {size(memory.worker_bytes)} of at most {size(memory.limit_bytes)}{share}")
+        used = f"worker {size(memory.worker_bytes)} of at most {size(memory.limit_bytes)}"
+        if memory.limit_bytes:
+            use = memory.worker_bytes / memory.limit_bytes
+            used = paint(f"{used} ({percent(use)})", *danger(use))
+        parts.append(used)
     elif memory.limit_bytes is not None:
         gone = "" if status.worker_pid is not None else "no worker now, "
         parts.append(f"{gone}worker at most {size(memory.limit_bytes)}")
     if memory.ram_available_bytes is not None:
-        parts.append(f"machine {size(memory.ram_available_bytes)} of {size(memory.ram_total_bytes)} free")
+        parts.append(f"{size(memory.ram_available_bytes)} of the machine's {size(memory.ram_total_bytes)} are free")
     if memory.pressure is not None and memory.pressure >= 0.01:
         parts.append(f"{percent(memory.pressure)} of the time somebody waits for memory")
     return ", ".join(parts) or None
+
+
+def danger(use: float) -> tuple[str, ...]:
+    """The colour of what takes this part of its limit."""
+    return ("red",) if use >= ALARM_USE else ("yellow",) if use >= WARN_USE else ()
 
 
 def _fence(status: Status) -> str | None:

@@ -74,15 +74,19 @@ def colour(stream: Any) -> bool:
 
 
 def cells(stream: Any) -> int | None:
-    """How wide the terminal is. None is no terminal: nothing is broken there. COLUMNS says it where somebody has set it."""
+    """The width of the terminal, or COLUMNS where it does not know. None is no terminal: nothing is broken there."""
     if not stream.isatty():
         return None
     asked = os.environ.get("COLUMNS", "")
+    told = int(asked) if asked.isdecimal() and len(asked) < 5 else 0
+    return max(_columns(stream) or told or USUAL_CELLS, LEAST_CELLS)
+
+
+def _columns(stream: Any) -> int:
     try:
-        found = int(asked) if asked.isdecimal() and 0 < len(asked) < 5 else os.get_terminal_size(stream.fileno()).columns
+        return os.get_terminal_size(stream.fileno()).columns
     except OSError:
-        found = 0
-    return max(found or USUAL_CELLS, LEAST_CELLS)
+        return 0
 
 
 @contextmanager
@@ -111,7 +115,8 @@ def console(stream: TextIO) -> Console:
             for segment in super().render(renderable, options):
                 yield segment if segment.control else segment._replace(text=printable_lines(segment.text))
 
-    return Screen(file=unguarded(stream))
+    of_the_past = {"COLUMNS", "LINES"} if _columns(stream) else set()  # a terminal that was made smaller since
+    return Screen(file=unguarded(stream), _environ={k: v for k, v in os.environ.items() if k not in of_the_past})
 
 
 class Guarded:

@@ -90,7 +90,7 @@ def figures(material: Material, account: Account) -> Iterator[Figure]:
     total_s = sum(account.spent_s.values())
     for activity in (Activity.TRAINING, Activity.RUNNING):
         if seconds := account.spent_s.get(activity):
-            yield Figure(share(seconds / total_s), f"of {duration(total_s)} spent {activity}")
+            yield Figure(percent(seconds / total_s), f"of {duration(total_s)} spent {activity}")
     unasked = [i for i in account.interventions if not i.asked]
     done = sum(i.by_memsup for i in unasked)
     befell = f" and {plural(len(unasked) - done, 'death')}" if done < len(unasked) else ""
@@ -149,8 +149,3 @@ def _hottest(material: Material) -> Figure | None:
 def period(account: Account) -> str:
     """The time that the report covers: `Mon 21:04 – Tue 06:12`."""
     return f"{clock(account.begin, with_day=True)} – {clock(account.end, with_day=True)}"
-
-
-def share(fraction: float) -> str:
-    """The share in per cent of something that did happen, and so is never nought."""
-    return "under 1 %" if fraction < 0.01 else percent(fraction)

@@ -16,7 +16,7 @@ from memsup.supervisor.report.account import Account
 from memsup.supervisor.report.gather import Material
 from memsup.supervisor.report.interventions import Fact, Intervention
 from memsup.supervisor.report.marks import clock, text
-from memsup.supervisor.report.outcome import figures, headline, period, share, summary
+from memsup.supervisor.report.outcome import figures, headline, period, summary
 from memsup.supervisor.report.panels import panels
 from memsup.supervisor.report.style import CSS
 from memsup.supervisor.words import count, duration, percent, plural, size
@@ -70,7 +70,7 @@ def _time(account: Account) -> Iterator[str]:
     yield f"<h2>Where {duration(total_s)} went</h2>"
     rows = "".join(
         f"<tr><td>{plots.swatch(name)}{plots.DESCRIPTIONS[name]}</td>"
-        f'<td class="n">{duration(seconds)}</td><td class="n">{share(seconds / total_s)}</td></tr>'
+        f'<td class="n">{duration(seconds)}</td><td class="n">{percent(seconds / total_s)}</td></tr>'
         for name, seconds in sorted(account.spent_s.items(), key=lambda item: -item[1])
     )
     yield f'<div class="card">{plots.bar(account.spent_s)}<table>{rows}</table></div>'

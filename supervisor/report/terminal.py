@@ -10,10 +10,10 @@ from memsup.supervisor.record.history import Point, thin
 from memsup.supervisor.report.account import Account
 from memsup.supervisor.report.gather import Material
 from memsup.supervisor.report.marks import clock
-from memsup.supervisor.report.outcome import figures, headline, period, share, summary
+from memsup.supervisor.report.outcome import figures, headline, period, summary
 from memsup.supervisor.report.page import price
 from memsup.supervisor.report.plots import DESCRIPTIONS
-from memsup.supervisor.words import duration, size
+from memsup.supervisor.words import duration, percent, size
 
 Line = str | tuple[str, ...]
 """What `cli/screen.py` prints: a line, or a row of a table."""
@@ -74,7 +74,7 @@ def _time(account: Account) -> Iterator[Line]:
         return
     yield ""
     ordered = sorted(account.spent_s.items(), key=lambda item: -item[1])
-    yield from ((duration(seconds), share(seconds / total_s), DESCRIPTIONS[name]) for name, seconds in ordered)
+    yield from ((duration(seconds), percent(seconds / total_s), DESCRIPTIONS[name]) for name, seconds in ordered)
 
 
 def _first_line(text: str) -> str:

@@ -265,7 +265,7 @@ def test_the_picture_says_what_a_person_asks_first() -> None:
         "loss 0.4123, 23.4 samples/s, 42 min 52 s left",
         "16 samples a step, always, computed 2,048 tokens at a time (now 5 rows)",
         "worker 2 GiB of at most 20 GiB (10 %)",
-        "machine 14 GiB of 24 GiB free",
+        "14 GiB of the machine's 24 GiB are free",
         "scope, the kernel stops the worker at 20 GiB",
         "RTX 3070, 5 GiB of 8 GiB used, 88 °C (slows itself down at 98), 180 W",
         "k10temp Tctl 61.4 °C",
