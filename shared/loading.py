@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 import platformdirs
 
+from memsup.shared import other_names
 from memsup.shared.files import UnreadableError, read_document
 from memsup.shared.paths import current_folder, is_text
 from memsup.shared.printable import printable
@@ -30,6 +31,7 @@ _MOST_PATH_BYTES = 4095
 _MOST_NAME_BYTES = 255
 """What file systems take for one name in a path (NAME_MAX)."""
 _MOST_SHOWN = 200
+_AT_LINE = re.compile(r"\(at line (\d+), column \d+\)")
 _NOT_SETTINGS = {"MEMSUP_STATE_DIR", "MEMSUP_RUNTIME_DIR"}
 
 
@@ -95,9 +97,27 @@ def _toml(content: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"it is not valid TOML: {error}") from None
+        raise ValueError(f"it is not valid TOML: {error}{_line_of(error, content)}") from None
     except ValueError:
         raise ValueError("it holds a number of more digits than can be read") from None
+
+
+def _line_of(error: tomllib.TOMLDecodeError, content: bytes) -> str:
+    """The line that could not be read, as far as it may be told, and what is most often missing in it. It is empty where the
+    error names no line.
+    """
+    place = _AT_LINE.search(str(error))  # Python 3.14 has `lineno`
+    lines = content.decode("utf-8-sig").split("\n")
+    if place is None or not 0 < int(place[1]) <= len(lines):
+        return ""
+    line = lines[int(place[1]) - 1].strip()
+    name, equals, value = (part.strip() for part in line.partition("="))
+    if "://" in line:  # an address may have a password in it
+        return f". The line is: {printable(name)} = …"
+    advice = ""
+    if equals and value and value[0] not in "\"'[{0123456789+-":
+        advice = f'; text needs quotation marks: {printable(name)} = "{_shortly(value)}"'
+    return f". The line is: {_shortly(line)}{advice}"
 
 
 def _flatten(table: dict[str, Any], origin: str) -> dict[str, Any]:
@@ -134,6 +154,8 @@ def _known(key: str, origin: str) -> str:
     known = keys()
     if key in known:
         return key
+    if (advice := other_names.told(key)) is not None:
+        raise SettingsError(f"Unknown setting {_as_key(key)!r} in {origin}. {advice}")
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
         key.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1, cutoff=0.5
     )

@@ -304,6 +304,8 @@ def parse_size(text: str) -> int | Share:
         if not 0 < fraction <= 1:
             raise ValueError("a share lies between 0% and 100%")
         return Share(fraction)
+    if text.isascii() and text.isdigit() and len(text) <= 3 and 0 < int(text) <= 100:
+        raise ValueError(f"so many bytes are nothing; write {text}% for a share, or a size such as {text}GiB")
     match = _SIZE.fullmatch(text)
     if not match or len(text) > _LONGEST_FIGURE:
         raise ValueError("write a size such as 600MiB, 4GB or 85%")

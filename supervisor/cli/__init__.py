@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import click
-from click.exceptions import NoArgsIsHelpError
+from click.exceptions import NoArgsIsHelpError, NoSuchOption
 
 from memsup.supervisor.cli import streams
 from memsup.supervisor.cli.screen import data, guard, message
@@ -123,6 +123,12 @@ def _misused(error: click.UsageError) -> int:
     if isinstance(error, NoArgsIsHelpError):  # a group alone: its text is the whole help page
         message(*error.format_message().split("\n"))
         return REFUSED
+    if isinstance(error, NoSuchOption):
+        from memsup.shared import other_names
+
+        if (advice := other_names.told(error.option_name)) is not None:
+            message(f"Error: There is no option {error.option_name}. {advice} Its way in: --set, or memsup.toml.")
+            return REFUSED
     if error.ctx is not None:
         message(*error.ctx.get_usage().split("\n"), f"Try '{error.ctx.command_path} --help' for help.", "")
     message(f"Error: {error.format_message()}")

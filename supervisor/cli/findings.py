@@ -208,7 +208,7 @@ def _data(data: DataSummary) -> str:
 
 
 def _labels(data: DataSummary) -> str:
-    shown = [f"{name} {count(rows)}" for name, rows in list(data.labels.items())[:MOST_SHOWN]]
+    shown = [f"{name!r} {count(rows)}" for name, rows in list(data.labels.items())[:MOST_SHOWN]]
     more = [] if len(data.labels) <= MOST_SHOWN else [f"{len(data.labels) - MOST_SHOWN} more"]
     return ", ".join(shown + more)
 

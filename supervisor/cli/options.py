@@ -1,16 +1,18 @@
-"""What several commands share: `--run`, `--json`, and the folders of a run. How they print is in `screen.py`."""
+"""What several commands share: `--run`, `--json`, the folders of a run, and the settings that have an option of their own. How
+they print is in `screen.py`.
+"""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from memsup.shared.commands import DEFAULT_RUN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
 
     from memsup.shared.paths import RunPaths
 
@@ -18,6 +20,70 @@ run_option: Callable[[Any], Any] = click.option(
     "--run", "run_name", default=DEFAULT_RUN, metavar="NAME", help="Which run.", show_default=True
 )
 json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+class Flag(NamedTuple):
+    """A setting that is given so often that it has an option of its own."""
+
+    option: str
+    setting: str
+    metavar: str
+    help: str
+    spellings: tuple[str, ...] = ()
+    """What it is called elsewhere, which is understood as well."""
+
+    @property
+    def argument(self) -> str:
+        return self.option.removeprefix("--").replace("-", "_")
+
+
+FLAGS = (
+    Flag("--model", "task.model", "MODEL", "A model's folder, or its id at a hub.", ("--model-name", "--model-name-or-path")),
+    Flag("--train", "task.train", "DATA", "A file, a pattern in quotes, or a folder.", ("--train-file",)),
+    Flag("--eval", "task.eval", "DATA", "The same for evaluation.", ("--eval-file", "--validation-file")),
+    Flag("--epochs", "training.epochs", "N", "How often each sample is seen.", ("--num-epochs", "--num-train-epochs")),
+    Flag("--batch-size", "training.effective_batch", "N", "Samples of a step, whatever the memory does."),
+    Flag("--max-length", "training.max_length", "N", "Tokens at which a text is cut.", ("--max-seq-length",)),
+    Flag("--learning-rate", "training.learning_rate", "X", "At its highest.", ("--lr",)),
+    Flag("--device", "training.device", "DEVICE", "auto, cpu, cuda or cuda:N."),
+    Flag("--resume-from-checkpoint", "checkpoint.resume_from", "FOLDER", "A checkpoint to begin from."),
+)
+_SPELLINGS = {spelling: flag.option for flag in FLAGS for spelling in flag.spellings}
+_NOT_IN_HELP = {"--resume-from-checkpoint"}
+
+
+def flag_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command an option for each of `FLAGS`, whose value comes as text, and two more that training scripts have."""
+    command = click.option("--use-amp", is_flag=True, hidden=True)(command)
+    command = click.option("--gradient-accumulation-steps", "accumulation", type=click.IntRange(1), hidden=True)(command)
+    for flag in reversed(FLAGS):
+        hidden = flag.option in _NOT_IN_HELP
+        command = click.option(flag.option, flag.argument, metavar=flag.metavar, help=flag.help, hidden=hidden)(command)
+    return command
+
+
+class TrainingCommand(click.Command):
+    """A command whose options may be written as training scripts have them: `--batch_size 8 --num_train_epochs 3`. What comes
+    after the first word that is no option belongs to a command of the user's own.
+    """
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        more["context_settings"] = {**more.get("context_settings", {}), "allow_interspersed_args": False}
+        super().__init__(*arguments, **more)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {name for parameter in self.params for name in parameter.opts}
+        own = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*(_as_known(argument, known) for argument in args[:own]), *args[own:]])
+
+
+def _as_known(argument: str, known: Container[str]) -> str:
+    name, equals, value = argument.partition("=")
+    if not name.startswith("--") or name in known:
+        return argument
+    spelt = name.replace("_", "-")
+    spelt = _SPELLINGS.get(spelt, spelt)
+    return spelt + equals + value if spelt in known else argument
 
 
 def paths_of(run_name: str) -> RunPaths:

@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,7 +42,7 @@ from memsup.supervisor.cli.findings import (
     unfenced,
     verdict_document,
 )
-from memsup.supervisor.cli.options import json_option, paths_of, run_option
+from memsup.supervisor.cli.options import FLAGS, TrainingCommand, flag_options, json_option, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.contact import (
@@ -84,13 +84,14 @@ TAKES_OVER_WITHIN_S = 10.0
 EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input. With --wait: 0 only if the run finished."
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=EPILOG, cls=TrainingCommand)
 @run_option
 @json_option
 @click.option("--tier", type=click.Choice(["auto", "low", "safe", "full"]), help="How much the run may take; auto decides.")
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, as in memsup.toml (docs/settings.md)."
 )
+@flag_options
 @click.option("--demo", is_flag=True, help="The built-in job: a small BERT on real reviews.")
 @click.option("--wait", is_flag=True, help="Show progress until the run ends. Ctrl-C leaves it running.")
 @click.option("--foreground", is_flag=True, help="Stay in this terminal. Ctrl-C checkpoints and stops, a second one forces.")
@@ -113,6 +114,9 @@ def start(
     accept: bool,
     dry_run: bool,
     command: tuple[str, ...],
+    use_amp: bool,
+    accumulation: int | None,
+    **flags: str | None,
 ) -> int:
     """Start a run in the background, or continue it where it was.
 
@@ -121,6 +125,9 @@ def start(
     paths = paths_of(run_name)
     if wait and foreground:
         raise click.UsageError("--foreground shows the run itself; --wait looks on from outside. Choose one.")
+    assignments += _assignments(flags, assignments, accumulation, is_command=bool(command))
+    if use_amp:
+        assignments += _mixed_precision(flags["device"])
     argv = _checked_command(command)
     loaded = load_settings(demo=demo, tier=tier, assignments=assignments, environment=os.environ)
     asked = Asked(
@@ -174,6 +181,47 @@ def start(
     return _go(paths, plan, record, asked, before)
 
 
+def _assignments(
+    flags: Mapping[str, str | None], assignments: Sequence[str], accumulation: int | None, *, is_command: bool
+) -> tuple[str, ...]:
+    """The options that are settings, as `--set` has them. Raises `click.UsageError` where two say different things, and where
+    they are for a command, which has them of its own.
+    """
+    set_too = {assignment.partition("=")[0].strip() for assignment in assignments}
+    given = []
+    for flag in FLAGS:
+        value = flags[flag.argument]
+        if value is None:
+            continue
+        if flag.setting in set_too:
+            raise click.UsageError(f"{flag.option} is {flag.setting}, which --set gives as well. Choose one.")
+        if is_command and flag.setting != "training.device":
+            raise click.UsageError(
+                f"{flag.option} is for the built-in training; what your command takes stands behind the two dashes."
+            )
+        if flag.setting == "training.effective_batch" and accumulation is not None:
+            value = _times(flag.option, value, accumulation)
+        given.append(f"{flag.setting}={value}")
+    if accumulation is not None and flags["batch_size"] is None:
+        raise click.UsageError(
+            "--gradient-accumulation-steps goes with --batch-size: a step has batch size × accumulation samples, and memsup "
+            "cuts it by itself so that it fits."
+        )
+    return tuple(given)
+
+
+def _times(option: str, value: str, accumulation: int) -> str:
+    if not value.isdecimal():
+        raise click.UsageError(f"{option} is {value!r}; write a whole number.")
+    return str(int(value) * accumulation)
+
+
+def _mixed_precision(device: str | None) -> tuple[str, ...]:
+    """What the usual `use_amp` means here: float16 on a GPU. On a CPU memsup chooses by itself what is faster there."""
+    has_gpu = device != "cpu" and any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg")))
+    return ("training.amp=fp16",) if has_gpu or (device or "").startswith("cuda") else ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Asked:
     """What a person asks of `start`."""
@@ -181,7 +229,7 @@ class Asked:
     loaded: Loaded
     command: list[str] | None
     assignments: Sequence[str]
-    """What was given with `--set`, as it was typed."""
+    """The settings that were given as options, each as `--set` has it."""
     fresh: bool
     trust: bool
     wait: bool

@@ -143,7 +143,7 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, *, acce
             f"There is no {JOB_FILE} in {current_folder()} and no task in the settings. Go on with one of:",
             more=(
                 "  memsup start --demo                                        the built-in job, from anywhere",
-                "  memsup start --set task.model=MODEL --set task.train=FILE  your model and your data",
+                "  memsup start --model MODEL --train FILE                    your model and your data",
                 "  memsup start -- python train.py                            a training command of your own",
             ),
         )

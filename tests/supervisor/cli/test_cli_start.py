@@ -61,7 +61,7 @@ BAD_INPUT: dict[str, tuple[dict[str, bytes | None], list[str], list[str]]] = {
     "no job at all": (
         toml("") | {"memsup.toml": None},
         [],
-        ["no memsup.toml", "memsup start --demo", "task.train", "-- python"],
+        ["no memsup.toml", "memsup start --demo", "--train FILE", "-- python"],
     ),
     "missing data": (data(None), [], ["train.csv"]),
     "empty data": (data(b""), [], ["train.csv", "empty"]),
@@ -83,6 +83,19 @@ BAD_INPUT: dict[str, tuple[dict[str, bytes | None], list[str], list[str]]] = {
     "a setting without a value": ({}, ["--set", "training.epochs"], ["KEY=VALUE"]),
     "a value that is none": ({}, ["--set", "training.epochs=many"], ["training.epochs", "many", "flag"]),
     "broken TOML": (toml("[task\n"), [], ["memsup.toml", "TOML"]),
+    "text without quotation marks": (
+        toml("[task]\nmodel = bert-base-chinese\n"),
+        [],
+        ["line 2", "The line is: model = bert-base-chinese; text needs quotation marks", 'model = "bert-base-chinese"'],
+    ),
+    "a broken address": (toml("[notify]\nping_url = https://secret.example\n"), [], ["The line is: ping_url = ….\n"]),
+    "a share without its sign": ({}, ["--set", "limits.ram=90"], ["limits.ram = 90", "90%", "90GiB"]),
+    "another trainer's name": ({}, ["--set", "per_device_train_batch_size=8"], ["it is training.effective_batch"]),
+    "another trainer's name in the file": (toml("[training]\nfp16 = true\n"), [], ["training.fp16", "training.amp", "float32"]),
+    "another trainer's option": ({}, ["--gradient-clip-val", "1"], ["--gradient-clip-val", "it is training.clip_norm"]),
+    "another trainer's option that memsup has not": ({}, ["--fsdp", "full"], ["--fsdp", "no such setting"]),
+    "an option given twice": ({}, ["--epochs", "2", "--set", "training.epochs=3"], ["--epochs", "training.epochs"]),
+    "options of a training for a command": ({}, ["--epochs", "2", "--", "sleep", "1"], ["--epochs", "behind the two dashes"]),
     "an unknown tier in the file": (toml('tier = "huge"\n'), [], ["tier", "huge"]),
     "an unknown tier": ({}, ["--tier", "huge"], ["huge", "safe"]),
     "a limit below what a worker needs": ({}, ["--set", "limits.ram=100MiB"], ["limits.ram", "100 MiB", "512 MiB"]),
@@ -254,7 +267,7 @@ def test_a_dry_run_says_everything_and_writes_nothing(job: Path, tmp_path: Path)
         "GPU",
         "sensors",
         "60 rows",
-        "bad 20, good 40",
+        "'bad' 20, 'good' 40",
         "Tier ",
         "at most 4 GiB",
         "limits.ram = 4 GiB (flag)",
@@ -291,6 +304,25 @@ def test_flags_beat_the_environment_beats_the_file_beats_the_user(job: Path, tmp
     assert origins["micro-batch"] == "training.micro_tokens (environment)"
     assert origins["effective batch"] == f"training.effective_batch ({job / 'memsup.toml'})"
     assert origins["threads"].startswith(f"training.threads ({tmp_path}/config")
+
+
+def test_what_is_set_most_has_options_also_as_training_scripts_spell_them(job: Path, tmp_path: Path) -> None:
+    """Batch size × accumulation is the effective batch; what comes behind a command is the command's own."""
+    (job / "memsup.toml").unlink()
+    plain = "--model model --train train.csv --epochs 2 --batch-size 8 --max-length 64 --learning-rate 2e-5 --device cpu"
+    spelt = "--model_name_or_path=model --train train.csv --num_train_epochs 2 --batch_size 4 --gradient_accumulation_steps 2 "
+    spelt += "--max_length 64 --learning_rate 2e-5 --device cpu --use_amp"
+    for options in (plain, spelt):
+        found = memsup("start", "--dry-run", "--json", *options.split(), cwd=job)
+        assert found.returncode == 0, found.stderr
+        training = found.document["settings"]["training"]
+        assert (training["epochs"], training["effective_batch"], training["max_length"]) == (2.0, 8, 64)
+        assert (training["learning_rate"], training["device"]) == (2e-5, "cpu")
+        assert found.document["settings"]["task"]["model"] == str(job / "model")
+    lonely = memsup("start", "--gradient_accumulation_steps", "4", cwd=job)
+    assert (lonely.returncode, "--batch-size" in lonely.stderr) == (2, True)
+    own = memsup("start", "--dry-run", "--json", "sleep", "9", "--epochs", "5", cwd=tmp_path)
+    assert own.document["command"] == ["sleep", "9", "--epochs", "5"], own
 
 
 def test_texts_that_a_length_would_cut_are_counted(job: Path) -> None:
