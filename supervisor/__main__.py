@@ -45,7 +45,7 @@ def main() -> int:
             raise RecordError(f"{paths.record} is missing; start the run with: {command('start', paths.name)}")
         if record.wanted is Wanted.STOPPED:  # since somebody wanted it started; or it is started by hand, past `memsup start`
             raise RecordError(f"The run was stopped. Go on with: {command('start', paths.name)}")
-        supervisor = Supervisor(paths, record)
+        supervisor = Supervisor(paths, record, lock)
     except (AlreadyRunningError, PathError, RecordError, SettingsError, OSError) as error:
         more = error.more if isinstance(error, SettingsError) else ()
         text = f"{why_not_started(error)[0]}." if isinstance(error, OSError) else str(error)

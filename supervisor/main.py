@@ -30,6 +30,7 @@ from memsup.shared.record import RunRecord, decode_settings
 from memsup.shared.settings import Settings, SettingsError
 from memsup.shared.status import Status, encode_status
 from memsup.supervisor.daemon import claims
+from memsup.supervisor.daemon.lock import Lock
 from memsup.supervisor.daemon.schedule import SOON_S, Schedule
 from memsup.supervisor.daemon.sd_notify import Notifier
 from memsup.supervisor.daemon.self_protection import protect, settle
@@ -96,7 +97,7 @@ def memory_limits(limits: Limits) -> MemoryLimits:
 
 
 class Supervisor:
-    def __init__(self, paths: RunPaths, record: RunRecord) -> None:
+    def __init__(self, paths: RunPaths, record: RunRecord, lock: Lock) -> None:
         """Does everything that takes time or can fail, before the worker exists.
 
         Raises `PathError`, `SettingsError` and OSError, and leaves no fence then.
@@ -156,7 +157,7 @@ class Supervisor:
             budget=read_budget(budget_file(paths)),
             most_micro_tokens=restraint.most_micro_tokens,
         )
-        self.journal = Journal(paths, boot, self.scribe, self.life, self.guard)
+        self.journal = Journal(paths, record, boot, self.scribe, self.life, self.guard, lock.take_again)
         self.night = Night(paths, record, self.scribe, boot, death, limits)
         self.poller = selectors.DefaultSelector()
         self.quitting = False
@@ -289,7 +290,7 @@ class Supervisor:
         if (dropped := self.sockets.garbage_to_tell(now_s)) > 0:
             what = f"{plural(dropped, 'message')} on the sockets made no sense and {'was' if dropped == 1 else 'were'} dropped"
             self.journal.record(now_s, Record(event=Event.GARBAGE, reason=what, by=By.SUPERVISOR))
-        self._keep_reachable(now_s)
+        self._keep_folders(now_s)
         self.sockets.send(m.Lease(lease_s=LEASE_S))
         if self.worker.is_outlived:
             self._perform(now_s, self.life.on_outlived(now_s, len(self.worker.fence.pids())))
@@ -398,9 +399,7 @@ class Supervisor:
     def on_exit(self, now_s: float, status: int | None, oom_kills: int = 0, rest_status: int = 0) -> None:
         self.sockets.forget_worker()
         self.guard.memory = self.memory_sensor.read(now_s)  # what is said about given back memory is measured
-        # What it saved and did not live to tell of. Nobody is guarded now who would have to wait for the disk.
-        silent = self.life.worker.reports and self.life.worker.last_words is None
-        newest = note_of(newest_checkpoint(self.paths, self.record)) if silent else None
+        self._look_at_checkpoints(now_s)  # what it saved and did not live to tell of is known before it is told what is lost
         actions = self.life.on_exit(
             now_s,
             status,
@@ -409,7 +408,6 @@ class Supervisor:
             rest_status=rest_status,
             gpu_crowded=self.devices.crowded,
             given_back=self.devices.worker_gone(now_s, self.guard.memory.worker_bytes),
-            newest=newest,
             jitter_fraction=random.random(),
         )
         if self.life.on_cpu:
@@ -449,12 +447,22 @@ class Supervisor:
                 case Quit():
                     self.quitting = True
 
-    def _keep_reachable(self, now_s: float) -> None:
-        if (news := self.sockets.keep_reachable()) is not None:
-            self.journal.record(now_s, Record(event=Event.ATTENTION, reason=news, by=By.SUPERVISOR))
+    def _keep_folders(self, now_s: float) -> None:
+        """Makes anew what somebody removed of the run's two folders."""
+        if (unbound := self.sockets.keep_reachable()) is not None:
+            self._show(now_s, self._status(), durable=False)  # whoever took the sockets may have taken the rest along
+        for news in (unbound, self.journal.news()):
+            if news is not None:
+                self.journal.record(now_s, Record(event=Event.ATTENTION, reason=news, by=By.SUPERVISOR))
+
+    def _look_at_checkpoints(self, now_s: float) -> None:
+        """Sees what there is to go on from, while nobody is guarded who would have to wait for the disk."""
+        if self.life.worker.reports or self.life.checkpoint is not None:
+            self._perform(now_s, self.life.on_checkpoints(note_of(newest_checkpoint(self.paths, self.record))))
 
     def _spawn(self, now_s: float) -> None:
-        self._keep_reachable(now_s)
+        self._keep_folders(now_s)
+        self._look_at_checkpoints(now_s)
         try:
             self.worker.start()
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -25,6 +26,7 @@ class Lock:
 
     def __init__(self, paths: RunPaths) -> None:
         """Takes the lock. Raises `AlreadyRunningError` and `PathError`."""
+        self._paths = paths
         self._folder_fd = open_private(paths.state)
         self._file_fd = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         give_up_s = monotonic_s() + LOCK_PATIENCE_S
@@ -35,6 +37,20 @@ class Lock:
                 time.sleep(0.01)
         os.ftruncate(self._file_fd, 0)
         os.write(self._file_fd, f"{os.getpid()}\n".encode())
+
+    def take_again(self) -> None:
+        """Takes the lock of the state folder that is there now, where somebody removed the one before. Raises OSError and
+        `PathError`.
+        """
+        fd = open_private(self._paths.state)
+        if os.path.sameopenfile(fd, self._folder_fd):
+            os.close(fd)
+        elif _try_lock(fd):
+            os.close(self._folder_fd)
+            self._folder_fd = fd
+        else:
+            os.close(fd)
+            raise BlockingIOError(errno.EEXIST, "another run was begun in its place")
 
     def release(self) -> None:
         os.close(self._folder_fd)

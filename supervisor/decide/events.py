@@ -52,6 +52,8 @@ class Event(enum.StrEnum):
     """The worker found a checkpoint damaged and set it aside."""
     CHECKPOINT_USED = "checkpoint_used"
     """The worker went on from an older checkpoint, or began anew, since newer ones were damaged."""
+    CHECKPOINT_GONE = "checkpoint_gone"
+    """The newest checkpoint was taken away, or its description damaged: the run goes on from an older one, or begins anew."""
     CHECKPOINT_FAILED = "checkpoint_failed"
     """A checkpoint that was due could not be written; the ones before it count."""
     ROWS_LEFT_OUT = "rows_left_out"

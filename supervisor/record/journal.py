@@ -7,6 +7,9 @@ scribe, so nothing here waits for the disk. Black box and history are `night.py`
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import msgspec
 from memsup.shared.clock import unix_s
 from memsup.shared.files import replace_file
 from memsup.shared.log import log
-from memsup.shared.paths import RunPaths
+from memsup.shared.paths import PathError, RunPaths, make_private
 from memsup.shared.record import RunRecord, encode_record
 from memsup.shared.run_file import leave_record, put_record
 from memsup.shared.status import ActionStatus, Status, encode_status
@@ -29,9 +32,24 @@ from memsup.supervisor.record.scribe import Scribe
 
 
 class Journal:
-    def __init__(self, paths: RunPaths, boot: str, scribe: Scribe, life: Lifecycle, guard: Guard) -> None:
-        """`boot` is the kernel's name for the time since the machine was started."""
+    def __init__(
+        self,
+        paths: RunPaths,
+        record: RunRecord,
+        boot: str,
+        scribe: Scribe,
+        life: Lifecycle,
+        guard: Guard,
+        lock_again: Callable[[], None],
+    ) -> None:
+        """`boot` is the kernel's name for the time since the machine was started. `lock_again` takes the lock of a state folder
+        that was made anew; it may raise OSError and `PathError`.
+        """
         self._paths, self._boot, self._scribe, self._life, self._guard = paths, boot, scribe, life, guard
+        self._lock_again = lock_again
+        self._record_content = encode_record(record)
+        self._was_remade = False
+        """Whether `run.json` was written anew since that was told last."""
         self.last_action: ActionStatus | None = None
         self.since_unix_s = unix_s()
         """When the run came into the state that is shown."""
@@ -81,11 +99,39 @@ class Journal:
 
     def show(self, status: Status, *, durable: bool) -> None:
         """Writes `status.json`, flushed only where it says something new."""
-        self._scribe.replace(self._paths.status, encode_status(status), durable=durable)
+        self._scribe.carry_out(str(self._paths.status), partial(self._show, encode_status(status), durable))
+
+    def _show(self, content: bytes, durable: bool) -> None:
+        if not os.path.lexists(self._paths.record):
+            self._put_run()
+        replace_file(self._paths.status, content, durable=durable)
 
     def save_run(self, record: RunRecord) -> None:
         """Has what is wanted of the run written, which is tried until it is."""
-        self._scribe.keep(self._paths.record, partial(put_record, self._paths.record, encode_record(record)))
+        self._record_content = encode_record(record)
+        self._scribe.keep(self._paths.record, self._put_run)
+
+    def _put_run(self) -> None:
+        """Writes `run.json`, in a new folder where somebody removed the run's. Raises OSError."""
+        is_missing = not os.path.lexists(self._paths.record)
+        try:
+            for folder in (self._paths.state.parent, self._paths.state):
+                make_private(folder)
+            self._lock_again()
+        except PathError as error:
+            raise OSError(errno.ENOTDIR, str(error)) from None
+        put_record(self._paths.record, self._record_content)
+        self._was_remade = self._was_remade or is_missing
+
+    def news(self) -> str | None:
+        """A sentence where `run.json` had to be written anew since the last call. Returns None where it had not."""
+        if not self._was_remade:
+            return None
+        self._was_remade = False
+        return (
+            f"run.json was missing in {self._paths.state}, as when something cleans up there. It was written anew; what was "
+            "removed with it is gone."
+        )
 
     def leave_run(self, record: RunRecord) -> None:
         """Leaves what is wanted of the run for the next command, where the disk has not taken it; to be called when the scribe

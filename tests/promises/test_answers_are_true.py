@@ -7,6 +7,7 @@ moment.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from kit.cli_process import MEMSUP, end_supervisors, eventually, memsup
+from kit.own_program import write_loop
 from kit.run_state import endless_job, ledger, status, trains_beyond, until
 from kit.small_disk import MIB, fill, on_a_small_disk
 
@@ -181,6 +183,32 @@ def test_a_program_that_does_not_end_by_itself_was_not_stopped_as_asked() -> Non
     eventually(lambda: not is_held(run_paths("deaf")))  # then all of the ledger is on the disk
     (death,) = [line for line in ledger("deaf") if line["event"] == "death"]
     assert (death["cause"], death["again"], death["exit_status"]) == ("unresponsive", False, -9)
+
+
+def test_a_checkpoint_that_somebody_took_away_is_not_counted_on(tmp_path: Path) -> None:
+    """What a death loses is reckoned from what lies on the disk, and a run that begins anew says so."""
+    memsup("start", "--", *write_loop(tmp_path), cwd=tmp_path, EVERY_S="1000", STEP_S="0.05")
+    until(lambda seen: (seen["progress"]["step"] or 0) > 3)
+    saved = memsup("checkpoint").stdout.strip()
+    at = folders.order(Path(saved).name)
+    assert at is not None
+    seen = until(lambda seen: seen["progress"]["step"] > at[0] + 3)
+    shutil.rmtree(saved)
+    os.kill(seen["worker_pid"], signal.SIGKILL)
+    seen = until(lambda seen: seen["restarts"] == 1)
+    assert seen["checkpoint"]["path"] is None
+    assert f"The checkpoint of step {at[0]} was taken away or damaged" in " ".join(seen["attention"])
+    gone, death = eventually(lambda: [e for e in ledger() if e["event"] in ("checkpoint_gone", "death")][:2])
+    assert (gone["checkpoint"], gone["checkpoint_step"]) == (saved, at[0])
+    assert death["lost_steps"] == death["step"]
+    assert "lost_s" not in death, "nobody has counted from the beginning"
+
+    until(lambda seen: seen["state"] == "running" and seen["program"]["attached"])
+    released = memsup("pause", "--release", "--json").document
+    shutil.rmtree(released["checkpoint"])
+    resumed = memsup("resume")
+    assert resumed.returncode == 0
+    until(lambda seen: seen["state"] == "running" and len(seen["attention"]) == 2)
 
 
 def test_a_stop_on_a_full_disk_is_on_the_disk_when_it_is_said_to_be_done(tmp_path: Path) -> None:

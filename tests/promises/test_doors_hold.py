@@ -22,6 +22,7 @@ from kit.cli_process import MEMSUP, Done, end_supervisors, eventually, memsup
 from kit.run_state import endless_job, ledger, status, trains_beyond, until
 
 from memsup.shared.paths import run_paths
+from memsup.supervisor.client.contact import is_held
 from memsup.supervisor.daemon.sockets import REPORTS, REPORTS_PER_S
 from memsup.supervisor.decide.events import Event
 
@@ -94,17 +95,22 @@ def test_a_program_that_floods_from_inside_its_fence_gets_no_further(tmp_path: P
 
 
 def test_a_run_without_its_folder_is_found_again_by_whoever_asks(tmp_path: Path) -> None:
-    """Whatever cleans `/tmp` or `/run/user` takes sockets along."""
+    """Whatever cleans `/tmp` or `/run/user` takes sockets along, and a person who tidies up takes what is wanted."""
     memsup("start", "--", "sleep", "1000", cwd=tmp_path)
-    folder = run_paths("default").runtime
+    state, folder = run_paths("default").state, run_paths("default").runtime
     pid = status()["pid"]
     shutil.rmtree(folder.parent)
+    shutil.rmtree(state)
+    eventually(lambda: is_held(run_paths("default")), 30)
+    assert memsup("start", "--", "sleep", "1", cwd=tmp_path).returncode == 2, "what it is is known again"
     for command in ("start", "status", "pause", "stop"):
         shutil.rmtree(folder, ignore_errors=True)
         done = memsup(command, cwd=tmp_path) if command != "start" else memsup(command, "--", "sleep", "1000", cwd=tmp_path)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         assert folder.stat().st_mode & 0o777 == 0o700
     eventually(lambda: not psutil.pid_exists(pid), 30)
+    assert status()["state"] == "stopped"
+    assert "run.json was missing" in " ".join(line["reason"] for line in ledger() if line["event"] == "attention")
 
 
 def test_who_looks_elsewhere_is_told_where(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from memsup.shared.settings import Settings
 from memsup.shared.status import Wanted
 from memsup.supervisor.decide.run.actions import Kill
 from memsup.supervisor.decide.run.one_life import Stage
+from memsup.supervisor.daemon.lock import Lock
 from memsup.supervisor.main import Supervisor
 
 paths = run_paths("default")
@@ -26,7 +27,7 @@ record = RunRecord(
     run="default", run_id="rest", created_unix_s=0.0, wanted=Wanted.RUNNING, tier="auto", tier_reason="", settings=Settings(),
     command=["sleep", "1000"], command_folder="/",
 )
-supervisor = Supervisor(paths, record)
+supervisor = Supervisor(paths, record, Lock(paths))
 supervisor.startup()
 def turn():
     woken = {key.fd for key, _ in supervisor.poller.select(0.02)}

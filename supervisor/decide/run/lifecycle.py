@@ -93,7 +93,7 @@ class Lifecycle(Standing):
         if not worker.is_alive:
             return []
         silent_s, worker.heard_at_s, worker.unresponsive = now_s - worker.heard_at_s, now_s, False
-        if worker.computes:
+        if worker.computes and self.work_s is not None:
             self.work_s += min(silent_s, MOST_UNHEARD_S)
         if isinstance(report, m.Heartbeat | m.Done | m.Leaving):
             self._saved(report.checkpoint)
@@ -126,6 +126,20 @@ class Lifecycle(Standing):
         self._out += self.worker.let_go(now_s)
         return self._follow_up(now_s)
 
+    def on_checkpoints(self, newest: m.CheckpointNote | None) -> list[Action]:
+        """`newest` is the checkpoint that lies on the disk, now that no worker computes. It is None where there is none."""
+        known = self.checkpoint
+        if known is not None and (newest is None or newest.step < known.step):
+            gone = records.checkpoint_gone(known, newest)
+            self.damage.append(gone.reason)
+            self.checkpoint = newest
+            if self.stage is not Stage.SPAWNED:  # what was computed since an older one was not counted
+                self.work_s = None
+            return [gone]
+        if known is None or (newest is not None and newest.path != known.path):
+            self._saved(newest)
+        return []
+
     def on_exit(
         self,
         now_s: float,
@@ -136,17 +150,13 @@ class Lifecycle(Standing):
         rest_status: int = 0,
         gpu_crowded: str | None = None,
         given_back: GivenBack | None = NOTHING_KNOWN,
-        newest: m.CheckpointNote | None = None,
         jitter_fraction: float = 0.0,
     ) -> list[Action]:
         """The worker and everything it started are gone. The fields of `Death` say what else is known of that. `given_back` is
-        what it gave back; it is None where `on_given_back` will follow. `newest` is the checkpoint that lies on the disk where
-        the worker left without telling; it is None where nobody looked, or there is none. `jitter_fraction` is by chance, for
-        the delay of a restart.
+        what it gave back; it is None where `on_given_back` will follow. `jitter_fraction` is by chance, for the delay of a
+        restart.
         """
         worker = self.worker
-        if newest is not None and (self.checkpoint is None or newest.path != self.checkpoint.path):
-            self._saved(newest)
         self._begin(Stage.NONE, now_s)
         if worker.stage is Stage.LEFTOVER:
             self._out.append(Record(event=Event.LEFT, reason="the earlier worker is gone"))

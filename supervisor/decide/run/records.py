@@ -93,6 +93,19 @@ def decided(report: m.Decided) -> Record:
     )
 
 
+def checkpoint_gone(known: m.CheckpointNote, newest: m.CheckpointNote | None) -> Record:
+    """The checkpoint that was the newest is not there any more; `newest` is what is left to go on from. It is None where there
+    is none.
+    """
+    left = (
+        "no other is left, so the run begins anew" if newest is None else f"the run goes on from that of step {newest.step:,}"
+    )
+    reason = f"The checkpoint of step {known.step:,} was taken away or damaged ({known.path}), and {left}."
+    return Record(
+        event=Event.CHECKPOINT_GONE, reason=reason, by=By.SUPERVISOR, checkpoint=known.path, checkpoint_step=known.step
+    )
+
+
 def attached() -> Record:
     """A process of a command speaks for it."""
     return Record(event=Event.ATTACHED, reason="the program has called memsup.guard", by=By.WORKER)
@@ -151,7 +164,7 @@ def death(verdict: Verdict, last_words: str, exit_status: int | None, unsaved: U
         delay_s=verdict.delay_s if again else None,
         exit_status=exit_status,
         lost_steps=unsaved.steps if unsaved else None,
-        lost_s=round(unsaved.work_s, 1) if unsaved else None,
+        lost_s=round(unsaved.work_s, 1) if unsaved is not None and unsaved.work_s is not None else None,
     )
 
 

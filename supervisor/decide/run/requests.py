@@ -200,5 +200,5 @@ def _saved(run: RunView) -> str:
     """What there is to go on from, in a clause; all of the work is in it."""
     newest = run.unsaved.checkpoint
     if newest is None:
-        return ", before the first checkpoint: nothing was computed yet"
+        return ", before its first checkpoint: there is nothing to go on from"
     return f", with {'the verified' if newest.verified else 'its'} checkpoint of step {newest.step:,}"

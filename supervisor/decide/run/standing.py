@@ -75,11 +75,12 @@ class Standing:
     then."""
     worker: OneLife = field(init=False)
     recovery: Restarts = field(init=False)
-    work_s: float = 0.0
-    """The time that this worker, or the last one, has computed since its newest checkpoint."""
+    work_s: float | None = 0.0
+    """The time that this worker, or the last one, has computed since its newest checkpoint. It is None where that is not known,
+    since a newer one was taken away."""
     waiters: Waiters = field(default_factory=Waiters)
     damage: deque[str] = field(default_factory=lambda: deque(maxlen=MOST_DAMAGE_TOLD))
-    """What the worker said of damaged checkpoints."""
+    """What the worker said of damaged checkpoints, and what was seen of those that are gone."""
     not_saved: str | None = None
     """Why there is no newer checkpoint, a sentence. It is None where the last one that was due was written."""
 
@@ -153,8 +154,8 @@ class Standing:
 
     @property
     def attention(self) -> tuple[str, ...]:
-        """Sentences about checkpoints that were found damaged, those that were used instead, and the one that could not be
-        written.
+        """Sentences about checkpoints that were found damaged or gone, those that were used instead, and the one that could not
+        be written.
         """
         return (*self.damage, self.not_saved) if self.not_saved else tuple(self.damage)
 
@@ -282,6 +283,6 @@ class Standing:
 
     def _where(self) -> str:
         step, total = self.progress.step, self.progress.total_steps
-        if not self.worker.trains and self.checkpoint is not None:  # it goes on from there, wherever a worker before it was
-            step = self.checkpoint.step
+        if not self.worker.trains:  # it goes on from its checkpoint, or anew, wherever a worker before it was
+            step = self.checkpoint.step if self.checkpoint else None
         return ("" if step is None else f" at step {step:,}") + (f" of {total:,}" if step is not None and total else "")

@@ -19,8 +19,8 @@ class Unsaved:
     checkpoint: CheckpointNote | None = None
     """The newest checkpoint. It is None where there is none."""
     steps: int = 0
-    work_s: float = 0.0
-    """The time that the worker has computed since."""
+    work_s: float | None = 0.0
+    """The time that the worker has computed since. It is None where that is not known."""
 
     def __bool__(self) -> bool:
         return self.steps > 0
@@ -30,7 +30,9 @@ class Unsaved:
         """What is lost if the worker is gone, for people."""
         if not self.steps:
             return "No whole step is lost."
-        how_much = f"{plural(self.steps, 'step')}, {duration(self.work_s)} of work"
+        how_much = plural(self.steps, "step")
+        if self.work_s is not None:
+            how_much += f", {duration(self.work_s)} of work"
         if self.checkpoint is None:
             return f"There is no checkpoint, so all that was computed is lost: {how_much}."
         return f"What was computed since the checkpoint of step {self.checkpoint.step:,} is lost: {how_much}."

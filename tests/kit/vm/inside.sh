@@ -2,7 +2,7 @@
 # Runs in the virtual machine as root; see `run`. One pytest for each kind of user; fails if one of them fails.
 mkdir /tmp/memsup-tests && cp -r ./* /tmp/memsup-tests && cd /tmp/memsup-tests || exit 1
 chmod -R a+rX .
-export PYTHONPATH=$PWD:$PWD/site PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH=$PWD:$PWD/site PYTHONDONTWRITEBYTECODE=1 TEST_BUDGET_S=600
 if [ $# = 0 ]; then
   set -- tests/supervisor/fence/test_fence_cgroups.py tests/supervisor/fence/test_fence_choice.py tests/supervisor/fence/test_fence_rlimit.py tests/supervisor/kernel/test_children.py \
     tests/supervisor/kernel/test_deadman.py tests/supervisor/daemon/test_self_protection.py

@@ -9,7 +9,10 @@ import pytest
 
 from memsup.shared.messages import PauseMode, RequestKind
 from memsup.shared.paths import RunPaths, prepare, run_paths
+from memsup.shared.record import RunRecord
+from memsup.shared.settings import Settings
 from memsup.shared.status import Wanted
+from memsup.supervisor.daemon.lock import Lock
 from memsup.supervisor.decide.events import By, Event
 from memsup.supervisor.decide.guard import Guard
 from memsup.supervisor.decide.ladder import Ladder, MemoryLimits
@@ -35,6 +38,17 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunPaths:
     return paths
 
 
+RECORD = RunRecord(
+    run="default",
+    run_id="abc",
+    created_unix_s=1.0,
+    wanted=Wanted.RUNNING,
+    tier="full",
+    tier_reason="there is plenty",
+    settings=Settings(),
+)
+
+
 class Desk:
     """A journal with its scribe, a life and a guard that have seen nothing yet."""
 
@@ -46,7 +60,7 @@ class Desk:
         )
         ladder = Ladder(MemoryLimits(worker_bytes=4 * GIB, reserve_bytes=GIB))
         self.guard = Guard(ladder, MemoryReading(at_s=1.0, worker_bytes=5), DiskReading(at_s=1.0, free_bytes=7))
-        self.journal = Journal(paths, BOOT, self.scribe, self.life, self.guard)
+        self.journal = Journal(paths, RECORD, BOOT, self.scribe, self.life, self.guard, Lock(paths).take_again)
 
     def written(self) -> list[Entry]:
         """Every line of the ledger, once the scribe has ended."""

@@ -897,12 +897,34 @@ def test_what_was_saved_is_saved_whatever_becomes_of_the_process_afterwards() ->
         if told:
             (stop,) = play.orders()
             play.do("report", m.Done(order_id=stop.order_id, detail="leaving at step 5", checkpoint=note(5)))
-        answer = the_answer(play.do("exit", SIGKILLED, 0, newest=None if told else note(5)))
+        play.life.on_checkpoints(note(5))
+        answer = the_answer(play.do("exit", SIGKILLED, 0))
         assert answer.ok is told
         if told:
             assert answer.text.startswith("Stopped at step 5 of 100, with the verified checkpoint of step 5.")
         else:
             assert "No whole step is lost." in answer.text
+
+
+def test_a_checkpoint_that_is_not_there_any_more_is_not_gone_on_from() -> None:
+    for left, again in ((None, ""), (note(1), " at step 1 of 100")):
+        play = Play(new_life(checkpoint=note(4))).training()
+        play.seen += play.life.on_checkpoints(left)
+        assert play.record(Event.CHECKPOINT_GONE).checkpoint_step == 4
+        play.do("exit", SIGKILLED, 0)
+        death = play.record(Event.DEATH)
+        assert (death.lost_steps, death.lost_s) == (5 if left is None else 4, None)
+        assert len(play.life.attention) == 1
+        play.do("tick", after_s=60.0)
+        assert play.life.on_checkpoints(left) == []
+        play.do("spawned")
+        play.do("report", HELLO)
+        play.do("report", beat(Phase.LOADING))
+        play.do("request", 3, RequestKind.STOP)
+        play.do("report", m.Leaving(reason="stop", checkpoint=left))
+        said = the_answer(play.do("exit", 0, 0)).text
+        assert said.startswith(f"Stopped{again},"), "what a life before had reached is not where the run is"
+        assert ("there is nothing to go on from" in said) is (left is None)
 
 
 def test_without_a_checkpoint_is_said_with_what_that_costs() -> None:
