@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from memsup.shared.model.folder import ModelSummary
     from memsup.shared.settings import Settings
     from memsup.supervisor.decide.readings import Machine, TemperatureReading
-    from memsup.supervisor.decide.tiers import Limits
+    from memsup.supervisor.decide.tiers import Limits, Resolution
 
 Row = tuple[str, str]
 _MODEL_SOURCES = {
@@ -46,6 +46,28 @@ def machine_rows(machine: Machine) -> list[Row]:
     rows.append(("sensors", _temperatures(machine.temperatures)))
     rows.append(("disk", f"{size(machine.disk_free_bytes)} free where the run's state lies"))
     return rows
+
+
+def brief_rows(task: TaskSummary | None, resolution: Resolution, settings: Settings, tier: str, folder: str) -> list[Row]:
+    """What matters most of a start, in three lines: memory, how it is trained, and where it is kept."""
+    limits, training, needs = resolution.limits, settings.training, resolution.needs
+    rows = [("memory", f"at most {size(limits.worker_limit_bytes)}, from {limits.worker_limit_origin}")]
+    if task is not None:
+        if needs is not None and not resolution.on_gpu:
+            rows = [("memory", f"{rows[0][1]}; about {size(needs.micro_batch_bytes)} to begin with")]
+        gpu = resolution.gpu
+        device = (gpu.name or "the GPU") if gpu is not None else "the GPU" if resolution.on_gpu else "the CPU"
+        passes = "1 pass" if training.epochs == 1 else f"{training.epochs:g} passes"
+        how = f"{passes}, {training.effective_batch} samples a step, texts of up to {count(training.max_length)} tokens"
+        rows.append(("training", f"{how}, on {device} (tier {tier})"))
+    return [*rows, ("kept in", folder)]
+
+
+def brief_task(task: TaskSummary, settings: Settings) -> str:
+    """What is trained on what, in one line."""
+    rows = f"{plural(task.train.rows, 'row')}{'' if task.train.complete else ' at least'}"
+    labels = plural(len(task.train.labels), "label")
+    return f"{settings.task.model} on {task.train.source}: {rows}, {labels}"
 
 
 def data_rows(task: TaskSummary, settings: Settings) -> list[Row]:

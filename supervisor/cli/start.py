@@ -10,6 +10,7 @@ import dataclasses
 import os
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ from memsup.supervisor.cli import INTERRUPTED
 from memsup.supervisor.cli.findings import (
     WHAT_IT_DOES,
     Row,
+    brief_rows,
+    brief_task,
     data_notes,
     data_rows,
     example_lines,
@@ -44,7 +47,7 @@ from memsup.supervisor.cli.findings import (
 )
 from memsup.supervisor.cli.options import FLAGS, TrainingCommand, flag_options, json_option, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line
-from memsup.supervisor.cli.screen import data, json_data, message
+from memsup.supervisor.cli.screen import data, json_data, message, moves
 from memsup.supervisor.client.contact import (
     LOOK_AGAIN_S,
     Contact,
@@ -94,11 +97,13 @@ EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input.
 @flag_options
 @click.option("--demo", is_flag=True, help="The built-in job: a small BERT on real reviews.")
 @click.option("--wait", is_flag=True, help="Show progress until the run ends. Ctrl-C leaves it running.")
+@click.option("-d", "--detach", is_flag=True, help="Do not wait for the first step, as on a terminal it does.")
 @click.option("--foreground", is_flag=True, help="Stay in this terminal. Ctrl-C checkpoints and stops, a second one forces.")
 @click.option("--fresh", is_flag=True, help="Begin anew; the earlier run's folder is moved aside.")
 @click.option("--trust", is_flag=True, help="Send messages where the memsup.toml in this folder says; it is yours.")
 @click.option("--accept", is_flag=True, help="Train on data that were found doubtful, as they were shown.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("-v", "--verbose", is_flag=True, help="All that was found, and where each limit came from.")
 @click.argument("command", nargs=-1, metavar="[-- COMMAND...]")
 def start(
     *,
@@ -108,11 +113,13 @@ def start(
     assignments: tuple[str, ...],
     demo: bool,
     wait: bool,
+    detach: bool,
     foreground: bool,
     fresh: bool,
     trust: bool,
     accept: bool,
     dry_run: bool,
+    verbose: bool,
     command: tuple[str, ...],
     use_amp: bool,
     accumulation: int | None,
@@ -125,6 +132,8 @@ def start(
     paths = paths_of(run_name)
     if wait and foreground:
         raise click.UsageError("--foreground shows the run itself; --wait looks on from outside. Choose one.")
+    if detach and (wait or foreground):
+        raise click.UsageError("--detach comes back at once, --wait and --foreground do not. Choose one.")
     assignments += _assignments(flags, assignments, accumulation, is_command=bool(command))
     if use_amp:
         assignments += _mixed_precision(flags["device"])
@@ -138,7 +147,9 @@ def start(
         trust=trust,
         wait=wait,
         foreground=foreground,
+        looks_on=not detach and not as_json and moves(sys.stderr),
         dry_run=dry_run,
+        verbose=verbose or dry_run,
         as_json=as_json,
     )
     try:
@@ -161,6 +172,8 @@ def start(
         _refuse(record, kept, asked, is_up=False)
     if not trust:
         refuse_strangers(loaded, record.settings if record else None, typed("start", paths.name))
+    if asked.looks_on:
+        message("Looking at this machine, the model and the data …")
     try:
         if record is None:
             plan = plan_new(paths, loaded, argv, accept=accept)
@@ -173,7 +186,7 @@ def start(
             json_data({"schema": 1} | no_task_document(error))
         raise
     if dry_run:
-        _tell(paths, plan, record, as_json)
+        _tell(paths, plan, record, asked)
         if before is not None and record is None:
             message(f"Run {paths.name!r} is finished; it would be kept under another name.")
         message("Dry run: nothing was written, nothing was started.")
@@ -234,7 +247,10 @@ class Asked:
     trust: bool
     wait: bool
     foreground: bool
+    looks_on: bool
+    """Whether somebody is there who waits for the first step. A script or a service is not kept waiting."""
     dry_run: bool
+    verbose: bool
     as_json: bool
 
 
@@ -257,10 +273,15 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
         moved = [_where_it_is(paths, aside)] if aside else []
         if asked.foreground:
             message(*moved)
-            _tell(paths, plan, record, as_json, run_id=fresh_record.run_id)
+            _tell(paths, plan, record, asked, run_id=fresh_record.run_id)
             ends = "checkpoints and stops" if plan.command is None else "tells the command to end"
             message(f"In the foreground: Ctrl-C {ends}, a second one stops at once.")
+            if not as_json:
+                from memsup.supervisor.cli.wait import follow_from_beside
+
+                follow_from_beside(paths)
             spawning.become(paths)
+        from_step = 0 if record is None or (was := observe(paths).status) is None else was.checkpoint.step or 0
         try:
             answer = spawning.spawn(paths)
         except spawning.NotStartedError:
@@ -276,15 +297,21 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
             message(line)
         if answer.fence == "none" and (sentence := unfenced(answer.fence, answer.fence_reason)):
             message(f"! {sentence}")
-        _tell(paths, plan, record, as_json, run_id=fresh_record.run_id, postmortem=answer.postmortem)
+        _tell(paths, plan, record, asked, run_id=fresh_record.run_id, postmortem=answer.postmortem)
         if answer.waits:
             return spawning.NOT_STARTED
-        if not as_json:
-            _tell_next(paths, fresh_record)
         if asked.wait:
             from memsup.supervisor.cli.wait import follow
 
             return follow(paths, as_json)
+        if asked.looks_on and fresh_record.wanted is not Wanted.PAUSED:
+            from memsup.supervisor.cli.first_step import look_on
+
+            seen = look_on(paths, from_step=from_step, is_command=fresh_record.command is not None)
+            if seen.state in OVER:
+                return 0 if seen.state is RunState.FINISHED else spawning.NOT_STARTED
+        if not as_json:
+            _tell_next(paths, fresh_record, is_seen=asked.looks_on)
     except KeyboardInterrupt:  # before anybody looked on; the run has begun
         from memsup.supervisor.cli.wait import goes_on
 
@@ -542,14 +569,17 @@ def _tell(
     paths: RunPaths,
     plan: Plan,
     record: RunRecord | None,
-    as_json: bool,
+    asked: Asked,
     run_id: str | None = None,
     postmortem: Sequence[str] = (),
 ) -> None:
     for sentence in _notes(plan):
         message(f"! {sentence}")
-    if as_json:
+    if asked.as_json:
         json_data(_document(paths, plan, record, run_id) | {"postmortem": postmortem})
+        return
+    if not asked.verbose:
+        _tell_briefly(paths, plan, record)
         return
     resolution = plan.resolution
     tier, reason = (
@@ -565,6 +595,14 @@ def _tell(
     limits = lines(resolution) if plan.command is None else memory_lines(resolution)
     data("", f"Tier {tier}: {reason}")
     data(*("  " + line for line in columns([name, value, f"← {origin}"] for name, value, origin in limits)))
+
+
+def _tell_briefly(paths: RunPaths, plan: Plan, record: RunRecord | None) -> None:
+    """Four lines. All that was found is shown by `-v`."""
+    what = " ".join(plan.command or ()) if plan.task is None else brief_task(plan.task, plan.settings)
+    data(f"Run {paths.name!r}{'' if record is None else ' goes on'}: {what}")
+    tier = plan.resolution.tier if record is None else record.tier
+    data(*brief_rows(plan.task, plan.resolution, plan.settings, tier, str(paths.state)))
 
 
 def _tell_doubts(doubtful: DoubtfulDataError, as_json: bool) -> int:
@@ -603,7 +641,8 @@ def _notes(plan: Plan) -> list[str]:
     return sentences
 
 
-def _tell_next(paths: RunPaths, record: RunRecord) -> None:
+def _tell_next(paths: RunPaths, record: RunRecord, *, is_seen: bool) -> None:
+    """What to type next. `is_seen`: it was looked at until it worked, or was over."""
     if record.wanted is Wanted.PAUSED:
         data("", f"Supervised, and still paused, as you left it. Go on with: {typed('resume', paths.name)}")
         return
@@ -613,7 +652,9 @@ def _tell_next(paths: RunPaths, record: RunRecord) -> None:
         rows += [(f"{pause} --release", "when you need the machine"), (stop, "checkpoint and stop; start continues")]
     else:
         rows += [(pause, "it stands still, its memory is kept"), (stop, "ends it; start begins the command anew")]
-    data("", "Started; this terminal may be closed. Next:", *("  " + line for line in columns(rows)))
+    if not is_seen:
+        data("", "Started in the background; its first step is still to come. Next:")
+    data(*rows)
     if record.command is not None:
         data(IF_ATTACHED)
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import click
 
 from memsup.shared.commands import command
 from memsup.shared.paths import RunPaths
-from memsup.shared.printable import printable
 from memsup.shared.status import OVER, RunState, Status, Trouble, TroubleKind, Wanted, encode_status
-from memsup.supervisor.cli import INTERRUPTED
+from memsup.supervisor.cli import INTERRUPTED, LEAST_DESCRIPTORS
 from memsup.supervisor.cli.options import json_option, paths_of, run_option
-from memsup.supervisor.cli.picture import one_line
-from memsup.supervisor.cli.screen import colour, console, data, json_data, message
-from memsup.supervisor.client.contact import observe
-from memsup.supervisor.words import duration, reached, result_line, size, trains
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+from memsup.supervisor.cli.picture import one_line, progress
+from memsup.supervisor.cli.screen import data, json_data, message, moves, moving
+from memsup.supervisor.client.contact import is_held, observe
+from memsup.supervisor.words import result_line
 
 FINISHED, NOT_FINISHED = 0, 1
 LOOK_EVERY_S = 1.0
 TELL_EVERY_S = 10.0
+LOOK_SOON_S = 0.1
+COMES_UP_WITHIN_S = 60.0
+"""A supervisor takes the run's lock within this time, or none comes."""
 
 
 @click.command()
@@ -45,7 +45,7 @@ def wait(run_name: str, as_json: bool) -> int:
 def follow(paths: RunPaths, as_json: bool) -> int:
     """Shows progress until the run is over or its supervisor is gone; returns the exit code."""
     try:
-        last = _on_a_terminal(paths) if colour(sys.stderr) and not as_json else _in_lines(paths)
+        last = _on_a_terminal(paths) if moves(sys.stderr) and not as_json else _in_lines(paths)
     except KeyboardInterrupt:
         return goes_on(paths)
     if as_json:
@@ -77,6 +77,27 @@ def _tell_end(last: Status, paths: RunPaths) -> None:
             message(f"The run is stopped. Continue with: {command('start', paths.name)}")
 
 
+def follow_from_beside(paths: RunPaths) -> None:
+    """Leaves a process in this terminal that follows the run whose supervisor this process is about to become. It is no child
+    of it, and goes when the run is over.
+    """
+    if os.fork():
+        os.wait()
+        return
+    if os.fork():
+        os._exit(0)
+    os.closerange(3, LEAST_DESCRIPTORS)  # the turn of this start is among them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which is in this terminal as well
+    try:
+        until_s = time.monotonic() + COMES_UP_WITHIN_S
+        while not is_held(paths) and time.monotonic() < until_s:
+            time.sleep(LOOK_SOON_S)
+        if is_held(paths):
+            _tell_end(_in_lines(paths), paths)
+    finally:
+        os._exit(0)
+
+
 def _in_lines(paths: RunPaths) -> Status:
     """Prints a line when the state changes, and every ten seconds while something moves; gives back the last status."""
     told, told_at_s = "", -TELL_EVERY_S
@@ -90,59 +111,22 @@ def _in_lines(paths: RunPaths) -> Status:
             told, told_at_s, told_state = line, time.monotonic(), status.state
         if over:
             return status
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(LOOK_SOON_S if status.state is RunState.STOPPING else LOOK_EVERY_S)
 
 
 def _on_a_terminal(paths: RunPaths) -> Status:
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    shape = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TextColumn("{task.fields[steps]}", markup=False),
-        TextColumn("{task.fields[speed]}", style="cyan", markup=False),
-        TextColumn("{task.fields[memory]}", style="magenta", markup=False),
-    )
-    # Drawn once a look: a bar that moves ten times a second takes its CPU from the training.
-    with Progress(*shape, console=console(sys.stderr), auto_refresh=False) as progress:
-        task = progress.add_task("starting", total=None, steps="", speed="", memory="")
-        told: set[str] = set()
+    told: set[str] = set()
+    with moving(sys.stderr) as draw:
         while True:
             status, over = _look(paths)
-            _show(progress, task, status)
+            draw(*progress(status))
             for sentence in status.attention:
                 if sentence not in told:
-                    progress.console.print(f"! {printable(sentence)}", style="yellow", markup=False, highlight=False)
+                    message(f"! {sentence}")
             told = set(status.attention)
             if over:
                 return status
             time.sleep(LOOK_EVERY_S)
-
-
-def _show(progress: Progress, task: TaskID, status: Status) -> None:
-    p, memory, found = status.progress, status.memory, reached(status)
-    runs = status.state is RunState.RUNNING and trains(status)
-    doing = f" ({p.phase})" if runs and p.phase != "training" else ""
-    speed = [
-        f"loss {p.loss:.3f}" if p.loss is not None and found is not None and found.lost_from is None else None,
-        f"{p.samples_per_s:.3g}/s" if runs and p.samples_per_s is not None else None,
-        f"{duration(p.eta_s)} left" if runs and p.eta_s is not None else None,
-    ]
-    used = (
-        None
-        if memory.worker_bytes is None or status.worker_pid is None
-        else f"{size(memory.worker_bytes)} of {size(memory.limit_bytes)}"
-    )
-    progress.update(
-        task,
-        description=printable(f"{status.state}{doing}"),
-        completed=found.step if found else 0,
-        total=p.total_steps,
-        steps="" if found is None else f"{found.step:,}" + (f"/{p.total_steps:,}" if p.total_steps else ""),
-        speed="  ".join(part for part in speed if part),
-        memory=used or "",
-        refresh=True,
-    )
 
 
 def _look(paths: RunPaths) -> tuple[Status, bool]:

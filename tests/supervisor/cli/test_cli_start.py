@@ -342,8 +342,10 @@ def test_start_detaches_and_answers_within_seconds(tmp_path: Path) -> None:
     """Another session, no terminal, no folder and no descriptor of ours held: closing the terminal cannot reach it."""
     done = memsup("start", *WAIT_FOREVER, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Started" in done.stdout
+    assert "Started in the background; its first step is still to come" in done.stdout, "no script is kept waiting"
     assert "memsup status" in done.stdout
+    assert done.stdout.startswith("Run 'default': sleep 1000\n  memory")
+    assert "sensors" not in done.stdout, "what else was found is for --verbose"
     pid = status()["pid"]
     assert os.getsid(pid) == pid != os.getsid(0)
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
@@ -445,6 +447,8 @@ def test_ctrl_c_in_the_foreground_stops_the_run(tmp_path: Path) -> None:
     _, err = foreground.communicate(timeout=60)
     assert "Traceback" not in err
     assert "In the foreground" in err
+    assert "\nrunning" in err, "and it shows how far it is"
+    assert "Continue with: memsup start" in err
     assert memsup("status").returncode == 3
 
 
