@@ -57,9 +57,9 @@ def pause(run_name: str, as_json: bool, release: bool) -> int:
     Without --release memory is kept and going on takes no time. Exit code: 0 done, 1 no answer or refused, 3 not running.
     """
     paths = paths_of(run_name)
-    reply = request(paths, RequestKind.PAUSE_RELEASE if release else RequestKind.PAUSE_HOLD)
+    reply = carried_out(paths, RequestKind.PAUSE_RELEASE if release else RequestKind.PAUSE_HOLD)
     freed = {"freed_ram_bytes": reply.freed_ram_bytes, "freed_vram_bytes": reply.freed_vram_bytes} if release else {}
-    return answer(_seen_wanted(paths, Wanted.PAUSED, seen_saved(paths, reply)), as_json, **freed)
+    return answer(reply, as_json, **freed)
 
 
 @click.command()
@@ -70,8 +70,7 @@ def resume(run_name: str, as_json: bool) -> int:
 
     Exit code: 0 done, 1 no answer or refused, 3 not running.
     """
-    paths = paths_of(run_name)
-    return answer(_seen_wanted(paths, Wanted.RUNNING, request(paths, RequestKind.RESUME)), as_json)
+    return answer(carried_out(paths_of(run_name), RequestKind.RESUME), as_json)
 
 
 @click.command()
@@ -86,8 +85,7 @@ def stop(run_name: str, as_json: bool, now: bool) -> int:
     """
     paths = paths_of(run_name)
     try:
-        reply = request(paths, RequestKind.STOP_NOW if now else RequestKind.STOP)
-        return answer(_seen_wanted(paths, Wanted.STOPPED, seen_saved(paths, reply)), as_json)
+        return answer(carried_out(paths, RequestKind.STOP_NOW if now else RequestKind.STOP), as_json)
     except RefusedError as error:
         if isinstance(error, NotRunningError):
             if not error.is_finished and (unwritten := _unwritten(paths, Wanted.STOPPED)) is not None:
@@ -102,6 +100,21 @@ def stop(run_name: str, as_json: bool, now: bool) -> int:
         else:
             message(f"The supervisor has not taken that up, so the run may go on. Once more: {command('stop', run_name)}")
         return INTERRUPTED
+
+
+_WANTED = {
+    RequestKind.PAUSE_HOLD: Wanted.PAUSED,
+    RequestKind.PAUSE_RELEASE: Wanted.PAUSED,
+    RequestKind.RESUME: Wanted.RUNNING,
+    RequestKind.STOP: Wanted.STOPPED,
+    RequestKind.STOP_NOW: Wanted.STOPPED,
+}
+
+
+def carried_out(paths: RunPaths, what: RequestKind) -> Reply:
+    """Orders something, and looks whether what the reply tells of is there. Raises `RefusedError` as `request` does."""
+    reply = seen_saved(paths, request(paths, what))
+    return _seen_wanted(paths, _WANTED[what], reply) if what in _WANTED else reply
 
 
 def request(paths: RunPaths, what: RequestKind) -> Reply:

@@ -14,7 +14,7 @@ from memsup.shared.status import OVER, RunState, Status
 from memsup.supervisor.cli.screen import paint
 from memsup.supervisor.decide.ladder import MEMORY_STEPS, Rung
 from memsup.supervisor.decide.readings import hottest
-from memsup.supervisor.decide.thresholds import COLOUR_BELOW_C
+from memsup.supervisor.decide.thresholds import COLOUR_BELOW_C, HOLD_BELOW_C
 from memsup.supervisor.words import (
     VERIFIED,
     count,
@@ -45,11 +45,12 @@ _COLOURS = {
 
 def picture(status: Status, now_unix_s: float) -> list[Line]:
     """Lines and rows with colours in them; whoever prints takes them out where there is no terminal."""
-    lines: list[Line] = [head(status, now_unix_s), *attention(status)]
+    lines: list[Line] = [head(status, now_unix_s)]
+    lines += attention(status)
     if (drawn := _bar(status)) is not None:
         lines.append(drawn)
     rows = [
-        ("progress", _progress(status)),
+        ("progress", speed(status)),
         ("batch", _batch(status)),
         ("memory", _memory(status)),
         *([] if status.state in OVER else _readings(status)),
@@ -62,6 +63,26 @@ def picture(status: Status, now_unix_s: float) -> list[Line]:
         ("exit code", None if status.exit_code is None else str(status.exit_code)),
     ]
     return [*lines, *((name, text) for name, text in rows if text)]
+
+
+def vitals(status: Status, now_unix_s: float) -> list[tuple[str, str]]:
+    """What a person who watches the run wants to see all the time, a line each."""
+    batch = status.batch
+    heat: list[str | None] = [f"GPU {gpu.index} {_celsius(gpu)}" for gpu in status.gpus if gpu.temperature_c is not None]
+    now = [
+        None if batch.micro_tokens is None else f"{count(batch.micro_tokens)} tokens at a time",
+        plural(batch.micro_rows, "row") if batch.micro_rows is not None and trains(status) else None,
+        *(heat or [_heat(status)]),
+        None if status.memory.ram_available_bytes is None else f"{size(status.memory.ram_available_bytes)} of RAM free",
+    ]
+    rows = [
+        ("now", ", ".join(part for part in now if part) if status.state not in OVER else None),
+        ("cooling", _cooling(status)),
+        ("checkpoint", _checkpoint(status)),
+        ("last action", _last_action(status, now_unix_s)),
+        ("result", result_line(status)),
+    ]
+    return [(name, text) for name, text in rows if text]
 
 
 def head(status: Status, now_unix_s: float) -> str:
@@ -85,9 +106,11 @@ def progress(status: Status) -> list[Line]:
     memory = None
     if status.memory.worker_bytes is not None and status.worker_pid is not None:
         memory = f"{size(status.memory.worker_bytes)} of {size(status.memory.limit_bytes)}"
-    details = ", ".join(part for part in (_progress(status), memory) if part)
+    details = ", ".join(part for part in (speed(status), memory) if part)
     drawn = _bar(status)
-    return [*([drawn] if drawn else []), f"  {state}" + (f": {details}" if details else "")]
+    doing = f"  {state}" + (f": {details}" if details else "")
+    lines: list[Line] = [doing] if drawn is None else [drawn, doing]
+    return lines
 
 
 def bar(fraction: float, cells: int, colour: str = "green") -> str:
@@ -109,7 +132,7 @@ def _readings(status: Status) -> list[tuple[str, str | None]]:
 
 def one_line(status: Status) -> str:
     """The status in one line, for logs and other places without a terminal."""
-    parts = [str(status.state), _steps(status), _progress(status)]
+    parts = [str(status.state), steps_of(status), speed(status)]
     if status.memory.worker_bytes is not None and status.worker_pid is not None:
         parts.append(f"{size(status.memory.worker_bytes)} of {size(status.memory.limit_bytes)}")
     return ", ".join(part for part in parts if part)
@@ -118,16 +141,16 @@ def one_line(status: Status) -> str:
 def _bar(status: Status) -> str | None:
     found, total = reached(status), status.progress.total_steps
     if found is None or not total:  # a loop of a program's own, which need not say where it ends
-        return f"  {_steps(status)}" if found is not None and found.step else None
-    return f"  {bar(found.step / total, BAR_CELLS)}  {_steps(status)}"
+        return f"  {steps_of(status)}" if found is not None and found.step else None
+    return f"  {bar(found.step / total, BAR_CELLS)}  {steps_of(status)}"
 
 
-def _steps(status: Status) -> str | None:
+def steps_of(status: Status) -> str | None:
     found = reached(status)
     return None if found is None else reached_text(found, status.progress.total_steps, over=status.state in OVER)
 
 
-def _progress(status: Status) -> str | None:
+def speed(status: Status) -> str | None:
     progress, found = status.progress, reached(status)
     has_worker, runs = status.worker_pid is not None, status.state is RunState.RUNNING and trains(status)
     is_of_this_step = found is not None and found.lost_from is None
@@ -185,9 +208,18 @@ def _fence(status: Status) -> str | None:
 
 
 def _gpu(gpu: KnownGpu) -> str:
-    now_c, slowdown_c = gpu.temperature_c, gpu.slowdown_c
-    hot = now_c is not None and slowdown_c is not None and now_c >= slowdown_c - COLOUR_BELOW_C
-    return gpu_line(gpu, lambda celsius: paint(celsius, *(["yellow"] if hot else [])))
+    return gpu_line(gpu, lambda celsius: paint(celsius, *_heat_colour(gpu)))
+
+
+def _celsius(gpu: KnownGpu) -> str:
+    return paint(f"{gpu.temperature_c:g} °C", *_heat_colour(gpu))
+
+
+def _heat_colour(gpu: KnownGpu) -> tuple[str, ...]:
+    """By how far the GPU is from where it slows itself down."""
+    if gpu.temperature_c is None or gpu.slowdown_c is None or gpu.temperature_c < gpu.slowdown_c - COLOUR_BELOW_C:
+        return ()
+    return ("red",) if gpu.temperature_c >= gpu.slowdown_c - HOLD_BELOW_C else ("yellow",)
 
 
 def _heat(status: Status) -> str | None:

@@ -100,7 +100,7 @@ def moving(stream: TextIO) -> Iterator[Callable[..., None]]:
     with Live(console=console(stream), auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
 
         def draw(*lines: Line) -> None:
-            text = "\n".join(_laid_out(lines, cells(stream), in_colour=colour(stream)))
+            text = "\n".join(drawn(lines, cells(stream), in_colour=colour(stream)))
             live.update(Text.from_ansi(text, no_wrap=True), refresh=True)
 
         yield draw
@@ -117,6 +117,23 @@ def console(stream: TextIO) -> Console:
 
     of_the_past = {"COLUMNS", "LINES"} if _columns(stream) else set()  # a terminal that was made smaller since
     return Screen(file=unguarded(stream), _environ={k: v for k, v in os.environ.items() if k not in of_the_past})
+
+
+@contextmanager
+def full_screen(stream: TextIO) -> Iterator[Callable[[Iterable[str]], None]]:
+    """The whole terminal, as long as this lasts; then what stood there before is back. What this yields is given all lines of
+    the screen, as `drawn` makes them.
+    """
+    from rich.live import Live
+    from rich.text import Text
+
+    out = console(stream)
+    with Live(console=out, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+
+        def draw(lines: Iterable[str]) -> None:
+            live.update(Text.from_ansi("\n".join(lines), no_wrap=True, overflow="crop"), refresh=True)
+
+        yield draw
 
 
 class Guarded:
@@ -145,11 +162,12 @@ def guard() -> None:
 
 
 def _print(stream: TextIO, lines: Iterable[Line]) -> None:
-    text = _laid_out(lines, cells(stream), in_colour=colour(stream))
+    text = drawn(lines, cells(stream), in_colour=colour(stream))
     _write(stream, "".join(line + "\n" for line in text))
 
 
-def _laid_out(lines: Iterable[Line], cells: int | None, *, in_colour: bool) -> Iterable[str]:
+def drawn(lines: Iterable[Line], cells: int | None, *, in_colour: bool) -> Iterable[str]:
+    """Lines and rows as a terminal of that width gets them."""
     from memsup.supervisor.cli.layout import laid_out
 
     def as_shown(line: Line) -> Line:

@@ -11,7 +11,7 @@ from memsup.shared.commands import command
 from memsup.shared.status import OVER, RunState, Status, encode_status
 from memsup.supervisor.cli.options import json_option, paths_of, run_option
 from memsup.supervisor.cli.picture import picture
-from memsup.supervisor.cli.screen import data, json_data, message, moves, moving
+from memsup.supervisor.cli.screen import data, json_data, message, moves
 from memsup.supervisor.cli.streams import must_be_read
 from memsup.supervisor.client.contact import observe
 
@@ -24,7 +24,7 @@ WATCH_LOG_EVERY_S = 10.0
 @click.command(short_help="Show state, progress, limits and the last action.")
 @run_option
 @json_option
-@click.option("--watch", is_flag=True, help="Again and again, until the run ends.")
+@click.option("--watch", is_flag=True, help="On a screen of its own, with keys, until the run ends.")
 def status(run_name: str, as_json: bool, watch: bool) -> int:
     """Show what the run does, how far it is, and what was done last and why.
 
@@ -68,10 +68,9 @@ def _watch(run_name: str, found: Status, as_json: bool) -> Status:
                 return found
             time.sleep(WATCH_EVERY_S if as_json else WATCH_LOG_EVERY_S)
             found = observe(paths).status or found
-    with moving(sys.stdout) as draw:
-        draw(*picture(found, time.time()))
-        while found.state not in OVER:
-            time.sleep(WATCH_EVERY_S)
-            found = observe(paths).status or found
-            draw(*picture(found, time.time()))
+    if found.state not in OVER:
+        from memsup.supervisor.cli.watch import watch
+
+        found = watch(paths, found)
+    _print(found, as_json)
     return found

@@ -74,6 +74,12 @@ def gather(paths: RunPaths, status: Status | None, now_unix_s: float) -> Materia
     )
 
 
+def recorded(paths: RunPaths) -> list[Point]:
+    """The readings over time, as far as they can be read."""
+    points, _ = read_points(_lines(paths.history))
+    return [point for point in points if _is_sane(point.at, point.mono)]
+
+
 def _entries(ledger: Path) -> tuple[list[Entry], int]:
     entries: deque[Entry] = deque(maxlen=MOST_ENTRIES)
     bad = 0

@@ -256,7 +256,7 @@ def test_checkpoints_are_listed_and_verified_without_a_supervisor(tmp_path: Path
             draft.commit()
     listed = memsup("checkpoint", "--list")
     assert listed.returncode == 0, listed.stderr
-    assert [line.partition("  ")[0] for line in listed.stdout.splitlines()] == ["step 240", "step 120"]
+    assert [line.strip().partition("  ")[0] for line in listed.stdout.splitlines()] == ["step 240", "step 120"]
     newest = memsup("checkpoint", "--list", "--json").document["checkpoints"][0]["path"]
     sound = memsup("checkpoint", "--verify", newest)
     assert sound.returncode == 0
