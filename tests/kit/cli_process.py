@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import json
 import os
 import pty
+import resource
+import selectors
 import signal
 import struct
 import subprocess
@@ -15,14 +18,16 @@ import termios
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
 
+from kit.nursery import Nursery
 from memsup.shared import messages as m
 from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
 from memsup.shared.paths import RunPaths, prepare, run_paths
@@ -39,7 +44,9 @@ MEMSUP = [sys.executable, "-c", "import sys; from memsup.supervisor.cli import m
 
 
 class Done(subprocess.CompletedProcess[str]):
-    """With `document`: stdout as JSON."""
+    """With `document`: stdout as JSON; and what it and those it waited for took of the processors, in seconds."""
+
+    cpu_s = 0.0
 
     @property
     def document(self) -> Any:
@@ -47,18 +54,68 @@ class Done(subprocess.CompletedProcess[str]):
 
 
 def memsup(*arguments: str, cwd: Path | None = None, within_s: float = 120, **environment: str) -> Done:
-    """Runs `memsup ARGUMENTS` to its end, away from any terminal."""
-    done = subprocess.run(
+    """Runs `memsup ARGUMENTS` to its end, away from any terminal, in a process of its own."""
+    whole = os.environ | environment
+    if _nursery().suits(whole):
+        return _forked(arguments, whole, cwd, within_s)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ran = subprocess.run(
         [*MEMSUP, *arguments],
         cwd=cwd,
-        env=os.environ | environment,
+        env=whole,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=within_s,
         check=False,
     )
-    return Done(done.args, done.returncode, done.stdout, done.stderr)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = Done(ran.args, ran.returncode, ran.stdout, ran.stderr)
+    done.cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done
+
+
+_BORN_WITH = dict(os.environ)
+
+
+@cache
+def _nursery() -> Nursery:
+    """The one of this test process: more than half of a command's time is importing."""
+    nursery = Nursery("cli", _BORN_WITH)
+    atexit.register(nursery.__exit__)
+    return nursery
+
+
+def _forked(arguments: Sequence[str], environment: dict[str, str], cwd: Path | None, within_s: float) -> Done:
+    ours, theirs = zip(os.pipe(), os.pipe(), strict=True)
+    try:
+        child = _nursery().fork([*arguments], environment, output_fd=theirs[0], second_fd=theirs[1], cwd=cwd or Path())
+    finally:
+        for fd in theirs:
+            os.close(fd)
+    said = {fd: bytearray() for fd in ours}
+    deadline_s = time.monotonic() + within_s
+    try:
+        with selectors.DefaultSelector() as selector:
+            for fd in ours:
+                selector.register(fd, selectors.EVENT_READ)
+            while selector.get_map():
+                ready = selector.select(deadline_s - time.monotonic())
+                if not ready:
+                    raise subprocess.TimeoutExpired(["memsup", *arguments], within_s, *map(bytes, said.values()))
+                for key, _ in ready:
+                    said[key.fd] += (piece := os.read(key.fd, 1 << 16))
+                    if not piece:
+                        selector.unregister(key.fd)
+        code = child.wait(deadline_s - time.monotonic())
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait(60)
+        for fd in ours:
+            os.close(fd)
+    done = Done(["memsup", *arguments], code, *(text.decode() for text in said.values()))
+    done.cpu_s = child.cpu_s
+    return done
 
 
 def on_a_terminal(*arguments: str, **environment: str) -> str:

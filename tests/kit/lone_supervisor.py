@@ -192,7 +192,7 @@ class LoneSupervisor:
         with self.paths.worker_log.open("ab") as log:
             if self.nursery is not None and not command:
                 self.worker = self.nursery.fork(
-                    ["--run", self.paths.name], environment, output_fd=log.fileno(), lifeline_fd=read_end
+                    ["--run", self.paths.name], environment, output_fd=log.fileno(), second_fd=read_end
                 )
             else:
                 self.worker = subprocess.Popen(

@@ -1,8 +1,9 @@
-"""Worker processes that need no import of their own: one process imports torch and transformers, and forks a worker each time.
+"""Processes that need no import of their own: one process imports what they need, and forks one of them each time.
 
-For tests that start a worker a dozen times and more. Each is a real process with its own session, lifeline and log, runs the
-worker's real entry point, and is killed like any other; only the seconds of importing are saved. The nursery itself never runs
-an operation of torch, so that no thread pool is lost in a fork.
+For workers, which import torch and transformers, in tests that start a dozen of them; and for the command line, which is called
+a thousand times. Each is a real process that runs its program's entry point, and is killed like any other; only the time of
+importing is saved. What is read once when Python starts is as the nursery has it (`TAKEN_AT_START`): who wants that otherwise
+starts one. A nursery itself never runs an operation of torch, so that no thread pool is lost in a fork.
 
 Run as a program it is the nursery: it takes one request a datagram over the Unix socket that is its standard input.
 """
@@ -10,24 +11,31 @@ Run as a program it is the nursery: it takes one request a datagram over the Uni
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
+import pkgutil
 import select
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-from memsup.worker.__main__ import LIBRARIES
+TAKEN_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "FAULT_", "OMP_")
+"""What begins so in the environment counts when Python or a library is loaded."""
 
 
 class Nursery:
-    """The test's side. `with Nursery() as nursery: child = nursery.fork(…)`."""
+    """The test's side. `with Nursery("worker") as nursery: child = nursery.fork(…)`. The programs are `worker` and `cli`."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str, environment: Mapping[str, str] = os.environ) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._process = subprocess.Popen([sys.executable, "-P", __file__], stdin=theirs.fileno(), env=LIBRARIES | os.environ)
+        self._born_with = _taken_at_start(environment)
+        self._process = subprocess.Popen([sys.executable, "-P", __file__, program], stdin=theirs.fileno(), env=environment)
         theirs.close()
 
     def __enter__(self) -> Nursery:
@@ -37,26 +45,43 @@ class Nursery:
         self._socket.close()
         self._process.wait(timeout=60)
 
-    def fork(self, argv: list[str], environment: dict[str, str], *, output_fd: int, lifeline_fd: int) -> NurseryChild:
-        """`argv` without the program; `--lifeline-fd` is added."""
+    def suits(self, environment: Mapping[str, str]) -> bool:
+        """Whether what it forks is as if it had been started in this environment."""
+        return _taken_at_start(environment) == self._born_with
+
+    def fork(
+        self, argv: list[str], environment: dict[str, str], *, output_fd: int, second_fd: int, cwd: Path = Path()
+    ) -> NurseryChild:
+        """`argv` is without the program. A worker gets its lifeline as `second_fd`, the command line its standard error."""
         request = json.dumps({"argv": argv, "environment": environment}).encode()
-        socket.send_fds(self._socket, [request], [output_fd, lifeline_fd])
+        here_fd = os.open(cwd, os.O_PATH)  # it may have no name any more
+        try:
+            socket.send_fds(self._socket, [request], [output_fd, second_fd, here_fd])
+        finally:
+            os.close(here_fd)
         return NurseryChild(self, self._answer()["pid"])
 
-    def wait(self, pid: int) -> int:
+    def wait(self, pid: int) -> tuple[int, float]:
+        """The exit status of a child that has ended or will, and what it took of the processors in seconds."""
         self._socket.send(json.dumps({"wait": pid}).encode())
-        return int(self._answer()["status"])
+        answer = self._answer()
+        return int(answer["status"]), float(answer["cpu_s"])
 
     def _answer(self) -> dict[str, Any]:
         return json.loads(self._socket.recv(1 << 16))  # type: ignore[no-any-return]
 
 
+def _taken_at_start(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(TAKEN_AT_START)}
+
+
 class NurseryChild:
-    """What the tests use of `subprocess.Popen`."""
+    """What the tests use of `subprocess.Popen`, and what it took of the processors once it has been waited for."""
 
     def __init__(self, nursery: Nursery, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
+        self.cpu_s = 0.0
         self._nursery = nursery
         self._pidfd = os.pidfd_open(pid)
 
@@ -66,8 +91,8 @@ class NurseryChild:
     def wait(self, timeout: float) -> int:
         if self.returncode is None:
             if not select.select([self._pidfd], [], [], timeout)[0]:
-                raise TimeoutError(f"worker {self.pid} still runs after {timeout} s")
-            self.returncode = self._nursery.wait(self.pid)
+                raise TimeoutError(f"process {self.pid} still runs after {timeout} s")
+            self.returncode, self.cpu_s = self._nursery.wait(self.pid)
             os.close(self._pidfd)
         return self.returncode
 
@@ -76,50 +101,92 @@ class NurseryChild:
             signal.pidfd_send_signal(self._pidfd, number)
 
 
-def main() -> None:
+# --------------------------------------------------------------------------------------------------------------------
+# The nursery
+
+
+def main(program: str) -> int:
     channel = socket.socket(fileno=os.dup(0))
-    import torch  # noqa: F401
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig  # noqa: F401
-    from transformers.models.bert import modeling_bert  # noqa: F401
-
-    import memsup.worker.__main__ as worker
-    import memsup.worker.tasks.classification
-    import memsup.worker.train  # noqa: F401
-
+    run = _born_worker() if program == "worker" else _born_cli()
+    gc.freeze()  # else each of its children would look for garbage among all that was imported
     while True:
-        message, fds, _, _ = socket.recv_fds(channel, 1 << 16, 2)
+        message, fds, _, _ = socket.recv_fds(channel, 1 << 20, 3)
         if not message:
-            return
+            return 0
         request = json.loads(message)
         if "wait" in request:
-            _, status = os.waitpid(request["wait"], 0)
-            channel.send(json.dumps({"status": os.waitstatus_to_exitcode(status)}).encode())
+            _, status, used = os.wait4(request["wait"], 0)
+            answer = {"status": os.waitstatus_to_exitcode(status), "cpu_s": used.ru_utime + used.ru_stime}
+            channel.send(json.dumps(answer).encode())
             continue
         pid = os.fork()
         if pid == 0:
             channel.close()
-            _become_worker(worker.main, request, *fds)
+            output_fd, second_fd, here_fd = fds
+            os.fchdir(here_fd)
+            os.close(here_fd)
+            os.environ.clear()
+            os.environ.update(request["environment"])
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            return run(request["argv"], output_fd, second_fd)
         for fd in fds:
             os.close(fd)
         channel.send(json.dumps({"pid": pid}).encode())
 
 
-def _become_worker(run: Any, request: dict[str, Any], output_fd: int, lifeline_fd: int) -> None:
-    status = 1
-    try:
-        os.setsid()
-        null = os.open(os.devnull, os.O_RDONLY)
-        for fd, target in [(null, 0), (output_fd, 1), (output_fd, 2)]:
+Run = Callable[[list[str], int, int], int]
+"""Is given the arguments and two descriptors, in a process that has nothing else of the nursery's; returns the exit status."""
+
+
+def _born_worker() -> Run:
+    import memsup.worker.__main__ as worker
+
+    os.environ.update(worker.LIBRARIES | os.environ)
+    import torch  # noqa: F401
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BertConfig  # noqa: F401
+    from transformers.models.bert import modeling_bert  # noqa: F401
+
+    import memsup.worker.tasks.classification
+    import memsup.worker.train  # noqa: F401
+
+    def run(argv: list[str], output_fd: int, lifeline_fd: int) -> int:
+        status = 1
+        try:
+            os.setsid()
+            for target in (1, 2):
+                os.dup2(output_fd, target)
+            sys.argv = ["memsup.worker", *argv, "--lifeline-fd", str(lifeline_fd)]
+            status = worker.main()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stderr.flush()
+            os._exit(status)
+
+    return run
+
+
+def _born_cli() -> Run:
+    """Everything that is imported when it is needed has been needed here."""
+    import rich.console
+    import rich.table  # noqa: F401
+
+    import memsup.supervisor.cli
+    from memsup import checkpoint, shared, supervisor
+
+    for room in (checkpoint, shared, supervisor):
+        for module in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
+            if not module.name.endswith(".__main__"):
+                import_module(module.name)
+
+    def run(argv: list[str], output_fd: int, error_fd: int) -> int:
+        for fd, target in ((output_fd, 1), (error_fd, 2)):
             os.dup2(fd, target)
-        os.environ.clear()
-        os.environ.update(request["environment"])
-        sys.argv = ["memsup.worker", *request["argv"], "--lifeline-fd", str(lifeline_fd)]
-        status = run()
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stderr.flush()
-        os._exit(status)
+            os.close(fd)
+        sys.argv = ["memsup", *argv]
+        return memsup.supervisor.cli.main()
+
+    return run
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1]))

@@ -50,7 +50,8 @@ def ended() -> Any:
 
 
 def printed() -> str:
-    return run_paths("default").worker_log.read_text()
+    log = run_paths("default").worker_log
+    return log.read_text() if log.exists() else ""
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from kit.cli_process import a_run, end_supervisors, memsup
 
 MIB = 1 << 20
 ROWS = "text,label\n" + "".join(f"这个东西很好用 number {i},{'good' if i % 3 else 'bad'}\n" for i in range(60))
-AT_ONCE_S = 20
-"""Far more than an answer takes on a busy machine, and far less than what is to be waited for here."""
+AT_ONCE_CPU_S = 10
+"""Far more than an answer takes, and far less than what is to be computed here. What waits for ever is ended by `memsup`."""
 
 
 @pytest.fixture(autouse=True)
@@ -167,14 +166,13 @@ def test_what_is_beyond_the_normal_gets_a_sentence_at_once(name: str, job: Path,
     for file, make in put.items():
         (job / file).unlink(missing_ok=True)
         make(job / file)
-    began_s = time.monotonic()
-    done = memsup("start", "--dry-run", *arguments, cwd=job, within_s=AT_ONCE_S)
+    done = memsup("start", "--dry-run", *arguments, cwd=job)
     assert done.returncode == 2, done
     for word in words:
         assert word in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
     assert max(map(len, done.stderr.splitlines())) < 1000
-    assert time.monotonic() - began_s < AT_ONCE_S
+    assert done.cpu_s < AT_ONCE_CPU_S
     assert not (tmp_path / "state").exists()
 
 
@@ -185,13 +183,15 @@ def test_state_that_is_no_file_stops_nobody_from_looking(kind: str, tmp_path: Pa
     for name in ("status.json", "ledger.jsonl", "history.jsonl", "worker.log", "supervisor.log", "blackbox", "plan.jsonl"):
         NO_FILES[kind](paths.state / name)
     for command, code in (("status", 3), ("logs", 0), ("report", 0), ("checkpoint --list", 0), ("start --dry-run -- true", 2)):
-        done = memsup(*command.split(), within_s=AT_ONCE_S, cwd=tmp_path)
+        done = memsup(*command.split(), cwd=tmp_path)
+        assert done.cpu_s < AT_ONCE_CPU_S
         assert done.returncode in {code, 1}, (command, done)
         assert "Traceback" not in done.stderr
     paths.record.unlink()
     NO_FILES[kind](paths.record)
     for command in ("status", "logs", "report", "stop", "start --dry-run -- true"):
-        done = memsup(*command.split(), within_s=AT_ONCE_S, cwd=tmp_path)
+        done = memsup(*command.split(), cwd=tmp_path)
+        assert done.cpu_s < AT_ONCE_CPU_S
         assert done.returncode in {2, 3, 4}, (command, done)
         assert "Traceback" not in done.stderr
 
