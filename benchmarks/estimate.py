@@ -53,11 +53,12 @@ def measure(size: str, amp: str) -> None:
     from transformers import BertConfig, BertForSequenceClassification
 
     import memsup.worker.train  # noqa: F401 - what the worker imports counts as its base
+    from memsup.memory import held
     from memsup.worker.compute.attention import attend_in_blocks
     from memsup.worker.compute.dropout import draw_by_row
     from memsup.worker.compute.embedding import add_in_place
     from memsup.worker.hardware import autocast, make_optimizer, place_model, set_activation_checkpointing, start_threads
-    from memsup.worker.memory import hand_back, held
+    from memsup.worker.memory import hand_back
 
     layers, hidden, heads, intermediate = SIZES[size]
     start_threads(2, torch.device("cpu"))

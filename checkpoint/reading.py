@@ -10,6 +10,7 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -127,15 +128,30 @@ def open_folder(path: Path) -> int:
 def open_file(folder_fd: int, name: str) -> tuple[int, int]:
     """A descriptor of a regular file of the folder, and its size in bytes. Raises `Damaged` for anything else."""
     try:
-        return open_regular(name, follow_links=False, folder_fd=folder_fd)
+        with _folder_of(folder_fd, name) as (inner_fd, plain):
+            return open_regular(plain, follow_links=False, folder_fd=inner_fd)
     except OSError as error:
         raise _judged(error, name) from None
+
+
+@contextlib.contextmanager
+def _folder_of(folder_fd: int, name: str) -> Iterator[tuple[int, str]]:
+    """A descriptor of the folder within the folder that `name` is in, and the name there. Raises OSError where it is none; no
+    link on the way is followed.
+    """
+    *folders, plain = name.split("/")
+    with contextlib.ExitStack() as opened:
+        for folder in folders:
+            folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder_fd)
+            opened.callback(os.close, folder_fd)
+        yield folder_fd, plain
 
 
 def read_small(folder_fd: int, name: str, limit_bytes: int) -> bytes:
     """All of a file. Raises `Damaged` if it has more than `limit_bytes`, FileNotFoundError if there is none."""
     try:
-        fd, size = open_regular(name, follow_links=False, folder_fd=folder_fd)
+        with _folder_of(folder_fd, name) as (inner_fd, plain):
+            fd, size = open_regular(plain, follow_links=False, folder_fd=inner_fd)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -200,8 +216,9 @@ def _check_index(folder_fd: int, name: str, tensors: dict[str, set[str]]) -> Non
         raise Damaged(f"{name} is missing.") from None
     except Damaged as error:
         raise Damaged(f"{name} {error}") from None
+    beside = name[: name.rfind("/") + 1]
     for tensor, file in weight_map.items():
-        if tensor not in tensors.get(file, ()):
+        if tensor not in tensors.get(beside + file, ()):
             raise Damaged(f"{name} looks for {tensor[:200]!r} in {file}, where it is not.")
 
 

@@ -11,8 +11,10 @@ Under `memsup start -- python train.py` this package is found even where the pro
 since it needs the standard library alone, of Python 3.9 or newer. Started in any other way the same lines train as if they
 were not there. What a program gets by them, and what it does not, is in docs/own-programs.md.
 
-To be read in this order: `guarding.py` (the two calls), `session.py` (orders, carried out at boundaries), `link.py` (the
-connection), `store.py`, `folders.py` and `places.py` (checkpoints). `messages.py`, `packing.py` and `zmtp.py` are the wire.
+To be read in this order: `guarding.py` and `run.py` (what a program calls), `life.py` (what a process has of its supervisor),
+`session.py` (orders, carried out at boundaries), `link.py` (the connection); `training.py` (whose checkpoints are whose),
+`store.py`, `places.py`, `folders.py` and `manifest.py` (checkpoints). `messages.py`, `packing.py` and `zmtp.py` are the wire.
+`about.py`, `cadence.py`, `folders.py`, `manifest.py` and `memory.py` are the built-in training's, or the supervisor's, as well.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memsup.guarding import Run, guard
+    from memsup.guarding import guard
+    from memsup.run import Run
     from memsup.session import Leave
 
 __all__ = ["Leave", "Run", "guard"]
@@ -33,10 +36,14 @@ def __getattr__(name: str) -> Any:
     """
     if name in __all__ and sys.version_info < (3, 9):
         raise ImportError(f"memsup.{name} needs Python 3.9 or newer, and this is {sys.version_info[0]}.{sys.version_info[1]}.")
-    if name in {"Run", "guard"}:
-        from memsup import guarding
+    if name == "guard":
+        from memsup.guarding import guard
 
-        return getattr(guarding, name)
+        return guard
+    if name == "Run":
+        from memsup.run import Run
+
+        return Run
     if name == "Leave":
         from memsup.session import Leave
 

@@ -17,14 +17,17 @@ import signal
 import socket
 import threading
 import time
-from typing import Any
+from typing import Any, Callable
 
 from memsup import messages, packing, zmtp
+from memsup.about import About, NotAttached
+from memsup.memory import read_memory
 
 VARIABLE = "_MEMSUP_LINK"
 """The environment variable by which `memsup start --` tells what a program has to know of its run, as JSON (`Told`)."""
 BEAT_S = 0.5
 WELCOME_WITHIN_S = 15.0
+TELL_WITHIN_S = 2.0
 _TURNED_AWAY = "another process of the same command is attached, or this one is not of it"
 MOST_MESSAGE_BYTES = 2 << 20
 MOST_UNSENT_BYTES = 1 << 20
@@ -32,7 +35,11 @@ MOST_UNSENT_BYTES = 1 << 20
 
 
 class NotAttachedError(Exception):
-    """This process is not attached to a supervisor. The text is a clause that says why."""
+    """This process is not attached to a supervisor. The text is a clause that says why, `why` the same to programs."""
+
+    def __init__(self, why: NotAttached, text: str) -> None:
+        super().__init__(text)
+        self.why = why
 
 
 class Told:
@@ -71,16 +78,27 @@ class Lost:
 class Link:
     """Public to the main thread: `orders`, `progress`, `checkpoint`, `report`, `flush`."""
 
-    def __init__(self, told: Told) -> None:
+    def __init__(self, told: Told, about: About | None = None) -> None:
+        """`about` is what Hello says. It is None where the process is not to be attached."""
         self.orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
         """Orders as dictionaries, and `Lost`."""
         self.progress: messages.Message = messages.progress()
         """What heartbeats say; it is replaced, never changed, so that each tells of one moment."""
         self.checkpoint: messages.Note | None = None
+        self.batch: messages.Message | None = None
+        """How steps are computed. It is None where that is not known."""
+        self.read_memory: Callable[[], messages.Message] = read_memory
+        """What heartbeats say of memory; called in the link's thread."""
+        self.urge: Callable[[], None] = _nothing
+        """Called in the link's thread when an order has come."""
+        self.memory_limit_bytes: int | None = None
+        """What the process and all that belongs to it may use. It is None where nothing limits it."""
+        self.micro_tokens_limit: int | None = None
+        """Caps the first micro-batch. It is None but after a restart for want of memory."""
         self.deaths = 0
         """How many lives before this one ended without anybody having asked for it."""
         self.pid = os.getpid()
-        self._told = told
+        self._told, self._about = told, about
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._wake, self._woken = os.pipe()
         self._welcomed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -91,6 +109,7 @@ class Link:
         self._unsent = bytearray()
         self._waiting: list[threading.Event] = []
         self._socket: socket.socket | None = None
+        """It is None before the link is open."""
         self._thread = threading.Thread(target=self._run, name="memsup", daemon=True)
 
     # -- for the main thread ------------------------------------------------------------------------------------------
@@ -100,7 +119,8 @@ class Link:
         try:
             self._socket = _connected(self._told.socket)
         except OSError as error:
-            raise NotAttachedError(f"its supervisor cannot be reached ({error.strerror or error})") from None
+            text = f"its supervisor cannot be reached ({error.strerror or error})"
+            raise NotAttachedError(NotAttached.NO_SUPERVISOR, text) from None
         os.register_at_fork(after_in_child=self._leave_to_parent)
         for fd in (self._wake, self._woken):
             os.set_blocking(fd, False)
@@ -113,7 +133,16 @@ class Link:
             )
         if why_not is not None:
             self.close()
-            raise NotAttachedError(why_not)
+            raise NotAttachedError(NotAttached.TURNED_AWAY, why_not)
+
+    def tell_not_attached(self, why: NotAttached, text: str) -> None:
+        """Has the supervisor told why this process is not attached, as far as it can be reached at once."""
+        with contextlib.suppress(OSError):
+            self._socket = _connected(self._told.socket)
+            self._outbox.put(messages.not_attached(self.pid, self._told.run_id, why, text))
+            self._thread.start()
+            self.flush(TELL_WITHIN_S)
+            self.close()
 
     @property
     def is_ours(self) -> bool:
@@ -166,7 +195,8 @@ class Link:
     def _serve(self) -> None:
         assert self._socket is not None
         self._unsent += zmtp.opening(b"DEALER")
-        self._outbox.put(messages.hello(self.pid, self._told.run_id))
+        if self._about is not None:
+            self._outbox.put(messages.hello(self.pid, self._told.run_id, self._about))
         last_s = next_beat_s = time.monotonic()
         while not self._is_lost:
             wait_s = max(0.0, next_beat_s - time.monotonic())
@@ -195,7 +225,7 @@ class Link:
         whether the thread is to go on.
         """
         if self._is_welcome and (beat or not self._outbox.empty()) and len(self._unsent) < MOST_UNSENT_BYTES:
-            self._send(messages.heartbeat(self.progress, _resident_bytes(), self.checkpoint))
+            self._send(messages.heartbeat(self.progress, self.read_memory(), self.checkpoint, self.batch))
         while not self._outbox.empty():
             message = self._outbox.get()
             if message is None:
@@ -245,19 +275,24 @@ class Link:
             self._lease_left_s = float(message["lease_s"])
             if kind == "welcome" and not self._is_welcome:
                 self._is_welcome, self.deaths = True, int(message.get("deaths", 0))
+                self.memory_limit_bytes, self.micro_tokens_limit = message["memory_limit_bytes"], message["micro_tokens_limit"]
                 self._welcomed.put(None)
         elif kind in messages.ORDERS:
             self.orders.put(message)
             self._send(messages.accepted(message["order_id"]))
-        elif kind in messages.REFUSED:
-            self._send(messages.order_failed(message["order_id"], "memsup does not cut what this program computes."))
+            self.urge()
 
     def _lose(self, reason: str) -> None:
         if not self._is_lost:
             self._is_lost = True
             self.orders.put(Lost(reason))
+            self.urge()
             if not self._is_welcome:
                 self._welcomed.put(reason)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _ready(reads: int, wakes: int, *, writes: bool, within_s: float) -> set[int]:
@@ -284,11 +319,3 @@ def _connected(path: str) -> socket.socket:
         os.close(folder)
     connection.setblocking(False)
     return connection
-
-
-def _resident_bytes() -> int | None:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except (OSError, ValueError):
-        return None

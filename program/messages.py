@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from memsup.about import MOST_DETAIL, About, NotAttached
+
 PROTOCOL = b"memsup/2"
 MOST_TEXT = 60_000
 """Characters of a text; the schema allows a little more."""
@@ -17,15 +19,34 @@ Message = dict[str, Any]
 Note = dict[str, Any]
 """A `CheckpointNote`."""
 
-ORDERS = frozenset({"checkpoint", "pace", "pause", "resume", "stop"})
+LIMITS = frozenset({"limit_micro_batch", "limit_memory"})
+"""The orders that are for what cuts its batches."""
+ORDERS = frozenset({"checkpoint", "pace", "pause", "resume", "stop"}) | LIMITS
 """The orders that a session carries out."""
-REFUSED = frozenset({"limit_micro_batch", "limit_memory"})
-"""The orders that it answers by saying that it cannot."""
 NO_ORDERS = frozenset({"welcome", "lease"})
 
 
-def hello(pid: int, run_id: str) -> Message:
-    return {"kind": "hello", "pid": pid, "run_id": run_id}
+def hello(pid: int, run_id: str, about: About) -> Message:
+    return {"kind": "hello", "pid": pid, "run_id": run_id, "program": _about(about)}
+
+
+def described(about: About) -> Message:
+    return {"kind": "described", "program": _about(about)}
+
+
+def not_attached(pid: int, run_id: str, why: NotAttached, detail: str) -> Message:
+    return {"kind": "not_attached", "pid": pid, "run_id": run_id, "why": why.value, "detail": detail[:MOST_DETAIL]}
+
+
+def _about(about: About) -> Message:
+    return {
+        "seam": about.seam.value,
+        "training": about.training[:MOST_NAME],
+        "saves": about.saves,
+        "cuts": about.cuts,
+        "not_cut": about.not_cut.value if about.not_cut is not None else None,
+        "detail": about.detail[:MOST_DETAIL],
+    }
 
 
 def progress() -> Message:
@@ -43,17 +64,29 @@ def progress() -> Message:
     }
 
 
-def heartbeat(progress: Message, resident_bytes: int | None, checkpoint: Note | None) -> Message:
-    memory = {
-        "resident_bytes": resident_bytes,
-        "cuda_allocated_bytes": None,
-        "cuda_reserved_bytes": None,
-        "data_limit_bytes": None,
+def batch(
+    effective: int,
+    micro_tokens: int,
+    micro_rows: int | None = None,
+    peak_bytes: int | None = None,
+    predicted_bytes: int | None = None,
+) -> Message:
+    """A `BatchShape`."""
+    return {
+        "effective": effective,
+        "micro_tokens": micro_tokens,
+        "micro_rows": micro_rows,
+        "peak_bytes": peak_bytes,
+        "predicted_bytes": predicted_bytes,
     }
+
+
+def heartbeat(progress: Message, memory: Message, checkpoint: Note | None, batch: Message | None = None) -> Message:
+    """`memory` is what `memory.read_memory` gives back."""
     return {
         "kind": "heartbeat",
         "progress": progress,
-        "batch": None,
+        "batch": batch,
         "memory": memory,
         "checkpoint": checkpoint,
         "digest": None,
@@ -75,12 +108,30 @@ def accepted(order_id: int) -> Message:
     return {"kind": "accepted", "order_id": order_id}
 
 
-def done(order_id: int, detail: str, checkpoint: Note | None = None) -> Message:
-    return {"kind": "done", "order_id": order_id, "detail": detail[:MOST_TEXT], "checkpoint": checkpoint}
+def done(order_id: int, detail: str, checkpoint: Note | None = None, micro_tokens: int | None = None) -> Message:
+    return {
+        "kind": "done",
+        "order_id": order_id,
+        "detail": detail[:MOST_TEXT],
+        "checkpoint": checkpoint,
+        "micro_tokens": micro_tokens,
+    }
 
 
 def order_failed(order_id: int, detail: str) -> Message:
     return {"kind": "order_failed", "order_id": order_id, "detail": detail[:MOST_TEXT]}
+
+
+def out_of_memory(where: str, device: str, step: int, before_tokens: int, after_tokens: int, detail: str) -> Message:
+    return {
+        "kind": "out_of_memory",
+        "where": where[:MOST_NAME],
+        "device": device[:MOST_NAME],
+        "step": step,
+        "micro_tokens_before": before_tokens,
+        "micro_tokens_after": after_tokens,
+        "detail": detail[:MOST_TEXT],
+    }
 
 
 def leaving(reason: str, checkpoint: Note | None) -> Message:

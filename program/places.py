@@ -21,6 +21,10 @@ Generators = dict[str, Any]
 """The state of each generator, by its name, as JSON has it."""
 
 
+MOST_PLACE_BYTES = 4 << 20
+"""No place is larger; a larger file is not read."""
+
+
 class Place(NamedTuple):
     """Where a program is between two steps."""
 
@@ -36,6 +40,18 @@ class Place(NamedTuple):
     begun_with: Generators | None
     """The generators before the loader began this epoch. None means that it has begun none."""
     generators: Generators
+    training: str = "1"
+    """The key of the training among those of the program."""
+    offset: int = 0
+    """The steps of the trainings before it: a checkpoint is named after both."""
+    loop: int = 1
+    """How many times the training has begun to go through a loader, each with epochs of its own."""
+    loop_from: int = 0
+    """The step at which that loop began."""
+    trained_s: float = 0.0
+    """Time in which it was computing."""
+    more: dict[str, Any] | None = None
+    """What an adapter adds, as JSON has it."""
 
 
 def this_program() -> list[str]:
@@ -53,7 +69,10 @@ def write_place(folder: str, place: Place) -> None:
 
 
 def read_place(folder: str) -> Place:
+    """Raises OSError, ValueError and TypeError where there is none."""
     with open(os.path.join(folder, PLACE), encoding="ascii") as file:
+        if os.fstat(file.fileno()).st_size > MOST_PLACE_BYTES:
+            raise ValueError("it is larger than any real one")
         return Place(**json.load(file))
 
 
@@ -61,20 +80,42 @@ def read_place(folder: str) -> Place:
 # Generators
 
 
+Taken = dict[str, Any]
+"""The same as the libraries have it, which takes no time."""
+
+
 def take(loader: Any = None) -> Generators:
     """The generators as they are: those of the process, and those of `loader` itself."""
-    taken: Generators = {"random": random.getstate()}
+    return as_json(taken(loader))
+
+
+def taken(loader: Any = None) -> Taken:
+    """As `take`, for `as_json` to be called where it is needed. It takes some ten microseconds."""
+    found: Taken = {"random": random.getstate()}
     numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    if numpy is not None:
-        kind, keys, *rest = numpy.random.get_state()
-        taken["numpy"] = [kind, keys.tolist(), *rest]
-    if torch is not None:
-        taken["torch"] = _text(torch.get_rng_state())
+    if numpy is not None and hasattr(numpy, "random"):
+        found["numpy"] = numpy.random.get_state()
+    if torch is not None and hasattr(torch, "get_rng_state"):
+        found["torch"] = torch.get_rng_state()
         if torch.cuda.is_available() and torch.cuda.is_initialized():
-            taken["cuda"] = [_text(state) for state in torch.cuda.get_rng_state_all()]
+            found["cuda"] = torch.cuda.get_rng_state_all()
     for name, generator in _own_generators(loader):
-        taken[name] = _text(generator.get_state())
-    return taken
+        found[name] = generator.get_state()
+    return found
+
+
+def as_json(found: Taken) -> Generators:
+    """What was taken, in lists, numbers and texts."""
+    states: Generators = {}
+    for name, state in found.items():
+        if name == "random":
+            states[name] = state
+        elif name == "numpy":
+            kind, keys, *rest = state
+            states[name] = [kind, keys.tolist(), *rest]
+        else:
+            states[name] = [_text(one) for one in state] if name == "cuda" else _text(state)
+    return states
 
 
 def put_back(taken: Generators, loader: Any = None) -> None:

@@ -1,49 +1,95 @@
 """What a guarded program owes its supervisor: orders carried out at boundaries, progress, checkpoints. In the main thread.
 
 What `worker/session.py` is for the built-in training; the two say the same over the same messages, and share no code, since
-that one speaks in msgspec's types and gives torch's memory back. A pause blocks in `boundary`; leaving raises `Leave` out of
-it.
+that one speaks in msgspec's types. What trains is `Program`: the session asks it to save, to limit itself, and where it is. A
+pause blocks in `boundary`; leaving raises `Leave` out of it.
+
+Orders are carried out in three places. At a *boundary* the state is whole, and every order is. Between *parts* of a step it is
+not: what needs a whole state waits for the next boundary. While data is *waited* for, orders do not wait.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import signal
+import threading
 import time
-from typing import Any, Callable
+from collections.abc import Iterator
+from typing import Any, NoReturn, Protocol
 
 from memsup import messages
+from memsup.about import About
+from memsup.cadence import Experience, is_due
 from memsup.link import Link, Lost
 from memsup.store import Checkpoint, CheckpointError
 
 LEFT_AS_TOLD = 75
 """The exit code of a program that has left because it was told to, and not because it is done (EX_TEMPFAIL: to be gone on)."""
 SIGN_OF_LIFE_S = 1.0
-FIRST_SAVE_S = 60.0
-MOST_AT_RISK_S = 600.0
-OVERHEAD_FRACTION = 0.01
-"""Saves take this part of the time; no more than `MOST_AT_RISK_S` of work are at risk whatever they cost."""
+URGE = signal.SIGRTMIN + 5
+"""The signal by which the link's thread interrupts the main thread where that waits for data."""
 
 
 class Leave(SystemExit):
     """Unwinds the program: it is to exit as it was told, not because anything is wrong. No `except Exception` stops it."""
 
 
+class CannotLimitError(Exception):
+    """A limit cannot be kept. The text is a plain sentence."""
+
+
+class Program(Protocol):
+    """What a session asks of whatever trains: in the main thread, but for `memory`."""
+
+    def save(self) -> Checkpoint:
+        """Writes a checkpoint, or gives back the newest where nothing was computed since. Raises what a save raises."""
+        ...
+
+    def place(self) -> messages.Message:
+        """The fields of progress that are known at a boundary: step, total_steps, epoch. It is asked at each, so be quick."""
+        ...
+
+    def memory(self) -> messages.Message:
+        """What is held now, as `memory.read_memory` says it; quick, and called from the link's thread."""
+        ...
+
+    def limit(self, order: messages.Message) -> int:
+        """Carries out an order of `messages.LIMITS`; returns what is in force from now on: the most rows × padded length of a
+        micro-batch, or a device's bytes. Raises `CannotLimitError`.
+        """
+        ...
+
+
 class Session:
     """One life of a guarded program. Belongs to the main thread."""
 
-    def __init__(self, link: Link, save: Callable[[], Checkpoint] | None, every_s: float | None) -> None:
-        """`save` writes a checkpoint, or gives back the newest where nothing was computed since; None where the program has
-        nothing to save. `every_s` is the seconds between checkpoints. None means that their cost decides.
-        """
-        self.link = link
-        self._save, self._every_s = save, every_s
+    def __init__(self, link: Link, about: About, every_s: float | None) -> None:
+        """`every_s` is the seconds between checkpoints. None means that their cost decides."""
+        self.link, self.about = link, about
+        self.every_s = every_s
+        self.leaving: Leave | None = None
+        """What the program was told to leave by. It is None where it was not."""
+        self.trained_s = 0.0
+        """Time in which the run was computing, in all its lives."""
+        self._program: Program | None = None
         self._save_s: float | None = None
         self._held = False
         self._duty_fraction = 1.0
         self._busy_since_s = self._saved_s = self._measured_s = time.monotonic()
         self._measured_step = 0
-        self.leaving: Leave | None = None
-        """What the program was told to leave by. It is None where it was not."""
+        self._postponed: list[Any] = []
+        """What needs a whole state, and waits for one."""
+        self._waits = self._waits_whole = False
+        """Whether the main thread waits for data, so that orders are carried out in the signal's handler; and whether the state
+        is whole then."""
+        self._handler: Any = None
+
+    def begin(self, program: Program) -> None:
+        """Has orders go to `program` from now on."""
+        self._program, self.link.read_memory = program, program.memory
+        self._saved_s = time.monotonic()
+        self._measure_anew(program.place().get("step", 0))
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
@@ -51,9 +97,46 @@ class Session:
         """What heartbeats say from now on; what is not named stays."""
         self.link.progress = {**self.link.progress, **progress}
 
+    def describe(self, **changes: Any) -> None:
+        """Tells what is so of the program, where that is something else than before: fields of `About`."""
+        about = self.about._replace(**changes)
+        if about != self.about:
+            self.about = about
+            self.link.report(messages.described(about))
+
+    def batch(self, effective: int, micro_tokens: int, **known: int | None) -> None:
+        """How steps are computed from now on: see `messages.batch`."""
+        self.link.batch = messages.batch(effective, micro_tokens, **known)
+
     def tick(self) -> None:
         """Tells that something was finished, so the main thread lives. It is cheap and carries out no order."""
         self.publish(ticks=self.link.progress["ticks"] + 1)
+
+    @contextlib.contextmanager
+    def phase(self, phase: str) -> Iterator[None]:
+        """What the program is doing inside; afterwards it does again what it did before."""
+        before = self.link.progress["phase"]
+        self.publish(phase=phase)
+        try:
+            yield
+        finally:
+            self.publish(phase=before)
+
+    def decided(self, what: str, detail: str, checkpoint: str | None = None, step: int | None = None) -> None:
+        """Puts on record what was decided without an order: see `DecisionKind` in `shared/messages.py`."""
+        self.link.report(messages.decided(what, detail, checkpoint, step))
+
+    def out_of_memory(self, where: str, device: str, before_tokens: int, after_tokens: int, detail: str) -> None:
+        """Puts on record that memory ran out in a step, which is redone with `after_tokens`: see `OutOfMemory` there."""
+        step = self.link.progress["step"]
+        self.link.report(messages.out_of_memory(where, device, step, before_tokens, after_tokens, detail))
+
+    def give_up(self, cause: str, message: str) -> NoReturn:
+        """Ends the program, and the run: `cause` is one of `FailureCause` there, `message` a sentence with the next step."""
+        self.link.report(messages.failed(cause, message, None, self.link.progress["step"]))
+        self.link.flush()
+        self.leaving = Leave(f"memsup: {message}")
+        raise self.leaving
 
     def found(self, checkpoint: Checkpoint, *, verified: bool = True) -> messages.Note:
         """Has heartbeats tell of a checkpoint from now on."""
@@ -82,27 +165,80 @@ class Session:
     # -- boundaries ---------------------------------------------------------------------------------------------------
 
     def boundary(self) -> None:
-        """Ends one piece of work: counts it, keeps the pace, saves where that is due, carries out what was ordered, waits while
-        held. Raises `Leave` when the program is to exit.
+        """Ends one piece of work after which the state is whole: counts it, keeps the pace, saves where that is due, carries
+        out what was ordered, waits while held. Raises `Leave` when the program is to exit.
         """
-        self.tick()
         if self.leaving is not None:  # the program has caught it, and goes on all the same
             raise self.leaving
-        progress = self.link.progress
-        self._publish_pace(progress["step"], progress["total_steps"])
-        now_s = time.monotonic()
-        rest_until_s = now_s + (now_s - self._busy_since_s) * (1 / self._duty_fraction - 1)
-        if self._save is not None and now_s - self._saved_s >= self._interval_s():
+        assert self._program is not None, "a session has a program before its first boundary"
+        self.publish(ticks=self.link.progress["ticks"] + 1, **self._program.place())
+        self._publish_pace(self.link.progress["step"], self.link.progress["total_steps"])
+        rest_until_s = self._rest_until_s()
+        if self.about.saves and self._is_save_due():
             self._save_by_itself()
-        self._obey(rest_until_s)
+        self._obey(rest_until_s, is_whole=True)
         self._busy_since_s = time.monotonic()
 
-    def _interval_s(self) -> float:
-        if self._every_s is not None:
-            return self._every_s
-        if self._save_s is None:
-            return FIRST_SAVE_S
-        return min(MOST_AT_RISK_S, self._save_s * (1 / OVERHEAD_FRACTION - 1))
+    def part(self) -> None:
+        """Ends a piece of work after which the state is not whole, as between the parts of a step or two batches of an
+        evaluation: orders to hold, to compute more slowly or less at once are carried out, others wait for the next boundary.
+        """
+        self.tick()
+        if self.leaving is None:
+            self._obey(self._rest_until_s(), is_whole=False)
+        self._busy_since_s = time.monotonic()
+
+    @contextlib.contextmanager
+    def waiting(self, *, is_whole: bool = False) -> Iterator[None]:
+        """What is inside waits for data: orders are carried out as they come. `is_whole`: the state is whole until the data is
+        there, so that also those are carried out that save; then it may raise `Leave`.
+        """
+        if not self._can_be_urged():
+            yield
+            return
+        self._waits_whole, self._waits = is_whole, True
+        try:
+            if not self.link.orders.empty():
+                self._urged()
+            yield
+        finally:
+            self._waits = False
+            self._busy_since_s = time.monotonic()
+
+    def _can_be_urged(self) -> bool:
+        """Whether the signal can interrupt the main thread: it is taken where nobody else has it."""
+        handler = signal.getsignal(URGE)
+        if handler is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+            signal.signal(URGE, lambda _number, _frame: self._urged())
+            main = threading.main_thread().ident
+            assert main is not None
+            self._handler = signal.getsignal(URGE)
+
+            def urge() -> None:
+                if self._waits and self.link.is_ours:
+                    signal.pthread_kill(main, URGE)
+
+            self.link.urge = urge
+            return True
+        return handler is self._handler
+
+    def _urged(self) -> None:
+        if self._waits and self.leaving is None:
+            self._waits = False  # what is carried out takes no second one in between
+            try:
+                self._obey(0.0, is_whole=self._waits_whole)
+            finally:
+                self._waits = True
+
+    def _rest_until_s(self) -> float:
+        now_s = time.monotonic()
+        busy_s = now_s - self._busy_since_s
+        self.trained_s += busy_s
+        return now_s + busy_s * (1 / self._duty_fraction - 1)
+
+    def _is_save_due(self) -> bool:
+        experience = Experience(save_s=self._save_s, trained_s=self.trained_s, deaths=self.link.deaths)
+        return is_due(time.monotonic(), self._saved_s, experience, self.every_s)
 
     def _save_by_itself(self) -> None:
         step = self.link.progress["step"]
@@ -110,28 +246,29 @@ class Session:
             self.save_now()
         except Exception as error:
             self._saved_s = time.monotonic()
-            self.link.report(messages.decided("checkpoint_failed", f"No checkpoint after step {step:,}: {error}", step=step))
+            self.decided("checkpoint_failed", f"No checkpoint after step {step:,}: {error}", step=step)
 
     def save_now(self) -> messages.Note:
         """Writes a checkpoint of the program as it is, or gives back the newest where that holds all. Raises what a save
         raises.
         """
-        if self._save is None:
+        if self._program is None or not self.about.saves:
             raise CheckpointError("The program has given memsup nothing to save: memsup.guard(save=…, load=…) or its model.")
-        before = self.link.progress["phase"]
-        self.publish(phase="saving")
         began_s = time.monotonic()
         try:
-            checkpoint = self._save()
+            with self.phase("saving"):
+                checkpoint = self._program.save()
         finally:
-            self.publish(phase=before)
             self._saved_s = time.monotonic()
             self._measured_s += self._saved_s - began_s
         self._save_s = checkpoint.save_s or self._save_s
         return self.found(checkpoint)
 
-    def _obey(self, rest_until_s: float) -> None:
-        while True:
+    def _obey(self, rest_until_s: float, *, is_whole: bool) -> None:
+        postponed, self._postponed = self._postponed, []
+        for order in postponed:
+            self._carry_out(order, is_whole=is_whole)
+        while not self._gives_way():
             wait_s = SIGN_OF_LIFE_S if self._held else min(SIGN_OF_LIFE_S, rest_until_s - time.monotonic())
             try:
                 order = self.link.orders.get(block=wait_s > 0, timeout=max(wait_s, 0))
@@ -140,11 +277,18 @@ class Session:
                     return
                 self.tick()
             else:
-                self._carry_out(order)
+                self._carry_out(order, is_whole=is_whole)
+        self._hold(False)
 
-    def _carry_out(self, order: Any) -> None:
+    def _gives_way(self) -> bool:
+        """Whether the program is to get on to its next boundary, held or not: what it leaves by waits for that."""
+        return any(isinstance(order, Lost) or order["kind"] in {"pause", "stop"} for order in self._postponed)
+
+    def _carry_out(self, order: Any, *, is_whole: bool) -> None:
         if isinstance(order, Lost):
-            self._leave(None, order.reason, save=True)
+            if is_whole:
+                self._leave(None, order.reason, save=True)
+            self._postponed.append(order)
             return
         kind, order_id = order["kind"], order["order_id"]
         if kind == "pace":
@@ -156,6 +300,15 @@ class Session:
         elif kind == "resume":
             self._hold(False)
             self._done(order_id, "continuing")
+        elif kind in messages.LIMITS:
+            self._limit(order)
+        elif kind == "checkpoint" and self._held and not is_whole:
+            newest = self.link.checkpoint
+            has = f"the newest checkpoint is that of step {newest['step']:,}" if newest else "there is no checkpoint yet"
+            detail = f"It holds within a step, where its state is not whole, and {has}."
+            self.link.report(messages.order_failed(order_id, detail))
+        elif not is_whole:
+            self._postponed.append(order)
         elif kind == "checkpoint":
             try:
                 note = self.save_now()
@@ -165,6 +318,20 @@ class Session:
                 self._done(order_id, f"checkpoint at step {note['step']}", note)
         else:  # a pause with release, or a stop
             self._leave(order_id, order["reason"], save=order.get("checkpoint", True), must=kind == "pause")
+
+    def _limit(self, order: messages.Message) -> None:
+        try:
+            if self._program is None or not self.about.cuts:
+                raise CannotLimitError("memsup does not cut what this program computes.")
+            limit = self._program.limit(order)
+        except CannotLimitError as error:
+            self.link.report(messages.order_failed(order["order_id"], str(error)))
+        else:
+            is_of_tokens = order["kind"] == "limit_micro_batch"
+            detail = f"micro-batches of at most {limit} tokens" if is_of_tokens else f"at most {limit >> 20} MiB of the GPU"
+            self.link.report(
+                messages.done(order["order_id"], detail, micro_tokens=limit if is_of_tokens else None),
+            )
 
     def _hold(self, held: bool) -> None:
         if held is self._held:
@@ -187,7 +354,7 @@ class Session:
         """
         note = self.link.checkpoint
         try:
-            if save and (must or self._save is not None):
+            if save and (must or self.about.saves):
                 note = self.save_now()
         except Exception as error:
             if order_id is not None:

@@ -18,26 +18,19 @@ import errno
 import hashlib
 import json
 import os
-import re
 import shutil
 import stat
 import time
 from collections.abc import Iterator
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
-from memsup import folders
+from memsup import folders, manifest
 from memsup.folders import DRAFT, GONE, MARK, WHY
+from memsup.manifest import File, Manifest
 
-FORMAT = "memsup-checkpoint-2"
-MANIFEST = "manifest.json"
-MOST_MANIFEST_BYTES = 1 << 20
 PIECE_BYTES = 4 << 20
 FULL_BYTES = 64 << 10
 """A disk with less room than this is full."""
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
-_SEAL, _END = '  "sha256": "', '"\n}\n'
-_DIGEST_CHARACTERS = 64
-_SEAL_OF_THE_BUILT_IN = b'  "xxh3_128": "'
 _DAMAGE = {
     errno.ENOENT: "is missing",
     errno.ENOTDIR: "is not in a folder",
@@ -53,7 +46,7 @@ class CheckpointError(Exception):
     """A checkpoint cannot be written or loaded. The text is a plain sentence or two."""
 
 
-class _Damaged(Exception):  # noqa: N818 - as in `checkpoint/errors.py`
+class Damaged(Exception):  # noqa: N818 - as in `checkpoint/errors.py`
     """What lies there is not what was written. The text is a sentence that goes on from the checkpoint's name."""
 
 
@@ -77,22 +70,31 @@ class SetAside(NamedTuple):
     reason: str
 
 
+def _one_training(_path: str) -> str | None:
+    return None
+
+
 class Store:
-    """The checkpoints in `folder`, which is made at the first save. The `keep` newest are kept."""
+    """The checkpoints in `folder`, which is made at the first save. Of the training that saves, the `keep` newest are kept; of
+    each other one in the same folder the newest, which says how that one ended.
+    """
 
-    def __init__(self, folder: str, keep: int) -> None:
-        self.folder, self._keep = os.path.abspath(folder), max(2, keep)
+    def __init__(self, folder: str, keep: int, training_of: Callable[[str], str | None] = _one_training) -> None:
+        """`training_of` tells whose the checkpoint in a folder is. It is None where that cannot be told."""
+        self.folder, self._keep, self._training_of = os.path.abspath(folder), max(2, keep), training_of
 
-    def newest(self) -> tuple[Checkpoint | None, list[SetAside]]:
-        """The newest checkpoint that is what was written, every byte of it, and the newer ones that are not, which were set
-        aside. It is None where there is none. Raises `CheckpointError` where nothing can be said.
+    def newest(self, training: str | None = None) -> tuple[Checkpoint | None, list[SetAside]]:
+        """The newest checkpoint of `training` that is what was written, every byte of it, and the newer ones that are not,
+        which were set aside. It is None where there is none. Raises `CheckpointError` where nothing can be said.
         """
         aside: list[SetAside] = []
         for step, _, name in self._checkpoints():
             path = os.path.join(self.folder, name)
+            if self._training_of(path) not in {training, None}:
+                continue
             try:
-                return _verified(path, step), aside
-            except _Damaged as damage:
+                return verified(path, step), aside
+            except Damaged as damage:
                 if os.path.lexists(os.path.join(path, MARK)):
                     aside.append(self._set_aside(name, step, str(damage)))
             except (OSError, CheckpointError) as error:
@@ -100,9 +102,9 @@ class Store:
                 raise CheckpointError(f"{path} cannot be used: {why}. Choose another checkpoint.folder.") from None
         return None, aside
 
-    def newest_path(self) -> str | None:
-        """The newest checkpoint's folder, whole or not. It is None where there is none. Raises `CheckpointError`."""
-        return next((os.path.join(self.folder, name) for _, _, name in self._checkpoints()), None)
+    def paths(self) -> list[str]:
+        """The checkpoints' folders, whole or not: the newest first. Raises `CheckpointError`."""
+        return [os.path.join(self.folder, name) for _, _, name in self._checkpoints()]
 
     def sweep(self) -> None:
         """Removes what a save or a deletion that was killed has left. Nobody else may write meanwhile."""
@@ -112,8 +114,9 @@ class Store:
             if name.startswith((DRAFT, GONE)) and (is_empty_of_ours or os.path.lexists(os.path.join(path, MARK))):
                 _remove(path)
 
-    def save(self, step: int, write: Callable[[str], None]) -> Checkpoint:
-        """Makes a checkpoint of what `write` puts into the folder that it is given: plain files, in no other folder.
+    def save(self, step: int, write: Callable[[str], None], training: str | None = None) -> Checkpoint:
+        """Makes a checkpoint of `training` of what `write` puts into the folder that it is given: plain files, or such in
+        folders.
 
         When this returns it is durable and was read back. Raises `CheckpointError`, and what `write` raises, and leaves
         nothing then.
@@ -125,10 +128,7 @@ class Store:
             os.mkdir(draft, 0o700)
             _write(os.path.join(draft, MARK), b"")
             _written(draft, write)
-            created_unix_s = time.time()
-            files = [_flushed(draft, name) for name in sorted(os.listdir(draft)) if name != MARK]
-            _write(os.path.join(draft, MANIFEST), _sealed(step, created_unix_s, files))
-            _flush_folder(draft)
+            seal(draft, step)
             path = os.path.join(self.folder, folders.next_name(step, self._names()))
             os.rename(draft, path)
             _flush_folder(self.folder)
@@ -140,14 +140,14 @@ class Store:
         finally:
             _remove(draft)
         try:
-            found = _verified(path, step)
-        except (_Damaged, OSError) as damage:
+            found = verified(path, step)
+        except (Damaged, OSError) as damage:
             aside = self._set_aside(os.path.basename(path), step, str(damage))
             raise CheckpointError(
                 f"The checkpoint of step {step} was written, but the disk gives back something else: {damage} It was set aside "
                 f"as {aside.path} and the one before it counts. The disk may be failing."
             ) from None
-        self._retain()
+        self._retain(training)
         return found._replace(save_s=time.monotonic() - began_s)
 
     # -- folders ------------------------------------------------------------------------------------------------------
@@ -175,13 +175,17 @@ class Store:
             return SetAside(path, step, reason)
         return SetAside(aside, step, reason)
 
-    def _retain(self) -> None:
+    def _retain(self, training: str | None) -> None:
         """Deletes what is older than the checkpoints to be kept: renamed first, so that half of one is none. What cannot be
         deleted stays.
         """
-        for _, _, name in self._checkpoints()[self._keep :]:
+        seen: dict[str | None, int] = {}
+        for _, _, name in self._checkpoints():
             path, gone = os.path.join(self.folder, name), os.path.join(self.folder, GONE + name)
-            if os.path.lexists(os.path.join(path, MARK)):
+            of = self._training_of(path)
+            seen[of] = seen.get(of, 0) + 1
+            is_kept = seen[of] <= (self._keep if of == training else 1)
+            if not is_kept and os.path.lexists(os.path.join(path, MARK)):
                 with contextlib.suppress(OSError):
                     os.rename(path, gone)
                     _remove(gone)
@@ -191,65 +195,87 @@ class Store:
 # The manifest, and what it says of the files
 
 
-def _sealed(step: int, created_unix_s: float, files: list[dict[str, Any]]) -> bytes:
-    document = {"format": FORMAT, "step": step, "created_unix_s": created_unix_s, "metric": None, "files": files}
-    covered = json.dumps(document, indent=2)[: -len("\n}")] + ",\n" + _SEAL
-    return (covered + hashlib.sha256(covered.encode()).hexdigest() + _END).encode()
-
-
-def _unsealed(document: bytes) -> dict[str, Any]:
-    """The manifest in `document`. Raises `_Damaged` unless that is what `_sealed` has made, and `CheckpointError` where it is
-    one of the built-in training, which is nothing to be set aside.
+def seal(folder: str, step: int) -> None:
+    """Makes a checkpoint of `step` of the files that lie in `folder`: each is flushed and hashed, the manifest is written, and
+    the folder flushed. Raises OSError, and `CheckpointError` for what cannot be in a checkpoint.
     """
-    if document[: -len(_END) - 32].endswith(_SEAL_OF_THE_BUILT_IN):
+    files = [_flushed(folder, name) for name in _names_below(folder)]
+    document = Manifest(manifest.PROGRAMS_FORMAT, step, time.time(), None, files)
+    covered = json.dumps({**document._asdict(), "files": [file._asdict() for file in files]}, indent=2)
+    covered = covered[: -len("\n}")] + ",\n" + manifest.PROGRAMS_SEAL
+    _write(os.path.join(folder, manifest.NAME), (covered + _digest(covered.encode()) + manifest.END).encode())
+    _flush_folder(folder)
+
+
+def _names_below(folder: str) -> list[str]:
+    """The files of a draft, by their names within it; the folders in it are flushed."""
+    names: list[str] = []
+    for path, inner, files in os.walk(folder):
+        links = [name for name in inner if os.path.islink(os.path.join(path, name))]
+        names += [os.path.relpath(os.path.join(path, name), folder) for name in files + links]
+        if path != folder:
+            _flush_folder(path)
+            names += [] if inner or files else [os.path.relpath(path, folder)]  # as nothing that could be in one
+    return sorted(name for name in names if name not in {MARK, manifest.NAME})
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _unsealed(document: bytes) -> Manifest:
+    """The manifest in `document`. Raises `Damaged` unless that is what `seal` has made, and `CheckpointError` where it is one
+    of the built-in training, which is nothing to be set aside.
+    """
+    if document[: -len(manifest.END) - manifest.XXH3_DIGITS].endswith(manifest.SEAL.encode()):
         raise CheckpointError("it is one of the built-in training")
-    end = len(_END) + _DIGEST_CHARACTERS
+    end = len(manifest.END) + manifest.SHA256_DIGITS
     covered, written = document[:-end], document[-end:]
-    if not covered.endswith(_SEAL.encode()):
-        raise _Damaged("Its manifest is cut off or not one of a program's.")
-    if (hashlib.sha256(covered).hexdigest() + _END).encode() != written:
-        raise _Damaged("Its manifest is not what was written: its own hash does not match.")
-    found: dict[str, Any] = json.loads(document)
-    return found
+    if not covered.endswith(manifest.PROGRAMS_SEAL.encode()):
+        raise Damaged("Its manifest is cut off or not one of a program's.")
+    if (_digest(covered) + manifest.END).encode() != written:
+        raise Damaged("Its manifest is not what was written: its own hash does not match.")
+    found = json.loads(document)
+    files = [File(**file) for file in found.pop("files")]
+    return Manifest(**{name: found[name] for name in Manifest._fields if name != "files"}, files=files)
 
 
-def _verified(path: str, step: int) -> Checkpoint:
-    """The checkpoint at `path`, of which every byte is what was written. Raises `_Damaged`, and OSError where nothing can be
+def verified(path: str, step: int) -> Checkpoint:
+    """The checkpoint at `path`, of which every byte is what was written. Raises `Damaged`, and OSError where nothing can be
     said.
     """
     try:
-        with _opened(path, MANIFEST) as (fd, size):
-            if size > MOST_MANIFEST_BYTES:
-                raise _Damaged("Its manifest is larger than any real one.")
-            manifest = _unsealed(os.pread(fd, size, 0))
-        if manifest["step"] != step:
-            raise _Damaged(f"It is named after step {step}, but holds step {manifest['step']}.")
-        for file in manifest["files"]:
-            with _opened(path, file["name"]) as (fd, size):
-                if size != file["bytes"]:
-                    raise _Damaged(f"{file['name']} has {size} bytes, but {file['bytes']} were written.")
-                if _hash(fd) != file["sha256"]:
-                    raise _Damaged(f"{file['name']} is not what was written: its hash does not match.")
+        with _opened(path, manifest.NAME) as (fd, size):
+            if size > manifest.MOST_BYTES:
+                raise Damaged("Its manifest is larger than any real one.")
+            found = _unsealed(os.pread(fd, size, 0))
+        if found.step != step:
+            raise Damaged(f"It is named after step {step}, but holds step {found.step}.")
+        for file in found.files:
+            with _opened(path, file.name) as (fd, size):
+                if size != file.bytes:
+                    raise Damaged(f"{file.name} has {size} bytes, but {file.bytes} were written.")
+                if _hash(fd) != file.sha256:
+                    raise Damaged(f"{file.name} is not what was written: its hash does not match.")
     except OSError as error:
         if error.errno not in _DAMAGE:
             raise
         what = os.path.basename(str(error.filename)) if error.filename else "A file of it"
-        raise _Damaged(f"{what} {_DAMAGE[error.errno]}.") from None
-    total = sum(file["bytes"] for file in manifest["files"])
-    return Checkpoint(path, step, manifest["created_unix_s"], total)
+        raise Damaged(f"{what} {_DAMAGE[error.errno]}.") from None
+    return Checkpoint(path, step, found.created_unix_s, sum(file.bytes for file in found.files))
 
 
 @contextlib.contextmanager
 def _opened(folder: str, name: str) -> Iterator[tuple[int, int]]:
-    """A descriptor of a file of the folder, and its size. Raises `_Damaged` for anything else than a file."""
+    """A descriptor of a file of the folder, and its size. Raises `Damaged` for anything else than a file."""
     try:
         fd = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except IsADirectoryError:
-        raise _Damaged(f"{name} is not a file.") from None
+        raise Damaged(f"{name} is not a file.") from None
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            raise _Damaged(f"{name} is not a file.")
+            raise Damaged(f"{name} is not a file.")
         yield fd, found.st_size
     finally:
         os.close(fd)
@@ -264,18 +290,18 @@ def _hash(fd: int) -> str:
     return found.hexdigest()
 
 
-def _flushed(folder: str, name: str) -> dict[str, Any]:
+def _flushed(folder: str, name: str) -> File:
     """The manifest's entry of a file that the program has written; it is durable when this returns."""
     path = os.path.join(folder, name)
-    if not os.path.isfile(path) or os.path.islink(path) or not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+    if not os.path.isfile(path) or os.path.islink(path) or not manifest.is_path(name):
         raise CheckpointError(
             f"{name!r} cannot be in a checkpoint: save= is to write plain files into the folder that it is given, with names "
-            "of letters, digits and '._-', and no further folder."
+            "of letters, digits and '._-'."
         )
     fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fsync(fd)
-        return {"name": name, "bytes": os.fstat(fd).st_size, "sha256": _hash(fd)}
+        return File(name, os.fstat(fd).st_size, _hash(fd))
     finally:
         os.close(fd)
 

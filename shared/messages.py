@@ -9,7 +9,7 @@ person's own, which speaks like a worker (`program/messages.py`), `program/sessi
 Worker socket (worker DEALER → supervisor ROUTER):
 
     worker                          supervisor
-    Hello                 ──►
+    Hello                 ──►                   (of a process that is not to be attached: NotAttachedReport, and no more)
                           ◄──       Welcome     the limits of this life; nothing is allocated before it came
     Heartbeat …           ──►
                           ◄──       Lease …     the supervisor still guards; when it runs out, the worker leaves
@@ -30,6 +30,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from memsup.about import MOST_DETAIL, NotAttached, NotCut, Seam
 from memsup.shared.readings import KnownBatch, KnownProgress
 
 PROTOCOL = b"memsup/2"
@@ -214,11 +215,44 @@ class Report(Message, frozen=True):
     """Base of what the worker says."""
 
 
+Detail = Annotated[str, msgspec.Meta(max_length=MOST_DETAIL)]
+
+
+class About(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a program of a person's own is to memsup: see `program/about.py`."""
+
+    seam: Seam
+    training: Name
+    saves: bool
+    cuts: bool
+    not_cut: NotCut | None
+    detail: Detail
+
+
 class Hello(Report, frozen=True, tag="hello"):
-    """The worker's first word: which process it is, and of which run."""
+    """The worker's first word: which process it is, and of which run. A program of a person's own says it again when another
+    training of it begins.
+    """
 
     pid: Count
     run_id: Name
+    program: About | None = None
+    """What is so of a person's own program. It is None for the built-in training."""
+
+
+class Described(Report, frozen=True, tag="described"):
+    """Something else is so of a person's own program than it has said."""
+
+    program: About
+
+
+class NotAttachedReport(Report, frozen=True, tag="not_attached"):
+    """The only word of a process of a command that is not attached: why. `detail` is the same as a clause."""
+
+    pid: Count
+    run_id: Name
+    why: NotAttached
+    detail: Detail
 
 
 class Heartbeat(Report, frozen=True, tag="heartbeat"):
@@ -330,7 +364,20 @@ class Leaving(Report, frozen=True, tag="leaving"):
     checkpoint: CheckpointNote | None
 
 
-AnyReport = Hello | Heartbeat | Accepted | Done | OrderFailed | OutOfMemory | Finished | Failed | Leaving | Decided
+AnyReport = (
+    Hello
+    | Described
+    | NotAttachedReport
+    | Heartbeat
+    | Accepted
+    | Done
+    | OrderFailed
+    | OutOfMemory
+    | Finished
+    | Failed
+    | Leaving
+    | Decided
+)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import enum
 
 import msgspec
 
+from memsup.about import NotAttached, NotCut, Seam
 from memsup.shared.readings import KnownBatch, KnownGpu, KnownMemory, KnownProgress
 
 SCHEMA = 1
@@ -162,6 +163,22 @@ class ProgramStatus(msgspec.Struct, kw_only=True):
 
     attached: bool
     """Whether a process of it has called `memsup.guard`, and reports and takes orders."""
+    what: str = ""
+    """What it is to memsup, in a clause."""
+    seam: Seam | None = None
+    """By what it is attached. It is None where it is not; so are the next four."""
+    training: str | None = None
+    """The key of the training that runs now, of several of the program."""
+    saves: bool | None = None
+    """Whether it has given memsup something to save."""
+    cuts: bool | None = None
+    """Whether its batches are computed in parts where memory is short."""
+    not_cut: NotCut | None = None
+    """Why they are not. It is None where they are."""
+    not_attached: NotAttached | None = None
+    """Why it is not attached. It is None where it is, or where nothing in it has said."""
+    detail: str = ""
+    """What the program says of that, a clause."""
     lacks: list[str] = msgspec.field(default_factory=list)
     """What the built-in training has and this program has not, a clause each."""
 

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from memsup.memory import is_out_of_memory, is_permanent
 from memsup.shared.log import log
 from memsup.shared.messages import FailureCause, OutOfMemory, Welcome
-from memsup.worker.memory import DeviceMemory, hand_back, is_out_of_memory, is_permanent, read_memory
+from memsup.worker.memory import DeviceMemory, hand_back, read_memory
 from memsup.worker.plan.batches import Rows
 from memsup.worker.plan.entry import Entry
 from memsup.worker.session import GiveUp

@@ -14,20 +14,20 @@ from pathlib import Path
 
 import torch
 
+from memsup.cadence import OVERHEAD_FRACTION, Experience, is_due
 from memsup.checkpoint import manifest
-from memsup.checkpoint.cadence import OVERHEAD_FRACTION, Experience, is_due
 from memsup.checkpoint.draft import Draft, Saved
 from memsup.checkpoint.errors import CheckpointError, Damaged, DamagedWhenWritten
 from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store, remove_tree
 from memsup.folders import MARK
+from memsup.memory import is_out_of_memory
 from memsup.shared.clock import unix_s
 from memsup.shared.commands import command
 from memsup.shared.files import flush_folder
 from memsup.shared.log import log
 from memsup.shared.messages import CheckpointNote, DecisionKind, FailureCause, Welcome
 from memsup.shared.record import RunRecord
-from memsup.worker.memory import is_out_of_memory
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.padding import Padding
 from memsup.worker.session import GiveUp, Session
@@ -291,7 +291,7 @@ def _committed(draft: Draft, merit: float | None, session: Session) -> Saved:
 
 
 def save_if_due(training: Training) -> None:
-    """Saves if the work since the last save is worth it (`checkpoint/cadence.py`)."""
+    """Saves if the work since the last save is worth it (`program/cadence.py`)."""
     now_s = training.work_s()
     experience = Experience(save_s=training.save_s, trained_s=training.trained_s + now_s, deaths=training.deaths)
     if is_due(now_s, training.saved_s, experience, training.record.settings.checkpoint.every_s):

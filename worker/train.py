@@ -25,6 +25,7 @@ import torch
 from memsup.checkpoint.durable import PIECE_BYTES
 from memsup.checkpoint.errors import CheckpointError
 from memsup.checkpoint.store import Store
+from memsup.memory import SoftLimit, is_out_of_memory, trim
 from memsup.shared.lanes import lanes_for
 from memsup.shared.log import log
 from memsup.shared.messages import (
@@ -61,7 +62,7 @@ from memsup.worker.hardware import (
     start_threads,
     to_device,
 )
-from memsup.worker.memory import DeviceMemory, Peak, SoftLimit, hand_back, is_out_of_memory, limit_device, read_memory, trim
+from memsup.worker.memory import DeviceMemory, Peak, hand_back, limit_device, read_memory
 from memsup.worker.micro_batch_limit import limit_micro_batch
 from memsup.worker.plan.batches import Order, Rows, Schedule, cut, learning_rate, split
 from memsup.worker.plan.footprint import shape_of

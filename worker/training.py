@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from memsup.checkpoint.store import Store
+from memsup.memory import SoftLimit
 from memsup.shared.clock import monotonic_s
 from memsup.shared.messages import BatchShape, CheckpointNote
 from memsup.shared.paths import RunPaths
@@ -17,7 +18,7 @@ from memsup.shared.record import RunRecord
 from memsup.shared.settings import Training as TrainingSettings
 from memsup.worker.audit import Audit
 from memsup.worker.compute.lanes import Lanes
-from memsup.worker.memory import DeviceMemory, SoftLimit
+from memsup.worker.memory import DeviceMemory
 from memsup.worker.plan.batches import Lengths, Order, Rows, Schedule
 from memsup.worker.plan.footprint import Shape
 from memsup.worker.plan.journal import Plan

@@ -257,8 +257,7 @@ def _program(status: Status) -> str | None:
     program = status.program
     if program is None:
         return None
-    what = "attached" if program.attached else "fenced only, since nothing in it has called memsup.guard"
-    return printable("; ".join([what, *program.lacks]))
+    return printable("; ".join([program.what, *program.lacks]))
 
 
 def _last_action(status: Status, now_unix_s: float) -> str | None:

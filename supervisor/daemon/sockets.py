@@ -130,7 +130,7 @@ class Sockets:
         """What the worker has said, once it has said Hello for `run_id`; nobody else is heard. `may_speak` judges by the number
         of the process that the kernel tells, and the one that it gives itself. Of several processes of a command the first one
         speaks, for as long as its connection lasts; the others, and whoever may not speak at all, are told that nobody will
-        hear them, by the end of theirs.
+        hear them, by the end of theirs. A process that is not to be attached says why, and nothing else.
         """
         for peer, parts in self.worker.messages(now_s):
             if peer is self._speaks_to and self._reports.left(now_s) < 1:
@@ -140,7 +140,13 @@ class Sockets:
             if report is None:
                 continue
             if peer is not self._speaks_to:
-                if not isinstance(report, m.Hello) or report.run_id != run_id:
+                if not isinstance(report, m.Hello | m.NotAttachedReport) or report.run_id != run_id:
+                    continue
+                if isinstance(report, m.NotAttachedReport):
+                    if self._reports.left(now_s) >= 1 and may_speak(peer.pid, report.pid):
+                        self._reports.take(1, now_s)
+                        yield report
+                    self.worker.drop(peer)
                     continue
                 is_second = self.is_heard and self._speaks_to is not None and self._speaks_to.pid != peer.pid
                 if is_second or not may_speak(peer.pid, report.pid):

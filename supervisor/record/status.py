@@ -23,7 +23,7 @@ from memsup.shared.status import (
 )
 from memsup.supervisor.decide.heat import HeatDecision
 from memsup.supervisor.decide.readings import DiskReading, GpuReading, MemoryReading, TemperatureReading, limit_c
-from memsup.supervisor.decide.run.attachment import Guarded, lacks
+from memsup.supervisor.decide.run.attachment import Guarded, lacks, what_it_is
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import Attachment
 from memsup.supervisor.words import plural
@@ -117,8 +117,21 @@ def temperature_status(reading: TemperatureReading) -> TemperatureStatus:
 def _program(life: Lifecycle) -> ProgramStatus | None:
     if not life.is_command or not life.worker.is_alive:
         return None
-    attached = life.worker.attachment is Attachment.ATTACHED
-    return ProgramStatus(attached=attached, lacks=lacks(Guarded.ATTACHED if attached else Guarded.FENCED))
+    worker = life.worker
+    attached, about = worker.attachment is Attachment.ATTACHED, worker.about
+    not_attached = worker.not_attached if not attached else None
+    return ProgramStatus(
+        attached=attached,
+        what=what_it_is(about, not_attached),
+        seam=about.seam if about else None,
+        training=about.training if about else None,
+        saves=about.saves if about else None,
+        cuts=about.cuts if about else None,
+        not_cut=about.not_cut if about else None,
+        not_attached=not_attached.why if not_attached else None,
+        detail=about.detail if about else not_attached.detail if not_attached else "",
+        lacks=lacks(Guarded.ATTACHED if attached else Guarded.FENCED, about),
+    )
 
 
 def _place(life: Lifecycle) -> dict[str, int]:

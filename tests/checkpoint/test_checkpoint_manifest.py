@@ -120,7 +120,12 @@ def test_the_forgery_used_below_would_pass_if_it_were_harmless() -> None:
     [
         "../x",
         "/etc/passwd",
-        "a/b",
+        "a/../b",
+        "a//b",
+        "a/.b",
+        "/a/b",
+        "a/",
+        "a/b/c/d/e",
         "..",
         ".",
         "",

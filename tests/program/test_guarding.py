@@ -49,6 +49,17 @@ def test_a_loop_of_ones_own_is_counted(run: memsup.Run) -> None:
     while run.step < 5:
         run.boundary(loss=0.5)
     assert (run.step, run.total_steps) == (5, None)
+    run.total_steps = 9
+    assert run.total_steps == 9
+    assert list(run.evaluate([1, 2])) == [1, 2]
+    run.finish()
+
+
+def test_a_second_loop_of_a_training_goes_on_counting_and_has_epochs_of_its_own(run: memsup.Run) -> None:
+    assert len(list(run.steps([1, 2, 3], epochs=2))) == 6
+    seen = [(run.epoch, run.step) for _ in run.steps([1, 2], epochs=2, total=3)]
+    assert seen == [(0, 6), (0, 7), (1, 8)]
+    assert (run.step, run.total_steps) == (9, 9)
 
 
 def test_what_makes_no_sense_is_refused(run: memsup.Run) -> None:
@@ -58,6 +69,8 @@ def test_what_makes_no_sense_is_refused(run: memsup.Run) -> None:
         memsup.guard(save=print)
     with pytest.raises(ValueError, match="no batch"):
         next(run.steps([], epochs=None, total=3))
+    loop = run.steps([1])
+    next(loop)
     with pytest.raises(RuntimeError, match="one loop"):
         next(run.steps([1]))
     with pytest.raises(RuntimeError, match=r"run\.tell"):

@@ -9,13 +9,22 @@ import pytest
 
 from memsup import messages as said
 from memsup import packing
+from memsup.about import About, NotAttached, NotCut, Seam
+from memsup.memory import read_memory
 from memsup.shared import messages as m
 
 NOTE = said.note("/c/step-00000005", 5, 1.0, verified=True, save_s=None, size_bytes=7)
+MEMORY = dict.fromkeys(read_memory())
+ABOUTS = [About(seam, "t" * 300, not_cut=why, detail="d" * 300) for seam in Seam for why in (None, *NotCut)]
 SAID: list[tuple[said.Message, type[m.Report]]] = [
-    (said.hello(42, "r"), m.Hello),
-    (said.heartbeat(said.progress(), 4096, NOTE), m.Heartbeat),
-    (said.heartbeat({**said.progress(), "loss": 0.5, "epoch": 1.5, "total_steps": 9, "eta_s": 3.0}, None, None), m.Heartbeat),
+    *[(said.hello(42, "r", about), m.Hello) for about in ABOUTS],
+    *[(said.described(about), m.Described) for about in ABOUTS],
+    *[(said.not_attached(42, "r", why, "d" * 1000), m.NotAttachedReport) for why in NotAttached],
+    (said.heartbeat(said.progress(), read_memory(), NOTE), m.Heartbeat),
+    (said.heartbeat(said.progress(), read_memory(), None, said.batch(32, 4096, micro_rows=8)), m.Heartbeat),
+    (said.heartbeat({**said.progress(), "loss": 0.5, "epoch": 1.5, "total_steps": 9, "eta_s": 3.0}, MEMORY, None), m.Heartbeat),
+    (said.out_of_memory("forward", "cpu", 3, 64, 32, "d"), m.OutOfMemory),
+    (said.done(1, "d", micro_tokens=64), m.Done),
     (said.accepted(1), m.Accepted),
     (said.done(1, "d", NOTE), m.Done),
     (said.done(1, "d" * 100_000), m.Done),
@@ -50,7 +59,7 @@ def test_each_phase_that_is_told_is_one(phase: str) -> None:
 
 def test_every_order_and_answer_of_the_supervisor_is_known_to_a_program() -> None:
     sent = {str(kind.__struct_config__.tag) for kind in get_args(m.ToWorker)}
-    assert sent == said.ORDERS | said.REFUSED | said.NO_ORDERS
+    assert sent == said.ORDERS | said.NO_ORDERS
 
 
 def test_an_order_comes_as_the_words_that_a_session_reads() -> None:

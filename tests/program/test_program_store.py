@@ -24,6 +24,8 @@ CONTENT = os.urandom(100_000)
 def write(folder: str) -> None:
     (Path(folder) / "model.bin").write_bytes(CONTENT)
     (Path(folder) / "place.json").write_text("{}")
+    (Path(folder) / "adapter" / "deeper").mkdir(parents=True)
+    (Path(folder) / "adapter" / "deeper" / "weights.bin").write_bytes(CONTENT)
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def test_what_a_program_saves_is_whole_to_both_and_two_are_kept(store: Store) ->
     assert store.newest()[0] == again._replace(save_s=None)
 
 
-@pytest.mark.parametrize("file", ["model.bin", "place.json", "manifest.json"])
+@pytest.mark.parametrize("file", ["model.bin", "place.json", "manifest.json", "adapter/deeper/weights.bin"])
 @pytest.mark.parametrize("how", ["flip", "cut", "empty", "gone", "link", "longer"])
 def test_whatever_is_damaged_is_set_aside_and_the_one_before_used(store: Store, file: str, how: str, tmp_path: Path) -> None:
     before, damaged = store.save(3, write), Path(store.save(5, write).path) / file
@@ -64,7 +66,7 @@ def test_whatever_is_damaged_is_set_aside_and_the_one_before_used(store: Store, 
         (tmp_path / "elsewhere").write_bytes(content)
         damaged.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Damaged):
-        verify(damaged.parent)
+        verify(Path(store.folder) / "step-00000005")
     newest, aside = store.newest()
     assert newest == before._replace(save_s=None)
     assert [(one.step, Path(one.path).name) for one in aside] == [(5, "damaged-step-00000005")]

@@ -27,6 +27,7 @@ from memsup.shared.endpoints import WORKER_SOCKET
 from memsup.shared.paths import run_paths
 from memsup.shared.run_file import read_record
 from memsup.supervisor.decide.run.restarts import BUDGET, FAILURES_OF_A_STEP
+from memsup.training import place_in
 
 OVER = {"finished", "failed", "stopped"}
 
@@ -206,23 +207,27 @@ def test_what_is_told_to_leave_has_not_finished_whatever_it_calls_then_and_goes_
 
 
 def test_what_other_programs_of_the_command_do_changes_nothing_of_what_is_known_of_the_first(tmp_path: Path) -> None:
-    """It is through, and says so when it is called again; the other one is not attached, and orders nobody can take are
-    answered so.
+    """It is through, and says so when it is called again. The next one is a training of its own; where that has not ended well,
+    a third is not attached, and orders that nobody can take are answered so.
     """
     loop = " ".join(write_loop(tmp_path))
-    (tmp_path / "second.py").write_text(LOOP)
-    script = f"{loop}; {loop}; {loop.replace('loop.py', 'second.py')}; while ! test -e go; do sleep 0.05; done"
-    assert memsup("start", "--", "sh", "-c", script, cwd=tmp_path, STEP_S="0").returncode == 0
+    for name in ("second.py", "third.py"):
+        (tmp_path / name).write_text(LOOP)
+    second, third = (loop.replace("loop.py", name) for name in ("second.py", "third.py"))
+    script = f"{loop}; {loop}; NO_FINISH= {second}; {third}; while ! test -e go; do sleep 0.05; done"
+    assert memsup("start", "--", "sh", "-c", script, cwd=tmp_path, STEP_S="0", EVERY_S="0.02").returncode == 0
     eventually(lambda: "begins at step 0 alone" in printed(), 30)
     assert "begins at step 200 attached" in printed()
     assert "complete at step 200, so no step is left" in printed()
-    assert "those of another program of the same command" in printed()
+    assert printed().count("begins at step 0 attached") == 2
+    assert "another program of the same command has begun its training and not ended it" in printed()
+    seen = until(lambda seen: seen["program"]["not_attached"] == "other_program")
+    assert step_of(seen) == 2 * STEPS, "the steps of both"
     refused = memsup("checkpoint")
     assert refused.returncode == 1
     assert "not attached to this command any more" in refused.stderr
     (tmp_path / "go").touch()
-    seen = ended()
-    assert (seen["state"], step_of(seen), seen["model_path"]) == ("finished", STEPS, str(tmp_path / "result.json"))
+    assert ended()["state"] == "finished"
 
 
 def test_when_the_supervisor_dies_the_program_saves_and_leaves_and_the_next_start_goes_on(tmp_path: Path) -> None:
@@ -318,6 +323,162 @@ def test_what_a_person_has_on_the_path_stays_there_and_another_memsup_within_wor
     started = memsup("start", "--", sys.executable, "-c", program, cwd=tmp_path, PYTHONPATH=str(tmp_path / "mine"))
     assert started.returncode == 0
     assert ended()["state"] == "finished", printed()
+
+
+SEVERAL = """
+import json, os, random, sys, time
+import memsup
+
+results = {}
+for rate in (1, 2, 3):
+    model = {"weight": 0.0}
+
+    def save(folder):
+        with open(os.path.join(folder, "model.json"), "w") as file:
+            json.dump(model, file)
+
+    def load(folder):
+        with open(os.path.join(folder, "model.json")) as file:
+            model.update(json.load(file))
+
+    random.seed(rate)
+    run = memsup.guard(save=save, load=load, save_every_s=0.1)
+    with open("begun", "a") as file:
+        print(rate, run.step, file=file)
+    for number in run.steps(range(20)):
+        model["weight"] += rate * random.random()
+        time.sleep(0.01)
+        if rate == 2 and run.step == 15 and not os.path.exists("died"):
+            open("died", "w").close()
+            os.kill(os.getpid(), 9)
+    for number in run.steps(range(5), epochs=2):
+        model["weight"] -= random.random()
+        if rate == 3 and run.step == 27 and not os.path.exists("failed"):
+            open("failed", "w").close()
+            raise ValueError("once")
+    results[rate] = model["weight"]
+    run.finish()
+with open("result.json", "w") as file:
+    json.dump(results, file)
+"""
+
+
+def test_a_sweep_in_one_program_with_two_loops_in_each_is_gone_on_with_where_it_died(tmp_path: Path) -> None:
+    """What was complete is not done again, and what follows begins where it would have."""
+    for name in ("alone", "guarded"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sweep.py").write_text(SEVERAL)
+    for done in ("died", "failed"):
+        (tmp_path / "alone" / done).touch()
+    subprocess.run([sys.executable, "sweep.py"], cwd=tmp_path / "alone", check=True, timeout=60)
+    started = memsup("start", "--wait", "--", *BARE_PYTHON, "sweep.py", cwd=tmp_path / "guarded")
+    assert started.returncode == 0, started.stderr + printed()
+    assert result(tmp_path / "guarded") == result(tmp_path / "alone")
+    begun = [line.split() for line in (tmp_path / "guarded" / "begun").read_text().splitlines()]
+    assert [rate for rate, _ in begun] == ["1", "2", "1", "2", "3", "1", "2", "3"]
+    assert [step for rate, step in begun if rate == "1"] == ["0", "30", "30"]
+    assert begun[6] == ["2", "30"]
+    assert "training 2 is complete at step 30" in printed()
+    last = status()
+    assert (step_of(last), last["progress"]["total_steps"], last["restarts"]) == (90, 90, 2)
+    assert {"1", "2", "3"} == {place_in(str(path)).training for path in run_paths("default").checkpoints.iterdir()}
+
+
+ENDS = """
+import os, time
+import memsup
+
+run = memsup.guard(save=lambda folder: open(os.path.join(folder, "x"), "w").close(), load=print, save_every_s=0.01)
+exec(os.environ["THEN"])
+"""
+
+
+FAILS_IN_A_TRY = """
+try:
+    for _ in run.steps(range(9)):
+        time.sleep(0.01)
+        if run.step == 5:
+            raise ValueError("no")
+finally:
+    run.finish("x")
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "failure", "printed_is"),
+    [
+        ("memsup.guard(save=print, load=print)", "before the training before it was complete", ""),
+        ("run.finish()\nmemsup.guard(save=print, load=print, name='1')", "twice for the training '1'", ""),
+        (FAILS_IN_A_TRY, "Step 5 has failed", "run.finish was called while ValueError is on its way"),
+    ],
+)
+def test_what_makes_no_sense_ends_at_once_and_what_did_not_end_well_is_not_complete(
+    tmp_path: Path, then: str, failure: str, printed_is: str
+) -> None:
+    (tmp_path / "train.py").write_text(ENDS)
+    assert memsup("start", "--", *BARE_PYTHON, "train.py", cwd=tmp_path, THEN=then).returncode == 0
+    seen = ended()
+    assert seen["state"] == "failed"
+    assert failure in seen["failure"]
+    assert printed_is in printed()
+
+
+WAITS = """
+class Slow:
+    def __iter__(self):
+        yield 1
+        yield 2
+        print("waits", flush=True)
+        time.sleep(3600)
+
+for batch in run.steps(Slow(), total=3):
+    pass
+"""
+
+
+def test_orders_are_carried_out_while_data_is_waited_for(tmp_path: Path) -> None:
+    """The loader gives its third batch after an hour; what is held, saved and left is what the second step has left."""
+    (tmp_path / "train.py").write_text(ENDS)
+    assert memsup("start", "--", *BARE_PYTHON, "train.py", cwd=tmp_path, THEN=WAITS).returncode == 0
+    eventually(lambda: "waits" in printed(), 30)
+    until(lambda seen: step_of(seen) == 2)
+    assert memsup("pause").returncode == 0
+    assert status()["progress"]["phase"] == "holding"
+    assert memsup("resume").returncode == 0
+    saved = memsup("checkpoint", "--json")
+    assert saved.returncode == 0, saved.stderr
+    stopped = memsup("stop")
+    assert "at step 2 of 3, with the verified checkpoint of step 2" in stopped.stdout, stopped.stdout + stopped.stderr
+    assert status()["exit_code"] == 75
+
+
+NOTHING_TO_SAVE = """
+import memsup, time
+
+run = memsup.guard()
+run.total_steps = 10**6
+while True:
+    run.boundary()
+    time.sleep(0.01)
+"""
+
+
+def test_a_program_with_nothing_to_save_says_so_and_one_that_is_a_rank_says_that(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(NOTHING_TO_SAVE)
+    assert memsup("start", "--", *BARE_PYTHON, "train.py", cwd=tmp_path).returncode == 0
+    seen = trains_beyond(3)
+    assert (seen["program"]["seam"], seen["program"]["saves"], seen["program"]["cuts"]) == ("boundary", False, False)
+    assert seen["program"]["not_cut"] == "no_backward"
+    assert seen["progress"]["total_steps"] == 10**6
+    assert "has given memsup nothing to save" in memsup("status").stdout
+    refused = memsup("checkpoint")
+    assert refused.returncode == 1
+    assert "nothing to save" in refused.stderr
+    assert memsup("stop").returncode in {0, 1}
+    assert memsup("start", "--fresh", "--", *BARE_PYTHON, "train.py", cwd=tmp_path, WORLD_SIZE="2").returncode == 0
+    seen = until(lambda seen: seen["program"] and seen["program"]["not_attached"] is not None)
+    assert seen["program"]["not_attached"] == "several_ranks"
+    assert "fenced only, since it is one of several ranks" in memsup("status").stdout
 
 
 TORCH = """

@@ -11,16 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsup.worker.memory import (
-    SPARE_BYTES,
-    Held,
-    fraction_of,
-    hand_back,
-    held,
-    is_out_of_memory,
-    read_memory,
-    soft_limit_bytes,
-)
+from memsup.memory import SPARE_BYTES, Held, held, is_out_of_memory, soft_limit_bytes
+from memsup.worker.memory import fraction_of, hand_back, read_memory
 
 
 @pytest.mark.parametrize(
@@ -112,7 +104,8 @@ def test_handing_back_empties_the_devices_cache() -> None:
 
 CHILD = """
 import json
-from memsup.worker.memory import SoftLimit, hand_back, held, is_out_of_memory
+from memsup.memory import SoftLimit, held, is_out_of_memory
+from memsup.worker.memory import hand_back
 limit = SoftLimit(held().anonymous_bytes + (256 << 20))
 limit.renew()
 def fill():
@@ -150,7 +143,8 @@ HOLES = """
 import json
 from memsup.worker.plan.footprint import Shape
 from memsup.worker.plan.measuring import Measuring
-from memsup.worker.memory import Peak, held, trim
+from memsup.memory import held, trim
+from memsup.worker.memory import Peak
 from memsup.worker.plan.planner import Planner
 peak = Peak(None)
 planned = peak.begin() + (32 << 20)

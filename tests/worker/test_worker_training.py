@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from kit.lone_supervisor import tiny_settings
 from kit.one_life import StarvedTask, decisions, exhaustions, one_life, reports
 
+from memsup.memory import held
 from memsup.shared.messages import DecisionKind, Done, FailureCause, LimitMicroBatch, Pause, PauseMode, Resume
 from memsup.worker import exhaustion, train
-from memsup.worker.memory import held
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.planner import Planner
 from memsup.worker.saving import save_if_due, save_if_possible

@@ -26,6 +26,7 @@ import transformers
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from memsup.memory import is_out_of_memory
 from memsup.shared.commands import command
 from memsup.shared.data.columns import Columns
 from memsup.shared.data.doubts import DoubtKind
@@ -39,7 +40,6 @@ from memsup.shared.model.head import Fit, head_labels, match
 from memsup.shared.model.judge import judge_head
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
-from memsup.worker.memory import is_out_of_memory
 from memsup.worker.plan.padding import Padding, choose, in_words
 from memsup.worker.tasks import Boundary, Examples, Prepared
 from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer

@@ -24,6 +24,7 @@ from memsup.supervisor.decide.events import By, Event
 from memsup.supervisor.decide.ladder import HoldReason, LadderState, Stance
 from memsup.supervisor.decide.run import records
 from memsup.supervisor.decide.run.actions import BY_USER, Action, Answer, Quit, Record, SaveBudget, SaveWish, Send, Spawn, Why
+from memsup.supervisor.decide.run.attachment import why_not_attached
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
 from memsup.supervisor.decide.run.leaving import Ending, Leaving
 from memsup.supervisor.decide.run.one_life import MOVES, Attachment, OneLife, Stage
@@ -34,7 +35,7 @@ from memsup.supervisor.decide.run.tuning import Tuning
 
 MOST_UNHEARD_S = 2.0
 """A worker says twice a second that it computes; what it does in a longer silence is not known, and not counted as work."""
-NOT_ATTACHED = "memsup is not attached to this command, since nothing in it has called memsup.guard so far"
+NOT_ATTACHED = "memsup is not attached to this command"
 LET_GO = "memsup is not attached to this command any more, since its program has ended its training, or itself"
 _OF_THE_MOMENT = ("phase", "ticks", "samples_per_s")
 """What of its progress a worker that loads says itself."""
@@ -92,14 +93,19 @@ class Lifecycle(Standing):
         worker = self.worker
         if not worker.is_alive:
             return []
+        if isinstance(report, m.NotAttachedReport):  # of another process than the one that is heard
+            worker.not_attached = report
+            return self._follow_up(now_s)
         silent_s, worker.heard_at_s, worker.unresponsive = now_s - worker.heard_at_s, now_s, False
         if worker.computes and self.work_s is not None:
             self.work_s += min(silent_s, MOST_UNHEARD_S)
         if isinstance(report, m.Heartbeat | m.Done | m.Leaving):
             self._saved(report.checkpoint)
         match report:
-            case m.Hello():
-                self._welcome(now_s)
+            case m.Hello(program=about) if self.is_command is (about is not None):
+                self._welcome(now_s, about)
+            case m.Described(program=about):
+                worker.describe(about)
             case m.Heartbeat():
                 self._heard(now_s, report)
             case m.Accepted(order_id=order_id):
@@ -269,10 +275,10 @@ class Lifecycle(Standing):
 
     # -- reports and requests -----------------------------------------------------------------------------------------
 
-    def _welcome(self, now_s: float) -> None:
-        if self.is_command:
-            self.worker.attach()
-            self._out.append(records.attached())
+    def _welcome(self, now_s: float, about: m.About | None) -> None:
+        if about is not None:
+            self.worker.attach(about)
+            self._out.append(records.attached(about))
         if not self.worker.is_ready:  # it says Hello again when it had to connect anew
             self.worker.enter(Stage.READY, now_s)
         welcome = m.Welcome(
@@ -314,7 +320,7 @@ class Lifecycle(Standing):
 
     @property
     def _not_attached(self) -> str:
-        return LET_GO if self.worker.reports else NOT_ATTACHED
+        return LET_GO if self.worker.reports else f"{NOT_ATTACHED}, since {why_not_attached(self.worker.not_attached)}"
 
     def _checkpoint(self, now_s: float, token: int) -> None:
         if self.worker.is_alive and not self.worker.obeys:

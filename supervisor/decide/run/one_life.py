@@ -91,6 +91,10 @@ class OneLife:
     """The worker is a foreign command. Whether it reports and takes orders, `attachment` says."""
     attachment: Attachment = Attachment.NONE
     """Whether a command is attached. Between two lives this is still said of the last one."""
+    about: m.About | None = None
+    """What an attached program has said of itself. It is None where none is attached."""
+    not_attached: m.NotAttachedReport | None = None
+    """Why a process of a command is not attached. It is None where none has said."""
     stage: Stage = Stage.NONE
     since_s: float = 0.0
     """The worker came into its stage at this time. Of a leftover that had to be killed it is the time of the last kill."""
@@ -182,10 +186,15 @@ class OneLife:
         assert stage in MOVES[self.stage], f"{self.stage} → {stage}"
         self.stage, self.since_s, self.heard_at_s = stage, now_s, now_s
 
-    def attach(self) -> None:
-        """A process of a command speaks for it from now on."""
+    def attach(self, about: m.About) -> None:
+        """A process of a command speaks for it from now on, and says what it is."""
         self.attachment, self.last_words, self._left_at_s = Attachment.ATTACHED, None, None
-        self.orders.done_within_s, self.tuning.cuts = BOUNDARY_WITHIN_S, False
+        self.orders.done_within_s = BOUNDARY_WITHIN_S
+        self.describe(about)
+
+    def describe(self, about: m.About) -> None:
+        """Something is so of the attached program."""
+        self.about, self.tuning.cuts = about, about.cuts
 
     def let_go(self, now_s: float) -> list[Action]:
         """The process that spoke for a command is gone. The answers to those who wait for it; and where it has left as it was
@@ -193,6 +202,7 @@ class OneLife:
         """
         actions = self.ended()
         self.attachment, self.held, self.frozen_instead, self._hold_until_s = Attachment.LET_GO, False, False, None
+        self.about = None
         self.leaving.told_at_s = None  # what is left of the command is to be told in its own way
         return actions + (self.terminate(now_s) if isinstance(self.last_words, m.Leaving) else [])
 

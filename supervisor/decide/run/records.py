@@ -14,6 +14,7 @@ from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.events import By, Event, Move, Outcome
 from memsup.supervisor.decide.ladder import HoldReason, LadderState, Rung, Stance
 from memsup.supervisor.decide.run.actions import Action, Record, Why
+from memsup.supervisor.decide.run.attachment import what_it_is
 from memsup.supervisor.decide.run.freed import GivenBack
 from memsup.supervisor.decide.run.orders import Pending, kind_of, name_of
 from memsup.supervisor.decide.run.restarts import Cause, Verdict
@@ -106,9 +107,9 @@ def checkpoint_gone(known: m.CheckpointNote, newest: m.CheckpointNote | None) ->
     )
 
 
-def attached() -> Record:
-    """A process of a command speaks for it."""
-    return Record(event=Event.ATTACHED, reason="the program has called memsup.guard", by=By.WORKER)
+def attached(about: m.About) -> Record:
+    """A process of a command speaks for it, and says what it is."""
+    return Record(event=Event.ATTACHED, reason=f"the program is {what_it_is(about, None)}", by=By.WORKER)
 
 
 def freeze(why: Why, *, emergency: bool) -> Record:

@@ -6,19 +6,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 
+from memsup.about import NotAttached, NotCut, Seam
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode, Phase, RequestKind
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.events import Event
 from memsup.supervisor.decide.ladder import HoldReason, Rung, Stance
 from memsup.supervisor.decide.run.actions import Action, Answer, Freeze, Kill, Record, Send, Spawn, Terminate, Thaw
-from memsup.supervisor.decide.run.attachment import HOLDS, Guarded, Promise, lacks
+from memsup.supervisor.decide.run.attachment import HOLDS, NOT_ATTACHED, NOT_CUT, Guarded, Promise, lacks, what_it_is
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import BOUNDARY_WITHIN_S, HOLD_WITHIN_S, TERM_WITHIN_S, UNWINDS_WITHIN_S
 from memsup.supervisor.decide.run.requests import WAIT_S
 from memsup.supervisor.decide.run.restarts import BUDGET, Cause
+
+ABOUT = m.About(seam=Seam.CALLS, training="1", saves=True, cuts=False, not_cut=NotCut.NO_BACKWARD, detail="")
 
 
 def note(step: int) -> m.CheckpointNote:
@@ -49,7 +53,7 @@ class Play:
     def begun(self, **of_beat: object) -> Play:
         """Another process of it says Hello."""
         self.do("spawned")
-        self.do("report", m.Hello(pid=42, run_id="r"))
+        self.do("report", m.Hello(pid=42, run_id="r", program=ABOUT))
         self.do("report", beat(**of_beat))  # type: ignore[arg-type]
         return self
 
@@ -265,4 +269,51 @@ def test_a_command_that_is_not_attached_any_more_says_why_it_cannot(play: Play) 
 def test_what_holds_is_less_from_one_kind_to_the_next_and_each_lack_has_its_words() -> None:
     assert HOLDS[Guarded.BUILT_IN] > HOLDS[Guarded.ATTACHED] > HOLDS[Guarded.FENCED]
     for guarded in Guarded:
-        assert len(set(lacks(guarded))) == len(set(Promise) - HOLDS[guarded])
+        assert len(set(lacks(guarded, ALL_OF_IT))) == len(set(Promise) - HOLDS[guarded])
+
+
+ALL_OF_IT = m.About(seam=Seam.CALLS, training="1", saves=True, cuts=True, not_cut=None, detail="")
+
+
+def test_what_a_program_says_of_itself_is_told_and_decides_what_it_is_ordered(play: Play) -> None:
+    assert play.life.worker.about == ABOUT
+    assert not play.life.worker.tuning.cuts
+    play.do("report", m.Described(program=ALL_OF_IT))
+    assert play.life.worker.tuning.cuts
+    assert any(isinstance(order, m.LimitMicroBatch) for order in orders(play.do("stance", Stance(shrink=True, reason="x"))))
+    for why in NotCut:
+        about = msgspec.structs.replace(ABOUT, not_cut=why, detail="layer 3")
+        assert NOT_CUT[why] in " ".join(lacks(Guarded.ATTACHED, about))
+        assert "(layer 3)" in " ".join(lacks(Guarded.ATTACHED, about))
+    nothing = msgspec.structs.replace(ABOUT, saves=False)
+    assert "nothing to save" in " ".join(lacks(Guarded.ATTACHED, nothing))
+    for seam in Seam:
+        assert what_it_is(msgspec.structs.replace(ABOUT, seam=seam), None).startswith("attached by ")
+    assert what_it_is(msgspec.structs.replace(ABOUT, training="lr-3"), None) == "attached by memsup.guard, training lr-3"
+
+
+@pytest.mark.parametrize("why", NotAttached)
+def test_a_process_that_is_not_attached_has_said_why(why: NotAttached) -> None:
+    life = Lifecycle(
+        wanted=Wanted.RUNNING, pause_mode=PauseMode.HOLD, run_id="r", lease_s=10.0, memory_limit_bytes=None, is_command=True
+    )
+    play = Play(life)
+    play.do("start", leftover=False)
+    play.do("spawned")
+    assert "nothing in it has called memsup.guard" in answered(play.do("request", 1, RequestKind.CHECKPOINT)).text
+    play.do("report", m.NotAttachedReport(pid=1, run_id="r", why=why, detail="x"))
+    assert (
+        f"not attached to this command, since {NOT_ATTACHED[why]}"
+        in answered(play.do("request", 2, RequestKind.CHECKPOINT)).text
+    )
+    play.do("report", m.Hello(pid=42, run_id="r"))
+    assert life.worker.about is None, "a program says what it is"
+
+
+def test_another_training_of_a_program_begins_when_the_one_before_is_through(play: Play) -> None:
+    play.do("report", m.Finished(model_path="/a", metrics={}, steps=5, samples=0))
+    assert not play.life.worker.obeys
+    told = play.do("report", m.Hello(pid=42, run_id="r", program=msgspec.structs.replace(ABOUT, training="2")))
+    assert any(isinstance(action, Record) and action.reason.endswith("training 2") for action in told)
+    assert play.life.worker.obeys
+    assert isinstance(orders(play.do("request", 1, RequestKind.STOP))[0], m.Stop)

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsup.checkpoint.cadence import (
+from memsup.cadence import (
     FIRST_SAVE_S,
     MOST_AT_RISK_S,
     OVERHEAD_FRACTION,

@@ -3,13 +3,13 @@
 Young (1974): with saves of C seconds and a mean time M between deaths, an interval of sqrt(2·C·M) loses least in all; Daly
 (2006) refines it where C is not small against M. Two bounds lie around that: saving takes at most 1 % of the time, and no
 more than ten minutes of work are ever at risk. Where the two contradict each other (a save of more than six seconds), the
-ten minutes win.
+ten minutes win. The built-in training (`worker/saving.py`) and programs of a person's own (`session.py`) save alike.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MOST_AT_RISK_S = 600.0
 OVERHEAD_FRACTION = 0.01
@@ -20,8 +20,7 @@ ASSUMED_LIFE_S = 6 * 3600.0
 It counts as one observed death."""
 
 
-@dataclass(frozen=True)
-class Experience:
+class Experience(NamedTuple):
     """What this run has seen so far. All durations are monotonic seconds; time that stood still (paused) is not counted."""
 
     save_s: float | None

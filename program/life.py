@@ -1,0 +1,186 @@
+"""One life of a program under its supervisor: the link, the session over it, and how the end of the process is told.
+
+A process has one, in which trainings follow each other (`training.py`). Without `memsup start`, in a process that was forked,
+and in one of several ranks there is none.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+import traceback
+from types import TracebackType
+from typing import Any
+
+from memsup import messages
+from memsup.about import About, NotAttached
+from memsup.link import Link, Lost, NotAttachedError, Told, told
+from memsup.session import Leave, Session
+from memsup.store import CheckpointError
+from memsup.training import Training
+
+_life: Life | None = None
+"""The life of this process. It is None before the first training of it begins."""
+
+
+class TwiceError(RuntimeError):
+    """Two trainings of a program would have the same key, or be under way at once."""
+
+
+class Life:
+    """What only a process under a supervisor has: `begin` makes it."""
+
+    def __init__(self, found: Told, about: About) -> None:
+        self.told = found
+        self.link = Link(found, about)
+        self.session = Session(self.link, about, found.every_s)
+        self.training = Training(found, about.training)
+        """The training that runs now, or the last one."""
+        self._keys: set[str] = set()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this is the process that opened it, and no fork of that."""
+        return self.link.is_ours
+
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """What the process and all that belongs to it may use. It is None where nothing limits it."""
+        return self.link.memory_limit_bytes
+
+    @property
+    def micro_tokens_limit(self) -> int | None:
+        """Caps the first micro-batch. It is None but after a restart for want of memory."""
+        return self.link.micro_tokens_limit
+
+    def open(self) -> None:
+        """Connects, and finds the newest checkpoint of the training. Raises `NotAttachedError`."""
+        try:
+            self.training.look()
+            self.link.open()
+            self._find()
+        except NotAttachedError:
+            self.link.close()
+            raise
+        _tell_of_the_end(self.link)
+        _leave_on_sigterm(self.link)
+
+    def follow(self, about: About) -> None:
+        """Another training follows: its newest checkpoint is found. Raises `NotAttachedError`, and `TwiceError`."""
+        if not self.training.is_complete:
+            raise TwiceError(
+                "memsup.guard was called again before the training before it was complete: a program has one at a time. "
+                "Call run.finish() when one is complete, and then guard the next."
+            )
+        if about.training in self._keys:
+            raise TwiceError(f"memsup.guard was called twice for the training {about.training!r}: give each a name of its own.")
+        self.training, self.session.about = Training(self.told, about.training), about
+        self.session.publish(phase="loading", total_steps=None, eta_s=None, loss=None)
+        self.link.report(messages.hello(self.link.pid, self.told.run_id, about))
+        self._find()
+
+    def _find(self) -> None:
+        self._keys.add(self.training.key)
+        self.session.publish(phase="loading")
+        newest, resumed = self.training.find(self.session), self.training.resumed
+        if newest is not None and resumed is not None:
+            self.session.found(newest)
+            self.session.trained_s = resumed.trained_s
+
+    @property
+    def trainings(self) -> int:
+        """How many trainings this process has begun."""
+        return len(self._keys)
+
+    def refuse(self, error: TwiceError) -> None:
+        """Has the supervisor told that the program calls for what makes no sense, so that nobody tries it again."""
+        self.link.report(messages.failed("bad_input", str(error), None, self.link.progress["step"]))
+        self.link.flush()
+
+
+def begin(about: About, key: str | None = None) -> Life | None:
+    """The life of this process, at the training that begins now: `key` is its name, or None for its number in the program. Its
+    newest checkpoint is found (`life.training.newest`) and not loaded. `life.session.begin` has to follow.
+
+    Returns None where the process is not attached to a supervisor, which is said. Raises `TwiceError` for a training that was
+    begun before, or begins before the last one is complete.
+    """
+    global _life
+    found = told()
+    if found is None:
+        return None
+    is_first = _life is None or not _life.is_ours
+    about = about._replace(training=key or ("1" if is_first or _life is None else str(_life.trainings + 1)))
+    try:
+        if threading.current_thread() is not threading.main_thread():
+            raise NotAttachedError(NotAttached.NOT_MAIN_THREAD, "memsup was not called in the main thread")
+        if os.environ.get("WORLD_SIZE", "1").strip() not in {"", "0", "1"}:
+            text = "this is one of several ranks, which memsup does not join yet"
+            raise NotAttachedError(NotAttached.SEVERAL_RANKS, text)
+        if is_first or _life is None:
+            life = Life(found, about)
+            life.open()
+            _life = life
+        else:
+            _life.follow(about)
+    except NotAttachedError as error:
+        if _life is not None:
+            _life.link.close()
+            _life = None
+        not_attached(found, error)
+        return None
+    except TwiceError as error:
+        assert _life is not None
+        _life.refuse(error)
+        raise
+    return _life
+
+
+def not_attached(found: Told, error: NotAttachedError) -> None:
+    """Says why this process is not attached, to people and to the supervisor."""
+    print(f"memsup: this process is fenced, not attached: {error}. It trains without memsup's checkpoints.", file=sys.stderr)
+    if error.why not in {NotAttached.NO_SUPERVISOR, NotAttached.TURNED_AWAY}:
+        Link(found).tell_not_attached(error.why, str(error))
+
+
+def _leave_on_sigterm(link: Link) -> None:
+    """Has a SIGTERM, as at a shutdown, end the program at its next boundary, with a checkpoint; unless the program has a use
+    for it itself.
+    """
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return
+
+    def leave(_number: int, _frame: Any) -> None:
+        link.orders.put(Lost("SIGTERM"))
+        link.urge()
+
+    leave.is_memsups = True  # type: ignore[attr-defined]  # for a child that is forked
+    signal.signal(signal.SIGTERM, leave)
+
+
+def _tell_of_the_end(link: Link) -> None:
+    """Has the supervisor told of the last step of a program that ends, and of an exception that ends it, before Python prints
+    that.
+    """
+
+    @atexit.register
+    def last_beat() -> None:
+        if link.is_ours:
+            link.flush(1.0)
+
+    before = sys.excepthook
+
+    def told_first(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        if link.is_ours and not isinstance(error, (KeyboardInterrupt, Leave, TwiceError)):
+            step = link.progress["step"]
+            is_bad_input = isinstance(error, CheckpointError)
+            text = str(error) if is_bad_input else f"The program ended with {kind.__name__} after step {step:,}: {error}"
+            stack = "".join(traceback.format_exception(kind, error, where))[-messages.MOST_TEXT :]
+            link.report(messages.failed("bad_input" if is_bad_input else "crash", text, stack, step))
+            link.flush()
+        before(kind, error, where)
+
+    sys.excepthook = told_first

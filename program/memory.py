@@ -1,0 +1,167 @@
+"""Memory as a training process sees it: how much it holds, the soft limit in host RAM, exhaustion recognised, memory given
+back. For the built-in training (`worker/memory.py` adds the device) and for programs of a person's own.
+
+The soft limit (`RLIMIT_DATA`) lies below the limit of the process's tree, so that an allocation fails, and can be caught,
+before the fence kills. It is for training on a CPU only: the CUDA driver maps far more than it uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_MIB = 1 << 20
+
+SPARE_BYTES = 64 * _MIB
+"""The room between the soft limit and the worker's limit: what a save may need beyond what training holds."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is held
+
+
+class Held(NamedTuple):
+    """What this process holds; see proc_pid_statm(5)."""
+
+    resident_bytes: int
+    anonymous_bytes: int
+    """Resident and not the page cache's: what only the end of the process gives back for certain."""
+    data_bytes: int
+    """Private writable memory, touched or not: what `RLIMIT_DATA` is compared with."""
+
+
+def held() -> Held:
+    """Reads what this process holds now. Raises OSError."""
+    fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pages = [int(word) for word in os.read(fd, 256).split()]
+    finally:
+        os.close(fd)
+    return Held(pages[1] * _PAGE_BYTES, (pages[1] - pages[2]) * _PAGE_BYTES, pages[5] * _PAGE_BYTES)
+
+
+def read_memory() -> dict[str, Any]:
+    """Reads what a heartbeat says of memory: `WorkerMemory`, as a dictionary. It is quick, and for any thread. What cannot be
+    read is None.
+    """
+    cuda = _cuda()
+    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    try:
+        resident_bytes = held().resident_bytes
+    except (OSError, ValueError):
+        resident_bytes = None
+    return {
+        "resident_bytes": resident_bytes,
+        "cuda_allocated_bytes": int(cuda.memory_allocated()) if cuda is not None else None,
+        "cuda_reserved_bytes": int(cuda.memory_reserved()) if cuda is not None else None,
+        "data_limit_bytes": None if soft == resource.RLIM_INFINITY else soft,
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The soft limit in host RAM
+
+
+def soft_limit_bytes(worker_limit_bytes: int, now: Held) -> int:
+    """What `RLIMIT_DATA` has to be for resident memory to stay `SPARE_BYTES` below the worker's limit. Pure.
+
+    The kernel counts what was reserved and never touched as well (stacks of threads, pools of libraries: 100 MiB and more with
+    torch), which takes nothing from anybody; so that comes on top.
+    """
+    untouched_bytes = max(0, now.data_bytes - now.anonymous_bytes)
+    return max(worker_limit_bytes - SPARE_BYTES, 0) + untouched_bytes
+
+
+class SoftLimit:
+    """`RLIMIT_DATA`, kept where it has to be. None as limit means that there is none, and nothing is done."""
+
+    def __init__(self, worker_limit_bytes: int | None) -> None:
+        self._worker_limit_bytes = worker_limit_bytes
+
+    def renew(self) -> None:
+        """Measures anew what is reserved and untouched. Costs some ten microseconds.
+
+        First to be called when torch's threads run: a library that cannot start a thread aborts.
+        """
+        if self._worker_limit_bytes is not None:
+            self._set(soft_limit_bytes(self._worker_limit_bytes, held()))
+
+    @contextlib.contextmanager
+    def spare(self) -> Iterator[None]:
+        """Lets the work inside use the spare room as well: neither saving nor recovering may fail for want of it."""
+        soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        if self._worker_limit_bytes is None or soft == resource.RLIM_INFINITY:
+            yield
+            return
+        self._set(soft + SPARE_BYTES)
+        try:
+            yield
+        finally:
+            self._set(soft)
+
+    def _set(self, soft: int) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Exhaustion
+
+_NO_MORE_CODE = "could not create a primitive"
+_WORDS_OF_EXHAUSTION = (
+    "defaultcpuallocator: can't allocate memory",  # torch on the host
+    "out of memory",  # CUDA, HIP
+    "cublas_status_alloc_failed",
+    _NO_MORE_CODE,  # oneDNN, which had no memory for its generated code
+    "std::bad_alloc",
+    "bad allocation",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory, of the host or of a device, did not suffice. torch's own class is a RuntimeError."""
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _WORDS_OF_EXHAUSTION)
+
+
+def is_permanent(exhausted: str) -> bool:
+    """Whether this process will not get over running out of memory, however much there is again; `exhausted` is the error's
+    text.
+
+    Once oneDNN had no memory for its generated code, it makes none in that thread any more, whatever the shape; in another
+    thread it does. So it looks as if the generator kept its first error for each thread.
+    """
+    return _NO_MORE_CODE in exhausted.lower()
+
+
+def give_back() -> None:
+    """Returns what nobody uses any more to the system, of a device's memory as well. Call it outside the `except`: the
+    exception keeps its frames alive.
+    """
+    gc.collect()
+    cuda = _cuda()
+    if cuda is not None:
+        cuda.empty_cache()
+    trim()
+
+
+def _cuda() -> Any:
+    """`torch.cuda`. It is None where the program has not begun to use it, or torch is being imported."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    is_initialized = getattr(cuda, "is_initialized", None)
+    return cuda if is_initialized is not None and is_initialized() else None
+
+
+def trim() -> None:
+    """Returns the holes between what is used to the system, malloc_trim(3). It takes time, and filling them again as well."""
+    with contextlib.suppress(AttributeError, OSError):  # a C library other than glibc
+        ctypes.CDLL(None).malloc_trim(0)

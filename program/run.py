@@ -1,0 +1,342 @@
+"""The run that `memsup.guard` gives back to a program's own loop: it counts, leaves out what is done, and has a boundary after
+each step.
+
+Without a supervisor it only counts. What has to be remembered is in `places.py`; whose checkpoints are whose, in `training.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, Callable, NamedTuple, TypeVar
+
+from memsup import messages, places
+from memsup.about import About, NotCut, Seam
+from memsup.life import Life
+from memsup.memory import read_memory
+from memsup.places import Place
+from memsup.session import CannotLimitError
+from memsup.store import Checkpoint, CheckpointError
+
+Batch = TypeVar("Batch")
+LOSS_EVERY_S = 0.5
+"""How often the value of a loss is looked at, which on a GPU waits for it to be computed."""
+_END = object()
+
+
+class State(NamedTuple):
+    """How a program's state is written into a folder, and read from it."""
+
+    save: Callable[[str], Any]
+    load: Callable[[str], Any]
+
+
+class Run:
+    """The run of this program, or one of its trainings."""
+
+    def __init__(self, life: Life | None = None, states: list[State] | None = None) -> None:
+        """`states` are what there is to save, in the order in which it is loaded."""
+        self.step = 0
+        """How many steps of this training are done, in all lives of the program."""
+        self.epoch = 0
+        """The epoch, from 0, that `steps` is in."""
+        self._total_steps: int | None = None
+        self._loop = 0
+        self._loop_from = 0
+        self._in_epoch = 0
+        self._loader: Any = None
+        self._is_in_loop = False
+        self._begun_with: places.Generators | None = None
+        self._resumed: Place | None = None
+        """Where the newest checkpoint left the loop. It is None once the loop is there."""
+        self._waits_with: places.Taken | None = None
+        """The generators as they were before data was waited for. It is None while it is not."""
+        self._is_complete = False
+        self._loss: Any = None
+        self._loss_s = -LOSS_EVERY_S
+        self._life, self._states = life, states or []
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether a supervisor guards what this process does here."""
+        return self._ours is not None
+
+    @property
+    def _ours(self) -> Life | None:
+        """The life of this process. It is None where this is a fork of that process, or nobody guards it."""
+        return self._life if self._life is not None and self._life.is_ours else None
+
+    @property
+    def total_steps(self) -> int | None:
+        """How many steps there are in all. It is None where nobody knows. A loop with `boundary` may set it."""
+        return self._total_steps
+
+    @total_steps.setter
+    def total_steps(self, total: int | None) -> None:
+        self._total_steps = total
+        if self._ours is not None:
+            self._ours.session.publish(total_steps=self.place()["total_steps"])
+
+    # -- what a program calls -----------------------------------------------------------------------------------------
+
+    def steps(self, loader: Iterable[Batch], *, epochs: int | None = 1, total: int | None = None) -> Iterator[Batch]:
+        """The batches of `loader`, again in each of `epochs`, without those that the newest checkpoint has behind it. Each is
+        one step, and after each there is a boundary: the state must be whole when the loop's body ends.
+
+        `total` ends the loop after so many steps. None means that only the epochs do; without either there would be no end.
+        Batches that are left out are taken from the loader all the same, so that it gives the same ones as before; it has to
+        draw its order when an epoch begins, as torch's DataLoader does, or with a generator of its own. Called again when the
+        loop before is through, it is another loop of the same training, with epochs of its own. Raises `Leave`.
+        """
+        if self._is_in_loop:
+            raise RuntimeError("run.steps was called within its own loop: a run has one loop at a time.")
+        if epochs is None and total is None:
+            raise TypeError("run.steps needs epochs= or total=, or it would never end.")
+        if not self._enter_loop(loader, epochs, total):
+            return
+        life = self._ours
+        if life is not None:
+            life.session.publish(phase="training")
+        end = self._loop_from + total if total is not None else None
+        try:
+            while not self._is_complete and (epochs is None or self.epoch < epochs) and not self._is_at(end):
+                count = 0
+                for batch in self._epoch(loader):
+                    count += 1
+                    yield batch
+                    self.step += 1
+                    self._in_epoch += 1
+                    self._boundary()
+                    if self._is_at(end):
+                        break
+                if count == 0 and self._in_epoch == 0 and epochs is None:
+                    raise ValueError("run.steps: the loader gives no batch, so the loop would never end.")
+                if not self._is_at(end):
+                    self.epoch, self._in_epoch = self.epoch + 1, 0
+        finally:
+            self._is_in_loop, self._resumed = False, None
+        if life is not None:
+            life.session.publish(phase="finishing")
+
+    def _enter_loop(self, loader: Any, epochs: int | None, total: int | None) -> bool:
+        """Begins the next loop. Returns whether any of it is left to do: the newest checkpoint may be of a later one."""
+        self._loop += 1
+        if self._resumed is not None and self._loop < self._resumed.loop:
+            return False
+        if self._resumed is None or self._loop > self._resumed.loop:
+            self.epoch, self._in_epoch, self._begun_with, self._loop_from = 0, 0, None, self.step
+        self._is_in_loop, self._loader = True, loader
+        of_loop = _total(loader, epochs, total)
+        self.total_steps = self._loop_from + of_loop if of_loop is not None else None
+        return True
+
+    def boundary(self, *, loss: Any = None) -> None:
+        """One step of a loop of your own is done, and the state is whole: to be called after each, beginning at `run.step`.
+        Not to be called within `steps`. `loss` is a number, or a tensor of one. Raises `Leave`.
+        """
+        if self._is_in_loop:
+            raise RuntimeError("run.boundary is for loops without run.steps, which counts by itself; use run.tell(loss=…).")
+        self.tell(loss=loss)
+        if self._ours is not None and not self._loop:
+            self._ours.session.describe(seam=Seam.BOUNDARY)
+        self.step += 1
+        self._boundary()
+
+    def evaluate(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches of `loader`, for an evaluation within a step or between two: after each, memsup can hold the program or
+        slow it down, and sees that it gets on. What saves waits for the next boundary.
+        """
+        life = self._ours
+        if life is None:
+            yield from loader
+            return
+        with life.session.phase("evaluating"):
+            for batch in loader:
+                yield batch
+                life.session.part()
+
+    def tell(self, *, loss: Any) -> None:
+        """What `memsup status` shows from the next boundary on: a number, or a tensor of one, looked at twice a second."""
+        self._loss = loss.detach() if hasattr(loss, "detach") else loss
+
+    def finish(self, path: str | None = None, *, metrics: dict[str, float] | None = None) -> None:
+        """The training is complete, and its result lies at `path`, where the program has written it. `metrics` is what came of
+        it. A program that ends without this although steps are left has not finished. What dies after it is begun again and
+        finds no step left.
+
+        Raises `Leave` in a program that was told to leave, and has caught that. While an exception is on its way, as in a
+        `finally`, nothing is complete: that is said, and the exception goes on.
+        """
+        life = self._ours
+        if life is not None and life.session.leaving is not None:
+            raise life.session.leaving
+        error = sys.exc_info()[1]
+        if error is not None:
+            if life is not None:
+                print(
+                    f"memsup: run.finish was called while {type(error).__name__} is on its way, so the training does not count "
+                    "as complete. If it is, call run.finish behind the try statement.",
+                    file=sys.stderr,
+                )
+            return
+        self._is_complete = True
+        if life is None:
+            return
+        training = life.training
+        if not training.is_complete:
+            training.is_complete, training.newest = True, None
+            if self._states:
+                life.session.save_now()
+        training.finish(life.session, os.path.abspath(path) if path else "", metrics or {}, self.step)
+
+    # -- what the session asks (`session.Program`) --------------------------------------------------------------------
+
+    def save(self) -> Checkpoint:
+        """Writes a checkpoint, or gives back the newest where it holds all that was computed."""
+        assert self._life is not None
+        training = self._life.training
+        if training.newest is not None:
+            return training.newest
+        place = Place(
+            run_id="",
+            program=[],
+            step=self.step,
+            epoch=self.epoch,
+            in_epoch=self._in_epoch,
+            is_complete=False,
+            begun_with=self._begun_with,
+            generators=places.as_json(self._waits_with or places.taken()),
+            loop=self._loop,
+            loop_from=self._loop_from,
+            trained_s=self._life.session.trained_s,
+        )
+
+        def write(folder: str) -> None:
+            for state in self._states:
+                state.save(folder)
+
+        return training.save(place, write)
+
+    def place(self) -> messages.Message:
+        offset = self._life.training.offset if self._life is not None else 0
+        total = self._total_steps
+        return {
+            "step": offset + self.step,
+            "total_steps": offset + total if total is not None else None,
+            "epoch": self._epochs_done(),
+        }
+
+    def memory(self) -> messages.Message:
+        return read_memory()
+
+    def limit(self, order: messages.Message) -> int:
+        raise CannotLimitError(f"memsup does not cut what this program computes ({order['kind']}).")
+
+    # -- boundaries ---------------------------------------------------------------------------------------------------
+
+    def _is_at(self, end: int | None) -> bool:
+        return end is not None and self.step >= end
+
+    def _boundary(self) -> None:
+        life = self._ours
+        if life is None:
+            return
+        life.training.newest = None
+        life.session.publish(phase="training")
+        now_s = time.monotonic()
+        if self._loss is not None and now_s - self._loss_s >= LOSS_EVERY_S:
+            self._loss_s = now_s
+            with contextlib.suppress(TypeError, ValueError, RuntimeError):  # what is shown must not end what is shown
+                life.session.publish(loss=float(self._loss))
+        life.session.boundary()
+
+    def _epochs_done(self) -> float:
+        length = _length(self._loader)
+        return self.epoch + (self._in_epoch / length if length else 0.0)
+
+    def _epoch(self, loader: Iterable[Batch]) -> Iterator[Batch]:
+        """What is left of this epoch: as long as the loop has not come to where the checkpoint left it, the generators are put
+        back to the epoch's beginning and batches are taken and left out.
+        """
+        resumed, self._resumed = self._resumed, None
+        life = self._ours
+        if life is None:
+            yield from loader
+            return
+        if resumed is not None and resumed.begun_with is not None:
+            places.put_back(resumed.begun_with, loader)
+        self._begun_with = places.take(loader)
+        batches = iter(loader)
+        for _ in range(self._in_epoch):
+            if next(batches, _END) is _END:
+                raise CheckpointError(
+                    f"The loader gives fewer batches than the {self._in_epoch} of this epoch that are done: its data or its "
+                    "batch size have changed. To begin anew: memsup start --fresh"
+                )
+            life.session.tick()
+        if resumed is not None:
+            places.put_back(resumed.generators)
+        while True:
+            batch: Any = self._next(life, batches)
+            if batch is _END:
+                return
+            yield batch
+
+    def _next(self, life: Life, batches: Iterator[Any]) -> Any:
+        """The next batch. While it is waited for, orders are carried out, and the state is that of the boundary before."""
+        self._waits_with = places.taken()
+        try:
+            with life.session.waiting(is_whole=True):
+                return next(batches, _END)
+        finally:
+            self._waits_with = None
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Loads the newest whole checkpoint of this training. Raises `CheckpointError`."""
+        life = self._life
+        assert life is not None
+        newest, place = life.training.newest, life.training.resumed
+        if newest is not None and place is not None:
+            self._load(newest, place)
+        life.session.begin(self)
+        life.session.publish(phase="training", **self.place())
+
+    def _load(self, newest: Checkpoint, place: Place) -> None:
+        try:
+            for state in self._states:
+                state.load(newest.path)
+        except Exception as error:
+            raise CheckpointError(
+                f"The checkpoint of step {newest.step:,} is whole, but this program cannot load it: {error}. If the program "
+                "was changed, begin anew with: memsup start --fresh"
+            ) from error
+        self.step, self.epoch, self._in_epoch = place.step, place.epoch, place.in_epoch
+        self._loop_from, self._is_complete, self._resumed = place.loop_from, place.is_complete, place
+        places.put_back(place.generators)
+        if self._is_complete:
+            which = "this training" if place.training == "1" else f"training {place.training}"
+            done = f"complete at step {self.step:,}, so no step is left"
+            print(f"memsup: {which} is {done}. To begin anew: memsup start --fresh", file=sys.stderr)
+
+
+def about_calls(*, saves: bool) -> About:
+    """What is so of a program that calls `memsup.guard` with what there is to save, or with nothing."""
+    return About(seam=Seam.CALLS, saves=saves, not_cut=NotCut.NO_BACKWARD)
+
+
+def _length(loader: Any) -> int | None:
+    try:
+        return len(loader)
+    except TypeError:  # it has none, or does not know
+        return None
+
+
+def _total(loader: Any, epochs: int | None, total: int | None) -> int | None:
+    length = _length(loader)
+    whole = length * epochs if length is not None and epochs is not None else None
+    return total if whole is None or (total is not None and total < whole) else whole
