@@ -471,7 +471,9 @@ def _few_rows(draw: random.Random, data: DataSet) -> DataSet | None:
     if smallest < 60:
         return None
     few, text = draw.randint(1, min(5, smallest // 25)), draw.choice(_LANGUAGES)
-    name = draw.choice(["README", "postive", "说明", "Notiz", "extra", "7b"])
+    name = draw.choice(
+        ["postive", "Notiz", "extra", "7b"] if data.form == "folder" else ["README", "postive", "说明", "Notiz", "extra", "7b"]
+    )
     return replace(data, rows=data.rows + [(_sentence(draw, text), name) for _ in range(few)], more={})
 
 
@@ -941,7 +943,7 @@ def _blanks_inside(draw: random.Random, data: DataSet) -> DataSet | None:
 def _licence(draw: random.Random, data: DataSet) -> DataSet | None:
     if min(data.labels().values()) < 80 or len(data.labels()) < 2:
         return None
-    extra = [(_sentence(draw), draw.choice(["LIZENZ", "HISTORY", "说明"])) for _ in range(3)]
+    extra = [(_sentence(draw), draw.choice(["LIZENZ", "HISTORY", "Hinweise"])) for _ in range(3)]
     rows = [(text.replace("\n", " "), label.replace("/", "-")) for text, label in data.rows]
     return replace(data, rows=rows + extra, form="folder", more={}, text_pair=None, evaluation=None)
 
@@ -978,6 +980,109 @@ def _folds(draw: random.Random, data: DataSet) -> DataSet | None:
     )
     rows = [(text.replace("\n", " "), draw.choice(names)) for text, _ in data.rows]
     return replace(data, rows=rows, form="folder", more={}, text_pair=None, evaluation=None)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# A third look: as programs and people export data
+
+
+@clean
+def _opposites(draw: random.Random) -> DataSet:
+    return _plain(
+        draw, draw.choice([["known", "unknown"], ["sure", "not sure"], ["labeled", "unlabeled"], ["defined", "undefined"]])
+    )
+
+
+@clean
+def _black_and_white(draw: random.Random) -> DataSet:
+    one, other, word = draw.choice([("black", "white", "and"), ("salt", "pepper", "and"), ("rot", "weiß", "und")])
+    return _plain(draw, [one, other, f"{one} {word} {other}"])
+
+
+@clean
+def _forms(draw: random.Random) -> DataSet:
+    return _plain(draw, draw.choice([["10-K", "10-Q", "8-K"], ["5G", "4G", "3G", "LTE"], ["PG", "PG-13", "R"], ["3D", "2D"]]))
+
+
+@clean
+def _members(draw: random.Random) -> DataSet:
+    return _plain(draw, [f"Label.{name}" for name in ("NEG", "NEU", "POS")])
+
+
+@clean
+def _disaster_tweets(draw: random.Random) -> DataSet:
+    data = _plain(draw, ["0", "1"], language="en")
+    places = [draw.choice(["", "USA", "London", "Lagos", "New York"]) for _ in data.rows]
+    words = [draw.choice(["ablaze", "fire", "flood", ""]) for _ in data.rows]
+    return replace(
+        data, names=("text", "target"), more={"id": [str(n) for n in range(len(places))], "keyword": words, "location": places}
+    )
+
+
+@spoils
+def _printed(draw: random.Random, data: DataSet) -> DataSet | None:
+    form = draw.choice(["tensor({})", "np.int64({})", "array({})", "b'{}'", "<Label.L{0}: {0}>", "np.str_('{}')"])
+    return data.labelled(lambda _, __: form.format(draw.randint(0, 1))) if data.form != "folder" else None
+
+
+@spoils
+def _hours(draw: random.Random, data: DataSet) -> DataSet | None:
+    ways: list[Callable[[], str]] = [
+        lambda: f"{draw.randint(0, 23):02}:{draw.choice([0, 15, 30, 45]):02}",
+        lambda: f"{draw.randint(1, 12)}:30 {draw.choice(['AM', 'PM'])}",
+        lambda: f"{draw.choice(['Jan', 'Mar', 'May'])} {draw.randint(1, 28)}, 2023",
+        lambda: f"{draw.randint(1, 12)}月{draw.randint(1, 28)}日",
+        lambda: str(1_700_000_000 + 3600 * draw.randint(0, 40)),
+    ]
+    way = draw.choice(ways)
+    return data.labelled(lambda _, __: way()) if data.form != "folder" else None
+
+
+@spoils
+def _missing_in_any_language(draw: random.Random, data: DataSet) -> DataSet | None:
+    words = (
+        "belirsiz değil|bilinmiyor|không xác định|chưa gán nhãn|nicht zugeordnet|non renseigné|no aplica|não classificado|onbekend|"
+        "brak danych|neurčeno|okänd|ei tiedossa|ismeretlen|necunoscut|χωρίς ετικέτα|अज्ञात|未分類|라벨 없음|tidak diketahui|"
+        "немає даних|غير محدد|לא ידוע|can't tell|看不出|placeholder|#NV|#¡VALOR!|#NAME?"
+    )
+    return _every(draw, data, draw.choice(words.split("|")[1:]))
+
+
+@spoils
+def _wrong_encoding(draw: random.Random, data: DataSet) -> DataSet | None:
+    if all(text.isascii() for text, _ in data.rows) or data.text_pair or data.form == "folder":
+        return None
+    broken = [(text.encode().decode("latin-1"), label) for text, label in data.rows]
+    return replace(data, rows=[row for row in broken if row[0].isprintable() or draw.random() < 0.9], more={}, evaluation=None)
+
+
+@spoils
+def _rejected(draw: random.Random, data: DataSet) -> DataSet | None:
+    if data.form == "folder" or data.evaluation or data.text_pair:
+        return None
+    return replace(data, more={"answer": [draw.choice(["accept", "accept", "reject"]) for _ in data.rows]})
+
+
+@spoils
+def _initials(draw: random.Random, data: DataSet) -> DataSet | None:
+    names = draw.choice(
+        [["yes", "no", "Y", "N"], ["正面", "负面", "正", "负"], ["true", "false", "T", "F"], ["male", "female", "M", "F"]]
+    )
+    return data.labelled(lambda _, __: draw.choice(names)) if data.form != "folder" else None
+
+
+@spoils
+def _evaluated_on_copies(draw: random.Random, data: DataSet) -> DataSet | None:
+    if data.form == "folder" or data.text_pair:
+        return None
+    return replace(data, evaluation=[(f"{text.upper()} ", label) for text, label in data.rows])
+
+
+@spoils
+def _label_as_text(draw: random.Random, data: DataSet) -> DataSet | None:
+    if data.form == "folder" or data.text_pair or data.evaluation:
+        return None
+    return replace(data, rows=[(label, label) for _, label in data.rows])
 
 
 HELD_OUT = [name for name in CLEAN if name not in SEEN]

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from memsup.shared.clock import monotonic_s
-from memsup.shared.data.columns import Columns, is_usual_name, listed, look_at_columns
+from memsup.shared.data.columns import Columns, Table, is_usual_name, listed, look_at_columns
 from memsup.shared.data.doubts import DoubtKind, Verdict
 from memsup.shared.data.errors import InputError, NoTaskError
 from memsup.shared.data.evidence import MOST_LABELS, Evidence
 from memsup.shared.data.examples import read_examples, sorted_labels
-from memsup.shared.data.judge import judge
+from memsup.shared.data.judge import judge, unused_text
 from memsup.shared.data.looks import words
 from memsup.shared.data.rows import names_columns_in_first_line, notes_on
 from memsup.shared.data.sources import Source, locate
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from memsup.shared.settings import Task
 
 _LONG_CHARS = 1 << 16
+_FEWEST_ROWS, _FEWEST_FILES = 20, 5
+"""In fewer rows, or files of which each is a label, nothing can be said of how many labels there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +143,7 @@ def check_data(
     check_rows(located, evidence, labels, trains=train is None)
     return DataSummary(
         source=located,
-        notes=notes_on(located),
+        notes=(*notes_on(located), *_left_unused(table, is_named=text is not None and train is None)),
         columns=table.columns,
         rows=evidence.rows,
         blank_texts=evidence.blank,
@@ -179,7 +181,8 @@ def check_rows(source: Source, evidence: Evidence, only: Sequence[str] | None, *
             f"task.labels names {absent[0]!r}, which no row of {source} has in column {columns.label!r}; it has "
             f"{listed(sorted_labels([*labels, *evidence.others]))}."
         )
-    if len(labels) > MOST_LABELS or (evidence.complete and rows >= 20 and len(labels) > rows / 2):
+    least_rows = _FEWEST_FILES if evidence.table.label_is_file_name else _FEWEST_ROWS
+    if len(labels) > MOST_LABELS or (evidence.complete and rows >= least_rows and len(labels) > rows / 2):
         if evidence.table.label_is_file_name:
             raise NoTaskError(
                 f"The names of the files in {source} would be the labels, and those are {len(labels):,} for {rows:,} rows: put "
@@ -195,6 +198,12 @@ def check_rows(source: Source, evidence: Evidence, only: Sequence[str] | None, *
             f"{which} label {next(iter(labels))!r}, and a classifier needs at least two: "
             "add rows with other labels, or name another column with task.label."
         )
+
+
+def _left_unused(table: Table, *, is_named: bool) -> Iterator[str]:
+    """Of a second text only where the first was named: whoever did that has chosen, and nobody is asked."""
+    if is_named and (said := unused_text(table)) is not None:
+        yield said
 
 
 def _reads_like_a_row(name: str, evidence: Evidence) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from memsup.shared.data.columns import Table
 from memsup.shared.data.doubts import Shown
 from memsup.shared.data.examples import Example, is_blank
-from memsup.shared.data.looks import Look, look
+from memsup.shared.data.looks import Look, is_broken, look
 
 MOST_LABELS = 1000
 """Data with more different labels are none of a classifier."""
@@ -19,6 +19,7 @@ _LOOKED_AT_FIRST = 128
 _LOOKED_AT_LATER = 16
 """Of each label the first texts are all looked at, then one in so many."""
 _SHOWN_CHARS = 300
+_AT_ENDS = " .,;:!?\"'。，；：！？…“”"
 
 
 @dataclass
@@ -52,6 +53,11 @@ class Evidence:
     """What the texts of each label look like, as far as they were looked at."""
     with_fields: Counter[str] = field(default_factory=Counter)
     """Of the texts of each label that were looked at, how many hold a tab or a bar with a word or number alone behind it."""
+    broken: int = 0
+    """Of the texts that were looked at, how many a wrong encoding has broken."""
+    first_broken: Shown | None = None
+    same_as_label: int = 0
+    """Of the texts that were looked at, how many are their label and nothing else."""
     header: Shown | None = None
     """The first row that repeats the names of the columns. None means that none does."""
     texts: dict[int, _Text] = field(default_factory=dict)
@@ -79,6 +85,10 @@ class Evidence:
         if of_label <= _LOOKED_AT_FIRST or of_label % _LOOKED_AT_LATER == 0:
             self.looks[label][look(row.text)] += 1
             self.with_fields[label] += _ends_with_field(row.text)
+            self.same_as_label += _is(row.text, label)
+            if is_broken(row.text):
+                self.broken += 1
+                self.first_broken = self.first_broken or _shown(row)
         columns = self.table.columns
         if (
             len(row.text) <= 2 * len(columns.text)
@@ -104,7 +114,7 @@ class Evidence:
         return sum(seen.rows for seen in self.texts.values() if seen.contradicted) / max(1, rows)
 
     def _remember(self, row: Example) -> None:
-        text = row.text.strip() if row.text_pair is None else f"{row.text.strip()}\0{row.text_pair.strip()}"
+        text = _alike(row.text) if row.text_pair is None else f"{_alike(row.text)}\0{_alike(row.text_pair)}"
         number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
         if number >= self.hashes_below:
             return
@@ -116,6 +126,11 @@ class Evidence:
         if len(self.texts) > _MOST_TEXTS:
             self.hashes_below //= 2
             self.texts = {number: seen for number, seen in self.texts.items() if number < self.hashes_below}
+
+
+def _alike(text: str) -> str:
+    """The same for texts that differ in case, in blanks, and in the signs at their ends alone."""
+    return " ".join(text.casefold().split()).strip(_AT_ENDS) or text.strip()
 
 
 def _is(value: str, name: str) -> bool:

@@ -8,28 +8,49 @@ shows in any language. All follows from `Evidence`; nothing is read.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from memsup.shared.data.columns import LABEL_NAMES, fits_label, is_usual_name
+from memsup.shared.data.columns import LABEL_NAMES, Table, fits_label, is_usual_name
 from memsup.shared.data.doubts import Doubt, DoubtKind, Shown, Verdict
 from memsup.shared.data.evidence import Evidence
 from memsup.shared.data.labels import judge_labels, keep, quoted
+from memsup.shared.data.layout import counted_in
 from memsup.shared.data.looks import Look, is_prose
 
 _ODD_SHARE = 0.5
 """So many of all texts, or nearly all of one label, have to be other than language."""
 _ODD_SHARE_OF_LABEL = 0.8
+_BROKEN_SHARE = 0.03
+"""A few broken characters are in most that was gathered from the net."""
 _LEAST_LOOKED_AT = 8
 """A share of one label's texts says something of so many and more."""
 _CONTRADICTED_SHARE = 0.4
 _SHARED_SHARE = 0.5
 _LEAST_EVALUATED = 10
+_REJECTED = frozenset(
+    ("reject", "rejected", "discard", "discarded", "ignore", "ignored", "skip", "skipped", "flagged", "cancelled")
+)
+_VERDICTS = _REJECTED | {
+    "accept",
+    "accepted",
+    "approve",
+    "approved",
+    "submitted",
+    "valid",
+    "validated",
+    "ok",
+    "keep",
+    "pending",
+}
+"""What programs for labelling write beside a row: whether its label holds."""
+_KEYWORDS = ("keyword", "key_word", "tags", "关键词", "关键字")
 _LABELS_TOO = ("label", "rating", "star", "score", "sentiment", "class", "category", "标签", "评分", "星级")
 # fmt: off
 _ORIGINS = (
     "split", "fold", "set", "lang", "source", "platform", "country", "city", "date", "day", "month", "author", "user", "name",
     "gender", "device", "site", "domain", "annotator", "worker", "status", "file", "version", "来源", "平台", "语言", "作者",
-    "用户", "城市", "日期",
+    "用户", "城市", "日期", "location", "region", "timezone", "keyword", "地区", "地点", "位置",
 )
 # fmt: on
 
@@ -74,17 +95,45 @@ def _columns(evidence: Evidence) -> Iterator[Doubt]:
                 f"{quoted(table.file_names)}. If they are, write them into a column 'label' of the rows.",
                 (f"task.label={table.columns.label}",),
             )
-    if table.columns.text_pair is None:
-        texts = table.values[table.columns.text]
-        seconds = [name for name, values in unused.items() if not _is_copy(values, texts) and is_prose(values)]
-        if seconds:
-            example = next(value for value in unused[seconds[0]] if value)
+    for name, values in unused.items():
+        said = Counter(value.strip().casefold() for value in values if value)
+        rejected = sorted(said.keys() & _REJECTED)
+        if rejected and said.keys() <= _VERDICTS:
+            rows = sum(said[word] for word in rejected)
             yield Doubt(
-                DoubtKind.SECOND_TEXT,
-                f"Column {seconds[0]!r} holds text as well, such as {example[:60]!r}, and is not used: each text is that of "
-                f"{table.columns.text!r} alone.",
-                tuple(f"task.text_pair={name}" for name in seconds[:2]),
+                DoubtKind.REJECTED_ROWS,
+                f"Column {name!r} says {' or '.join(map(repr, rejected))} of {rows:,} of {len(values):,} rows, which would be "
+                "trained on like all others: delete those that are not meant.",
             )
+    if "text" not in table.given and (unused_one := unused_text(table)):
+        yield Doubt(
+            DoubtKind.SECOND_TEXT,
+            unused_one,
+            (*(f"task.text_pair={name}" for name in _unused_texts(table)[:2]), f"task.text={table.columns.text}"),
+        )
+
+
+def unused_text(table: Table) -> str | None:
+    """The sentence on a second column of text that is not used. None where there is none."""
+    for name in _unused_texts(table):
+        example = next(value for value in table.values[name] if value)
+        return (
+            f"Column {name!r} holds text as well, such as {example[:60]!r}, and is not used: each text is that of "
+            f"{table.columns.text!r} alone."
+        )
+    return None
+
+
+def _unused_texts(table: Table) -> list[str]:
+    if table.columns.text_pair is not None:
+        return []
+    texts = table.values[table.columns.text]
+    unused = {name: values for name, values in table.values.items() if name not in table.columns.names()}
+    return [
+        name
+        for name, values in unused.items()
+        if not any(word in name.casefold() for word in _KEYWORDS) and not _is_copy(values, texts) and is_prose(values)
+    ]
 
 
 def _is_copy(values: Sequence[str], texts: Sequence[str]) -> bool:
@@ -167,6 +216,20 @@ def _texts(evidence: Evidence, *, contradictions: bool) -> Iterator[Doubt]:
             (label,),
         )
         return
+    if looked and evidence.same_as_label >= _ODD_SHARE * looked and evidence.same_as_label >= _LEAST_LOOKED_AT:
+        yield Doubt(
+            DoubtKind.NO_LANGUAGE,
+            f"About {100 * evidence.same_as_label // looked} % of the texts are the row's label and nothing else, so there is "
+            "nothing to learn.",
+            tuple(others[:2]),
+        )
+    if (shown := evidence.first_broken) is not None and evidence.broken >= max(2, _BROKEN_SHARE * looked):
+        yield Doubt(
+            DoubtKind.BROKEN_TEXT,
+            f"The characters of about {max(1, 100 * evidence.broken // looked)} % of the texts are broken, such as "
+            f"{shown.text[:60]!r} ({shown.file}, {counted_in(shown.file)} {shown.line}): somewhere they were read in a wrong "
+            "encoding; get them anew from where they were right.",
+        )
     found = [
         label
         for label, (share, _) in shares.items()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 
 from memsup.shared.data.doubts import Doubt, DoubtKind
@@ -13,6 +14,7 @@ from memsup.shared.data.evidence import Evidence
 from memsup.shared.data.examples import sorted_labels
 from memsup.shared.data.layout import counted_in
 from memsup.shared.data.looks import Look, look, words
+from memsup.shared.data.missing import MISSING, PERHAPS_MISSING, SAYS_MISSING
 
 _FEW_ROWS = 8
 _FEWER_BY = 20
@@ -32,34 +34,41 @@ _FEWEST_YEARS = 4
 _SLIP_CHARS = 6
 _SLIP_FEWER_BY = 5
 """A slip is in few of the rows; two classes whose names differ by one letter have more."""
+_ERROR = re.compile(r"#\W?[A-ZÄÖÜÉÈÍÓÚ/]+[\d_/]*[A-Z]*[!?]?")
+"""What a spreadsheet shows where it cannot compute a cell, in whatever language: `#NAME?`, `#NV`, `#¡VALOR!`."""
+_PRINTED = re.compile(
+    r"(?:tensor|array|ndarray|scalar|[a-z_]\w*(?:\.[A-Za-z_]\w*)+|u?int\d*|float\d*|str|bool|[A-Z]\w*)\((?![\s)]).*\)"
+    r"|[bru]+(['\"]).*\1|<[\w.]+(?::| object at| at) ?.*>",
+)
+_DATE = re.compile(
+    r"\d{4}[-/.年]\d{1,2}[-/.月]?(\d{1,2}日?)?.*|\d{1,2}[./]\d{1,2}[./]\d{2,4}(\W.*)?|\d{1,2}月\d{1,2}日"
+    r"|\d{1,2}[:时h]\d{2}(:\d{2}([.,]\d+)?)?分?\s?([AaPp]\.?[Mm]\.?|Uhr|h)?|\d{1,2}\s?[AaPp]\.?[Mm]\.?"
+)
+# fmt: off
+_MONTHS = frozenset((
+    "jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec", "mär", "mai", "okt", "dez", "ene",
+    "abr", "ago", "dic", "fév", "avr", "jui", "aoû", "déc", "fev", "set", "out", "gen", "mag", "giu", "lug", "ott", "янв",
+    "фев", "мар", "апр", "мая", "май", "июн", "июл", "авг", "сен", "окт", "ноя", "дек",
+))
+"""How the names of months begin in several languages."""
+_OF_DATES = frozenset((
+    "de", "del", "den", "the", "of", "th", "st", "nd", "rd", "am", "pm", "uhr", "um", "г", "год", "mon", "tue", "wed", "thu",
+    "fri", "sat", "sun",
+))
+# fmt: on
 _AND = "and|or|und|oder|et|ou|y|e|и|و|og|och|en|ve|dan"
+_JOINS = "&/#~^$@\\"
+"""Signs that join two labels wherever both are labels by themselves."""
+_CLASS_OF_ITS_OWN = 0.7
+"""Of the rows of one part, what a single label joined by a word has where it is a class of its own."""
 _LONG_LABEL_CHARS = 80
 _LONG_LABEL_WORDS = 12
+_FEWEST_USERS = 10
+"""Fewer labels with an @ or with numbers of their own may be brands, codes or products."""
 _MOST_NAMED = 6
 _MOST_SETTLED = 20
 
 # fmt: off
-_MISSING = frozenset((
-    "nan", "nat", "<na>", "#n/a", "n/a", "n.a.", "na", "null", "(null)", "nil", "undefined", "missing", "unlabeled",
-    "unlabelled", "unannotated", "unknown", "unk", "<unk>", "[unk]", "tbd", "todo", "blank", "<blank>",
-    "<none>", "#ref!", "#value!", "\\n",
-    "no label", "not labeled", "not labelled", "no gold", "not available", "not applicable",
-    "未知", "未标注", "未标记", "缺失", "待定", "不明", "不详", "미상", "unbekannt", "inconnu", "desconocido", "desconhecido",
-    "sconosciuto", "неизвестно", "keine angabe", "sin etiqueta", "n.d", "n. d", "n/d", "s/d", "k.a", "k. a", "暂无",
-))
-_PERHAPS_MISSING = frozenset((
-    "none", "empty", "skip", "skipped", "invalid", "无", "空", "なし", "없음", "нет", "aucun", "ninguno", "keine",
-))
-"""Labels such as the stance "none" are common; only one of few rows is doubtful."""
-_SAYS_MISSING = re.compile(
-    r"(un|not[ _-]|non[ _-]?)(labell?ed|annotated|tagged|rated|known|defined|specified|classified|assigned|categori[sz]ed|set|"
-    r"determined|available|given|applicable|sure|recorded|annot\w*|etiquet\w*|class\w*)"
-    r"|(no|kein\w*|ohne|sin|sem|sans|нет|без|не)[ _-](data|label|gold|answer|annot\w*|angab\w*|dat[oe]s?|datos|etiquet\w*|"
-    r"clasif\w*|rótul\w*|inform\w*|données|данн\w*|метк\w*|указан\w*|размечен\w*|определ\w*)"
-    r"|(pending|awaiting|to be)\b.*"
-    r"|(暂?无|未|待|缺少?|没有|不)(标注?签?记?|注释?|知|定|明|详|分类?|归类|数据|审核?|处理|填写?|确定|打标|评)(类|的)?"
-)
-"""Words for "no" and "data" or "label" in several languages."""
 _PARTS = frozenset((
     "train", "training", "dev", "devel", "develop", "development", "valid", "validation", "val", "test", "testing", "eval",
     "evaluation", "holdout", "heldout", "unsup", "训练", "训练集", "测试", "测试集", "验证", "验证集", "开发集", "fold", "part",
@@ -119,11 +128,17 @@ def _stands_for_nothing(label: str, left: dict[str, int]) -> bool:
         return False  # Namibia, or North America
     if label == "None" and not any(other[:1].isupper() for other in others):
         return True  # as Python writes it
-    if bare in _PERHAPS_MISSING:
+    if any(bare != other.casefold() and bare.endswith(other.casefold()) for other in others if len(other) > 2):
+        return False  # known and unknown, sure and not sure
+    if bare in PERHAPS_MISSING:
         return 2 * left[label] < rising[len(rising) // 2]
     if not any(map(str.isalnum, label)) and all(unicodedata.category(sign)[0] == "P" for sign in label):
         return sum(any(map(str.isalnum, other)) for other in others) >= 2
-    if bare in _MISSING or label.casefold() in _MISSING or _SAYS_MISSING.fullmatch(bare):
+    if bare in MISSING or label.casefold() in MISSING or SAYS_MISSING.fullmatch(bare):
+        return True
+    if any(part.strip() in MISSING for part in re.split("[/|]", bare) if len(part.strip().encode()) > 3):
+        return True  # other/unknown
+    if _ERROR.fullmatch(label) and 2 * sum(other.startswith("#") for other in others) < len(others):
         return True
     scripts = {_script(other) for other in others}
     return (
@@ -191,7 +206,7 @@ def _joined(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
     found = {sign for label in left for sign in re.findall(rf"(?<=[\w)])(?:\s+(?i:{_AND})\s+|\W+)(?=[\w(])", label)}
     signs = {f" {sign.strip()} " if sign.strip().isalpha() else sign.strip() or " " for sign in found}
     for sign in sorted(signs, key=lambda sign: (sign == " ", sign)):
-        if joined := _joined_by(sign, set(left)):
+        if joined := _joined_by(sign, left):
             name = repr(sign.strip()) if sign.strip() else "a blank"
             yield Doubt(
                 DoubtKind.JOINED_LABELS,
@@ -208,10 +223,11 @@ def _is_list(label: str) -> bool:
     return len(label) > 2 and ends.get(label[0]) == label[-1] and (label[0] != "(" or "," in label)
 
 
-def _joined_by(sign: str, labels: set[str]) -> list[str]:
+def _joined_by(sign: str, rows: dict[str, int]) -> list[str]:
     """The labels that `sign` joins out of others. Names such as "Sci/Tech", and paths such as "sport/tennis", are none: what is
-    joined comes in other company as well, all of it.
+    joined comes in other company as well, all of it. Nor is "black and white" where it has about as many rows as the two.
     """
+    labels = set(rows)
     parts = {label: [part.strip() for part in (label.split(sign) if sign != " " else label.split())] for label in labels}
     parts = {label: found for label, found in parts.items() if len(found) > 1 and all(found) and _number(label) is None}
     if not parts:
@@ -224,8 +240,10 @@ def _joined_by(sign: str, labels: set[str]) -> list[str]:
             company[part].add(label)
             places[part].add(place)
     of_known = [label for label, found in parts.items() if all(part in alone for part in found)]
-    if sign in "&/" and of_known:
+    if sign in _JOINS and of_known:
         return sorted(of_known)
+    if sign.strip().isalpha() and len(of_known) == len(parts) == 1:
+        return [label for label in of_known if rows[label] < _CLASS_OF_ITS_OWN * min(rows[part] for part in parts[label])]
     strong = len(sign) > 1 or sign in "|;；、,，+"
     if strong:
         free = [label for label, found in parts.items() if all(part in alone or len(company[part]) > 1 for part in found)]
@@ -238,8 +256,9 @@ def _joined_by(sign: str, labels: set[str]) -> list[str]:
 
 def _spellings(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
     by_folded: dict[str, list[str]] = defaultdict(list)
+    plain_numbers = {_folded(label) for label in left if re.fullmatch(r"[\d.,+-]+", label)}
     for label in left:
-        by_folded[_folded(label)].append(label)
+        by_folded[_folded(label, plain_numbers)].append(label)
     groups = sorted(sorted(names, key=lambda name: -left[name]) for names in by_folded.values() if len(names) > 1)
     for label in sorted(left):
         base = re.match(r"(.*?\w)\s*[?!(*（？！]", label)
@@ -266,6 +285,16 @@ def _spellings(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             (in_quotes[0],),
         )
         return
+    printed = [label for label in left if _is_printed(label)]
+    if len(printed) == len(left) >= 2:
+        yield Doubt(
+            DoubtKind.SPELLINGS,
+            f"All {len(left):,} labels are written as a program prints what it holds, such as {printed[0]!r}, and would be "
+            "called so in the model: write the values alone.",
+            (),
+            (printed[0],),
+        )
+        return
     numbers = [label for label in left if _number(label) is not None]
     names = [label for label in left if any(map(str.isalpha, label)) and not any(map(str.isdigit, label))]
     if len(numbers) >= 2 and len(names) >= 2 and len(numbers) + len(names) == len(left):
@@ -276,6 +305,11 @@ def _spellings(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             (),
             (numbers[0], names[0]),
         )
+
+
+def _is_printed(label: str) -> bool:
+    """Whether it reads as a program prints an object: `tensor(0)`, `np.int64(1)`, `b'neg'`, `<Label.NEG: 0>`."""
+    return _PRINTED.fullmatch(label) is not None
 
 
 def _nearly_the_same(labels: Sequence[str], left: dict[str, int]) -> list[list[str]]:
@@ -292,17 +326,27 @@ def _nearly_the_same(labels: Sequence[str], left: dict[str, int]) -> list[list[s
     slips = sorted([many, few] for many, few in pairs if _SLIP_FEWER_BY * left[few] <= left[many])
     if slips:
         return slips
-    beginnings = [[long, short] for short in plain for long in plain if long != short and long.startswith(short)]
+    words_only = [label for label in labels if label.isalpha() and len(label) <= 40]
+    beginnings = [
+        [long, short]
+        for short in words_only
+        for long in words_only
+        if len(long) > len(short) and long.casefold().startswith(short.casefold())
+    ]
     paired = {label for pair in beginnings for label in pair}
     return sorted(beginnings) if len(beginnings) >= 2 and len(paired) == 2 * len(beginnings) == len(left) else []
 
 
-def _folded(label: str) -> str:
-    """The label without what hardly tells one from another: case, width, blanks, quotation marks, invisible signs."""
-    number = _number(label)
-    if number is not None:
-        return repr(float(number))
+def _folded(label: str, plain_numbers: Collection[str] = ()) -> str:
+    """The label without what hardly tells one from another: case, width, blanks, quotation marks, invisible signs. A number is
+    the same with and without its unit where it stands among `plain_numbers`.
+    """
     text = unicodedata.normalize("NFKC", label).casefold()
+    number = _number(text)
+    if number is not None:
+        folded = repr(float(number))
+        unit = "".join(filter(str.isalpha, text))
+        return folded if not unit or folded in plain_numbers else f"{folded} {unit}"
     text = "".join(
         sign for sign in text if unicodedata.category(sign) not in ("Cf", "Mn") or sign.isalnum() or ord(sign) < 0x2000
     )
@@ -320,17 +364,25 @@ def _scale(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             tuple(match[0] for match in measured),
         )
         return
-    dates = [
-        label
-        for label in left
-        if re.fullmatch(r"\d{4}[-/.年]\d{1,2}[-/.月]?(\d{1,2}日?)?.*|\d{1,2}[./]\d{1,2}[./]\d{2,4}", label)
-    ]
+    dates = [label for label in left if _is_date(label)]
     years = [label for label in left if re.fullmatch(r"(19|20)\d\d年?", label)]
     if len(years) == len(left) >= _FEWEST_YEARS and len(years) == max(map(_year, years)) - min(map(_year, years)) + 1:
         dates = years
     if len(dates) >= 3 and 2 * len(dates) >= len(left):
         yield Doubt(
-            DoubtKind.SCALE, f"{len(dates):,} labels are dates, such as {dates[0]!r}, and not classes.", (), tuple(dates)
+            DoubtKind.SCALE,
+            f"{len(dates):,} labels are dates or times, such as {dates[0]!r}, and not classes.",
+            (),
+            tuple(dates),
+        )
+        return
+    large = [label for label in left if re.fullmatch(r"\d{9,}(\.\d+)?", label)]
+    if len(large) >= 3 and 2 * len(large) >= len(left):
+        yield Doubt(
+            DoubtKind.SCALE,
+            f"{len(large):,} labels are numbers such as {large[0]}, as moments, telephones and rows have, and not classes.",
+            (),
+            tuple(large),
         )
         return
     numbers = {label: number for label in left if (number := _number(label)) is not None}
@@ -354,13 +406,22 @@ def _scale(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
         )
 
 
+def _is_date(label: str) -> bool:
+    """Whether it is a day, an hour or both, in figures or with a month's name."""
+    if _DATE.fullmatch(label):
+        return True
+    letters = {word.casefold()[:3] for word in re.findall(r"[^\W\d_]+", label)}
+    return any(map(str.isdigit, label)) and bool(letters & _MONTHS) and letters <= _MONTHS | _OF_DATES
+
+
 def _is_scale(values: list[int], rows: dict[int, int]) -> bool:
     """Whether whole numbers were measured. Numbers of classes begin at 0 or 1 and leave none out, and codes have wide gaps;
     scores have an end at 100, steps of 5 or 10, small gaps where nobody scored, or most rows in the middle.
     """
     low, high = values[0], values[-1]
     steps = {after - before for before, after in pairwise(values)}
-    if len(values) >= 8 and len(steps) == 1 and min(steps) % 5 == 0 and high <= 1000:
+    step = math.gcd(*steps)
+    if len(values) >= 8 and step % 5 == 0 and high <= 1000 and 2 * step * len(values) > high - low:
         return True
     if len(values) < _MOST_STEPS:
         return False
@@ -442,6 +503,14 @@ def _parts(evidence: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             tuple(notes),
         )
         return
+    if users := _are_names_of_users(left):
+        yield Doubt(
+            DoubtKind.PARTS,
+            f"{len(users):,} of {len(left):,} labels read like names of users and not like classes, such as {users[0][:80]!r}.",
+            (),
+            tuple(users),
+        )
+        return
     links = [label for label in left if "://" in label or label.count("/") > 2 or look(label) is Look.DATA]
     if len(links) >= 3 and 2 * len(links) > len(left):
         yield Doubt(
@@ -450,6 +519,16 @@ def _parts(evidence: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             (),
             tuple(links),
         )
+
+
+def _are_names_of_users(left: dict[str, int]) -> list[str]:
+    """The labels that are names as people have them in networks: with an @, or in figures that no other of many has."""
+    with_at = [label for label in left if re.fullmatch(r"@[\w.]{2,}", label)]
+    if len(with_at) >= _FEWEST_USERS and 2 * len(with_at) > len(left):
+        return with_at
+    numbered = {label: match[1] for label in left if (match := re.fullmatch(r"(\w*[^\W\d_]{3,}\w*?)\d{1,4}", label))}
+    unlike = len(set(numbered.values()))
+    return list(numbered) if unlike >= max(_FEWEST_USERS, 0.4 * len(left)) and unlike > 0.6 * len(numbered) else []
 
 
 def _is_note(label: str) -> bool:

@@ -74,6 +74,7 @@ class Layout(NamedTuple):
 MOST_NAMES = 200_000
 _MOST_FOLDERS = 1000
 _MOST_CLASS_NAMES = 10_000
+_LINES_LOOKED_AT = 50
 _DEPTH = 3
 _KINDS = {
     ".csv": Kind.CSV,
@@ -347,7 +348,8 @@ def _texts(folder: _Folder) -> Layout | None:
 def text_files(paths: Sequence[Path], where: Path | None = None) -> Layout:
     """What files of texts are: one for each label, or tables with tabs in parts. Raises InputError where that is in doubt."""
     class_file = next((path for path in paths if stem_of(path.name).casefold() in _CLASS_FILES), None)
-    others = [path for path in paths if path != class_file]
+    begin = _common_begin([path.name for path in paths if path != class_file])
+    others = [path for path in paths if path != class_file and not (begin and _is_beside(path.name[begin:]))]
     all_say = len(others) > 1 and all(part_of(path.name) for path in others)  # reviews_train.txt, reviews_test.txt
     parts: dict[Part | None, list[Path]] = {}
     for path in others:
@@ -361,11 +363,18 @@ def text_files(paths: Sequence[Path], where: Path | None = None) -> Layout:
             f"By their names some of the files in {where or paths[0].parent} are parts and not labels ({named}): name the one "
             "to train on, with a label and a text on each line and a tab between, or rename what is a label."
         )
-    unread = [path.name for path in others if not any(path in named for named in parts.values())]
+    unread = [path.name for path in paths if path != class_file and not any(path in named for named in parts.values())]
     notes = (
         (f"{', '.join(unread[:3])} beside train and test {'is' if len(unread) == 1 else 'are'} not read.",) if unread else ()
     )
     return Layout({part: [tabbed_file(path, class_file) for path in files] for part, files in parts.items()}, notes)
+
+
+def _common_begin(names: Sequence[str]) -> int:
+    """How many characters all names begin with alike, up to a sign, as in cnews.train.txt and cnews.vocab.txt."""
+    first, last = min(names), max(names)
+    alike = next((place for place, sign in enumerate(first) if not last.startswith(first[: place + 1])), len(first))
+    return next((place + 1 for place in reversed(range(alike)) if not first[place].isalnum()), 0) if len(names) > 2 else 0
 
 
 def tabbed_file(path: Path, class_file: Path | None) -> DataFile:
@@ -386,6 +395,12 @@ def class_file_beside(path: Path) -> Path | None:
 def has_tabs(path: Path) -> bool:
     """Whether the first line has one, which makes the file a table."""
     return "\t" in _first_line(path)
+
+
+def sign_between_fields(path: Path) -> str | None:
+    """The sign that each of the first lines has once. None where there is no such one."""
+    seen = [line for line in islice(lines(path), _LINES_LOOKED_AT) if line.strip()]
+    return next((sign for sign in ";|" if len(seen) > 1 and all(line.count(sign) == 1 for line in seen)), None)
 
 
 def _first_line(path: Path) -> str:
@@ -430,6 +445,8 @@ def documents(folder: Path) -> Iterator[Path]:
 def _part_folders(folder: _Folder) -> Layout | None:
     """`train/` and `test/`, each with data of its own."""
     named = [name for name in folder.folders if _is_part(name)]
+    if not named and len(folder.folders) > 1 and all(map(part_of, folder.folders)):
+        named = folder.folders  # 20news-bydate-train, 20news-bydate-test
     if folder.depth >= _DEPTH or not named:
         return None
     parts: dict[Part | None, Sequence[DataFile]] = {}

@@ -35,6 +35,8 @@ _LIST = re.compile(r"\[(?=.*['\",]).+\]|\{(?=.*[\"':]).+\}|\((?=.*,)(?=.*['\"]).
 _CHANGES = re.compile(r"(?<=[a-z])(?=[A-Z0-9])|(?<=[A-Z])(?=[a-z0-9])|(?<=[0-9])(?=[A-Za-z])")
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f]")
+_HIGH = re.compile(r"[\xc2-\xf4][\x80-\xbf\u0152-\u2122]+")
+"""What a character of two bytes and more becomes where each byte is read as one."""
 _CASED_WORD = re.compile(r"(?<![^\W\d_])[^\W\d_]{2,}")
 
 
@@ -77,6 +79,26 @@ def _token_look(token: str) -> Look:
     if token.isascii() and len(token) >= 8 and len(_CHANGES.findall(token)) >= (0.3 if digits else 0.5) * len(token):
         return Look.ID
     return Look.LANGUAGE
+
+
+def is_broken(text: str) -> bool:
+    """Whether a wrong encoding has broken its characters: they are lost, or are bytes of UTF-8 that were read as Latin-1 or as
+    Windows has it, which makes no word of any language.
+    """
+    head = text[:_HEAD_CHARS]
+    if head.isascii():
+        return False
+    if "\ufffd" in head:
+        return True
+    runs = _HIGH.findall(head)
+    return any(_is_utf8(run, codec) for run in runs for codec in ("latin-1", "cp1252"))
+
+
+def _is_utf8(run: str, codec: str) -> bool:
+    try:
+        return len(run.encode(codec).decode()) < len(run)
+    except UnicodeError:
+        return False
 
 
 def words(text: str) -> int:

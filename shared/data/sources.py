@@ -10,6 +10,7 @@ import difflib
 import glob
 import importlib.util
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -25,6 +26,7 @@ from memsup.shared.data.layout import (
     is_text,
     kind_by_name,
     look_into,
+    sign_between_fields,
     tabbed_file,
     text_files,
 )
@@ -177,6 +179,12 @@ def _of_file(path: Path) -> DataFile:
 def _of_text(path: Path) -> DataFile:
     if has_tabs(path):
         return tabbed_file(path, class_file_beside(path))
+    if (sign := sign_between_fields(path)) is not None:
+        table = shlex.quote(str(path.with_suffix(".csv")))
+        raise InputError(
+            f"{path} has {sign!r} once on each line, as a table has: mv {shlex.quote(str(path))} {table} makes it one. If "
+            "its first line is a row, name the columns by their places: --set 'task.text=column 1' --set 'task.label=column 2'"
+        )
     raise InputError(
         f"{path} has no labels: name the folder of all the <label>.txt, or make a file with a label and a text on each line "
         "and a tab between."

@@ -292,6 +292,13 @@ def test_a_column_of_scores_is_no_class_label(tmp_path: Path) -> None:
     assert "1,001 different values" in sentence(many)
 
 
+def test_files_of_one_text_each_are_no_labels(tmp_path: Path) -> None:
+    """As brat has them beside its annotations."""
+    for number in range(5):
+        write(tmp_path, f"doc{number}.txt", f"text {number}\n")
+    assert "The names of the files in" in sentence(tmp_path)
+
+
 def test_the_first_rows_of_a_sorted_file_are_not_taken_for_all(tmp_path: Path) -> None:
     """With no time left the scan stops early, says so, and does not claim that there is one label only."""
     file = write(tmp_path, "a.csv", "text,label\n" + "".join(f"t{n},{int(n >= 5000)}\n" for n in range(10_000)))

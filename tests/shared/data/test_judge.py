@@ -35,7 +35,11 @@ def evidence_of(
 
 def of_labels(counts: dict[str, int], *, complete: bool = True) -> Verdict:
     """The verdict on so many rows of each label, with texts that are all different."""
-    rows = [(f"the room was number {name} {place}", name) for name, count in counts.items() for place in range(count)]
+    rows = [
+        (f"the room was number {number} {place}", name)
+        for number, (name, count) in enumerate(counts.items())
+        for place in range(count)
+    ]
     return judge(evidence_of(rows, complete=complete))
 
 
@@ -110,6 +114,32 @@ def test_of_generated_sets_none_that_is_spoilt_is_clear_and_none_that_is_clean_i
         ({"negative": 300, "positive": 280, "posltive": 20}, DoubtKind.SPELLINGS),
         ({"complaint": 290, "complaints": 24, "praise": 280}, DoubtKind.SPELLINGS),
         ({"'neg'": 240, "'pos'": 240}, DoubtKind.SPELLINGS),
+        ({"yes": 100, "no": 100, "Y": 90, "N": 90}, DoubtKind.SPELLINGS),
+        ({"正面": 100, "负面": 100, "正": 90, "负": 90}, DoubtKind.SPELLINGS),
+        ({"2000s": 60, "２０００ｓ": 24, "1990s": 61}, DoubtKind.SPELLINGS),
+        ({"5": 60, "5 stars": 24, "4": 61}, DoubtKind.SPELLINGS),
+        ({"tensor(0)": 80, "tensor(1)": 80}, DoubtKind.SPELLINGS),
+        ({"np.int64(0)": 80, "np.int64(1)": 80}, DoubtKind.SPELLINGS),
+        ({"b'neg'": 80, "b'pos'": 80}, DoubtKind.SPELLINGS),
+        ({"<Label.NEG: 0>": 80, "<Label.POS: 1>": 80}, DoubtKind.SPELLINGS),
+        ({"gut": 100, "schlecht": 100, "#NV": 5}, DoubtKind.NO_LABEL),
+        ({"bueno": 100, "malo": 100, "#¡VALOR!": 5}, DoubtKind.NO_LABEL),
+        ({"спорт": 100, "наука": 100, "не размечено": 9}, DoubtKind.NO_LABEL),
+        ({"dobry": 100, "zły": 100, "brak danych": 9}, DoubtKind.NO_LABEL),
+        ({"좋음": 100, "나쁨": 100, "라벨 없음": 9}, DoubtKind.NO_LABEL),
+        ({"tốt": 100, "xấu": 100, "không xác định": 9}, DoubtKind.NO_LABEL),
+        ({"καλό": 100, "κακό": 100, "χωρίς ετικέτα": 9}, DoubtKind.NO_LABEL),
+        ({"体育": 100, "财经": 100, "其他/未知": 9}, DoubtKind.NO_LABEL),
+        ({"known": 100, "unknown": 100, "missing": 90}, DoubtKind.NO_LABEL),
+        ({"neg": 60, "pos": 60, "pos#neg": 20}, DoubtKind.JOINED_LABELS),
+        ({"black": 90, "white": 90, "black and white": 20}, DoubtKind.JOINED_LABELS),
+        ({f"{hour:02}:30": 20 for hour in range(9)}, DoubtKind.SCALE),
+        ({f"{hour}:15 {half}": 20 for hour in (1, 2, 3) for half in ("AM", "pm")}, DoubtKind.SCALE),
+        ({f"{day}-Feb": 20 for day in range(1, 5)}, DoubtKind.SCALE),
+        ({f"März {day}, 2024": 20 for day in range(1, 5)}, DoubtKind.SCALE),
+        ({str(1393545600 + day): 20 for day in range(9)}, DoubtKind.SCALE),
+        ({f"@user_{letter}": 20 for letter in "abcdefghijkl"}, DoubtKind.PARTS),
+        ({f"{2 * chr(letter)}xy{letter}": 20 for letter in range(97, 110)}, DoubtKind.PARTS),
         ({"train": 80, "test": 80}, DoubtKind.PARTS),
         ({"训练集": 80, "测试集": 80}, DoubtKind.PARTS),
         ({"neg": 80, "pos": 80, "I do not know what to make of this one, please ask somebody.": 40}, DoubtKind.PARTS),
@@ -151,6 +181,20 @@ def test_labels_that_are_no_classes_are_doubtful(labels: dict[str, int], kind: D
         {"Arts & Culture": 50, "Food & Drink": 50, "Home & Garden": 50, "Arts": 50},
         {"Arts and Culture": 50, "Food and Drink": 50, "Home and Garden": 50, "Arts": 50, "Brand": 50},
         {"black or white": 50, "black": 50},
+        {"black": 50, "white": 50, "black and white": 45},
+        {"known": 50, "unknown": 45},
+        {"sure": 50, "not sure": 45},
+        {"labeled": 50, "unlabeled": 45},
+        {"yes": 50, "no": 50, "undecided": 40},
+        {"10-K": 50, "10-Q": 40, "8-K": 40},
+        {"5G": 50, "4G": 40, "LTE": 40},
+        {"Label.NEG": 50, "Label.POS": 50},
+        {"f(x)": 50, "g": 50},
+        {"#maga": 50, "#RESIST": 50, "#MAGA2": 50},
+        {"morning": 50, "May": 50, "noon": 50},
+        {"@apple": 50, "@google": 50},
+        {f"intent{number}": 9 for number in range(20)},
+        {"MP3": 50, "PS4": 50, "H2O": 50},
         {"1956": 50, "2001": 50, "2044": 50},
         {"2001": 50, "2002": 50, "2003": 50, "2010": 50},
         {"typical": 200, "atypical": 20},
@@ -229,7 +273,8 @@ def test_a_second_text_is_asked_about_until_it_is_used(tmp_path: Path) -> None:
         "premise,hypothesis,label", lambda n: f"{said(n)} {said(n)},they said {SAID[n % 3]} {n},{('yes', 'no', 'maybe')[n % 3]}"
     )
     verdict = judged(tmp_path / "a.csv", content)
-    assert [(d.kind, d.settle) for d in verdict.doubts] == [(DoubtKind.SECOND_TEXT, ("task.text_pair=hypothesis",))]
+    settle = ("task.text_pair=hypothesis", "task.text=premise")
+    assert [(d.kind, d.settle) for d in verdict.doubts] == [(DoubtKind.SECOND_TEXT, settle)]
     paired = judged(tmp_path / "a.csv", content, text_pair="hypothesis")
     assert paired.answer is Answer.CLEAR
     assert paired.examples[0].text_pair is not None
@@ -238,6 +283,25 @@ def test_a_second_text_is_asked_about_until_it_is_used(tmp_path: Path) -> None:
         lambda n: f"这家酒店的早餐真不错{n},房间很干净服务态度也很好我们下次还会再来的{n},{'好评' if n % 2 else '差评'}",
     )
     assert kinds(judged(tmp_path / "b.csv", chinese)) == [DoubtKind.SECOND_TEXT]
+
+
+def test_whoever_names_the_text_is_told_of_the_second_one_and_not_asked(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(table("title,body,label", lambda n: f"{said(n)},{said(n)} {said(n)},{'ab'[n % 2]}"), encoding="utf-8")
+    summary = check_data(str(file), text="body", budget_s=60)
+    assert judge(summary.evidence).answer is Answer.CLEAR
+    assert "Column 'title' holds text as well" in summary.notes[0]
+    assert check_data(str(file), text="body", text_pair="title", budget_s=60).notes == ()
+
+
+def test_rows_that_somebody_has_rejected_are_asked_about(tmp_path: Path) -> None:
+    """Programs for labelling export what was refused as well, with the label that was wrong."""
+    verdicts = ("accept", "accept", "reject", "ignore")
+    content = table("text,label,answer", lambda n: f"{said(n)},{'pos' if n % 3 else 'neg'},{verdicts[n % 4]}")
+    verdict = judged(tmp_path / "a.csv", content)
+    assert kinds(verdict) == [DoubtKind.REJECTED_ROWS]
+    assert "Column 'answer' says 'ignore' or 'reject' of 60 of 120 rows" in verdict.doubts[0].what
+    assert judged(tmp_path / "a.csv", content.replace("reject", "accept").replace("ignore", "accept")).answer is Answer.CLEAR
 
 
 def test_columns_of_names_dates_and_copies_are_no_second_text(tmp_path: Path) -> None:
@@ -353,6 +417,25 @@ def test_texts_that_are_links_are_doubtful_of_all_classes_and_of_one() -> None:
     ]
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_characters_that_a_wrong_encoding_has_broken_are_doubtful(encoding: str) -> None:
+    right = [(f"Frühstück für {n} Gäste, à la carte, “naïve” – {SAID[n % 4]}", ("a", "b")[n % 2]) for n in range(60)]
+    assert judge(evidence_of(right)).answer is Answer.CLEAR
+    broken = [(text.encode().decode(encoding, "ignore"), label) for text, label in right[:6]] + right[6:]
+    assert kinds(judge(evidence_of(broken))) == [DoubtKind.BROKEN_TEXT]
+    assert "about 10 % of the texts are broken" in judge(evidence_of(broken)).doubts[0].what
+    assert "(x.csv, line 2)" in judge(evidence_of(broken)).doubts[0].what
+    lost = [(text.replace("ü", "\ufffd"), label) for text, label in right]
+    assert kinds(judge(evidence_of(lost))) == [DoubtKind.BROKEN_TEXT]
+    assert judge(evidence_of([*right, lost[0]])).answer is Answer.CLEAR, "one of sixty, as the net has it"
+
+
+def test_texts_that_are_their_label_teach_nothing() -> None:
+    rows = [(("neg", "Pos ")[n % 2], ("neg", "pos")[n % 2]) for n in range(40)]
+    assert kinds(judge(evidence_of(rows))) == [DoubtKind.NO_LANGUAGE]
+    assert "are the row's label and nothing else" in judge(evidence_of(rows)).doubts[0].what
+
+
 def test_rows_of_fields_in_text_files_are_parts() -> None:
     rows = [(f"{said(n)}\t{n % 10}", ("train", "dev")[n % 2]) for n in range(80)]
     assert kinds(judge(evidence_of(rows))) == [DoubtKind.PARTS]
@@ -371,6 +454,12 @@ def test_evaluation_data_that_are_trained_on_are_doubtful_if_they_are_most(share
     train = [(said(n), ("a", "b")[n % 2]) for n in range(200)]
     fresh = [(said(1000 + n), ("a", "b")[n % 2]) for n in range(60 - shared)]
     assert kinds(judge(evidence_of(train), evidence_of(train[:shared] + fresh))) == doubts
+
+
+def test_evaluation_texts_in_other_letters_are_the_same_ones() -> None:
+    train = [(f"{said(n).capitalize()}.", ("a", "b")[n % 2]) for n in range(200)]
+    copies = [(text.lower().replace(" ", "  ").rstrip("."), label) for text, label in train[:60]]
+    assert kinds(judge(evidence_of(train), evidence_of(copies))) == [DoubtKind.EVALUATION]
 
 
 def test_evaluation_data_of_one_label_tell_nothing_of_the_others() -> None:

@@ -392,6 +392,18 @@ SHARDS = {"train-00000-of-00002.csv": CSV, "train-00001-of-00002.csv": CSV}
         ({"class.txt": "x\ny\n", "train.txt": "a\t0\nb\t1\n", "dev.txt": "c\t1\n", "test.txt": "d\t0\n"}, 2, 1, ""),
         ({"classes.txt": "x\ny\n", "train.txt": "0\ta\n1\tb\n", "vocab.txt": "a\n"}, 2, None, "vocab.txt"),
         ({"reviews/pos.txt": "good\n", "reviews/neg.txt": "bad\n"}, 2, None, ""),
+        (
+            {
+                "c.train.txt": "text\tlabel\nx\tb\n",
+                "c.val.txt": "text\tlabel\nx\tc\n",
+                "c.vocab.txt": "a\n",
+                "class.txt": "y\n",
+            },
+            1,
+            1,
+            "c.vocab.txt",
+        ),
+        ({f"20news-{p}/{c}/{n}": "x" for p in ("train", "test") for c in ("a.b", "c.d") for n in (1, 2)}, 4, 4, ""),
     ],
     ids=lambda value: ",".join(value)[:50] if isinstance(value, dict) else None,
 )
@@ -478,6 +490,7 @@ def test_a_folder_that_may_mean_two_things_is_refused(tmp_path: Path, files: dic
         ("a.parquet", b"<!DOCTYPE html>\n<html>", "is a web page and not the file itself"),
         ("a.csv", b"\n <HTML>", "is a web page and not the file itself"),
         ("a.txt", b"just texts\nand texts\n", "has no labels: name the folder of all the <label>.txt"),
+        ("a.txt", b"a text;joy\nanother;anger\n", r"has ';' once on each line, as a table has: mv .*a.txt .*a.csv"),
         ("a.json", b'{"data": [' + b'{"text": "a", "label": 1},' * 1_000_000, "is longer than 16 MiB|more begins here"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",  # what is packed has the time in it
