@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 import zmq
 
-from kit.nursery import Nursery
+from kit.nursery import Nursery, surroundings
 from memsup.shared import messages as m
 from memsup.shared.endpoints import CONTROL_SOCKET, SocketFolder
 from memsup.shared.paths import RunPaths, prepare, run_paths
@@ -56,7 +56,7 @@ class Done(subprocess.CompletedProcess[str]):
 def memsup(*arguments: str, cwd: Path | None = None, within_s: float = 120, **environment: str) -> Done:
     """Runs `memsup ARGUMENTS` to its end, away from any terminal, in a process of its own."""
     whole = os.environ | environment
-    if _nursery().suits(whole):
+    if surroundings(whole) == _BORN_IN:
         return _forked(arguments, whole, cwd, within_s)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ran = subprocess.run(
@@ -75,13 +75,13 @@ def memsup(*arguments: str, cwd: Path | None = None, within_s: float = 120, **en
     return done
 
 
-_BORN_WITH = dict(os.environ)
+_BORN_IN = surroundings(os.environ)
 
 
 @cache
 def _nursery() -> Nursery:
     """The one of this test process: more than half of a command's time is importing."""
-    nursery = Nursery("cli", _BORN_WITH)
+    nursery = Nursery("cli")
     atexit.register(nursery.__exit__)
     return nursery
 

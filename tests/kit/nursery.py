@@ -2,8 +2,8 @@
 
 For workers, which import torch and transformers, in tests that start a dozen of them; and for the command line, which is called
 a thousand times. Each is a real process that runs its program's entry point, and is killed like any other; only the time of
-importing is saved. What is read once when Python starts is as the nursery has it (`TAKEN_AT_START`): who wants that otherwise
-starts one. A nursery itself never runs an operation of torch, so that no thread pool is lost in a fork.
+importing is saved. Who wants other `surroundings` than the nursery's starts a process. A nursery itself never runs an operation
+of torch, so that no thread pool is lost in a fork.
 
 Run as a program it is the nursery: it takes one request a datagram over the Unix socket that is its standard input.
 """
@@ -20,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -32,10 +33,10 @@ TAKEN_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "FAULT_", "OMP_")
 class Nursery:
     """The test's side. `with Nursery("worker") as nursery: child = nursery.fork(…)`. The programs are `worker` and `cli`."""
 
-    def __init__(self, program: str, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, program: str) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._born_with = _taken_at_start(environment)
-        self._process = subprocess.Popen([sys.executable, "-P", __file__, program], stdin=theirs.fileno(), env=environment)
+        self._asks = threading.Lock()
+        self._process = subprocess.Popen([sys.executable, "-P", __file__, program], stdin=theirs.fileno())
         theirs.close()
 
     def __enter__(self) -> Nursery:
@@ -45,10 +46,6 @@ class Nursery:
         self._socket.close()
         self._process.wait(timeout=60)
 
-    def suits(self, environment: Mapping[str, str]) -> bool:
-        """Whether what it forks is as if it had been started in this environment."""
-        return _taken_at_start(environment) == self._born_with
-
     def fork(
         self, argv: list[str], environment: dict[str, str], *, output_fd: int, second_fd: int, cwd: Path = Path()
     ) -> NurseryChild:
@@ -56,23 +53,27 @@ class Nursery:
         request = json.dumps({"argv": argv, "environment": environment}).encode()
         here_fd = os.open(cwd, os.O_PATH)  # it may have no name any more
         try:
-            socket.send_fds(self._socket, [request], [output_fd, second_fd, here_fd])
+            answer = self._ask(request, output_fd, second_fd, here_fd)
         finally:
             os.close(here_fd)
-        return NurseryChild(self, self._answer()["pid"])
+        return NurseryChild(self, answer["pid"])
 
     def wait(self, pid: int) -> tuple[int, float]:
         """The exit status of a child that has ended or will, and what it took of the processors in seconds."""
-        self._socket.send(json.dumps({"wait": pid}).encode())
-        answer = self._answer()
+        answer = self._ask(json.dumps({"wait": pid}).encode())
         return int(answer["status"]), float(answer["cpu_s"])
 
-    def _answer(self) -> dict[str, Any]:
-        return json.loads(self._socket.recv(1 << 16))  # type: ignore[no-any-return]
+    def _ask(self, request: bytes, *fds: int) -> dict[str, Any]:
+        with self._asks:
+            socket.send_fds(self._socket, [request], fds)
+            return json.loads(self._socket.recv(1 << 16))  # type: ignore[no-any-return]
 
 
-def _taken_at_start(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(TAKEN_AT_START)}
+def surroundings(environment: Mapping[str, str]) -> tuple[object, ...]:
+    """What a process started by this thread in this environment would be born with; what a nursery forks has the nursery's."""
+    here = Path("/proc/thread-self")
+    taken = {name: value for name, value in environment.items() if name.startswith(TAKEN_AT_START)}
+    return taken, os.readlink(here / "ns/mnt"), (here / "cgroup").read_text(), (here / "limits").read_text()
 
 
 class NurseryChild:
