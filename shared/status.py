@@ -90,6 +90,22 @@ class TroubleKind(enum.StrEnum):
     """The run is guarded, but its sockets are gone and cannot be made anew."""
 
 
+PASSING = frozenset(
+    {
+        TroubleKind.HEAT,
+        TroubleKind.BATTERY,
+        TroubleKind.SENSOR,
+        TroubleKind.DISK,
+        TroubleKind.UNDEAD,
+        TroubleKind.CANNOT_LEAVE,
+        TroubleKind.UNRESPONSIVE,
+        TroubleKind.RESTARTS,
+        TroubleKind.UNREACHABLE,
+    }
+)
+"""What is so, and is being dealt with, only while a supervisor is there."""
+
+
 class Trouble(msgspec.Struct, frozen=True):
     """One thing that a person should look at."""
 
@@ -246,6 +262,12 @@ class Status(msgspec.Struct, kw_only=True):
         self.attention_kinds += [""] * (len(self.attention) - len(self.attention_kinds))  # earlier versions wrote none
         self.attention += [trouble.text for trouble in troubles]
         self.attention_kinds += [trouble.key for trouble in troubles]
+
+    def drop_what_has_passed(self) -> None:
+        """Leaves out what was so only while the supervisor was there."""
+        kinds = self.attention_kinds + [""] * (len(self.attention) - len(self.attention_kinds))
+        kept = [(text, key) for text, key in zip(self.attention, kinds, strict=False) if key.partition(":")[0] not in PASSING]
+        self.attention, self.attention_kinds = [text for text, _ in kept], [key for _, key in kept]
 
 
 _encoder = msgspec.json.Encoder()

@@ -290,6 +290,7 @@ def _gone(paths: RunPaths) -> Observed:
     status.pid = status.worker_pid = None
     status.memory = msgspec.structs.replace(status.memory, worker_bytes=None)
     status.wanted = record.wanted
+    status.drop_what_has_passed()
     is_left = False
     if status.state not in (RunState.FINISHED, RunState.FAILED):
         was, status.state = status.state, RunState.STOPPED

@@ -80,7 +80,9 @@ SHRINK_SETTLES_S = 3.0
 """A halved micro-batch shows in memory after this time; only then is it halved again."""
 HOLD_HELPS_WITHIN_S = 20.0
 """A worker that holds keeps its memory. If memory is still short after this time, it is asked to checkpoint, exit and give
-everything back."""
+everything back. It is given longer, up to `LONGEST_HOLD` times as long, the less of its own limit it takes, for as long as half
+of the reserve is there: of several runs that hold for one machine the greediest goes first, and the others find it enough."""
+LONGEST_HOLD = 3.0
 RATE_WINDOW_S = 0.3
 """The fill rate is reckoned over this time."""
 DISK_CALM_S = 30.0
@@ -213,7 +215,7 @@ class Ladder:
             self._note_growth(memory)
             self._move(now_s, use)
         freeze, kill = self._emergency(now_s, memory, worker)
-        holds, release = self._holds(now_s, disk, proposals)
+        holds, release = self._holds(now_s, memory, disk, proposals)
         shrink = self._shrink(now_s, worker) or any(p.shrink for p in proposals)
         duty = min((p.duty_fraction for p in proposals), default=1.0)
         reasons = [p.reason for p in proposals if p.reason]
@@ -320,14 +322,14 @@ class Ladder:
         return True
 
     def _holds(
-        self, now_s: float, disk: DiskReading | None, proposals: tuple[Proposal, ...]
+        self, now_s: float, memory: MemoryReading, disk: DiskReading | None, proposals: tuple[Proposal, ...]
     ) -> tuple[frozenset[HoldReason], bool]:
         holds = {p.hold for p in proposals if p.hold is not None}
         release = False
         if self.rung >= Rung.HOLD:
             holds.add(HoldReason.MEMORY)
             self._held_since = now_s if self._held_since is None else self._held_since
-            release = now_s - self._held_since >= HOLD_HELPS_WITHIN_S
+            release = self._calm_since is None and now_s - self._held_since >= self._hold_helps_within_s(memory)
         else:
             self._held_since = None
         if disk is not None and disk.free_bytes is not None:
@@ -339,6 +341,14 @@ class Ladder:
         if self._disk_low:
             holds.add(HoldReason.DISK)
         return frozenset(holds), release
+
+    def _hold_helps_within_s(self, memory: MemoryReading) -> float:
+        """The time after which a worker that holds is asked to give its memory back."""
+        of_worker, left = _views(memory, self.limits)[0], memory.ram_available_bytes
+        if of_worker is None or left is None or left < CRITICAL_RESERVE * self.limits.reserve_bytes:
+            return HOLD_HELPS_WITHIN_S
+        hold = MEMORY_STEPS[-1].enter
+        return HOLD_HELPS_WITHIN_S * (1.0 + (LONGEST_HOLD - 1.0) * max(0.0, hold - of_worker) / hold)
 
     def _emergency(self, now_s: float, memory: MemoryReading, worker: WorkerView) -> tuple[bool, bool]:
         """Whether to freeze, since memory falls faster than orders work, and to kill what is at the limit although frozen."""

@@ -67,7 +67,6 @@ class Surroundings:
 
 def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Status:
     """The document; `around` is from the same moment as what `life` knows."""
-    beat = life.heartbeat
     status = Status(
         run=record.run,
         run_id=record.run_id,
@@ -79,7 +78,7 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
         pid=around.pid,
         worker_pid=around.worker_pid,
         since=around.since_unix_s,
-        progress=narrow(ProgressStatus, life.progress, digest=beat.digest if beat else None, **_place(life)),
+        progress=_progress(life),
         batch=_batch(record, life),
         memory=narrow(
             MemoryStatus,
@@ -142,6 +141,13 @@ def _place(life: Lifecycle) -> dict[str, int]:
         return {"step": max(life.outcome.steps, life.progress.step or 0)}
     lost = life.terminal is RunState.STOPPED and life.unsaved
     return {"step": life.checkpoint.step if life.checkpoint else 0} if lost else {}
+
+
+def _progress(life: Lifecycle) -> ProgressStatus:
+    """How far the run is. What a worker does, and how fast, is said only where there is one."""
+    digest = life.heartbeat.digest if life.heartbeat else None
+    gone = {} if life.worker.is_alive else dict.fromkeys(("phase", "samples_per_s", "eta_s"))
+    return narrow(ProgressStatus, life.progress, digest=digest, **_place(life), **gone)
 
 
 def _batch(record: RunRecord, life: Lifecycle) -> KnownBatch:

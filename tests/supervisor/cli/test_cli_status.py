@@ -30,6 +30,8 @@ from memsup.shared.status import (
     RunState,
     Status,
     TemperatureStatus,
+    Trouble,
+    TroubleKind,
     Wanted,
     encode_status,
 )
@@ -143,6 +145,23 @@ def test_a_run_whose_supervisor_never_came_up_is_told() -> None:
     done = memsup("status")
     assert done.returncode == 1
     assert "begins again, for there is no checkpoint yet" in done.stdout
+
+
+def test_what_only_a_supervisor_could_do_is_not_said_of_a_run_without_one() -> None:
+    """It was about to start the worker again when it was killed: now nobody is."""
+    paths = a_run()
+    for state in (RunState.RECOVERING, RunState.FINISHED, RunState.FAILED):
+        status = a_status(state)
+        status.call_for(
+            Trouble(TroubleKind.RESTARTS, "It is tried again.", "start"),
+            Trouble(TroubleKind.DISK, "Make room, and it goes on."),
+        )
+        status.call_for(Trouble(TroubleKind.CHECKPOINT, "Step 3 was damaged."))
+        paths.status.write_bytes(encode_status(status))
+        told = observe(paths).status
+        assert told is not None
+        assert told.attention[0] == "Step 3 was damaged."
+        assert {"restarts:start", "disk"}.isdisjoint(told.attention_kinds)
 
 
 def test_what_the_worker_saved_after_its_supervisor_was_killed_is_told() -> None:

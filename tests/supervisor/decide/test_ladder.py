@@ -103,6 +103,22 @@ def test_holding_that_does_not_help_becomes_a_release(night: Night) -> None:
     assert night.at(0.96, after_s=0.2).release
 
 
+def test_of_several_that_hold_for_one_machine_the_greediest_gives_way_first_and_the_others_stay() -> None:
+    """They hold at the same moment. What the first one gives back is enough, and then nothing is asked of the second."""
+    greedy, modest = Night(Ladder(LIMITS)), Night(Ladder(LIMITS))
+    for night, use in ((greedy, 0.91), (modest, 0.80)):
+        night.at(use, available=int(2.1 * GIB))
+        assert night.at(use, after_s=1.0, available=int(2.1 * GIB)).holds == {HoldReason.MEMORY}
+        assert not night.at(use, after_s=HOLD_HELPS_WITHIN_S, available=int(2.1 * GIB)).release
+    assert greedy.at(0.91, after_s=3.0, available=int(2.1 * GIB)).release
+    assert not modest.at(0.80, after_s=3.0, available=int(2.1 * GIB)).release
+    assert not modest.at(0.80, after_s=4.0, available=11 * GIB).release, "it is on its way down"
+    assert modest.at(0.80, after_s=60.0, available=11 * GIB).holds == frozenset()
+    assert modest.at(0.80, available=int(2.1 * GIB)).rung is Rung.SHRINK, "a second before it holds"
+    modest.at(0.80, after_s=1.1, available=int(2.1 * GIB))
+    assert modest.at(0.80, after_s=3 * HOLD_HELPS_WITHIN_S, available=int(2.1 * GIB)).release, "nobody gave way"
+
+
 def test_a_runaway_is_frozen_before_the_limit_and_killed_if_it_stays_there(night: Night) -> None:
     night.at(0.80)
     stance = night.at(0.92, after_s=0.1)

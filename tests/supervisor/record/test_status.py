@@ -174,7 +174,9 @@ def test_a_run_that_has_finished_is_at_its_last_step() -> None:
     life = a_life(m.Hello(pid=12, run_id="r1"), a_beat(), m.Finished(model_path="/m", metrics={}, steps=96, samples=640))
     assert a_status(life).progress.step == 40
     life.on_exit(1.0, 0, 0)
-    assert (life.state, a_status(life).progress.step) == (RunState.FINISHED, 96)
+    seen = a_status(life).progress
+    assert (life.state, seen.step) == (RunState.FINISHED, 96)
+    assert (seen.phase, seen.samples_per_s, seen.eta_s) == (None, None, None), "nobody does anything any more"
 
 
 def test_before_the_first_word_of_a_worker_only_the_settings_are_known() -> None:
