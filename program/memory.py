@@ -65,6 +65,33 @@ def read_memory() -> dict[str, Any]:
     }
 
 
+def begin_peak() -> int:
+    """Has the kernel measure anew how much is resident at most; returns the anonymous bytes now. Raises OSError where it has no
+    such record (proc(5), clear_refs).
+    """
+    fd = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, b"5")
+    finally:
+        os.close(fd)
+    return held().anonymous_bytes
+
+
+def end_peak() -> int:
+    """Returns the most anonymous bytes that were held since `begin_peak`. Raises OSError."""
+    fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, 4096)
+    finally:
+        os.close(fd)
+    found = text.find(b"VmHWM:")
+    if found < 0:
+        raise OSError("/proc/self/status has no VmHWM")
+    now = held()
+    peak_bytes = int(text[found + 6 :].split(None, 1)[0]) << 10
+    return max(peak_bytes - (now.resident_bytes - now.anonymous_bytes), now.anonymous_bytes)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The soft limit in host RAM
 
@@ -141,6 +168,17 @@ def is_permanent(exhausted: str) -> bool:
     thread it does. So it looks as if the generator kept its first error for each thread.
     """
     return _NO_MORE_CODE in exhausted.lower()
+
+
+def was_in_backward(error: BaseException) -> bool:
+    """Whether an error was raised while torch computed gradients, and not in the forward pass before."""
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_name == "backward" and code.co_filename.endswith(("torch/_tensor.py", "torch/autograd/__init__.py")):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def give_back() -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import resource
 from typing import TYPE_CHECKING, Any, Protocol
 
-from memsup.memory import held, trim
+from memsup.memory import begin_peak, end_peak, held, trim
 from memsup.shared.messages import LimitMemory, WorkerMemory
 
 if TYPE_CHECKING:
@@ -36,31 +35,13 @@ class Peak:
         if self._device is not None:
             self._device.reset_peak()
             return self._device.allocated_bytes()
-        fd = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(fd, b"5")
-        finally:
-            os.close(fd)
-        return held().anonymous_bytes
+        return begin_peak()
 
     def end(self) -> int:
         """Returns the most bytes that were held since `begin`. Raises OSError."""
         if self._device is not None:
             return self._device.peak_bytes()
-        now = held()
-        return max(_resident_peak_bytes() - (now.resident_bytes - now.anonymous_bytes), now.anonymous_bytes)
-
-
-def _resident_peak_bytes() -> int:
-    fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        text = os.read(fd, 4096)
-    finally:
-        os.close(fd)
-    found = text.find(b"VmHWM:")
-    if found < 0:
-        raise OSError("/proc/self/status has no VmHWM")
-    return int(text[found + 6 :].split(None, 1)[0]) << 10
+        return end_peak()
 
 
 def read_memory(device: DeviceMemory | None = None) -> WorkerMemory:

@@ -1,0 +1,648 @@
+"""One training step of anybody's program, computed in parts where it does not fit into memory, with the gradient of the whole.
+
+    step = Step(model, optimizers=[optimizer], boundary=…, tell=…)
+    loss = step.micro_batch(batch, lambda part: loss_of(model(part["x"]), part["y"]))   # forward and backward
+
+A *window* is all micro-batches of one optimizer step. Parameters change only at its end, so all of it can be done again. Where
+memory runs out its gradients are dropped, its generators put back, parts halved, and it is done anew from its first
+micro-batch on. Without trouble and without a bound nothing is cut, and what is computed is what would have been computed.
+
+How a batch becomes parts is in `cut_batch.py`, how their losses are weighted in `cut_weighting.py` and asked of the program in
+`cut_probe.py`, how large parts are in `cut_plan.py`; `cut_outputs.py` joins what was predicted. Belongs to the main thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, NamedTuple, Union
+
+from memsup import cut_generators
+from memsup.cut_batch import Layouts, Rows, trimmed
+from memsup.cut_outputs import NotJoinableError, joined, numbers
+from memsup.cut_plan import Planner
+from memsup.cut_probe import (
+    Buffers,
+    NotAScalarError,
+    Refusal,
+    has_experts,
+    innermost,
+    is_compiled,
+    look,
+    noticing_low_precision,
+    refused_by_type,
+    scalar,
+    undisturbed,
+)
+from memsup.cut_tree import loaded_torch
+from memsup.cut_weighting import CLOSE, CLOSE_IN_LOW_PRECISION, Split, Weighting
+from memsup.memory import SoftLimit, begin_peak, end_peak, give_back, is_out_of_memory, is_permanent, was_in_backward
+
+LossCall = Callable[[Any], Any]
+"""The loss of some rows, as a tensor of one number."""
+ComputeCall = Callable[[Any, float], Any]
+"""The loss of some rows; its gradients, times the second argument, are added to those that there are."""
+
+_CLOSE_WHEN_TRIMMED = 1e-5
+_MOST_PROBES = 4
+"""How often a program is asked at most how its losses are weighted, where the first batches leave that open."""
+_WATCHED_MICRO_BATCHES = 3
+"""In so many micro-batches it is looked whether the model changes its own buffers."""
+_MARKED = 16
+"""Of so many gradients it is remembered how they were left."""
+
+
+class RanOut(NamedTuple):
+    """Memory ran out. What was computed of the window was dropped."""
+
+    where: str
+    """The part of the work: forward, backward or evaluate."""
+    device: str
+    tokens_before: int
+    """Rows × padded length of what did not fit."""
+    tokens_after: int | None
+    """What is not exceeded from now on. None means that nothing smaller can be tried, so the error is raised."""
+    detail: str
+
+
+class Refused(NamedTuple):
+    """No step of this program is computed in parts."""
+
+    refusal: Refusal
+    detail: str
+
+
+class Resized(NamedTuple):
+    """Parts are of another size by themselves."""
+
+    tokens_before: int | None
+    """Rows × padded length. None means no bound."""
+    tokens_after: int | None
+    cause: str
+    """A clause for people."""
+
+
+Event = Union[RanOut, Refused, Resized]
+
+
+def weighted(loss: Any, weight: float) -> Any:
+    """The loss times its weight; the same object where that is 1, so that what is not cut is not changed."""
+    return loss if weight == 1.0 else loss * weight
+
+
+class _MicroBatch:
+    """What is remembered of a micro-batch until its window ends, to compute it again."""
+
+    def __init__(self, batch: Any, compute: ComputeCall, loss_of: LossCall, split: Split | None) -> None:
+        self.batch, self.compute, self.loss_of, self.split = batch, compute, loss_of, split
+        self.generators = cut_generators.take()
+        """The generators when it began, also when it is done again: others draw between two of them, a collator say."""
+        self.count = split.count if split is not None else 1
+
+    def tokens(self, row: int, rows: int) -> int:
+        """Rows × padded length of `rows` rows from `row` on."""
+        return self.split.tokens(row, row + rows) if self.split is not None else rows
+
+    @property
+    def length(self) -> int:
+        """The length to which rows are padded."""
+        return self.split.length if self.split is not None else 1
+
+
+class Step:
+    """The steps of one program."""
+
+    def __init__(
+        self,
+        modules: Any,
+        *,
+        optimizers: Any = (),
+        scaler: Any = None,
+        boundary: Callable[[], None] | None = None,
+        tell: Callable[[Event], None] | None = None,
+        memory_limit_bytes: int | None = None,
+        most_tokens: int | None = None,
+    ) -> None:
+        """`modules` compute the loss, a model or several; `optimizers` change their parameters. `scaler` is a GradScaler, whose
+        state is dropped with a window. `boundary` is called between two parts, `tell` with each event. `memory_limit_bytes` is
+        what this process may hold of the host's memory; None means that nobody knows. `most_tokens` bounds rows × padded length
+        of a part from the beginning; None means that nothing does.
+        """
+        self._modules = _several(modules)
+        self._optimizers = [innermost(optimizer) for optimizer in _several(optimizers)]
+        self._scaler = scaler
+        self._boundary = boundary if boundary is not None else _nothing
+        self._tell = tell if tell is not None else _nothing
+        self._parameters = self._all_parameters()
+        self._is_on_host = all(parameter.device.type == "cpu" for parameter in self._parameters)
+        self._limit_bytes = memory_limit_bytes if self._is_on_host else None
+        self._soft_limit = SoftLimit(self._limit_bytes)
+        in_powers = is_compiled(part for module in self._modules for part in module.modules())
+        self._planner = Planner(limit_bytes=self._limit_bytes, most_tokens=most_tokens, in_powers=in_powers)
+        self._predicting = Planner(in_powers=in_powers)
+        self._layouts, self._predicted_layouts = Layouts(), Layouts()
+        self._weighting = Weighting()
+        self._is_type_known, self._probes = False, 0
+        self._may_trim: bool | None = None
+        """Whether padding may be cut off. It is None before that was tried."""
+        self._watched = 0
+        self._window: list[_MicroBatch] = []
+        self._has_ended = True
+        """Whether the next micro-batch is the first of its window for certain."""
+        self._given: list[tuple[Any, Any]] = []
+        """The gradients that were there when the window began, of whose parameters; None where they were all zero."""
+        self._marks: list[tuple[Any, weakref.ref[Any], int]] = []
+        self.refusal: Refusal | None = None
+        """Why no step is computed in parts. It is None where they may be, or where nobody knows yet."""
+        self.is_amid = self.is_cut = False
+        """Whether a micro-batch is being computed; whether the last one was computed in parts."""
+        self.part_rows: int | None = None
+        self.part_tokens: int | None = None
+        """Rows, and rows × padded length, of the largest part of the last micro-batch. None before there was one."""
+        for optimizer in self._optimizers:
+            if hasattr(optimizer, "register_step_post_hook"):  # torch 2.0 and newer
+                optimizer.register_step_post_hook(lambda *_: self.end_window())
+
+    # -- what adapters ask --------------------------------------------------------------------------------------------
+
+    @property
+    def weighting(self) -> str | None:
+        """What the loss is, for people. It is None where that is not known."""
+        kind = self._weighting.kind
+        return kind.value if kind is not None else None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The bound of rows × padded length of a part. None means that there is none."""
+        return self._planner.most_tokens
+
+    def refuse(self, refusal: Refusal, detail: str = "") -> None:
+        """Has no step computed in parts from now on, for a reason that only the caller knows."""
+        if self.refusal is None:
+            self.refusal = refusal
+            self._tell(Refused(refusal, detail))
+
+    def limit(self, most_tokens: int | None = None, *, halve: bool = False, may_grow: bool = True) -> int | None:
+        """Carries out an order about the size of parts (`LimitMicroBatch`), from the next part on; returns the bound. None of
+        `most_tokens` lifts it.
+        """
+        return self._planner.order(most_tokens, halve=halve, may_grow=may_grow, in_use=self.part_tokens)
+
+    def memory_limit(self, limit_bytes: int | None) -> None:
+        """Takes in that this process may hold more or less of the host's memory from now on. None means that nobody knows."""
+        if self._is_on_host:
+            self._limit_bytes, self._soft_limit = limit_bytes, SoftLimit(limit_bytes)
+            self._planner.limit_to(limit_bytes)
+
+    def limit_memory(self, device_bytes: int) -> str:
+        """Has torch reserve no more than that of each GPU in use; returns what came of it, as a clause."""
+        cuda = loaded_torch().cuda
+        if self._is_on_host or not cuda.is_initialized():
+            return "it computes on the CPU, so there is nothing to limit"
+        for index in {parameter.device.index or 0 for parameter in self._parameters if parameter.device.type == "cuda"}:
+            total_bytes = cuda.get_device_properties(index).total_memory
+            cuda.set_per_process_memory_fraction(min(1.0, device_bytes / total_bytes), index)
+            if cuda.memory_reserved(index) > device_bytes:
+                cuda.empty_cache()
+        return f"at most {device_bytes >> 20} MiB of the GPU"
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def micro_batch(
+        self,
+        batch: Any,
+        loss_of: LossCall,
+        *,
+        backward: Callable[[Any], Any] | None = None,
+        compute: ComputeCall | None = None,
+        begins: bool | None = None,
+    ) -> Any:
+        """Computes the loss of a batch and adds its gradients to those that there are, in parts if need be. Returns the loss,
+        without its graph.
+
+        `loss_of(part)` gives the loss of some rows, and `backward(loss)` the gradients; or `compute(part, weight)` does both,
+        with the gradients times the weight, and returns the loss without. They may be called again until the window ends.
+        `begins` says whether this is the first micro-batch of a window. None means that it is found out: an optimizer has
+        stepped, or somebody has changed or dropped the gradients. Raises what they raise; running out of memory only where
+        nothing smaller is left.
+        """
+        run = compute if compute is not None else _computing(loss_of, backward)
+        if self.refusal is not None:
+            return self._whole(batch, run)
+        if begins or self._has_ended or (begins is None and self._is_touched()):
+            self._begin_window()
+        split = self._layouts.find(batch)
+        if not self._weighting.is_known:
+            self._ask(split, loss_of)
+        if self.refusal is not None:
+            return self._whole(batch, run)
+        self._soft_limit.renew()
+        self._window.append(_MicroBatch(batch, run, loss_of, split))
+        self.is_amid = True
+        try:
+            loss = self._computed()
+        finally:
+            self.is_amid = False
+        self._marks = self._marked()
+        return loss
+
+    def end_window(self) -> None:
+        """The optimizer has stepped, or what was computed is given up: forgets what is remembered of the window."""
+        if self._window:
+            moved = self._planner.window_done()
+            if moved is not None:
+                self._tell(Resized(moved.before, moved.after, moved.cause))
+        self._has_ended = True
+        self._window.clear()
+        self._given.clear()
+        self._marks.clear()
+
+    @contextlib.contextmanager
+    def rewound(self) -> Iterator[int]:
+        """Inside, gradients and generators are those of the window's beginning; gives the number of its micro-batches that are
+        undone by that, the one that is being computed included. To be used at a boundary, to save.
+        """
+        if not self._window:
+            yield 0
+            return
+        kept = [(parameter, parameter.grad) for parameter in self._parameters]
+        generators = cut_generators.take()
+        for parameter in self._parameters:
+            parameter.grad = None
+        try:
+            self._give_back()
+            cut_generators.put_back(self._window[0].generators)
+            yield len(self._window)
+        finally:
+            for parameter, gradient in kept:
+                parameter.grad = gradient
+            cut_generators.put_back(generators)
+
+    def _whole(self, batch: Any, run: ComputeCall) -> Any:
+        """Computes what must not be cut."""
+        assert self.refusal is not None
+        self.is_cut = False
+        try:
+            return run(batch, 1.0)
+        except Exception as error:
+            if is_out_of_memory(error):
+                _note(error, f"memsup: {self.refusal.sentence}")
+            raise
+
+    def _computed(self) -> Any:
+        """Computes the newest micro-batch, and where memory runs out the whole window; returns the loss of the newest."""
+        index, row = len(self._window) - 1, 0
+        watch = Buffers(self._modules) if self._watched < _WATCHED_MICRO_BATCHES else None
+        loss: Any = None
+        is_again = False
+        while True:
+            micro = self._window[index]
+            rows, shares = self._next(micro, row)
+            if row == 0:
+                self.is_cut, self.part_rows, self.part_tokens, loss = rows < micro.count, rows, micro.tokens(0, rows), None
+                if is_again:
+                    cut_generators.put_back(micro.generators)
+            part_loss = again = None
+            try:
+                part_loss = self._part(micro, row, rows, shares)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                again = self._after_exhaustion(error, micro, row, rows, watch)
+                if again is None:
+                    raise
+            # Out here the exception is gone, and with it the frames and the graph that it kept alive.
+            if again is not None:
+                self._drop()
+                self._tell(again)
+                index, row, is_again = 0, 0, True
+                continue
+            loss = part_loss if not self.is_cut else _added(loss, part_loss)
+            row += rows
+            if row == micro.count:
+                index, row = index + 1, 0
+                if index == len(self._window):
+                    break
+            self._boundary()
+        if watch is not None:
+            self._watched += 1
+            if watch.have_changed():
+                self.refuse(Refusal.CHANGES_ITSELF)
+        return loss
+
+    def _next(self, micro: _MicroBatch, row: int) -> tuple[int, list[float] | None]:
+        """How many rows to compute next, and the shares of all rows of the batch; empty ones where losses add up. None where
+        the batch is computed whole.
+        """
+        if micro.split is None or self.refusal is not None:
+            return micro.count - row, None
+        rows = self._planner.rows(micro.split, row)
+        if row == 0 and rows == micro.count:
+            return rows, None
+        shares = self._weighting.shares(micro.split)
+        while shares is None and self.refusal is None and self._probes < _MOST_PROBES and row == 0:
+            self._ask(micro.split, micro.loss_of)
+            shares = self._weighting.shares(micro.split)
+        if shares is None and self.refusal is None:
+            shares = self._weighting.shares(micro.split, at_best=True)
+        return (rows, shares) if shares is not None else (micro.count - row, None)
+
+    def _part(self, micro: _MicroBatch, row: int, rows: int, shares: list[float] | None) -> Any:
+        """Computes some rows of a micro-batch; returns their share of its loss."""
+        if shares is None or micro.split is None:
+            return self._measured(micro, row, rows, micro.batch, 1.0)
+        weight = sum(shares[row : row + rows]) if shares else 1.0
+        if weight == 0.0:  # a mean over nothing is no number
+            return 0.0
+        part = self._without_padding(micro.split.part(row, row + rows), micro.loss_of)
+        loss = self._measured(micro, row, rows, part, weight)
+        return loss * weight
+
+    def _measured(self, micro: _MicroBatch, row: int, rows: int, part: Any, weight: float) -> Any:
+        """Computes a part, and measures what it takes where memory is limited."""
+        before_bytes = _peak_begun() if self._limit_bytes is not None else None
+        loss = micro.compute(part, weight)
+        if before_bytes is not None:
+            with contextlib.suppress(OSError):
+                self._planner.observe(micro.tokens(row, rows), micro.length, before_bytes, end_peak())
+        return loss
+
+    # -- what memory asks for -----------------------------------------------------------------------------------------
+
+    def _after_exhaustion(
+        self, error: Exception, micro: _MicroBatch, row: int, rows: int, watch: Buffers | None
+    ) -> RanOut | None:
+        """What the window is done again with. It is None where the error is to be raised; then it has a sentence more."""
+        where = "backward" if was_in_backward(error) else "forward"
+        tokens = micro.tokens(row, rows)
+        if watch is not None and watch.have_changed():
+            self.refuse(Refusal.CHANGES_ITSELF)
+        event = RanOut(where, self._device(), tokens, None, str(error)[:2000])
+        why = self._why_not_again(error, rows)
+        if why is not None:
+            _note(error, f"memsup: {why}")
+            self._tell(event)
+            return None
+        return event._replace(tokens_after=self._planner.out_of_memory(tokens))
+
+    def _why_not_again(self, error: Exception, rows: int) -> str | None:
+        """Why a step that ran out of memory cannot be done again in smaller parts, as a sentence. None means that it can be."""
+        if is_permanent(str(error)):
+            return "A process does not get over running out of memory for the processor's code, but a new one goes on."
+        if self.refusal is not None:
+            return self.refusal.sentence
+        if not self._weighting.is_known:
+            return "Batches cannot be computed in parts yet, since it is not known how their losses are weighted."
+        if rows < 2:
+            return "One row does not fit into memory by itself: shorter rows, a smaller model or more memory would help."
+        return None
+
+    def _drop(self) -> None:
+        """Drops all that was computed of the window."""
+        for parameter in self._all_parameters():
+            parameter.grad = None
+        states = getattr(self._scaler, "_per_optimizer_states", None)
+        if states:
+            states.clear()
+        give_back()
+        self._soft_limit.renew()
+        with self._soft_limit.spare():
+            self._give_back()
+
+    def _give_back(self) -> None:
+        for parameter, gradient in self._given:
+            parameter.grad = gradient.clone() if gradient is not None else loaded_torch().zeros_like(parameter)
+
+    # -- windows ------------------------------------------------------------------------------------------------------
+
+    def _begin_window(self) -> None:
+        self.end_window()
+        self._has_ended = False
+        present = [parameter for parameter in self._parameters if parameter.grad is not None]
+        if present:
+            are_zero = _are_zero([parameter.grad for parameter in present])
+            self._given = [(parameter, None if are_zero else parameter.grad.clone()) for parameter in present]
+
+    def _is_touched(self) -> bool:
+        """Whether gradients are not as the last micro-batch left them."""
+        now = [(parameter.grad, mark(), version) for parameter, mark, version in self._marks]
+        return not now or any(gradient is not left or _version_of(gradient) != version for gradient, left, version in now)
+
+    def _marked(self) -> list[tuple[Any, weakref.ref[Any], int]]:
+        few = self._parameters[:: max(1, len(self._parameters) // _MARKED)]
+        return _marks_of(few) or _marks_of(self._parameters)
+
+    def _all_parameters(self) -> list[Any]:
+        found = {id(parameter): parameter for module in self._modules for parameter in module.parameters()}
+        for optimizer in self._optimizers:
+            for group in getattr(optimizer, "param_groups", ()):
+                found.update((id(parameter), parameter) for parameter in group["params"])
+        return list(found.values())
+
+    def _device(self) -> str:
+        return str(self._parameters[0].device) if self._parameters else "cpu"
+
+    # -- what is asked of the program ---------------------------------------------------------------------------------
+
+    def _ask(self, split: Split | None, loss_of: LossCall) -> None:
+        """Finds out how losses are weighted, or why they cannot be. Leaves it open where this batch does not say."""
+        refusal = refused_by_type(self._modules, self._optimizers) if not self._is_type_known else None
+        self._is_type_known = True
+        if refusal is None and split is None:
+            refusal = Refusal.NO_ROWS
+        if refusal is not None:
+            self.refuse(refusal)
+            return
+        assert split is not None
+        if split.count < 2 or self._probes >= _MOST_PROBES:
+            return
+        self._probes += 1
+        detail = ""
+        try:
+            with noticing_low_precision(self._modules) as low:
+                seen = look(split, lambda part: [scalar(loss_of(part))], self._modules)
+        except NotAScalarError as error:
+            refusal, detail = Refusal.NOT_A_SCALAR, str(error)
+        except Exception as error:
+            refusal, detail = Refusal.FAILED_IN_PROBE, f"{type(error).__name__}: {error}"[:2000]
+        else:
+            for one in seen[0] if seen else []:
+                self._weighting.learn(one, close=CLOSE_IN_LOW_PRECISION if low else CLOSE)
+            if self._weighting.is_refuted:
+                refusal = self._reason(split, loss_of)
+        if refusal is not None:
+            self.refuse(refusal, detail)
+
+    def _reason(self, split: Split, loss_of: LossCall) -> Refusal:
+        """Why no weighting is right: the loss of a row among itself is nothing where rows are told apart from each other."""
+        if has_experts(self._modules):
+            return Refusal.AUXILIARY_LOSS
+        with contextlib.suppress(Exception), undisturbed(self._modules):
+            alone, two = scalar(loss_of(split.part(0, 1))), scalar(loss_of(split.part(0, 2)))
+            if abs(alone) < 1e-6 < abs(two):
+                return Refusal.IN_BATCH
+        return Refusal.UNKNOWN
+
+    def _without_padding(self, part: Any, loss_of: LossCall) -> Any:
+        """The part without its padding, where the loss is the same without: that is tried once."""
+        if self._may_trim is False:
+            return part
+        shorter = trimmed(part)
+        if shorter is None:
+            return part
+        if self._may_trim is None:
+            try:
+                with undisturbed(self._modules):
+                    with_it, without = scalar(loss_of(part)), scalar(loss_of(shorter))
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                self._may_trim = False
+            else:
+                self._may_trim = abs(with_it - without) <= _CLOSE_WHEN_TRIMMED * abs(with_it)
+        return shorter if self._may_trim else part
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def predict(self, batch: Any, call: Callable[[Any], Any]) -> Any:
+        """What `call` gives for a batch without gradients, in parts if need be, whose outputs are joined: tensors along their
+        first dimension, filled up along the second with −100, numbers weighted. Raises what `call` raises; running out of
+        memory only where nothing smaller is left, or where it is not certain how outputs are to be joined.
+        """
+        self._soft_limit.renew()
+        found = self._predicted_layouts.find(batch)
+        split = found if isinstance(found, Rows) else None  # outputs of a packed row lie behind one another in their second
+        count = split.count if split is not None else 1
+        outputs: list[Any] = []
+        sizes: list[int] = []
+        exhausted: Exception | None = None
+        row = 0
+        while row < count:
+            rows = self._predicting.rows(split, row) if split is not None else 1
+            tokens, is_whole = (split.tokens(row, row + rows) if split is not None else 1), rows == count
+            part = batch if is_whole or split is None else split.part(row, row + rows)
+            generators = cut_generators.take()
+            ran_out = None
+            try:
+                output = call(part)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                ran_out = RanOut("evaluate", self._device(), tokens, None, str(error)[:2000])
+                if split is None or rows < 2 or is_permanent(str(error)):
+                    _note(error, "memsup: What is evaluated does not fit into memory, and cannot be made smaller.")
+                    self._tell(ran_out)
+                    raise
+                exhausted = error.with_traceback(None)
+            if ran_out is not None:
+                give_back()
+                self._soft_limit.renew()
+                cut_generators.put_back(generators)
+                self._tell(ran_out._replace(tokens_after=self._predicting.out_of_memory(tokens)))
+                continue
+            if is_whole:
+                self._predicting.window_done()
+                return output
+            outputs.append(output)
+            sizes.append(rows)
+            row += rows
+            if row < count:
+                self._boundary()
+        assert split is not None
+        self._predicting.window_done()
+        return self._joined(split, call, outputs, sizes, exhausted)
+
+    def _joined(
+        self, split: Rows, call: Callable[[Any], Any], outputs: list[Any], sizes: list[int], exhausted: Exception | None
+    ) -> Any:
+        how_many = len(numbers(outputs[0]))
+        weights: list[list[float]] = []
+        try:
+            if how_many:
+                with noticing_low_precision(self._modules) as low:
+                    seen = look(split, lambda part: numbers(call(part)), self._modules)
+                for one in seen:
+                    weighting = Weighting()
+                    for observation in one:
+                        weighting.learn(observation, close=CLOSE_IN_LOW_PRECISION if low else CLOSE)
+                    shares = weighting.shares(split, at_best=True)
+                    if shares is None:
+                        raise NotJoinableError("it is not known how a number in them is weighted")
+                    weights.append(_of_parts(shares, sizes))
+                if len(weights) != how_many:
+                    raise NotJoinableError("it is not known how their numbers are weighted")
+            return joined(outputs, sizes, weights)
+        except NotJoinableError as error:
+            if exhausted is None:
+                raise
+            _note(exhausted, f"memsup: What was computed in parts cannot be joined, since {error}.")
+            raise exhausted from error
+
+
+def _nothing(*_: Any) -> None:
+    """What is called where nobody wants to be."""
+
+
+def _peak_begun() -> int | None:
+    """What is held at the beginning of a part. It is None where the kernel does not measure peaks."""
+    try:
+        return begin_peak()
+    except OSError:
+        return None
+
+
+def _several(some: Any) -> list[Any]:
+    return list(some) if isinstance(some, (list, tuple, set, frozenset)) else [some]
+
+
+def _computing(loss_of: LossCall, backward: Callable[[Any], Any] | None) -> ComputeCall:
+    def compute(part: Any, weight: float) -> Any:
+        loss = loss_of(part)
+        if backward is not None:
+            backward(weighted(loss, weight))
+        else:
+            weighted(loss, weight).backward()
+        return loss.detach() if hasattr(loss, "detach") else loss
+
+    return compute
+
+
+def _added(total: Any, loss: Any) -> Any:
+    return loss if total is None else total + loss
+
+
+def _of_parts(shares: list[float], sizes: Sequence[int]) -> list[float]:
+    """The weights of parts of so many rows."""
+    weights, begin = [], 0
+    for rows in sizes:
+        weights.append(sum(shares[begin : begin + rows]) if shares else 1.0)
+        begin += rows
+    return weights
+
+
+def _are_zero(gradients: list[Any]) -> bool:
+    """Whether all of them are nothing but zeros, as `zero_grad(set_to_none=False)` leaves them."""
+    torch = loaded_torch()
+    try:
+        most = torch.stack([norm.to("cpu", torch.float32) for norm in torch._foreach_norm(gradients, float("inf"))]).max()
+    except (AttributeError, RuntimeError, NotImplementedError):  # an old torch, or sparse ones
+        return False
+    return float(most) == 0.0
+
+
+def _version_of(gradient: Any) -> Any:
+    """How often it was changed in place. None where there is none."""
+    return None if gradient is None else gradient._version
+
+
+def _marks_of(parameters: list[Any]) -> list[tuple[Any, weakref.ref[Any], int]]:
+    """How the gradients of these are now, of those that have one; the marks keep none of them alive."""
+    have = [(parameter, parameter.grad) for parameter in parameters]
+    return [(parameter, weakref.ref(gradient), gradient._version) for parameter, gradient in have if gradient is not None]
+
+
+def _note(error: BaseException, sentence: str) -> None:
+    """Adds a sentence to what is printed of an error, on a Python that can do so."""
+    if hasattr(error, "add_note"):
+        error.add_note(sentence)
