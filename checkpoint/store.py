@@ -237,6 +237,10 @@ class Store:
     # ----------------------------------------------------------------------------------------------------------------
     # Folders
 
+    def all_ours(self) -> Sequence[Path]:
+        """Every folder here that memsup made: checkpoints, what was being written or deleted, and what was set aside."""
+        return [self.folder / name for name in self._names() if self._is_ours(name)]
+
     def _names(self) -> Sequence[str]:
         try:
             return sorted(os.listdir(self.folder))

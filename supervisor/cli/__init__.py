@@ -11,6 +11,7 @@ import resource
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 from click.exceptions import NoArgsIsHelpError, NoSuchOption
@@ -19,22 +20,33 @@ from memsup.supervisor.cli import streams
 from memsup.supervisor.cli.screen import data, guard, message
 from memsup.supervisor.client.errors import REFUSED, RefusedError
 
-# The order of the help page. Module, and the one line on the help page (so that it need not import them all).
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+# The order of the help page. Module, what the command is called in it, and the one line on the help page (so that it need not
+# import them all).
 COMMANDS = {
-    "start": ("start", "Start or continue a run in the background."),
-    "status": ("status", "Show state, progress, limits and the last action."),
-    "pause": ("orders", "Pause; with --release give memory back, too."),
-    "resume": ("orders", "Continue the same curve after a pause."),
-    "checkpoint": ("checkpoint", "Write a checkpoint now; list or verify them."),
-    "stop": ("orders", "Checkpoint and stop."),
-    "wait": ("wait", "Wait until the run ends, with its progress."),
-    "logs": ("logs", "Show the worker's output and the ledger of decisions."),
-    "report": ("report", "The night on one page, with plots."),
-    "notify": ("notify", "Send a test message and a ping."),
-    "service": ("service", "Begin a run at boot, and again whenever it dies (systemd)."),
-    "check": ("check", "What this machine has, and the tier it earns."),
-    "drill": ("drill", "Rehearse a bad night on this machine in about two minutes."),
+    "start": ("start", "start", "Start or continue a run in the background."),
+    "init": ("init", "init", "Write a memsup.toml for the data in this folder."),
+    "status": ("status", "status", "Show state, progress, limits and the last action."),
+    "list": ("runs", "list_runs", "All runs, with what they take of the disk."),
+    "pause": ("orders", "pause", "Pause; with --release give memory back, too."),
+    "resume": ("orders", "resume", "Continue the same curve after a pause."),
+    "checkpoint": ("checkpoint", "checkpoint", "Write a checkpoint now; list or verify them."),
+    "stop": ("orders", "stop", "Checkpoint and stop."),
+    "wait": ("wait", "wait", "Wait until the run ends, with its progress."),
+    "logs": ("logs", "logs", "Show the worker's output and the ledger of decisions."),
+    "report": ("report", "report", "The night on one page, with plots."),
+    "rm": ("runs", "rm", "Remove runs, with their checkpoints and models."),
+    "notify": ("notify", "notify", "Send a test message and a ping."),
+    "service": ("service", "service", "Begin a run at boot, and again when it dies (systemd)."),
+    "check": ("check", "check", "What this machine has, and the tier it earns."),
+    "drill": ("drill", "drill", "Rehearse a bad night on this machine in about two minutes."),
+    "completion": ("completion", "completion", "Have the shell complete commands, runs and settings."),
 }
+_ELSEWHERE = {"ls": "list", "ps": "list", "runs": "list", "remove": "rm", "delete": "rm", "train": "start", "run": "start"}
+_ELSEWHERE |= {"kill": "stop", "log": "logs", "continue": "resume", "top": "status", "infer": "predict", "doctor": "check"}
+"""What commands are called elsewhere that do the same."""
 INTERRUPTED = 130
 LEAST_DESCRIPTORS = 72
 """What a supervisor needs (`room_for_peers` of its sockets): who has fewer is told so before anything is written."""
@@ -49,13 +61,29 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        module = import_module(f"memsup.supervisor.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        name, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"memsup.supervisor.cli.{name}"), attribute)
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            from difflib import get_close_matches
+
+            near = _ELSEWHERE.get(name) or next(iter(get_close_matches(name, COMMANDS, n=1)), None)
+            raise click.UsageError(f"No such command {name!r}." + (f" Did you mean {near!r}?" if near else ""), ctx)
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Click's own would import every command for its one line."""
+        from click.shell_completion import CompletionItem
+
+        commands = [CompletionItem(name, help=line) for name, (*_, line) in COMMANDS.items() if name.startswith(incomplete)]
+        return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
-            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
+            formatter.write_dl([(name, help_line) for name, (*_, help_line) in COMMANDS.items()])
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:

@@ -15,7 +15,7 @@ from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths, absolute
 from memsup.shared.run_file import read_record
 from memsup.shared.status import decode_status
-from memsup.supervisor.cli.options import json_option, paths_of, run_option
+from memsup.supervisor.cli.options import checkpoint_paths, json_option, paths_of, run_option
 from memsup.supervisor.cli.orders import DONE, NO_ANSWER, NOT_RUNNING, answer, request, seen_saved
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.errors import RefusedError
@@ -29,7 +29,12 @@ DAMAGED = 1
 @run_option
 @json_option
 @click.option("--list", "as_list", is_flag=True, help="What lies in the run's folder. Needs no supervisor.")
-@click.option("--verify", metavar="PATH", help="Compare every byte of a checkpoint with its manifest. Needs no supervisor.")
+@click.option(
+    "--verify",
+    metavar="PATH",
+    help="Compare every byte of a checkpoint with its manifest. Needs no supervisor.",
+    shell_complete=checkpoint_paths,
+)
 def checkpoint(run_name: str, as_json: bool, as_list: bool, verify: str | None) -> int:
     """Write and verify a checkpoint at the next micro-batch boundary; prints its path.
 

@@ -16,8 +16,41 @@ if TYPE_CHECKING:
 
     from memsup.shared.paths import RunPaths
 
+
+def run_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001 - click's signature
+    """The runs whose names begin so, for a shell that completes a word."""
+    from memsup.supervisor.client.runs import all_runs
+
+    return [paths.name for paths in all_runs() if paths.name.startswith(incomplete)]
+
+
+def setting_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001
+    """The settings whose names begin so, each with the sign behind which its value comes."""
+    from memsup.shared.settings import keys
+
+    return [f"{name}=" for name in keys() if name.startswith(incomplete)]
+
+
+def checkpoint_paths(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001
+    """The checkpoints in the run's own folder."""
+    from memsup.shared.paths import run_paths
+
+    folder = run_paths(ctx.params.get("run_name") or DEFAULT_RUN).checkpoints
+    names = sorted(os.listdir(folder), reverse=True) if folder.is_dir() else []
+    paths = [str(folder / name) for name in names if not name.startswith(".")]
+    return [path for path in paths if path.startswith(incomplete)] or [
+        path for path in paths if os.path.basename(path).startswith(incomplete)
+    ]
+
+
 run_option: Callable[[Any], Any] = click.option(
-    "--run", "run_name", default=DEFAULT_RUN, metavar="NAME", help="Which run.", show_default=True
+    "--run",
+    "run_name",
+    default=DEFAULT_RUN,
+    metavar="NAME",
+    help="Which run.",
+    show_default=True,
+    shell_complete=run_names,
 )
 json_option: Callable[[Any], Any] = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 

@@ -45,7 +45,7 @@ from memsup.supervisor.cli.findings import (
     unfenced,
     verdict_document,
 )
-from memsup.supervisor.cli.options import FLAGS, TrainingCommand, flag_options, json_option, paths_of, run_option
+from memsup.supervisor.cli.options import FLAGS, TrainingCommand, flag_options, json_option, paths_of, run_option, setting_names
 from memsup.supervisor.cli.picture import one_line
 from memsup.supervisor.cli.screen import data, json_data, message, moves
 from memsup.supervisor.client.contact import (
@@ -92,7 +92,12 @@ EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input.
 @json_option
 @click.option("--tier", type=click.Choice(["auto", "low", "safe", "full"]), help="How much the run may take; auto decides.")
 @click.option(
-    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, as in memsup.toml (docs/settings.md)."
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any setting, as in memsup.toml (docs/settings.md).",
+    shell_complete=setting_names,
 )
 @flag_options
 @click.option("--demo", is_flag=True, help="The built-in job: a small BERT on real reviews.")
@@ -134,7 +139,7 @@ def start(
         raise click.UsageError("--foreground shows the run itself; --wait looks on from outside. Choose one.")
     if detach and (wait or foreground):
         raise click.UsageError("--detach comes back at once, --wait and --foreground do not. Choose one.")
-    assignments += _assignments(flags, assignments, accumulation, is_command=bool(command))
+    assignments += settings_of_flags(flags, assignments, accumulation, is_command=bool(command))
     if use_amp:
         assignments += _mixed_precision(flags["device"])
     argv = _checked_command(command)
@@ -194,7 +199,7 @@ def start(
     return _go(paths, plan, record, asked, before)
 
 
-def _assignments(
+def settings_of_flags(
     flags: Mapping[str, str | None], assignments: Sequence[str], accumulation: int | None, *, is_command: bool
 ) -> tuple[str, ...]:
     """The options that are settings, as `--set` has them. Raises `click.UsageError` where two say different things, and where
@@ -598,11 +603,12 @@ def _tell(
 
 
 def _tell_briefly(paths: RunPaths, plan: Plan, record: RunRecord | None) -> None:
-    """Four lines. All that was found is shown by `-v`."""
+    """Four lines, and what is reached beyond the run's own folder. All that was found is shown by `-v`."""
     what = " ".join(plan.command or ()) if plan.task is None else brief_task(plan.task, plan.settings)
     data(f"Run {paths.name!r}{'' if record is None else ' goes on'}: {what}")
     tier = plan.resolution.tier if record is None else record.tier
-    data(*brief_rows(plan.task, plan.resolution, plan.settings, tier, str(paths.state)))
+    rows = brief_rows(plan.task, plan.resolution, plan.settings, tier, str(paths.state))
+    data(*rows, *reach_rows(plan.settings, plan.origins, plan.task))
 
 
 def _tell_doubts(doubtful: DoubtfulDataError, as_json: bool) -> int:

@@ -89,10 +89,12 @@ def job_file(*, demo: bool) -> Path | None:
     return here if os.path.lexists(here) else None
 
 
-def load_settings(*, demo: bool, tier: str | None, assignments: Sequence[str], environment: Mapping[str, str]) -> Loaded:
-    """The settings as given now. Raises `SettingsError`."""
+def load_settings(
+    *, demo: bool, tier: str | None, assignments: Sequence[str], environment: Mapping[str, str], job: bool = True
+) -> Loaded:
+    """The settings as given now; without `job` whatever file describes one in this folder. Raises `SettingsError`."""
     flags = ([f"tier={tier}"] if tier else []) + list(assignments)
-    of_job, own = job_file(demo=demo), user_settings_file()
+    of_job, own = job_file(demo=demo) if job else None, user_settings_file()
     if of_job and own and _is_same(of_job, own):
         of_job = None
     return load(job_file=of_job, flags=flags, environment=environment, user_file=own)

@@ -1,0 +1,135 @@
+"""`memsup init`: writes the `memsup.toml` that a dry run found out; with `--schema` what editors check such a file by."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memsup.shared.commands import DEFAULT_RUN
+from memsup.shared.paths import current_folder, run_paths
+from memsup.shared.settings import Settings, Share
+from memsup.supervisor.cli.options import flag_options, json_option, setting_names
+from memsup.supervisor.cli.screen import data, json_data, message
+from memsup.supervisor.client.errors import RefusedError
+
+if TYPE_CHECKING:
+    from memsup.supervisor.client.preparing import Plan
+
+FILE = "memsup.toml"
+_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+_NAMES = ("train", "training", "data")
+"""What a file of training data is called, where there are several."""
+
+
+@click.command()
+@json_option
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="As for start.", shell_complete=setting_names)
+@flag_options
+@click.option("--schema", is_flag=True, help="Print the JSON schema of memsup.toml instead.")
+@click.option("--force", is_flag=True, help="Write over a memsup.toml that is there.")
+def init(
+    *,
+    as_json: bool,
+    assignments: tuple[str, ...],
+    schema: bool,
+    force: bool,
+    use_amp: bool,  # noqa: ARG001 - training scripts have it, and a file says it in its own way
+    accumulation: int | None,
+    **flags: str | None,
+) -> int:
+    """Look at the data and the model as a start would, and write down what was found and chosen as ./memsup.toml.
+
+    Without --train the data file in this folder is taken.
+    """
+    from memsup.supervisor.cli.start import settings_of_flags
+    from memsup.supervisor.client.preparing import load_settings, plan_new
+
+    if schema:
+        from memsup.shared.schema import schema_of_settings
+
+        json_data(schema_of_settings())
+        return 0
+    folder = current_folder()
+    file = folder / FILE
+    if os.path.lexists(file) and not force:
+        raise RefusedError(f"There is a {FILE} in {folder} already; look at what it does with: memsup start --dry-run")
+    given = assignments + settings_of_flags(flags, assignments, accumulation, is_command=False)
+    if not any(one.startswith("task.train=") for one in given):
+        given += (f"task.train={_only_data_file(folder)}",)
+    if not any(one.startswith("task.model=") for one in given):
+        raise RefusedError("Which model is to be trained? For example: memsup init --model bert-base-chinese")
+    loaded = load_settings(demo=False, tier=None, assignments=given, environment=os.environ, job=False)
+    plan = plan_new(run_paths(DEFAULT_RUN), loaded, None)
+    text = "".join(f"{line}\n" for line in _lines(plan, folder))
+    if as_json:
+        json_data({"schema": 1, "file": str(file), "content": text})
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RefusedError(f"{file} cannot be written: {error.strerror}.", 1) from None
+    if not as_json:
+        data(f"Written: {file}", *text.rstrip("\n").split("\n"))
+        message("Train it with: memsup start")
+    return 0
+
+
+def _only_data_file(folder: Path) -> str:
+    """The one file in the folder that looks like training data. Raises `RefusedError` where there is none, or several."""
+    found = sorted(each.name for each in folder.iterdir() if each.suffix.lower() in _ENDINGS and each.is_file())
+    named = [name for name in found if Path(name).stem.lower() in _NAMES]
+    if len(named or found) == 1:
+        return (named or found)[0]
+    there = f"There are {', '.join(found[:5])}" if found else f"There is no {', '.join(_ENDINGS[:-1])} or {_ENDINGS[-1]} file"
+    raise RefusedError(f"{there} in {folder}; say which: memsup init --train FILE --model MODEL")
+
+
+def _lines(plan: Plan, folder: Path) -> Iterator[str]:
+    settings, task = plan.settings, plan.task
+    assert task is not None, "it is planned without a command"
+    yield f"# Of {task.train.source}: {task.train.rows:,} rows. Every setting: docs/settings.md"
+    yield "[task]"
+    yield f"model = {_written(_from_here(settings.task.model, folder))}"
+    yield f"train = {_written(_from_here(settings.task.train, folder))}"
+    if settings.task.eval is not None:
+        yield f"eval = {_written(_from_here(settings.task.eval, folder))}"
+    for name in ("text", "text_pair", "label"):
+        if (column := getattr(task.train.columns, name)) is not None:
+            yield f"{name} = {_written(column)}"
+    if settings.task.labels is not None:
+        yield f"labels = {_written(settings.task.labels)}"
+    yield ""
+    yield "[training]"
+    default = Settings().training
+    for name in ("epochs", "effective_batch", "max_length", "learning_rate", "device", "seed"):
+        yield f"{name} = {_written(getattr(settings.training, name))}"
+    for name in ("warmup", "weight_decay", "clip_norm", "eval_share"):
+        if (value := getattr(settings.training, name)) != getattr(default, name):
+            yield f"{name} = {_written(value)}"
+    if settings.limits.ram != Settings().limits.ram:
+        yield ""
+        yield "[limits]"
+        yield f"ram = {_written(settings.limits.ram)}"
+
+
+def _from_here(path: Any, folder: Path) -> Any:
+    """A path as it is written in a file that lies in `folder`."""
+    if isinstance(path, list):
+        return [_from_here(each, folder) for each in path]
+    if path is None or not os.path.isabs(path) or not Path(path).is_relative_to(folder):
+        return path
+    return str(Path(path).relative_to(folder))
+
+
+def _written(value: Any) -> str:
+    """A value as TOML has it. JSON's texts and lists are TOML's as well."""
+    import json
+
+    if isinstance(value, Share):
+        return f'"{value.fraction * 100:g}%"'
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,119 @@
+"""`memsup list` and `rm`: all runs with what they take, and the removal of what memsup made of some, and of nothing else."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+
+import pytest
+from kit.cli_process import a_run, end_supervisors, memsup, said
+from kit.statuses import a_status
+
+from memsup.checkpoint.store import Store
+from memsup.shared.paths import RunPaths, run_paths
+from memsup.shared.status import ProgressStatus, RunState, encode_status
+from memsup.supervisor.client.contact import is_held
+
+DAY_S = 86400.0
+
+
+def a_run_that_is(state: RunState, name: str, *, days_ago: float = 0.0, **fields: object) -> RunPaths:
+    """A run as its supervisor left it, with a checkpoint and a model."""
+    paths = a_run(name)
+    status = a_status(state, since=time.time() - days_ago * DAY_S, **fields)
+    status.run = name
+    paths.status.write_bytes(encode_status(status))
+    with Store(paths.checkpoints).draft(7) as draft:
+        draft.write_bytes("note.bin", bytes(100_000))
+        draft.commit()
+    paths.model.mkdir()
+    (paths.model / "config.json").write_text("{}")
+    for file in (paths.ledger, paths.worker_log, paths.state / "worker.log.end0", paths.state / "ledger.1.jsonl"):
+        file.write_text("{}\n")
+    return paths
+
+
+def test_all_runs_are_listed_with_their_state_progress_result_and_size(capfd: pytest.CaptureFixture[str]) -> None:
+    code, text = said(capfd, "list")
+    assert (code, "no run in" in text) == (0, True)
+    a_run_that_is(RunState.FINISHED, "default.old-1", days_ago=40, result={"accuracy": 0.91}, model_path="/x")
+    a_run_that_is(RunState.STOPPED, "night", days_ago=2, progress=ProgressStatus(step=7, total_steps=10))
+    a_run("broken").record.write_text("{half")
+    code, text = said(capfd, "list")
+    assert code == 0
+    rows = [line.split() for line in text.splitlines()]
+    assert rows[0][:3] == ["run", "state", "progress"]
+    assert rows[1][:2] == ["broken", "unreadable"]
+    assert [rows[2][0], rows[2][1], *rows[2][-4:-2]] == ["default.old-1", "finished", "accuracy", "0.91"]
+    assert "7 of 10 (70 %)" in text
+    assert "2 d ago" in text
+    runs = json.loads(said(capfd, "list", "--json")[1])["runs"]
+    assert [(run["run"], run["state"], run["is_up"]) for run in runs] == [
+        ("broken", None, False),
+        ("default.old-1", "finished", False),
+        ("night", "stopped", False),
+    ]
+    assert all(run["bytes"] >= 100_000 for run in runs[1:])
+
+
+def test_what_memsup_made_of_a_run_is_removed_and_nothing_else(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a file of somebody's in its folder, not what a link leads to, not a folder that is only called like a checkpoint."""
+    paths = a_run_that_is(RunState.FINISHED, "night")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "thesis.tex").write_text("years of work")
+    (paths.state / "notes.txt").write_text("mine")
+    (paths.checkpoints / "step-00000009").mkdir()
+    (paths.checkpoints / "step-00000009/weights.bin").write_text("mine")
+    (paths.state / "cache").symlink_to(theirs)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    code, text = said(capfd, "rm", "night")
+    assert code == 2
+    assert "--yes" in text
+    assert (paths.model / "config.json").exists()
+    assert said(capfd, "rm", "nihgt", "--yes")[0] == 4
+    assert said(capfd, "rm")[0] == 2
+    code, text = said(capfd, "rm", "night", "--yes")
+    assert code == 0, text
+    assert "stays what is not memsup's: cache, checkpoints, notes.txt" in text
+    assert (theirs / "thesis.tex").exists()
+    left = sorted(str(file.relative_to(paths.state)) for file in paths.state.rglob("*") if file.is_file())
+    assert left == ["checkpoints/step-00000009/weights.bin", "notes.txt"]
+    assert json.loads(said(capfd, "list", "--json")[1])["runs"] == []
+
+
+def test_runs_are_chosen_by_age_and_end(capfd: pytest.CaptureFixture[str]) -> None:
+    for name, state, days in (
+        ("a", RunState.FINISHED, 40),
+        ("b", RunState.FINISHED, 2),
+        ("c", RunState.STOPPED, 50),
+        ("d", RunState.STOPPED, 1),
+    ):
+        a_run_that_is(state, name, days_ago=days)
+    document = json.loads(said(capfd, "rm", "--finished", "--older-than", "30d", "--yes", "--json")[1])
+    assert [removed["run"] for removed in document["removed"]] == ["a"]
+    assert said(capfd, "rm", "--older-than", "soon", "--yes")[0] == 2
+    code, text = said(capfd, "rm", "--older-than", "30d", "--yes")
+    assert (code, text.startswith("Removed run 'c', 1"), text.count("\n")) == (0, True, 1), text
+    assert not run_paths("c").state.exists()
+    assert "No run is to be removed" in said(capfd, "rm", "--older-than", "30d")[1]
+
+
+def test_a_run_that_is_up_is_never_removed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Also where it is named, and where all of its kind are."""
+    assert memsup("start", "--", "sleep", "1000", cwd=tmp_path).returncode == 0
+    try:
+        code, text = said(capfd, "rm", "default", "--yes")
+        assert (code, "memsup stop" in text) == (1, True), text
+        assert "No run is to be removed" in said(capfd, "rm", "--older-than", "1ms", "--yes")[1]
+        assert is_held(run_paths("default"))
+        assert json.loads(said(capfd, "list", "--json")[1])["runs"][0]["is_up"]
+    finally:
+        end_supervisors()
+    assert said(capfd, "rm", "default", "--yes")[0] == 0
+    assert not run_paths("default").state.exists()
+    assert not run_paths("default").runtime.exists()
