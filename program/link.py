@@ -264,20 +264,25 @@ class Link:
             self._lose("the supervisor is gone" if self._is_welcome else _TURNED_AWAY)
             return
         self._incoming.feed(received)
-        while (parts := self._incoming.next_message()) is not None:
-            if len(parts) == 2 and parts[0] == messages.PROTOCOL:
-                with contextlib.suppress(packing.PackingError):
-                    self._take(packing.unpack(parts[1]))
+        try:
+            while (parts := self._incoming.next_message()) is not None:
+                if len(parts) == 2 and parts[0] == messages.PROTOCOL:
+                    with contextlib.suppress(packing.PackingError):
+                        self._take(packing.unpack(parts[1]))
+        except zmtp.ZmtpError as error:
+            self._lose(f"what listens there is no supervisor of memsup's ({error})")
 
     def _take(self, message: Any) -> None:
-        kind = message.get("kind") if isinstance(message, dict) else None
+        if not messages.makes_sense(message):
+            return
+        kind = message["kind"]
         if kind in messages.NO_ORDERS:
             self._lease_left_s = float(message["lease_s"])
             if kind == "welcome" and not self._is_welcome:
                 self._is_welcome, self.deaths = True, int(message.get("deaths", 0))
                 self.memory_limit_bytes, self.micro_tokens_limit = message["memory_limit_bytes"], message["micro_tokens_limit"]
                 self._welcomed.put(None)
-        elif kind in messages.ORDERS:
+        else:
             self.orders.put(message)
             self._send(messages.accepted(message["order_id"]))
             self.urge()

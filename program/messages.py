@@ -24,6 +24,35 @@ LIMITS = frozenset({"limit_micro_batch", "limit_memory"})
 ORDERS = frozenset({"checkpoint", "pace", "pause", "resume", "stop"}) | LIMITS
 """The orders that a session carries out."""
 NO_ORDERS = frozenset({"welcome", "lease"})
+_INT, _NUMBER, _NONE = (int,), (int, float), (int, type(None))
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "welcome": {"lease_s": _NUMBER, "memory_limit_bytes": _NONE, "micro_tokens_limit": _NONE, "deaths": _INT},
+    "lease": {"lease_s": _NUMBER},
+    "pace": {"duty_fraction": _NUMBER},
+    "pause": {"mode": (str,)},
+    "stop": {"checkpoint": (bool,)},
+    "limit_micro_batch": {"micro_tokens": _NONE, "halve": (bool,), "may_grow": (bool,)},
+    "limit_memory": {"device_bytes": _INT},
+}
+"""What is read of each message that a program is told, besides what all orders have."""
+_DEFAULTS = {"deaths": 0, "micro_tokens": None, "halve": False, "may_grow": True}
+_MOST_LEASE_S = 86_400.0
+
+
+def makes_sense(told: Any) -> bool:
+    """Whether this is a message that a supervisor tells a program, with all that is read of it."""
+    kind = told.get("kind") if isinstance(told, dict) else None
+    if not isinstance(kind, str) or kind not in ORDERS | NO_ORDERS:
+        return False
+    fields = _FIELDS.get(kind, {}) if kind in NO_ORDERS else {"order_id": _INT, "reason": (str,), **_FIELDS.get(kind, {})}
+    for name, types in fields.items():
+        value = told.get(name, _DEFAULTS.get(name, ...))
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            return False
+        if isinstance(value, (int, float)) and not 0 <= value < 1 << 64:
+            return False
+    is_paced = kind != "pace" or 0 < told["duty_fraction"] <= 1
+    return is_paced and (kind != "pause" or told["mode"] in {"hold", "release"}) and told.get("lease_s", 0) <= _MOST_LEASE_S
 
 
 def hello(pid: int, run_id: str, about: About) -> Message:

@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import random
+import stat
 import sys
 from typing import Any, Callable, NamedTuple
 
@@ -70,10 +71,20 @@ def write_place(folder: str, place: Place) -> None:
 
 def read_place(folder: str) -> Place:
     """Raises OSError, ValueError and TypeError where there is none."""
-    with open(os.path.join(folder, PLACE), encoding="ascii") as file:
-        if os.fstat(file.fileno()).st_size > MOST_PLACE_BYTES:
-            raise ValueError("it is larger than any real one")
-        return Place(**json.load(file))
+    fd = os.open(os.path.join(folder, PLACE), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, encoding="ascii") as file:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_PLACE_BYTES:
+            raise ValueError("it is no file of memsup's")
+        try:
+            place = Place(**json.load(file))
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+    numbers = (place.step, place.epoch, place.in_epoch, place.offset, place.loop, place.loop_from)
+    texts = (place.run_id, place.training, *place.program)
+    if not all(type(number) is int for number in numbers) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("it is not what memsup writes")
+    return place
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -235,9 +235,16 @@ def _unsealed(document: bytes) -> Manifest:
         raise Damaged("Its manifest is cut off or not one of a program's.")
     if (_digest(covered) + manifest.END).encode() != written:
         raise Damaged("Its manifest is not what was written: its own hash does not match.")
-    found = json.loads(document)
-    files = [File(**file) for file in found.pop("files")]
-    return Manifest(**{name: found[name] for name in Manifest._fields if name != "files"}, files=files)
+    try:
+        found = json.loads(document)
+        files = [File(**file) for file in found.pop("files")]
+        sealed = Manifest(**{name: found[name] for name in Manifest._fields if name != "files"}, files=files)
+        makes_sense = all(manifest.is_path(file.name) and type(file.bytes) is int for file in files)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        makes_sense = False
+    if not makes_sense or type(sealed.step) is not int or not isinstance(sealed.created_unix_s, float):
+        raise Damaged("Its manifest is not what memsup writes.")
+    return sealed
 
 
 def verified(path: str, step: int) -> Checkpoint:

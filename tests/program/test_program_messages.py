@@ -71,3 +71,40 @@ def test_an_order_comes_as_the_words_that_a_session_reads() -> None:
         m.Lease(lease_s=3.0): {"kind": "lease", "lease_s": 3.0},
     }.items():
         assert words.items() <= packing.unpack(m.encode(order)[1]).items()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        {"kind": ["pause"]},
+        {"kind": "pause", "order_id": 1, "reason": "x"},
+        {"kind": "pause", "order_id": 1, "reason": "x", "mode": "sleep"},
+        {"kind": "pace", "order_id": 1, "reason": "x", "duty_fraction": float("nan")},
+        {"kind": "pace", "order_id": 1, "reason": "x", "duty_fraction": 0},
+        {"kind": "stop", "order_id": True, "reason": "x", "checkpoint": True},
+        {"kind": "lease", "lease_s": 1e300},
+        {"kind": "welcome", "lease_s": 30.0, "memory_limit_bytes": "1"},
+    ],
+)
+def test_what_no_supervisor_says_is_no_order(told: Any) -> None:
+    assert not said.makes_sense(told)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        m.Welcome(run_id="r", lease_s=30.0, memory_limit_bytes=None, micro_tokens_limit=64),
+        m.Lease(lease_s=30.0),
+        m.Checkpoint(order_id=0, reason="x"),
+        m.LimitMicroBatch(order_id=2, reason="x"),
+        m.LimitMemory(order_id=3, reason="x", device_bytes=1 << 40),
+        m.Pace(order_id=4, reason="x", duty_fraction=1.0),
+        m.Pause(order_id=5, reason="x", mode=m.PauseMode.RELEASE),
+        m.Resume(order_id=6, reason="x"),
+        m.Stop(order_id=7, reason="x", checkpoint=False),
+    ],
+    ids=lambda order: type(order).__name__,
+)
+def test_whatever_the_supervisor_says_makes_sense(order: m.ToWorker) -> None:
+    assert said.makes_sense(packing.unpack(m.encode(order)[1]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +18,10 @@ from kit.small_disk import MIB, fill, on_a_small_disk
 from memsup.checkpoint.errors import Damaged
 from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store as BuiltIn
+from memsup.manifest import END, PROGRAMS_SEAL
+from memsup.places import PLACE
 from memsup.store import CheckpointError, Store
+from memsup.training import place_in
 
 CONTENT = os.urandom(100_000)
 
@@ -44,6 +49,45 @@ def test_what_a_program_saves_is_whole_to_both_and_two_are_kept(store: Store) ->
     again = store.save(7, write)
     assert Path(again.path).name == "step-00000007.2"
     assert store.newest()[0] == again._replace(save_s=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "bytes_", "step"),
+    [
+        ("model.bin\n", 2, 5),
+        ("\ud800", 2, 5),
+        ("x" * 300, 2, 5),
+        ("../x", 2, 5),
+        ({"a": 1}, 2, 5),
+        ("model.bin", "2", 5),
+        ("x", 2, "5"),
+    ],
+    ids=["line feed", "half a letter", "long", "elsewhere", "no text", "no number", "no step"],
+)
+def test_a_manifest_that_somebody_made_up_is_damage(store: Store, name: object, bytes_: object, step: object) -> None:
+    """Its seal is right: anybody can compute it."""
+    before, forged = store.save(3, write), store.save(5, write)
+    files = [{"name": name, "bytes": bytes_, "sha256": "0"}]
+    document = {"format": "memsup-checkpoint-2", "step": step, "created_unix_s": 1.0, "metric": None, "files": files}
+    covered = json.dumps(document)[:-1].encode() + b",\n" + PROGRAMS_SEAL.encode()
+    (Path(forged.path) / "manifest.json").write_bytes(covered + hashlib.sha256(covered).hexdigest().encode() + END.encode())
+    newest, aside = store.newest()
+    assert newest == before._replace(save_s=None)
+    assert [damaged.reason for damaged in aside] == ["Its manifest is not what memsup writes."]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "deep", "a text for a number"])
+def test_a_place_that_is_none_keeps_nobody_waiting(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / PLACE
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "link":
+        place.symlink_to("/dev/zero")
+    else:
+        fields = {"run_id": "r", "program": [], "step": 3, "epoch": 0, "in_epoch": 0, "is_complete": True, "begun_with": None}
+        document = json.dumps({**fields, "generators": {}})
+        place.write_text("[" * 100_000 if kind == "deep" else document.replace("3", '"3"'))
+    assert place_in(str(tmp_path)) is None
 
 
 @pytest.mark.parametrize("file", ["model.bin", "place.json", "manifest.json", "adapter/deeper/weights.bin"])

@@ -7,14 +7,18 @@ them, to the last word that a person sees. What it has found is a case of its ow
 from __future__ import annotations
 
 import bz2
+import contextlib
 import fcntl
 import gzip
+import hashlib
 import json
 import lzma
 import math
 import os
+import socket
 import struct
 import time
+import typing
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,9 +32,14 @@ from hypothesis import strategies as st
 from kit import TESTS
 from kit.mutation import HOSTILE, Raw, bytes_changed, json_changed, lines_changed
 
+from memsup import packing, places, zmtp
+from memsup import store as programs
+from memsup.about import NotAttached, Seam
 from memsup.checkpoint import header, manifest
 from memsup.checkpoint.errors import CheckpointError
 from memsup.checkpoint.reading import read_json
+from memsup.link import Link, Told
+from memsup.manifest import END, PROGRAMS_SEAL
 from memsup.shared import messages as m
 from memsup.shared.data.check import check_data
 from memsup.shared.data.errors import InputError
@@ -42,6 +51,7 @@ from memsup.shared.record import RecordError, RunRecord, decode_record, encode_r
 from memsup.shared.run_file import OWED, read_record, settle
 from memsup.shared.settings import Settings, SettingsError, keys
 from memsup.shared.status import Status, Wanted, encode_status
+from memsup.store import Damaged, verified
 from memsup.supervisor.cli.layout import laid_out
 from memsup.supervisor.cli.logs import Source, event_line, json_line, readable
 from memsup.supervisor.cli.orders import seen_saved
@@ -76,6 +86,7 @@ from memsup.supervisor.tell.messenger import Messenger
 from memsup.supervisor.tell.notices import _read_told
 from memsup.supervisor.tell.policy import Policy
 from memsup.supervisor.words import gpu_line
+from memsup.training import place_in
 from memsup.worker.plan.journal import Plan
 
 OLD = TESTS / "data/old-state"
@@ -355,7 +366,7 @@ def report(content: bytes, folder: Path) -> None:
         said = m.decode_for_supervisor([m.PROTOCOL, msgspec.msgpack.encode(msgspec.json.decode(content))])
     except (m.BadFrameError, msgspec.DecodeError, UnicodeDecodeError, UnicodeEncodeError, RecursionError, OverflowError):
         return
-    paths, life = _run(folder), _life()
+    paths, life = _run(folder), _life(is_command=len(content) % 2 == 1)
     actions = [*life.on_report(3.0, said), *life.on_tick(5.0)]
     shown = [_status(life)]
     actions += life.on_exit(6.0, 1, 0)
@@ -387,6 +398,74 @@ def reply(content: bytes, folder: Path) -> None:
     except m.BadFrameError:
         return
     assert seen_saved(_run(folder), found).ok in {True, False}
+
+
+def order(content: bytes, folder: Path) -> None:
+    """What a program of a person's own is told, whoever listens on the supervisor's socket."""
+    try:
+        packed = packing.pack(json.loads(content))
+    except (ValueError, RecursionError, OverflowError):
+        packed = content
+    link, theirs = an_open_link()
+    with theirs:
+        theirs.sendall(zmtp.opening(b"ROUTER") + zmtp.message([m.PROTOCOL, packed]) + content)
+        link._receive()
+    link._receive()
+
+
+def an_open_link() -> tuple[Link, socket.socket]:
+    """A program's link whose thread does not run, and the other end of its connection."""
+    link = Link(Told('{"socket":"/s","run_id":"r","checkpoints":"/c","every_s":null,"keep":2}'))
+    link._socket, theirs = socket.socketpair()
+    link._socket.setblocking(False)
+    return link, theirs
+
+
+def wire(content: bytes, folder: Path) -> None:
+    """In one piece or byte by byte it is the same messages, and no more of them than there were bytes for."""
+
+    def read(pieces: list[bytes]) -> list[list[bytes]]:
+        incoming, messages = zmtp.Incoming(1 << 12), []
+        for piece in pieces:
+            incoming.feed(piece)
+            try:
+                while (parts := incoming.next_message()) is not None:
+                    messages.append(parts)
+            except zmtp.ZmtpError:
+                break
+        return messages
+
+    messages = read([content])
+    assert messages == read([content[at : at + 1] for at in range(len(content))])
+    assert sum(len(part) for parts in messages for part in parts) <= len(content)
+    for parts in messages:
+        for part in parts:
+            with contextlib.suppress(packing.PackingError):
+                packing.unpack(part)
+
+
+def program_place(content: bytes, folder: Path) -> None:
+    (folder / places.PLACE).write_bytes(content)
+    found = place_in(str(folder))
+    if found is not None:
+        assert isinstance(found.step, int)
+        assert all(isinstance(word, str) for word in (found.run_id, found.training, *found.program))
+
+
+def program_checkpoint(content: bytes, folder: Path) -> None:
+    """A manifest that somebody has written who knows how it is sealed."""
+    checkpoint = folder / "step-00000003"
+    checkpoint.mkdir(exist_ok=True)
+    (checkpoint / "model.json").write_bytes(b"{}")
+    covered = content.rstrip(b"} \n") + b",\n" + PROGRAMS_SEAL.encode()
+    sealed = covered + hashlib.sha256(covered).hexdigest().encode() + END.encode()
+    (checkpoint / "manifest.json").write_bytes(sealed)
+    try:
+        assert verified(str(checkpoint), 3).step == 3
+    except Damaged as damage:
+        _one_sentence(damage)
+    except programs.CheckpointError:
+        pass
 
 
 def sender_answer(content: bytes, folder: Path) -> None:
@@ -422,14 +501,15 @@ def shard_index(content: bytes, folder: Path) -> None:
         _one_sentence(refused)
 
 
-def _life() -> Lifecycle:
-    """A built-in run whose worker has said Hello and trains."""
+def _life(*, is_command: bool = False) -> Lifecycle:
+    """A run whose worker has said Hello and trains: the built-in one, or an attached program."""
     life = Lifecycle(
-        wanted=Wanted.RUNNING, pause_mode=m.PauseMode.HOLD, run="default", run_id="r", lease_s=10.0, memory_limit_bytes=1 << 30
-    )
+        wanted=Wanted.RUNNING, pause_mode=m.PauseMode.HOLD, run="default", run_id="r", lease_s=10.0, memory_limit_bytes=1 << 30,
+        is_command=is_command,
+    )  # fmt: skip
     life.on_start(0.0, leftover=False)
     life.on_spawned(0.0)
-    life.on_report(1.0, m.Hello(pid=42, run_id="r"))
+    life.on_report(1.0, m.Hello(pid=42, run_id="r", program=_ABOUT if is_command else None))
     life.on_report(2.0, _HEARTBEAT)
     return life
 
@@ -531,6 +611,7 @@ _HEARTBEAT = m.Heartbeat(
     checkpoint=_NOTE,
     digest="d",
 )
+_ABOUT = m.About(seam=Seam.CALLS, training="1", saves=True, cuts=False, not_cut=None, detail="x")
 _REPORTS: list[m.Report] = [
     msgspec.structs.replace(_HEARTBEAT, progress=msgspec.structs.replace(_HEARTBEAT.progress, step=6, ticks=2)),
     m.OutOfMemory(where="forward", device="cpu", step=5, micro_tokens_before=64, micro_tokens_after=32, detail="x"),
@@ -538,7 +619,30 @@ _REPORTS: list[m.Report] = [
     m.Failed(m.FailureCause.CRASH, "x", "trace", 5, 1 << 30),
     m.Decided(m.DecisionKind.CHECKPOINT_USED, "x", "/c/step-3", 3, 2),
     m.Leaving(reason="x", checkpoint=_NOTE),
+    m.Hello(pid=12, run_id="r", program=_ABOUT),
+    m.Described(program=_ABOUT),
+    m.NotAttachedReport(pid=12, run_id="r", why=NotAttached.OTHER_RUN, detail="x"),
+    m.Accepted(order_id=1),
+    m.Done(order_id=1, detail="x", checkpoint=_NOTE, micro_tokens=64),
+    m.OrderFailed(order_id=1, detail="x"),
 ]
+assert {type(said) for said in _REPORTS} == set(typing.get_args(m.AnyReport))
+_ORDERS: list[m.ToWorker] = [
+    m.Welcome(run_id="r", lease_s=30.0, memory_limit_bytes=1 << 30, micro_tokens_limit=None, deaths=2),
+    m.Lease(lease_s=30.0),
+    m.Checkpoint(order_id=1, reason="x"),
+    m.LimitMicroBatch(order_id=2, reason="x", micro_tokens=64, halve=True, may_grow=False),
+    m.LimitMemory(order_id=3, reason="x", device_bytes=1 << 30),
+    m.Pace(order_id=4, reason="x", duty_fraction=0.5),
+    m.Pause(order_id=5, mode=m.PauseMode.HOLD, reason="x"),
+    m.Resume(order_id=6, reason="x"),
+    m.Stop(order_id=7, reason="x", checkpoint=True),
+]
+assert {type(said) for said in _ORDERS} == set(typing.get_args(m.ToWorker))
+_PLACE = {
+    "run_id": "r", "program": ["/x/loop.py", "--fast"], "step": 3, "epoch": 0, "in_epoch": 3, "is_complete": False,
+    "begun_with": None, "generators": {"random": [3, [1, 2], None]}, "training": "1", "offset": 2, "trained_s": 1.5,
+}  # fmt: skip
 _DEVICE = frames.Device(
     index=0, uuid="GPU-a", name="MX330", total_bytes=10 << 30, free_bytes=4 << 30, processes=[(7, 1 << 30)], temperature_c=70.0,
     margin_c=20.0, slowdown_margin_c=-2.0, shutdown_margin_c=-5.0, slowdown_threshold_c=93.0, shutdown_threshold_c=98.0,
@@ -551,6 +655,18 @@ _CLAIM = Claim(
 _REPLY = m.Reply(request_id=1, ok=True, text="Done.", status_json=b"{}", checkpoint_path="/c/step-3", freed_ram_bytes=1)
 _POWER = b'{"boot":"BOOT","devices":{"GPU-a":{"original_mw":200000,"ours_mw":[150000],"wanted_mw":{"17 4711":150000}}}}'
 _INDEX = b'{"metadata":{"total_size":32},"weight_map":{"a":"m-00001-of-00002.safetensors","b":"m-00002-of-00002.safetensors"}}'
+
+
+_WIRE = zmtp.opening(b"DEALER") + b"".join(
+    zmtp.message([m.PROTOCOL, packing.pack(json.loads(msgspec.json.encode(said)))]) for said in _ORDERS[:3]
+)
+
+
+def _programs_manifest() -> bytes:
+    files = [{"name": "model.json", "bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}]
+    return json.dumps(
+        {"format": "memsup-checkpoint-2", "step": 3, "created_unix_s": 1.0, "metric": None, "files": files}
+    ).encode()
 
 
 @st.composite
@@ -647,6 +763,10 @@ PARSERS = {
     "power limits": Parser(json_changed([_POWER]), power_record),
     "checkpoint's state": Parser(json_changed([_MANIFEST]), checkpoint_json),
     "index of shards": Parser(json_changed([_INDEX]), shard_index),
+    "orders": Parser(json_changed([msgspec.json.encode(said) for said in _ORDERS]), order, 250),
+    "frames": Parser(bytes_changed([_WIRE]), wire, 900),
+    "a program's place": Parser(json_changed([json.dumps(_PLACE).encode()]), program_place),
+    "a program's checkpoint": Parser(st.deferred(lambda: json_changed([_programs_manifest()])), program_checkpoint),
 }
 
 
