@@ -16,9 +16,9 @@ class NotJoinableError(Exception):
     """The outputs of parts say nothing certain of the whole."""
 
 
-def numbers(outputs: Any) -> list[float]:
+def numbers(outputs: Any) -> list[Any]:
     """The single numbers with a fraction among `outputs`, a loss say, in their order."""
-    return [float(leaf) for _, leaf in leaves(outputs) if _is_number(leaf)]
+    return [leaf for _, leaf in leaves(outputs) if _is_number(leaf)]
 
 
 def _is_number(leaf: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Callable
 
 from memsup import cut_generators
 from memsup.cut_tree import loaded_torch
-from memsup.cut_weighting import Seen, Split, best_cuts, most_telling
+from memsup.cut_weighting import CLOSE, CLOSE_IN_LOW_NUMBERS, CLOSE_IN_LOW_PRECISION, Seen, Split, best_cuts, most_telling
 from memsup.memory import give_back, is_out_of_memory
 
 MOST_ROWS = 8
@@ -154,12 +154,12 @@ def _looked(some: Split, values_of: Callable[[Any], list[float]]) -> list[list[S
     return seen
 
 
-def scalar(loss: Any) -> float:
-    """The number that a loss is. Raises `NotAScalarError`."""
+def scalar(loss: Any) -> Any:
+    """A loss, if it is one number in a tensor. Raises `NotAScalarError`."""
     torch = loaded_torch()
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or loss.is_complex():
         raise NotAScalarError(f"The loss is a {_name(loss)}, not a tensor of one number.")
-    return float(loss.detach().double())
+    return loss.detach()
 
 
 @contextlib.contextmanager
@@ -208,24 +208,41 @@ def is_compiled(parts: Iterable[Any]) -> bool:
     return any(_name(part) == "OptimizedModule" or getattr(part, "_compiled_call_impl", None) is not None for part in parts)
 
 
-@contextlib.contextmanager
-def noticing_low_precision(modules: Sequence[Any]) -> Iterator[list[bool]]:
-    """Gives a list that has something in it when 16-bit numbers were computed with inside."""
+class Precision:
+    """How exactly a program computes its loss: noticed while it does."""
+
+    def __init__(self) -> None:
+        self.close = CLOSE
+        """The relative error up to which two results are the same."""
+
+    def noted(self, value: Any) -> float:
+        """The number that a result is, whose type is noted."""
+        if _is_low(getattr(value, "dtype", None)):
+            self.close = CLOSE_IN_LOW_NUMBERS
+        return float(value)
+
+    @contextlib.contextmanager
+    def of(self, modules: Sequence[Any]) -> Iterator[None]:
+        """Notes with what numbers these compute inside."""
+        torch = loaded_torch()
+
+        def note(part: Any, _inputs: Any) -> None:
+            parameters = list(part.parameters(recurse=False))
+            device = parameters[0].device.type
+            if _is_low(_autocast_dtype(torch, device)) or any(_is_low(parameter.dtype) for parameter in parameters):
+                self.close = max(self.close, CLOSE_IN_LOW_PRECISION)
+
+        with contextlib.ExitStack() as hooks:
+            for module in modules:
+                for part in module.modules():
+                    if next(iter(part.parameters(recurse=False)), None) is not None:
+                        hooks.callback(part.register_forward_pre_hook(note).remove)
+            yield
+
+
+def _is_low(dtype: Any) -> bool:
     torch = loaded_torch()
-    found: list[bool] = []
-
-    def look_at(part: Any, _inputs: Any) -> None:
-        device = next((parameter.device.type for parameter in part.parameters(recurse=False)), "cpu")
-        dtypes = {parameter.dtype for parameter in part.parameters(recurse=False)} | {_autocast_dtype(torch, device)}
-        if dtypes & {torch.float16, torch.bfloat16}:
-            found.append(True)
-
-    with contextlib.ExitStack() as hooks:
-        for module in modules:
-            for part in module.modules():
-                if next(iter(part.parameters(recurse=False)), None) is not None:
-                    hooks.callback(part.register_forward_pre_hook(look_at).remove)
-        yield found
+    return dtype in {torch.float16, torch.bfloat16}
 
 
 def _autocast_dtype(torch: Any, device: str) -> Any:

@@ -18,9 +18,9 @@ from memsup.cut_tree import Path, at
 
 Split = Union[Rows, Documents]
 
-CLOSE, CLOSE_IN_LOW_PRECISION = 1e-4, 5e-3
-"""The relative error up to which a hypothesis agrees: with float32, and where 16-bit numbers are computed with, which give
-other bits to other shapes."""
+CLOSE, CLOSE_IN_LOW_PRECISION, CLOSE_IN_LOW_NUMBERS = 1e-4, 5e-3, 2e-2
+"""The relative error up to which a hypothesis agrees: with float32, where 16-bit numbers are computed with, which give other
+bits to other shapes, and where the loss is itself one of these."""
 _SAME = 1e-6
 _NOT_LABELS = ("input_ids", "token_type_ids", "position_ids", "mask", "seq_idx")
 

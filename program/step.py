@@ -25,18 +25,18 @@ from memsup.cut_plan import Planner
 from memsup.cut_probe import (
     Buffers,
     NotAScalarError,
+    Precision,
     Refusal,
     has_experts,
     innermost,
     is_compiled,
     look,
-    noticing_low_precision,
     refused_by_type,
     scalar,
     undisturbed,
 )
 from memsup.cut_tree import loaded_torch
-from memsup.cut_weighting import CLOSE, CLOSE_IN_LOW_PRECISION, Split, Weighting
+from memsup.cut_weighting import Split, Weighting
 from memsup.memory import SoftLimit, begin_peak, end_peak, give_back, is_out_of_memory, is_permanent, was_in_backward
 
 LossCall = Callable[[Any], Any]
@@ -458,17 +458,17 @@ class Step:
         if split.count < 2 or self._probes >= _MOST_PROBES:
             return
         self._probes += 1
-        detail = ""
+        precision, detail = Precision(), ""
         try:
-            with noticing_low_precision(self._modules) as low:
-                seen = look(split, lambda part: [scalar(loss_of(part))], self._modules)
+            with precision.of(self._modules):
+                seen = look(split, lambda part: [precision.noted(scalar(loss_of(part)))], self._modules)
         except NotAScalarError as error:
             refusal, detail = Refusal.NOT_A_SCALAR, str(error)
         except Exception as error:
             refusal, detail = Refusal.FAILED_IN_PROBE, f"{type(error).__name__}: {error}"[:2000]
         else:
             for one in seen[0] if seen else []:
-                self._weighting.learn(one, close=CLOSE_IN_LOW_PRECISION if low else CLOSE)
+                self._weighting.learn(one, close=precision.close)
             if self._weighting.is_refuted:
                 refusal = self._reason(split, loss_of)
         if refusal is not None:
@@ -479,7 +479,7 @@ class Step:
         if has_experts(self._modules):
             return Refusal.AUXILIARY_LOSS
         with contextlib.suppress(Exception), undisturbed(self._modules):
-            alone, two = scalar(loss_of(split.part(0, 1))), scalar(loss_of(split.part(0, 2)))
+            alone, two = float(scalar(loss_of(split.part(0, 1)))), float(scalar(loss_of(split.part(0, 2))))
             if abs(alone) < 1e-6 < abs(two):
                 return Refusal.IN_BATCH
         return Refusal.UNKNOWN
@@ -494,7 +494,7 @@ class Step:
         if self._may_trim is None:
             try:
                 with undisturbed(self._modules):
-                    with_it, without = scalar(loss_of(part)), scalar(loss_of(shorter))
+                    with_it, without = float(scalar(loss_of(part))), float(scalar(loss_of(shorter)))
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
@@ -556,28 +556,35 @@ class Step:
     def _joined(
         self, split: Rows, call: Callable[[Any], Any], outputs: list[Any], sizes: list[int], exhausted: Exception | None
     ) -> Any:
-        how_many = len(numbers(outputs[0]))
-        weights: list[list[float]] = []
         try:
-            if how_many:
-                with noticing_low_precision(self._modules) as low:
-                    seen = look(split, lambda part: numbers(call(part)), self._modules)
-                for one in seen:
-                    weighting = Weighting()
-                    for observation in one:
-                        weighting.learn(observation, close=CLOSE_IN_LOW_PRECISION if low else CLOSE)
-                    shares = weighting.shares(split, at_best=True)
-                    if shares is None:
-                        raise NotJoinableError("it is not known how a number in them is weighted")
-                    weights.append(_of_parts(shares, sizes))
-                if len(weights) != how_many:
-                    raise NotJoinableError("it is not known how their numbers are weighted")
+            weights = self._weights(split, call, len(numbers(outputs[0])), sizes)
             return joined(outputs, sizes, weights)
         except NotJoinableError as error:
             if exhausted is None:
                 raise
             _note(exhausted, f"memsup: What was computed in parts cannot be joined, since {error}.")
             raise exhausted from error
+
+    def _weights(self, split: Rows, call: Callable[[Any], Any], count: int, sizes: list[int]) -> list[list[float]]:
+        """For each of so many numbers among outputs the weights of parts of so many rows. Raises `NotJoinableError`."""
+        if count == 0:
+            return []
+        precision, weights = Precision(), []
+        try:
+            with precision.of(self._modules):
+                seen = look(split, lambda part: [precision.noted(number) for number in numbers(call(part))], self._modules)
+        except Exception as error:
+            raise NotJoinableError(f"some of its rows cannot be computed by themselves: {error}") from error
+        for one in seen:
+            weighting = Weighting()
+            for observation in one:
+                weighting.learn(observation, close=precision.close)
+            shares = weighting.shares(split, at_best=True)
+            if shares is not None:
+                weights.append(_of_parts(shares, sizes))
+        if len(weights) != count:
+            raise NotJoinableError("it is not known how the numbers in them are weighted")
+        return weights
 
 
 def _nothing(*_: Any) -> None:

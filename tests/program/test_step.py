@@ -655,3 +655,94 @@ def test_what_cannot_be_joined_raises_what_was_raised() -> None:
     with pytest.raises(RuntimeError, match="can't allocate memory") as raised:
         Step(nn.Linear(6, 1)).predict(rows_of_six(9), call)
     assert "may be that of the rows" in raised.value.__notes__[0]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# In other company
+
+
+def test_two_hundred_steps_end_where_they_would_have() -> None:
+    def steps(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[..., Any]:
+        step = Step(model, optimizers=optimizer)
+        return lambda batch: step.micro_batch(batch, lambda part: model(part).square().mean())
+
+    alone = trained(undisturbed_steps, _hungry(100, "forward"), steps=200)
+    assert apart(trained(steps, _hungry(4, "forward"), steps=200), alone) < 1e-5
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_computed_in_bfloat16_the_weighting_is_the_same(name: str) -> None:
+    task = TASKS[name](12)
+
+    def loss_of(part: Any) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return task.loss_of(part)
+
+    whole = whole_gradient(task._replace(loss_of=loss_of))
+    step = Step(task.model)
+    step.micro_batch(task.batch, loss_of)
+    task.model.zero_grad()
+    step.limit(halve=True)
+    step.micro_batch(task.batch, loss_of)
+    assert step.refusal is None
+    assert step.is_cut
+    assert relative_error(gradient(task.model), whole) < 0.02
+
+
+def test_activations_computed_twice_are_of_the_part() -> None:
+    task = TASKS["a mean over labels"](9)
+    whole = whole_gradient(task)
+    inner = task.model.embed
+
+    def loss_of(part: Any) -> torch.Tensor:
+        mixed = torch.utils.checkpoint.checkpoint(
+            lambda ids: task.model.mix(inner(ids))[0], part["input_ids"], use_reentrant=False
+        )
+        return of_tokens(task.model.out(mixed), part["labels"])
+
+    step = Step(task.model, most_tokens=4 * LENGTH)
+    step.micro_batch(task.batch, loss_of)
+    assert step.is_cut
+    assert relative_error(gradient(task.model), whole) < EXACT
+
+
+def test_a_scaled_loss_keeps_its_scale_and_a_window_that_is_dropped_takes_what_it_found_along() -> None:
+    alone, model, batch = _hungry(100, "backward"), _hungry(3, "backward"), rows_of_six()
+
+    def steps(model: nn.Module, *, in_parts: bool) -> None:
+        optimizer, scaler = torch.optim.SGD(model.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=1024.0)
+        step = Step(model, optimizers=optimizer, scaler=scaler)
+
+        def backward(loss: torch.Tensor) -> None:
+            scaler.scale(loss).backward()
+
+        if in_parts:
+            step.micro_batch(batch, lambda part: model(part).square().mean(), backward=backward)
+        else:
+            backward(model(batch).square().mean())
+        scaler.step(optimizer)
+        scaler.update()
+
+    steps(alone, in_parts=False)
+    steps(model, in_parts=True)
+    assert apart(model, alone) < 1e-6
+
+
+def test_a_compiled_model_sees_few_sizes() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    seen: list[int] = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        def run(*given: Any) -> Any:
+            seen.append(next(len(one) for one in given if not isinstance(one, nn.Parameter)))
+            return graph(*given)
+
+        return run
+
+    compiled = torch.compile(model, backend=counting, dynamic=False)
+    task = Task(model, rows_of_six(13), lambda part: compiled(part).square().mean())
+    whole = gradient(model) or whole_gradient(Task(model, task.batch, lambda part: model(part).square().mean()))
+    step = Step(compiled, most_tokens=5 * 6)
+    step.micro_batch(task.batch, task.loss_of)
+    assert seen == [4, 4, 4, 1]  # and the probe is not compiled for
+    assert relative_error(gradient(model), whole) < EXACT
