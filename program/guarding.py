@@ -6,12 +6,17 @@ is in `run.py`, what it has of its supervisor in `life.py`.
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, TypeVar, overload
 
 from memsup import life, places
 from memsup.run import Run, State, about_calls
 
+Trainer = TypeVar("Trainer")
 
+
+@overload
+def guard(trainer: Trainer, /) -> Trainer: ...
+@overload
 def guard(
     *,
     save: Callable[[str], Any] | None = None,
@@ -19,7 +24,17 @@ def guard(
     save_every_s: float | None = None,
     name: str | None = None,
     **parts: Any,
-) -> Run:
+) -> Run: ...
+def guard(
+    trainer: Any = None,
+    /,
+    *,
+    save: Callable[[str], Any] | None = None,
+    load: Callable[[str], Any] | None = None,
+    save_every_s: float | None = None,
+    name: str | None = None,
+    **parts: Any,
+) -> Any:
     """Puts this program under memsup's guard, and its state where its newest whole checkpoint left it.
 
     `parts` is what the state consists of, by names of your choice: `model=`, `optimizer=`, `scheduler=`, `scaler=` and so on,
@@ -28,12 +43,23 @@ def guard(
     are always part of it. With neither there are orders and progress, but no checkpoints. `save_every_s` is the seconds between
     two checkpoints. None means that their cost decides, or the setting `checkpoint.every`.
 
+    A `trainer`, Hugging Face's or one of a class made of it, is given back, and each `train()` of it is guarded; nothing else
+    is to be given with it.
+
     To be called in the main thread, when all of that is made; and again for each further training of the program, when the one
     before is complete (`run.finish`). `name` tells them apart. None means that their order does.
 
     Raises TypeError for what cannot be saved, `TwiceError` (a RuntimeError) for a training that was guarded before, or is
     guarded while another one is under way, and `CheckpointError` where there is a checkpoint that this program cannot load.
     """
+    if trainer is not None:
+        from memsup import trainer as trainers
+
+        if not hasattr(trainer, "train") or not hasattr(trainer, "callback_handler"):
+            raise TypeError(
+                "memsup.guard takes a Trainer, or what there is to save by name: memsup.guard(model=…, optimizer=…)."
+            )
+        return trainers.guard(trainer)
     if (save is None) is not (load is None):
         raise TypeError("memsup.guard needs save= and load= together, or neither.")
     states = [State(*places.savers(parts))] if parts else []

@@ -56,6 +56,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     command: list[str] | None = None
     """The command that is supervised. None means the built-in training."""
     command_folder: str | None = None
+    attaches: bool = True
+    """Whether a program of the command that has a Trainer is attached without calling memsup (`fence/program.py`)."""
 
 
 def _written(value: Any) -> str:

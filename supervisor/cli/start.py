@@ -78,7 +78,8 @@ from memsup.supervisor.words import columns, count, result_line
 
 NOT_STARTED = 1
 IF_ATTACHED = (
-    "A program that calls memsup.guard is saved, and goes on where it was; any other one is fenced only (docs/own-programs.md)."
+    "A program with Hugging Face's Trainer, or one that calls memsup.guard, is saved, and goes on where it was; any other one "
+    "is fenced only (docs/own-programs.md)."
 )
 GOES_WITHIN_S = 60.0
 """A supervisor that is about to go and does not answer any more has this long: its last messages take their time."""
@@ -107,6 +108,9 @@ EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input.
 @click.option("--fresh", is_flag=True, help="Begin anew; the earlier run's folder is moved aside.")
 @click.option("--trust", is_flag=True, help="Send messages where the memsup.toml in this folder says; it is yours.")
 @click.option("--accept", is_flag=True, help="Train on data that were found doubtful, as they were shown.")
+@click.option(
+    "--attach/--no-attach", "attaches", default=None, help="With -- COMMAND: guard Hugging Face's Trainer by itself, or do not."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("-v", "--verbose", is_flag=True, help="All that was found, and where each limit came from.")
 @click.argument("command", nargs=-1, metavar="[-- COMMAND...]")
@@ -123,6 +127,7 @@ def start(
     fresh: bool,
     trust: bool,
     accept: bool,
+    attaches: bool | None,
     dry_run: bool,
     verbose: bool,
     command: tuple[str, ...],
@@ -152,6 +157,7 @@ def start(
         trust=trust,
         wait=wait,
         foreground=foreground,
+        attaches=attaches,
         looks_on=not detach and not as_json and moves(sys.stderr),
         dry_run=dry_run,
         verbose=verbose or dry_run,
@@ -252,6 +258,8 @@ class Asked:
     trust: bool
     wait: bool
     foreground: bool
+    attaches: bool | None
+    """Whether a Trainer is to be guarded by itself. It is None where nothing was said."""
     looks_on: bool
     """Whether somebody is there who waits for the first step. A script or a service is not kept waiting."""
     dry_run: bool
@@ -274,6 +282,7 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
         before = copy.deepcopy(record)  # the record that goes on is changed in its place
         aside = _set_aside(paths) if record is None else None
         fresh_record = _new_record(paths, plan) if record is None else _continued_record(record, plan)
+        fresh_record.attaches = fresh_record.attaches if asked.attaches is None else asked.attaches
         spawning.write_run(paths, fresh_record)
         moved = [_where_it_is(paths, aside)] if aside else []
         if asked.foreground:

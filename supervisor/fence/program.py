@@ -1,7 +1,10 @@
-"""What a command's environment has, so that a program of a person's own can call `memsup.guard`.
+"""What a command's environment has, so that a program of a person's own can call `memsup.guard`, and one with Hugging Face's
+Trainer need not.
 
 Its interpreter may know nothing of memsup, and be older. So a folder with nothing but a link to memsup's own package comes
-first on `PYTHONPATH`, before what the user has there. Programs that do not look at it (`python -I`) are fenced and no more.
+first on `PYTHONPATH`, before what the user has there. A second one has a `sitecustomize`, which every interpreter of the
+command imports, and which waits for a Trainer (`program/attach_site.py`). Programs that do not look at it (`python -I`) are
+fenced and no more.
 """
 
 from __future__ import annotations
@@ -26,12 +29,15 @@ def told_to_program(paths: RunPaths, record: RunRecord, environment: Mapping[str
     """The variables by which a program finds memsup, and its run. Empty where no folder can be made, or none of that name can
     stand in `PYTHONPATH`.
     """
-    folder = paths.runtime / "program"
+    package = Path(os.path.dirname(os.path.abspath(str(memsup.__file__))))
+    folder, attaching = paths.runtime / "program", paths.runtime / "attaching"
     if os.pathsep in str(folder):
         log.warning("Programs cannot find memsup.guard: the folder's name has a colon", folder=str(folder))
         return {}
     try:
-        _link(folder)
+        _link(folder / "memsup", package)
+        if record.attaches:
+            _link(attaching / "sitecustomize.py", package / "attach_site.py")
     except OSError as error:
         log.warning("Programs cannot find memsup.guard", why=str(error))
         return {}
@@ -44,16 +50,16 @@ def told_to_program(paths: RunPaths, record: RunRecord, environment: Mapping[str
         "every_s": checkpoint.every_s,
         "keep": checkpoint.keep,
     }
-    return {"PYTHONPATH": f"{folder}{os.pathsep}{theirs}" if theirs else str(folder), VARIABLE: json.dumps(told)}
+    ours = [str(folder), str(attaching)] if record.attaches else [str(folder)]
+    return {"PYTHONPATH": os.pathsep.join([*ours, theirs] if theirs else ours), VARIABLE: json.dumps(told)}
 
 
-def _link(folder: Path) -> None:
-    """Makes the folder with its one link, which may be left from an earlier start, of another memsup perhaps."""
-    package, link = os.path.dirname(os.path.abspath(str(memsup.__file__))), folder / "memsup"
-    folder.mkdir(mode=0o700, exist_ok=True)
+def _link(link: Path, target: Path) -> None:
+    """Makes a folder with its one link, which may be left from an earlier start, of another memsup perhaps."""
+    link.parent.mkdir(mode=0o700, exist_ok=True)
     with contextlib.suppress(OSError):
-        if os.readlink(link) == package:
+        if os.readlink(link) == str(target):
             return
     with contextlib.suppress(FileNotFoundError):
         link.unlink()
-    link.symlink_to(package)
+    link.symlink_to(target)

@@ -1,0 +1,692 @@
+"""Hugging Face's Trainer under memsup's guard: each `train()` goes on by itself, is seen, and obeys.
+
+The same for a program that calls `memsup.guard(trainer)` and for one that knows nothing of memsup (`attach.py`). What is needed
+is put on the one trainer for as long as its `train()` runs, around whatever its class, unsloth or the user have put there:
+
+    get_train_dataloader      the loader is watched (`trainer_feed.py`)
+    get_batch_samples         the batches of a window, which is one optimizer step, are waited for
+    training_step             something is computed
+    _maybe_log_save_evaluate  a step, or an epoch, is over; what it logs, evaluates and saves included: a boundary
+    _save_checkpoint          the user's own saves (`trainer_files.py`)
+    _load_rng_state           where a training is gone on with, its generators are ours to put back
+
+and a callback, for the boundaries within a window and within an evaluation. Parameters do not change within a window, so a
+checkpoint in its middle is one of its beginning. One within an evaluation, or before the end of an epoch is told of, remembers
+what is to be made up for; whoever goes on begins with that.
+
+A stop unwinds the program (`Leave`). `control.should_training_stop` is never set for it: with that a program goes on behind
+`train()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Callable, NamedTuple
+
+from memsup import attach, life, messages, places, trainer_files
+from memsup.about import About, NotCut, Seam
+from memsup.life import Life, TwiceError
+from memsup.link import told
+from memsup.memory import read_memory
+from memsup.places import Place
+from memsup.session import CannotLimitError
+from memsup.store import Checkpoint, CheckpointError
+from memsup.trainer_feed import Feed, FeedPlace, states_as_json
+
+SEAMS = ("get_train_dataloader", "get_batch_samples", "training_step", "_maybe_log_save_evaluate", "_save_checkpoint")
+"""What a Trainer has to have to be guarded; those of before transformers 4.46 lack some of it."""
+LOSS_EVERY_S = 0.5
+"""How often the value of a loss is looked at, which on a GPU waits for it to be computed."""
+_LOGGED = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step")
+_under_way = False
+"""Whether a `train()` of this process is guarded: one that it calls itself, of a teacher say, is part of it."""
+
+
+def guard(trainer: Any) -> Any:
+    """Has each `train()` of this trainer be guarded; returns it."""
+    whole = trainer.train
+    if not getattr(whole, "is_memsups", False):
+        module = sys.modules.get("transformers.trainer")
+        if module is not None:
+            attach.join_skipping(module)
+
+        @functools.wraps(whole)
+        def guarded(*arguments: Any, **named: Any) -> Any:
+            return train(trainer, whole, arguments, named)
+
+        guarded.is_memsups = True  # type: ignore[attr-defined]
+        trainer.train = guarded
+    return trainer
+
+
+def train(trainer: Any, whole: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """`trainer.train(…)` under a supervisor's guard, where there is one; `whole` is what it is without."""
+    global _under_way
+    if _under_way or told() is None:
+        return whole(*arguments, **named)
+    resume = arguments[0] if arguments else named.get("resume_from_checkpoint")
+    trial = arguments[1] if len(arguments) > 1 else named.get("trial")
+    try:
+        guarded = _begin(trainer, resume, trial)
+    except (CheckpointError, TwiceError):
+        raise
+    except Exception as error:
+        _say(f"this training is fenced, not attached: {error!r}")
+        guarded = None
+    if guarded is None:
+        return whole(*arguments, **named)
+    arguments = (guarded.resumes_from, *arguments[1:])
+    named = {name: value for name, value in named.items() if name != "resume_from_checkpoint"}
+    _under_way = True
+    try:
+        with guarded.joined():
+            output = whole(*arguments, **named)
+        return guarded.complete(output)
+    except Exception:
+        guarded.given_up()
+        raise
+    finally:
+        _under_way = False
+
+
+def _say(text: str) -> None:
+    print(f"memsup: {text}", file=sys.stderr)
+
+
+def _begin(trainer: Any, resume: Any, trial: Any) -> _Guarded | None:
+    lacks = [name for name in SEAMS if not hasattr(trainer, name)]
+    if lacks:
+        _say(f"this training is fenced, not attached: its Trainer has no {lacks[0]}. transformers 4.46 or newer is needed.")
+        return None
+    detail = _why_not_saved(trial)
+    found = life.begin(About(Seam.TRAINER, saves=not detail, not_cut=NotCut.NOT_PROBED, detail=detail))
+    if found is None:
+        return None
+    trainer_files.sweep(trainer.args.output_dir)
+    guarded = _Guarded(trainer, found)
+    guarded.find(resume)
+    found.session.begin(guarded)
+    return guarded
+
+
+def _why_not_saved(trial: Any) -> str:
+    """Why nothing is saved, a clause. It is empty where it is."""
+    if trial is not None:
+        return "a search draws the arguments of each trial, so no trial is saved"
+    check = getattr(sys.modules.get("transformers.utils.import_utils"), "check_torch_load_is_safe", None)
+    try:
+        if check is not None:
+            check()
+    except ValueError:
+        return "Trainer does not load what it has saved with this torch, which is older than 2.6"
+    return ""
+
+
+class _Point(NamedTuple):
+    """Where a training would go on from: between two steps, or before what a step or an epoch ends with."""
+
+    generators: Any
+    feed: FeedPlace
+    pending: dict[str, Any] | None = None
+    """What is to be made up for before the next step: `stage`, `flags` (log, evaluate, save) and `ends`, whether the end of an
+    epoch is still to be told of. It is None where nothing is.
+    """
+    stops: bool = False
+    """No step is left: the last one is done, or somebody has ended the training early."""
+    flops: float = 0
+    """`current_flos`, the operations that are not in the state yet."""
+    tokens: Any = 0
+    logged: dict[str, Any] | None = None
+    """What the next line of the log, and the last one, are made of."""
+
+
+class _Guarded:
+    """One `train()` under a supervisor's guard; a `session.Program`."""
+
+    def __init__(self, trainer: Any, found: Life) -> None:
+        self.trainer, self.life, self.session, self.training = trainer, found, found.session, found.training
+        self.resumes_from: Any = None
+        """What Trainer is to go on from. It is None where it begins anew."""
+        self._resumed: dict[str, Any] | None = None
+        """What our checkpoint adds to that. It is None where it is none of ours."""
+        self._feed = Feed()
+        self._point: _Point | None = None
+        self._saved: _Point | None = None
+        """What the newest checkpoint holds."""
+        self._is_neutral = False
+        """No step is left to do, and all that it ends with is done: Trainer's loop is gone through without doing anything."""
+        self._epoch_has_ended = False
+        self._in_window = 0
+        """The micro-batches that were computed since the point."""
+        self._holds_gradients = False
+        """At the point there are gradients of a window that the end of the data has cut short."""
+        self._has_buffers = False
+        """The model changes in forward passes as well, so in a window's middle it is not what it was at its beginning."""
+        self._losses: list[Any] = []
+        self._loss_s = -LOSS_EVERY_S
+        self._given: list[str] = []
+        """The user's own checkpoints of this training, the oldest first."""
+        self._gives: str | None = None
+        """Where the user wants the checkpoint that is being written."""
+        self._stamps: tuple[str, dict[str, tuple[int, int]]] | None = None
+        self._output: list[Any] | None = None
+        """What `train()` has returned. It is None while it has not."""
+        self._after: dict[str, Any] | None = None
+        """What is pending once the step that ends now has logged, evaluated and saved."""
+        self._has_windows = False
+        """The loop is one that asks for the batches of a window, so where it is in its data is known."""
+        self._save_as_ever: Any = None
+
+    # -- the beginning ------------------------------------------------------------------------------------------------
+
+    def find(self, asked: Any) -> None:
+        """Decides what is gone on from: the newest whole checkpoint of this training; else what the user has `asked` for; else
+        one of a time before memsup, where it is one of this training as far as can be told. Raises `CheckpointError`.
+        """
+        newest, place = self.training.newest, self.training.resumed
+        if newest is not None and place is not None:
+            more = place.more or {}
+            self.resumes_from, self._resumed = newest.path, more
+            feed = more["feed"]
+            self._feed = Feed(
+                FeedPlace(feed["passes"], feed["given"], feed["begun_with"], tuple(feed["ahead"])), place.generators
+            )
+            self._given = [path for path in more["given"] if os.path.isdir(path)]
+            also = more["gives"]
+            if also is not None and os.path.isdir(also):
+                self._given = [*(path for path in self._given if path != also), also]
+            elif also is not None:  # killed between the two
+                with contextlib.suppress(CheckpointError):
+                    self._give(newest.path, also)
+            return
+        self.resumes_from = self._asked(asked)
+        if not asked and self.session.about.saves:
+            self._take_from_before()
+
+    def _asked(self, asked: Any) -> Any:
+        """What the user asks to go on from. Raises `CheckpointError` where that is memsup's and damaged."""
+        if asked is True:
+            found = [path for _, path in _numbered(self.trainer.args.output_dir)]
+            for path in found:
+                if (why := _damage(path)) is None:
+                    return path
+                detail = f"{path} was not gone on with, although it is the newest that resume_from_checkpoint=True finds: {why}"
+                self.session.decided("checkpoint_damaged", detail, path)
+            return True
+        if isinstance(asked, str) and (why := _damage(asked)) is not None:
+            raise CheckpointError(f"resume_from_checkpoint={asked!r} is damaged: {why} Name another one.")
+        return asked or None
+
+    def _take_from_before(self) -> None:
+        """Goes on from a checkpoint that Trainer has written without memsup, if it is one of this training and not the last."""
+        args = self.trainer.args
+        for _, path in _numbered(args.output_dir):
+            run = trainer_files.run_of(path)
+            if run is not None:
+                if run != self.life.told.run_id:
+                    _say(f"{path} is a checkpoint of another run, so it is not gone on with.")
+                    return
+                continue
+            with contextlib.suppress(OSError, ValueError):
+                state = trainer_files.state_in(path)
+                if not _is_of_this_training(state, self.trainer):
+                    return
+            why = trainer_files.why_damaged(path)
+            if why is None:
+                step = state["global_step"]
+                detail = f"{path} is a checkpoint of step {step:,} from before memsup; it loads, and is gone on with."
+                self.session.decided("checkpoint_used", detail, path, step)
+                _say(detail)
+                self.resumes_from = path
+                return
+            self.session.decided("checkpoint_damaged", f"{path}, from before memsup, is not gone on with: {why}.", path)
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        """Puts what is needed on the trainer, and takes it away again; but for the callback, by which an evaluation that comes
+        behind `train()` is still held and paced.
+        """
+        trainer = self.trainer
+        if getattr(trainer, "memsups_callback", None) is None:
+            trainer.memsups_callback = _callback()
+            trainer.add_callback(trainer.memsups_callback)
+        trainer.memsups_callback.guarded = self
+        self._save_as_ever = trainer._save_checkpoint
+        wrapped = {
+            "get_train_dataloader": self._get_train_dataloader,
+            "get_batch_samples": self._get_batch_samples,
+            "training_step": self._training_step,
+            "evaluation_loop": self._evaluation_loop,
+            "prediction_loop": self._evaluation_loop,
+            "_maybe_log_save_evaluate": self._maybe_log_save_evaluate,
+            "_save_checkpoint": self._save_checkpoint,
+            "_load_rng_state": self._load_rng_state,
+        }
+        before = {name: vars(trainer).get(name) for name in wrapped}
+        for name, wrapper in wrapped.items():
+            whole = getattr(trainer, name, None)
+            if whole is not None:
+                setattr(trainer, name, functools.wraps(whole)(functools.partial(wrapper, whole)))
+        try:
+            yield
+        finally:
+            self._feed.look_away()
+            for name, own in before.items():
+                if own is not None:
+                    setattr(trainer, name, own)
+                else:
+                    vars(trainer).pop(name, None)
+
+    def began(self) -> None:
+        """Trainer has made or loaded all that a step needs (`on_train_begin`)."""
+        trainer, resumed = self.trainer, self._resumed
+        self._has_buffers = any(_changes_in_forward(module) for module in trainer.model.modules())
+        if resumed is None:
+            self._point, self._saved = self._now(), None
+        else:
+            place = self.training.resumed
+            assert place is not None
+            self._put_back_logged(resumed["logged"])
+            self._point = self._saved = _Point(
+                place.generators, self._feed.place, resumed["pending"], resumed["stops"], logged=resumed["logged"]
+            )
+            places.put_back(place.generators)
+            self._resumed = None
+            trainer.control.should_training_stop = resumed["stops"]
+            self._holds_gradients = trainer_files.read_gradients(trainer.model, self.resumes_from)
+            if self.training.is_complete:
+                self._is_neutral = True
+            else:
+                self._make_up(resumed["pending"])
+                self._is_neutral = resumed["stops"]
+        self.session.publish(phase="training", **self.place())
+
+    def _make_up(self, pending: dict[str, Any] | None) -> None:
+        """Does what a step or an epoch ends with, where the checkpoint was written before that."""
+        if pending is None:
+            return
+        trainer = self.trainer
+        loss = trainer._tr_loss if hasattr(trainer, "_tr_loss") else _zero(trainer)
+        what = (loss, None, trainer.model_wrapped, None, int(trainer.state.epoch or 0), None, time.time())
+        if pending["stage"] != "end":
+            control = trainer.control
+            control.should_log, control.should_evaluate, control.should_save = pending["flags"]
+            self._epoch_has_ended = pending["stage"] == "epoch"
+            trainer._maybe_log_save_evaluate(*what)
+        if pending["ends"]:
+            trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, trainer.state, trainer.control)
+            trainer._maybe_log_save_evaluate(*what)
+        self._feed.moved_on()
+
+    # -- what is put on the trainer -----------------------------------------------------------------------------------
+
+    def _get_train_dataloader(self, whole: Any, *arguments: Any, **named: Any) -> Any:
+        if self._point is not None and self._feed.place != FeedPlace():  # Trainer begins anew, with a smaller batch size
+            self._feed.look_away()
+            self._feed = Feed()
+        return self._feed.watch(whole(*arguments, **named))
+
+    def _get_batch_samples(self, whole: Any, *arguments: Any, **named: Any) -> Any:
+        """A window begins. While its batches are waited for the training is at its point."""
+        if self._is_neutral:
+            return [], None
+        self._has_windows = True
+        with self.session.waiting(is_whole=self._in_window == 0):
+            samples, count = whole(*arguments, **named)
+        self._feed.gave(len(samples))
+        self._feed.arrive()
+        return samples, count
+
+    def _training_step(self, whole: Any, *arguments: Any, **named: Any) -> Any:
+        loss = whole(*arguments, **named)
+        self._in_window += 1
+        self._losses.append(loss)
+        return loss
+
+    def _evaluation_loop(self, whole: Any, *arguments: Any, **named: Any) -> Any:
+        if self._point is not None and self._point.pending is not None and self.trainer.is_in_train:
+            self._point = self._point._replace(logged=self._logged())  # the step is logged by now
+        with self.session.phase("evaluating"):
+            return whole(*arguments, **named)
+
+    def _maybe_log_save_evaluate(self, whole: Any, *arguments: Any, **named: Any) -> Any:
+        """A step or an epoch is over."""
+        if self._is_neutral:
+            return None
+        control = self.trainer.control
+        stage = "epoch" if self._epoch_has_ended else "step"
+        self._holds_gradients = stage == "epoch" and self._in_window > 0
+        self._in_window = 0
+        self._publish_loss()
+        is_last = float(self.trainer.state.epoch or 0).is_integer() or control.should_training_stop
+        ends = stage == "step" and is_last
+        self._after = {"stage": "end", "flags": [], "ends": True} if ends else None
+        flags = [control.should_log, control.should_evaluate, control.should_save]
+        before = self._point
+        if control.should_evaluate or control.should_save:
+            before = self._point = self._now({"stage": stage, "flags": flags, "ends": ends})
+        whole(*arguments, **named)
+        self._epoch_has_ended = False
+        point = self._point
+        if point is before or point is not self._saved or point is None or point.pending is not self._after:
+            self._point = self._now(self._after)  # but where the user has had it saved just now
+        self._mend_what_was_written_to()
+        self.session.boundary()
+        return None
+
+    def _load_rng_state(self, whole: Any, *arguments: Any, **named: Any) -> Any:
+        if self.training.resumed is None:
+            return whole(*arguments, **named)
+        return self._feed.arrive()
+
+    def substep_ended(self) -> None:
+        """A micro-batch is done, and not the last one of its window."""
+        if self._has_buffers or self._holds_gradients:
+            self.session.part()
+        else:
+            self.session.boundary()
+
+    def prediction_step_ended(self) -> None:
+        """A batch of an evaluation is done."""
+        self.session.boundary()
+
+    def step_ended(self) -> None:
+        """A step is done, and what it logs, evaluates and saves is not. In a loop of somebody's own it is the only sign."""
+        if self._feed.counts_passes:
+            place, args, state = self._feed.place, self.trainer.args, self.trainer.state
+            state.epoch = place.passes + place.given / (state.max_steps * args.gradient_accumulation_steps)
+        if not self._has_windows:
+            if self.session.about.not_cut is not NotCut.NO_BOUNDARY:
+                detail = "its loop is not Trainer's, so where it is in its data is not known"
+                self.session.describe(saves=False, cuts=False, not_cut=NotCut.NO_BOUNDARY, detail=detail)
+                _say(f"this training is attached, and can be neither cut nor saved: {detail}.")
+            self._point = None
+            self.session.boundary()
+
+    def epoch_ended(self) -> None:
+        """An epoch is told of as over."""
+        self._epoch_has_ended = True
+        if not self._is_neutral:
+            self._feed.pass_ended()
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _now(self, pending: dict[str, Any] | None = None) -> _Point:
+        trainer = self.trainer
+        return _Point(
+            places.taken(),
+            self._feed.place,
+            pending,
+            trainer.control.should_training_stop,
+            trainer.current_flos,
+            trainer.state.num_input_tokens_seen,
+            self._logged(),
+        )
+
+    def _logged(self) -> dict[str, Any]:
+        logged = {name: getattr(self.trainer, name) for name in _LOGGED if hasattr(self.trainer, name)}
+        if hasattr(self.trainer, "_tr_loss"):
+            logged["_tr_loss"] = self.trainer._tr_loss.clone()
+        return logged
+
+    def _put_back_logged(self, logged: dict[str, Any]) -> None:
+        for name, value in logged.items():
+            if name == "_tr_loss":
+                self.trainer._tr_loss += value
+            else:
+                setattr(self.trainer, name, value)
+
+    def save(self) -> Checkpoint:
+        """Writes a checkpoint of the training as it was at its point, or gives back the newest where that is one."""
+        training, point = self.training, self._point
+        if training.newest is not None and (point is None or point is self._saved):
+            return training.newest
+        if point is None:
+            raise CheckpointError("The training has not begun yet.")
+        state = self.trainer.state
+        more = {
+            "feed": point.feed.as_json(),
+            "pending": point.pending,
+            "stops": point.stops,
+            "logged": {name: float(value) if name == "_tr_loss" else value for name, value in (point.logged or {}).items()},
+            "given": self._given,
+            "gives": self._gives,
+            "output": self._output,
+            "log_history": state.log_history if self._output is not None else None,
+        }
+        place = Place(
+            run_id="",
+            program=[],
+            step=state.global_step,
+            epoch=point.feed.passes,
+            in_epoch=point.feed.given,
+            is_complete=False,
+            begun_with=None,
+            generators=states_as_json(point.generators),
+            trained_s=self.session.trained_s,
+            more=more,
+        )
+        found = training.save(place, functools.partial(self._write, point, place.generators))
+        self._saved = point
+        return found
+
+    def _write(self, point: _Point, generators: places.Generators, folder: str) -> None:
+        """Has Trainer write all that it goes on from into `folder`, as it was at `point`."""
+        trainer, state = self.trainer, self.trainer.state
+        drawn, args = places.take(), trainer.args
+        flops, tokens, best = trainer.current_flos, state.num_input_tokens_seen, state.best_model_checkpoint
+        only_model, pushes = args.save_only_model, args.push_to_hub
+        places.put_back(generators)
+        trainer.current_flos, state.num_input_tokens_seen = point.flops, point.tokens
+        args.save_only_model = args.push_to_hub = False
+        try:
+            with trainer_files.written_into(trainer, folder):
+                self._save_as_ever(trainer.model, None)
+            state.best_model_checkpoint = self._best(best)
+            state.save_to_json(os.path.join(folder, trainer_files.STATE))
+            if self._holds_gradients:
+                trainer_files.write_gradients(trainer.model, folder)
+        finally:
+            places.put_back(drawn)
+            args.save_only_model, args.push_to_hub = only_model, pushes
+            trainer.current_flos, state.num_input_tokens_seen = flops - point.flops, tokens
+
+    def _best(self, before: str | None) -> str | None:
+        """Where the best checkpoint lies, or will in a moment."""
+        step = getattr(self.trainer.state, "best_global_step", None)
+        if step:
+            path = os.path.join(self.trainer._get_output_dir(trial=None), f"checkpoint-{step}")
+            if path == self._gives or os.path.isdir(path):
+                return path
+        return before
+
+    def _save_checkpoint(self, whole: Any, *arguments: Any, **named: Any) -> None:
+        """The user wants a checkpoint: the same files are ours and the user's."""
+        trainer = self.trainer
+        if not self.session.about.saves:
+            whole(*arguments, **named)
+            return
+        self._gives = os.path.join(trainer._get_output_dir(trial=None), f"checkpoint-{trainer.state.global_step}")
+        self._point = self._now(self._after)
+        try:
+            note = self.session.save_now()
+            self._give(note["path"], self._gives)
+            if trainer.args.push_to_hub:
+                trainer._push_from_checkpoint(self._gives)
+        except CheckpointError as error:  # what is computed is worth more than the program's end would be
+            step = trainer.state.global_step
+            self.session.decided("checkpoint_failed", f"No checkpoint after step {step:,}: {error}", step=step)
+        finally:
+            self._gives = None
+
+    def _give(self, path: str, target: str) -> None:
+        """Has the user find the checkpoint at `path` where it is wanted, and takes away what the user wants no more. Raises
+        `CheckpointError`.
+        """
+        try:
+            moved = trainer_files.give(path, target, self.life.told.run_id)
+        except OSError as error:
+            raise CheckpointError(f"{target} could not be written: {error.strerror or error}.") from error
+        if moved is not None:
+            _say(f"{target} is of an earlier run; that one was moved to {moved}")
+        self._given = [*(each for each in self._given if each != target), target]
+        self._stamps = (path, trainer_files.stamp(path))
+        limit = self.trainer.args.save_total_limit
+        best = getattr(self.trainer.state, "best_model_checkpoint", None)
+        while limit is not None and 0 < limit < len(self._given):
+            oldest = next((each for each in self._given[:-1] if each != best), None)
+            if oldest is None:
+                return
+            self._given.remove(oldest)
+            trainer_files.take_away(oldest, self.life.told.run_id)
+
+    def _mend_what_was_written_to(self) -> None:
+        """Where a callback has written to files of the checkpoint that was just given, they were ours as well."""
+        stamps, self._stamps = self._stamps, None
+        if stamps is None:
+            return
+        path, before = stamps
+        with contextlib.suppress(OSError):
+            now = trainer_files.stamp(path)
+            if any(now.get(name) != state for name, state in before.items()):
+                self.training.newest = self._saved = None
+                self.session.save_now()
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def complete(self, output: Any) -> Any:
+        """`train()` has come to its end. Returns what it returns: where that was in an earlier life, what it did then."""
+        trainer, training = self.trainer, self.training
+        resumed = training.resumed
+        if training.is_complete and resumed is not None and resumed.more is not None:
+            told_then = resumed.more["output"]
+            trainer.state.log_history[:] = resumed.more["log_history"]
+            places.put_back(resumed.generators)
+            output = type(output)(*told_then)
+            which = "this training" if training.key == "1" else f"training {training.key}"
+            _say(f"{which} is complete at step {output[0]:,}, so no step is left. To begin anew: memsup start --fresh")
+        elif self.session.about.saves:
+            training.is_complete = True
+            self._point, self._output = self._now(), list(output)
+            try:
+                self.session.save_now()
+            except CheckpointError as error:
+                self.session.decided("checkpoint_failed", f"The end of the training is not saved: {error}", step=output[0])
+        metrics = {name: value for name, value in output[2].items() if isinstance(value, (int, float))}
+        training.is_complete = True
+        training.finish(self.session, os.path.abspath(trainer.args.output_dir), metrics, output[0])
+        return output
+
+    def given_up(self) -> None:
+        """`train()` has failed. If the program goes on all the same, the next `train()` is another training."""
+        self.training.is_complete = True
+
+    # -- progress, and what else a session asks -----------------------------------------------------------------------
+
+    def place(self) -> messages.Message:
+        state, offset = self.trainer.state, self.training.offset
+        return {
+            "step": offset + state.global_step,
+            "total_steps": offset + state.max_steps if state.max_steps > 0 else None,
+            "epoch": float(state.epoch or 0.0),
+        }
+
+    def _publish_loss(self) -> None:
+        losses, self._losses = self._losses, []
+        now_s = time.monotonic()
+        if losses and now_s - self._loss_s >= LOSS_EVERY_S:
+            self._loss_s = now_s
+            with contextlib.suppress(TypeError, ValueError, RuntimeError):  # what is shown must not end what is shown
+                self.session.publish(loss=float(sum(losses)))
+
+    def memory(self) -> messages.Message:
+        return read_memory()
+
+    def limit(self, order: messages.Message) -> int:
+        raise CannotLimitError(f"memsup does not cut what this program computes ({order['kind']}).")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _callback() -> Any:
+    class MemsupCallback(sys.modules["transformers.trainer_callback"].TrainerCallback):  # type: ignore[misc]
+        """Tells the training that is under way of what Trainer tells nobody else."""
+
+        guarded: _Guarded
+
+        def on_train_begin(self, *_arguments: Any, **_named: Any) -> None:
+            self.guarded.began()
+
+        def on_step_end(self, *_arguments: Any, **_named: Any) -> None:
+            self.guarded.step_ended()
+
+        def on_substep_end(self, *_arguments: Any, **_named: Any) -> None:
+            self.guarded.substep_ended()
+
+        def on_prediction_step(self, *_arguments: Any, **_named: Any) -> None:
+            self.guarded.prediction_step_ended()
+
+        def on_epoch_end(self, *_arguments: Any, **_named: Any) -> None:
+            self.guarded.epoch_ended()
+
+    return MemsupCallback()
+
+
+def _zero(trainer: Any) -> Any:
+    return sys.modules["torch"].tensor(0.0, device=trainer.args.device)
+
+
+def _changes_in_forward(module: Any) -> bool:
+    return bool(getattr(module, "track_running_stats", False))
+
+
+def _numbered(folder: str) -> list[tuple[int, str]]:
+    """The checkpoints in an output folder with their steps, the newest first."""
+    found = []
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            head, _, step = name.rpartition("-")
+            if head == "checkpoint" and step.isascii() and step.isdigit():
+                found.append((int(step), os.path.join(folder, name)))
+    return sorted(found, reverse=True)
+
+
+def _damage(path: str) -> str | None:
+    """What is wrong with a checkpoint that somebody else may have written; a sentence. It is None where nothing is, and where
+    it has no manifest.
+    """
+    from memsup.store import Damaged, verified
+
+    if trainer_files.run_of(path) is None:
+        return None
+    try:
+        place = places.read_place(path)
+        verified(path, place.offset + place.step)
+    except Damaged as damage:
+        return str(damage)
+    except (OSError, ValueError, TypeError, CheckpointError) as error:
+        return f"It cannot be read: {error}."
+    return None
+
+
+def _is_of_this_training(state: dict[str, Any], trainer: Any) -> bool:
+    """Whether `state`, of an earlier time, is one of this training that is not over, as far as that can be told."""
+    args = trainer.args
+    lasts = state.get("max_steps") == args.max_steps if args.max_steps > 0 else _epochs(state) == _whole(args.num_train_epochs)
+    same = lasts and state.get("train_batch_size") in {None, trainer._train_batch_size}
+    step, most = state.get("global_step"), state.get("max_steps")
+    return same and isinstance(step, int) and isinstance(most, int) and 0 < step < most
+
+
+def _epochs(state: dict[str, Any]) -> Any:
+    return state.get("num_train_epochs")
+
+
+def _whole(epochs: float) -> int:
+    return -int(-epochs // 1)

@@ -1,0 +1,92 @@
+"""A Trainer's training that is begun again and again goes on where it was, to the bit: in the middle of an epoch, of a window,
+of an evaluation, and between the two ends of an epoch. In one process, since most of a life is the import of torch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from kit.trainer_program import Lives, checkpoints, differences, needs_trainer
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trainer")]
+
+
+@pytest.fixture
+def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lives:
+    needs_trainer()
+    return Lives(tmp_path, monkeypatch)
+
+
+BEST = {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+CASES = {
+    "masks that the collator draws, evaluated now and then": ("masked", {"eval_strategy": "steps", "save_total_limit": 2}),
+    "the best model is loaded at the end": ("masked", BEST),
+    "a data set without a length, several times over": ("stream", {"max_steps": 12, "eval_strategy": "epoch"}),
+    "so many steps, ending within an epoch": ("classes", {"max_steps": 8, "eval_strategy": "steps", "eval_steps": 4}),
+    "nothing is saved for the user": ("classes", {"save_strategy": "no", "gradient_accumulation_steps": 1}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_at_random_boundaries_it_ends_with_the_same_bits_and_the_same_log(lives: Lives, case: str) -> None:
+    kind, arguments = CASES[case]
+    environment = {"KIND": kind, "ARGUMENTS": json.dumps(arguments)}
+    alone = lives.alone("alone", **environment)
+    assert differences(alone, lives.killed_at_random("killed", 1, **environment)) == []
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(2, 12))
+@pytest.mark.parametrize("case", CASES)
+def test_and_so_it_does_however_the_lot_falls(lives: Lives, case: str, seed: int) -> None:
+    kind, arguments = CASES[case]
+    environment = {"KIND": kind, "ARGUMENTS": json.dumps(arguments)}
+    alone = lives.alone("alone", **environment)
+    assert differences(alone, lives.killed_at_random("killed", seed, **environment)) == []
+
+
+def test_of_two_trainings_the_first_is_not_redone_when_the_second_dies(lives: Lives, capfd: pytest.CaptureFixture[str]) -> None:
+    alone = lives.alone("alone", TRAININGS="2")
+    assert differences(alone, lives.killed_at_random("killed", 3, TRAININGS="2")) == []
+    assert "memsup: this training is complete at step 15, so no step is left" in capfd.readouterr().err
+
+
+def test_whatever_is_damaged_of_the_newest_it_is_set_aside_and_the_one_before_is_used(lives: Lives, tmp_path: Path) -> None:
+    """Trainer alone loads a flipped bit without a word. What the user finds is the same file, so it may be damaged there."""
+    alone = lives.alone("alone")
+    assert not lives.guarded("killed", 24, 1)
+    kept = tmp_path / "killed-kept"
+    for name in ("model.safetensors", "optimizer.pt", "trainer_state.json", "memsup-place.json", "rng_state.pth"):
+        newest = max(kept.glob("step-*"))
+        copy = tmp_path / "killed" / "out1" / "checkpoint-7"
+        path = copy / name if newest.name == "step-00000007" else newest / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        assert not lives.guarded("killed", 6, 2)
+        assert (kept / f"damaged-{newest.name}" / "WHY.txt").exists()
+    assert lives.guarded("killed")
+    assert differences(alone, tmp_path / "killed") == []
+
+
+def test_what_a_user_had_in_the_folder_is_neither_overwritten_nor_rotated_out_nor_continued(
+    lives: Lives, tmp_path: Path
+) -> None:
+    """But a checkpoint of the same training from before memsup, where it is not over."""
+    arguments = json.dumps({"save_total_limit": 1})
+    alone = lives.alone("alone")
+    out = tmp_path / "killed" / "out1"
+    shutil.copytree(alone / "out1", out)
+    state = json.loads((out / "checkpoint-15" / "trainer_state.json").read_text())
+    (out / "checkpoint-15" / "trainer_state.json").write_text(json.dumps(state | {"num_train_epochs": 9}))
+    assert lives.guarded("killed", ARGUMENTS=arguments)
+    assert checkpoints(out) == ["checkpoint-15", *(f"earlier-checkpoint-{step}" for step in (14, 15, 7))]
+    assert json.loads((out / "earlier-checkpoint-15" / "trainer_state.json").read_text())["num_train_epochs"] == 9
+
+    shutil.copytree(alone / "out1" / "checkpoint-7", tmp_path / "taken" / "out1" / "checkpoint-7")
+    assert lives.guarded("taken")
+    begun = json.loads((tmp_path / "taken" / "log1.json").read_text())[2]
+    assert json.loads((alone / "log1.json").read_text())[2][:2] == begun[:2]
