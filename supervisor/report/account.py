@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import enum
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from memsup.supervisor.decide.events import Event
 from memsup.supervisor.record.history import Activity, thin
 from memsup.supervisor.record.ledger import Entry
 from memsup.supervisor.report.axis import LONGEST_SLEEP_S, Moment, boots_in_order, place
-from memsup.supervisor.report.gather import Material
+from memsup.supervisor.report.gather import Evaluation, Material
 from memsup.supervisor.report.interventions import Fact, Intervention, facts_of, interventions_of
 
 MOST_POINTS = 1_500
@@ -51,6 +51,8 @@ class Account:
     gaps: tuple[GapSpan, ...]
     interventions: tuple[Intervention, ...]
     facts: tuple[Fact, ...]
+    evaluations: tuple[tuple[float, Evaluation], ...]
+    """Each where its step was reached."""
     spent_s: dict[str, float]
     """The seconds by `Activity` and `Gap`, only what is not nought; empty where no history was kept."""
     step_s: float | None
@@ -102,6 +104,7 @@ def account(material: Material) -> Account:
         gaps=tuple(gaps),
         interventions=tuple(interventions_of(ledger, moments, step_s, waits=waits)),
         facts=tuple(facts_of(ledger)),
+        evaluations=tuple(_placed(material.evaluations, moments)),
         spent_s=_spent(moments, gaps),
         step_s=step_s,
     )
@@ -109,6 +112,16 @@ def account(material: Material) -> Account:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Where time went
+
+
+def _placed(evaluations: Sequence[Evaluation], moments: Sequence[Moment]) -> Iterator[tuple[float, Evaluation]]:
+    """The evaluations where their steps were reached for the last time, which is when they were made."""
+    with_steps = [(moment.x, moment.point.step) for moment in moments if moment.point.step is not None]
+    from_then_on = list(itertools.accumulate((step for _, step in reversed(with_steps)), min))[::-1]
+    for evaluation in evaluations:
+        place = bisect.bisect_left(from_then_on, evaluation.step)  # after the last moment at which less was done
+        if place < len(with_steps):
+            yield with_steps[place][0], evaluation
 
 
 def _gaps(moments: Sequence[Moment], ledger: Sequence[tuple[float, Entry]]) -> list[GapSpan]:

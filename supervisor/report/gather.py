@@ -24,14 +24,27 @@ from memsup.shared.status import Status
 from memsup.supervisor.record.earlier_life import checkpoint_folder
 from memsup.supervisor.record.history import MOST_LINE_BYTES, Point, read_points
 from memsup.supervisor.record.ledger import Entry, read_entry
-from memsup.supervisor.record.output import LAST_SECOND
+from memsup.supervisor.record.output import LAST_SECOND, worker_log
 from memsup.supervisor.record.rotation import parts_of
 from memsup.supervisor.words import plural
 
 MOST_ENTRIES = 50_000
 """So many of the ledger's newest lines are looked at: months of an eventful run."""
+MOST_LOG_LINES = 20_000
+"""So many of the worker's newest lines are looked at."""
+MOST_STEPS = 1 << 53
+EVALUATED = "Evaluated"
+"""The worker's event that has an evaluation's step and metrics in its fields (`worker/train.py`)."""
 MOST_FILE_BYTES = 256 << 20
 """So many of a file's last bytes are looked at: a history of ten months."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What the worker measured on the evaluation data after a step."""
+
+    step: int
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +55,8 @@ class Material:
     entries: tuple[Entry, ...]
     points: tuple[Point, ...]
     checkpoints: tuple[Info, ...]
+    evaluations: tuple[Evaluation, ...] = ()
+    """In the order of their steps, of each the newest."""
     unreadable: tuple[str, ...]
     """These sentences say what could not be read."""
     now_unix_s: float
@@ -69,6 +84,7 @@ def gather(paths: RunPaths, status: Status | None, now_unix_s: float) -> Materia
         entries=tuple(entries),
         points=tuple(sane),
         checkpoints=tuple(_checkpoints(paths, record, unreadable)),
+        evaluations=tuple(_evaluations(paths)),
         unreadable=tuple(unreadable),
         now_unix_s=now_unix_s,
     )
@@ -78,6 +94,20 @@ def recorded(paths: RunPaths) -> list[Point]:
     """The readings over time, as far as they can be read."""
     points, _ = read_points(_lines(paths.history))
     return [point for point in points if _is_sane(point.at, point.mono)]
+
+
+def _evaluations(paths: RunPaths) -> list[Evaluation]:
+    """The evaluations that the worker's log tells of, which goes back over its present life and the one before."""
+    found: dict[int, Evaluation] = {}
+    for line in worker_log(paths).last(MOST_LOG_LINES):
+        event = line.event
+        if event is None or event.get("event") != EVALUATED:
+            continue
+        step = event.get("step")
+        if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < MOST_STEPS:
+            metrics = {name: float(value) for name, value in event.items() if isinstance(value, float) and math.isfinite(value)}
+            found[step] = Evaluation(step=step, metrics=metrics)
+    return [found[step] for step in sorted(found)]
 
 
 def _entries(ledger: Path) -> tuple[list[Entry], int]:

@@ -151,7 +151,7 @@ def _intervention(x: float, entry: Entry, later: Sequence[Placed], step_s: float
             return None
         case Event.POSTMORTEM:
             # In the same boot: only the supervisor died. What a new boot says of the one before is `_machine_death`'s.
-            return replace(base, kind=Kind.OTHER, what="found out what the last death was", by_memsup=False)
+            return replace(base, kind=Kind.OTHER, what="the supervisor ended and was started again", by_memsup=False)
         case Event.CHECKPOINT_DAMAGED:
             return _damaged(base, entry, later)
         case _:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -15,14 +16,22 @@ from memsup.shared.printable import printable
 
 _STEPS_S = (60, 120, 300, 600, 900, 1800, 3600, 7200, 10_800, 21_600, 43_200, 86_400, 172_800, 604_800, 2_592_000)
 _LONGEST_TEXT = 600
+_WITH_UNIT = re.compile(r"(?<=\d) (?=(?:[KMGT]iB|B|d|h|min|s|ms|%|°C|W)\b|%|°C)")
+"""The blank between a number and the sign of what it counts, at which no line ends."""
+MOST_LINES = 40
 
 
 def text(value: object) -> str:
     """The value as harmless text, not longer than a person would read."""
-    shown = printable(str(value))
+    shown = printable(" ".join(str(value).split("\n")))
     if len(shown) > _LONGEST_TEXT:
         shown = shown[:_LONGEST_TEXT] + " …"
-    return html.escape(shown, quote=True)
+    return html.escape(_WITH_UNIT.sub("\u00a0", shown), quote=True)
+
+
+def lines(value: str) -> str:
+    """The same of what has several lines, each in a line of its own."""
+    return "<br>".join(text(line) for line in value.strip("\n").split("\n")[:MOST_LINES])
 
 
 def at(x: float) -> str:

@@ -86,7 +86,12 @@ def _what_was_done(account: Account) -> Iterator[str]:
 
 
 def figures(material: Material, account: Account) -> Iterator[Figure]:
+    """The figures that answer what a person asks in the morning, the result first."""
     status = material.status
+    if status is not None and status.result and (accuracy := status.result.get("accuracy")) is not None:
+        majority = status.result.get("majority_accuracy")
+        beside = "" if majority is None else f"; always the most frequent label: {majority:.1%}"
+        yield Figure(f"{accuracy:.1%}", f"accuracy{beside}")
     total_s = sum(account.spent_s.values())
     for activity in (Activity.TRAINING, Activity.RUNNING):
         if seconds := account.spent_s.get(activity):
@@ -107,9 +112,6 @@ def figures(material: Material, account: Account) -> Iterator[Figure]:
     if most is not None:
         allowed = f", of {size(limit)} allowed" if limit else ""
         yield Figure(size(most), f"most memory{allowed}{_against_estimate(material, most)}")
-    errors = sorted(p.prediction_error for p in material.points if p.prediction_error is not None)
-    if errors:
-        yield Figure(percent(errors[len(errors) // 2]), "off, the prediction of a step's memory; the median")
     hottest = _hottest(material)
     if hottest is not None:
         yield hottest
@@ -118,6 +120,13 @@ def figures(material: Material, account: Account) -> Iterator[Figure]:
         yield Figure(f"{sorted(speeds)[len(speeds) // 2]:.3g}", "samples/s, the median")
     if status is not None and status.checkpoint.step is not None:
         yield Figure(count(status.checkpoint.step), "step of the newest checkpoint")
+
+
+def details(material: Material) -> Iterator[Figure]:
+    """Figures for whoever wants to know how well memsup foresaw what it did."""
+    errors = sorted(p.prediction_error for p in material.points if p.prediction_error is not None)
+    if errors:
+        yield Figure(percent(errors[len(errors) // 2]), "off, the prediction of a step's memory; the median")
 
 
 def _against_estimate(material: Material, most_bytes: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from memsup.supervisor.record.history import Point
 from memsup.supervisor.report.account import Account
+from memsup.supervisor.words import size
 
 _GIB = 2.0**30
 
@@ -21,38 +23,64 @@ class Series:
     """The CSS classes: `a` to `d` are colours, `limit` is dashed."""
     filled: bool = False
     stepped: bool = False
+    smooth: bool = False
+    """Each value is drawn as the mean of those around it."""
+    scales: bool = True
+    """The axis is long enough for it. A limit that nothing came near is left out, and told of in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
     title: str
-    series: tuple[Series, ...]
+    series: tuple[Series, ...] = ()
     unit: str = ""
     height: int = 150
     low: float | None = None
     """The axis begins at this value. None stands for just below the least one."""
     high: float | None = None
     log2: bool = False
+    dots: tuple[tuple[float, float], ...] = ()
+    """Single measurements, each with its time."""
+    dots_name: str = ""
+    note: str = ""
 
 
 def panels(account: Account) -> Iterator[Panel]:
     """The panels, from top to bottom."""
-    yield Panel(title="Loss", series=(Series(name="loss", value=lambda p: p.loss, style="a"),))
+    yield Panel(
+        title="Loss",
+        series=(
+            Series(name="each step", value=lambda p: p.loss, style="a faint"),
+            Series(name="smoothed", value=lambda p: p.loss, style="a", smooth=True),
+        ),
+        dots=_evaluated(account, "loss"),
+        dots_name="on the evaluation data",
+    )
+    if accuracy := _evaluated(account, "accuracy"):
+        yield Panel(title="Accuracy on the evaluation data", unit="%", dots=tuple((x, 100 * share) for x, share in accuracy))
     yield Panel(
         title="Throughput",
         unit="samples/s",
         low=0,
         series=(Series(name="samples/s", value=lambda p: p.samples_per_s, style="b"),),
     )
+    limits = [m.point.limit_bytes for m in account.moments if m.point.limit_bytes is not None]
     yield Panel(
-        title="Memory",
+        title="Memory of the worker",
         unit="GiB",
-        height=190,
         low=0,
         series=(
             Series(name="worker", value=lambda p: _gib(p.worker_bytes), style="a", filled=True),
-            Series(name="the worker's limit", value=lambda p: _gib(p.limit_bytes), style="limit a", stepped=True),
-            Series(name="machine in use", value=_machine_used_gib, style="c"),
+            Series(name="its limit", value=lambda p: _gib(p.limit_bytes), style="limit a", stepped=True, scales=False),
+        ),
+        note=f"limit {size(limits[-1])}" if limits else "",
+    )
+    yield Panel(
+        title="Memory of the machine",
+        unit="GiB",
+        low=0,
+        series=(
+            Series(name="in use", value=_machine_used_gib, style="c"),
             Series(name="all but the reserve", value=_all_but_reserve_gib, style="limit c", stepped=True),
         ),
     )
@@ -93,6 +121,15 @@ _MICRO_BATCH = Panel(
     log2=True,
     series=(Series(name="most tokens computed at once", value=lambda p: p.micro_tokens, style="b", stepped=True),),
 )
+
+
+def _evaluated(account: Account, metric: str) -> tuple[tuple[float, float], ...]:
+    """One metric of every evaluation, as far as it is known."""
+    return tuple(
+        (x, value)
+        for x, found in account.evaluations
+        if (value := found.metrics.get(metric)) is not None and math.isfinite(value) and abs(value) < 1e15
+    )
 
 
 def _vram(indices: Iterable[int]) -> Iterator[Series]:

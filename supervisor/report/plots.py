@@ -1,14 +1,15 @@
 """The plots, as SVG. Pure: an `Account` in, text out; nothing in them needs a script or a network.
 
 All share one time axis and the same marks: a band for each stretch in which nothing was computed, and a line for each
-intervention, numbered as in the page's table. Colours are the page's (`style.py`), by class.
+intervention, numbered as on the page. Colours are the page's (`style.py`), by class. Each is drawn for a frame as wide as the
+page is on a desk or on a phone, so that no text in it is scaled.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from memsup.supervisor.record.history import Activity
@@ -19,7 +20,7 @@ from memsup.supervisor.report.marks import at, clock, number, text, time_ticks, 
 from memsup.supervisor.report.panels import Panel, Series
 from memsup.supervisor.words import duration
 
-WIDTH, LEFT, RIGHT = 1000, 58, 12
+BAR_WIDTH = 1000
 MOST_MARKS = 400
 """More lines than this are no longer marks but a wall; the dearest are drawn."""
 
@@ -28,27 +29,60 @@ MOST_MARKS = 400
 
 
 @dataclass(frozen=True)
+class Frame:
+    """How wide a plot is drawn, in pixels, and what its axis leaves free at either side."""
+
+    name: str
+    """The CSS class of where it is shown."""
+    width: int
+    left: int
+    right: int
+    ticks: int
+    most_points: int
+
+
+FRAMES = (Frame("on-desk", 1000, 58, 12, 9, 750), Frame("on-phone", 330, 40, 6, 4, 250))
+
+
+@dataclass(frozen=True)
 class Axis:
     """An axis maps time to pixels."""
 
     begin: float
     end: float
+    frame: Frame
 
     def __call__(self, x: float) -> float:
         share = (x - self.begin) / max(1e-9, self.end - self.begin)
-        return LEFT + min(1.0, max(0.0, share)) * (WIDTH - LEFT - RIGHT)
+        return self.frame.left + min(1.0, max(0.0, share)) * (self.frame.width - self.frame.left - self.frame.right)
+
+    def ticks(self, y: float) -> Iterator[str]:
+        """Times of day below the plot, each wholly within the frame."""
+        for x, label in time_ticks(self.begin, self.end, self.frame.ticks):
+            half = len(label) * 3.4
+            middle = min(self.frame.width - half, max(half, self(x)))
+            yield f'<text class="tick" x="{at(middle)}" y="{at(y)}" text-anchor="middle">{label}</text>'
 
 
 def drawn(panel: Panel, account: Account) -> str | None:
-    """The panel as an `<svg>`. None means that nothing of it is known."""
+    """The panel with its name and legend. None means that nothing of it is known."""
     shown = [(series, _values(series, account.moments, log2=panel.log2)) for series in panel.series]
     shown = [(series, values) for series, values in shown if any(value is not None for value in values)]
-    known = [value for _, values in shown for value in values if value is not None]
+    known = [value for series, values in shown if series.scales for value in values if value is not None]
+    known += [value for _, value in panel.dots]
     if not known:
         return None
     low, high = _range(panel, known)
-    top, bottom = 24, panel.height - 20
-    axis = Axis(account.begin, account.end)
+    shown = [(series, values) for series, values in shown if any(v is not None and low <= v <= high for v in values)]
+    figures = "".join(_figure(panel, account, shown, (low, high), frame) for frame in FRAMES)
+    return f"<figure><figcaption>{_legend(panel, [series for series, _ in shown])}</figcaption>{figures}</figure>"
+
+
+def _figure(
+    panel: Panel, account: Account, shown: list[tuple[Series, list[float | None]]], span: tuple[float, float], frame: Frame
+) -> str:
+    (low, high), (top, bottom) = span, (8, panel.height - 20)
+    axis = Axis(account.begin, account.end, frame)
 
     def y(value: float) -> float:
         return bottom - (min(high, max(low, value)) - low) / (high - low) * (bottom - top)
@@ -58,36 +92,45 @@ def drawn(panel: Panel, account: Account) -> str | None:
     )
     parts = [_bands(account, axis, top, bottom)]
     parts += [
-        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at(y(v))}" y2="{at(y(v))}"/>'
-        f'<text class="tick" x="{LEFT - 7}" y="{at(y(v) + 3.5)}" text-anchor="end">{label}</text>'
+        f'<line class="grid" x1="{frame.left}" x2="{frame.width - frame.right}" y1="{at(y(v))}" y2="{at(y(v))}"/>'
+        f'<text class="tick" x="{frame.left - 7}" y="{at(y(v) + 3.5)}" text-anchor="end">{label}</text>'
         for v, label in ticks
     ]
-    for x, label in time_ticks(account.begin, account.end):
-        parts.append(f'<text class="tick" x="{at(axis(x))}" y="{panel.height - 5}" text-anchor="middle">{label}</text>')
+    parts += axis.ticks(panel.height - 5)
+    for x, _ in time_ticks(account.begin, account.end, frame.ticks):
         parts.append(f'<line class="grid" x1="{at(axis(x))}" x2="{at(axis(x))}" y1="{bottom}" y2="{bottom + 4}"/>')
     parts.append(_saves(account, axis, bottom))
     for series, values in shown:
-        placed = [(m, axis(m.x), None if v is None else y(v)) for m, v in zip(account.moments, values, strict=True)]
+        few = _peaks(list(zip(account.moments, values, strict=True)), frame.most_points)
+        placed = [(m, axis(m.x), None if v is None else y(v)) for m, v in few]
         parts.append(_line(series, placed, bottom))
+    parts += [f'<circle class="dot" cx="{at(axis(x))}" cy="{at(y(value))}" r="3.5"/>' for x, value in panel.dots]
     parts += _marks(account.interventions, axis, top, bottom)
-    parts.append(_legend(panel, [series for series, _ in shown]))
     name = text(f"{panel.title} over time" + (f", in {panel.unit}" if panel.unit else ""))
-    return f'<svg class="plot" viewBox="0 0 {WIDTH} {panel.height}" role="img" aria-label="{name}">' + "".join(parts) + "</svg>"
+    return _svg(frame, panel.height, name, parts)
 
 
 def strip(account: Account) -> str:
     """The night at a glance: what was done when, with the interventions' numbers above."""
-    axis, top, bottom, height = Axis(account.begin, account.end), 30, 62, 84
+    return "".join(_strip(account, frame) for frame in FRAMES)
+
+
+def _strip(account: Account, frame: Frame) -> str:
+    axis, top, bottom, height = Axis(account.begin, account.end, frame), 30, 62, 84
     parts = []
     for name, begin, end in _spans(account):
         title = f"{clock(begin)}–{clock(end)}: {DESCRIPTIONS[name]} ({duration(end - begin)})"
         parts.append(_rect(_CLASSES[name], (axis(begin), axis(end)), (top, bottom), title))
     parts += _marks(account.interventions, axis, top - 5, bottom)
     parts += _pins(account.interventions, axis)
-    for x, label in time_ticks(account.begin, account.end):
-        parts.append(f'<text class="tick" x="{at(axis(x))}" y="{height - 5}" text-anchor="middle">{label}</text>')
-    label = "What was done when, with the interventions"
-    return f'<svg class="plot strip" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    parts += axis.ticks(height - 5)
+    return _svg(frame, height, "What was done when, with the interventions", parts, "strip")
+
+
+def _svg(frame: Frame, height: int, name: str, parts: Iterable[str], *classes: str) -> str:
+    styles = " ".join(["plot", *classes, frame.name])
+    shape = f'viewBox="0 0 {frame.width} {height}" role="img" aria-label="{name}"'
+    return f'<svg class="{styles}" {shape}>{"".join(parts)}</svg>'
 
 
 def bar(spent_s: dict[str, float]) -> str:
@@ -95,11 +138,11 @@ def bar(spent_s: dict[str, float]) -> str:
     total = sum(spent_s.values())
     parts, x = [], 0.0
     for name, seconds in spent_s.items():
-        width = WIDTH * seconds / total
+        width = BAR_WIDTH * seconds / total
         title = f"{DESCRIPTIONS[name]}: {duration(seconds)}"
         parts.append(_rect(_CLASSES[name], (x, x + width), (0, 26), title))
         x += width
-    return f'<svg class="bar" viewBox="0 0 {WIDTH} 26" preserveAspectRatio="none" aria-hidden="true">{"".join(parts)}</svg>'
+    return f'<svg class="bar" viewBox="0 0 {BAR_WIDTH} 26" preserveAspectRatio="none" aria-hidden="true">{"".join(parts)}</svg>'
 
 
 DESCRIPTIONS: dict[str, str] = {
@@ -134,7 +177,35 @@ def _values(series: Series, moments: Sequence[Moment], *, log2: bool) -> list[fl
         value = series.value(moment.point)
         usable = value is not None and math.isfinite(value) and abs(value) < 1e15 and (not log2 or value > 0)
         values.append((math.log2(value) if log2 else float(value)) if usable and value is not None else None)
-    return values
+    return _smooth(values) if series.smooth else values
+
+
+def _peaks(placed: list[tuple[Moment, float | None]], most: int) -> list[tuple[Moment, float | None]]:
+    """Of neighbours those with the highest values, no more than there are pixels for. Where something begins or ends, all."""
+    size = math.ceil(len(placed) / most)
+    if size <= 1:
+        return placed
+    kept: list[tuple[Moment, float | None]] = []
+    for begin in range(0, len(placed), size):
+        group = placed[begin : begin + size]
+        whole = all(value is not None and not moment.begins_life for moment, value in group)
+        kept += [max(group, key=lambda pair: pair[1] or 0.0)] if whole else group
+    return kept
+
+
+def _smooth(values: Sequence[float | None]) -> list[float | None]:
+    """Each value as the mean of those around it, a fortieth of all to either side. What is not known stays so."""
+    reach = max(1, len(values) // 40)
+    sums, counts = [0.0], [0]
+    for value in values:
+        sums.append(sums[-1] + (value or 0.0))
+        counts.append(counts[-1] + (value is not None))
+    smoothed: list[float | None] = []
+    for place, value in enumerate(values):
+        begin, end = max(0, place - reach), min(len(values), place + reach + 1)
+        known = counts[end] - counts[begin]
+        smoothed.append(None if value is None else (sums[end] - sums[begin]) / known)
+    return smoothed
 
 
 def _range(panel: Panel, known: list[float]) -> tuple[float, float]:
@@ -246,15 +317,12 @@ def _dearest(interventions: Sequence[Intervention]) -> list[Intervention]:
 
 def _legend(panel: Panel, shown: list[Series]) -> str:
     unit = f" ({text(panel.unit)})" if panel.unit else ""
-    parts = [f'<text class="title" x="{LEFT}" y="14">{text(panel.title)}{unit}</text>']
-    if len(shown) > 1:
-        x = float(WIDTH - RIGHT)
-        for series in reversed(shown):
-            x -= 6.4 * len(series.name)
-            parts.append(f'<text class="tick" x="{at(x)}" y="14">{text(series.name)}</text>')
-            parts.append(f'<path class="line {series.style}" d="M{at(x - 22)},10h17"/>')
-            x -= 36
-    return "".join(parts)
+    parts = [f"<b>{text(panel.title)}{unit}</b>"]
+    if len(shown) + bool(panel.dots) > 1:
+        parts += [f'<span><i class="key {series.style}"></i>{text(series.name)}</span>' for series in shown]
+        parts += [f'<span><i class="key-dot"></i>{text(panel.dots_name)}</span>'] if panel.dots else []
+    parts += [f'<span class="note">{text(panel.note)}</span>'] if panel.note else []
+    return " ".join(parts)
 
 
 def _rect(style: str, across: tuple[float, float], down: tuple[float, float], title: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import shutil
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +18,9 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from kit.cli_process import MEMSUP, a_run, control_server, eventually
 from kit.nights import Night, eventful
+from kit.statuses import a_status
 
 from memsup.shared.files import replace_file
 from memsup.shared.paths import RunPaths, run_paths
@@ -275,7 +279,7 @@ def test_a_damaged_checkpoint_is_named_with_the_one_that_was_used(private_folder
         ("cut_refused", None, None),
         ("checkpoint_used", 700, None),
     ]
-    for shown in (page(material, reckoned), "\n".join(laid_out(screen(material, reckoned), None))):
+    for shown in (re.sub("<[^>]*>", "", page(material, reckoned)), "\n".join(laid_out(screen(material, reckoned), None))):
         assert "set the damaged checkpoint of step 900 aside" in shown
         assert "step-00000800, of step 800" in shown
         assert "3 rows have no text." in shown
@@ -331,6 +335,17 @@ def test_ticks_of_value_are_few_and_inside(low: float, high: float) -> None:
 # Hostile and broken files
 
 ALLOWED = {
+    "abbr",
+    "article",
+    "br",
+    "dd",
+    "dl",
+    "dt",
+    "figcaption",
+    "figure",
+    "h3",
+    "i",
+    "pre",
     "html",
     "head",
     "meta",
@@ -586,3 +601,18 @@ def test_report_refuses_what_it_cannot_replace(run: Night, tmp_path: Path) -> No
 
 def test_report_of_an_unknown_run(private_folders: Path) -> None:
     assert invoke("--run", "nobody")[0] == 4
+
+
+@pytest.mark.slow
+def test_report_follows_a_run_until_it_ends(private_folders: Path, tmp_path: Path) -> None:
+    """An open page is loaded again and again while the run goes on, and stays as it is afterwards."""
+    page_file, state = tmp_path / "night.html", [RunState.RUNNING]
+    with control_server(a_run(), lambda _: a_status(state[0])):
+        following = subprocess.Popen([*MEMSUP, "report", "--follow", "--output", str(page_file)], stdout=subprocess.PIPE)
+        eventually(page_file.exists)
+        assert 'http-equiv="refresh"' in page_file.read_text()
+        state[0] = RunState.FINISHED
+        told, _ = following.communicate(timeout=60)
+    assert following.returncode == 0
+    assert b"Finished" in told
+    assert 'http-equiv="refresh"' not in page_file.read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import struct
 import subprocess
@@ -9,11 +11,17 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from kit.nights import eventful
+from kit.nights import Night, eventful
 
 from memsup.shared.paths import run_paths
+from memsup.shared.record import RunRecord
+from memsup.shared.run_file import write_record
+from memsup.shared.settings import Settings
+from memsup.shared.status import Wanted
+from memsup.supervisor.decide.events import Event
 from memsup.supervisor.report.account import account
 from memsup.supervisor.report.gather import gather
 from memsup.supervisor.report.page import page
@@ -63,7 +71,7 @@ def look(html: str, folder: Path, *flags: str) -> Seen:
             check=True,
             env={"HOME": str(folder), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
         )
-        text += done.stdout
+        text += done.stdout.replace("&nbsp;", " ").replace("\u00a0", " ")
         console += [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return Seen(text, colours(shot.read_bytes()), console)
 
@@ -112,12 +120,36 @@ def unfilter(kind: int, line: bytearray, above: bytearray, channels: int) -> Non
         line[i] = (line[i] + predicted) & 0xFF
 
 
+def a_night(paths_name: str) -> Night:
+    """Everything that a page can have: long names, several lines, a model, evaluations."""
+    night = eventful(run_paths(paths_name))
+    evaluated = [
+        {"time": f"2026-05-28T2{n}:31:22Z", "level": "info", "event": "Evaluated", "step": n * 1000, "accuracy": 0.5 + n / 12}
+        | {"loss": 0.7 / n}
+        for n in range(1, 6)
+    ]
+    night.paths.worker_log.write_text("".join(json.dumps(line) + "\n" for line in evaluated))
+    night.say(Event.POSTMORTEM, "The supervisor was killed.\nLast record: 8 s ago.\nThen: running", result="one\ntwo")
+    return night
+
+
 @pytest.fixture
 def html(private_folders: Path) -> str:
-    night = eventful(run_paths("default"))
+    night = a_night("default")
     status = night.status()
     status.result = {"accuracy": 0.931, "majority_accuracy": 0.55}
-    status.attention = ["<img src=x onerror=console.error(1)> & 训练完成"]
+    status.model_path = f"/home/{'a-long-name' * 8}/.local/state/memsup/default/model"
+    status.attention = ["<img src=x onerror=console.error(1)> & 训练完成", "w" * 200]
+    record = RunRecord(
+        run="default",
+        run_id="0123456789ab",
+        created_unix_s=night.at,
+        wanted=Wanted.RUNNING,
+        tier="safe",
+        tier_reason="there is enough",
+        settings=Settings(),
+    )
+    write_record(night.paths.record, record)
     material = gather(night.paths, status, night.at)
     return page(material, account(material))
 
@@ -146,3 +178,93 @@ def test_this_look_would_notice_an_error(tmp_path: Path) -> None:
     policy = "<meta http-equiv='Content-Security-Policy' content=\"default-src 'none'\">"
     seen = look(f"<!doctype html>{policy}<p>x</p><script>alert(1)</script>", tmp_path)
     assert seen.console != []
+
+
+MEASURE = """
+const frame = document.querySelector("iframe");
+frame.onload = () => {
+  const doc = frame.contentDocument, view = frame.contentWindow, wide = view.innerWidth, found = [];
+  doc.querySelectorAll("details").forEach(one => one.open = true);
+  const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map(c => c / 255).map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const contrast = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); };
+  const ground = node => {
+    for (let at = node; at; at = at.parentElement) {
+      if (at.classList.contains("badge") || !at.closest("svg")) {
+        const colour = parse(view.getComputedStyle(at).backgroundColor);
+        if (colour.length === 3 || colour[3] > 0) return colour;
+      }
+    }
+    return [255, 255, 255];
+  };
+  let texts = 0;
+  for (const node of doc.body.querySelectorAll("*")) {
+    const style = view.getComputedStyle(node), box = node.getBoundingClientRect();
+    if (style.display === "none" || !box.width || node.closest("title,defs")) continue;
+    const name = node.tagName + "." + (node.getAttribute("class") || "") + ": " + node.textContent.slice(0, 60);
+    if (box.right > wide + 0.5 || box.left < -0.5) found.push(["outside of the page", name, box.left, box.right]);
+    if (!node.closest("svg") && node.scrollWidth > node.clientWidth + 1 && style.display !== "inline")
+      found.push(["cut or scrolled", name, node.scrollWidth, node.clientWidth]);
+    const own = [...node.childNodes].some(child => child.nodeType === 3 && child.textContent.trim());
+    if (!own) continue;
+    texts += 1;
+    const inSvg = node.closest("svg") !== null;
+    const ink = parse(inSvg ? style.fill : style.color);
+    const pin = node.classList.contains("pin-text") ? node.parentElement.querySelector("circle") : null;
+    const behind = pin ? parse(view.getComputedStyle(pin).fill) : ground(inSvg ? node.closest("svg").parentElement : node);
+    if (contrast(ink, behind) < 4.5) found.push(["contrast", name, contrast(ink, behind).toFixed(2), style.color]);
+    const size = parseFloat(style.fontSize) * (inSvg ? node.closest("svg").getBoundingClientRect().width /
+      node.closest("svg").viewBox.baseVal.width : 1);
+    if (size < 10) found.push(["too small to read", name, size]);
+    if (inSvg) for (const other of node.closest("svg").querySelectorAll("text")) {
+      const that = other.getBoundingClientRect();
+      if (other !== node && box.left < that.right - 1 && that.left < box.right - 1 && box.top < that.bottom - 3 &&
+          that.top < box.bottom - 3) found.push(["over one another", name, other.textContent]);
+    }
+  }
+  document.body.setAttribute("data-found", JSON.stringify({wide, texts, found, title: doc.title}));
+};
+"""
+
+
+def measured(html: str, folder: Path, wide: int, *, dark: bool) -> dict[str, Any]:
+    """What is wrong with the page in a window so wide, as a browser measures it: in a frame, whose page has no script."""
+    (folder / "report.html").write_text(html, encoding="utf-8")
+    frame = f'<!doctype html><body style="margin:0"><iframe src="report.html" style="border:0;width:{wide}px;height:900px">'
+    (folder / "frame.html").write_text(f"{frame}</iframe><script>{MEASURE}</script>", encoding="utf-8")
+    assert CHROMIUM is not None
+    done = subprocess.run(
+        [
+            *(CHROMIUM, *FLAGS, f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=1600,1000"),
+            *(f"--user-data-dir={folder / 'profile'}", "--allow-file-access-from-files", "--virtual-time-budget=5000"),
+            *("--dump-dom", (folder / "frame.html").as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env={"HOME": str(folder), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+    )
+    found = re.search(r'data-found="([^"]*)"', done.stdout)
+    assert found is not None, done.stderr[-2000:]
+    document: dict[str, Any] = json.loads(found[1].replace("&quot;", '"').replace("&lt;", "<").replace("&amp;", "&"))
+    return document
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("wide", [390, 1280])
+def test_the_page_can_be_read_on_a_phone_and_on_a_desk(wide: int, dark: bool, html: str, tmp_path: Path) -> None:
+    """Nothing is wider than the page, cut, written over something else, too small, or too pale."""
+    seen = measured(html, tmp_path, wide, dark=dark)
+    assert seen["wide"] == wide
+    assert seen["texts"] > 200
+    assert seen["found"] == []
+    assert "\ufffd" not in html
+
+
+def test_these_measures_would_notice_what_is_wrong(tmp_path: Path) -> None:
+    body = '<p style="width:900px;color:#ccc;background:#fff">pale and wide</p>'
+    body += '<p style="overflow:hidden;width:20px">uncuttable</p>'
+    seen = measured(f"<!doctype html><body>{body}", tmp_path, 390, dark=False)
+    assert {what for what, *_ in seen["found"]} == {"outside of the page", "contrast", "cut or scrolled"}
