@@ -21,6 +21,7 @@ from typing import Any, Callable
 
 from memsup import messages, packing, zmtp
 from memsup.about import About, NotAttached
+from memsup.activity import cpu_s
 from memsup.memory import read_memory
 
 VARIABLE = "_MEMSUP_LINK"
@@ -28,6 +29,7 @@ VARIABLE = "_MEMSUP_LINK"
 BEAT_S = 0.5
 WELCOME_WITHIN_S = 15.0
 TELL_WITHIN_S = 2.0
+CPU_EVERY_S = 10.0
 _TURNED_AWAY = "another process of the same command is attached, or this one is not of it"
 MOST_MESSAGE_BYTES = 2 << 20
 MOST_UNSENT_BYTES = 1 << 20
@@ -104,6 +106,8 @@ class Link:
         self._welcomed: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         """None once it is welcome, else the clause that says why it is not."""
         self._is_welcome = self._is_lost = False
+        self._cpu_s: float | None = None
+        self._cpu_looked_s = 0.0
         self._lease_left_s = float("inf")
         self._incoming = zmtp.Incoming(MOST_MESSAGE_BYTES)
         self._unsent = bytearray()
@@ -225,7 +229,8 @@ class Link:
         whether the thread is to go on.
         """
         if self._is_welcome and (beat or not self._outbox.empty()) and len(self._unsent) < MOST_UNSENT_BYTES:
-            self._send(messages.heartbeat(self.progress, self.read_memory(), self.checkpoint, self.batch))
+            self._look_at_cpu()
+            self._send(messages.heartbeat(self.progress, self.read_memory(), self.checkpoint, self.batch, self._cpu_s))
         while not self._outbox.empty():
             message = self._outbox.get()
             if message is None:
@@ -235,6 +240,11 @@ class Link:
             else:
                 self._send(message)
         return True
+
+    def _look_at_cpu(self) -> None:
+        now_s = time.monotonic()
+        if self._cpu_s is None or now_s - self._cpu_looked_s >= CPU_EVERY_S:
+            self._cpu_s, self._cpu_looked_s = cpu_s(), now_s
 
     def _send(self, message: messages.Message) -> None:
         self._unsent += zmtp.message([messages.PROTOCOL, packing.pack(message)])

@@ -92,6 +92,34 @@ def end_peak() -> int:
     return max(peak_bytes - (now.resident_bytes - now.anonymous_bytes), now.anonymous_bytes)
 
 
+def others_bytes() -> int:
+    """What the processes that this one has started, and theirs, hold for themselves alone: loader processes, say."""
+    total_bytes, parents = 0, [os.getpid()]
+    while parents:
+        children = children_of(parents.pop())
+        parents += children
+        total_bytes += sum(map(_private_bytes, children))
+    return total_bytes
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started and that live. It is empty where they cannot be seen."""
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
+                found += [int(word) for word in file.read().split()]
+    return found
+
+
+def _private_bytes(pid: int) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+            lines = [line.split() for line in file if line.startswith("Private_")]
+        return sum(int(line[1]) << 10 for line in lines)
+    return 0
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The soft limit in host RAM
 
@@ -136,6 +164,12 @@ class SoftLimit:
     def _set(self, soft: int) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def lift() -> None:
+    """Lifts the soft limit of this process."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -110,7 +110,9 @@ def batch(
     }
 
 
-def heartbeat(progress: Message, memory: Message, checkpoint: Note | None, batch: Message | None = None) -> Message:
+def heartbeat(
+    progress: Message, memory: Message, checkpoint: Note | None, batch: Message | None = None, cpu_s: float | None = None
+) -> Message:
     """`memory` is what `memory.read_memory` gives back."""
     return {
         "kind": "heartbeat",
@@ -119,6 +121,7 @@ def heartbeat(progress: Message, memory: Message, checkpoint: Note | None, batch
         "memory": memory,
         "checkpoint": checkpoint,
         "digest": None,
+        "cpu_s": cpu_s,
     }
 
 

@@ -39,7 +39,7 @@ class Place(NamedTuple):
     is_complete: bool
     """Whether the program has said that nothing is left to do."""
     begun_with: Generators | None
-    """The generators before the loader began this epoch. None means that it has begun none."""
+    """The generators before the loader began this epoch, and its own. None means that it has begun none."""
     generators: Generators
     training: str = "1"
     """The key of the training among those of the program."""
@@ -49,6 +49,9 @@ class Place(NamedTuple):
     """How many times the training has begun to go through a loader, each with epochs of its own."""
     loop_from: int = 0
     """The step at which that loop began."""
+    given_with: Generators | None = None
+    """The generators before the loader was asked for the last batch that is done: it may have read further, and drawn for that.
+    None means that it was asked for none in this epoch."""
     trained_s: float = 0.0
     """Time in which it was computing."""
     more: dict[str, Any] | None = None
@@ -112,6 +115,8 @@ def taken(loader: Any = None) -> Taken:
             found["cuda"] = torch.cuda.get_rng_state_all()
     for name, generator in _own_generators(loader):
         found[name] = generator.get_state()
+    if isinstance(getattr(loader, "iteration", None), int):  # how accelerate's count their passes
+        found["iteration"] = loader.iteration
     return found
 
 
@@ -119,7 +124,7 @@ def as_json(found: Taken) -> Generators:
     """What was taken, in lists, numbers and texts."""
     states: Generators = {}
     for name, state in found.items():
-        if name == "random":
+        if name in {"random", "iteration"}:
             states[name] = state
         elif name == "numpy":
             kind, keys, *rest = state
@@ -143,6 +148,8 @@ def put_back(taken: Generators, loader: Any = None) -> None:
     for name, generator in _own_generators(loader):
         if name in taken:
             generator.set_state(_state(torch, taken[name]))
+    if loader is not None and "iteration" in taken:
+        loader.iteration = taken["iteration"]
 
 
 def _own_generators(loader: Any) -> list[tuple[str, Any]]:
@@ -188,7 +195,7 @@ def savers(parts: dict[str, Any]) -> tuple[Callable[[str], None], Callable[[str]
     def save(folder: str) -> None:
         assert torch is not None
         states = {name: part.state_dict() for name, part in parts.items()}
-        torch.save({"states": states, "gradients": {name: _gradients(part) for name, part in parts.items()}}, _in(folder))
+        torch.save({"states": states, "gradients": {name: gradients_of(part) for name, part in parts.items()}}, _in(folder))
         if _knows_mmap(torch):
             try:
                 _read(torch, folder, mmap=True)
@@ -203,7 +210,7 @@ def savers(parts: dict[str, Any]) -> tuple[Callable[[str], None], Callable[[str]
         saved = _read(torch, folder)
         for name, part in parts.items():
             part.load_state_dict(saved["states"][name])
-            _give_gradients(part, saved["gradients"][name])
+            give_gradients(part, saved["gradients"][name])
 
     return save, load
 
@@ -225,10 +232,11 @@ def _parameters(part: Any) -> list[tuple[str, Any]]:
     return list(part.named_parameters()) if hasattr(part, "named_parameters") else []
 
 
-def _gradients(part: Any) -> dict[str, Any]:
+def gradients_of(part: Any) -> dict[str, Any]:
+    """The gradients that a model has at this moment, by its parameters' names; of what is no model, none."""
     return {name: parameter.grad for name, parameter in _parameters(part) if parameter.grad is not None}
 
 
-def _give_gradients(part: Any, gradients: dict[str, Any]) -> None:
+def give_gradients(part: Any, gradients: dict[str, Any]) -> None:
     for name, parameter in _parameters(part):
         parameter.grad = gradients[name].to(parameter.device) if name in gradients else None

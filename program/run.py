@@ -11,15 +11,18 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Callable, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, TypeVar
 
 from memsup import messages, places
-from memsup.about import About, NotCut, Seam
+from memsup.about import Seam
 from memsup.life import Life
 from memsup.memory import read_memory
 from memsup.places import Place
 from memsup.session import CannotLimitError
 from memsup.store import Checkpoint, CheckpointError
+
+if TYPE_CHECKING:
+    from memsup.joined_step import JoinedStep
 
 Batch = TypeVar("Batch")
 LOSS_EVERY_S = 0.5
@@ -34,11 +37,31 @@ class State(NamedTuple):
     load: Callable[[str], Any]
 
 
+class Computes(NamedTuple):
+    """What a step is computed with."""
+
+    modules: list[Any] = []  # noqa: RUF012 - never changed
+    optimizers: list[Any] = []  # noqa: RUF012
+    scaler: Any = None
+    """A GradScaler. It is None where there is none."""
+    backward: Callable[[Any], Any] | None = None
+    """What computes gradients of a loss. None means its own `backward`, scaled where there is a scaler."""
+
+    def of(self, loss: Any) -> None:
+        """Computes the gradients of `loss`."""
+        if self.backward is not None:
+            self.backward(loss)
+        elif self.scaler is not None:
+            self.scaler.scale(loss).backward()
+        else:
+            loss.backward()
+
+
 class Run:
     """The run of this program, or one of its trainings."""
 
-    def __init__(self, life: Life | None = None, states: list[State] | None = None) -> None:
-        """`states` are what there is to save, in the order in which it is loaded."""
+    def __init__(self, life: Life | None = None, states: list[State] | None = None, computes: Computes | None = None) -> None:
+        """`states` are what there is to save, in the order in which it is loaded; `computes` is what `backward` works with."""
         self.step = 0
         """How many steps of this training are done, in all lives of the program."""
         self.epoch = 0
@@ -52,12 +75,18 @@ class Run:
         self._begun_with: places.Generators | None = None
         self._resumed: Place | None = None
         """Where the newest checkpoint left the loop. It is None once the loop is there."""
-        self._waits_with: places.Taken | None = None
-        """The generators as they were before data was waited for. It is None while it is not."""
+        self._given_with: places.Taken | None = None
+        """The generators before the loader was asked for the last batch. It is None where it was not in this epoch."""
+        self._done_with: places.Taken | None = None
+        """The same of the last batch that is done."""
+        self._waits = False
+        """Whether the loader is asked for a batch now."""
         self._is_complete = False
         self._loss: Any = None
         self._loss_s = -LOSS_EVERY_S
-        self._life, self._states = life, states or []
+        self._life, self._states, self._computes = life, states or [], computes or Computes()
+        self._joined_step: JoinedStep | None = None
+        """What computes steps in parts. It is None before the first `backward`, and where nothing is cut."""
 
     @property
     def is_attached(self) -> bool:
@@ -145,6 +174,44 @@ class Run:
         self.step += 1
         self._boundary()
 
+    def backward(self, loss_of: Callable[[Any], Any], batch: Any) -> Any:
+        """Computes the loss of a batch and adds its gradients to those that there are, as `loss_of(batch).backward()` does; in
+        parts where it does not fit into memory. Returns the loss, without its graph, and shows it in `memsup status`.
+
+        `loss_of(part)` gives the loss of some rows of the batch, a tensor of one number, and may be called several times: of
+        the first batch to find out how losses of parts are to be weighted, and again from the first micro-batch since the last
+        step of the optimizer on, where memory has run out. `batch` is a tensor, or a list, tuple or dictionary of them, with
+        the rows in the first dimension. With `scaler=` among the parts the loss is scaled. Raises what `loss_of` raises;
+        running out of memory only where nothing smaller is left, or where the batch must not be cut, which `status` says.
+        """
+        step = self._cuts()
+        if step is None:
+            loss = loss_of(batch)
+            self._computes.of(loss)
+            loss = loss.detach() if hasattr(loss, "detach") else loss
+        else:
+            loss = step.micro_batch(batch, loss_of, self._computes.of)
+        self.tell(loss=loss)
+        return loss
+
+    def predict(self, call: Callable[[Any], Any], batch: Any) -> Any:
+        """What `call(batch)` gives, without gradients to be computed from it; where memory does not suffice it is called for
+        parts of the rows, and what it gives for them is joined along the first dimension.
+        """
+        step = self._cuts()
+        return call(batch) if step is None else step.step.predict(batch, call)
+
+    def _cuts(self) -> JoinedStep | None:
+        """What computes in parts. It is None where nobody guards this process, or no model was given to be guarded."""
+        life, computes = self._ours, self._computes
+        if life is None or not computes.modules:
+            return None
+        if self._joined_step is None:
+            from memsup.joined_step import JoinedStep
+
+            self._joined_step = JoinedStep(life, computes.modules, optimizers=computes.optimizers, scaler=computes.scaler)
+        return self._joined_step
+
     def evaluate(self, loader: Iterable[Batch]) -> Iterator[Batch]:
         """The batches of `loader`, for an evaluation within a step or between two: after each, memsup can hold the program or
         slow it down, and sees that it gets on. What saves waits for the next boundary.
@@ -208,7 +275,8 @@ class Run:
             in_epoch=self._in_epoch,
             is_complete=False,
             begun_with=self._begun_with,
-            generators=places.as_json(self._waits_with or places.taken()),
+            generators=places.as_json(self._given_with if self._waits and self._given_with is not None else places.taken()),
+            given_with=places.as_json(self._done_with) if self._in_epoch and self._done_with is not None else None,
             loop=self._loop,
             loop_from=self._loop_from,
             trained_s=self._life.session.trained_s,
@@ -233,7 +301,9 @@ class Run:
         return read_memory()
 
     def limit(self, order: messages.Message) -> int:
-        raise CannotLimitError(f"memsup does not cut what this program computes ({order['kind']}).")
+        if self._joined_step is None:
+            raise CannotLimitError("It has not computed its first batch yet.")
+        return self._joined_step.limit(order)
 
     # -- boundaries ---------------------------------------------------------------------------------------------------
 
@@ -244,7 +314,7 @@ class Run:
         life = self._ours
         if life is None:
             return
-        life.training.newest = None
+        life.training.newest, self._done_with = None, self._given_with
         life.session.publish(phase="training")
         now_s = time.monotonic()
         if self._loss is not None and now_s - self._loss_s >= LOSS_EVERY_S:
@@ -270,7 +340,10 @@ class Run:
             places.put_back(resumed.begun_with, loader)
         self._begun_with = places.take(loader)
         batches = iter(loader)
-        for _ in range(self._in_epoch):
+        for number in range(self._in_epoch):
+            if number == self._in_epoch - 1 and resumed is not None and resumed.given_with is not None:
+                places.put_back(resumed.given_with)
+                self._done_with = places.taken()
             if next(batches, _END) is _END:
                 raise CheckpointError(
                     f"The loader gives fewer batches than the {self._in_epoch} of this epoch that are done: its data or its "
@@ -287,12 +360,12 @@ class Run:
 
     def _next(self, life: Life, batches: Iterator[Any]) -> Any:
         """The next batch. While it is waited for, orders are carried out, and the state is that of the boundary before."""
-        self._waits_with = places.taken()
+        self._given_with, self._waits = places.taken(), True
         try:
             with life.session.waiting(is_whole=True):
                 return next(batches, _END)
         finally:
-            self._waits_with = None
+            self._waits = False
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
@@ -322,11 +395,6 @@ class Run:
             which = "this training" if place.training == "1" else f"training {place.training}"
             done = f"complete at step {self.step:,}, so no step is left"
             print(f"memsup: {which} is {done}. To begin anew: memsup start --fresh", file=sys.stderr)
-
-
-def about_calls(*, saves: bool) -> About:
-    """What is so of a program that calls `memsup.guard` with what there is to save, or with nothing."""
-    return About(seam=Seam.CALLS, saves=saves, not_cut=NotCut.NO_BACKWARD)
 
 
 def _length(loader: Any) -> int | None:

@@ -157,6 +157,8 @@ class Step:
         """Why no step is computed in parts. It is None where they may be, or where nobody knows yet."""
         self.is_amid = self.is_cut = False
         """Whether a micro-batch is being computed; whether the last one was computed in parts."""
+        self.rows: int | None = None
+        """The rows of the last micro-batch. None before there was one, and where it has none."""
         self.part_rows: int | None = None
         self.part_tokens: int | None = None
         """Rows, and rows × padded length, of the largest part of the last micro-batch. None before there was one."""
@@ -233,6 +235,7 @@ class Step:
         if begins or self._has_ended or (begins is None and self._is_touched()):
             self._begin_window()
         split = self._layouts.find(batch)
+        self.rows = split.count if split is not None else None
         if not self._weighting.is_known:
             self._ask(split, loss_of)
         if self.refusal is not None:

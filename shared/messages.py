@@ -264,6 +264,9 @@ class Heartbeat(Report, frozen=True, tag="heartbeat"):
     checkpoint: CheckpointNote | None
     digest: Name | None
     """The audit's rolling digest after `progress.step` steps. None means that training has not begun."""
+    cpu_s: float | None = None
+    """The processor time that a program of a person's own and all that it has started have used, as of some seconds ago. It is
+    None for the built-in training."""
 
 
 class Accepted(Report, frozen=True, tag="accepted"):

@@ -10,6 +10,8 @@ import pytest
 from memsup import messages as said
 from memsup import packing
 from memsup.about import About, NotAttached, NotCut, Seam
+from memsup.cut_probe import Refusal
+from memsup.joined_step import why_not_cut
 from memsup.memory import read_memory
 from memsup.shared import messages as m
 
@@ -21,7 +23,7 @@ SAID: list[tuple[said.Message, type[m.Report]]] = [
     *[(said.described(about), m.Described) for about in ABOUTS],
     *[(said.not_attached(42, "r", why, "d" * 1000), m.NotAttachedReport) for why in NotAttached],
     (said.heartbeat(said.progress(), read_memory(), NOTE), m.Heartbeat),
-    (said.heartbeat(said.progress(), read_memory(), None, said.batch(32, 4096, micro_rows=8)), m.Heartbeat),
+    (said.heartbeat(said.progress(), read_memory(), None, said.batch(32, 4096, micro_rows=8), 0.5), m.Heartbeat),
     (said.heartbeat({**said.progress(), "loss": 0.5, "epoch": 1.5, "total_steps": 9, "eta_s": 3.0}, MEMORY, None), m.Heartbeat),
     (said.out_of_memory("forward", "cpu", 3, 64, 32, "d"), m.OutOfMemory),
     (said.done(1, "d", micro_tokens=64), m.Done),
@@ -55,6 +57,10 @@ def test_whatever_a_program_says_is_understood(message: said.Message, kind: type
 @pytest.mark.parametrize("phase", ["starting", "loading", "training", "saving", "holding", "finishing"])
 def test_each_phase_that_is_told_is_one(phase: str) -> None:
     assert phase in {str(known) for known in m.Phase}
+
+
+def test_whatever_keeps_a_step_from_being_cut_has_its_word_on_the_wire() -> None:
+    assert [why_not_cut(refusal).name for refusal in Refusal] == [refusal.name for refusal in Refusal]
 
 
 def test_every_order_and_answer_of_the_supervisor_is_known_to_a_program() -> None:

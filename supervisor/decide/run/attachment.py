@@ -37,7 +37,7 @@ class Promise(enum.Enum):
 
 HOLDS = {
     Guarded.BUILT_IN: frozenset(Promise),
-    Guarded.ATTACHED: frozenset({Promise.PROGRESS, Promise.ORDERS, Promise.SAVES, Promise.CUTS}),
+    Guarded.ATTACHED: frozenset(Promise),
     Guarded.FENCED: frozenset[Promise](),
 }
 """What may hold; of an attached program `SAVES` and `CUTS` only as far as it says so."""

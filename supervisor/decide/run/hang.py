@@ -6,6 +6,10 @@ does), generous until there was something to learn from. Time in which the worke
 paused, held, frozen or being debugged (`suspended`), and while the supervisor itself stood still.
 
 A worker that hangs is first asked for its threads' stacks, and killed when they are there or have had their time.
+
+Of a program of a person's own nobody knows what it does between two boundaries: it may well evaluate for an hour. So it hangs
+only where it gets nothing done for half an hour at least, and neither it nor what it has started uses the processor; and it is
+asked for nothing, since the signal for that would end it.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ LEAST_OTHERWISE_S = 60.0
 """All other phases may be silent for this long: they tick with every micro-batch, but a busy machine makes some slow."""
 STOOD_STILL_S = 5.0
 """Where nobody called for longer than this, it was not only the worker that stood still."""
+BUSY_FRACTION = 0.02
+"""A program that uses more of the time of one processor than this does something; its link alone uses less."""
 STACKS_WITHIN_S = 5.0
 """Every thread's stack has to be in the worker's log this long after the signal; a thread stuck in the kernel writes none."""
 
@@ -50,6 +56,8 @@ class HangWatch:
     _since_s: float = 0.0
     """The time of the last tick, moved on by all time that does not count."""
     _called_s: float = 0.0
+    least_otherwise_s: float = LEAST_OTHERWISE_S
+    """What phases without a time of their own may last at least without a tick."""
 
     def step(self, now_s: float, phase: Phase | None, ticks: int | None, suspended: bool) -> float | None:
         """The seconds by which the main thread is overdue. Returns None where it is not, or nothing is known of it.
@@ -74,7 +82,7 @@ class HangWatch:
 
     def limit_s(self, phase: Phase) -> float:
         """The seconds for which silence in `phase` may last."""
-        least_s = LEAST_S.get(phase, LEAST_OTHERWISE_S)
+        least_s = max(LEAST_S.get(phase, LEAST_OTHERWISE_S), self.least_otherwise_s)
         if self.seen.get(phase, 0) < LEARNT_AFTER:
             return max(BEFORE_LEARNING_S, least_s)
         return max(least_s, FACTOR * self.longest_s.get(phase, 0.0))
@@ -103,25 +111,42 @@ class HangControl:
     watch: HangWatch = field(default_factory=HangWatch)
     _stacks_until_s: float | None = None
     """The stacks that were asked for have to be there by then. It is None while none have been asked for."""
+    _busy: int = 0
+    """How many times a program of a person's own was seen to use the processor."""
+    _cpu_s: float = 0.0
+    _cpu_looked_s: float = 0.0
 
     def step(self, now_s: float, run: Standing, *, traced: bool, has_stacks: bool) -> HangDecision:
         """What is to be done now; to be called about once a second. `traced` says whether a debugger holds the worker, and
         `has_stacks` whether the stacks that were asked for last are there.
         """
-        reports = run.heartbeat if run.stage is Stage.READY and not run.is_command else None
+        reports = run.heartbeat if run.stage is Stage.READY and run.worker.obeys else None
         phase, ticks = (reports.progress.phase, reports.progress.ticks) if reports else (None, None)
+        if reports is not None and ticks is not None and run.is_command:
+            self.watch.least_otherwise_s = BEFORE_LEARNING_S
+            ticks += self._times_busy(now_s, reports.cpu_s)
         rests = run.held or run.frozen or bool(run.stance.holds) or run.wanted is Wanted.PAUSED
         overdue_s = self.watch.step(now_s, phase, ticks, rests or traced)
         if overdue_s is None or phase is None:
             self._stacks_until_s = None
             return HangDecision()
-        if self._stacks_until_s is None:
+        if self._stacks_until_s is None and not run.is_command:
             self._stacks_until_s = now_s + STACKS_WITHIN_S
             return HangDecision(ask_for_stacks=True)
-        if not has_stacks and now_s < self._stacks_until_s:
+        if self._stacks_until_s is not None and not has_stacks and now_s < self._stacks_until_s:
             return HangDecision(look_for_stacks=True)
         self._stacks_until_s = None
         limit_s = self.watch.limit_s(phase)
         silent, limit = duration(overdue_s + limit_s), duration(limit_s)
         what = "not a word came from it" if run.unresponsive else "its main thread got nothing done"
         return HangDecision(kill_because=f"{what} for {silent} ({phase}; at most {limit} was to be expected)")
+
+    def _times_busy(self, now_s: float, cpu_s: float | None) -> int:
+        """How many times the program was seen to use the processor, of which it tells now and then. Where it does not tell, it
+        counts as busy: then nothing is known.
+        """
+        if cpu_s is None or cpu_s - self._cpu_s > BUSY_FRACTION * (now_s - self._cpu_looked_s) or cpu_s < self._cpu_s:
+            self._busy += 1
+        if cpu_s != self._cpu_s:
+            self._cpu_s, self._cpu_looked_s = cpu_s or 0.0, now_s
+        return self._busy

@@ -4,12 +4,15 @@ that hangs is killed when its stacks are there.
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memsup.about import NotCut, Seam
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode, Phase
 from memsup.shared.status import Wanted
+from memsup.supervisor.decide.run.actions import Kill
 from memsup.supervisor.decide.run.hang import (
     BEFORE_LEARNING_S,
     FACTOR,
@@ -141,13 +144,14 @@ def training(*, is_command: bool = False) -> Lifecycle:
     return run
 
 
-def speaks(run: Lifecycle, now_s: float, ticks: int = 7) -> None:
+def speaks(run: Lifecycle, now_s: float, ticks: int = 7, cpu_s: float | None = None) -> None:
     progress = m.Progress(
         phase=Phase.TRAINING, ticks=ticks, epoch=0.1, step=5, total_steps=9, samples=80, loss=0.5, samples_per_s=9.0, eta_s=60.0
     )
     memory = m.WorkerMemory(resident_bytes=1, cuda_allocated_bytes=None, cuda_reserved_bytes=None, data_limit_bytes=None)
     batch = m.BatchShape(effective=16, micro_tokens=96, micro_rows=8)
-    run.on_report(now_s, m.Heartbeat(progress=progress, batch=batch, memory=memory, checkpoint=None, digest=None))
+    beat = m.Heartbeat(progress=progress, batch=batch, memory=memory, checkpoint=None, digest=None, cpu_s=cpu_s)
+    run.on_report(now_s, beat)
 
 
 def hangs(run: Lifecycle) -> tuple[HangControl, float]:
@@ -194,6 +198,41 @@ def test_whoever_looks_at_a_worker_in_a_debugger_keeps_it() -> None:
 def test_a_foreign_command_is_not_judged() -> None:
     control, run = HangControl(), training(is_command=True)
     assert all(control.step(float(second), run, traced=False, has_stacks=False) == NOTHING for second in range(4000))
+
+
+def attached() -> Lifecycle:
+    """A run whose command is attached, and trains."""
+    run = training(is_command=True)
+    about = m.About(seam=Seam.CALLS, training="1", saves=True, cuts=False, not_cut=NotCut.NO_BACKWARD, detail="")
+    run.on_report(0.0, m.Hello(pid=42, run_id="r", program=about))
+    speaks(run, 0.0, cpu_s=5.0)
+    return run
+
+
+def test_an_attached_program_hangs_where_it_gets_nothing_done_and_uses_no_processor() -> None:
+    """It is asked for no stacks: the signal would end it."""
+    control, run = HangControl(), attached()
+    for second in range(int(BEFORE_LEARNING_S) + 2):
+        if second % 10 == 0:
+            speaks(run, float(second), cpu_s=5.0 + second * 0.005)  # its link
+        decision = control.step(float(second), run, traced=False, has_stacks=False)
+        assert (decision == NOTHING) is (second <= BEFORE_LEARNING_S), second
+    assert decision.kill_because is not None
+    killed = run.on_hang(BEFORE_LEARNING_S + 2, decision.kill_because, None)
+    assert Kill() in killed
+
+
+@pytest.mark.parametrize("does", ["evaluates for hours", "is held", "has finished", "does not tell"])
+def test_an_attached_program_that_does_something_else_is_left_alone(does: str) -> None:
+    control, run = HangControl(), attached()
+    if does == "is held":
+        run.on_request(0.0, 1, m.RequestKind.PAUSE_HOLD)
+    if does == "has finished":
+        run.on_report(0.0, m.Finished(model_path="/x", metrics={}, steps=5, samples=0))
+    for second in range(4 * int(BEFORE_LEARNING_S)):
+        if second % 10 == 0:
+            speaks(run, float(second), cpu_s={"evaluates for hours": 5.0 + second, "does not tell": None}.get(does, 5.0))
+        assert control.step(float(second), run, traced=False, has_stacks=False) == NOTHING
 
 
 calls = st.lists(

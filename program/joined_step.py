@@ -1,0 +1,82 @@
+"""A `Step` (`step.py`) joined to a supervisor: what happens in it is told, what is ordered reaches it.
+
+For adapters whose program hands over its forward pass: `run.py` and `accelerator.py`; the Trainer's has more to say of itself.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, Callable
+
+from memsup import messages
+from memsup.about import MOST_DETAIL, NotCut
+from memsup.cut_probe import Refusal
+from memsup.life import Life
+from memsup.memory import lift, others_bytes
+from memsup.session import CannotLimitError
+from memsup.step import Event, RanOut, Refused, Step
+
+_LOOK_AT_OTHERS_EVERY_S = 20.0
+
+
+class JoinedStep:
+    """The steps of a guarded program that are computed in parts where they have to be."""
+
+    def __init__(self, life: Life, modules: list[Any], *, optimizers: list[Any], scaler: Any = None) -> None:
+        self._life, self._session = life, life.session
+        self._looked_s = time.monotonic()
+        self.step = Step(
+            modules,
+            optimizers=optimizers,
+            scaler=scaler,
+            boundary=life.session.part,
+            tell=self._told,
+            memory_limit_bytes=self._own_limit_bytes(),
+            most_tokens=life.micro_tokens_limit,
+        )
+        os.register_at_fork(after_in_child=lift)  # a loader process has a memory of its own
+        self._session.describe(cuts=False, not_cut=NotCut.NOT_PROBED)
+
+    def micro_batch(self, batch: Any, loss_of: Callable[[Any], Any], backward: Callable[[Any], Any] | None) -> Any:
+        """As `Step.micro_batch`."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= _LOOK_AT_OTHERS_EVERY_S:
+            self._looked_s = now_s
+            self.step.memory_limit(self._own_limit_bytes())
+        loss = self.step.micro_batch(batch, loss_of, backward=backward)
+        if self.step.refusal is None and self.step.weighting is not None:
+            self._session.describe(cuts=True, not_cut=None)
+        rows, tokens = self.step.part_rows, self.step.most_tokens or self.step.part_tokens
+        if rows is not None and tokens is not None:
+            self._session.batch(self.step.rows or rows, tokens, micro_rows=rows)
+        return loss
+
+    def limit(self, order: messages.Message) -> int:
+        """Carries out an order of `messages.LIMITS`. Raises `CannotLimitError`."""
+        if self.step.refusal is not None:
+            raise CannotLimitError(self.step.refusal.sentence)
+        if order["kind"] == "limit_memory":
+            self.step.limit_memory(order["device_bytes"])
+            return int(order["device_bytes"])
+        most = self.step.limit(order["micro_tokens"], halve=order["halve"], may_grow=order["may_grow"])
+        return most or self.step.part_tokens or 0
+
+    def _own_limit_bytes(self) -> int | None:
+        """What this process may hold of what its whole tree may: loader processes take some of it."""
+        limit_bytes = self._life.memory_limit_bytes
+        return None if limit_bytes is None else max(0, limit_bytes - others_bytes())
+
+    def _told(self, event: Event) -> None:
+        session = self._session
+        if isinstance(event, RanOut):
+            after_tokens = event.tokens_after if event.tokens_after is not None else event.tokens_before
+            session.out_of_memory(event.where, event.device, event.tokens_before, after_tokens, event.detail)
+        elif isinstance(event, Refused):
+            session.describe(cuts=False, not_cut=why_not_cut(event.refusal), detail=event.detail[:MOST_DETAIL])
+            session.decided("cut_refused", event.refusal.sentence, step=session.link.progress["step"])
+
+
+def why_not_cut(refusal: Refusal) -> NotCut:
+    """The same in the words of the wire."""
+    return NotCut[refusal.name]
