@@ -130,6 +130,13 @@ def current_folder() -> Path:
     return here
 
 
+def current_umask() -> int:
+    """What is taken from the rights of files that this process makes; it can only be told by setting it."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
 def absolute(path: str) -> Path:
     """`path` as seen from the current folder, which is only asked for where that matters. Raises `PathError`."""
     return Path(path) if os.path.isabs(path) else current_folder() / path

@@ -6,7 +6,7 @@ Everything in it must be the same again after a restart for the training to be t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -58,6 +58,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     command_folder: str | None = None
     attaches: bool = True
     """Whether a program of the command that has a Trainer is attached without calling memsup (`fence/program.py`)."""
+    command_umask: Annotated[int, msgspec.Meta(ge=0, le=0o777)] | None = None
+    """To whom the files that the command makes are closed: as for whoever started it (umask(2)). None: to all others."""
 
 
 def _written(value: Any) -> str:

@@ -22,7 +22,7 @@ from memsup.shared.commands import command as typed
 from memsup.shared.data.errors import NoTaskError
 from memsup.shared.loading import Loaded
 from memsup.shared.messages import RequestKind
-from memsup.shared.paths import RunPaths, current_folder
+from memsup.shared.paths import RunPaths, current_folder, current_umask
 from memsup.shared.record import MemoryEstimate, RecordError, RunRecord, encode_settings
 from memsup.shared.run_file import new_run_id, read_record
 from memsup.shared.settings import Settings, keys
@@ -549,6 +549,7 @@ def _new_record(paths: RunPaths, plan: Plan) -> RunRecord:
         estimate=_memory_estimate(plan),
         command=plan.command,
         command_folder=str(current_folder()) if plan.command else None,
+        command_umask=current_umask() if plan.command else None,
     )
 
 

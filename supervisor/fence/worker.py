@@ -92,6 +92,7 @@ class WorkerProcess:
                 folder=self._record.command_folder or str(self._paths.state),
                 keep_fds=[read_end],
                 output=pump.write_end,
+                umask=self._record.command_umask,
             )
         except OSError:
             os.close(write_end)

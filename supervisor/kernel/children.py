@@ -98,8 +98,10 @@ def spawn(
     keep_fds: Iterable[int] = (),
     stdin: int = subprocess.DEVNULL,
     output: int | None = None,
+    umask: int | None = None,
 ) -> Child:
-    """Starts `command`; `output` is a descriptor for its stdout and stderr. Raises OSError.
+    """Starts `command`; `output` is a descriptor for its stdout and stderr. Without a `umask` it has that of this process.
+    Raises OSError.
 
     All other descriptors except `keep_fds` are closed in it. It does not count as the worker's by itself: what is started with
     a fence's `launch_prefix` does, and every orphan that comes to this process.
@@ -114,5 +116,6 @@ def spawn(
             stdout=output,
             stderr=output,
             start_new_session=True,
+            umask=-1 if umask is None else umask,
         )
     )

@@ -13,7 +13,7 @@ failed=0
 echo "== root"
 "${tests[@]}" || failed=1
 echo "== an ordinary user"
-asuser env -C "$PWD" PYTHONPATH="$PYTHONPATH" "${tests[@]}" || failed=1
+asuser env -C "$PWD" PYTHONPATH="$PYTHONPATH" TEST_BUDGET_S="$TEST_BUDGET_S" "${tests[@]}" || failed=1
 echo "== an ordinary user's service, which has a delegated cgroup"
-asuser systemd-run --user --quiet --pipe --wait --collect -p WorkingDirectory="$PWD" -E PYTHONPATH="$PYTHONPATH" "${tests[@]}" || failed=1
+asuser systemd-run --user --quiet --pipe --wait --collect -p WorkingDirectory="$PWD" -E PYTHONPATH="$PYTHONPATH" -E TEST_BUDGET_S="$TEST_BUDGET_S" "${tests[@]}" || failed=1
 exit $failed

@@ -388,8 +388,10 @@ def test_many_starts_at_once_make_one_run(tmp_path: Path) -> None:
 
 def test_a_command_runs_where_it_was_started_and_its_end_is_the_runs(tmp_path: Path) -> None:
     """`-- COMMAND` with --wait: plain lines off a terminal, exit 0 only if it finished."""
-    done = memsup("start", "--wait", "--", "sh", "-c", "pwd > here.txt; exit 0", cwd=tmp_path)
+    done = memsup("start", "--wait", "--", "sh", "-c", "pwd > here.txt; umask > umask.txt", cwd=tmp_path)
     assert done.returncode == 0, done
+    umask = subprocess.run(["sh", "-c", "umask"], capture_output=True, text=True, check=True).stdout
+    assert (tmp_path / "umask.txt").read_text() == umask
     assert (tmp_path / "here.txt").read_text().strip() == str(tmp_path)
     assert "Finished" in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
