@@ -233,8 +233,9 @@ def test_the_recorded_ledger_of_the_former_format_is_understood() -> None:
 
 
 def test_the_recorded_state_is_reported_as_the_state_before_reported_it(private_folders: Path) -> None:
-    """`memsup report --json`: the document that the code of that time made of these files, new fields apart."""
-    before = json.loads((OLD_STATE / "report.json").read_bytes())
+    """`memsup report --json`: the document that the code of that time made of these files, new fields and words apart."""
+    then, today = b"found out what the last death was", b"the supervisor ended and was started again"
+    before = json.loads((OLD_STATE / "report.json").read_bytes().replace(then, today))
     paths = run_paths("default")
     shutil.copytree(OLD_STATE, paths.state)
     assert gather(paths, observe(paths).status, 0.0).unreadable == ()
