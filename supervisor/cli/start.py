@@ -47,7 +47,7 @@ from memsup.supervisor.cli.findings import (
 )
 from memsup.supervisor.cli.options import FLAGS, TrainingCommand, flag_options, json_option, paths_of, run_option, setting_names
 from memsup.supervisor.cli.picture import one_line
-from memsup.supervisor.cli.screen import data, json_data, message, moves
+from memsup.supervisor.cli.screen import data, json_data, message, moves, paint
 from memsup.supervisor.client.contact import (
     LOOK_AGAIN_S,
     Contact,
@@ -74,7 +74,7 @@ from memsup.supervisor.client.preparing import (
 from memsup.supervisor.client.trust import contacts, refuse_strangers
 from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
 from memsup.supervisor.decide.tiers import AS_CREATED
-from memsup.supervisor.words import columns, count, result_line
+from memsup.supervisor.words import count, result_line
 
 NOT_STARTED = 1
 IF_ATTACHED = (
@@ -454,7 +454,7 @@ def _tell_taken(taken: Sequence[Difference], text: str, asked: Asked) -> None:
         return
     data("Dry run: it would go on with:" if asked.dry_run else "From now on it goes on with:")
     rows = [(d.key, f"{shown(d.key, d.has)} → {shown(d.key, d.asked)}", f"({d.origin})") for d in taken]
-    data(*("  " + line for line in columns(rows)), *([text] if text else []))
+    data(*rows, *([text] if text else []))
 
 
 def _kept(record: RunRecord, asked: Asked) -> list[Difference]:
@@ -470,7 +470,7 @@ def _refuse(record: RunRecord, kept: Sequence[Difference], asked: Asked, *, is_u
     """Raises `RefusedError`, which names what would be another training, and what to type."""
     stop, start = typed("stop", record.run), typed("start", record.run)
     does = "runs" if is_up else "is not finished"
-    lines = [f"Run {record.run!r} {does}, and not with what was given now; nothing was changed."]
+    lines: list[str | Row] = [f"Run {record.run!r} {does}, and not with what was given now; nothing was changed."]
     lines += [f"  {d.key}: {shown(d.key, d.asked)} ({d.origin}), but it has {shown(d.key, d.has)}" for d in kept]
     other = "another training" if record.command is None else "another run"
     lines.append(f"That would be {other}. To have it, give the same once more with one of these:")
@@ -479,10 +479,10 @@ def _refuse(record: RunRecord, kept: Sequence[Difference], asked: Asked, *, is_u
         (fresh, "begins anew in its place; the earlier one is kept"),
         ("memsup start --run NAME", "begins another one beside it"),
     ]
-    lines += ["  " + line for line in columns(ways)]
+    lines += ways
     if (goes_on := _without(start, kept, asked)) is not None:
         lines.append(f"To go on as it was: {goes_on}")
-    raise RefusedError(lines[0], more=tuple(lines[1:]))
+    raise RefusedError(str(lines[0]), more=tuple(lines[1:]))
 
 
 def _without(start: str, kept: Sequence[Difference], asked: Asked) -> str | None:
@@ -609,7 +609,7 @@ def _tell(
         _section("What it reaches", rows)
     limits = lines(resolution) if plan.command is None else memory_lines(resolution)
     data("", f"Tier {tier}: {reason}")
-    data(*("  " + line for line in columns([name, value, f"← {origin}"] for name, value, origin in limits)))
+    data(*((name, value, paint(f"← {origin}", "dim")) for name, value, origin in limits))
 
 
 def _tell_briefly(paths: RunPaths, plan: Plan, record: RunRecord | None) -> None:
@@ -636,12 +636,12 @@ def _tell_doubts(doubtful: DoubtfulDataError, as_json: bool) -> int:
         (f"--set {shlex.quote(setting)}", WHAT_IT_DOES[setting.partition("=")[0]]) for setting in settings_of(doubtful.doubts)
     ]
     rows.append(("--accept", "train on them as shown; the run keeps this answer"))
-    message("To settle it, type the same command with this behind it:", *("  " + line for line in columns(rows)))
+    message("To settle it, type the same command with this behind it:", *rows)
     return REFUSED
 
 
 def _section(title: str, rows: list[Row]) -> None:
-    data(title, *("  " + line for line in columns(rows)))
+    data(title, *rows)
 
 
 def _notes(plan: Plan) -> list[str]:
