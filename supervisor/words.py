@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from memsup.shared.commands import command
 from memsup.shared.printable import printable
 
 if TYPE_CHECKING:
@@ -145,6 +146,15 @@ def gpu_line(gpu: KnownGpu, paint: Callable[[str], str] = str) -> str:
 
 VERIFIED = {True: "verified", False: "to be verified when it is loaded", None: "not known whether verified"}
 """What is said of a checkpoint, by whether every byte of it was compared with its manifest since it was written."""
+
+
+def use_rows(status: Status) -> list[tuple[str, str]]:
+    """How the model of a finished run is used, in two rows. There is none of any other run."""
+    if status.model_path is None or status.state != "finished":
+        return []
+    ask = command("predict", status.run)
+    python = f'transformers.pipeline("text-classification", model={status.model_path!r})'
+    return [("use it", f'{ask} "a text"   or a file: {ask} FILE.csv --output labels.csv'), ("in Python", python)]
 
 
 def result_line(status: Status) -> str | None:

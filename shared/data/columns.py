@@ -106,6 +106,11 @@ def _words_for_names(source: Source) -> tuple[str, ...]:
     return names if len(names) > 1 and all(name.isalpha() and part_of(name) is None for name in names) else ()
 
 
+def usual_text(columns: Sequence[str]) -> str | None:
+    """The column that is called as those with texts are, or the only one. Returns None where that tells none."""
+    return columns[0] if len(columns) == 1 else _by_name(columns, _TEXT_NAMES)
+
+
 def is_usual_name(name: str) -> bool:
     """Whether people call a column so that holds texts or labels."""
     return name.strip().casefold() in (*_TEXT_NAMES, *LABEL_NAMES)

@@ -35,6 +35,7 @@ COMMANDS = {
     "checkpoint": ("checkpoint", "checkpoint", "Write a checkpoint now; list or verify them."),
     "stop": ("orders", "stop", "Checkpoint and stop."),
     "wait": ("wait", "wait", "Wait until the run ends, with its progress."),
+    "predict": ("predict", "predict", "Ask the model that a run has made."),
     "logs": ("logs", "logs", "Show the worker's output and the ledger of decisions."),
     "report": ("report", "report", "The night on one page, with plots."),
     "rm": ("runs", "rm", "Remove runs, with their checkpoints and models."),

@@ -113,7 +113,9 @@ _WANTED = {
 
 def carried_out(paths: RunPaths, what: RequestKind) -> Reply:
     """Orders something, and looks whether what the reply tells of is there. Raises `RefusedError` as `request` does."""
-    reply = seen_saved(paths, request(paths, what))
+    reply = request(paths, what)
+    if what is not RequestKind.RESUME:  # which goes on from what is in memory
+        reply = seen_saved(paths, reply)
     return _seen_wanted(paths, _WANTED[what], reply) if what in _WANTED else reply
 
 

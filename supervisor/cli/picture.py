@@ -27,6 +27,7 @@ from memsup.supervisor.words import (
     result_line,
     size,
     trains,
+    use_rows,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def picture(status: Status, now_unix_s: float) -> list[Line]:
         ("restarts", count(status.restarts) if status.restarts else None),
         ("result", result_line(status)),
         ("model", printable(status.model_path) if status.model_path else None),
+        *use_rows(status),
         ("exit code", None if status.exit_code is None else str(status.exit_code)),
     ]
     return [*lines, *((name, text) for name, text in rows if text)]

@@ -74,7 +74,7 @@ from memsup.supervisor.client.preparing import (
 from memsup.supervisor.client.trust import contacts, refuse_strangers
 from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
 from memsup.supervisor.decide.tiers import AS_CREATED
-from memsup.supervisor.words import count, result_line
+from memsup.supervisor.words import count, result_line, use_rows
 
 NOT_STARTED = 1
 IF_ATTACHED = (
@@ -509,7 +509,7 @@ def _tell_finished(paths: RunPaths, status: Status, asked: Asked) -> int:
         return 0
     data(f"Run {paths.name!r} is finished" + (f": {result_line(status)}" if status.result else "."))
     if status.model_path:
-        data(f"Model: {status.model_path}")
+        data(f"Model: {status.model_path}", *use_rows(status))
     message(f"To begin anew: {typed('start', paths.name)} --fresh")
     return 0
 

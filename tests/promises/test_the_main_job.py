@@ -5,6 +5,7 @@ The job is the tiny one of `lone_supervisor.py`, so that the runs take seconds; 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -72,7 +73,7 @@ def test_start_pause_resume_checkpoint_kill_stop_start_finished(job: Path) -> No
     with stopwatch() as starting:
         started = ok(memsup("start", "--tier", "auto", cwd=job))
     assert starting.s < loading.s, "it does not wait until the worker has loaded"
-    for told in ("RAM", "Tier full", "worker memory", "reserve", "memsup status --watch"):
+    for told in ("240 rows, 2 labels", "at most", "8 samples a step", "tier full", "memsup status --watch"):
         assert told in started.stdout
     again = ok(memsup("start", cwd=job))
     assert f"in {job / 'mine'}, where its own older ones are deleted" in started.stdout
@@ -113,10 +114,16 @@ def test_start_pause_resume_checkpoint_kill_stop_start_finished(job: Path) -> No
     assert ("death", "SIGKILL") in events
     assert any(event == "order" and result.startswith("done: checkpoint at step") for event, result in events)
 
-    pipeline = "import sys, transformers as t; print(t.pipeline('text-classification', sys.argv[1])('很好 喜欢')[0]['label'])"
+    pipeline = "import sys, transformers as t; print(*t.pipeline('text-classification', sys.argv[1])('很好 喜欢')[0].values())"
     command = [sys.executable, "-c", pipeline, finished["model_path"]]
     loaded = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert loaded.stdout.strip() == "good", loaded.stderr
+    label, score = loaded.stdout.split()
+    assert label == "good", loaded.stderr
+    (job / "asked.csv").write_text("number,text\n1,很好 喜欢\n2,\n3,糟糕 很差\n", encoding="utf-8")
+    ok(memsup("predict", "asked.csv", "--output", "answers.jsonl", cwd=job))
+    answers = [json.loads(line) for line in (job / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["number"], row["predicted"]) for row in answers] == [("1", "good"), ("2", None), ("3", "bad")]
+    assert answers[0]["score"] == pytest.approx(float(score), abs=1e-4)
     after = ok(memsup("start", cwd=job))
     assert "finished" in after.stdout + after.stderr
 

@@ -225,6 +225,16 @@ class TextClassification:
         return ClassificationMetrics()
 
 
+def load_finished(folder: str, max_length: int | None) -> tuple[Any, Tokens, bool]:
+    """A model that a run has made, with what makes tokens of texts as in its training, and whether it takes their types. Raises
+    InputError.
+    """
+    config = _load_config(folder)
+    tokenizer = _load_tokenizer(folder)
+    model, _ = _load_model(folder, ModelSource.FOLDER, config, tokenizer, seed=0)
+    return model.eval(), Tokens(tokenizer, _max_length(max_length, config, tokenizer)), _takes_types(model, tokenizer)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Tokenizer
 

@@ -1,0 +1,178 @@
+"""`memsup predict`: asks the model that a run has made about a text, two that belong together, or a file of them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memsup.shared.commands import command
+from memsup.shared.data.columns import listed, usual_text
+from memsup.shared.data.errors import InputError
+from memsup.shared.data.rows import read_rows
+from memsup.shared.data.sources import locate
+from memsup.shared.paths import RunPaths, absolute
+from memsup.shared.run_file import read_record
+from memsup.shared.status import RunState
+from memsup.supervisor.cli.options import json_option, paths_of, run_option
+from memsup.supervisor.cli.screen import data, json_data, message
+from memsup.supervisor.client.contact import observe
+from memsup.supervisor.client.errors import RefusedError
+from memsup.supervisor.client.labelled import LABEL, SCORE, rows_of, write_labelled
+from memsup.supervisor.client.prediction import Predicted
+from memsup.supervisor.client.prediction import predict as asked
+from memsup.supervisor.words import plural
+
+if TYPE_CHECKING:
+    from memsup.shared.record import RunRecord
+
+UNKNOWN, NOT_FINISHED = 4, 3
+_ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", ".gz", ".arrow")
+
+
+@click.command()
+@run_option
+@json_option
+@click.option("-o", "--output", metavar="FILE", help="Where the rows of a file go with their labels: .csv or .jsonl.")
+@click.option("--text", "text", metavar="COLUMN", help="The file's column with the text.")
+@click.option("--text-pair", "text_pair", metavar="COLUMN", help="The file's column with the second text.")
+@click.option("--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, cuda or cuda:N.")
+@click.argument("words", nargs=-1, required=True, metavar="TEXT... | FILE")
+def predict(
+    *,
+    run_name: str,
+    as_json: bool,
+    output: str | None,
+    text: str | None,
+    text_pair: str | None,
+    device: str,
+    words: tuple[str, ...],
+) -> int:
+    """Ask the model that a run has made, with the tokenizer, the length and the labels of its training.
+
+    Each TEXT gets its label with its score; a run that was trained on two texts a row takes two. `-` reads a text a line from
+    stdin. A FILE gives its rows with a label and a score each, as JSON lines, or in --output.
+    Exit code: 0 done, 1 the model could not be asked, 2 bad input, 3 the run is not finished, 4 unknown run.
+    """
+    paths = paths_of(run_name)
+    record, model = _finished(paths)
+    file = words[0] if len(words) == 1 and _is_file(words[0]) else None
+    if file is None and (output or text or text_pair):
+        raise click.UsageError("--output, --text and --text-pair are for a file of texts.")
+    is_pair = record.settings.task.text_pair is not None
+    if file is None:
+        rows = _of_stdin() if words == ("-",) else _typed(words, is_pair=is_pair)
+        return _tell(list(rows), asked(paths, record, model, iter(rows), device=device), as_json)
+    columns = _columns(file, record, text, text_pair, is_pair=is_pair)
+    return _tell_file(file, columns, output, lambda texts: asked(paths, record, model, texts, device=device))
+
+
+def _finished(paths: RunPaths) -> tuple[RunRecord, Path]:
+    """The record and the model of a run that has made one. Raises `RefusedError`."""
+    status, record = observe(paths).status, read_record(paths.record)
+    if status is None or record is None:
+        raise RefusedError(f"There is no run {paths.name!r}. Those that there are: memsup list", UNKNOWN)
+    if record.command is not None:
+        raise RefusedError(
+            f"Run {paths.name!r} runs a command of your own; where that keeps its model, it knows.", NOT_FINISHED
+        )
+    if status.state is not RunState.FINISHED or status.model_path is None:
+        raise RefusedError(
+            f"Run {paths.name!r} is {status.state}; its model is there when it is finished: {command('wait', paths.name)}",
+            NOT_FINISHED,
+        )
+    model = Path(status.model_path)
+    if not (model / "config.json").is_file():
+        raise RefusedError(f"The model of run {paths.name!r} is not in {model} any more: copy it back.", 1)
+    return record, model
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Texts that are typed
+
+
+def _is_file(word: str) -> bool:
+    """Whether a word names a file. Raises `RefusedError` where it is named like one that is not there."""
+    with contextlib.suppress(OSError, ValueError):
+        if os.path.isfile(word):
+            return True
+    if word.lower().endswith(_ENDINGS) and " " not in word:
+        raise RefusedError(f"There is no file {word}.")
+    return False
+
+
+def _typed(words: Sequence[str], *, is_pair: bool) -> list[Sequence[str]]:
+    if not is_pair:
+        return [(word,) for word in words]
+    if len(words) % 2:
+        raise RefusedError("This run was trained on two texts a row: give two, such as a premise and its hypothesis.")
+    return [(words[place], words[place + 1]) for place in range(0, len(words), 2)]
+
+
+def _of_stdin() -> list[Sequence[str]]:
+    return [(line.rstrip("\n"),) for line in sys.stdin]
+
+
+def _tell(rows: list[Sequence[str]], found: Iterator[Predicted], as_json: bool) -> int:
+    if as_json:
+        predictions = [_document(row) | p._asdict() for row, p in zip(rows, found, strict=True)]
+        json_data({"schema": 1, "predictions": predictions})
+        return 0
+    for row, predicted in zip(rows, found, strict=True):
+        score = "" if predicted.score is None else f"{predicted.score:.3f}"
+        data((predicted.label or "no text", score, " + ".join(row)))
+    return 0
+
+
+def _document(row: Sequence[str]) -> dict[str, str]:
+    return dict(zip(("text", "text_pair"), row, strict=False))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def _columns(file: str, record: RunRecord, text: str | None, text_pair: str | None, *, is_pair: bool) -> list[str] | None:
+    """The columns with the texts. Returns None where each line is a text. Raises InputError."""
+    if file.lower().endswith(".txt"):
+        return None
+    task = record.settings.task
+    first = next(read_rows(locate(str(absolute(file)))), None)
+    if first is None:
+        raise InputError(f"{file} has no rows: add some.")
+    names = list(first.values)
+    wanted = [text or (task.text if task.text in names else None) or usual_text(names), text_pair or task.text_pair]
+    for name in filter(None, wanted):
+        if name not in names:
+            raise InputError(
+                f"{file} has no column {name!r}. Its columns are {listed(names)}: name it with --text or --text-pair."
+            )
+    if wanted[0] is None:
+        raise InputError(f"It is not clear which column of {file} holds the text; it has {listed(names)}. Name it with --text.")
+    return [name for name in wanted[: 1 + is_pair] if name is not None]
+
+
+def _tell_file(file: str, columns: list[str] | None, output: str | None, ask: Any) -> int:
+    rows = rows_of(file)
+    kept: list[dict[str, Any]] = []
+
+    def texts() -> Iterator[Sequence[str]]:
+        for row in rows:
+            kept.append(row)
+            yield [str(row.get(name) or "") for name in columns or ["text"]]
+
+    found = ({**kept.pop(0), LABEL: p.label, SCORE: p.score and round(p.score, 6)} for p in ask(texts()))
+    if output is None:
+        for row in found:
+            json_data(row)
+        return 0
+    counts = write_labelled(absolute(output), found)
+    message(
+        f"Written: {output}, {plural(sum(counts), 'row')}" + (f"; {counts[1]:,} of them without a text" if counts[1] else "")
+    )
+    return 0

@@ -1,0 +1,103 @@
+"""Asks the model that a run has made, in a process of its own under a limit of memory: texts in, labels with scores out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from memsup.shared.paths import RunPaths
+from memsup.shared.record import RunRecord
+from memsup.shared.settings import SettingsError
+from memsup.supervisor.client.errors import RefusedError
+from memsup.supervisor.client.spawning import environment
+from memsup.supervisor.daemon.claims import beside
+from memsup.supervisor.decide.tiers import WORKER_NEEDS_BYTES, created_with, resolve_limits
+from memsup.supervisor.sense.machine import look
+from memsup.supervisor.words import size
+
+NOT_DONE = 1
+ROWS_AT_ONCE = 256
+LOG = "predict.log"
+
+
+class Predicted(NamedTuple):
+    """What the model says of one row. Label and scores are None for a row that has no text that it knows."""
+
+    label: str | None
+    score: float | None
+    """The probability that the model gives the label."""
+    scores: dict[str, float] | None
+
+
+def predict(
+    paths: RunPaths, record: RunRecord, model: Path, rows: Iterator[Sequence[str]], *, device: str = "cpu"
+) -> Iterator[Predicted]:
+    """What `model` says of each row, which is one text or two. Raises `RefusedError`, in one sentence."""
+    command = [sys.executable, "-P", "-m", "memsup.worker.predict", "--model", str(model), "--device", device]
+    if device == "cpu":
+        command += ["--limit-bytes", str(_limit_bytes(paths, record))]
+    if record.settings.training.max_length is not None:
+        command += ["--max-length", str(record.settings.training.max_length)]
+    try:
+        log = (paths.state / LOG).open("wb")
+    except OSError as error:
+        raise RefusedError(f"{paths.state / LOG} cannot be written: {error.strerror}.", NOT_DONE) from None
+    with log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd="/", env=environment(paths), text=True
+        )
+    try:
+        while some := list(islice(rows, ROWS_AT_ONCE)):
+            yield from _asked(process, some, paths)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _asked(process: subprocess.Popen[str], rows: Sequence[Sequence[str]], paths: RunPaths) -> Iterator[Predicted]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(json.dumps(rows) + "\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        pass  # its last words say why
+    answer: dict[str, Any] = json.loads(process.stdout.readline() or "{}")
+    if (why := answer.get("error")) is not None:
+        raise RefusedError(str(why), NOT_DONE)
+    if not answer:
+        ended = process.wait()
+        why = f"signal {-ended}" if ended < 0 else f"exit code {ended}"
+        raise RefusedError(f"The process that asks the model has ended ({why}). Its log: {paths.state / LOG}", NOT_DONE)
+    for shares in answer["rows"]:
+        if shares is None:
+            yield Predicted(None, None, None)
+        else:
+            scores = dict(zip(answer["labels"], shares, strict=True))
+            label = max(scores, key=scores.__getitem__)
+            yield Predicted(label, scores[label], scores)
+
+
+def _limit_bytes(paths: RunPaths, record: RunRecord) -> int:
+    """What the process may take: as a run that started now, and no more than is free beside the reserve. Raises `RefusedError`
+    where that is not enough for any model.
+    """
+    machine = look(paths.state)
+    try:
+        limits = resolve_limits(record.settings, created_with(record.settings), machine, None, beside(paths))
+    except SettingsError as error:
+        raise RefusedError(str(error), NOT_DONE, more=error.more) from None
+    free = machine.ram_available_bytes
+    limit = limits.worker_limit_bytes if free is None else min(limits.worker_limit_bytes, free - limits.reserve_bytes)
+    if limit < WORKER_NEEDS_BYTES:
+        raise RefusedError(
+            f"Only {size(free)} of RAM are free, and the reserve is {size(limits.reserve_bytes)}: close something, or pause "
+            "another run (memsup list).",
+            NOT_DONE,
+        )
+    return limit

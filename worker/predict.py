@@ -1,0 +1,115 @@
+"""`python -m memsup.worker.predict`: asks a finished model, in a process of its own that lasts as long as the question.
+
+Reads lines on stdin, each a JSON list of rows (a row is a list of one text or two), and answers each with a line on stdout:
+`{"labels": […], "rows": [[…] or null, …]}`, the probability of each label for each row, null for a row that makes no token of
+its own; or `{"error": "one sentence"}`, which is the last line then. Rows are computed beside others of the same length only:
+nothing is padded, so that no row's answer depends on the others. Libraries' words go to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import resource
+import sys
+from typing import TYPE_CHECKING, Any, TextIO
+
+from memsup.memory import is_out_of_memory
+from memsup.shared.data.errors import InputError
+from memsup.shared.log import FromLibraries, json_lines, log, log_to, to_standard_error
+from memsup.worker.imports import quick_scan_of_transformers, without_search_for_garbage
+
+if TYPE_CHECKING:
+    from memsup.worker.tasks.corpus import Text
+
+MOST_TOKENS = 4096
+"""At most this many tokens are computed at once."""
+NICER = 5
+"""Who trains beside it goes first."""
+
+
+def main() -> int:
+    arguments = _arguments()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what a library prints is no answer
+    log_to(None, json_lines(to_standard_error))
+    logging.basicConfig(level=logging.INFO, handlers=[FromLibraries()])
+    os.nice(NICER)
+    if arguments.limit_bytes:
+        resource.setrlimit(resource.RLIMIT_DATA, (arguments.limit_bytes, arguments.limit_bytes))
+    os.environ.update({"HF_HUB_OFFLINE": "1"})  # all of it lies in the folder
+    try:
+        _answer_all(arguments, answers)
+    except Exception as error:
+        log.exception("Predicting ends here")
+        _say(answers, {"error": _why(error, arguments.limit_bytes)})
+        return 1
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m memsup.worker.predict", description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--max-length", type=int)
+    parser.add_argument("--limit-bytes", type=int)
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
+
+
+def _answer_all(arguments: argparse.Namespace, answers: TextIO) -> None:
+    with without_search_for_garbage(), quick_scan_of_transformers():
+        from memsup.worker.tasks.classification import load_finished
+
+    model, tokens, has_types = load_finished(arguments.model, arguments.max_length)
+    model.to(arguments.device)
+    labels = [str(model.config.id2label[place]) for place in range(len(model.config.id2label))]
+    for line in sys.stdin:
+        texts: list[Text] = [row[0] if len(row) == 1 else (row[0], row[1]) for row in json.loads(line)]
+        _say(answers, {"labels": labels, "rows": _shares(model, tokens, texts, has_types=has_types)})
+
+
+def _shares(model: Any, tokens: Any, texts: list[Text], *, has_types: bool) -> list[list[float] | None]:
+    """The probability of each label for each text."""
+    import torch
+
+    found: list[list[float] | None] = [None] * len(texts)
+    encoded = tokens.encode(texts)
+    places = [place for place in range(len(texts)) if not encoded.tokenless[place]]
+    by_length: dict[int, list[int]] = {}
+    for place in places:
+        by_length.setdefault(len(encoded.tokens[place]), []).append(place)
+    for length, rows in by_length.items():
+        at_once = max(1, MOST_TOKENS // length)
+        for begin in range(0, len(rows), at_once):
+            some = rows[begin : begin + at_once]
+            batch = {"input_ids": torch.tensor([encoded.tokens[place] for place in some])}
+            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+            if has_types and encoded.token_types is not None:
+                batch["token_type_ids"] = torch.tensor([encoded.token_types[place] for place in some])
+            with torch.inference_mode():
+                logits = model(**{name: values.to(model.device) for name, values in batch.items()}).logits.float()
+            for place, shares in zip(some, logits.softmax(dim=-1).tolist(), strict=True):
+                found[place] = shares
+    return found
+
+
+def _why(error: Exception, limit_bytes: int | None) -> str:
+    if is_out_of_memory(error):
+        limit = "" if not limit_bytes else f" of {limit_bytes >> 20:,} MiB"
+        return (
+            f"The model does not fit into the memory{limit} that may be used now: pause what else runs, or wait until it ends."
+        )
+    return str(error) if isinstance(error, InputError) else f"The model cannot be asked ({type(error).__name__}: {error})."
+
+
+def _say(answers: TextIO, document: dict[str, Any]) -> None:
+    answers.write(json.dumps(document) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # taking torch down in order takes seconds
