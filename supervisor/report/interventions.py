@@ -132,8 +132,8 @@ def _intervention(x: float, entry: Entry, later: Sequence[Placed], step_s: float
         event=entry.event,
     )
     match entry.event:
-        case Event.FREEZE | Event.ORDER if entry.by is By.USER:
-            return None  # told by its WANTED; a foreign command is paused by a freeze
+        case Event.FREEZE | Event.ORDER | Event.KILL if entry.by is By.USER:
+            return None  # told by its WANTED; a foreign command is paused by a freeze, and `stop --now` kills
         case Event.FREEZE:
             until = _first(later, entry.boot, lambda e: e.event in (Event.THAW, Event.KILL, Event.DEATH))
             return replace(base, what="froze the worker", until=until, cost_s=_lasted(x, until))

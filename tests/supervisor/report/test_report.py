@@ -239,6 +239,7 @@ def test_who_wanted_it_stopped_decides_whether_it_was_asked_for(private_folders:
     night = Night(run_paths("waits"))
     for by in (By.SUPERVISOR, By.USER):
         night.say(Event.WANTED, "so", "stopped", wanted=Wanted.STOPPED, by=by)
+    night.say(Event.KILL, "asked to stop now, without a checkpoint", "kill the whole tree", by=By.USER)
     _, reckoned = read(night)
     assert [(i.what, i.asked) for i in reckoned.interventions] == [
         ("waited for a person to start it again", False),
