@@ -1,6 +1,6 @@
 """A `Step` (`step.py`) joined to a supervisor: what happens in it is told, what is ordered reaches it.
 
-For adapters whose program hands over its forward pass: `run.py` and `accelerator.py`; the Trainer's has more to say of itself.
+For every adapter: `run.py`, also of an Accelerator, and whoever has a `training_step` to wrap.
 """
 
 from __future__ import annotations
@@ -23,14 +23,25 @@ _LOOK_AT_OTHERS_EVERY_S = 20.0
 class JoinedStep:
     """The steps of a guarded program that are computed in parts where they have to be."""
 
-    def __init__(self, life: Life, modules: list[Any], *, optimizers: list[Any], scaler: Any = None) -> None:
+    def __init__(
+        self,
+        life: Life,
+        modules: list[Any],
+        *,
+        optimizers: list[Any],
+        scaler: Any = None,
+        boundary: Callable[[], None] | None = None,
+    ) -> None:
+        """`modules`, `optimizers` and `scaler` are those of a `Step`; `boundary` is called between two parts. None means that
+        the state cannot be saved there (`Session.part`).
+        """
         self._life, self._session = life, life.session
         self._looked_s = time.monotonic()
         self.step = Step(
             modules,
             optimizers=optimizers,
             scaler=scaler,
-            boundary=life.session.part,
+            boundary=boundary or life.session.part,
             tell=self._told,
             memory_limit_bytes=self._own_limit_bytes(),
             most_tokens=life.micro_tokens_limit,
@@ -38,13 +49,13 @@ class JoinedStep:
         os.register_at_fork(after_in_child=lift)  # a loader process has a memory of its own
         self._session.describe(cuts=False, not_cut=NotCut.NOT_PROBED)
 
-    def micro_batch(self, batch: Any, loss_of: Callable[[Any], Any], backward: Callable[[Any], Any] | None) -> Any:
+    def micro_batch(self, batch: Any, loss_of: Callable[[Any], Any], **how: Any) -> Any:
         """As `Step.micro_batch`."""
         now_s = time.monotonic()
         if now_s - self._looked_s >= _LOOK_AT_OTHERS_EVERY_S:
             self._looked_s = now_s
             self.step.memory_limit(self._own_limit_bytes())
-        loss = self.step.micro_batch(batch, loss_of, backward=backward)
+        loss = self.step.micro_batch(batch, loss_of, **how)
         if self.step.refusal is None and self.step.weighting is not None:
             self._session.describe(cuts=True, not_cut=None)
         rows, tokens = self.step.part_rows, self.step.most_tokens or self.step.part_tokens
@@ -69,9 +80,8 @@ class JoinedStep:
 
     def _told(self, event: Event) -> None:
         session = self._session
-        if isinstance(event, RanOut):
-            after_tokens = event.tokens_after if event.tokens_after is not None else event.tokens_before
-            session.out_of_memory(event.where, event.device, event.tokens_before, after_tokens, event.detail)
+        if isinstance(event, RanOut) and event.tokens_after is not None:  # else it is raised, and told of as any error
+            session.out_of_memory(event.where, event.device, event.tokens_before, event.tokens_after, event.detail)
         elif isinstance(event, Refused):
             session.describe(cuts=False, not_cut=why_not_cut(event.refusal), detail=event.detail[:MOST_DETAIL])
             session.decided("cut_refused", event.refusal.sentence, step=session.link.progress["step"])

@@ -79,6 +79,7 @@ class Life:
             raise TwiceError(f"memsup.guard was called twice for the training {about.training!r}: give each a name of its own.")
         self.training, self.session.about = Training(self.told, about.training), about
         self.session.publish(phase="loading", total_steps=None, eta_s=None, loss=None)
+        self.link.batch = None
         self.link.report(messages.hello(self.link.pid, self.told.run_id, about))
         self._find()
 

@@ -111,7 +111,7 @@ def taken(loader: Any = None) -> Taken:
         found["numpy"] = numpy.random.get_state()
     if torch is not None and hasattr(torch, "get_rng_state"):
         found["torch"] = torch.get_rng_state()
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():
             found["cuda"] = torch.cuda.get_rng_state_all()
     for name, generator in _own_generators(loader):
         found[name] = generator.get_state()

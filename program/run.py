@@ -190,7 +190,7 @@ class Run:
             self._computes.of(loss)
             loss = loss.detach() if hasattr(loss, "detach") else loss
         else:
-            loss = step.micro_batch(batch, loss_of, self._computes.of)
+            loss = step.micro_batch(batch, loss_of, backward=self._computes.of)
         self.tell(loss=loss)
         return loss
 
