@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
+import pytest
 from kit import ROOT
 
+from memsup.shared.settings import keys
+from memsup.supervisor.cli import memsup as group
 from memsup.supervisor.words import width
 
 PICTURES = ROOT / "docs/pictures"
@@ -32,3 +37,38 @@ def test_no_line_is_wider_than_its_terminal_and_no_word_is_broken() -> None:
             assert {word for word in widest if width(word) < 50} <= set(text.split())
     for cells in (60, 80, 120):
         assert max(map(width, (PICTURES / f"watch-{cells}.txt").read_text(encoding="utf-8").splitlines())) <= cells
+
+
+READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda file: file.name)
+def test_what_the_readme_has_typed_exists(readme: Path) -> None:
+    """Every command with its options, every setting, every file that is linked to, and the night as it is recorded."""
+    text = readme.read_text(encoding="utf-8")
+    for in_a_line, alone in re.findall(r"`memsup ([^`]+)`|^ {4}memsup ([^#\n]+)", text, re.MULTILINE):
+        name, *words = (in_a_line or alone).partition(" -- ")[0].split()
+        command = group.get_command(click.Context(group), name)
+        assert command is not None, f"memsup {name}"
+        if isinstance(command, click.Group):
+            name, command = f"{name} {words[0]}", command.commands[words[0]]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert not [word for word in words if word.startswith("-") and word not in known], f"memsup {name}"
+    start = group.get_command(click.Context(group), "start")
+    assert start is not None
+    of_start = {option for parameter in start.params for option in parameter.opts}
+    alone = set(re.findall(r"`(--[a-z][a-z-]+)(?=[ `])", text))
+    assert alone - of_start == {"--follow"}, "which is an option of `report`"
+    assert {key for key in re.findall(r"--set ([a-z_.]+)=", text) if key not in keys()} == set()
+    links = {link for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text) if not (readme.parent / link).exists()}
+    assert links == set()
+    night = text.partition("$ memsup report\n")[2].partition("\n```")[0]
+    recorded = (PICTURES / "report-80.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in night.splitlines() if line != "…" and line not in recorded] == []
+
+
+def test_both_readmes_have_the_same_typed() -> None:
+    """In their own words."""
+    shape = re.compile(r"--set [a-z_.]+=\w*|--(?:tier|epochs|batch-size|max-length) \w+")
+    english, chinese = (set(shape.findall(file.read_text(encoding="utf-8"))) for file in READMES)
+    assert english == chinese
