@@ -20,7 +20,7 @@ def check_config(where: str, config: object) -> Mapping[str, Any]:
         if isinstance(config, dict) and "type_vocab_size" in config:
             go_on = 'it looks like that of a BERT; if it is, add "model_type": "bert" to it.'
         raise InputError(f"{where} names no model_type: {go_on}")
-    if (quantized := config.get("quantization_config")) is not None:
+    if (quantized := config.get("quantization_config", config.get("quantization"))) is not None:
         method = quantized.get("quant_method") if isinstance(quantized, dict) else None
         raise InputError(
             f"The weights of {where} are quantized{f' ({method})' if method else ''}, rounded to a few bits each, and cannot "

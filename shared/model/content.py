@@ -13,6 +13,7 @@ import msgspec
 
 from memsup.shared.data.errors import InputError
 from memsup.shared.files import UnreadableError, open_regular, read_document
+from memsup.shared.model.tensors import Tensor
 
 MOST_HEADER_BYTES = 8 << 20
 """Room for 60,000 tensors in one file. The format allows 100 MB, which would take a gigabyte once it is decoded."""
@@ -27,8 +28,9 @@ _AGAIN = "copy or fetch it again from where the model came from"
 
 
 class _Tensor(msgspec.Struct):
-    """What is of interest of a tensor in a header, or of the metadata beside them, which have neither."""
+    """What is of interest of a tensor in a header, or of the metadata beside them, which have none of it."""
 
+    dtype: str = ""
     shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]], msgspec.Meta(max_length=32)] = []
     data_offsets: tuple[Annotated[int, msgspec.Meta(ge=0)], Annotated[int, msgspec.Meta(ge=0)]] = (0, 0)
 
@@ -84,6 +86,23 @@ def check_weights(file: Path) -> None:
                 raise InputError(f"{file} is cut off: it has {size_bytes:,} bytes and no end: {_AGAIN}.")
     elif not begin.startswith(b"\x80"):
         raise InputError(f"{file} holds no weights: it is no file that torch has saved. {_AGAIN[0].upper() + _AGAIN[1:]}.")
+
+
+def tensors(file: Path) -> dict[str, Tensor] | None:
+    """What the headers of weights say of their tensors, by names. `file` may be the index of several. It is None for those
+    that torch has saved. Raises InputError and OSError.
+    """
+    found: dict[str, Tensor] = {}
+    left_bytes = MOST_HEADERS_BYTES
+    for part in shards(file) if file.name.endswith(".index.json") else [file]:
+        if part.suffix != ".safetensors":
+            return None
+        header, length = read_header(part)
+        left_bytes -= length
+        if left_bytes < 0:
+            raise InputError(f"The headers of {file} have more than {MOST_HEADERS_BYTES:,} bytes: {_AGAIN}.")
+        found |= {name: Tensor(tensor.dtype, tuple(tensor.shape)) for name, tensor in header.items()}
+    return found
 
 
 def shards(index: Path) -> list[Path]:

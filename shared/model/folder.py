@@ -23,6 +23,7 @@ from memsup.shared.data.errors import InputError
 from memsup.shared.files import UnreadableError, open_regular, read_document
 from memsup.shared.model import content, hub, libraries, tokenizer, weights
 from memsup.shared.model.config import check_config, replaced
+from memsup.shared.model.tensors import check_tensors
 
 MOST_CONFIG_BYTES = 4 << 20
 """Room for the names of 50,000 labels."""
@@ -120,9 +121,12 @@ def _check_folder(folder: Path, where: str, source: ModelSource) -> ModelSummary
     tokenizer_config = _read_tokenizer_config(folder, names)
     file = weights.find_weights(where, names, config)
     has_tokenizer = tokenizer.has_tokenizer(names, config, tokenizer_config)
+    said: tuple[str, ...] = ()
     try:
         if file is not None:
             content.check_weights(folder / file)
+            if (has := content.tensors(folder / file)) is not None:
+                said = check_tensors(where, has, config, libraries.words_of(str(config["model_type"])), libraries.families())
         for name in names:
             if name.endswith("config.json") or any(fnmatchcase(name, pattern) for pattern in tokenizer.FILES):
                 content.check_begin(folder / name)
@@ -148,7 +152,7 @@ def _check_folder(folder: Path, where: str, source: ModelSource) -> ModelSummary
         folder=folder,
         config=config,
         has_tokenizer=has_tokenizer,
-        notes=replaced(config),
+        notes=(*replaced(config), *said),
     )
 
 

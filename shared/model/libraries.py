@@ -12,6 +12,11 @@ from memsup.shared.files import read_small
 _MOST_SOURCE_BYTES = 4 << 20
 _CLASSIFIERS = re.compile(r"^MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES = OrderedDict.*?^\)", re.DOTALL | re.MULTILINE)
 _TYPE = re.compile(r'\(\s*"([^"\s]+)",\s*"\w+"')
+_CLASS = re.compile(r'\(\s*"([^"\s]+)",\s*"(\w+)"')
+_ATTRIBUTE = re.compile(r"\bself\.([A-Za-z_]\w*)")
+_QUOTED = re.compile(r"""(?<=["'.^|(\\])([A-Za-z_]\w*)(?=["'.$|)\\])""")
+_WRAPPERS = {"module", "_orig_mod"}
+"""What torch's own wrappers around a model are called; where a program quotes them, it does not name its parts so."""
 _TYPE_OF_CONFIG = re.compile(r'"([^"\s]+)"[,:]\s*"\w+Config"')
 
 
@@ -45,8 +50,32 @@ def config_types() -> frozenset[str]:
     return frozenset(_TYPE_OF_CONFIG.findall(_source("auto_mappings.py") + _source("configuration_auto.py")))
 
 
+@cache
+def families() -> dict[str, frozenset[str]]:
+    """The model types of each family of classes, by how these begin: Bert, Roberta."""
+    found: dict[str, set[str]] = {}
+    listed = _CLASSIFIERS.search(_source("modeling_auto.py"))
+    for kind, name in _CLASS.findall(listed.group() if listed else ""):
+        found.setdefault(name.removesuffix("ForSequenceClassification"), set()).add(kind)
+    return {name: frozenset(kinds) for name, kinds in found.items()}
+
+
+@cache
+def words_of(kind: str) -> frozenset[str] | None:
+    """The names that transformers' program of this model type uses for its parts, with those that it converts. It is None where
+    there is no such program.
+    """
+    folder = kind.replace("-", "_")
+    program = _source(f"../{folder}/modeling_{folder}.py") if folder.isidentifier() else ""
+    if not program:
+        return None
+    conversions = _source("../../conversion_mapping.py")
+    earlier = _QUOTED.findall(conversions) if f'"{kind}"' in conversions else []
+    return frozenset([*_ATTRIBUTE.findall(program), *_QUOTED.findall(program), *earlier]) - _WRAPPERS
+
+
 def _source(name: str) -> str:
-    """A file of `transformers.models.auto`; empty where there is none, as some versions have not all of them."""
+    """A file of transformers, from `transformers.models.auto` on; empty where there is none, as some versions have not all."""
     spec = importlib.util.find_spec("transformers")
     if spec is None or spec.origin is None:
         return ""

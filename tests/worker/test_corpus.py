@@ -20,6 +20,7 @@ import hypothesis.strategies as st
 import msgspec
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from hypothesis import given, settings
@@ -713,13 +714,25 @@ def test_a_model_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     other = transformers.AutoConfig.for_model("distilbert", vocab_size=50, **TINY["distilbert"])
     transformers.AutoModel.from_config(other).save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "model.safetensors", weights)
+    says("names such as .*, which no model of type bert has")
+    weights.unlink()
+
+    # What torch has saved shows no names before it is loaded.
+    weights = folder / "pytorch_model.bin"
+    tensors = safetensors.torch.load(good)
+    torch.save(safetensors.torch.load_file(tmp_path / "other" / "model.safetensors"), weights)
     says("are not of the model that its config.json describes")
-    weights.write_bytes(good)
+    torch.save(tensors, weights)
     config = folder / "config.json"
     described = json.loads(config.read_text())
     config.write_text(json.dumps(described | {"num_hidden_layers": described["num_hidden_layers"] + 1}))
     says(r"lack bert\.encoder\.layer\.\d\.\S+ of the model that its config.json describes")
+    config.write_text(json.dumps(described | {"vocab_size": described["vocab_size"] + 1}))
+    says(r"have bert\.embeddings\.word_embeddings\.weight in another shape")
     config.write_text(json.dumps(described))
+    torch.save({name: tensor for name, tensor in tensors.items() if "word_embeddings" not in name}, weights)
+    says(r"lack bert\.embeddings\.word_embeddings\.weight of the model")
+    torch.save(tensors, weights)
     load(tmp_path, folder)
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -373,6 +373,12 @@ def _load_model(origin: str, kind: ModelSource, config: Any, tokenizer: Any, see
     sizes = {name: value.numel() for name, value in model.state_dict().items()}
     if 2 * sum(sizes.get(name, 0) for name in new) > sum(sizes.values()):
         raise InputError(f"The weights in {origin} are not of the model that its config.json describes: copy both again.")
+    own = f"{model.base_model_prefix}."
+    if (other := min((name for name, *_ in found["mismatched_keys"] if name.startswith(own)), default=None)) is not None:
+        raise InputError(
+            f"The weights in {origin} have {other} in another shape than the model that its config.json describes, which "
+            "would begin with random numbers there: copy both again."
+        )
     if (lacks := missing_layer(model, new)) is not None:
         raise InputError(
             f"The weights in {origin} lack {lacks} of the model that its config.json describes, which would begin with random "
@@ -382,17 +388,25 @@ def _load_model(origin: str, kind: ModelSource, config: Any, tokenizer: Any, see
 
 
 def missing_layer(model: Any, new: Container[str]) -> str | None:
-    """The first weight of a layer of the model itself that is among the new ones. None means that no layer is: what a head and
-    what leads to it need may be new.
+    """The first weight of a layer of the model itself, or of its table of tokens, that is among the new ones. None means that
+    none is: what a head and what leads to it need may be new.
     """
     of_layers = re.compile(rf"{re.escape(model.base_model_prefix)}\.(.*\.)?\d+\.")
-    return min((name for name, _ in model.named_parameters() if name in new and of_layers.match(name)), default=None)
+    table = getattr(_embeddings(model), "weight", None)
+    lacking = (name for name, weight in model.named_parameters() if name in new and (weight is table or of_layers.match(name)))
+    return min(lacking, default=None)
 
 
 def _embedding_rows(model: Any) -> int | None:
     """For how many tokens the model has a row. It is None for one that has no such table, such as CANINE."""
+    rows = getattr(_embeddings(model), "num_embeddings", None)
+    return None if rows is None else int(rows)
+
+
+def _embeddings(model: Any) -> Any | None:
+    """The model's table of tokens. It is None for one that has none."""
     try:
-        return int(model.get_input_embeddings().num_embeddings)
+        return model.get_input_embeddings()
     except (NotImplementedError, AttributeError):
         return None
 

@@ -25,6 +25,7 @@ from memsup.shared.data.errors import InputError
 from memsup.shared.model import libraries
 from memsup.shared.model.folder import ModelSource, check_model
 from memsup.shared.model.judge import judge_model
+from memsup.shared.model.tensors import Tensor, check_tensors
 from memsup.shared.model.tokenizer import check_tokenizer
 
 BERT = {"model_type": "bert", "hidden_size": 8, "architectures": ["BertForSequenceClassification"]}
@@ -106,16 +107,16 @@ def spoil(files: dict[str, Any], *, keep: bool = False) -> Callable[[Path], Path
         (spoil({"ggml-model-q4_0__gguf": b"GGUF"}), r"llama.cpp's, rounded"),
         (spoil({"model__onnx": b"x"}), "made for answering only"),
         (spoil({"openvino_model__xml": b"x", "openvino_model__bin": b"x"}), "made for answering only"),
-        (spoil({"adapter_model__safetensors": safetensors(a=1)}), "an adapter"),
+        (spoil({"adapter_model__safetensors": safetensors(weight=1)}), "an adapter"),
         (spoil({"zero_to_fp32__py": "x", "training_args__bin": b"x"}), "python zero_to_fp32.py"),
         # names that transformers does not look for
-        (spoil({"Model__safetensors": safetensors(a=1)}), "rename it to model.safetensors"),
-        (spoil({"model (1)__safetensors": safetensors(a=1)}), "rename it to model.safetensors"),
+        (spoil({"Model__safetensors": safetensors(weight=1)}), "rename it to model.safetensors"),
+        (spoil({"model (1)__safetensors": safetensors(weight=1)}), "rename it to model.safetensors"),
         (spoil({"model__safetensors__crdownload": b"x"}), "not fetched to its end"),
         (spoil({"pytorch_model__bin__part": b"x"}), "not fetched to its end"),
-        (spoil({"model__fp16__safetensors": safetensors(a=1)}), "rename it to model.safetensors"),
+        (spoil({"model__fp16__safetensors": safetensors(weight=1)}), "rename it to model.safetensors"),
         (spoil({"best__pt": torch_file()}), "has best.pt and none of the files"),
-        (spoil({"model-00001-of-00002__safetensors": safetensors(a=1)}), "no model.safetensors.index.json"),
+        (spoil({"model-00001-of-00002__safetensors": safetensors(weight=1)}), "no model.safetensors.index.json"),
         (spoil({"pytorch_model-00001-of-00002__bin": torch_file()}), "no pytorch_model.bin.index.json"),
         # what stands in their place
         (spoil({"model__safetensors": POINTER}, keep=True), r"model.safetensors is a git-lfs pointer.* git lfs pull"),
@@ -139,7 +140,7 @@ def spoil(files: dict[str, Any], *, keep: bool = False) -> Callable[[Path], Path
         (spoil({"config__json": json.dumps(BERT)[:-4]}, keep=True), "config.json is cut off"),
         # of another format than their names say
         (spoil({"model__safetensors": torch_file()}, keep=True), "rename it to pytorch_model.bin"),
-        (spoil({"pytorch_model__bin": safetensors(a=1)}), "rename it to model.safetensors"),
+        (spoil({"pytorch_model__bin": safetensors(weight=1)}), "rename it to model.safetensors"),
         (spoil({"pytorch_model__bin": b"\x1f\x8b\x08"}), "is packed"),
         (spoil({"config__json": b"\xef\xbb\xbf" + json.dumps(BERT).encode()}, keep=True), "without a byte order mark"),
         (spoil({"tokenizer_config__json": json.dumps(BERT).encode("utf-16")}, keep=True), "without a byte order mark"),
@@ -148,14 +149,14 @@ def spoil(files: dict[str, Any], *, keep: bool = False) -> Callable[[Path], Path
         (spoil({"._____temp/model__safetensors": b"x"}), "was not fetched to its end"),
         # several files
         (
-            spoil({"model__safetensors__index__json": SHARDS, "model-00001-of-00002__safetensors": safetensors(a=1)}),
+            spoil({"model__safetensors__index__json": SHARDS, "model-00001-of-00002__safetensors": safetensors(weight=1)}),
             r"names model-00002-of-00002.safetensors, which is missing",
         ),
         (
             spoil(
                 {
                     "model__safetensors__index__json": SHARDS,
-                    "model-00001-of-00002__safetensors": safetensors(a=1),
+                    "model-00001-of-00002__safetensors": safetensors(weight=1),
                     "model-00002-of-00002__safetensors": POINTER,
                 }
             ),
@@ -181,7 +182,7 @@ def test_weights_that_would_not_be_read_are_named(accident: Callable[[Path], Pat
         {
             "model__safetensors": None,
             "model__safetensors__index__json": SHARDS,
-            "model-00001-of-00002__safetensors": safetensors(a=1),
+            "model-00001-of-00002__safetensors": safetensors(weight=1),
             "model-00002-of-00002__safetensors": safetensors(b=1),
         },
         # A clone of a hub's folder has them all; what is not read may be a pointer.
@@ -189,7 +190,7 @@ def test_weights_that_would_not_be_read_are_named(accident: Callable[[Path], Pat
         {"training_args__bin": b"x", "optimizer__pt": b"x", "checkpoint-500/config__json": BERT},
         {"tokenizer__json": None, "tokenizer_config__json": None, "vocab__txt": "[PAD]\n"},
         {"tokenizer__json": None, "vocab__json": "{}", "merges__txt": "a b"},
-        {"model__safetensors": None, "other__safetensors": safetensors(a=1)}
+        {"model__safetensors": None, "other__safetensors": safetensors(weight=1)}
         | {"config__json": BERT | {"transformers_weights": "other.safetensors"}},
     ],
 )
@@ -202,7 +203,7 @@ def test_a_folder_that_can_be_used_is_taken(files: dict[str, Any], good: Path) -
 def test_a_safetensors_may_begin_like_any_other_file(looks_like: bytes, good: Path) -> None:
     """Its first bytes are the length of its header: 128 and 0x4B50 are lengths, and begin a pickle and a zip elsewhere."""
     length = int.from_bytes(looks_like, "little")
-    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).ljust(length).encode()
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).ljust(length).encode()
     put(good, model__safetensors=struct.pack("<Q", length) + header + bytes(4))
     assert check_model(str(good)).source is ModelSource.FOLDER
 
@@ -216,7 +217,7 @@ def test_a_link_that_leads_nowhere_is_no_missing_file(good: Path) -> None:
         assert "is a link that leads nowhere" in refused(good)
         weights.unlink()
     (good / "notes.txt").symlink_to(good / "gone")
-    put(good, model__safetensors=safetensors(a=1))
+    put(good, model__safetensors=safetensors(weight=1))
     check_model(str(good))
 
 
@@ -336,6 +337,92 @@ def test_what_is_replaced_is_said(good: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Weights beside config.json
+
+
+def weights_of(
+    begins: str, *, layers: int = 1, dtype: str = "F32", rows: int = 30, inside: str = "attention.self.query.weight"
+) -> bytes:
+    """Weights as a BERT has them, without their numbers."""
+    names = {f"{begins}embeddings.word_embeddings.weight": [rows, 8]}
+    names |= {f"{begins}encoder.layer.{number}.{inside}": [8, 8] for number in range(layers)}
+    width = {"F32": 4, "BF16": 2}.get(dtype, 1)
+    header, at = {}, 0
+    for name, shape in names.items():
+        size = width * shape[0] * shape[1]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(at)
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "says"),
+    [
+        (
+            {},
+            weights_of("roberta."),
+            r"such as roberta.embeddings.* which no model of type bert has, so they would not be read",
+        ),
+        ({"model_type": "roberta"}, weights_of("bert."), "which no model of type roberta has"),
+        ({"model_type": "gpt2"}, weights_of(""), "which no model of type gpt2 has"),
+        ({}, weights_of("bert.", inside="q_lin.weight", layers=9), "which no model of type bert has"),
+        (
+            {"architectures": ["RobertaModel"]},
+            weights_of(""),
+            "is a RobertaModel, and that its model_type is bert.* write roberta there",
+        ),
+        ({}, weights_of("module.bert."), "begin with 'module', as where the model lies inside of another object"),
+        ({}, weights_of("_orig_mod.bert."), "begin with '_orig_mod'"),
+        ({}, weights_of("bert.", inside="attention.self.query.lora_A.weight", layers=3), "are those of an adapter"),
+        ({}, weights_of("bert.", dtype="I8"), "are quantized"),
+        ({}, weights_of("bert.", dtype="F8_E4M3"), "are quantized"),
+        ({}, weights_of("bert.", inside="attention.self.query.qweight"), "are quantized"),
+        ({"quantization": {"bits": 4}}, weights_of("bert."), "quantized"),
+        ({"vocab_size": 21128}, weights_of("bert."), r"for 30 tokens \(bert.embeddings.* says 21,128 \(vocab_size\)"),
+        ({"num_hidden_layers": 12}, weights_of("bert.", layers=6), r"have 6 layers, its config.json says 12"),
+        ({}, safetensors(), "hold no tensor"),
+    ],
+)
+def test_weights_of_another_model_than_config_json_says_are_refused(
+    config: dict[str, Any], weights: bytes, says: str, good: Path
+) -> None:
+    """Random numbers would be in their place; told from names, shapes and kinds of numbers alone."""
+    plain = {key: value for key, value in BERT.items() if key != "architectures"}
+    assert re.search(says, text := refused(put(good, config__json=plain | config, model__safetensors=weights))), text
+
+
+def test_weights_that_fit_are_taken_with_and_without_the_name_of_their_model(good: Path) -> None:
+    config = BERT | {"vocab_size": 30, "num_hidden_layers": 2}
+    for begins in ("", "bert."):
+        for dtype in ("F32", "BF16"):
+            put(good, config__json=config, model__safetensors=weights_of(begins, layers=2, dtype=dtype))
+            assert check_model(str(good)).notes == ()
+    (note,) = check_model(str(put(good, model__safetensors=weights_of("bert.", layers=12)))).notes
+    assert "have 12 layers; its config.json says 2 (num_hidden_layers), and only those are used" in note
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", ["albert", "bart", "canine", "deberta-v2", "electra", "funnel", "gpt2", "llama", "modernbert", "t5", "xlnet"]
+)
+def test_what_transformers_itself_makes_is_taken(kind: str) -> None:
+    """The names that its programs are read to have are those that its models have."""
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.for_model(kind)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    whole = {name: Tensor("F32", tuple(value.shape)) for name, value in model.state_dict().items()}
+    begins = f"{model.base_model_prefix}."
+    base = {name.removeprefix(begins): tensor for name, tensor in whole.items() if name.startswith(begins)}
+    said = config.to_dict() | {"architectures": [type(model).__name__]}
+    for tensors in (whole, base):
+        assert check_tensors("it", tensors, said, libraries.words_of(kind), libraries.families()) == ()
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # Tokenizers
 
 
@@ -413,7 +500,7 @@ def test_a_package_is_looked_for_and_not_imported() -> None:
     ("kind", "named"), [("canine", None), ("canine", "CanineTokenizer"), ("t5", "ByT5Tokenizer"), ("perceiver", None)]
 )
 def test_characters_and_bytes_need_no_vocabulary(kind: str, named: str | None, good: Path) -> None:
-    put(good, config__json=BERT | {"model_type": kind}, tokenizer__json=None)
+    put(good, config__json={"model_type": kind}, tokenizer__json=None)
     put(good, tokenizer_config__json={"tokenizer_class": named} if named else None)
     assert check_model(str(good)).has_tokenizer
 
