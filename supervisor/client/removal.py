@@ -68,10 +68,8 @@ def remove(paths: RunPaths) -> list[str]:
             with contextlib.suppress(IsADirectoryError, FileNotFoundError):
                 (paths.state / name).unlink()
         left = sorted(os.listdir(paths.state))
-    shutil.rmtree(paths.runtime / "program", ignore_errors=True)
-    with contextlib.suppress(OSError):
-        paths.lock.unlink()
-    remove_empty([paths.runtime.parent, paths.runtime, paths.state])
+    shutil.rmtree(paths.runtime, ignore_errors=True)  # sockets and links, none of which outlives a supervisor
+    remove_empty([paths.runtime.parent, paths.state])
     return left
 
 
