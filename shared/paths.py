@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import platformdirs
-
 
 class PathError(Exception):
     """A folder cannot be used; the text is one plain sentence with what to do."""
@@ -145,7 +143,11 @@ def absolute(path: str) -> Path:
 def state_root() -> Path:
     """`MEMSUP_STATE_DIR`, or `$XDG_STATE_HOME/memsup`."""
     chosen = os.environ.get("MEMSUP_STATE_DIR")
-    return absolute(chosen) if chosen else Path(platformdirs.user_state_path("memsup"))
+    if chosen:
+        return absolute(chosen)
+    # As `platformdirs` has it, which takes longer to import than a status to be asked for.
+    home = os.environ.get("XDG_STATE_HOME", "").strip() or os.path.expanduser("~/.local/state")
+    return Path(home) / "memsup"
 
 
 def runtime_root() -> Path:

@@ -7,7 +7,8 @@ what it needs by name, with `narrow`.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -76,3 +77,19 @@ def narrow(kind: type[Narrow], *sources: msgspec.Struct, **own: Any) -> Narrow:
     wanted = set(kind.__struct_fields__)
     taken = {name: getattr(source, name) for source in sources for name in source.__struct_fields__ if name in wanted}
     return kind(**(taken | own))
+
+
+class HasCelsius(Protocol):
+    """A sensor's temperature, whatever else is known of it."""
+
+    @property
+    def celsius(self) -> float | None: ...
+
+
+Sensor = TypeVar("Sensor", bound=HasCelsius)
+
+
+def hottest(sensors: Iterable[Sensor]) -> Sensor | None:
+    """The sensor with the highest temperature. Returns None where no temperature is known."""
+    known = (sensor for sensor in sensors if sensor.celsius is not None)
+    return max(known, key=lambda sensor: sensor.celsius or 0.0, default=None)

@@ -16,6 +16,7 @@ from pathlib import Path
 from memsup.checkpoint.info import Info
 from memsup.shared.clock import asleep_s, monotonic_s, unix_s
 from memsup.shared.paths import RunPaths
+from memsup.shared.readings import hottest
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings
 from memsup.shared.status import Status, Trouble, TroubleKind, Wanted
@@ -26,7 +27,7 @@ from memsup.supervisor.decide.claims import taken
 from memsup.supervisor.decide.events import By, Event
 from memsup.supervisor.decide.guard import Guard
 from memsup.supervisor.decide.ladder import Rung
-from memsup.supervisor.decide.readings import GpuReading, MemoryReading, TemperatureReading, hottest
+from memsup.supervisor.decide.readings import GpuReading, MemoryReading, TemperatureReading
 from memsup.supervisor.decide.run.actions import Record
 from memsup.supervisor.decide.run.hang import HangControl
 from memsup.supervisor.decide.run.lifecycle import Lifecycle

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memsup.shared.printable import printable
-from memsup.shared.readings import KnownGpu
+from memsup.shared.readings import KnownGpu, hottest
 from memsup.shared.status import OVER, RunState, Status
 from memsup.supervisor.cli.screen import paint
-from memsup.supervisor.decide.ladder import MEMORY_STEPS, Rung
-from memsup.supervisor.decide.readings import hottest
 from memsup.supervisor.decide.thresholds import COLOUR_BELOW_C, HOLD_BELOW_C
+from memsup.supervisor.decide.uses import HOLD_USE, SHRINK_USE
 from memsup.supervisor.words import (
     VERIFIED,
     count,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from memsup.supervisor.cli.layout import Line
 
 BAR_CELLS = 24
-WARN_USE, ALARM_USE = (step.enter for step in MEMORY_STEPS if step.rung in {Rung.SHRINK, Rung.HOLD})
+WARN_USE, ALARM_USE = SHRINK_USE, HOLD_USE
 """The parts of its limit from which on the worker's memory is shown in yellow and in red: as the ladder acts."""
 _COLOURS = {
     RunState.RUNNING: "green",

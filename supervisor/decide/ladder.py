@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
+from memsup.supervisor.decide.uses import HOLD_USE, SHRINK_USE, STOP_GROWING_USE
 from memsup.supervisor.words import size
 
 
@@ -57,9 +58,9 @@ class Step:
 
 
 MEMORY_STEPS = (
-    Step(Rung.STOP_GROWING, enter=0.85, hold_s=0.0, leave=0.78, calm_s=20.0),
-    Step(Rung.SHRINK, enter=0.90, hold_s=0.0, leave=0.82, calm_s=10.0),
-    Step(Rung.HOLD, enter=0.95, hold_s=1.0, leave=0.85, calm_s=5.0),
+    Step(Rung.STOP_GROWING, enter=STOP_GROWING_USE, hold_s=0.0, leave=0.78, calm_s=20.0),
+    Step(Rung.SHRINK, enter=SHRINK_USE, hold_s=0.0, leave=0.82, calm_s=10.0),
+    Step(Rung.HOLD, enter=HOLD_USE, hold_s=1.0, leave=0.85, calm_s=5.0),
 )
 FREEZE_USE = 0.97
 """The worker is frozen at this part of its own limit, or from `FREEZE_FROM_USE` on when the limit is nearer than an order

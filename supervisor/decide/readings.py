@@ -5,9 +5,7 @@ A field that is None is not known, which is neither fine nor zero. Nothing here 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from memsup.shared.readings import KnownGpu, KnownMemory
 
@@ -70,22 +68,6 @@ def limit_c(reading: TemperatureReading) -> float | None:
     run at all day.
     """
     return reading.critical_c if reading.critical_c is not None else reading.high_c
-
-
-class HasCelsius(Protocol):
-    """A sensor's temperature, whatever else is known of it."""
-
-    @property
-    def celsius(self) -> float | None: ...
-
-
-Sensor = TypeVar("Sensor", bound=HasCelsius)
-
-
-def hottest(sensors: Iterable[Sensor]) -> Sensor | None:
-    """The sensor with the highest temperature. Returns None where no temperature is known."""
-    known = (sensor for sensor in sensors if sensor.celsius is not None)
-    return max(known, key=lambda sensor: sensor.celsius or 0.0, default=None)
 
 
 THIS_MACHINE = "this machine"

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from memsup.shared.messages import Phase
-from memsup.shared.readings import KnownBatch, KnownGpu, narrow
+from memsup.shared.readings import KnownBatch, KnownGpu, hottest, narrow
 from memsup.shared.status import RunState, Status
-from memsup.supervisor.decide.readings import hottest
 
 EVERY_S = 10.0
 FULL_RATE_S = 100_000.0
