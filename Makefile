@@ -7,7 +7,8 @@ CODE := program $(PACKAGES) tests benchmarks
 # Many tests wait for a process that loads or for a clock: one more at a time than there are cores. Each core takes the next ones
 # when it is free, and the long ones come first (tests/conftest.py).
 TOGETHER = $(BIN)/pytest --durations=15 --numprocesses=$(shell expr $$(nproc) + 1) --dist=loadgroup
-ALONE = $(BIN)/pytest --durations=5
+# They are few, and to collect all the others for them takes as long as some of them.
+ALONE = $(BIN)/pytest --durations=5 $(shell grep -rl 'mark\.alone' tests)
 
 # Containers like to set it. A worker that finds nothing compiled takes 10 s in place of 4 to start, each time.
 unexport PYTHONDONTWRITEBYTECODE

@@ -22,8 +22,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the worker has it: threads
 # What a child has compiled, the next hundred find; as in the Makefile, for who runs pytest by hand.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-hypothesis.settings.register_profile("memsup", print_blob=True, deadline=None, derandomize=True)
-hypothesis.settings.register_profile("nightly", print_blob=True, deadline=None)  # new examples each time
+hypothesis.settings.register_profile("memsup", print_blob=True, deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.register_profile("nightly", print_blob=True, deadline=None, max_examples=200)  # new examples each time
 hypothesis.settings.load_profile("memsup")
 
 # A shell leaves it ignored to what it runs in the background, and children would inherit that.
@@ -96,6 +96,13 @@ def same_draws() -> None:
     """What a test draws from torch does not depend on the tests that ran before it in the same process."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in training waits more than it computes, where it only has to go on while something else is tried."""
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS))
+    monkeypatch.setenv("FAULT_STEP_S", "0.1")
 
 
 @pytest.fixture

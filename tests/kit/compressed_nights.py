@@ -437,13 +437,14 @@ class Outcome(msgspec.Struct, kw_only=True):
 
 EPOCHS_EACH = 25
 """The epochs that a run needs for each disturbance, so that a fast machine is not done before the last one."""
+EPOCHS_AFTER = 5
 
 
 def make_job(folder: Path, disturbances: int) -> None:
     """Writes a job for a run with so many disturbances: without dropout and in full precision, where other cuts change results
     by rounding alone.
     """
-    without_dropout(tiny_job(folder, epochs=EPOCHS_EACH * (disturbances + 1), more=MORE))
+    without_dropout(tiny_job(folder, epochs=EPOCHS_EACH * disturbances + EPOCHS_AFTER, more=MORE))
 
 
 def spend(night: Night, seed: int, left_alone: tuple[RunPaths, End], disturbances: list[Disturbance]) -> Outcome:

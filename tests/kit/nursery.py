@@ -26,7 +26,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-TAKEN_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "FAULT_", "OMP_")
+TAKEN_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "FAULT_CLOCK", "OMP_")
 """What begins so in the environment counts when Python or a library is loaded."""
 
 

@@ -42,7 +42,7 @@ class Loader:
 random.seed(3)
 run = memsup.guard(save=save, load=load, save_every_s=float(os.environ.get("EVERY_S", "0.1")))
 print("begins at step", run.step, "attached" if run.is_attached else "alone", flush=True)
-for batch in run.steps(Loader(), epochs=4):
+for batch in run.steps(Loader(), epochs=int(os.environ.get("EPOCHS", "4"))):
     at = batch % 8
     model["weights"][at] += 0.1 * (batch + random.random() - model["weights"][at])
     run.tell(loss=abs(model["weights"][at]))
@@ -59,6 +59,11 @@ def write_loop(folder: Path) -> list[str]:
     """Writes the program; returns the command that runs it."""
     (folder / "loop.py").write_text(LOOP)
     return [*BARE_PYTHON, "loop.py"]
+
+
+def endless_loop(folder: Path) -> list[str]:
+    """The command of a training that goes on for longer than any test, and takes next to nothing of the processors."""
+    return ["env", "EPOCHS=1000000", "STEP_S=0.05", "EVERY_S=1000", *write_loop(folder)]
 
 
 def undisturbed(folder: Path) -> Any:

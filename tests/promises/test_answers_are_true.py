@@ -251,6 +251,7 @@ def record_wants() -> Wanted | None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("unhurried")
 def test_a_worker_that_stands_still_or_dies_over_an_order_is_said_to_have_saved_nothing(tmp_path: Path) -> None:
     """Exit 1, what is lost, and the death in the ledger; a stop while it loads keeps the step; a start waits for a stop."""
     job = endless_job(tmp_path / "job", '[checkpoint]\nevery = "1h"\n')

@@ -50,6 +50,7 @@ def cgroups_of(run_id: str) -> list[str]:
     return [str(folder) for folder in Path("/sys/fs/cgroup").rglob(f"memsup-{run_id}*")]
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_training_goes_on_while_its_sockets_are_flooded_and_after_they_were_removed(tmp_path: Path) -> None:
     """Its link stays, a person's order is carried out, and its next life finds the sockets that were made anew."""
     job = endless_job(tmp_path)

@@ -1,6 +1,7 @@
 """The GPU guard in a real run: command line, supervisor and training as they are, beside a library that speaks NVML's ABI.
 
-The worker computes on the CPU, since there is no GPU; what the supervisor reads, decides and orders is what it would be.
+The worker computes on the CPU, since there is no GPU; what the supervisor reads, decides and orders is what it would be. Where
+training only has to go on, a program does that waits more than it computes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pytest
 from kit.cli_process import MEMSUP, end_supervisors, eventually, memsup
 from kit.fake_nvml import UNSUPPORTED, FakeNvml, Fault, build, compiler
 from kit.faults.night_clock import FAST, NightClock
+from kit.own_program import endless_loop
 from kit.run_state import as_scenery, endless_job, status, step_of, until
 from kit.small_disk import on_a_small_disk
 from kit.yardstick import Sleeper
@@ -30,6 +32,12 @@ pytestmark = [
 @pytest.fixture
 def job(tmp_path: Path) -> Iterator[Path]:
     yield endless_job(tmp_path / "job")
+    end_supervisors()
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[list[str]]:
+    yield endless_loop(tmp_path)
     end_supervisors()
 
 
@@ -64,10 +72,10 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """
 
 
-def test_each_fault_of_the_driver_costs_readings_and_nothing_else(job: Path, fake: FakeNvml) -> None:
+def test_each_fault_of_the_driver_costs_readings_and_nothing_else(loop: list[str], tmp_path: Path, fake: FakeNvml) -> None:
     """The run goes on, `status` shows unknown, and when the driver is well again the readings come back."""
     with Sleeper() as sleeper:
-        told = memsup("start", cwd=job)
+        told = memsup("start", "-v", "--", *loop, cwd=tmp_path)
         assert "NVIDIA GeForce RTX 3080" in told.stdout
         trains()
         for name, (fault, mend) in FAULTS.items():
@@ -85,12 +93,12 @@ def test_each_fault_of_the_driver_costs_readings_and_nothing_else(job: Path, fak
 
 @pytest.mark.alone
 def test_while_the_probe_hangs_memory_is_looked_at_in_time(
-    job: Path, fake: FakeNvml, capsys: pytest.CaptureFixture[str]
+    loop: list[str], tmp_path: Path, fake: FakeNvml, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Probe after probe hangs, is killed and replaced. Other load can make any process late, so the best of three windows
     counts, each with a hang, a kill and a start in it, and the supervisor may be twice as late as a thread that only sleeps.
     """
-    memsup("start", cwd=job)
+    memsup("start", "--", *loop, cwd=tmp_path)
     trains()
     fake.set(fault=Fault.HANG)
     until(lambda seen: seen["gpus"][0]["temperature_c"] is None)
@@ -126,6 +134,7 @@ def test_a_machine_without_nvidias_library_is_a_normal_machine(
     assert seen["gpu_probe"] == "No GPU is watched: this run computes on the CPU."
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_hot_gpu_is_paced_and_one_at_its_slowdown_holds_the_run_until_it_has_cooled(
     job: Path, fake: FakeNvml, night_clock: NightClock
 ) -> None:
@@ -145,12 +154,14 @@ def test_a_hot_gpu_is_paced_and_one_at_its_slowdown_holds_the_run_until_it_has_c
         until(lambda seen: seen["state"] == "running" and step_of(seen) > step_of(held), within_s=150)
 
 
-def test_a_power_limit_is_set_for_the_run_and_back_when_the_supervisor_is_killed(job: Path, fake: FakeNvml) -> None:
-    memsup("start", "--set", "limits.power_w=250", cwd=job)
+def test_a_power_limit_is_set_for_the_run_and_back_when_the_supervisor_is_killed(
+    loop: list[str], tmp_path: Path, fake: FakeNvml
+) -> None:
+    memsup("start", "--set", "limits.power_w=250", "--", *loop, cwd=tmp_path)
     eventually(lambda: fake[0].power_limit_w == 250)
     os.kill(status()["pid"], signal.SIGKILL)
     eventually(lambda: fake[0].power_limit_w == 320)
-    memsup("start", cwd=job)
+    memsup("start", cwd=tmp_path)
     eventually(lambda: fake[0].power_limit_w == 250)
     assert memsup("stop").returncode == 0
     eventually(lambda: fake[0].power_limit_w == 320)
@@ -161,7 +172,7 @@ LAPTOP = {"AC/type": "Mains", "AC/online": "1", "BAT0/type": "Battery", "BAT0/st
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT RUN: only root can put another folder over /sys/class/power_supply")
 def test_a_laptop_that_is_unplugged_holds_the_run_and_goes_on_at_the_mains(
-    job: Path, tmp_path: Path, night_clock: NightClock
+    loop: list[str], tmp_path: Path, night_clock: NightClock
 ) -> None:
     """The supervisor sees these files where the kernel's would be, in a mount namespace of its own."""
     supplies = tmp_path / "power_supply"
@@ -169,7 +180,9 @@ def test_a_laptop_that_is_unplugged_holds_the_run_and_goes_on_at_the_mains(
         (supplies / name).parent.mkdir(parents=True, exist_ok=True)
         (supplies / name).write_text(content + "\n")
     mounted = ["unshare", "-m", "sh", "-c", 'mount --bind "$0" /sys/class/power_supply && exec "$@"', str(supplies)]
-    started = subprocess.run([*mounted, *MEMSUP, "start"], cwd=job, capture_output=True, text=True, timeout=120)
+    started = subprocess.run(
+        [*mounted, *MEMSUP, "start", "--", *loop], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     if started.returncode and "mount" in started.stderr:
         pytest.skip(f"NOT RUN: {started.stderr.strip()}")
     until(lambda seen: step_of(seen) > 3)
@@ -206,8 +219,10 @@ def test_on_a_gpu_without_cgroups_no_limit_is_claimed_and_start_says_why_and_wha
         end_supervisors()
 
 
-def test_a_lost_gpu_ends_the_run_with_the_sentence_when_the_worker_dies_of_it(job: Path, fake: FakeNvml) -> None:
-    memsup("start", cwd=job)
+def test_a_lost_gpu_ends_the_run_with_the_sentence_when_the_worker_dies_of_it(
+    loop: list[str], tmp_path: Path, fake: FakeNvml
+) -> None:
+    memsup("start", "--", *loop, cwd=tmp_path)
     seen = trains()
     fake.set(fault=Fault.LOST)
     until(lambda seen: any("fallen off the bus" in sentence for sentence in seen["attention"]))
@@ -217,6 +232,7 @@ def test_a_lost_gpu_ends_the_run_with_the_sentence_when_the_worker_dies_of_it(jo
     assert failed["restarts"] == 0
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_lost_gpu_moves_the_run_to_the_cpu_where_that_is_allowed(job: Path, fake: FakeNvml) -> None:
     memsup("start", "--set", "recovery.continue_on_cpu=true", cwd=job)
     trains()

@@ -31,7 +31,7 @@ DISK_BYTES = 448 * MIB
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     """Where the run's state will lie, and a job beside it."""
-    make_job(tmp_path / "job", epochs=16, every="300ms", lanes=1)
+    make_job(tmp_path / "job", epochs=10, every="300ms", lanes=1)
     (tmp_path / "state").mkdir()
     return tmp_path / "state"
 

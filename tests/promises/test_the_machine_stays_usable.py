@@ -98,7 +98,7 @@ def test_a_runaway_is_ended_at_its_limit_and_nobody_else_is_touched(
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Path:
+def job(tmp_path: Path, unhurried: None) -> Path:
     return endless_job(tmp_path / "job")
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -25,6 +24,9 @@ from kit.yardstick import stopwatch
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STATES = {"starting", "running", "pausing", "paused", "cooling", "recovering", "stopping", "stopped", "finished", "failed"}
 MIB = 1 << 20
+EPOCHS = 12
+STEPS = 27 * EPOCHS
+"""216 of the 240 rows train, 8 a step."""
 OF_A_PERSON = (".draft-novel", ".draft-00000001-0123abcd", ".gone-step-00000001", "damaged-step-00000001", "step-00000001")
 
 
@@ -33,7 +35,7 @@ def job(tmp_path: Path) -> Iterator[Path]:
     """A folder with a `memsup.toml`, named as people name folders."""
     folder = tmp_path / "我的 任务"
     more = 'learning_rate = 2e-3\nthreads = 1\nlanes = 1\n[checkpoint]\nevery = "2s"\nfolder = "mine"\n'
-    tiny_job(folder, epochs=20, more=more)
+    tiny_job(folder, epochs=EPOCHS, more=more)
     for name in OF_A_PERSON:  # checkpoints go into a folder that has other things in it, by chance named as memsup's
         (folder / "mine" / name).mkdir(parents=True)
         (folder / "mine" / name / "chapter.txt").write_text("It was a dark and stormy night.")
@@ -41,10 +43,6 @@ def job(tmp_path: Path) -> Iterator[Path]:
     end_supervisors()
     for name in OF_A_PERSON:
         assert [file.name for file in (folder / "mine" / name).iterdir()] == ["chapter.txt"]
-
-
-STEPS = 27 * 20
-"""216 of the 240 rows train, 8 a step, 20 passes."""
 
 
 def reaches(state: str, within_s: float = 120) -> Any:
@@ -71,7 +69,7 @@ def test_start_pause_resume_checkpoint_kill_stop_start_finished(job: Path) -> No
     with stopwatch() as loading:
         subprocess.run([sys.executable, "-c", "import torch, transformers.models.bert.modeling_bert"], check=True)
     with stopwatch() as starting:
-        started = ok(memsup("start", "--tier", "auto", cwd=job))
+        started = ok(memsup("start", "-v", "--tier", "auto", cwd=job))
     assert starting.s < loading.s, "it does not wait until the worker has loaded"
     for told in ("240 rows, 2 labels", "at most", "8 samples a step", "tier full", "memsup status --watch"):
         assert told in started.stdout
@@ -128,9 +126,7 @@ def test_start_pause_resume_checkpoint_kill_stop_start_finished(job: Path) -> No
     assert "finished" in after.stdout + after.stderr
 
 
-def test_kill_9_of_the_supervisor_costs_nothing_and_start_continues(job: Path) -> None:
-    file = job / "memsup.toml"
-    file.write_text(re.sub(r"epochs = \d+", "epochs = 12", file.read_text(encoding="utf-8")), encoding="utf-8")
+def test_kill_9_of_the_supervisor_costs_nothing_and_start_continues_and_shows_progress_off_a_terminal(job: Path) -> None:
     ok(memsup("start", cwd=job))
     before = gets_beyond(5)
     os.kill(before["pid"], signal.SIGKILL)
@@ -138,10 +134,12 @@ def test_kill_9_of_the_supervisor_costs_nothing_and_start_continues(job: Path) -
     assert gone.returncode == 1
     assert gone.document["attention"]
     eventually(lambda: not psutil.pid_exists(before["worker_pid"]), 60)
-    ok(memsup("start", cwd=job))
-    ok(memsup("wait", within_s=240))
+    done = ok(memsup("start", "--wait", cwd=job, within_s=240))
+    assert "accuracy" in done.stdout
+    assert "model" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
     finished = status()
-    assert (finished["state"], finished["progress"]["step"]) == ("finished", 27 * 12)
+    assert (finished["state"], finished["progress"]["step"]) == ("finished", STEPS)
 
 
 def test_a_paused_run_stays_paused_over_a_restart_of_the_supervisor(job: Path) -> None:
@@ -174,23 +172,16 @@ def test_closing_the_terminal_leaves_it_running_and_a_second_start_at_once_is_no
     supervisors = [p for p in psutil.process_iter(["cmdline"]) if "memsup.supervisor" in (p.info["cmdline"] or [])]
     mine = [p.pid for p in supervisors if p.environ().get("MEMSUP_STATE_DIR") == os.environ["MEMSUP_STATE_DIR"]]
     assert mine == [seen["pid"]]
+    assert_small(gets_beyond(5))
 
 
-def test_the_live_supervisor_has_no_torch_and_stays_small(job: Path) -> None:
-    ok(memsup("start", cwd=job))
-    seen = gets_beyond(5)
+def assert_small(seen: Any) -> None:
+    """The live supervisor has no torch and stays small."""
     process = psutil.Process(seen["pid"])
     mapped = {Path(region.path).name for region in process.memory_maps()}
     assert not any("torch" in name or "numpy" in name or "tokenizers" in name for name in mapped)
     assert process.memory_info().rss < 40 * MIB
     assert seen["worst_stall_s"] < 5
-
-
-def test_wait_shows_progress_off_a_terminal_and_ends_with_the_accuracy(job: Path) -> None:
-    done = ok(memsup("start", "--wait", "--set", "training.epochs=4", cwd=job, within_s=240))
-    assert "accuracy" in done.stdout
-    assert "model" in done.stdout
-    assert "\x1b" not in done.stdout + done.stderr
 
 
 def test_bad_input_met_late_ends_the_run_with_the_sentence(job: Path) -> None:

@@ -102,7 +102,7 @@ class Parser:
     documents: st.SearchStrategy[bytes]
     use: Callable[[bytes, Path], object]
     """Does with a document what the product does, in a folder of its own; raises nothing."""
-    examples: int = 450
+    examples: int = 150
     """How many are tried by day."""
 
 

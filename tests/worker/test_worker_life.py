@@ -140,7 +140,7 @@ def test_orders_are_carried_out_while_loading_training_evaluating_and_held(tmp_p
 
 
 def test_a_released_run_goes_on_where_it_was(tmp_path: Path, nursery: Nursery) -> None:
-    with LoneSupervisor(tiny_settings(tmp_path, training__epochs=20), nursery=nursery) as supervisor:
+    with LoneSupervisor(tiny_settings(tmp_path, training__epochs=6), nursery=nursery) as supervisor:
         supervisor.start()
         supervisor.reach(Phase.TRAINING, 3)
         done = supervisor.order(Pause(order_id=1, reason="make room", mode=PauseMode.RELEASE))
@@ -156,7 +156,7 @@ def test_a_released_run_goes_on_where_it_was(tmp_path: Path, nursery: Nursery) -
         assert supervisor.exit_status() == 0
         supervisor.start()
         assert supervisor.reach(Phase.TRAINING).progress.step >= leaving.checkpoint.step > 0
-        assert supervisor.finish().steps == 20 * 23
+        assert supervisor.finish().steps == 6 * 23
 
 
 @pytest.mark.parametrize("how", ["lifeline", "lease", "sigterm"])
@@ -281,7 +281,7 @@ def test_steps_redone_after_a_kill_are_cut_as_they_were(tmp_path: Path, nursery:
 
 
 def test_only_a_restart_because_of_memory_makes_micro_batches_smaller(tmp_path: Path, nursery: Nursery) -> None:
-    with LoneSupervisor(tiny_settings(tmp_path, training__epochs=15), nursery=nursery) as supervisor:
+    with LoneSupervisor(tiny_settings(tmp_path, training__epochs=8), nursery=nursery) as supervisor:
         supervisor.start()
         supervisor.reach(Phase.TRAINING, 10)
         supervisor.order(Checkpoint(order_id=1, reason="a test"))

@@ -1,6 +1,7 @@
 """Imported by every Python below a test that puts this folder on PYTHONPATH: makes real processes fail as the environment says.
 
 FAULT_ROW=N       whatever step has row N of the training rows fails in the middle of it, each time
+FAULT_STEP_S=S    each step waits so long before it begins, as if a device computed it
 FAULT_FOLDER=DIR  a file in DIR is an order to the worker for its next step, and is gone when that is carried out:
                       hang     get stuck, while the link to the supervisor goes on answering
                       crash    raise an IndexError
@@ -17,6 +18,7 @@ import mmap
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,10 @@ if clock_file := os.environ.get("FAULT_CLOCK"):
 
 def fail_at_row(row: int) -> None:
     before_each_cut(lambda rows: crash() if row in rows else None)
+
+
+def take_its_time(step_s: float) -> None:
+    before_each_cut(lambda _rows: time.sleep(step_s))
 
 
 def obey(folder: Path) -> None:
@@ -116,5 +122,7 @@ def gorge_in_the_next_save() -> None:
 if "memsup.worker" in sys.orig_argv:
     if fault_row := os.environ.get("FAULT_ROW"):
         fail_at_row(int(fault_row))
+    if fault_step_s := os.environ.get("FAULT_STEP_S"):
+        take_its_time(float(fault_step_s))
     if fault_folder := os.environ.get("FAULT_FOLDER"):
         obey(Path(fault_folder))

@@ -158,6 +158,7 @@ def test_same_goes_on_as_it_was_and_says_only_what_happened() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(compiler() is None, reason="NOT RUN: there is no C compiler to build the NVML library with")
+@pytest.mark.usefixtures("unhurried")
 def test_gently_is_smaller_and_with_less_power_until_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real training, beside a library that speaks NVML's ABI. It outlives a kill of the supervisor, and ends with a stop."""
     (tmp_path / "lib").mkdir()

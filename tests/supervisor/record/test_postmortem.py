@@ -327,7 +327,7 @@ def proves_memory(found: Evidence) -> bool:
     )
 
 
-@settings(max_examples=800)
+@settings(max_examples=200)
 @given(anything)
 def test_memory_is_never_blamed_without_proof(found: Evidence) -> None:
     """Whatever the readings were and whatever else was logged: the verdict says "memory" only where somebody wrote it down."""
@@ -341,7 +341,7 @@ def test_memory_is_never_blamed_without_proof(found: Evidence) -> None:
         assert verdict.sure
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(anything)
 def test_what_is_called_sure_has_its_record(found: Evidence) -> None:
     """Certainty without a quoted line exists only for a clean end, which memsup itself noted."""

@@ -204,7 +204,7 @@ def waits(material: Material, death: Entry) -> bool:
     return death.again is True and not ends and status is not None and status.pid is not None and status.worker_pid is None
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(materials())
 def test_the_report_says_nothing_that_did_not_happen(material: Material) -> None:
     """Interventions, restarts, percentages and steps are those of ledger, history and status."""
