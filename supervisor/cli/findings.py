@@ -9,7 +9,6 @@ from memsup.shared.data.doubts import Answer
 from memsup.shared.model.folder import ModelSource
 from memsup.supervisor.client.trust import contacts
 from memsup.supervisor.decide.readings import THIS_MACHINE
-from memsup.supervisor.record.status import temperature_status
 from memsup.supervisor.words import count, cut, gpu_line, pad, percent, plural, size, width
 
 if TYPE_CHECKING:
@@ -153,6 +152,8 @@ def reach_rows(settings: Settings, origins: Mapping[str, str], task: TaskSummary
 
 
 def machine_document(machine: Machine) -> dict[str, Any]:
+    from memsup.supervisor.record.status import temperature_status
+
     return {
         "ram_total_bytes": machine.ram_total_bytes,
         "ram_available_bytes": machine.ram_available_bytes,

@@ -20,6 +20,7 @@ import click
 
 from memsup.shared.commands import command as typed
 from memsup.shared.data.errors import NoTaskError
+from memsup.shared.data.layout import kind_by_name
 from memsup.shared.loading import Loaded
 from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths, current_folder, current_umask
@@ -144,6 +145,7 @@ def start(
         raise click.UsageError("--foreground shows the run itself; --wait looks on from outside. Choose one.")
     if detach and (wait or foreground):
         raise click.UsageError("--detach comes back at once, --wait and --foreground do not. Choose one.")
+    _refuse_data_for_command(command, flags["train"])
     assignments += settings_of_flags(flags, assignments, accumulation, is_command=bool(command))
     if use_amp:
         assignments += _mixed_precision(flags["device"])
@@ -529,6 +531,17 @@ def _checked_command(command: tuple[str, ...]) -> list[str] | None:
             "memsup start -- python train.py"
         )
     return list(command)
+
+
+def _refuse_data_for_command(words: Sequence[str], train: str | None) -> None:
+    """Raises `RefusedError` where data stand in the place of a command: a file, or a pattern that the shell has taken apart."""
+    if not words or not all(kind_by_name(word) is not None and os.path.isfile(word) for word in words):
+        return
+    names = ",".join([*([train] if train else []), *words])
+    raise RefusedError(
+        f"{words[0]} is no command. To train on it: memsup start --model MODEL --train {shlex.quote(names)}"
+        + ("   (several files have commas between them, a pattern stands in quotes)" if train or len(words) > 1 else "")
+    )
 
 
 def _why_not_run(file: str) -> str:

@@ -18,7 +18,6 @@ from pathlib import Path
 import msgspec
 
 from memsup.shared.files import UnreadableError, read_document, replace_file
-from memsup.shared.log import log
 from memsup.shared.paths import PathError, RunPaths, open_private
 from memsup.shared.status import decode_status
 from memsup.supervisor.daemon.lock import is_taken
@@ -53,6 +52,8 @@ def claim(paths: RunPaths, claimed: Claim) -> None:
     try:
         replace_file(paths.claim, msgspec.json.encode(claimed))
     except OSError as error:
+        from memsup.shared.log import log
+
         log.warning("What this run may take could not be written down for other runs", why=error.strerror)
 
 

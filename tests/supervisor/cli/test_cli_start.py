@@ -94,6 +94,12 @@ BAD_INPUT: dict[str, tuple[dict[str, bytes | None], list[str], list[str]]] = {
     "another trainer's name in the file": (toml("[training]\nfp16 = true\n"), [], ["training.fp16", "training.amp", "float32"]),
     "another trainer's option": ({}, ["--gradient-clip-val", "1"], ["--gradient-clip-val", "it is training.clip_norm"]),
     "another trainer's option that memsup has not": ({}, ["--fsdp", "full"], ["--fsdp", "no such setting"]),
+    "a pattern that the shell has taken apart": (
+        {"b.csv": b"text,label\n"},
+        ["--train", "train.csv", "b.csv"],
+        ["b.csv is no command", "--train train.csv,b.csv", "commas"],
+    ),
+    "data in place of a command": ({}, ["train.csv"], ["--model MODEL --train train.csv"]),
     "an option given twice": ({}, ["--epochs", "2", "--set", "training.epochs=3"], ["--epochs", "training.epochs"]),
     "options of a training for a command": ({}, ["--epochs", "2", "--", "sleep", "1"], ["--epochs", "behind the two dashes"]),
     "an unknown tier in the file": (toml('tier = "huge"\n'), [], ["tier", "huge"]),
