@@ -31,7 +31,7 @@ DAMAGED = 1
 @click.option("--list", "as_list", is_flag=True, help="What lies in the run's folder. Needs no supervisor.")
 @click.option(
     "--verify",
-    metavar="PATH",
+    metavar="STEP|PATH",
     help="Compare every byte of a checkpoint with its manifest. Needs no supervisor.",
     shell_complete=checkpoint_paths,
 )
@@ -43,7 +43,7 @@ def checkpoint(run_name: str, as_json: bool, as_list: bool, verify: str | None) 
     if as_list and verify is not None:
         raise click.UsageError("--list and --verify are two different questions; ask one.")
     if verify is not None:
-        return _verify(Path(verify), as_json)
+        return _verify(_named(paths_of(run_name), verify), as_json)
     if as_list:
         return _list(paths_of(run_name), as_json)
     paths = paths_of(run_name)
@@ -55,6 +55,24 @@ def checkpoint(run_name: str, as_json: bool, as_list: bool, verify: str | None) 
         data(reply.checkpoint_path)
         return DONE
     return answer(reply, as_json)
+
+
+def _named(paths: RunPaths, named: str) -> Path:
+    """The checkpoint that is meant: a folder, or of this run the one of that step, or with that name."""
+    path = Path(named)
+    record = None if path.exists() else read_record(paths.record)
+    if record is None:
+        return path
+    from memsup.checkpoint.store import Store
+
+    found = Store(checkpoint_folder(paths, record)).list()
+    step = int(named.replace(",", "")) if named.replace(",", "").isdecimal() else None
+    meant = next((info.path for info in found if info.path.name == named or (step is not None and info.step == step)), None)
+    if meant is None:
+        there = ", ".join(count(info.step) for info in found if info.step is not None)
+        has = f"It has those of steps {there}." if there else "It has none."
+        raise RefusedError(f"{named} is no folder, and no checkpoint of run {paths.name!r}. {has}", DAMAGED)
+    return meant
 
 
 def _verify(path: Path, as_json: bool) -> int:

@@ -24,7 +24,7 @@ import click
 
 from memsup.supervisor.cli import INTERRUPTED
 from memsup.supervisor.cli.options import json_option
-from memsup.supervisor.cli.screen import data, json_data, message
+from memsup.supervisor.cli.screen import data, json_data, message, paint
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.drill.private_mounts import enter_user_namespace
 from memsup.supervisor.drill.scenes import SCENES, Scene
@@ -33,6 +33,8 @@ from memsup.supervisor.sense.machine import look
 from memsup.supervisor.words import duration, pad
 
 AT_A_TIME = 2
+VERDICT_CELLS = 13
+NAME_CELLS = max(len(name) for scene in SCENES for name in scene.names)
 ALL_PROVED, NOT_ALL_PROVED = 0, 1
 
 
@@ -65,11 +67,14 @@ def drill(*, as_json: bool) -> int:
     over = threading.Event()
     with _interrupts(over), _room(over) as room:
         if not as_json:
-            message(f"Rehearsing in {room.folder}: about two minutes. Ctrl-C ends it and cleans up.")
-        for finding in _play(room):
-            found.append(finding)
-            if not as_json:
-                data(f"{pad(finding.verdict, 15)}{pad(finding.name, 19)}{finding.text}")
+            message(f"Rehearsing in {room.folder}: two minutes, more on a busy machine. Ctrl-C ends it and cleans up.")
+        for news in _play(room):
+            if isinstance(news, Finding):
+                found.append(news)
+                if not as_json:
+                    data(_row(news))
+            elif not as_json:
+                message(paint(f"  … {', '.join(news.names)}", "dim"))
     if over.is_set():
         message("Interrupted; all of it was cleaned up.")
         return INTERRUPTED
@@ -81,6 +86,12 @@ def drill(*, as_json: bool) -> int:
     else:
         message(f"{_counts(found)}, in {duration(took_s)}.")
     return ALL_PROVED if proved else NOT_ALL_PROVED
+
+
+def _row(finding: Finding) -> tuple[str, ...]:
+    """All of one width, though each is printed as it comes."""
+    colour = {Verdict.PROVED: "green", Verdict.NOT_PROVED: "red", Verdict.NOT_REHEARSED: "yellow"}[finding.verdict]
+    return paint(pad(finding.verdict, VERDICT_CELLS), colour), pad(finding.name, NAME_CELLS), finding.text
 
 
 def _counts(found: list[Finding]) -> str:
@@ -119,15 +130,16 @@ def _room(over: threading.Event) -> Iterator[Room]:
         janitor.wait()
 
 
-def _play(room: Room) -> Iterator[Finding]:
-    """Plays all scenes, `AT_A_TIME`, each in a thread of its own, as its view of the file system may be. Findings come as they
-    are made.
+def _play(room: Room) -> Iterator[Finding | Scene]:
+    """Plays all scenes, `AT_A_TIME`, each in a thread of its own, as its view of the file system may be. Scenes come as they
+    begin, and findings as they are made.
     """
     stage = threading.Semaphore(AT_A_TIME)
-    news: queue.SimpleQueue[Finding | None] = queue.SimpleQueue()
+    news: queue.SimpleQueue[Finding | Scene | None] = queue.SimpleQueue()
 
     def play(scene: Scene) -> None:
         with stage:
+            news.put(scene)
             for finding in _findings(scene, room):
                 news.put(finding)
         news.put(None)
@@ -136,11 +148,11 @@ def _play(room: Room) -> Iterator[Finding]:
         threading.Thread(target=play, args=(scene,)).start()
     ended = 0
     while ended < len(SCENES):
-        finding = news.get()
-        if finding is None:
+        told = news.get()
+        if told is None:
             ended += 1
         else:
-            yield finding
+            yield told
 
 
 def _findings(scene: Scene, room: Room) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ from memsup.supervisor.report.marks import clock, lines, text
 from memsup.supervisor.report.outcome import Figure, details, figures, headline, period, summary
 from memsup.supervisor.report.panels import panels
 from memsup.supervisor.report.style import CSS
-from memsup.supervisor.words import count, duration, percent, plural, size
+from memsup.supervisor.words import count, duration, percent, plural, size, use_rows
 
 MOST_CARDS = 400
 MOST_LEDGER_ROWS = 300
@@ -81,11 +81,9 @@ def _next(material: Material) -> Iterator[str]:
     if status is None:
         return
     if status.state is RunState.FINISHED and status.model_path and not status.is_command:
-        asked = "from transformers import pipeline\n"
-        asked += f'ask = pipeline("text-classification", model={status.model_path!r})\n'
-        asked += 'print(ask("a text of your own"))'
-        yield '<div class="card"><h3>The model</h3>'
-        yield f"<p><code>{text(status.model_path)}</code></p><p>To use it:</p><pre>{lines(asked)}</pre></div>"
+        rows = [("where", status.model_path), *use_rows(status)]
+        yield "<h2>The model</h2>"
+        yield _list((text(name), f"<code>{text(value)}</code>") for name, value in rows)
     elif status.state in OVER:
         if status.state is not RunState.FINISHED:
             yield _typed("Go on from the newest checkpoint", command("start", run))

@@ -261,6 +261,11 @@ def test_checkpoints_are_listed_and_verified_without_a_supervisor(tmp_path: Path
     sound = memsup("checkpoint", "--verify", newest)
     assert sound.returncode == 0
     assert "step 240" in sound.stdout
+    for named in ("240", Path(newest).name):
+        assert "step 240" in memsup("checkpoint", "--verify", named).stdout
+    missed = memsup("checkpoint", "--verify", "219")
+    assert (missed.returncode, missed.stdout) == (1, "")
+    assert "those of steps 240, 120" in missed.stderr
     note = Path(newest) / "note.bin"
     note.write_bytes(bytes(999) + b"\1")
     damaged = memsup("checkpoint", "--verify", newest)
