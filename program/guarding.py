@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Callable, Protocol, TypeVar, overload
 
-from memsup import accelerator, life, places
+from memsup import accelerator, life, lightning, places
 from memsup.about import About, NotCut, Seam
 from memsup.run import Computes, Run, State
 
@@ -71,6 +71,8 @@ def guard(
         from memsup import trainer
 
         return trainer.guard(whole)
+    if lightning.is_one(whole):
+        return lightning.guard(whole, name, save_every_s)
     if whole is None:
         states = [State(*places.savers(parts))] if parts else []
         computes, seam = _computes(parts), Seam.CALLS

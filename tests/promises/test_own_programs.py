@@ -629,3 +629,65 @@ def test_an_accelerate_loop_with_accumulation_and_a_collator_that_draws_ends_wit
     attached = [line["reason"] for line in ledger() if line["event"] == "attached"]
     assert attached == ["the program is attached by its Accelerator"] * 2
     assert _differ(tmp_path) == 0
+
+
+LIGHTNING = """
+import os, time, torch
+from torch import nn
+import lightning
+import memsup
+
+
+def collate(rows):
+    inputs = torch.stack([row[0] for row in rows])
+    return inputs * (torch.rand_like(inputs) > 0.2), torch.stack([row[1] for row in rows])
+
+
+class Model(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 3))
+
+    def training_step(self, batch, number):
+        at, dies_at = self.trainer.fit_loop.epoch_loop.total_batch_idx, int(os.environ.get("DIES_AT", "-9"))
+        if at == dies_at and not os.path.exists("died"):
+            open("died", "w").close()
+            os.kill(os.getpid(), 9)
+        if at in {dies_at - 2, dies_at - 1}:
+            time.sleep(0.3)
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, number):
+        self.log("val_loss", torch.rand(1)[0] + nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameters(), 1e-2)
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 24)]
+
+
+torch.manual_seed(1)
+torch.set_num_threads(1)
+data = torch.utils.data.TensorDataset(torch.randn(40, 10), torch.randint(0, 3, (40,)))
+loader = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True, collate_fn=collate)
+quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+trainer = lightning.Trainer(max_epochs=3, accumulate_grad_batches=3, accelerator="cpu", **quiet)
+model = Model()
+memsup.guard(trainer, save_every_s=0.2).fit(model, loader, torch.utils.data.DataLoader(data, batch_size=8))
+torch.save(model.state_dict(), "weights.pt")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="NOT RUN: lightning is not installed here")
+@pytest.mark.parametrize("dies_at", ["10", "17"])
+def test_a_lightning_script_with_one_call_added_ends_with_the_same_bits(tmp_path: Path, dies_at: str) -> None:
+    """Killed behind an epoch and its validation, and in the middle of one."""
+    for name in ("alone", "guarded"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.py").write_text(LIGHTNING)
+    subprocess.run([sys.executable, "train.py"], cwd=tmp_path / "alone", check=True, timeout=60)
+    started = memsup("start", "--wait", "--", sys.executable, "train.py", cwd=tmp_path / "guarded", DIES_AT=dies_at)
+    assert started.returncode == 0, started.stderr + printed()
+    assert (status()["restarts"], step_of(status())) == (1, 12)
+    assert "Restored all states from the checkpoint" in printed()
+    assert _differ(tmp_path) == 0
