@@ -220,8 +220,13 @@ class Run:
         if life is None:
             yield from loader
             return
+        batches = iter(loader)
         with life.session.phase("evaluating"):
-            for batch in loader:
+            while True:
+                with life.session.waiting():
+                    batch: Any = next(batches, _END)
+                if batch is _END:
+                    return
                 yield batch
                 life.session.part()
 
