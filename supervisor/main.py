@@ -450,6 +450,7 @@ class Supervisor:
     def _keep_folders(self, now_s: float) -> None:
         """Makes anew what somebody removed of the run's two folders."""
         if (unbound := self.sockets.keep_reachable()) is not None:
+            self.worker.keep_findable()
             self._show(now_s, self._status(), durable=False)  # whoever took the sockets may have taken the rest along
         for news in (unbound, self.journal.news()):
             if news is not None:

@@ -25,6 +25,7 @@ from memsup.shared.data.errors import InputError
 from memsup.shared.data.lines import lines
 from memsup.shared.data.packing import ENDINGS
 from memsup.shared.files import UnreadableError, read_document
+from memsup.shared.printable import printable
 
 
 class Kind(enum.Enum):
@@ -248,9 +249,9 @@ def _dataset_dict(folder: _Folder) -> Layout | None:
             if saved is not None:
                 parts[part] = saved.parts[None]
     if Part.TRAIN not in parts and len(splits) != 1:
+        has = ", ".join(printable(name[:80]) for name in splits[:8]) or "none"
         raise InputError(
-            f"{folder.path} is a DatasetDict without a part for training; it has {', '.join(splits[:8]) or 'none'}: name the "
-            "folder of one of them."
+            f"{folder.path} is a DatasetDict without a part for training; it has {has}: name the folder of one of them."
         )
     if not parts and splits[0] in folder.folders:
         return _saved_dataset(folder.inside(splits[0]))

@@ -29,17 +29,8 @@ def told_to_program(paths: RunPaths, record: RunRecord, environment: Mapping[str
     """The variables by which a program finds memsup, and its run. Empty where no folder can be made, or none of that name can
     stand in `PYTHONPATH`.
     """
-    package = Path(os.path.dirname(os.path.abspath(str(memsup.__file__))))
-    folder, attaching = paths.runtime / "program", paths.runtime / "attaching"
-    if os.pathsep in str(folder):
-        log.warning("Programs cannot find memsup.guard: the folder's name has a colon", folder=str(folder))
-        return {}
-    try:
-        _link(folder / "memsup", package)
-        if record.attaches:
-            _link(attaching / "sitecustomize.py", package / "attach_site.py")
-    except OSError as error:
-        log.warning("Programs cannot find memsup.guard", why=str(error))
+    ours = make_findable(paths, record)
+    if not ours:
         return {}
     theirs = environment.get("PYTHONPATH")
     checkpoint = record.settings.checkpoint
@@ -50,8 +41,27 @@ def told_to_program(paths: RunPaths, record: RunRecord, environment: Mapping[str
         "every_s": checkpoint.every_s,
         "keep": checkpoint.keep,
     }
-    ours = [str(folder), str(attaching)] if record.attaches else [str(folder)]
     return {"PYTHONPATH": os.pathsep.join([*ours, theirs] if theirs else ours), VARIABLE: json.dumps(told)}
+
+
+def make_findable(paths: RunPaths, record: RunRecord) -> list[str]:
+    """The folders for `PYTHONPATH`, made anew where somebody removed them: a program that runs may start processes that look
+    there at any time. Empty where none can be made, or stand there.
+    """
+    package = Path(os.path.dirname(os.path.abspath(str(memsup.__file__))))
+    links = {paths.runtime / "program" / "memsup": package}
+    if record.attaches:
+        links[paths.runtime / "attaching" / "sitecustomize.py"] = package / "attach_site.py"
+    if os.pathsep in str(paths.runtime):
+        log.warning("Programs cannot find memsup.guard: the folder's name has a colon", folder=str(paths.runtime))
+        return []
+    try:
+        for link, target in links.items():
+            _link(link, target)
+    except OSError as error:
+        log.warning("Programs cannot find memsup.guard", why=str(error))
+        return []
+    return [str(link.parent) for link in links]
 
 
 def _link(link: Path, target: Path) -> None:

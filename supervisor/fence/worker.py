@@ -22,7 +22,7 @@ from memsup.supervisor.decide.run.last_words import LastWords
 from memsup.supervisor.fence.base import Fence
 from memsup.supervisor.fence.kill import Deadman, KillState, TreeKill
 from memsup.supervisor.fence.output import OutputPump
-from memsup.supervisor.fence.program import told_to_program
+from memsup.supervisor.fence.program import make_findable, told_to_program
 from memsup.supervisor.kernel.children import Child, reap_orphans, spawn
 
 DEADMAN_BEAT_S = 0.5
@@ -101,6 +101,11 @@ class WorkerProcess:
             os.close(read_end)
             os.close(pump.write_end)
         self._lifeline = write_end
+
+    def keep_findable(self) -> None:
+        """Makes anew what a command's programs find memsup by, where somebody removed it."""
+        if self._record.command is not None:
+            make_findable(self._paths, self._record)
 
     def terminate(self) -> None:
         """Tells the command to end. What it has started is its own to end, and is told only when the command itself is gone: a

@@ -109,6 +109,7 @@ def test_a_run_without_its_folder_is_found_again_by_whoever_asks(tmp_path: Path)
         done = memsup(command, cwd=tmp_path) if command != "start" else memsup(command, "--", "sleep", "1000", cwd=tmp_path)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         assert folder.stat().st_mode & 0o777 == 0o700
+        assert command == "stop" or (folder / "program/memsup/__init__.py").exists(), "what it starts finds memsup"
     eventually(lambda: not psutil.pid_exists(pid), 30)
     assert status()["state"] == "stopped"
     assert "run.json was missing" in " ".join(line["reason"] for line in ledger() if line["event"] == "attention")

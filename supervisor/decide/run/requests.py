@@ -182,9 +182,11 @@ def _over(goal: Goal, death: str | None, run: RunView) -> tuple[bool, str]:
 def _paused(goal: Goal, death: str | None, run: RunView) -> tuple[bool, str] | None:
     """The answer where a pause is wanted. Returns None while it is on its way."""
     go_on = f"Continue with: {command('resume', run.run)}"
-    if run.is_gone and death is not None and (goal is Goal.HELD or run.given_back is not None):
-        kept = " Nothing of its memory is kept." if goal is Goal.HELD else ""
+    if run.is_gone and (goal is Goal.HELD or run.given_back is not None) and run.death is not None:
         lost = "" if run.keeps_nothing else f" {run.unsaved.sentence}"
+        if death is None:  # nobody had asked yet
+            return True, f"Paused; no worker is there. {run.death}{lost} {go_on}"
+        kept = " Nothing of its memory is kept." if goal is Goal.HELD else ""
         return False, f"Paused, but not as it was asked to. {death}{kept}{lost} {go_on}"
     if goal is Goal.HELD:
         if run.rests:

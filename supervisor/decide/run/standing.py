@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import InitVar, dataclass, field
 
+import msgspec
+
 from memsup.shared import messages as m
 from memsup.shared.commands import DEFAULT_RUN
 from memsup.shared.messages import PauseMode
@@ -182,8 +184,11 @@ class Standing:
 
     @property
     def progress(self) -> KnownProgress:
-        """How far the run has come, saved or not."""
-        return self.heartbeat.progress if self.heartbeat else self.before
+        """How far the run has come, saved or not: a checkpoint may hold steps that the worker did not live to tell of."""
+        known = self.heartbeat.progress if self.heartbeat else self.before
+        if self.checkpoint is None or known.step is None or known.step >= self.checkpoint.step:
+            return known
+        return msgspec.structs.replace(known, step=self.checkpoint.step)
 
     @property
     def is_settled(self) -> bool:

@@ -308,6 +308,8 @@ def test_the_parts_of_a_dataset_dict_are_used(tmp_path: Path) -> None:
     assert locate(str(folder), evaluates=True).files[0].path.parent.name == "validation"
     (folder / "dataset_dict.json").write_text('{"splits": ["validation", "test"]}')
     assert "without a part for training" in refusal(folder)
+    (folder / "dataset_dict.json").write_text('{"splits": ["validation\\n", "test"]}')
+    assert "\n" not in refusal(folder)
     (folder / "dataset_dict.json").write_text('{"splits": ["../../etc", 7, "train"]}')
     assert len(pairs(folder)) == 4
 

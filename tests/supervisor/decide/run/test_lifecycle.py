@@ -906,6 +906,26 @@ def test_what_was_saved_is_saved_whatever_becomes_of_the_process_afterwards() ->
             assert "No whole step is lost." in answer.text
 
 
+@pytest.mark.parametrize("what", [RequestKind.PAUSE_RELEASE, RequestKind.PAUSE_HOLD])
+def test_who_pauses_a_run_whose_worker_has_just_died_is_told_what_that_lost(what: RequestKind) -> None:
+    play = Play(new_life(checkpoint=note(2))).training()
+    play.do("exit", SIGKILLED, 0)
+    answer = the_answer(play.do("request", 3, what))
+    assert answer.ok
+    assert answer.text.startswith("Paused; no worker is there. It was killed by SIGKILL")
+    assert "What was computed since the checkpoint of step 2 is lost: 3 steps" in answer.text
+
+
+def test_a_run_is_where_its_checkpoint_is_though_the_worker_did_not_live_to_tell() -> None:
+    play = Play(new_life(checkpoint=note(2))).training()
+    play.do("request", 3, RequestKind.STOP_NOW)
+    play.life.on_checkpoints(note(7))
+    assert the_answer(play.do("exit", SIGKILLED, 0)).text.startswith(
+        "Stopped at step 7 of 100, with the verified checkpoint of step 7."
+    )
+    assert play.life.progress.step == 7
+
+
 def test_a_checkpoint_that_is_not_there_any_more_is_not_gone_on_from() -> None:
     for left, again in ((None, ""), (note(1), " at step 1 of 100")):
         play = Play(new_life(checkpoint=note(4))).training()
