@@ -108,14 +108,21 @@ def _list(paths: RunPaths, as_json: bool) -> int:
     elif not found:
         message("There is no checkpoint yet.")
     else:
-        data(*map(_row, found))
+        data(f"In {found[0].path.parent}:", *map(_row, found))
     return NO_ANSWER if any(info.problem for info in found) else DONE
 
 
 def _row(info: Info) -> tuple[str, ...]:
     age = "" if info.created_unix_s is None else f"{duration(time.time() - info.created_unix_s)} old"
-    metric = "" if info.metric is None else f"metric {info.metric:.4g}"
-    return f"step {count(info.step)}", size(info.bytes), age, metric, info.problem or str(info.path)
+    name = info.path.name + (f": {info.problem}" if info.problem else "")
+    return f"step {count(info.step)}", size(info.bytes), age, _metric(info), name
+
+
+def _metric(info: Info) -> str:
+    """What the evaluation at that step came to: an accuracy, or a loss where there is none, which is kept as a negative."""
+    if info.metric is None:
+        return ""
+    return f"loss {-info.metric:.4g}" if info.metric < 0 else f"accuracy {info.metric:.1%}"
 
 
 def _document(info: Info) -> dict[str, Any]:

@@ -35,24 +35,27 @@ _SCRIPT = re.compile(rf"{_SGR}(?:[{_WIDE}]|[^{_WIDE}]+)[{_CLOSING}]*{_SGR}")
 _AFTER = re.compile(r"[^/=,;&?]*[/=,;&?]+|[^/=,;&?]+")
 
 
-def laid_out(lines: Iterable[Line], cells: int | None) -> Iterator[str]:
-    """The lines as they stand on a terminal of so many cells; None is no terminal."""
+def laid_out(lines: Iterable[Line], cells: int | None, hang: int = 0) -> Iterator[str]:
+    """The lines as they stand on a terminal of so many cells; None is no terminal. What goes on below a line that is no row
+    begins `hang` cells further in, or where that line's text began.
+    """
     for is_row, group in groupby(lines, lambda line: isinstance(line, tuple)):
         if is_row:
             yield from _table([row for row in group if isinstance(row, tuple)], cells)
         else:
             for line in group:
                 assert isinstance(line, str)
-                yield from paragraph(line, cells)
+                yield from paragraph(line, cells, hang)
 
 
-def paragraph(text: str, cells: int | None) -> Iterator[str]:
+def paragraph(text: str, cells: int | None, hang: int = 0) -> Iterator[str]:
     """A line; what does not fit goes on below it, a little further in than the line itself."""
     if cells is None or _width(text) <= cells:
         yield text
         return
     margin = len(text) - len(text.lstrip(" "))
-    yield from _wrapped(text[margin:], cells, " " * margin, " " * (margin + HANG))
+    hanging = max(margin + HANG, min(hang, cells // 2))
+    yield from _wrapped(text[margin:], cells, " " * margin, " " * hanging)
 
 
 def _width(text: str) -> int:

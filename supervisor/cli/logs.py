@@ -22,7 +22,7 @@ from memsup.shared.printable import printable
 from memsup.shared.run_file import read_record
 from memsup.shared.settings import parse_duration_s
 from memsup.supervisor.cli.options import json_option, paths_of, run_option
-from memsup.supervisor.cli.screen import data, json_data, message
+from memsup.supervisor.cli.screen import as_printed, data, json_data, message
 from memsup.supervisor.cli.streams import must_be_read
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.record.output import Line, Log, ledger, supervisor_log, worker_log
@@ -31,6 +31,8 @@ UNKNOWN = 4
 LINES = 40
 LOOK_EVERY_S = 0.25
 NO_TIME = " " * len("05-12 04:31:22")
+HANG = len(NO_TIME) + 2
+"""What goes on below a line begins where its source stands."""
 
 
 @click.command()
@@ -177,9 +179,11 @@ def _show(shown: Shown, as_json: bool, *, alone: bool) -> None:
         json_data(json_line(shown.source, shown.line))
     elif shown.source == "events":
         if (text := event_line(shown.line)) is not None:
-            data(text)
+            data(text, hang=HANG)
+    elif shown.line.event is None and alone:
+        as_printed(*readable(shown.source, shown.line, alone=alone))
     else:
-        data(*readable(shown.source, shown.line, alone=alone))
+        data(*readable(shown.source, shown.line, alone=alone), hang=HANG)
 
 
 def readable(source: str, line: Line, *, alone: bool) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memsup.shared.messages import Phase
 from memsup.shared.printable import printable
 from memsup.shared.readings import KnownGpu, hottest
 from memsup.shared.status import OVER, RunState, Status
@@ -155,8 +156,9 @@ def speed(status: Status) -> str | None:
     progress, found = status.progress, reached(status)
     has_worker, runs = status.worker_pid is not None, status.state is RunState.RUNNING and trains(status)
     is_of_this_step = found is not None and found.lost_from is None
+    says = {Phase.TRAINING, *([Phase.HOLDING] if status.state is RunState.PAUSED else [])}  # what the state says itself
     parts = [
-        printable(progress.phase) if has_worker and progress.phase and progress.phase != "training" else None,
+        printable(progress.phase) if has_worker and progress.phase and progress.phase not in says else None,
         f"loss {progress.loss:.4g}" if is_of_this_step and progress.loss is not None else None,
         f"{progress.samples_per_s:.3g} samples/s" if runs and progress.samples_per_s is not None else None,
         f"{duration(progress.eta_s)} left" if runs and progress.eta_s is not None else None,

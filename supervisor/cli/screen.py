@@ -46,9 +46,14 @@ def shown(line: str, *, in_colour: bool) -> str:
     return "".join(parts)
 
 
-def data(*lines: Line) -> None:
-    """Prints what the command was asked for, on stdout."""
-    _print(sys.stdout, lines)
+def data(*lines: Line, hang: int = 0) -> None:
+    """Prints what the command was asked for, on stdout. What goes on below a line begins `hang` cells further in."""
+    _print(sys.stdout, lines, hang)
+
+
+def as_printed(*lines: str) -> None:
+    """Prints lines on stdout that somebody else wrote as lines, of whatever width."""
+    _write(sys.stdout, "".join(shown(line, in_colour=False) + "\n" for line in lines))
 
 
 def message(*lines: Line) -> None:
@@ -161,12 +166,12 @@ def guard() -> None:
             setattr(sys, name, Guarded(stream))
 
 
-def _print(stream: TextIO, lines: Iterable[Line]) -> None:
-    text = drawn(lines, cells(stream), in_colour=colour(stream))
+def _print(stream: TextIO, lines: Iterable[Line], hang: int = 0) -> None:
+    text = drawn(lines, cells(stream), in_colour=colour(stream), hang=hang)
     _write(stream, "".join(line + "\n" for line in text))
 
 
-def drawn(lines: Iterable[Line], cells: int | None, *, in_colour: bool) -> Iterable[str]:
+def drawn(lines: Iterable[Line], cells: int | None, *, in_colour: bool, hang: int = 0) -> Iterable[str]:
     """Lines and rows as a terminal of that width gets them."""
     from memsup.supervisor.cli.layout import laid_out
 
@@ -175,7 +180,7 @@ def drawn(lines: Iterable[Line], cells: int | None, *, in_colour: bool) -> Itera
             return shown(line, in_colour=in_colour)
         return tuple(shown(cell, in_colour=in_colour) for cell in line)
 
-    return laid_out(map(as_shown, lines), cells)
+    return laid_out(map(as_shown, lines), cells, hang)
 
 
 def _write(stream: TextIO, text: str) -> None:

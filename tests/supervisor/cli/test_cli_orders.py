@@ -256,7 +256,9 @@ def test_checkpoints_are_listed_and_verified_without_a_supervisor(tmp_path: Path
             draft.commit()
     listed = memsup("checkpoint", "--list")
     assert listed.returncode == 0, listed.stderr
-    assert [line.strip().partition("  ")[0] for line in listed.stdout.splitlines()] == ["step 240", "step 120"]
+    where, *rows = listed.stdout.splitlines()
+    assert where == f"In {paths.checkpoints}:"
+    assert [line.split("  ")[1] for line in rows] == ["step 240", "step 120"]
     newest = memsup("checkpoint", "--list", "--json").document["checkpoints"][0]["path"]
     sound = memsup("checkpoint", "--verify", newest)
     assert sound.returncode == 0
