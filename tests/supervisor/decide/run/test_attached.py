@@ -29,13 +29,16 @@ def note(step: int) -> m.CheckpointNote:
     return m.CheckpointNote(path=f"/c/step-{step}", step=step, at_unix_s=1.0, verified=True, save_s=0.1)
 
 
-def beat(phase: Phase = Phase.TRAINING, *, ticks: int = 1, step: int = 5, saved: int | None = None) -> m.Heartbeat:
+def beat(
+    phase: Phase = Phase.TRAINING, *, ticks: int = 1, step: int = 5, saved: int | None = None, tokens: int | None = None
+) -> m.Heartbeat:
     progress = m.Progress(
         phase=phase, ticks=ticks, epoch=0.1, step=step, total_steps=100, samples=None, loss=0.5, samples_per_s=None, eta_s=9.0
     )
     memory = m.WorkerMemory(resident_bytes=1, cuda_allocated_bytes=None, cuda_reserved_bytes=None, data_limit_bytes=None)
     checkpoint = note(saved) if saved is not None else None
-    return m.Heartbeat(progress=progress, batch=None, memory=memory, checkpoint=checkpoint, digest=None)
+    batch = m.BatchShape(effective=8, micro_tokens=tokens) if tokens is not None else None
+    return m.Heartbeat(progress=progress, batch=batch, memory=memory, checkpoint=checkpoint, digest=None)
 
 
 @dataclass
@@ -290,6 +293,16 @@ def test_what_a_program_says_of_itself_is_told_and_decides_what_it_is_ordered(pl
     for seam in Seam:
         assert what_it_is(msgspec.structs.replace(ABOUT, seam=seam), None).startswith("attached by ")
     assert what_it_is(msgspec.structs.replace(ABOUT, training="lr-3"), None) == "attached by memsup.guard, training lr-3"
+
+
+def test_one_that_cuts_begins_with_smaller_parts_after_a_death_for_memory(play: Play) -> None:
+    play.do("report", m.Described(program=ALL_OF_IT))
+    play.do("report", beat(tokens=4096, saved=5))
+    assert death(play.do("exit", -9, 1)).cause is Cause.MEMORY
+    play.do("tick", after_s=100)
+    play.do("spawned")
+    welcomes = [a.message for a in play.do("report", m.Hello(pid=43, run_id="r", program=ABOUT)) if isinstance(a, Send)]
+    assert [w.micro_tokens_limit for w in welcomes if isinstance(w, m.Welcome)] == [2048]
 
 
 @pytest.mark.parametrize("why", NotAttached)
