@@ -80,6 +80,11 @@ class Planner:
         """The bound by order and by ceiling. None means that there is none."""
         return min((bound for bound in (self._ordered, self._ceiling) if bound is not None), default=None)
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether anything may make parts smaller than batches. Where nothing does, nobody has to know how large they are."""
+        return self.most_tokens is not None or self._limit_bytes is not None
+
     def rows(self, split: Cuttable, row: int) -> int:
         """How many rows of a batch to compute next from `row` on, at least 1; parts are about equal."""
         left, whole, length = split.count - row, split.tokens(0, split.count), split.length

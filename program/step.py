@@ -49,6 +49,8 @@ _MOST_PROBES = 4
 """How often a program is asked at most how its losses are weighted, where the first batches leave that open."""
 _WATCHED_MICRO_BATCHES = 3
 """In so many micro-batches it is looked whether the model changes its own buffers."""
+_SHOWN_EVERY = 16
+"""Where nothing is cut, every so many micro-batches it is looked how large they are."""
 _MARKED = 16
 """Of so many gradients it is remembered how they were left."""
 
@@ -94,11 +96,29 @@ def weighted(loss: Any, weight: float) -> Any:
 class _MicroBatch:
     """What is remembered of a micro-batch until its window ends, to compute it again."""
 
-    def __init__(self, batch: Any, compute: ComputeCall, loss_of: LossCall, split: Split | None) -> None:
-        self.batch, self.compute, self.loss_of, self.split = batch, compute, loss_of, split
+    def __init__(self, batch: Any, compute: ComputeCall, loss_of: LossCall, layouts: Layouts) -> None:
+        self.batch, self.compute, self.loss_of = batch, compute, loss_of
+        self._layouts = layouts
+        self._is_looked_at = False
+        self._split: Split | None = None
+        self.shares: list[float] | None = None
+        """The shares of its rows in its loss; empty ones where losses add up. It is None where it is computed whole."""
         self.generators = cut_generators.take()
         """The generators when it began, also when it is done again: others draw between two of them, a collator say."""
-        self.count = split.count if split is not None else 1
+
+    @property
+    def split(self) -> Split | None:
+        """How it can be cut, which is looked at when it has to be known: on a GPU that may mean to wait for it. It is None
+        where it cannot be.
+        """
+        if not self._is_looked_at:
+            self._is_looked_at, self._split = True, self._layouts.find(self.batch)
+        return self._split
+
+    @property
+    def count(self) -> int:
+        """The number of its rows; 1 where it cannot be cut."""
+        return self.split.count if self.split is not None else 1
 
     def tokens(self, row: int, rows: int) -> int:
         """Rows × padded length of `rows` rows from `row` on."""
@@ -143,7 +163,7 @@ class Step:
         self._predicting = Planner(in_powers=in_powers)
         self._layouts, self._predicted_layouts = Layouts(), Layouts()
         self._weighting = Weighting()
-        self._is_type_known, self._probes = False, 0
+        self._is_type_known, self._probes, self._counted = False, 0, 0
         self._may_trim: bool | None = None
         """Whether padding may be cut off. It is None before that was tried."""
         self._watched = 0
@@ -158,10 +178,10 @@ class Step:
         self.is_amid = self.is_cut = False
         """Whether a micro-batch is being computed; whether the last one was computed in parts."""
         self.rows: int | None = None
-        """The rows of the last micro-batch. None before there was one, and where it has none."""
+        """The rows of a micro-batch lately. None before there was one."""
         self.part_rows: int | None = None
         self.part_tokens: int | None = None
-        """Rows, and rows × padded length, of the largest part of the last micro-batch. None before there was one."""
+        """Rows, and rows × padded length, of the largest part of a micro-batch lately. None before there was one."""
         for optimizer in self._optimizers:
             if hasattr(optimizer, "register_step_post_hook"):  # torch 2.0 and newer
                 optimizer.register_step_post_hook(lambda *_: self.end_window())
@@ -234,17 +254,19 @@ class Step:
             return self._whole(batch, run)
         if begins or self._has_ended or (begins is None and self._is_touched()):
             self._begin_window()
-        split = self._layouts.find(batch)
-        self.rows = split.count if split is not None else None
+        micro = _MicroBatch(batch, run, loss_of, self._layouts)
         if not self._weighting.is_known:
-            self._ask(split, loss_of)
+            self._ask(micro.split, loss_of)
         if self.refusal is not None:
             return self._whole(batch, run)
         self._soft_limit.renew()
-        self._window.append(_MicroBatch(batch, run, loss_of, split))
+        self._window.append(micro)
         self.is_amid = True
         try:
             loss = self._computed()
+        except BaseException:
+            self._window.pop()  # whoever catches that goes on without it
+            raise
         finally:
             self.is_amid = False
         self._marks = self._marked()
@@ -252,11 +274,13 @@ class Step:
 
     def end_window(self) -> None:
         """The optimizer has stepped, or what was computed is given up: forgets what is remembered of the window."""
+        self._has_ended = True
+        if self.is_amid:  # a loss that steps something by itself
+            return
         if self._window:
             moved = self._planner.window_done()
             if moved is not None:
                 self._tell(Resized(moved.before, moved.after, moved.cause))
-        self._has_ended = True
         self._window.clear()
         self._given.clear()
         self._marks.clear()
@@ -301,14 +325,14 @@ class Step:
         is_again = False
         while True:
             micro = self._window[index]
-            rows, shares = self._next(micro, row)
+            rows = self._next(micro, row)
             if row == 0:
-                self.is_cut, self.part_rows, self.part_tokens, loss = rows < micro.count, rows, micro.tokens(0, rows), None
+                self.is_cut, loss = rows is not None, None
                 if is_again:
                     cut_generators.put_back(micro.generators)
             part_loss = again = None
             try:
-                part_loss = self._part(micro, row, rows, shares)
+                part_loss = self._part(micro, row, rows)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -321,9 +345,9 @@ class Step:
                 self._tell(again)
                 index, row, is_again = 0, 0, True
                 continue
-            loss = part_loss if not self.is_cut else _added(loss, part_loss)
-            row += rows
-            if row == micro.count:
+            loss = part_loss if rows is None else _added(loss, part_loss)
+            row = row + rows if rows is not None else 0
+            if rows is None or row == micro.count:
                 index, row = index + 1, 0
                 if index == len(self._window):
                     break
@@ -334,50 +358,59 @@ class Step:
                 self.refuse(Refusal.CHANGES_ITSELF)
         return loss
 
-    def _next(self, micro: _MicroBatch, row: int) -> tuple[int, list[float] | None]:
-        """How many rows to compute next, and the shares of all rows of the batch; empty ones where losses add up. None where
-        the batch is computed whole.
-        """
-        if micro.split is None or self.refusal is not None:
-            return micro.count - row, None
-        rows = self._planner.rows(micro.split, row)
-        if row == 0 and rows == micro.count:
-            return rows, None
-        shares = self._weighting.shares(micro.split)
-        while shares is None and self.refusal is None and self._probes < _MOST_PROBES and row == 0:
-            self._ask(micro.split, micro.loss_of)
-            shares = self._weighting.shares(micro.split)
-        if shares is None and self.refusal is None:
-            shares = self._weighting.shares(micro.split, at_best=True)
-        return (rows, shares) if shares is not None else (micro.count - row, None)
+    def _next(self, micro: _MicroBatch, row: int) -> int | None:
+        """How many rows to compute next. It is None where the batch is computed whole."""
+        self._counted += 1
+        if row == 0:
+            micro.shares = None
+            is_wanted = self._planner.is_bounded or self._counted % _SHOWN_EVERY == 1
+            if self.refusal is not None or not is_wanted or micro.split is None:
+                return None
+            rows = self._planner.rows(micro.split, 0)
+            self.rows, self.part_rows, self.part_tokens = micro.count, rows, micro.tokens(0, rows)
+            if rows == micro.count:
+                return None
+            micro.shares = self._shares(micro.split, micro.loss_of)
+        if micro.shares is None or micro.split is None:
+            return None
+        return self._planner.rows(micro.split, row)
 
-    def _part(self, micro: _MicroBatch, row: int, rows: int, shares: list[float] | None) -> Any:
-        """Computes some rows of a micro-batch; returns their share of its loss."""
-        if shares is None or micro.split is None:
-            return self._measured(micro, row, rows, micro.batch, 1.0)
-        weight = sum(shares[row : row + rows]) if shares else 1.0
+    def _shares(self, split: Split, loss_of: LossCall) -> list[float] | None:
+        """The shares of the rows of a batch; empty ones where losses add up. It is None where it must not be cut."""
+        shares = self._weighting.shares(split)
+        while shares is None and self.refusal is None and self._probes < _MOST_PROBES:
+            self._ask(split, loss_of)
+            shares = self._weighting.shares(split)
+        return self._weighting.shares(split, at_best=True) if shares is None and self.refusal is None else shares
+
+    def _part(self, micro: _MicroBatch, row: int, rows: int | None) -> Any:
+        """Computes some rows of a micro-batch, or all of them where `rows` is None; returns their share of its loss."""
+        if rows is None or micro.split is None or micro.shares is None:
+            return self._measured(micro, row, None, micro.batch, 1.0)
+        weight = sum(micro.shares[row : row + rows]) if micro.shares else 1.0
         if weight == 0.0:  # a mean over nothing is no number
             return 0.0
         part = self._without_padding(micro.split.part(row, row + rows), micro.loss_of)
-        loss = self._measured(micro, row, rows, part, weight)
-        return loss * weight
+        return self._measured(micro, row, rows, part, weight) * weight
 
-    def _measured(self, micro: _MicroBatch, row: int, rows: int, part: Any, weight: float) -> Any:
+    def _measured(self, micro: _MicroBatch, row: int, rows: int | None, part: Any, weight: float) -> Any:
         """Computes a part, and measures what it takes where memory is limited."""
         before_bytes = _peak_begun() if self._limit_bytes is not None else None
         loss = micro.compute(part, weight)
         if before_bytes is not None:
             with contextlib.suppress(OSError):
-                self._planner.observe(micro.tokens(row, rows), micro.length, before_bytes, end_peak())
+                tokens = micro.tokens(row, rows if rows is not None else micro.count)
+                self._planner.observe(tokens, micro.length, before_bytes, end_peak())
         return loss
 
     # -- what memory asks for -----------------------------------------------------------------------------------------
 
     def _after_exhaustion(
-        self, error: Exception, micro: _MicroBatch, row: int, rows: int, watch: Buffers | None
+        self, error: Exception, micro: _MicroBatch, row: int, rows: int | None, watch: Buffers | None
     ) -> RanOut | None:
         """What the window is done again with. It is None where the error is to be raised; then it has a sentence more."""
         where = "backward" if was_in_backward(error) else "forward"
+        rows = rows if rows is not None else micro.count
         tokens = micro.tokens(row, rows)
         if watch is not None and watch.have_changed():
             self.refuse(Refusal.CHANGES_ITSELF)
