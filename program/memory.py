@@ -226,6 +226,13 @@ def give_back() -> None:
     trim()
 
 
+def finish_queued() -> None:
+    """Waits until all is computed that a device was told to compute."""
+    cuda = _cuda()
+    if cuda is not None:
+        cuda.synchronize()
+
+
 def _cuda() -> Any:
     """`torch.cuda`. It is None where the program has not begun to use it, or torch is being imported."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)

@@ -82,6 +82,8 @@ class Run:
         self._waits = False
         """Whether the loader is asked for a batch now."""
         self._is_complete = False
+        self._handled = sys.exc_info()[1]
+        """The exception in whose handler all of this happens. It is None where there is none, as a rule."""
         self._loss: Any = None
         self._loss_s = -LOSS_EVERY_S
         self._life, self._states, self._computes = life, states or [], computes or Computes()
@@ -246,7 +248,7 @@ class Run:
         if life is not None and life.session.leaving is not None:
             raise life.session.leaving
         error = sys.exc_info()[1]
-        if error is not None:
+        if error is not None and error is not self._handled:
             if life is not None:
                 print(
                     f"memsup: run.finish was called while {type(error).__name__} is on its way, so the training does not count "
@@ -291,7 +293,8 @@ class Run:
             for state in self._states:
                 state.save(folder)
 
-        return training.save(place, write)
+        with self._joined_step.step.spare() if self._joined_step is not None else contextlib.nullcontext():
+            return training.save(place, write)
 
     def place(self) -> messages.Message:
         offset = self._life.training.offset if self._life is not None else 0

@@ -22,6 +22,7 @@ from memsup import messages
 from memsup.about import About
 from memsup.cadence import Experience, is_due
 from memsup.link import Link, Lost
+from memsup.memory import finish_queued, give_back
 from memsup.store import Checkpoint, CheckpointError
 
 LEFT_AS_TOLD = 75
@@ -231,6 +232,8 @@ class Session:
                 self._waits = True
 
     def _rest_until_s(self) -> float:
+        if self._duty_fraction < 1:
+            finish_queued()  # or a device would compute through the gap, and the gap be too short
         now_s = time.monotonic()
         busy_s = now_s - self._busy_since_s
         self.trained_s += busy_s
@@ -340,6 +343,7 @@ class Session:
         if held:
             self._held_since_s, self._phase_before = time.monotonic(), self.link.progress["phase"]
             self.publish(phase="holding")
+            give_back()  # nothing is computed now, and others may be short
         else:
             self._measured_s += time.monotonic() - self._held_since_s
             self._saved_s += time.monotonic() - self._held_since_s

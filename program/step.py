@@ -229,6 +229,10 @@ class Step:
                 cuda.empty_cache()
         return f"at most {device_bytes >> 20} MiB of the GPU"
 
+    def spare(self) -> contextlib.AbstractContextManager[None]:
+        """Lets the work inside, a save say, use the memory that is kept free below the limit."""
+        return self._soft_limit.spare()
+
     # -- training -----------------------------------------------------------------------------------------------------
 
     def micro_batch(

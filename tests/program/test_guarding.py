@@ -55,6 +55,22 @@ def test_a_loop_of_ones_own_is_counted(run: memsup.Run) -> None:
     run.finish()
 
 
+def test_a_training_within_the_handler_of_an_exception_is_complete_all_the_same() -> None:
+    """As where something that is missing is caught, and the program goes on from there."""
+    try:
+        raise ImportError("no such package")
+    except ImportError:
+        run = memsup.guard()
+        run.finish()
+        assert run._is_complete
+    run = memsup.guard()
+    try:
+        raise ValueError("within the loop")
+    except ValueError:
+        run.finish()
+    assert not run._is_complete
+
+
 def test_a_second_loop_of_a_training_goes_on_counting_and_has_epochs_of_its_own(run: memsup.Run) -> None:
     assert len(list(run.steps([1, 2, 3], epochs=2))) == 6
     seen = [(run.epoch, run.step) for _ in run.steps([1, 2], epochs=2, total=3)]
