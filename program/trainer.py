@@ -5,7 +5,7 @@ is put on the one trainer for as long as its `train()` runs, around whatever its
 
     get_train_dataloader      the loader is watched (`trainer_feed.py`)
     get_batch_samples         the batches of a window, which is one optimizer step, are waited for
-    training_step             something is computed
+    training_step             something is computed, in parts where it has to be (`trainer_cut.py`); so is prediction_step
     _maybe_log_save_evaluate  a step, or an epoch, is over; what it logs, evaluates and saves included: a boundary
     _save_checkpoint          the user's own saves (`trainer_files.py`)
     _load_rng_state           where a training is gone on with, its generators are ours to put back
@@ -32,10 +32,11 @@ from memsup import attach, life, messages, places, trainer_files
 from memsup.about import About, NotCut, Seam
 from memsup.life import Life, TwiceError
 from memsup.link import told
-from memsup.memory import read_memory
+from memsup.memory import lift, read_memory
 from memsup.places import Place
 from memsup.session import CannotLimitError
 from memsup.store import Checkpoint, CheckpointError
+from memsup.trainer_cut import Cutter
 from memsup.trainer_feed import Feed, FeedPlace, states_as_json
 
 SEAMS = ("get_train_dataloader", "get_batch_samples", "training_step", "_maybe_log_save_evaluate", "_save_checkpoint")
@@ -87,8 +88,9 @@ def train(trainer: Any, whole: Callable[..., Any], arguments: tuple[Any, ...], n
         with guarded.joined():
             output = whole(*arguments, **named)
         return guarded.complete(output)
-    except Exception:
+    except Exception as error:
         guarded.given_up()
+        guarded.judge(error)
         raise
     finally:
         _under_way = False
@@ -167,6 +169,7 @@ class _Guarded:
         """At the point there are gradients of a window that the end of the data has cut short."""
         self._has_buffers = False
         """The model changes in forward passes as well, so in a window's middle it is not what it was at its beginning."""
+        self._cutter: Cutter | None = None
         self._losses: list[Any] = []
         self._loss_s = -LOSS_EVERY_S
         self._given: list[str] = []
@@ -261,6 +264,7 @@ class _Guarded:
             "get_train_dataloader": self._get_train_dataloader,
             "get_batch_samples": self._get_batch_samples,
             "training_step": self._training_step,
+            "prediction_step": self._prediction_step,
             "evaluation_loop": self._evaluation_loop,
             "prediction_loop": self._evaluation_loop,
             "_maybe_log_save_evaluate": self._maybe_log_save_evaluate,
@@ -342,11 +346,18 @@ class _Guarded:
         self._feed.arrive()
         return samples, count
 
-    def _training_step(self, whole: Any, *arguments: Any, **named: Any) -> Any:
-        loss = whole(*arguments, **named)
+    def _training_step(self, whole: Any, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+        if self._cutter is None:
+            self._cutter = Cutter(self.trainer, self.life, model, self.substep_ended)
+        loss = self._cutter.training_step(whole, model, inputs, arguments, named, begins=self._in_window == 0)
         self._in_window += 1
         self._losses.append(loss)
         return loss
+
+    def _prediction_step(self, whole: Any, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
+        if self._cutter is None:
+            return whole(model, inputs, *arguments, **named)
+        return self._cutter.prediction_step(whole, model, inputs, arguments, named)
 
     def _evaluation_loop(self, whole: Any, *arguments: Any, **named: Any) -> Any:
         if self._point is not None and self._point.pending is not None and self.trainer.is_in_train:
@@ -478,6 +489,7 @@ class _Guarded:
     def _write(self, point: _Point, generators: places.Generators, folder: str) -> None:
         """Has Trainer write all that it goes on from into `folder`, as it was at `point`."""
         trainer, state = self.trainer, self.trainer.state
+        lift()  # a save is not to fail for want of what a step may not take
         drawn, args = places.take(), trainer.args
         flops, tokens, best = trainer.current_flos, state.num_input_tokens_seen, state.best_model_checkpoint
         only_model, pushes = args.save_only_model, args.push_to_hub
@@ -582,6 +594,15 @@ class _Guarded:
         training.finish(self.session, os.path.abspath(trainer.args.output_dir), metrics, output[0])
         return output
 
+    def judge(self, error: Exception) -> None:
+        """Raises `CheckpointError` where `train()` has failed before it was where our checkpoint left it."""
+        newest = self.training.resumed
+        if self._resumed is not None and newest is not None:
+            raise CheckpointError(
+                f"The checkpoint of step {newest.step:,} is whole, but this training cannot go on from it: {error}. If the "
+                "program was changed, begin anew with: memsup start --fresh"
+            ) from error
+
     def given_up(self) -> None:
         """`train()` has failed. If the program goes on all the same, the next `train()` is another training."""
         self.training.is_complete = True
@@ -608,7 +629,9 @@ class _Guarded:
         return read_memory()
 
     def limit(self, order: messages.Message) -> int:
-        raise CannotLimitError(f"memsup does not cut what this program computes ({order['kind']}).")
+        if self._cutter is None or self._cutter.joined is None:
+            raise CannotLimitError("It has not computed its first batch yet, or a library of its own computes it.")
+        return self._cutter.joined.limit(order)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -622,6 +645,9 @@ def _callback() -> Any:
 
         def on_train_begin(self, *_arguments: Any, **_named: Any) -> None:
             self.guarded.began()
+
+        def on_pre_optimizer_step(self, *_arguments: Any, **_named: Any) -> None:
+            lift()  # an optimizer makes its state in the first step, and cannot do with less
 
         def on_step_end(self, *_arguments: Any, **_named: Any) -> None:
             self.guarded.step_ended()

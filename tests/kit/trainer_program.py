@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -65,8 +66,9 @@ def collate(rows):
 
 def training(number):
     torch.manual_seed(number)
-    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-                        max_position_embeddings=32, num_labels=2, hidden_dropout_prob=0.1)
+    shape = dict(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                 max_position_embeddings=32, num_labels=2, hidden_dropout_prob=0.1)
+    config = BertConfig(**(shape | json.loads(os.environ.get("SHAPE", "{}"))))
     model = (BertForMaskedLM if kind == "masked" else BertForSequenceClassification)(config)
     arguments = dict(per_device_train_batch_size=4, gradient_accumulation_steps=3, num_train_epochs=3, logging_steps=5,
                      save_steps=7, eval_steps=6, learning_rate=1e-2, report_to=[], use_cpu=True, disable_tqdm=True)
@@ -77,8 +79,9 @@ def training(number):
             time.sleep(float(os.environ.get("STEP_S", "0")))
             return super().training_step(*given, **named)
 
-    trainer = Own(model, TrainingArguments(f"out{number}", **(arguments | more)),
-                  train_dataset=(Stream if kind == "stream" else Rows)(50), eval_dataset=Rows(10), data_collator=collate)
+    rows = (Stream if kind == "stream" else Rows)(int(os.environ.get("ROWS", "50")))
+    trainer = Own(model, TrainingArguments(f"out{number}", **(arguments | more)), train_dataset=rows, eval_dataset=Rows(10),
+                  data_collator=collate)
     output = trainer.train()
     trainer.evaluate()
     exec(os.environ.get("BEHIND", ""), globals() | locals())
@@ -191,7 +194,12 @@ class Lives:
                 patch.setenv(name, value)
             patch.setattr(self.life, "_life", None)
             patch.setattr(self.trainer, "_under_way", False)
-            yield
+            patch.setattr(sys, "excepthook", sys.excepthook)
+            handler = signal.getsignal(signal.SIGTERM)
+            try:
+                yield
+            finally:
+                signal.signal(signal.SIGTERM, handler)
 
     def alone(self, name: str, **environment: str) -> Path:
         """One life without memsup, in the folder of that name; returns that."""
