@@ -521,7 +521,7 @@ def test_start_says_what_it_made_of_files_and_folders(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     told = memsup("start", "--dry-run")
     assert told.returncode == 0, told.stderr
-    assert re.search(r"labels +neg 30, pos 30", told.stdout)
+    assert re.search(r"labels +'neg' 30, 'pos' 30", told.stdout)
     assert "are read as GB18030" in told.stderr
     assert "60 rows" in told.stdout
     assert f"! unsup in {tmp_path}/set/train is not read: its texts have no label." in told.stderr
