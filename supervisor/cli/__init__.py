@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ import click
 from click.exceptions import NoArgsIsHelpError, NoSuchOption
 
 from memsup.supervisor.cli import streams
-from memsup.supervisor.cli.screen import data, guard, message
+from memsup.supervisor.cli.screen import data, guard, json_data, message
 from memsup.supervisor.client.errors import REFUSED, RefusedError
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ COMMANDS = {
     "drill": ("drill", "drill", "Rehearse a bad night on this machine in about two minutes."),
     "completion": ("completion", "completion", "Have the shell complete commands, runs and settings."),
 }
+GROUPS = {
+    "Train": ("start", "init", "pause", "resume", "checkpoint", "stop"),
+    "Look": ("status", "list", "wait", "logs", "report"),
+    "Use and tidy up": ("predict", "rm"),
+    "Prepare": ("check", "drill", "notify", "service", "completion"),
+}
+"""How the help page has them, each once."""
 _ELSEWHERE = {"ls": "list", "ps": "list", "runs": "list", "remove": "rm", "delete": "rm", "train": "start", "run": "start"}
 _ELSEWHERE |= {"kill": "stop", "log": "logs", "continue": "resume", "top": "status", "infer": "predict", "doctor": "check"}
 """What commands are called elsewhere that do the same."""
@@ -83,8 +90,10 @@ class LazyGroup(click.Group):
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, help_line) for name, (*_, help_line) in COMMANDS.items()])
+        width = max(map(len, COMMANDS))  # one column for all
+        for title, names in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), COMMANDS[name][-1]) for name in names])
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
@@ -122,13 +131,14 @@ def _run(arguments: Sequence[str]) -> int:
         _check_surroundings(arguments)
         code = memsup.main(arguments, prog_name="memsup", standalone_mode=False)
     except click.UsageError as error:
+        _as_document(arguments, error.format_message())
         return _misused(error)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except streams.OutputLostError as error:
         return error.code
     except Exception as error:
-        return _refusal(error)
+        return _refusal(error, arguments)
     return code if isinstance(code, int) else 0
 
 
@@ -164,7 +174,15 @@ def _misused(error: click.UsageError) -> int:
     return REFUSED
 
 
-def _refusal(error: Exception) -> int:
+def _as_document(arguments: Sequence[str], text: str, more: Iterable[str | tuple[str, ...]] = ()) -> None:
+    """Says to a program that asked for a document why it gets no other one."""
+    own = arguments.index("--") if "--" in arguments else len(arguments)
+    if "--json" in arguments[:own] and streams.is_silent():
+        lines = [line if isinstance(line, str) else "  ".join(line) for line in more]
+        json_data({"schema": 1, "ok": False, "error": text, "more": lines})
+
+
+def _refusal(error: Exception, arguments: Sequence[str]) -> int:
     """Errors whose text was written for people are shown as it is; all others are bugs and keep their traceback."""
     from memsup.shared.data.errors import InputError
     from memsup.shared.paths import PathError
@@ -173,5 +191,7 @@ def _refusal(error: Exception) -> int:
 
     if not isinstance(error, RefusedError | InputError | PathError | RecordError | SettingsError):
         raise error
-    message(f"memsup: {error}", *(error.more if isinstance(error, RefusedError | SettingsError) else ()))
+    more = error.more if isinstance(error, RefusedError | SettingsError) else ()
+    _as_document(arguments, str(error), more)
+    message(f"memsup: {error}", *more)
     return error.code if isinstance(error, RefusedError) else REFUSED

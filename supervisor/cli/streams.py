@@ -29,8 +29,11 @@ class _Stream(io.FileIO):
     def __init__(self, fd: int) -> None:
         super().__init__(fd, "w", closefd=False)
         self.error: OSError | None = None
+        self.is_silent = True
+        """Whether nothing was written."""
 
     def write(self, content: ReadableBuffer, /) -> int:
+        self.is_silent = False
         while self.error is None:
             try:
                 written = super().write(content)
@@ -81,6 +84,13 @@ def say_what_is_lost() -> None:
     error = _lost()
     if error is not None and error.errno != errno.EPIPE:
         message(f"memsup: the output could not be written: {error.strerror}.")
+
+
+def is_silent() -> bool:
+    """Whether nothing was printed on stdout so far."""
+    sys.stdout.flush()
+    raw = getattr(getattr(unguarded(sys.stdout), "buffer", None), "raw", None)
+    return isinstance(raw, _Stream) and raw.is_silent
 
 
 def _lost() -> OSError | None:

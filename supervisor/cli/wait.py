@@ -17,6 +17,7 @@ from memsup.supervisor.cli.options import json_option, paths_of, run_option
 from memsup.supervisor.cli.picture import one_line, progress
 from memsup.supervisor.cli.screen import data, json_data, message, moves, moving
 from memsup.supervisor.client.contact import is_held, observe
+from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.words import result_line, use_rows
 
 FINISHED, NOT_FINISHED = 0, 1
@@ -37,8 +38,7 @@ def wait(run_name: str, as_json: bool) -> int:
     """
     paths = paths_of(run_name)
     if observe(paths).status is None:
-        message(f"There is no run {run_name!r}. Start it with: {command('start', run_name)}")
-        return NOT_FINISHED
+        raise RefusedError(f"There is no run {run_name!r}. Start it with: {command('start', run_name)}", NOT_FINISHED)
     return follow(paths, as_json)
 
 

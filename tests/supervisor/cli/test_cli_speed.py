@@ -12,7 +12,7 @@ from kit.cli_process import MEMSUP, RUN_ID, a_run, control_server, memsup
 
 from memsup.shared.messages import RequestKind
 from memsup.shared.status import RunState, Status, Wanted
-from memsup.supervisor.cli import COMMANDS
+from memsup.supervisor.cli import COMMANDS, GROUPS
 from memsup.supervisor.cli import memsup as group
 
 HEAVY = {"torch", "transformers", "numpy", "datasets", "rich", "psutil", "asyncio", "pyarrow", "safetensors"}
@@ -102,6 +102,10 @@ def test_every_command_on_the_help_page_exists_and_takes_run_and_json(name: str)
     assert done.returncode == 0
     assert "Usage: memsup " + name in done.stdout
     assert done.stderr == ""
+
+
+def test_the_help_page_has_every_command_once() -> None:
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(COMMANDS)
 
 
 @pytest.mark.alone

@@ -140,6 +140,26 @@ def test_bad_input_gets_a_plain_sentence_and_leaves_nothing(name: str, job: Path
     assert left_behind(tmp_path) == []
 
 
+def test_a_program_that_asks_for_a_document_gets_the_reason_in_one(job: Path) -> None:
+    """Of bad settings, bad data, a misuse and a run that is not there: one document on stdout, the sentence on stderr."""
+    (job / "train.csv").write_text("")
+    for arguments, code, words in (
+        (["start", "--json"], 2, "is empty"),
+        (["start", "--json", "--set", "training.epoch=2"], 2, "training.epochs"),
+        (["start", "--json", "--wait", "--foreground"], 2, "Choose one"),
+        (["wait", "--json"], 1, "There is no run"),
+        (["start", "--", "no-such-command", "--json"], 2, None),
+    ):
+        done = memsup(*arguments, cwd=job)
+        assert done.returncode == code, done
+        if words is None:
+            assert done.stdout == ""
+        else:
+            assert words in done.document["error"]
+            assert done.document["ok"] is False
+            assert done.document["error"] in done.stderr
+
+
 def test_an_unknown_variable_of_the_environment_is_named(job: Path, tmp_path: Path) -> None:
     """A typo in MEMSUP_… would otherwise do nothing for a night."""
     done = memsup("start", cwd=job, MEMSUP_TRAINING_EPOCH="2")
