@@ -50,7 +50,7 @@ def percent(fraction: float | None) -> str:
     """A part of a whole in per cent; a little is not nothing: `under 1 %`."""
     if fraction is None:
         return "?"
-    return "under 1 %" if 0 < fraction < 0.005 else f"{fraction:.0%}".replace("%", " %")
+    return "under 1 %" if 0 < fraction < 0.01 else f"{fraction:.0%}".replace("%", " %")
 
 
 def count(number: int | None) -> str:

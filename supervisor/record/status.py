@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from memsup.shared.commands import command
+from memsup.shared.messages import Phase
 from memsup.shared.readings import KnownBatch, KnownGpu, narrow
 from memsup.shared.record import RunRecord
 from memsup.shared.status import (
@@ -143,11 +145,18 @@ def _place(life: Lifecycle) -> dict[str, int]:
     return {"step": life.checkpoint.step if life.checkpoint else 0} if lost else {}
 
 
+_OF_A_WORKER = ("phase", "samples_per_s", "eta_s")
+
+
 def _progress(life: Lifecycle) -> ProgressStatus:
     """How far the run is. What a worker does, and how fast, is said only where there is one."""
     digest = life.heartbeat.digest if life.heartbeat else None
-    gone = {} if life.worker.is_alive else dict.fromkeys(("phase", "samples_per_s", "eta_s"))
-    return narrow(ProgressStatus, life.progress, digest=digest, **_place(life), **gone)
+    of_the_life_before: dict[str, Any] = {}
+    if not life.worker.is_alive:
+        of_the_life_before = dict.fromkeys(_OF_A_WORKER)
+    elif not life.worker.trains and life.progress.phase not in (None, Phase.STARTING, Phase.LOADING):
+        of_the_life_before = dict.fromkeys(_OF_A_WORKER) | {"phase": Phase.STARTING}  # which has not said anything yet
+    return narrow(ProgressStatus, life.progress, digest=digest, **_place(life), **of_the_life_before)
 
 
 def _batch(record: RunRecord, life: Lifecycle) -> KnownBatch:

@@ -34,6 +34,7 @@ from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.record.blackbox import Heat, heat_of_sensor, read_blackbox
 from memsup.supervisor.record.history import GpuPoint, Point, read_points, sample_of
 from memsup.supervisor.record.status import Surroundings, status_of
+from memsup.supervisor.words import reached
 
 OLD = Path(__file__).parent / "old"
 RYZEN = TemperatureReading(at_s=1.0, name="k10temp Tctl", celsius=68.0, high_c=70.0, critical_c=95.0)
@@ -177,6 +178,18 @@ def test_a_run_that_has_finished_is_at_its_last_step() -> None:
     seen = a_status(life).progress
     assert (life.state, seen.step) == (RunState.FINISHED, 96)
     assert (seen.phase, seen.samples_per_s, seen.eta_s) == (None, None, None), "nobody does anything any more"
+
+
+def test_a_worker_that_was_begun_anew_does_nothing_yet_that_the_one_before_did() -> None:
+    """Until it has said its first word it starts: it neither trains nor is where that one was."""
+    life = a_life(m.Hello(pid=12, run_id="r1"), a_beat())
+    assert a_status(life).progress.phase is m.Phase.TRAINING
+    life.on_exit(1.0, None, 9)
+    life.on_tick(60.0)
+    life.on_spawned(60.0)
+    seen = a_status(life)
+    assert (seen.progress.phase, seen.progress.samples_per_s, seen.progress.eta_s) == (m.Phase.STARTING, None, None)
+    assert reached(seen) == (30, 40), "at what is saved, going back from what was reached"
 
 
 def test_before_the_first_word_of_a_worker_only_the_settings_are_known() -> None:
