@@ -101,7 +101,7 @@ def test_a_run_without_its_folder_is_found_again_by_whoever_asks(tmp_path: Path)
     state, folder = run_paths("default").state, run_paths("default").runtime
     pid = status()["pid"]
     shutil.rmtree(folder.parent)
-    shutil.rmtree(state)
+    shutil.rmtree(state.rename(tmp_path / "gone"), ignore_errors=True)  # in one step: it is being written to
     eventually(lambda: is_held(run_paths("default")), 30)
     assert memsup("start", "--", "sleep", "1", cwd=tmp_path).returncode == 2, "what it is is known again"
     for command in ("start", "status", "pause", "stop"):
