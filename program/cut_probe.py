@@ -1,8 +1,9 @@
 """May a step of this program be computed in parts, and how are their losses to be weighted? Asked of the program itself.
 
 Some programs are refused by what they consist of (`refused_by_type`), the others are tried on their first batch: the loss of up
-to 8 rows whole, and in two parts, in evaluation mode and without gradients (`look`). Modes, buffers and generators are then as
-they were before; what else a loss function changes, a counter of its own say, is not put back.
+to 8 rows whole, and in two parts, in evaluation mode and without gradients (`look`); and once in training mode without dropout,
+where that draws nothing then (`look_in_training`). Modes, buffers and generators are then as they were before; what else a loss
+function changes, a counter of its own say, is not put back.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import enum
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Callable
 
 from memsup import cut_generators
+from memsup.cut_generators import Generators
 from memsup.cut_tree import loaded_torch
 from memsup.cut_weighting import CLOSE, CLOSE_IN_LOW_NUMBERS, CLOSE_IN_LOW_PRECISION, Seen, Split, best_cuts, most_telling
 from memsup.memory import give_back, is_out_of_memory
@@ -144,6 +147,46 @@ def look(split: Split, values_of: Callable[[Any], list[float]], modules: Sequenc
     return []
 
 
+def look_in_training(split: Split, values_of: Callable[[Any], list[float]], modules: Sequence[Any]) -> list[list[Seen]]:
+    """As `look`, but in training mode, with all dropout left out: so it sees what only training has, an auxiliary loss or
+    statistics of a batch. Empty where that cannot be computed, or draws random numbers all the same.
+    """
+    rows = min(split.count, MOST_ROWS)
+    begin = most_telling(split, rows)
+    seen: list[list[Seen]] = []
+    with contextlib.suppress(Exception), undisturbed(modules, modes_too=False), _without_dropout():
+        before = cut_generators.take()
+        with warnings.catch_warnings():  # of what is computed twice without gradients, say
+            warnings.simplefilter("ignore")
+            found = _looked(split.some(begin, begin + rows), values_of)
+        if _are_torchs_same(before, cut_generators.take()):
+            seen = found
+    return seen
+
+
+def _are_torchs_same(some: Generators, others: Generators) -> bool:
+    states = [[taken["torch"], *taken.get("cuda", [])] for taken in (some, others)]
+    return len(states[0]) == len(states[1]) and all(map(_is_equal, *states))
+
+
+def _without_dropout() -> Any:
+    """A context in which torch's functions drop nothing. What drops in code of its own (an LSTM) does, and is noticed."""
+    torch = loaded_torch()
+
+    class NoDropout(torch.overrides.TorchFunctionMode):  # type: ignore[misc, name-defined]
+        def __torch_function__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            name, named = getattr(function, "__name__", ""), dict(kwargs or {})
+            if name in {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}:
+                return args[0] if args else named["input"]
+            if name == "scaled_dot_product_attention" and len(args) < 5:
+                named["dropout_p"] = 0.0
+            elif name == "multi_head_attention_forward":
+                named["training"] = False
+            return function(*args, **named)
+
+    return NoDropout()
+
+
 def _looked(some: Split, values_of: Callable[[Any], list[float]]) -> list[list[Seen]]:
     whole = values_of(some.part(0, some.count))
     seen: list[list[Seen]] = [[] for _ in whole]
@@ -163,8 +206,9 @@ def scalar(loss: Any) -> Any:
 
 
 @contextlib.contextmanager
-def undisturbed(modules: Sequence[Any]) -> Iterator[None]:
-    """Computes without gradients and in evaluation mode inside. Afterwards modes, buffers and generators are as before.
+def undisturbed(modules: Sequence[Any], *, modes_too: bool = True) -> Iterator[None]:
+    """Computes without gradients inside, and with `modes_too` in evaluation mode. Afterwards modes, buffers and generators are
+    as before.
 
     Modes are set one by one, since `eval()` may do more than that (LoRA that is merged for it).
     """
@@ -174,7 +218,7 @@ def undisturbed(modules: Sequence[Any]) -> Iterator[None]:
     buffers = [(part, name, buffer, None if buffer is None else buffer.clone()) for part, name, buffer in _buffers(parts)]
     generators = cut_generators.take()
     try:
-        for part in parts:
+        for part in parts if modes_too else ():
             part.training = False
         with torch.no_grad(), _eagerly(parts):
             yield
@@ -229,7 +273,8 @@ class Precision:
         def note(part: Any, _inputs: Any) -> None:
             parameters = list(part.parameters(recurse=False))
             device = parameters[0].device.type
-            if _is_low(_autocast_dtype(torch, device)) or any(_is_low(parameter.dtype) for parameter in parameters):
+            is_rough = device == "cuda" and (_computes_in_tf32(torch) or "Conv" in _name(part))
+            if is_rough or any(map(_is_low, [_autocast_dtype(torch, device), *(parameter.dtype for parameter in parameters)])):
                 self.close = max(self.close, CLOSE_IN_LOW_PRECISION)
 
         with contextlib.ExitStack() as hooks:
@@ -241,8 +286,16 @@ class Precision:
 
 
 def _is_low(dtype: Any) -> bool:
-    torch = loaded_torch()
-    return dtype in {torch.float16, torch.bfloat16}
+    """Whether these numbers have fewer digits than float32, as those of 8 and 4 bits have that are computed with in 16."""
+    return dtype is not None and not str(dtype).endswith(("float32", "float64"))
+
+
+def _computes_in_tf32(torch: Any) -> bool:
+    """Whether a GPU multiplies matrices with fewer digits than float32 has. Convolutions it does so unless told otherwise."""
+    try:
+        return bool(torch.get_float32_matmul_precision() != "highest")
+    except RuntimeError:  # both of torch's ways to say so were used
+        return True
 
 
 def _autocast_dtype(torch: Any, device: str) -> Any:

@@ -31,6 +31,7 @@ from memsup.cut_probe import (
     innermost,
     is_compiled,
     look,
+    look_in_training,
     refused_by_type,
     scalar,
     undisturbed,
@@ -432,10 +433,10 @@ class Step:
             return "A process does not get over running out of memory for the processor's code, but a new one goes on."
         if self.refusal is not None:
             return self.refusal.sentence
-        if not self._weighting.is_known:
-            return "Batches cannot be computed in parts yet, since it is not known how their losses are weighted."
         if rows < 2:
             return "One row does not fit into memory by itself: shorter rows, a smaller model or more memory would help."
+        if not self._weighting.is_known:
+            return "Batches cannot be computed in parts yet, since it is not known how their losses are weighted."
         return None
 
     def _drop(self) -> None:
@@ -511,6 +512,8 @@ class Step:
                 self._weighting.learn(one, close=precision.close)
             if self._weighting.is_refuted:
                 refusal = self._reason(split, loss_of)
+            elif self._probes == 1 and self._modules[0].training:
+                refusal = self._refused_in_training(split, loss_of)
         if refusal is not None:
             self.refuse(refusal, detail)
 
@@ -523,6 +526,17 @@ class Step:
             if abs(alone) < 1e-6 < abs(two):
                 return Refusal.IN_BATCH
         return Refusal.UNKNOWN
+
+    def _refused_in_training(self, split: Split, loss_of: LossCall) -> Refusal | None:
+        """Why a loss that can be weighted in evaluation cannot be in training. It is None where it can, or that is not seen."""
+        precision, weighting = Precision(), Weighting()
+        with precision.of(self._modules):
+            seen = look_in_training(split, lambda part: [precision.noted(scalar(loss_of(part)))], self._modules)
+        for one in seen[0] if seen else []:
+            weighting.learn(one, close=precision.close)
+        if not weighting.is_refuted:
+            return None
+        return Refusal.AUXILIARY_LOSS if has_experts(self._modules) else Refusal.UNKNOWN
 
     def _without_padding(self, part: Any, loss_of: LossCall) -> Any:
         """The part without its padding, where the loss is the same without: that is tried once."""

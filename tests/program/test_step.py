@@ -259,6 +259,30 @@ class Experts(nn.Module):
         return (outputs * chances).sum(-1).square().mean() + 0.05 * 4 * (used * chances.mean(0)).sum()
 
 
+class OnlyInTraining(nn.Module):
+    """Says so in training alone, behind dropout of each kind."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.drop = what, nn.Dropout(0.5)
+        self.layer = MoELinear(6, 6) if what == "experts" else nn.Linear(6, 6)
+        self.out = nn.Linear(6, 1)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        hidden = self.drop(self.layer(rows))
+        heads = hidden[:, None, None]
+        dropped = 0.5 if self.training else 0.0
+        hidden = nn.functional.scaled_dot_product_attention(heads, heads, heads, dropout_p=dropped)[:, 0, 0]
+        if self.training and self.what == "statistics":
+            hidden = nn.functional.batch_norm(hidden, None, None, training=True)
+        loss = self.out(hidden).square().mean()
+        return loss + hidden.mean(0).square().sum() if self.training and self.what == "experts" else loss
+
+
+class MoELinear(nn.Linear):
+    """Is called like the layers of a mixture of experts."""
+
+
 class Drifting(nn.Module):
     """Keeps a mean of what it saw."""
 
@@ -323,6 +347,16 @@ def test_statistics_that_are_frozen_are_none() -> None:
     step.micro_batch(task.batch, task.loss_of)
     assert step.is_cut
     assert relative_error(gradient(model), whole) < EXACT
+
+
+@pytest.mark.parametrize(
+    ("what", "why"), [("experts", Refusal.AUXILIARY_LOSS), ("statistics", Refusal.UNKNOWN), ("nothing", None)]
+)
+def test_what_only_training_has_is_seen_behind_dropout(what: str, why: Refusal | None) -> None:
+    model = OnlyInTraining(what)
+    step = Step(model, most_tokens=12)
+    step.micro_batch(rows_of_six(), model)
+    assert (step.refusal, step.is_cut) == (why, why is None)
 
 
 def test_a_model_that_changes_itself_is_refused_once_that_is_seen() -> None:
