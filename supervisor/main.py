@@ -452,7 +452,11 @@ class Supervisor:
         if (unbound := self.sockets.keep_reachable()) is not None:
             self.worker.keep_findable()
             self._show(now_s, self._status(), durable=False)  # whoever took the sockets may have taken the rest along
-        for news in (unbound, self.journal.news()):
+        if (remade := self.journal.news()) is not None:
+            on_gpu, limits = self.devices.watches_gpus, self.night.limits
+            claim = claim_of(self.record, limits, on_gpu=on_gpu, checkpoints=self._checkpoints())
+            self.scribe.carry_out(str(self.paths.claim), partial(claims.claim, self.paths, claim))
+        for news in (unbound, remade):
             if news is not None:
                 self.journal.record(now_s, Record(event=Event.ATTENTION, reason=news, by=By.SUPERVISOR))
 

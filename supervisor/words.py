@@ -149,8 +149,10 @@ VERIFIED = {True: "verified", False: "to be verified when it is loaded", None: "
 
 
 def use_rows(status: Status) -> list[tuple[str, str]]:
-    """How the model of a finished run is used, in two rows. There is none of any other run."""
-    if status.model_path is None or status.state != "finished":
+    """How the model of a finished run is used, in two rows. There is none of any other run; what a command has made is its own
+    affair.
+    """
+    if status.model_path is None or status.state != "finished" or status.is_command:
         return []
     ask = command("predict", status.run)
     python = f'transformers.pipeline("text-classification", model={status.model_path!r})'

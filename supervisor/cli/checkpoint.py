@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from memsup.supervisor.record.earlier_life import checkpoint_folder
 from memsup.supervisor.words import count, duration, size
 
 DAMAGED = 1
+MOST_DIGITS = 20
+"""A step has fewer."""
 
 
 @click.command()
@@ -60,13 +63,14 @@ def checkpoint(run_name: str, as_json: bool, as_list: bool, verify: str | None) 
 def _named(paths: RunPaths, named: str) -> Path:
     """The checkpoint that is meant: a folder, or of this run the one of that step, or with that name."""
     path = Path(named)
-    record = None if path.exists() else read_record(paths.record)
+    record = None if os.path.exists(named) else read_record(paths.record)
     if record is None:
         return path
     from memsup.checkpoint.store import Store
 
     found = Store(checkpoint_folder(paths, record)).list()
-    step = int(named.replace(",", "")) if named.replace(",", "").isdecimal() else None
+    digits = named.replace(",", "")
+    step = int(digits) if digits.isdecimal() and len(digits) < MOST_DIGITS else None
     meant = next((info.path for info in found if info.path.name == named or (step is not None and info.step == step)), None)
     if meant is None:
         there = ", ".join(count(info.step) for info in found if info.step is not None)

@@ -104,6 +104,9 @@ def test_a_run_without_its_folder_is_found_again_by_whoever_asks(tmp_path: Path)
     shutil.rmtree(state.rename(tmp_path / "gone"), ignore_errors=True)  # in one step: it is being written to
     eventually(lambda: is_held(run_paths("default")), 30)
     assert memsup("start", "--", "sleep", "1", cwd=tmp_path).returncode == 2, "what it is is known again"
+    eventually(run_paths("default").claim.exists, 30)
+    beside = memsup("start", "--run", "second", "--dry-run", "--", "true", cwd=tmp_path)
+    assert "run 'default' may take" in beside.stderr
     for command in ("start", "status", "pause", "stop"):
         shutil.rmtree(folder, ignore_errors=True)
         done = memsup(command, cwd=tmp_path) if command != "start" else memsup(command, "--", "sleep", "1000", cwd=tmp_path)

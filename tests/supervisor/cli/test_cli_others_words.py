@@ -211,15 +211,18 @@ def test_every_argument_of_every_command(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """A name that a shell's `*` has put there, for instance."""
+    """A name that a shell's `*` has put there, for instance; also one longer than any file's, and one that is not UTF-8."""
     if command == "drill":
         pytest.skip("NOT RUN: a drill takes no text but a run's name, which it does not use, and two minutes")
     monkeypatch.chdir(tmp_path)
-    poison = f"x{EVIL}{FORGED}"
-    words = [parameter.opts[0], poison] if isinstance(parameter, click.Option) else ["--", poison]
     more = ["--test"] if command == "notify" else []
     a_run()
-    assert_harmless(said(capfd, *command.split(), *words, *more)[1])
+    for poison in (f"x{EVIL}{FORGED}", "x" * 5000, os.fsdecode(b"\xff\xfe"), "9" * 5000):
+        words = [parameter.opts[0], poison] if isinstance(parameter, click.Option) else ["--", poison]
+        code, text = said(capfd, *command.split(), *words, *more)
+        assert_harmless(text)
+        assert "Traceback" not in text
+        assert code in range(5), code
 
 
 @pytest.mark.parametrize("words", [[EVIL], ["start", f"--{EVIL}"], ["status", f"x{EVIL}{FORGED}"], ["service", EVIL + FORGED]])

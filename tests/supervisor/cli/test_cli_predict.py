@@ -116,3 +116,5 @@ def test_a_finished_run_says_how_its_model_is_used() -> None:
     assert [name for name, _ in use_rows(status)] == ["use it", "in Python"]
     assert 'memsup predict "a text"' in use_rows(status)[0][1]
     assert use_rows(a_status()) == []
+    status.is_command = True
+    assert use_rows(status) == [], "what a command has made is its own affair"
