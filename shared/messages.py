@@ -307,7 +307,8 @@ class OutOfMemory(Report, frozen=True, tag="out_of_memory"):
 
 class Finished(Report, frozen=True, tag="finished"):
     """The run is complete; its model lies at `model_path`, and `metrics` has accuracy, majority_accuracy, loss and so on, and
-    in `shared_rows` how many of the rows to evaluate have texts that are trained on as well.
+    in `shared_rows` how many of the rows to evaluate have texts that are trained on as well, in `left_out_rows` how many of the
+    data were left out.
     """
 
     model_path: PathText

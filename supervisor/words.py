@@ -166,6 +166,7 @@ def result_line(status: Status) -> str | None:
     if not status.result:
         return None
     metrics = dict(status.result)
+    left_out = metrics.pop("left_out_rows", None)
     parts = []
     if (accuracy := metrics.pop("accuracy", None)) is not None:
         majority = metrics.pop("majority_accuracy", None)
@@ -175,4 +176,6 @@ def result_line(status: Status) -> str | None:
             beside.append(f"{int(shared):,}{of} texts are trained on too")
         parts.append(f"accuracy {accuracy:.1%}" + (f" ({'; '.join(beside)})" if beside else ""))
     parts += [f"{printable(name).replace('_', ' ')} {value:.4g}" for name, value in metrics.items()]
+    if left_out is not None:
+        parts.append(f"{plural(int(left_out), 'row')} of the data left out")
     return ", ".join(parts)

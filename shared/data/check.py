@@ -6,18 +6,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from memsup.shared.clock import monotonic_s
 from memsup.shared.data.columns import Columns, Table, is_usual_name, listed, look_at_columns
 from memsup.shared.data.doubts import DoubtKind, Verdict
 from memsup.shared.data.errors import InputError, NoTaskError
 from memsup.shared.data.evidence import MOST_LABELS, Evidence
-from memsup.shared.data.examples import read_examples, sorted_labels
+from memsup.shared.data.examples import Example, at, read_examples, sorted_labels
 from memsup.shared.data.judge import judge, unused_text
 from memsup.shared.data.looks import words
 from memsup.shared.data.rows import names_columns_in_first_line, notes_on
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from memsup.shared.settings import Task
 
 _LONG_CHARS = 1 << 16
+_LEAST_TOKENS = 128
+"""At so many tokens texts are cut at least where nobody has said it: the smallest tier's length."""
 _FEWEST_ROWS, _FEWEST_FILES = 20, 5
 """In fewer rows, or files of which each is a label, nothing can be said of how many labels there are."""
 
@@ -72,9 +76,12 @@ class TaskSummary:
 # The checks
 
 
-def check_task(task: Task, *, budget_s: float) -> TaskSummary:
-    """Looks at model, training and evaluation data for about `budget_s`. Raises InputError for the first thing wrong."""
-    model = check_model(task.model)
+def check_task(task: Task, *, budget_s: float, max_length: int | None = None, checkpoint: Path | None = None) -> TaskSummary:
+    """Looks at model, training and evaluation data for about `budget_s`; texts are to be cut at `max_length` tokens. Where a
+    run goes on from a `checkpoint`, its model stands in for one that is gone. Raises InputError for the first thing wrong.
+    """
+    model = _check_model(task.model, checkpoint)
+    no_text = _NoText(model.cannot_take, max_length or _LEAST_TOKENS) if model.cannot_take else None
     if task.train is None:
         raise InputError("task.train is not set: name a CSV, TSV, JSON or Parquet file, or a folder of <label>.txt files.")
     deadline_s = monotonic_s() + budget_s
@@ -88,11 +95,14 @@ def check_task(task: Task, *, budget_s: float) -> TaskSummary:
         text_pair=task.text_pair,
         labels=task.labels,
         budget_s=budget_s * share,
+        no_text=no_text,
     )
     evaluation = None
     if evaluated is not None:
         try:
-            evaluation = check_data(evaluated, labels=task.labels, budget_s=deadline_s - monotonic_s(), train=train)
+            evaluation = check_data(
+                evaluated, labels=task.labels, budget_s=deadline_s - monotonic_s(), train=train, no_text=no_text
+            )
         except InputError as error:
             if task.eval is not None:
                 raise
@@ -100,12 +110,42 @@ def check_task(task: Task, *, budget_s: float) -> TaskSummary:
                 f"{error} It lies beside the training data; to hold out a share of those instead, name them alone: "
                 f"--set {shlex.quote(f'task.train={located.alone}')}"
             ) from None
+    if evaluated is None and train.complete and train.rows <= len(train.labels):
+        raise InputError(f"{located} has too few different texts to hold some out for evaluation: add rows, or set task.eval.")
     verdict = judge(train.evidence, evaluation.evidence if evaluation else None)
     if evaluated is located.evaluation and evaluated is not None:
         alone = (f"task.train={located.alone}",)
         doubts = [replace(doubt, settle=alone) if doubt.kind is DoubtKind.EVALUATION else doubt for doubt in verdict.doubts]
         verdict = replace(verdict, doubts=tuple(doubts))
     return TaskSummary(model=model, train=train, evaluation=evaluation, verdict=verdict)
+
+
+class _NoText(NamedTuple):
+    """What a text may not spell, since the model takes it for the end of the text."""
+
+    token: str
+    most_tokens: int
+    """At how many tokens texts are cut. What comes later than they surely reach is for the worker to find."""
+
+    def refuse_in(self, example: Example) -> None:
+        """Raises InputError."""
+        for text in (example.text, example.text_pair or ""):
+            place = text.find(self.token)
+            if place >= 0 and _estimate_tokens(text[:place]) < self.most_tokens // 2:
+                raise InputError(
+                    f"{at(example.file, example.line)}: the text spells {self.token!r}, which ends a text for this model; it "
+                    "cannot take one among other rows: write it in another way, as with a blank inside, or delete the row."
+                )
+
+
+def _check_model(model: str | None, checkpoint: Path | None) -> ModelSummary:
+    try:
+        return check_model(model)
+    except InputError:
+        if checkpoint is not None:
+            with contextlib.suppress(InputError):
+                return check_model(str(checkpoint))
+        raise
 
 
 def check_data(
@@ -117,10 +157,11 @@ def check_data(
     labels: Sequence[str] | None = None,
     budget_s: float,
     train: DataSummary | None = None,
+    no_text: _NoText | None = None,
 ) -> DataSummary:
     """Reads `source` to its end or for about `budget_s`. With `train`, `source` is what evaluates it: the same columns, and
-    no labels but those. Rows with others than `labels` are left out where that is given. Raises InputError for the first row
-    that cannot be used, and where the rows make no task.
+    no labels but those. `no_text` is what the model cannot take in a text. Rows with others than `labels` are left out where
+    that is given. Raises InputError for the first row that cannot be used, and where the rows make no task.
     """
     deadline_s = monotonic_s() + budget_s
     located = source if isinstance(source, Source) else locate(source, evaluates=train is not None)
@@ -133,6 +174,8 @@ def check_data(
     tokens: Counter[int] = Counter()
     for number, example in enumerate(read_examples(located, table.columns, known_labels), start=1):
         if evidence.takes(example):
+            if no_text is not None:
+                no_text.refuse_in(example)
             chars[len(example.text)] += 1
             tokens[_estimate_tokens(example.text)] += 1
         if len(evidence.labels) > MOST_LABELS or (

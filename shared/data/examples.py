@@ -34,15 +34,15 @@ def read_examples(source: Source, columns: Columns, known_labels: frozenset[str]
     for file, line, values in read_rows(source, columns.names()):
         if isinstance(values.get(columns.label), list | tuple):
             raise NoTaskError(
-                f"{_at(file, line)}: column {columns.label!r} holds a list, but a text has one label here: several at once "
+                f"{at(file, line)}: column {columns.label!r} holds a list, but a text has one label here: several at once "
                 "are no task of memsup. Name another column with task.label."
             )
         label = _as_text(values.get(columns.label), columns.label, file, line).strip()
         if not label:
-            raise InputError(f"{_at(file, line)} has no label in column {columns.label!r}: fill it in or delete the row.")
+            raise InputError(f"{at(file, line)} has no label in column {columns.label!r}: fill it in or delete the row.")
         if known_labels is not None and label not in known_labels:
             raise InputError(
-                f"{_at(file, line)}: the label {label!r} does not occur in the training data, which has "
+                f"{at(file, line)}: the label {label!r} does not occur in the training data, which has "
                 f"{listed(sorted_labels(known_labels))}: correct it, or add such rows to the training data."
             )
         pair = columns.text_pair
@@ -55,7 +55,8 @@ def read_examples(source: Source, columns: Columns, known_labels: frozenset[str]
         )
 
 
-def _at(file: Path, line: int) -> str:
+def at(file: Path, line: int) -> str:
+    """File and line as the beginning of a sentence."""
     return f"{file}, {counted_in(file.name)} {line}"
 
 
@@ -67,7 +68,7 @@ def _as_text(value: object, column: str, file: Path, line: int) -> str:
             except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, which no tokenizer can take
                 half = f"\\u{ord(value[error.start]):04x}"
                 raise InputError(
-                    f"{_at(file, line)}: column {column!r} holds half a character ({half} without its other half): delete it."
+                    f"{at(file, line)}: column {column!r} holds half a character ({half} without its other half): delete it."
                 ) from None
             return value
         case None:
@@ -81,7 +82,7 @@ def _as_text(value: object, column: str, file: Path, line: int) -> str:
         case int() | float():
             return str(value)
     raise InputError(
-        f"{_at(file, line)}: column {column!r} holds a {type(value).__name__}, not a text or number: name another column."
+        f"{at(file, line)}: column {column!r} holds a {type(value).__name__}, not a text or number: name another column."
     )
 
 

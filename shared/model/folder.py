@@ -70,6 +70,10 @@ class ModelSummary:
     has_tokenizer: bool
     notes: tuple[str, ...] = ()
     """What is done otherwise than the model's files say, each a sentence."""
+    cannot_take: str | None = None
+    """The token that no text may spell, since the model looks for the one that ends a row and wants as many in each. None means
+    that it may spell any.
+    """
 
 
 def check_model(model: str | None, environment: Mapping[str, str] = os.environ) -> ModelSummary:
@@ -153,6 +157,7 @@ def _check_folder(folder: Path, where: str, source: ModelSource) -> ModelSummary
         config=config,
         has_tokenizer=has_tokenizer,
         notes=(*replaced(config), *said),
+        cannot_take=tokenizer.end_token(tokenizer_config) if libraries.counts_end_tokens(str(config["model_type"])) else None,
     )
 
 

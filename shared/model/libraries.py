@@ -65,13 +65,23 @@ def words_of(kind: str) -> frozenset[str] | None:
     """The names that transformers' program of this model type uses for its parts, with those that it converts. It is None where
     there is no such program.
     """
-    folder = kind.replace("-", "_")
-    program = _source(f"../{folder}/modeling_{folder}.py") if folder.isidentifier() else ""
+    program = _program(kind)
     if not program:
         return None
     conversions = _source("../../conversion_mapping.py")
     earlier = _QUOTED.findall(conversions) if f'"{kind}"' in conversions else []
     return frozenset([*_ATTRIBUTE.findall(program), *_QUOTED.findall(program), *earlier]) - _WRAPPERS
+
+
+def counts_end_tokens(kind: str) -> bool:
+    """Whether a classifier of this type reads its answer off the token that ends a row, and wants as many of them in each."""
+    return "must have the same number of <eos> tokens" in _program(kind)
+
+
+def _program(kind: str) -> str:
+    """The program of a model type in transformers; empty where there is none of that name."""
+    folder = kind.replace("-", "_")
+    return _source(f"../{folder}/modeling_{folder}.py") if folder.isidentifier() else ""
 
 
 def _source(name: str) -> str:

@@ -62,6 +62,13 @@ def tokenizer_class(config: Mapping[str, Any], tokenizer_config: Mapping[str, An
     return str(named).removesuffix("Fast") if named else _CLASSES.get(str(config.get("model_type")), "")
 
 
+def end_token(tokenizer_config: Mapping[str, Any]) -> str:
+    """The token that ends a text."""
+    named = tokenizer_config.get("eos_token")
+    content = named.get("content") if isinstance(named, dict) else named
+    return content if isinstance(content, str) and content else "</s>"
+
+
 def check_tokenizer(
     where: str,
     names: Collection[str],

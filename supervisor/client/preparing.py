@@ -118,12 +118,12 @@ def look_around(state: Path, settings: Settings) -> Machine:
     return look(state, gpus, note)
 
 
-def look_at_task(settings: Settings, *, begun: bool = False) -> TaskSummary:
-    """What there is of data and model, which is looked up at the hub where it is not on this machine. A run that has `begun`
-    goes on with the model in its checkpoint. Raises `InputError`.
+def look_at_task(settings: Settings, *, checkpoint: Path | None = None) -> TaskSummary:
+    """What there is of data and model, which is looked up at the hub where it is not on this machine. A run that has a
+    `checkpoint` goes on with the model in it. Raises `InputError`.
     """
-    task = check_task(settings.task, budget_s=DATA_BUDGET_S)
-    if begun:
+    task = check_task(settings.task, budget_s=DATA_BUDGET_S, max_length=settings.training.max_length, checkpoint=checkpoint)
+    if checkpoint is not None:
         return task
     model = task.model
     if model.folder is None:
@@ -181,7 +181,8 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, *, accept
     settings, taken, _ = merge(record.settings, loaded, is_command=record.command is not None)
     _check_folder(settings)
     _refuse_shared_folder(paths, settings)
-    task = None if record.command else look_at_task(settings, begun=newest_checkpoint(paths, record) is not None)
+    newest = None if record.command else newest_checkpoint(paths, record)
+    task = None if record.command else look_at_task(settings, checkpoint=newest.path if newest else None)
     if task is not None and accept:
         _accept(settings, task)
     machine = look_around(paths.state, settings)

@@ -59,10 +59,18 @@ def test_percent() -> None:
 
 def test_the_accuracy_has_beside_it_what_it_is_worth() -> None:
     """What guessing would reach, and how many of the texts were trained on."""
-    result = {"accuracy": 0.931, "majority_accuracy": 0.55, "loss": 0.25, "rows": 81.0, "shared_rows": 12.0}
+    result = {
+        "accuracy": 0.931,
+        "majority_accuracy": 0.55,
+        "loss": 0.25,
+        "rows": 81.0,
+        "shared_rows": 12.0,
+        "left_out_rows": 2.0,
+    }
     told = result_line(Status(run="x", state=RunState.FINISHED, wanted=Wanted.RUNNING, result=result))
     assert told == (
-        "accuracy 93.1% (always the most frequent label: 55.0%; 12 of 81 texts are trained on too), loss 0.25, rows 81"
+        "accuracy 93.1% (always the most frequent label: 55.0%; 12 of 81 texts are trained on too), loss 0.25, rows 81, "
+        "2 rows of the data left out"
     )
 
 

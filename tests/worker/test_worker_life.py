@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from kit import KIT
+from kit.asked_again import check_accuracy
 from kit.lone_supervisor import LoneSupervisor, newest_checkpoint, state_of, tiny_settings
 from kit.nursery import Nursery
 from kit.yardstick import stopwatch
@@ -77,9 +78,9 @@ def test_a_run_trains_evaluates_and_leaves_a_model_that_loads(tmp_path: Path) ->
             supervisor.first(Hello)
         finished = supervisor.finish()
         beats = [report for report in supervisor.reports if isinstance(report, Heartbeat)]
-    with stopwatch() as torch:
+    with stopwatch() as importing:
         subprocess.run([sys.executable, "-c", "import torch"], check=True)
-    assert hello.s < torch.s, "the link is up before torch is loaded"
+    assert hello.s < importing.s, "the link is up before torch is loaded"
     assert finished.steps == 3 * 45
     assert finished.samples == 3 * 360
     assert finished.metrics["majority_accuracy"] == pytest.approx(0.5, abs=0.1)
@@ -89,12 +90,21 @@ def test_a_run_trains_evaluates_and_leaves_a_model_that_loads(tmp_path: Path) ->
     assert ticks == sorted(ticks)
     assert beats[-1].memory.resident_bytes is not None
 
+    import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
     model = AutoModelForSequenceClassification.from_pretrained(finished.model_path)
     tokenizer = AutoTokenizer.from_pretrained(finished.model_path)
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
     assert [answer["label"] for answer in classify(["很好喜欢满意", "很差失望退货"])] == ["good", "bad"]
+
+    # What every test is held to afterwards would see another model.
+    assert check_accuracy(supervisor.paths.state)
+    torch.nn.init.zeros_(model.classifier.weight)
+    model.save_pretrained(finished.model_path)
+    with pytest.raises(AssertionError, match="were told as right, the saved model has"):
+        check_accuracy(supervisor.paths.state)
+    shutil.rmtree(finished.model_path)
 
 
 def test_orders_are_carried_out_while_loading_training_evaluating_and_held(tmp_path: Path, nursery: Nursery) -> None:
@@ -139,7 +149,7 @@ def test_orders_are_carried_out_while_loading_training_evaluating_and_held(tmp_p
 # Leaving
 
 
-def test_a_released_run_goes_on_where_it_was(tmp_path: Path, nursery: Nursery) -> None:
+def test_a_released_run_goes_on_where_it_was_also_without_its_models_folder(tmp_path: Path, nursery: Nursery) -> None:
     with LoneSupervisor(tiny_settings(tmp_path, training__epochs=6), nursery=nursery) as supervisor:
         supervisor.start()
         supervisor.reach(Phase.TRAINING, 3)
@@ -154,6 +164,7 @@ def test_a_released_run_goes_on_where_it_was(tmp_path: Path, nursery: Nursery) -
         supervisor.send(Stop(order_id=2, reason="while loading", checkpoint=False))
         assert supervisor.first(Done, order_id=2).detail == f"left at step {leaving.checkpoint.step}", "it knows where it is"
         assert supervisor.exit_status() == 0
+        shutil.rmtree(tmp_path / "tiny-bert")
         supervisor.start()
         assert supervisor.reach(Phase.TRAINING).progress.step >= leaving.checkpoint.step > 0
         assert supervisor.finish().steps == 6 * 23

@@ -208,7 +208,7 @@ class TextClassification:
             about_cuts=about_cuts,
             fingerprint=corpus.fingerprint,
             left_out=_left_out(corpus.counts),
-            beside={"shared_rows": corpus.counts.shared} if corpus.counts.shared else {},
+            beside=_beside(corpus.counts),
             facts={
                 **_data_facts(corpus, max_length, tokenizer),
                 "model": f"{config.model_type}, {model.num_parameters():,} parameters, {new_layers}; {len(tokenizer):,} tokens",
@@ -526,6 +526,11 @@ def _left_out(counts: Counts) -> dict[str, int]:
         "their label is none of task.labels": counts.other_labels,
     }
     return {why: rows for why, rows in left_out.items() if rows}
+
+
+def _beside(counts: Counts) -> dict[str, float]:
+    found = {"shared_rows": counts.shared, "left_out_rows": sum(_left_out(counts).values())}
+    return {name: float(rows) for name, rows in found.items() if rows}
 
 
 def _data_facts(corpus: Corpus, max_length: int, tokenizer: Any) -> dict[str, str]:

@@ -128,6 +128,24 @@ def test_numbers_true_and_false_are_labels_like_text(tmp_path: Path) -> None:
     assert list(summary.labels) == ["0", "1", "10"]
 
 
+def test_texts_that_look_like_nothing_stay_texts_and_labels_come_back_as_they_are(tmp_path: Path) -> None:
+    """What pandas takes for missing is a text; a label may have an emoji and a line break in it."""
+    texts, labels = ["None", "NA", "null", "nan", "N/A", "0"], ["\U0001f600", "two\nlines"]
+    rows = [(text, labels[place % 2]) for place, text in enumerate(texts)]
+    content = "text,label\n" + "".join(f'{text},"{label}"\n' for text, label in rows)
+    source = locate(str(write(tmp_path, "a.csv", content)))
+    assert [(e.text, e.label) for e in read_examples(source, find_columns(source))] == rows
+
+
+def test_labels_that_are_written_otherwise_in_the_evaluation_data_are_named(tmp_path: Path) -> None:
+    """0.0 beside 0, true beside True: as pandas writes what has a gap in one of two files."""
+    for has, other in (("0.0", "0"), ("true", "True")):
+        train = check_data(str(write(tmp_path, "a.csv", f"text,label\na,{has}\nb,x\nc,{has}\n")), budget_s=60)
+        evaluation = write(tmp_path, "b.csv", f"text,label\nd,x\ne,{other}\n")
+        with pytest.raises(InputError, match=rf"b.csv, line 3: the label '{other}' does not occur .* has '{has}', 'x'"):
+            check_data(str(evaluation), budget_s=60, train=train)
+
+
 def test_the_summary_says_how_many_texts_a_length_would_cut(tmp_path: Path) -> None:
     rows = [("好" * 10, "a"), ("好" * 200, "b"), ("word " * 80, "a"), ("好", "b")]
     file = write(tmp_path, "a.csv", "text,label\n" + "".join(f"{t},{c}\n" for t, c in rows))
@@ -325,6 +343,40 @@ def test_long_rows_are_not_all_looked_at_first(tmp_path: Path, monkeypatch: pyte
         tmp_path, "long.csv", "text,label\n" + "".join(f"{'x' * 1000},{n % 2}\n" for n in range(100)) + '"never closed'
     )
     assert find_columns(locate(str(long))) == Columns("text", "label")
+
+
+def test_a_text_that_spells_the_end_of_one_is_refused_where_the_model_counts_them(tmp_path: Path) -> None:
+    """BART and T5 read the answer off the last `</s>`, and want as many in each row: told before anything is loaded."""
+    rows = [f"the room number {n} was fine{' </s> and more' * (n == 7)},{'ab'[n % 2]}" for n in range(40)]
+    train = write(tmp_path, "train.csv", "text,label\n" + "\n".join(rows) + "\n")
+    model = tmp_path / "model"
+    model.mkdir()
+    task = Task(model=str(model), train=str(train))
+    for kind, named in (("bart", None), ("t5", "</s>"), ("mbart", {"content": "</s>"})):
+        write(model, "config.json", json.dumps({"model_type": kind}))
+        write(model, "tokenizer_config.json", json.dumps({"eos_token": named} if named else {}))
+        with pytest.raises(InputError, match=r"train.csv, line 9: the text spells '</s>', which ends a text for this model"):
+            check_task(task, budget_s=60)
+    assert check_task(task, budget_s=60, max_length=8).train.rows == 40, "it is cut before, perhaps; the worker sees it"
+    write(model, "config.json", json.dumps({"model_type": "bert"}))
+    assert check_task(task, budget_s=60).train.rows == 40
+
+
+def test_a_run_that_has_begun_goes_on_with_the_model_in_its_checkpoint(tmp_path: Path) -> None:
+    train = write(tmp_path, "train.csv", "text,label\na,1\nb,0\nc,1\n")
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    write(checkpoint, "config.json", '{"model_type": "bert"}')
+    task = Task(model=str(tmp_path / "gone"), train=str(train))
+    with pytest.raises(InputError, match="There is no model folder"):
+        check_task(task, budget_s=60)
+    assert check_task(task, budget_s=60, checkpoint=checkpoint).model.folder == checkpoint
+    write(tmp_path, "train.csv", "text,label\na,1\nb,0\n")
+    with pytest.raises(InputError, match="too few different texts to hold some out"):
+        check_task(task, budget_s=60, checkpoint=checkpoint)
+    write(checkpoint, "config.json", "{")
+    with pytest.raises(InputError, match="There is no model folder"):
+        check_task(task, budget_s=60, checkpoint=checkpoint)
 
 
 def test_evaluation_data_may_know_no_other_labels(tmp_path: Path) -> None:

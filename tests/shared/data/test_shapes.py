@@ -533,6 +533,22 @@ def test_start_says_what_it_made_of_files_and_folders(tmp_path: Path, monkeypatc
     assert both.document["settings"]["task"]["train"] == [f"{tmp_path}/set/train", f"{tmp_path}/set/test"]
 
 
+def test_files_beside_the_data_that_are_called_like_libraries_are_not_run(tmp_path: Path) -> None:
+    """`datasets.py` and `random.py` lie where people work; nor does a variable that says nothing do anything."""
+    lay(
+        tmp_path,
+        {f"{name}.py": "open('run', 'w')\nraise SystemExit(9)\n" for name in ("datasets", "random", "json", "numpy", "csv")},
+    )
+    rows = "".join(f"the room number {n} was fine,{'ab'[n % 2]}\n" for n in range(40))
+    lay(tmp_path, {"model/config.json": '{"model_type": "bert"}', "a.csv": f"text,label\n{rows}"})
+    start = ["start", "--dry-run", "--set", "task.model=model", "--set", "task.train=a.csv", "--set", "training.device=cpu"]
+    program = Path(sys.executable).with_name("memsup")  # as it is installed; `python -c` would look into the current folder
+    environment = os.environ | {"OMP_NUM_THREADS": "abc"}
+    told = subprocess.run([program, *start], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr
+    assert not (tmp_path / "run").exists()
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Made to do harm
 

@@ -1,0 +1,114 @@
+"""The accuracy that a finished run has told, counted again from its saved model: each text that was held out is read from its
+file once more and asked alone, as somebody would who has nothing of memsup.
+
+`conftest.py` does that after every test whose process has torch anyway, for each run in its state folder that has a model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from memsup.shared.data.columns import find_columns
+from memsup.shared.data.examples import Example, read_examples
+from memsup.shared.data.sources import locate
+from memsup.shared.record import RecordError
+from memsup.shared.run_file import read_record
+from memsup.shared.settings import Settings
+
+_LINE_BITS = 40
+_MOST_WORK = 1 << 31
+"""Rows times parameters. A larger run would take minutes of one core."""
+_CLOSE = 0.05
+"""With mixed precision the two highest outputs may change places where they are this near to each other."""
+
+
+def check_accuracy(state: Path) -> bool:
+    """Counts again for the run that keeps its state there, and says whether there was one to count for. Raises AssertionError
+    where the run told another accuracy.
+    """
+    model, told, settings = state / "model", _told(state), _settings(state)
+    corpora = list((state / "cache").glob("corpus-*/evaluation.bin"))
+    if told is None or settings is None or len(corpora) != 1 or not (model / "config.json").exists():
+        return False
+    rows = _rows(corpora[0].parent, settings)
+    if rows is None:
+        return False
+    right, close = _right(model, rows, settings)
+    if right is None:
+        return False
+    said = round(told["accuracy"] * told["rows"])
+    assert len(rows) == told["rows"], f"{state}: {told['rows']} rows were told, {len(rows)} were held out"
+    assert abs(right - said) <= close, f"{state}: {said} of {len(rows)} were told as right, the saved model has {right}"
+    return True
+
+
+def _told(state: Path) -> dict[str, float] | None:
+    """The metrics at the end."""
+    manifests = sorted((state / "checkpoints").glob("step-*/manifest.json"))
+    if not manifests:
+        return None
+    last = msgspec.json.decode(manifests[-1].with_name("state.json").read_bytes())
+    evaluated = last.get("evaluated")
+    return evaluated["metrics"] if evaluated and evaluated["step"] == last["step"] else None
+
+
+def _settings(state: Path) -> Settings | None:
+    try:
+        record = read_record(state / "run.json")
+    except RecordError:
+        return None
+    return None if record is None or record.command is not None or record.settings.task.train is None else record.settings
+
+
+def _rows(corpus: Path, settings: Settings) -> list[Example] | None:
+    """The rows that were held out, from their files. None where those have gone or changed since."""
+    task = settings.task
+    train = locate(task.train or "") if _is_there(task.train) else None
+    beside = None if train is None else train.evaluation if task.eval is None else _located(task.eval)
+    source = train if beside is None else beside
+    if train is None or source is None:
+        return None
+    used = np.fromfile(corpus / "evaluation.bin", np.int64)
+    origins = np.fromfile(corpus / "origins.bin", np.int64)[used]
+    names = (corpus / "names.bin").read_bytes().split(b"\0")
+    columns = find_columns(train, task.text, task.label, task.text_pair)
+    by_place = {(str(row.file), row.line): row for row in read_examples(source, columns)}
+    places = [(names[place >> _LINE_BITS].decode(), place & ((1 << _LINE_BITS) - 1)) for place in origins.tolist()]
+    return [by_place[place] for place in places] if all(place in by_place for place in places) else None
+
+
+def _located(value: str | list[str]) -> Any:
+    return locate(value, evaluates=True) if _is_there(value) else None
+
+
+def _is_there(value: str | list[str] | None) -> bool:
+    names = [value] if isinstance(value, str) else value or []
+    return bool(names) and all(name.startswith("package:") or Path(name).exists() for name in names)
+
+
+def _right(folder: Path, rows: list[Example], settings: Settings) -> tuple[int | None, int]:
+    """How many rows the saved model is right about, and how many it cannot tell for sure in mixed precision. The first is None
+    for a model too large to ask.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    if model.num_parameters() * len(rows) > _MOST_WORK:
+        return None, 0
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    most = min(settings.training.max_length or 512, tokenizer.model_max_length)
+    right = close = 0
+    with torch.no_grad():
+        for row in rows:
+            texts = (row.text,) if row.text_pair is None else (row.text, row.text_pair)
+            asked = tokenizer(*texts, truncation=True, max_length=most, return_tensors="pt")
+            outputs = model(**asked).logits[0]
+            first, second = outputs.topk(2).values.tolist()
+            right += model.config.id2label[int(outputs.argmax())] == row.label
+            close += settings.training.amp != "off" and first - second < _CLOSE * max(1.0, abs(first))
+    return right, close
