@@ -455,8 +455,13 @@ def _tell_taken(taken: Sequence[Difference], text: str, asked: Asked) -> None:
     if not taken:
         return
     data("Dry run: it would go on with:" if asked.dry_run else "From now on it goes on with:")
-    rows = [(d.key, f"{shown(d.key, d.has)} → {shown(d.key, d.asked)}", f"({d.origin})") for d in taken]
+    rows = [(d.key, _change(d), f"({d.origin})") for d in taken]
     data(*rows, *([text] if text else []))
+
+
+def _change(d: Difference) -> str:
+    secret = keys()[d.key].is_secret
+    return "given anew, and not shown" if secret else f"{shown(d.key, d.has)} → {shown(d.key, d.asked)}"
 
 
 def _kept(record: RunRecord, asked: Asked) -> list[Difference]:
@@ -666,7 +671,10 @@ def _notes(plan: Plan) -> list[str]:
     if plan.machine.is_wsl:
         sentences.append("WSL ends everything some time after its last window is closed: keep one open.")
     for key, has, asked, origin in plan.taken:
-        sentences.append(f"{key} is now {shown(key, asked)} ({origin}); it was {shown(key, has)}.")
+        if keys()[key].is_secret:
+            sentences.append(f"{key} was given anew ({origin}).")
+        else:
+            sentences.append(f"{key} is now {shown(key, asked)} ({origin}); it was {shown(key, has)}.")
     return sentences
 
 

@@ -673,6 +673,7 @@ def test_a_run_that_is_up_takes_over_what_may_change_and_refuses_the_rest(tmp_pa
     assert done.returncode == 0, done
     assert re.search(r"  limits\.ram +90 % → 1 GiB +\(flag\)", done.stdout)
     assert "The worker may take 1 GiB now" in done.stdout
+    assert "given anew, and not shown" in done.stdout
     assert "For the worker checkpoint.keep counts when it begins again: memsup pause --release" in done.stdout
     assert status()["memory"]["limit_bytes"] == 2**30
     record = eventually(lambda: (found := read_record(paths.record)) and found.settings.checkpoint.keep == 5 and found)
