@@ -155,6 +155,9 @@ def look_in_training(split: Split, values_of: Callable[[Any], list[float]], modu
     begin = most_telling(split, rows)
     seen: list[list[Seen]] = []
     with contextlib.suppress(Exception), undisturbed(modules, modes_too=False), _without_dropout():
+        for module in modules:
+            if not module.training:  # nothing trains yet, and who trains it will say so
+                module.train()
         before = cut_generators.take()
         with warnings.catch_warnings():  # of what is computed twice without gradients, say
             warnings.simplefilter("ignore")

@@ -512,7 +512,7 @@ class Step:
                 self._weighting.learn(one, close=precision.close)
             if self._weighting.is_refuted:
                 refusal = self._reason(split, loss_of)
-            elif self._probes == 1 and self._modules[0].training:
+            elif self._probes == 1:
                 refusal = self._refused_in_training(split, loss_of)
         if refusal is not None:
             self.refuse(refusal, detail)

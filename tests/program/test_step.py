@@ -353,10 +353,17 @@ def test_statistics_that_are_frozen_are_none() -> None:
     ("what", "why"), [("experts", Refusal.AUXILIARY_LOSS), ("statistics", Refusal.UNKNOWN), ("nothing", None)]
 )
 def test_what_only_training_has_is_seen_behind_dropout(what: str, why: Refusal | None) -> None:
-    model = OnlyInTraining(what)
-    step = Step(model, most_tokens=12)
-    step.micro_batch(rows_of_six(), model)
-    assert (step.refusal, step.is_cut) == (why, why is None)
+    for model in (OnlyInTraining(what), OnlyInTraining(what).eval()):  # as Trainer has it before its first step
+
+        def compute(part: torch.Tensor, weight: float, model: nn.Module = model) -> torch.Tensor:
+            model.train()
+            loss = model(part)
+            weighted(loss, weight).backward()
+            return loss.detach()
+
+        step = Step(model, most_tokens=12)
+        step.micro_batch(rows_of_six(), model, compute=compute)
+        assert (step.refusal, step.is_cut) == (why, why is None)
 
 
 def test_a_model_that_changes_itself_is_refused_once_that_is_seen() -> None:
