@@ -211,7 +211,8 @@ def _fence_rows(fence: FenceFound | None) -> list[Row]:
         else f"frozen, killed and gone within {fence.kill_s * 1000:.1f} ms in a rehearsal"
     )
     unproved = "; not proved to survive a leaking fork bomb" if fence.kind in ("rlimit", "none") else ""
-    return [("fence", f"{fence.kind}, {tried}{unproved}"), *((f"no {kind}", why) for kind, why in fence.refused)]
+    better = [(kind, f"would be better, and cannot be used: {why}") for kind, why in fence.refused]
+    return [("fence", f"{fence.kind}, {tried}{unproved}"), *better]
 
 
 def _print(found: Checked) -> None:

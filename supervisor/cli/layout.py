@@ -22,7 +22,7 @@ Line = str | tuple[str, ...]
 INDENT, GAP, HANG = 2, 2, 2
 NARROWEST = 22
 """Cells that a column of sentences is given at least, or it stands below."""
-_COLOUR = re.compile(r"\x1b\[\d+m")
+_COLOUR, _PLAIN = re.compile(r"\x1b\[\d+m"), "\x1b[0m"
 _UNIT = re.compile(r"( *)([^ ]*\d (?:[KMGT]iB|B|min|ms|h|s|d|%|°C|W)(?![A-Za-z0-9])[^ ]*|[^ ]*)")
 """Blanks and a word. A number and the sign of what it counts are one."""
 _WIDE = (
@@ -135,7 +135,22 @@ def _below_one_another(row: tuple[str, ...], name_cells: int, cells: int) -> Ite
 
 
 def _wrapped(text: str, cells: int, first: str, hanging: str) -> Iterator[str]:
-    """`text` in lines of at most so many cells, their margins included."""
+    """`text` in lines of at most so many cells, their margins included. A colour ends with each line and begins again on the
+    next, for there may be something else beside it.
+    """
+    if "\x1b" not in text:
+        yield from _broken(text, cells, first, hanging)
+        return
+    colours: list[str] = []
+    for line in _broken(text, cells, first, hanging):
+        begun = "".join(colours)
+        for colour in _COLOUR.findall(line):
+            colours = [] if colour == _PLAIN else [*colours, colour]
+        yield begun + line + (_PLAIN if colours else "")
+
+
+def _broken(text: str, cells: int, first: str, hanging: str) -> Iterator[str]:
+    """The lines of `_wrapped`, whatever colours they have."""
     line, used, is_empty = first, len(first), True
     for gap, unit in _units(text, cells - len(hanging)):
         room = _width(unit)

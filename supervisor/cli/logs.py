@@ -22,9 +22,10 @@ from memsup.shared.printable import printable
 from memsup.shared.run_file import read_record
 from memsup.shared.settings import parse_duration_s
 from memsup.supervisor.cli.options import json_option, paths_of, run_option
-from memsup.supervisor.cli.screen import as_printed, data, json_data, message
+from memsup.supervisor.cli.screen import as_printed, data, json_data, message, paint
 from memsup.supervisor.cli.streams import must_be_read
 from memsup.supervisor.client.errors import RefusedError
+from memsup.supervisor.decide.events import Event
 from memsup.supervisor.record.output import Line, Log, ledger, supervisor_log, worker_log
 
 UNKNOWN = 4
@@ -33,6 +34,9 @@ LOOK_EVERY_S = 0.25
 NO_TIME = " " * len("05-12 04:31:22")
 HANG = len(NO_TIME) + 2
 """What goes on below a line begins where its source stands."""
+
+_COLOURS: dict[str, tuple[str, ...]] = dict.fromkeys((Event.KILL, Event.DEATH, Event.HANG), ("red",))
+_COLOURS |= dict.fromkeys((Event.FREEZE, Event.OUT_OF_MEMORY, Event.CHECKPOINT_DAMAGED, Event.POSTMORTEM), ("yellow",))
 
 
 @click.command()
@@ -179,7 +183,8 @@ def _show(shown: Shown, as_json: bool, *, alone: bool) -> None:
         json_data(json_line(shown.source, shown.line))
     elif shown.source == "events":
         if (text := event_line(shown.line)) is not None:
-            data(text, hang=HANG)
+            kind = (shown.line.event or {}).get("event")
+            data(paint(text, *_COLOURS.get(kind, ())) if isinstance(kind, str) else text, hang=HANG)
     elif shown.line.event is None and alone:
         as_printed(*readable(shown.source, shown.line, alone=alone))
     else:

@@ -31,7 +31,7 @@ def service() -> None:
     """Begin a run at boot, and its supervisor again whenever it dies (systemd)."""
 
 
-@service.command()
+@service.command(short_help="Have systemd begin the run at boot.")
 @run_option
 @json_option
 @click.option("--print", "only_print", is_flag=True, help="Show the unit; write nothing.")
@@ -78,7 +78,7 @@ def install(run_name: str, as_json: bool, only_print: bool) -> int:
     return DONE
 
 
-@service.command()
+@service.command(short_help="Take the unit away; the run goes on.")
 @run_option
 @json_option
 def remove(run_name: str, as_json: bool) -> int:
@@ -102,7 +102,7 @@ def remove(run_name: str, as_json: bool) -> int:
     return DONE
 
 
-@service.command()
+@service.command(short_help="Whether the unit is there and what it does.")
 @run_option
 @json_option
 def status(run_name: str, as_json: bool) -> int:
