@@ -186,8 +186,9 @@ def test_what_cannot_be_taken_away_is_a_sentence() -> None:
     run_paths("default").claim.mkdir()
     refused = memsup("start", *REST)
     assert refused.returncode == 2
-    assert refused.stderr.startswith("memsup: ")
-    assert "claim.json" in refused.stderr
+    last = refused.stderr.splitlines()[-1]  # the supervisor that was stopped may still have been there
+    assert last.startswith("memsup: ")
+    assert "claim.json" in last
 
 
 def test_a_run_that_is_over_takes_nothing_while_its_last_message_is_on_its_way() -> None:
