@@ -451,6 +451,7 @@ class Supervisor:
         """Makes anew what somebody removed of the run's two folders."""
         if (unbound := self.sockets.keep_reachable()) is not None:
             self.worker.keep_findable()
+            self.schedule.hurry(now_s)
             self._show(now_s, self._status(), durable=False)  # whoever took the sockets may have taken the rest along
         if (remade := self.journal.news()) is not None:
             on_gpu, limits = self.devices.watches_gpus, self.night.limits

@@ -102,9 +102,14 @@ class Journal:
         self._scribe.carry_out(str(self._paths.status), partial(self._show, encode_status(status), durable))
 
     def _show(self, content: bytes, durable: bool) -> None:
-        if not os.path.lexists(self._paths.record):
+        put = partial(replace_file, self._paths.status, content, durable=durable)
+        try:
+            if not os.path.lexists(self._paths.record):
+                self._put_run()
+            put()
+        except FileNotFoundError:  # it was removed at this moment
             self._put_run()
-        replace_file(self._paths.status, content, durable=durable)
+            put()
 
     def save_run(self, record: RunRecord) -> None:
         """Has what is wanted of the run written, which is tried until it is."""

@@ -102,7 +102,8 @@ def test_a_run_without_its_folder_is_found_again_by_whoever_asks(tmp_path: Path)
     pid = status()["pid"]
     shutil.rmtree(folder.parent)
     shutil.rmtree(state.rename(tmp_path / "gone"), ignore_errors=True)  # in one step: it is being written to
-    eventually(lambda: is_held(run_paths("default")), 30)
+    eventually(run_paths("default").record.exists, 30)
+    assert is_held(run_paths("default")), "by the same supervisor"
     assert memsup("start", "--", "sleep", "1", cwd=tmp_path).returncode == 2, "what it is is known again"
     eventually(run_paths("default").claim.exists, 30)
     beside = memsup("start", "--run", "second", "--dry-run", "--", "true", cwd=tmp_path)
@@ -112,7 +113,8 @@ def test_a_run_without_its_folder_is_found_again_by_whoever_asks(tmp_path: Path)
         done = memsup(command, cwd=tmp_path) if command != "start" else memsup(command, "--", "sleep", "1000", cwd=tmp_path)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         assert folder.stat().st_mode & 0o777 == 0o700
-        assert command == "stop" or (folder / "program/memsup/__init__.py").exists(), "what it starts finds memsup"
+        if command != "stop":
+            eventually((folder / "program/memsup/__init__.py").exists, 30)  # what it starts finds memsup
     eventually(lambda: not psutil.pid_exists(pid), 30)
     assert status()["state"] == "stopped"
     assert "run.json was missing" in " ".join(line["reason"] for line in ledger() if line["event"] == "attention")
