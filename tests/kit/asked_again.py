@@ -30,9 +30,11 @@ def check_accuracy(state: Path) -> bool:
     """Counts again for the run that keeps its state there, and says whether there was one to count for. Raises AssertionError
     where the run told another accuracy.
     """
-    model, told, settings = state / "model", _told(state), _settings(state)
-    corpora = list((state / "cache").glob("corpus-*/evaluation.bin"))
-    if told is None or settings is None or len(corpora) != 1 or not (model / "config.json").exists():
+    model, corpora = state / "model", list((state / "cache").glob("corpus-*/evaluation.bin"))
+    if not (model / "config.json").exists() or len(corpora) != 1:
+        return False
+    told, settings = _told(state), _settings(state)
+    if told is None or settings is None:
         return False
     rows = _rows(corpora[0].parent, settings)
     if rows is None:
