@@ -36,6 +36,8 @@ class JoinedStep:
         the state cannot be saved there (`Session.part`).
         """
         self._life, self._session = life, life.session
+        self.effective: int | None = None
+        """The rows of an optimizer step. It is None where that is one micro-batch, or nobody knows."""
         self._looked_s = time.monotonic()
         self.step = Step(
             modules,
@@ -60,7 +62,7 @@ class JoinedStep:
             self._session.describe(cuts=True, not_cut=None)
         rows, tokens = self.step.part_rows, self.step.most_tokens or self.step.part_tokens
         if rows is not None and tokens is not None:
-            self._session.batch(self.step.rows or rows, tokens, micro_rows=rows)
+            self._session.batch(self.effective or self.step.rows or rows, tokens, micro_rows=rows)
         return loss
 
     def limit(self, order: messages.Message) -> int:

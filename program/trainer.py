@@ -34,7 +34,7 @@ from memsup.life import Life, TwiceError
 from memsup.link import told
 from memsup.memory import lift, read_memory
 from memsup.places import Place
-from memsup.session import CannotLimitError
+from memsup.session import CannotLimitError, Leave
 from memsup.store import Checkpoint, CheckpointError
 from memsup.trainer_cut import Cutter
 from memsup.trainer_feed import Feed, FeedPlace, states_as_json
@@ -88,9 +88,12 @@ def train(trainer: Any, whole: Callable[..., Any], arguments: tuple[Any, ...], n
         with guarded.joined():
             output = whole(*arguments, **named)
         return guarded.complete(output)
-    except Exception as error:
+    except Leave:
+        raise
+    except BaseException as error:  # a notebook's KeyboardInterrupt too
         guarded.given_up()
-        guarded.judge(error)
+        if isinstance(error, Exception):
+            guarded.judge(error)
         raise
     finally:
         _under_way = False
@@ -591,8 +594,17 @@ class _Guarded:
                 self.session.decided("checkpoint_failed", f"The end of the training is not saved: {error}", step=output[0])
         metrics = {name: value for name, value in output[2].items() if isinstance(value, (int, float))}
         training.is_complete = True
-        training.finish(self.session, os.path.abspath(trainer.args.output_dir), metrics, output[0])
+        training.finish(self.session, self._result(), metrics, output[0])
         return output
+
+    def _result(self) -> str:
+        """Where a model lies that can be loaded when `train()` has come to its end: what the program has saved already, else
+        the newest checkpoint.
+        """
+        out = os.path.abspath(self.trainer.args.output_dir)
+        is_model = any(os.path.exists(os.path.join(out, name)) for name in ("config.json", "adapter_config.json"))
+        newest = self.training.newest
+        return out if is_model or newest is None else newest.path
 
     def judge(self, error: Exception) -> None:
         """Raises `CheckpointError` where `train()` has failed before it was where our checkpoint left it."""

@@ -32,6 +32,7 @@ class Cutter:
             return
         scaler = getattr(accelerator, "scaler", None)
         self.joined = JoinedStep(life, [model], optimizers=[trainer.optimizer], scaler=scaler, boundary=boundary)
+        self.joined.effective = trainer._train_batch_size * trainer.args.gradient_accumulation_steps
         if trainer.args.n_gpu > 1:
             self.joined.step.refuse(Refusal.DATA_PARALLEL)
         elif any(hasattr(trainer, name) for name in _DRAWS):

@@ -51,7 +51,7 @@ def check_accuracy(state: Path) -> bool:
 def _told(state: Path) -> dict[str, float] | None:
     """The metrics at the end."""
     manifests = sorted((state / "checkpoints").glob("step-*/manifest.json"))
-    if not manifests:
+    if not manifests or not manifests[-1].with_name("state.json").exists():  # none, or those of somebody's own program
         return None
     last = msgspec.json.decode(manifests[-1].with_name("state.json").read_bytes())
     evaluated = last.get("evaluated")
