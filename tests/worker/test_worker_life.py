@@ -248,7 +248,7 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_bits(
 ) -> None:
     """Kill -9 in loading, training, saving, evaluating or finishing; with dropout, and a checkpoint every 50 ms."""
     cpu = {"training__threads": threads, "training__lanes": lanes}
-    settings = tiny_settings(tmp_path, rows=300, training__epochs=4, checkpoint__every="50ms", **cpu)
+    settings = tiny_settings(tmp_path, rows=300, training__epochs=3, checkpoint__every="50ms", **cpu)
     whole = undisturbed(settings, nursery)
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")  # pytest shows it when the test fails
@@ -262,7 +262,7 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_bits(
                 supervisor.pump(0.01)
             supervisor.kill()
         finished = supervisor.run_to_end()
-        assert finished.steps == 4 * 34
+        assert finished.steps == 3 * 34
         same_result(whole, supervisor.paths)
 
 
@@ -270,7 +270,7 @@ def test_steps_redone_after_a_kill_are_cut_as_they_were(tmp_path: Path, nursery:
     """The supervisor limits the micro-batch and lifts the limit again, then the worker is killed: the journal alone, given to
     another run, leads to the same bits.
     """
-    settings = tiny_settings(tmp_path, rows=300, training__epochs=4, training__threads=2, training__lanes=2)
+    settings = tiny_settings(tmp_path, rows=300, training__epochs=3, training__threads=2, training__lanes=2)
     with LoneSupervisor(settings, name="limited", nursery=nursery) as supervisor:
         supervisor.start()
         supervisor.reach(Phase.TRAINING, 20)

@@ -182,7 +182,8 @@ def test_what_cannot_be_taken_away_is_a_sentence() -> None:
     """A folder where the claim should lie."""
     memsup("start", *REST)
     memsup("stop")
-    run_paths("default").claim.unlink()
+    eventually(lambda: not is_held(run_paths("default")))  # it has stopped, and is about to go
+    run_paths("default").claim.unlink(missing_ok=True)
     run_paths("default").claim.mkdir()
     refused = memsup("start", *REST)
     assert refused.returncode == 2
