@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -24,6 +25,8 @@ from memsup.places import PLACE
 
 STATE, GRADIENTS = "trainer_state.json", "memsup-gradients.pt"
 _DRAFT, _GONE, _EARLIER = ".memsup-draft-", ".memsup-gone-", "earlier-"
+_OURS = re.compile(r"\.memsup-(?:draft|gone)-checkpoint-\d{1,18}-[0-9a-f]{8}")
+"""The names of what is on its way: with eight digits drawn at random nobody else's folder has one."""
 _MOST_STATE_BYTES = 256 << 20
 _MOST_HEADER_BYTES = 100 << 20
 _PIECE_BYTES = 4 << 20
@@ -107,9 +110,8 @@ def sweep(folder: str) -> None:
     """Removes what was being given or taken away when the program was killed; nobody else may do so meanwhile."""
     with contextlib.suppress(OSError):
         for name in sorted(os.listdir(folder)):
-            path = os.path.join(folder, name)
-            if name.startswith((_DRAFT, _GONE)) and os.path.lexists(os.path.join(path, MARK)):
-                shutil.rmtree(path, ignore_errors=True)
+            if _OURS.fullmatch(name):
+                shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
 
 def is_of(path: str, run_id: str) -> bool:
