@@ -172,7 +172,10 @@ def _batch(status: Status) -> str | None:
         return None
     at_once = "" if batch.micro_tokens is None else f", computed {count(batch.micro_tokens)} tokens at a time"
     rows = "" if batch.micro_rows is None or not trains(status) else f" (now {plural(batch.micro_rows, 'row')})"
-    return f"{plural(batch.effective, 'sample')} a step, always{at_once}{rows}"
+    samples = plural(batch.effective, "sample")
+    # A program of one's own may add up several batches for a step, which only it knows.
+    whole = f"{samples} a batch" if status.is_command else f"{samples} a step, always"
+    return whole + at_once + rows
 
 
 def _memory(status: Status) -> str | None:

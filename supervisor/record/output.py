@@ -28,6 +28,8 @@ from memsup.supervisor.words import size
 PIECE_BYTES = 64 * 1024
 LONGEST_LINE_BYTES = 256 * 1024
 """A longer line is cut into pieces of this length: a program that never ends its line must not fill our memory."""
+MOST_LAST_BYTES = 64 << 20
+"""As large as a log becomes: of a file that somebody has made larger no more is looked at, however many lines are wanted."""
 LAST_SECOND = 4_102_444_800.0
 """The year 2100 in Unix seconds. What claims to be later is garbage."""
 _OLD_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[,.]\d{3}")
@@ -98,7 +100,8 @@ class Tail:
         fd, size = found
         with os.fdopen(fd, "rb") as file:
             start, block = size, b""
-            while start > 0 and block.count(b"\n") <= lines and len(block) < max(lines, 1) * LONGEST_LINE_BYTES:
+            most_bytes = min(max(lines, 1) * LONGEST_LINE_BYTES, MOST_LAST_BYTES)
+            while start > 0 and block.count(b"\n") <= lines and len(block) < most_bytes:
                 start = max(0, size - max(PIECE_BYTES, 2 * len(block)))
                 file.seek(start)
                 block = file.read(size - start)
