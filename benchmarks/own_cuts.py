@@ -202,6 +202,10 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 # What it costs
 
 
+_SETTLING = 40
+"""Pairs that are left out: the first batches are asked how they are weighted, and what they take is measured each time."""
+
+
 def prices(pairs: int) -> None:
     print(
         "\n| a step, nothing cut | alone | with `memsup.step` / alone | with a memory limit told / alone |\n|---|---|---|---|"
@@ -222,13 +226,13 @@ def prices(pairs: int) -> None:
             lambda loss=loss, step=limited: step.micro_batch(loss.batch, loss.of),  # type: ignore[misc]
         ]
         took: list[list[float]] = [[], [], []]
-        for pair in range(pairs + 5):
+        for pair in range(pairs + _SETTLING):
             for index in (0, 1, 2) if pair % 2 else (2, 1, 0):
                 began_s = time.process_time()
                 ways[index]()
                 optimizer.step()
                 optimizer.zero_grad()
-                if pair >= 5:
+                if pair >= _SETTLING:
                     took[index].append(time.process_time() - began_s)
         ratios = [sorted(other / alone for other, alone in zip(some, took[0], strict=True)) for some in took[1:]]
         columns = [

@@ -22,6 +22,8 @@ STEADY_WINDOWS = 16
 """The windows between one doubling and the next, once growth goes well."""
 SETTLING_WINDOWS = 3
 """The windows in which nothing is measured: an optimizer's state comes with its first steps, libraries keep what they need."""
+MEASURED_EVERY = 8
+"""After the first parts every so many are measured."""
 _REMEMBERED, _LEAST_SEEN, _NEWS_TO_FIT, _LEAST_RISES = 256, 8, 32, 3
 _LEAST_MARGIN_BYTES = 8 << 20
 
@@ -68,7 +70,7 @@ class Planner:
         self._largest = 0
         """The most tokens that a whole batch had."""
         self._line = _Line()
-        self._windows = 0
+        self._windows = self._parts = 0
         self._wait_windows = FIRST_WAIT_WINDOWS
         self._grows_at = 0
         """The window from which on the ceiling may rise."""
@@ -111,10 +113,17 @@ class Planner:
 
     # -- what happened ------------------------------------------------------------------------------------------------
 
+    def wants_peak(self) -> bool:
+        """Whether the memory of the part that comes is to be measured, which takes a tenth of a millisecond: of the first ones
+        each, and then a few.
+        """
+        self._parts += 1
+        has_few = self._parts < _NEWS_TO_FIT or self._parts % MEASURED_EVERY == 0
+        return self._limit_bytes is not None and self._windows >= SETTLING_WINDOWS and has_few
+
     def observe(self, tokens: int, length: int, before_bytes: int, peak_bytes: int) -> None:
         """Takes in the memory of one part: what was held when it began, and at its peak."""
-        if self._windows >= SETTLING_WINDOWS:
-            self._line.observe(tokens, length, before_bytes, peak_bytes)
+        self._line.observe(tokens, length, before_bytes, peak_bytes)
 
     def out_of_memory(self, tokens: int) -> int:
         """Takes in that memory ran out with so many tokens, which no line predicted; returns the new bound."""

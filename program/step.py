@@ -400,7 +400,7 @@ class Step:
 
     def _measured(self, micro: _MicroBatch, row: int, rows: int | None, part: Any, weight: float) -> Any:
         """Computes a part, and measures what it takes where memory is limited."""
-        before_bytes = _peak_begun() if self._limit_bytes is not None else None
+        before_bytes = _peak_begun() if self._planner.wants_peak() else None
         loss = micro.compute(part, weight)
         if before_bytes is not None:
             with contextlib.suppress(OSError):

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from memsup.cut_plan import FIRST_WAIT_WINDOWS, PLANNED_FRACTION, STEADY_WINDOWS, Planner, non_negative_least_squares
+from memsup.cut_plan import (
+    FIRST_WAIT_WINDOWS,
+    MEASURED_EVERY,
+    PLANNED_FRACTION,
+    SETTLING_WINDOWS,
+    STEADY_WINDOWS,
+    Planner,
+    non_negative_least_squares,
+)
 from memsup.worker.plan import footprint
 
 MIB = 1 << 20
@@ -99,6 +107,16 @@ def test_what_is_predicted_not_to_fit_is_cut_before_it_runs_out() -> None:
     assert max(parts(tight, batch)) == bound // 10
     tight.limit_to(1000 * MIB)
     assert parts(tight, batch) == [16]
+
+
+def test_memory_is_measured_of_the_first_parts_and_then_of_a_few() -> None:
+    planner = Planner(limit_bytes=MIB)
+    assert not planner.wants_peak()  # what comes with the first steps says nothing of the others
+    windows(planner, SETTLING_WINDOWS)
+    measured = [planner.wants_peak() for _ in range(1000)]
+    assert all(measured[:30])
+    assert sum(measured[500:]) == pytest.approx(500 / MEASURED_EVERY, abs=1)
+    assert not any(Planner().wants_peak() for _ in range(10))
 
 
 @given(
