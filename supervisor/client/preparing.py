@@ -178,6 +178,8 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, *, accept
     Doubts about the data do not keep it from going on: what it has learnt is its own, and where it has not begun, its worker
     refuses them. Raises `RefusedError`, `SettingsError` and `InputError`.
     """
+    if record.command_folder is not None and not os.path.isdir(record.command_folder):
+        raise RefusedError(f"The folder in which the run's command runs is gone: make {record.command_folder} again.")
     settings, taken, _ = merge(record.settings, loaded, is_command=record.command is not None)
     _check_folder(settings)
     _refuse_shared_folder(paths, settings)

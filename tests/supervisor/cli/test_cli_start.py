@@ -579,6 +579,10 @@ def test_a_command_goes_on_from_a_folder_with_somebody_elses_job(job: Path) -> N
     refused = memsup("start", "--dry-run", "--set", "training.epochs=7", cwd=job)
     assert refused.returncode == 2
     assert "training.epochs: 7.0 (flag)" in refused.stderr
+    a_run(command=["sleep", "1000"], command_folder="/nowhere")
+    gone = memsup("start", cwd=job)
+    assert gone.returncode == 2
+    assert "make /nowhere again" in gone.stderr
 
 
 def test_a_run_goes_on_from_any_folder(job: Path, tmp_path: Path) -> None:
