@@ -42,6 +42,7 @@ _VERDICTS = _REJECTED | {
     "ok",
     "keep",
     "pending",
+    "draft",
 }
 """What programs for labelling write beside a row: whether its label holds."""
 _KEYWORDS = ("keyword", "key_word", "tags", "关键词", "关键字")

@@ -42,6 +42,7 @@ _PRINTED = re.compile(
 )
 _DATE = re.compile(
     r"\d{4}[-/.年]\d{1,2}[-/.月]?(\d{1,2}日?)?.*|\d{1,2}[./]\d{1,2}[./]\d{2,4}(\W.*)?|\d{1,2}月\d{1,2}日"
+    r"|\d{4}-?W\d{2}|Q[1-4]\W?\d{4}|\d{4}\W?Q[1-4]|(19|20)\d{2}(0[1-9]|1[0-2])([0-3]\d)?|\d+ days? \d{2}:\d{2}:\d{2}.*"
     r"|\d{1,2}[:时h]\d{2}(:\d{2}([.,]\d+)?)?分?\s?([AaPp]\.?[Mm]\.?|Uhr|h)?|\d{1,2}\s?[AaPp]\.?[Mm]\.?"
 )
 # fmt: off
@@ -187,7 +188,7 @@ def _odd_numbers(left: dict[str, int]) -> set[str]:
         if rows[-1] < 0.25 * min(count for number, count in rows.items() if number >= 0):
             odd.add(-1)
     rest = sorted(numbers - odd)
-    if len(rest) > 2 and re.fullmatch(r"9{2,}", str(rest[-1])) and rest[-1] > 3 * rest[-2] + 10:
+    if len(rest) > 2 and re.fullmatch(r"9{2,}|255|32767|65535", str(rest[-1])) and rest[-1] > 3 * rest[-2] + 10:
         odd.add(rest[-1])
     return {label for label, number in values.items() if number in odd}
 
@@ -204,10 +205,12 @@ def _joined(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
         )
         return
     found = {sign for label in left for sign in re.findall(rf"(?<=[\w)])(?:\s+(?i:{_AND})\s+|\W+)(?=[\w(])", label)}
-    signs = {f" {sign.strip()} " if sign.strip().isalpha() else sign.strip() or " " for sign in found}
+    signs = {
+        f" {sign.strip()} " if sign.strip().isalpha() else sign.strip() or ("\n" if "\n" in sign else " ") for sign in found
+    }
     for sign in sorted(signs, key=lambda sign: (sign == " ", sign)):
         if joined := _joined_by(sign, left):
-            name = repr(sign.strip()) if sign.strip() else "a blank"
+            name = repr(sign.strip()) if sign.strip() else "a blank" if sign == " " else "a line break"
             yield Doubt(
                 DoubtKind.JOINED_LABELS,
                 f"{len(joined):,} of {len(left):,} labels are several joined by {name}, such as {joined[0]!r}, and each would "
@@ -244,7 +247,7 @@ def _joined_by(sign: str, rows: dict[str, int]) -> list[str]:
         return sorted(of_known)
     if sign.strip().isalpha() and len(of_known) == len(parts) == 1:
         return [label for label in of_known if rows[label] < _CLASS_OF_ITS_OWN * min(rows[part] for part in parts[label])]
-    strong = len(sign) > 1 or sign in "|;；、,，+"
+    strong = len(sign) > 1 or sign in "|;；、,，+\n"
     if strong:
         free = [label for label, found in parts.items() if all(part in alone or len(company[part]) > 1 for part in found)]
         enough = len(free) >= max(2, 0.5 * len(parts)) or bool(of_known)
@@ -374,6 +377,15 @@ def _scale(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             f"{len(dates):,} labels are dates or times, such as {dates[0]!r}, and not classes.",
             (),
             tuple(dates),
+        )
+        return
+    several = [label for label in left if re.fullmatch(r"[(\[]?-?\d+\.\d+([,; ]+-?\d+\.\d+)+[)\]]?", label)]
+    if len(several) >= 3 and 2 * len(several) >= len(left):
+        yield Doubt(
+            DoubtKind.SCALE,
+            f"{len(several):,} labels are several numbers each, such as {several[0]!r}, and not classes.",
+            (),
+            tuple(several),
         )
         return
     large = [label for label in left if re.fullmatch(r"\d{9,}(\.\d+)?", label)]

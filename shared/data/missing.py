@@ -10,7 +10,7 @@ import re
 
 # fmt: off
 MISSING = frozenset((
-    "nan", "nat", "<na>", "#n/a", "n/a", "n.a.", "na", "null", "(null)", "nil", "undefined", "missing", "unlabeled",
+    "nan", "nat", "n.a", "<na>", "#n/a", "n/a", "n.a.", "na", "null", "(null)", "nil", "undefined", "missing", "unlabeled",
     "unlabelled", "unannotated", "unknown", "unk", "<unk>", "[unk]", "tbd", "todo", "fixme", "blank", "<blank>",
     "<none>", "#ref!", "#value!", "\\n", "placeholder", "xxx", "asdf", "qwerty", "lorem ipsum", "undetermined",
     "no label", "not labeled", "not labelled", "no gold", "not available", "not applicable", "don't know", "do not know",
@@ -60,11 +60,11 @@ SAYS_MISSING = re.compile(
     r"(un|not[ _-]|non[ _-]?)(labell?ed|annotated|tagged|rated|known|defined|specified|classified|assigned|categori[sz]ed|set|"
     r"determined|available|given|applicable|sure|recorded|reviewed|verified|checked|decided|clear|annot\w*|etiquet\w*|"
     r"étiquet\w*|class\w*|défini\w*|determin\w*|détermin\w*|rens\w*|précis\w*|spécif\w*|specif\w*|defin\w*|catalog\w*|assegn\w*)"
-    r"([ _-]data)?"
+    r"([ _-](data|yet))?"
     r"|(no|kein\w*|ohne|sin|sem|sans|senza|nessun\w*|aucun\w*|geen|zonder|uden|utan|uten|ingen|brak|bez|bez\w?|fără|нет|немає|"
     r"без|не|ei|ilman|nincs\w*|χωρί[ςσ]|tanpa|tidak ada|không có|ไม่มี|بدون|ללא|אין)"
     r"[ _-]?(data|label\w*|gold|answer|annot\w*|angab\w*|zuordnung|antwort|wert\w*|dat[oeiy]\w*|danych|údaj\w*|etiket\w*|"
-    r"etiquet\w*|clasif\w*|rótul\w*|inform\w*|données|дан\w*|dan\w*|метк\w*|мітк\w*|ответ\w*|указан\w*|размечен\w*|определ\w*|визнач\w*|"
+    r"etiquet\w*|étiquet\w*|clasif\w*|rótul\w*|inform\w*|données|дан\w*|dan\w*|метк\w*|мітк\w*|ответ\w*|указан\w*|размечен\w*|определ\w*|визнач\w*|"
     r"известно|clas+if\w*|adat\w*|tieto\w*|tunnis\w*|ετικέτα\w*|nhãn|ป้ายกำกับ|ข้อมูล|تصنيف|تسمية|بيانات|תווית|סיווג|נתונים)"
     r"|(nicht|niet|ikke|ej|inte|não|nao|no|nie|nem|nu|ne|tidak|belum|chưa|không|לא|غير|δεν έχει)[ _-]?"
     r"(zugeordnet|bestimmt|definiert|klassifiziert|bewertet|angegeben|gelabelt|annotiert|verfügbar|zutreffend|bekannt|gelabeld|"
@@ -75,7 +75,7 @@ SAYS_MISSING = re.compile(
     r"|(लेबल|टैग|डेटा|जानकारी|라벨|레이블|데이터|ラベル|データ|情報|分類)[ _]?(नहीं|없음|無|無し|なし|不可)(है)?"
     r"|(pending|awaiting|to be)\b.*|needs? (review|check|label|annotation|verif)\w*"
     r"|(暂?[无無]|未|待|缺少?|[没沒]有?|不)([标標][注註]?[签籤]?[记記]?|[注註][释釋]?|知|定|明|[详詳]|分[类類]?|[归歸][类類]|"
-    r"[数數][据據]|[审審]核?|[处處]理|填写?|[确確]定|打[标標]|[评評])([类類]|的)?"
+    r"[数數][据據]|[审審]核?|[处處]理|填写?|[确確]定|打[标標][签籤]?|[评評])([类類]|的)?"
 )
 """Words for "no", "not" and "without", with those for "data", "label" and "given", in several languages."""
 # fmt: on
