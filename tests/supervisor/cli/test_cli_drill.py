@@ -66,9 +66,9 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 )
 def test_each_scene_is_played_and_proved(scene: Scene, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a thread of its own, as in a drill. The scene about memory is in `test_ledger_replay.py`, which needs its ledger. The
-    runs whose bits are compared are a quarter as long.
+    runs whose bits are compared are a sixth as long.
     """
-    monkeypatch.setattr(scenes, "EPOCHS", scenes.EPOCHS // 4)
+    monkeypatch.setattr(scenes, "EPOCHS", scenes.EPOCHS // 6)
     found: list[Finding] = []
     with _room(threading.Event()) as room:
         thread = threading.Thread(target=lambda: found.extend(_findings(scene, room)))
