@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+from kit.cli_process import MEMSUP  # noqa: E402
 from kit.trainer_program import PROGRAM, QUIET  # noqa: E402
 
 STEPS, LEAD = 120, 20
@@ -74,7 +75,7 @@ def price(folder: Path, pairs: int) -> None:
             (place / "train.py").write_text(PROGRAM)
             command = [sys.executable, "train.py"]
             if way == "guarded":
-                command = [sys.executable, "-m", "memsup.supervisor.cli", "start", "--fresh", "--wait", "--", *command]
+                command = [*MEMSUP, "start", "--fresh", "--wait", "--", *command]
             with open(place / "printed", "wb") as printed:
                 subprocess.run(command, cwd=place, env=os.environ | program | own, check=True, stdout=printed, stderr=printed)
             first, last = (float(line) for line in (place / "marks").read_text().splitlines())
