@@ -37,12 +37,18 @@ def check_config(where: str, config: object) -> Mapping[str, Any]:
         )
     if known:
         raise InputError(
-            f"{where} is of type {kind}, of which transformers makes no text classifier: choose another model, such as a BERT."
+            f"{where} is of type {one_line(kind)}, of which transformers makes no text classifier: choose another "
+            "model, such as a BERT."
         )
     raise InputError(
-        f"{where} is of type {kind}, which transformers {libraries.transformers_version()} does not know: check "
+        f"{where} is of type {one_line(kind)}, which transformers {libraries.transformers_version()} does not know: check "
         "model_type in its config.json, or try a newer one: pip install --upgrade transformers"
     )
+
+
+def one_line(name: str) -> str:
+    """A name that others wrote, as a part of a sentence."""
+    return " ".join(name.split())[:100]
 
 
 def replaced(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -51,13 +57,14 @@ def replaced(config: Mapping[str, Any]) -> tuple[str, ...]:
     problem = config.get("problem_type")
     if problem not in {None, PROBLEM_TYPE}:
         sentences.append(
-            f"The model's config.json has problem_type {str(problem)[:80]}; here each text has one label, so the result has "
+            f"The model's config.json has problem_type {one_line(str(problem))}; here each text has one label, so "
+            "the result has "
             f"{PROBLEM_TYPE}."
         )
     attention = config.get("_attn_implementation", config.get("attn_implementation"))
     if attention is not None and attention not in OWN_ATTENTION:
         sentences.append(
-            f"The model's config.json names {str(attention)[:80]} to compute attention; memsup takes torch's own and "
+            f"The model's config.json names {one_line(str(attention))} to compute attention; memsup takes torch's own and "
             "fetches no other."
         )
     return tuple(sentences)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from memsup.shared.data.errors import InputError
+from memsup.shared.model.config import one_line
 
 _WEIGHTS = frozenset(("weight", "bias", "gamma", "beta", "weight_g", "weight_v", "parametrizations", "original0", "original1"))
 """What torch itself calls the numbers of a layer, today and earlier."""
@@ -48,14 +49,16 @@ def check_tensors(
     names = sorted(tensors)
     if 2 * sum(_OF_ADAPTERS.search(name) is not None for name in names) > len(names):
         raise InputError(
-            f"The weights of {where} are those of an adapter ({names[0]}) and not of a whole model: merge it into its model, "
+            f"The weights of {where} are those of an adapter ({one_line(names[0])}) and not of a whole model: "
+            "merge it into its model, "
             "see docs/models.md."
         )
     sizes = {name: math.prod(tensor.shape) for name, tensor in tensors.items()}
     rounded = {name for name, tensor in tensors.items() if _ROUNDED.fullmatch(tensor.dtype)}
     if 2 * sum(sizes[name] for name in rounded) > sum(sizes.values()) or any(name.endswith(".qweight") for name in names):
         raise InputError(
-            f"The weights of {where} are quantized, rounded to a few bits each ({min(rounded, default=names[0])}), and cannot "
+            f"The weights of {where} are quantized, rounded to a few bits each "
+            f"({one_line(min(rounded, default=names[0]))}), and cannot "
             "be trained: choose the model that they were made from."
         )
     _check_family(where, kind, config, families)
@@ -74,7 +77,8 @@ def _check_family(where: str, kind: str, config: Mapping[str, Any], families: Ma
         types = families.get(family)
         if types is not None and kind not in types:
             raise InputError(
-                f"The config.json of {where} says that the model is a {str(name)[:80]}, and that its model_type is {kind}; as "
+                f"The config.json of {where} says that the model is a {one_line(str(name))}, and that its "
+                f"model_type is {one_line(kind)}; as "
                 f"such it would be computed in another way than it was trained: write {min(types)} there."
             )
 
@@ -90,11 +94,12 @@ def _check_names(where: str, kind: str, names: list[str], words: Collection[str]
     first = {name.partition(".")[0] for name in strange}
     if len(first) == 1 and sum(map(is_known, inside)) > len(strange) // 2 and first.isdisjoint({*words, *families}):
         raise InputError(
-            f"The names of the weights of {where} begin with {first.pop()!r}, as where the model lies inside of another "
+            f"The names of the weights of {where} begin with {first.pop()[:100]!r}, as where the model lies inside of another "
             "object: save that inner model with save_pretrained."
         )
     raise InputError(
-        f"The weights of {where} have names such as {strange[0][:100]}, which no model of type {kind} has, so they would not "
+        f"The weights of {where} have names such as {one_line(strange[0])}, which no model of type "
+        f"{one_line(kind)} has, so they would not "
         f"be read: {_AGAIN}."
     )
 
@@ -104,7 +109,8 @@ def _check_tokens(where: str, tensors: Mapping[str, Tensor], config: Mapping[str
     found = next((name for name in sorted(tensors) if _TABLE_OF_TOKENS.search(name)), None)
     if found is not None and isinstance(says, int) and tensors[found].shape and tensors[found].shape[0] != says:
         raise InputError(
-            f"The weights of {where} have numbers for {tensors[found].shape[0]:,} tokens ({found}), its config.json says "
+            f"The weights of {where} have numbers for {tensors[found].shape[0]:,} tokens ({one_line(found)}), its "
+            "config.json says "
             f"{says:,} (vocab_size): {_AGAIN}."
         )
 

@@ -301,6 +301,7 @@ def test_what_is_no_models_folder_says_what_it_is(tmp_path: Path) -> None:
     ("config", "says"),
     [
         ({"model_type": "my_bert", "auto_map": {"AutoConfig": "mine.Mine"}}, "memsup runs none from a model's folder"),
+        ({"model_type": "bert\n"}, r"type bert, which transformers \d.* does not know"),
         ({"model_type": "my_bert"}, r"type my_bert, which transformers \d.* does not know"),
         ({"model_type": "vit"}, "makes no text classifier"),
         ({"model_type": "whisper", "auto_map": {"AutoConfig": "mine.Mine"}}, "makes no text classifier"),
