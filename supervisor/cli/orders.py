@@ -5,6 +5,7 @@ The answer comes when the thing is done, not when it was heard. Ctrl-C while wai
 
 from __future__ import annotations
 
+import errno
 import time
 from pathlib import Path
 
@@ -214,7 +215,8 @@ def _unwritten(paths: RunPaths, wanted: Wanted) -> str | None:
             except OSError as error:
                 again = command("stop" if wanted is Wanted.STOPPED else "start", paths.name)
                 unknown = f"But {paths.record} cannot be written ({error.strerror}), so a boot would not know of it."
-                return f"{unknown} Make room, then: {again}"
+                first = "Make room" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "Make that possible"
+                return f"{unknown} {first}, then: {again}"
             return None
         if time.monotonic() > until_s:
             return f"But {paths.record} cannot be written yet; the supervisor goes on trying."

@@ -38,6 +38,8 @@ class Found:
     is_up: bool
     """Whether it has a supervisor, or something that it started still runs."""
     size_bytes: int
+    is_unguarded: bool = False
+    """Whether something that it started still runs, and it has no supervisor."""
 
     @property
     def age_s(self) -> float | None:
@@ -53,8 +55,9 @@ def find(name: str) -> Found:
         observed = observe(paths)
     except RecordError:
         return Found(name, None, is_up=False, size_bytes=size_bytes(paths))
-    is_up = observed.presence is not Presence.GONE or observed.worker_is_left
-    return Found(name, observed.status, is_up=is_up, size_bytes=size_bytes(paths))
+    left = observed.worker_is_left
+    is_up = observed.presence is not Presence.GONE or left
+    return Found(name, observed.status, is_up=is_up, size_bytes=size_bytes(paths), is_unguarded=left)
 
 
 @click.command("list")
@@ -81,7 +84,8 @@ def _row(run: Found) -> tuple[str, ...]:
     far = reached(status)
     total = status.progress.total_steps
     steps = "" if far is None else count(far.step) + (f" of {count(total)} ({percent(far.step / total)})" if total else "")
-    return (run.name, str(status.state), steps, _time(run, status), _metric(status), size(run.size_bytes))
+    state = f"{status.state}, unguarded" if run.is_unguarded else str(status.state)
+    return (run.name, state, steps, _time(run, status), _metric(status), size(run.size_bytes))
 
 
 def _time(run: Found, status: Status) -> str:
@@ -106,6 +110,7 @@ def _document(run: Found) -> dict[str, Any]:
         "run": run.name,
         "state": None if status is None else status.state,
         "is_up": run.is_up,
+        "is_unguarded": run.is_unguarded,
         "is_command": None if status is None else status.is_command,
         "step": None if status is None else status.progress.step,
         "total_steps": None if status is None else status.progress.total_steps,
@@ -134,8 +139,10 @@ def rm(names: tuple[str, ...], age: str | None, finished: bool, yes: bool, as_js
     if unknown := sorted(set(names) - {paths.name for paths in all_runs()}):
         raise RefusedError(f"There is no run {unknown[0]!r}. Those that there are: memsup list", UNKNOWN)
     chosen = [find(name) for name in dict.fromkeys(names) or [paths.name for paths in all_runs()]]
-    if names and (up := [run.name for run in chosen if run.is_up]):
-        raise RefusedError(f"Run {up[0]!r} is up, and is not removed. First: {command('stop', up[0])}", NOT_REMOVED)
+    if names and (up := [run for run in chosen if run.is_up]):
+        name = up[0].name
+        guard = f"{command('start', name)}, then " if up[0].is_unguarded else ""  # nobody is there who could be told to stop
+        raise RefusedError(f"Run {name!r} is up, and is not removed. First: {guard}{command('stop', name)}", NOT_REMOVED)
     chosen = _those([run for run in chosen if not run.is_up], older_than_s=_seconds(age), finished=finished)
     if not chosen:
         message("No run is to be removed.")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
-from kit.cli_process import a_run, end_supervisors, memsup, said
+from kit.cli_process import a_run, end_supervisors, eventually, memsup, said
 from kit.statuses import a_status
 
 from memsup.checkpoint.store import Store
@@ -111,7 +113,16 @@ def test_a_run_that_is_up_is_never_removed(tmp_path: Path, capfd: pytest.Capture
         assert (code, "memsup stop" in text) == (1, True), text
         assert "No run is to be removed" in said(capfd, "rm", "--older-than", "1ms", "--yes")[1]
         assert is_held(run_paths("default"))
-        assert json.loads(said(capfd, "list", "--json")[1])["runs"][0]["is_up"]
+        run = json.loads(said(capfd, "list", "--json")[1])["runs"][0]
+        assert (run["is_up"], run["is_unguarded"]) == (True, False)
+        os.kill(json.loads(said(capfd, "status", "--json")[1])["pid"], signal.SIGKILL)
+        eventually(lambda: not is_held(run_paths("default")))
+        run = json.loads(said(capfd, "list", "--json")[1])["runs"][0]
+        assert (run["is_up"], run["is_unguarded"]) == (True, True)
+        assert "stopped, unguarded" in said(capfd, "list")[1]
+        code, text = said(capfd, "rm", "default", "--yes")
+        assert (code, "memsup start, then memsup stop" in text) == (1, True), text
+        assert memsup("start", cwd=tmp_path).returncode == 0
     finally:
         end_supervisors()
     assert said(capfd, "rm", "default", "--yes")[0] == 0
