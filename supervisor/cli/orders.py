@@ -81,7 +81,7 @@ def resume(run_name: str, as_json: bool) -> int:
 def stop(run_name: str, as_json: bool, now: bool) -> int:
     """Write a checkpoint and stop; `memsup start` continues from it.
 
-    A command of your own that does not call memsup.guard gets SIGTERM, and `memsup start` begins it anew.
+    A command of your own that is not attached gets SIGTERM, and `memsup start` begins it anew.
     Exit code: 0 done, 1 no answer or refused, 3 not running.
     """
     paths = paths_of(run_name)
