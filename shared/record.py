@@ -1,7 +1,7 @@
 """What `run.json` holds: what the user asked for, resolved when the run was created, and what they want of it now. Pure.
 
 Everything in it must be the same again after a restart for the training to be the same. What may change later: `wanted`,
-`pause_mode`, `gentle`, and of the settings those that change no training. `run_file.py` reads and writes it.
+`pause_mode`, `gentle`, `queued`, and of the settings those that change no training. `run_file.py` reads and writes it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,16 @@ class MemoryEstimate(msgspec.Struct, frozen=True, kw_only=True):
         return self.held_bytes + int(self.token_bytes * min(micro_tokens, self.most_tokens))
 
 
+class Awaited(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that another one waits for."""
+
+    run: str
+    run_id: str
+    """Which run of that name: one that is begun in its place is not waited for."""
+    must_finish: bool = False
+    """Whether the one that waits begins only if this one finishes, and not where it fails or is stopped."""
+
+
 class RunRecord(msgspec.Struct, kw_only=True):
     """The content of `run.json`."""
 
@@ -45,6 +55,9 @@ class RunRecord(msgspec.Struct, kw_only=True):
     gentle: bool = False
     """Whether the machine died under the run, and nobody has stopped and started it since
     (`supervisor/decide/after_power_loss.py`)."""
+    queued: list[Awaited] | None = None
+    """The runs that it still waits for before it begins; where none is left, for room beside others. It is None once it has
+    begun."""
     tier: str
     """The tier that was chosen: low, safe or full; `settings.tier` keeps what was asked."""
     tier_reason: str

@@ -18,6 +18,8 @@ SCHEMA = 1
 class RunState(enum.StrEnum):
     """What a run does, as a person is told."""
 
+    WAITING = "waiting"
+    """It is queued, and has not begun: other runs come first."""
     STARTING = "starting"
     RUNNING = "running"
     PAUSING = "pausing"
@@ -34,12 +36,15 @@ OVER = (RunState.STOPPED, RunState.FINISHED, RunState.FAILED)
 """The states in which nothing more happens by itself."""
 
 _UNDER_WAY = frozenset(RunState) - {RunState.STOPPING, *OVER}
+_PAUSE = frozenset({RunState.PAUSING, RunState.PAUSED})
 STATE_MOVES = {
-    **{state: frozenset(RunState) - {state} for state in _UNDER_WAY},
+    **{state: frozenset(RunState) - {state} for state in _PAUSE},
+    **{state: frozenset(RunState) - {state, RunState.WAITING} for state in _UNDER_WAY - _PAUSE},
     RunState.STOPPING: frozenset(OVER),
     **{state: frozenset[RunState]() for state in OVER},
 }
-"""The states that may follow each state: whatever is under way may become anything, but a stop is not taken back."""
+"""The states that may follow each state: whatever is under way may become anything, but a stop is not taken
+back, and what has begun waits for its turn no more. One that waits may be paused, and waits on after that."""
 
 
 class Wanted(enum.StrEnum):
@@ -86,6 +91,8 @@ class TroubleKind(enum.StrEnum):
     RESTARTS = "restarts"
     SUPERVISOR_GONE = "supervisor_gone"
     """Nobody guards the run, or whoever does gives no answer."""
+    AWAITED = "awaited"
+    """A run that this one waits for is not over, and nobody guards it."""
     UNREACHABLE = "unreachable"
     """The run is guarded, but its sockets are gone and cannot be made anew."""
 
@@ -101,6 +108,7 @@ PASSING = frozenset(
         TroubleKind.UNRESPONSIVE,
         TroubleKind.RESTARTS,
         TroubleKind.UNREACHABLE,
+        TroubleKind.AWAITED,
     }
 )
 """What is so, and is being dealt with, only while a supervisor is there."""
@@ -174,6 +182,17 @@ class CheckpointStatus(msgspec.Struct, kw_only=True):
     verified: bool | None = None
 
 
+class WaitingStatus(msgspec.Struct, kw_only=True):
+    """What a run waits for that is queued."""
+
+    runs: list[str] = msgspec.field(default_factory=list)
+    """The runs that it still waits for; empty where it waits only for room beside others."""
+    what_for: str
+    """The same in a clause, for people."""
+    no_room: str | None = None
+    """Why it cannot begin although no run is waited for any more, a sentence. It is None where it was not tried yet."""
+
+
 class ProgramStatus(msgspec.Struct, kw_only=True):
     """What memsup does for a command of the user's own."""
 
@@ -220,6 +239,8 @@ class Status(msgspec.Struct, kw_only=True):
     wanted: Wanted
     is_command: bool = False
     """Whether a command of the user's own is supervised."""
+    waiting: WaitingStatus | None = None
+    """What it waits for before it begins. It is None once it has begun."""
     program: ProgramStatus | None = None
     """What is done for that command. It is None for the built-in training, and while there is no worker."""
     tier: str | None = None

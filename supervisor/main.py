@@ -27,9 +27,9 @@ from memsup.shared.clock import monotonic_s, unix_s
 from memsup.shared.messages import Failed, RequestKind
 from memsup.shared.paths import PathError, RunPaths
 from memsup.shared.record import RunRecord, decode_settings
-from memsup.shared.settings import Settings, SettingsError
+from memsup.shared.settings import SettingsError
 from memsup.shared.status import Status, encode_status
-from memsup.supervisor.daemon import claims
+from memsup.supervisor.daemon import awaited, claims
 from memsup.supervisor.daemon.lock import Lock
 from memsup.supervisor.daemon.schedule import SOON_S, Schedule
 from memsup.supervisor.daemon.sd_notify import Notifier
@@ -39,18 +39,20 @@ from memsup.supervisor.daemon.sockets import NOBODY, Sockets
 from memsup.supervisor.daemon.systemd import GO_ON, exit_status
 from memsup.supervisor.decide import taking_over
 from memsup.supervisor.decide.after_power_loss import restraint_of
-from memsup.supervisor.decide.claims import sharing
+from memsup.supervisor.decide.claims import ALONE, sharing
 from memsup.supervisor.decide.events import By, Event
 from memsup.supervisor.decide.guard import Guard, would_compute
 from memsup.supervisor.decide.ladder import Ladder, MemoryLimits
 from memsup.supervisor.decide.run.actions import (
     Action,
     Answer,
+    ClaimRoom,
     Freeze,
     Kill,
     Quit,
     Record,
     SaveBudget,
+    SaveQueued,
     SaveWish,
     Send,
     Spawn,
@@ -108,14 +110,15 @@ class Supervisor:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         newest = newest_checkpoint(paths, record)
         death = explain(paths, record, boot, newest)
-        record.gentle = record.gentle or (death is not None and death.machine_died)
+        has_begun = record.queued is None
+        record.gentle = record.gentle or (has_begun and death is not None and death.machine_died)
 
         device = record.settings.training.device
         gpus, _ = facts(GPU_FACTS_S) if device != "cpu" else ((), None)
         machine = look(paths.state, gpus)
         on_gpu = device.startswith("cuda") or bool(gpus)
         with claims.turn(paths):
-            others = claims.beside(paths, keep_own=True)
+            others = claims.beside(paths, keep_own=True) if has_begun else ALONE
             limits = resolve(record.settings, created_with(record.settings), machine, beside=others).limits
             checkpoints = self._checkpoints()
             if (why := sharing(others.others, checkpoints)) is not None:
@@ -152,6 +155,7 @@ class Supervisor:
             memory_limit_bytes=limits.worker_limit_bytes,
             is_command=record.command is not None,
             continue_on_cpu=record.settings.recovery.continue_on_cpu,
+            queued=None if record.queued is None else tuple(record.queued),
             checkpoint=note_of(newest),
             before=progress_at(note_of(newest), paths, record),
             budget=read_budget(budget_file(paths)),
@@ -296,6 +300,8 @@ class Supervisor:
             self._perform(now_s, self.life.on_outlived(now_s, len(self.worker.fence.pids())))
 
         self._perform(now_s, self.life.on_tick(now_s))
+        if self.life.queued is not None:
+            self._perform(now_s, self.life.on_awaited(now_s, awaited.look(self.life.queued)))
         if (hang := self.night.hangs.step(now_s, self.life, self.worker)) is not None:
             self._perform(now_s, self.life.on_hang(now_s, *hang))
 
@@ -341,7 +347,8 @@ class Supervisor:
         try:
             settings = decode_settings(settings_json)
             differ = taking_over.changed(self.record.settings, settings)
-            limits = self._limited(settings, differ) if taking_over.concerns_limits(differ) else self.night.limits
+            asked = msgspec.structs.replace(self.record, settings=settings)
+            limits = self._limited(asked, differ) if taking_over.concerns_limits(differ) else self.night.limits
         except (SettingsError, msgspec.DecodeError, UnicodeDecodeError, PathError) as error:
             return Answer(token, False, "\n".join((str(error), *getattr(error, "more", ()))))
         except BlockingIOError:
@@ -349,11 +356,8 @@ class Supervisor:
         before_bytes = self.guard.ladder.limits.worker_bytes
         self.record.settings = settings
         self.journal.save_run(self.record)
-        self.guard.ladder.limits = memory_limits(limits)
-        self.life.memory_limit_bytes = limits.worker_limit_bytes
+        self._keep_to(limits)
         self.life.continue_on_cpu = settings.recovery.continue_on_cpu
-        self.worker.fence.limit_bytes = limits.fence_bytes
-        self.worker.fence.renew()
         self.devices.take_over(settings.limits)
         self.journal.record(now_s, *self.night.take_over(now_s, settings, limits))
         has_worker = self.life.stage is not Stage.NONE
@@ -363,19 +367,42 @@ class Supervisor:
         self.schedule.look_soon(now_s)
         return Answer(token, True, text)
 
-    def _limited(self, settings: Settings, differ: Set[str]) -> Limits:
-        """The limits that follow from other settings, claimed beside those of other runs. Raises `SettingsError`, `PathError`,
-        and BlockingIOError where another run has its turn.
+    def claim_room(self, now_s: float) -> None:
+        """Claims what the run may take beside others, whose turn it is now; or tells why there is no room for it."""
+        try:
+            limits = self._limited(msgspec.structs.replace(self.record, queued=None))
+        except BlockingIOError:  # another run is just starting; the next look comes soon
+            return
+        except (SettingsError, PathError) as error:
+            self._perform(now_s, self.life.on_room(now_s, str(error)))
+            return
+        self._keep_to(limits)
+        self.journal.record(now_s, *self.night.take_over(now_s, self.record.settings, limits), *self.night.shared())
+        self._perform(now_s, self.life.on_room(now_s, None))
+
+    def _keep_to(self, limits: Limits) -> None:
+        """Has guard and fence keep to other limits of memory."""
+        self.guard.ladder.limits = memory_limits(limits)
+        self.life.memory_limit_bytes = limits.worker_limit_bytes
+        self.worker.fence.limit_bytes = limits.fence_bytes
+        self.worker.fence.renew()
+
+    def _limited(self, asked: RunRecord, differ: Set[str] = frozenset()) -> Limits:
+        """The limits of what is `asked`, claimed beside those of other runs; the settings `differ` were given now. Raises
+        `SettingsError`, `PathError`, and BlockingIOError where another run has its turn.
         """
+        settings = asked.settings
         machine = look(self.paths.state, self.devices.gpus)
         with contextlib.ExitStack() as turn:
             turn.enter_context(claims.turn(self.paths, waits=False))
-            beside, gpu = claims.beside(self.paths), deciding_gpu(settings, machine)
+            beside = ALONE if asked.queued is not None else claims.beside(self.paths)
+            checkpoints, gpu = self._checkpoints(), deciding_gpu(settings, machine)
+            if (why := sharing(beside.others, checkpoints)) is not None:
+                raise SettingsError(why)
             origins = created_with(settings) | dict.fromkeys(differ, "given now")
             limits = resolve_limits(settings, origins, machine, gpu, beside)
             taking_over.check_room(self.paths.name, limits, self.guard.memory.worker_bytes if self.worker.pid else None)
-            asked = msgspec.structs.replace(self.record, settings=settings)
-            claim = claim_of(asked, limits, on_gpu=self.devices.watches_gpus, checkpoints=self._checkpoints())
+            claim = claim_of(asked, limits, on_gpu=self.devices.watches_gpus, checkpoints=checkpoints)
             self.scribe.carry_out(str(self.paths.claim), partial(claims.claim_and_end, self.paths, claim, turn.pop_all()))
         return limits
 
@@ -440,6 +467,11 @@ class Supervisor:
                 case SaveWish(wanted=wanted, pause_mode=mode):
                     self.record.wanted, self.record.pause_mode = wanted, mode
                     self.journal.save_run(self.record)
+                case SaveQueued(queued=queued):
+                    self.record.queued = None if queued is None else list(queued)
+                    self.journal.save_run(self.record)
+                case ClaimRoom():
+                    self.claim_room(now_s)
                 case SaveBudget(budget=budget):
                     self.journal.save_budget(budget)
                 case Record():

@@ -130,15 +130,19 @@ class Night:
         self._notices.start(now_s)
         if self.death is not None:
             yield self.death.record
-        if others := self.limits.beside.others:
-            may = f"this one may take {size(self.limits.worker_limit_bytes)} ({self.limits.worker_limit_origin})"
-            yield Record(event=Event.SHARED, reason=f"{taken(others)}; {may}", by=By.SUPERVISOR)
+        yield from self.shared()
         try:
             self._box = BlackBox(self._paths.blackbox, self._boot)
         except OSError as error:
             why = f"There is no black box ({error.strerror}), so a death of the machine could not be explained afterwards."
             yield Record(event=Event.NO_PROTECTION, reason=why, by=By.SUPERVISOR)
         self._flush_box(now_s, Mark.START)
+
+    def shared(self) -> Iterator[Record]:
+        """What is to be recorded where other runs live: what they may take, and what this one may beside them."""
+        if others := self.limits.beside.others:
+            may = f"this one may take {size(self.limits.worker_limit_bytes)} ({self.limits.worker_limit_origin})"
+            yield Record(event=Event.SHARED, reason=f"{taken(others)}; {may}", by=By.SUPERVISOR)
 
     def take_over(self, now_s: float, settings: Settings, limits: Limits) -> Iterator[Record]:
         """Other addresses and limits count from now on. Returns what is to be recorded of messages that were on their way."""

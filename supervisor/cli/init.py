@@ -47,6 +47,7 @@ def init(
     """
     from memsup.supervisor.cli.start import settings_of_flags
     from memsup.supervisor.client.preparing import load_settings, plan_new
+    from memsup.supervisor.daemon.claims import beside
 
     if schema:
         from memsup.shared.schema import schema_of_settings
@@ -63,7 +64,8 @@ def init(
     if not any(one.startswith("task.model=") for one in given):
         raise RefusedError("Which model is to be trained? For example: memsup init --model bert-base-chinese")
     loaded = load_settings(demo=False, tier=None, assignments=given, environment=os.environ, job=False)
-    plan = plan_new(run_paths(DEFAULT_RUN), loaded, None)
+    paths = run_paths(DEFAULT_RUN)
+    plan = plan_new(paths, loaded, None, beside(paths))
     text = "".join(f"{line}\n" for line in _lines(plan, folder))
     if as_json:
         json_data({"schema": 1, "file": str(file), "content": text})

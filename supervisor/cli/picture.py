@@ -51,6 +51,7 @@ def picture(status: Status, now_unix_s: float) -> list[Line]:
     if (drawn := _bar(status)) is not None:
         lines.append(drawn)
     rows = [
+        ("waits", waits(status)),
         ("progress", speed(status)),
         ("batch", _batch(status)),
         ("memory", _memory(status)),
@@ -78,6 +79,7 @@ def vitals(status: Status, now_unix_s: float) -> list[tuple[str, str]]:
         None if status.memory.ram_available_bytes is None else f"{size(status.memory.ram_available_bytes)} of RAM free",
     ]
     rows = [
+        ("waits", waits(status)),
         ("now", ", ".join(part for part in now if part) if status.state not in OVER else None),
         ("cooling", _cooling(status)),
         ("checkpoint", _checkpoint(status)),
@@ -108,11 +110,19 @@ def progress(status: Status) -> list[Line]:
     memory = None
     if status.memory.worker_bytes is not None and status.worker_pid is not None:
         memory = f"{size(status.memory.worker_bytes)} of {size(status.memory.limit_bytes)}"
-    details = ", ".join(part for part in (speed(status), memory) if part)
+    details = ", ".join(part for part in (waits(status), speed(status), memory) if part)
     drawn = _bar(status)
     doing = f"  {state}" + (f": {details}" if details else "")
     lines: list[Line] = [doing] if drawn is None else [drawn, doing]
     return lines
+
+
+def waits(status: Status) -> str | None:
+    """What a run waits for that is queued."""
+    if status.waiting is None or status.state in OVER:
+        return None
+    why = f": {printable(status.waiting.no_room)}" if status.waiting.no_room else ""
+    return printable(status.waiting.what_for) + why
 
 
 def bar(fraction: float, cells: int, colour: str = "green") -> str:
@@ -134,7 +144,9 @@ def _readings(status: Status) -> list[tuple[str, str | None]]:
 
 def one_line(status: Status) -> str:
     """The status in one line, for logs and other places without a terminal."""
-    parts = [str(status.state), steps_of(status), speed(status)]
+    waits = status.waiting if status.state is RunState.WAITING else None
+    state = str(status.state) + (f" {waits.what_for}" if waits else "")
+    parts = [state, steps_of(status), speed(status)]
     if status.memory.worker_bytes is not None and status.worker_pid is not None:
         parts.append(f"{size(status.memory.worker_bytes)} of {size(status.memory.limit_bytes)}")
     return ", ".join(part for part in parts if part)

@@ -84,6 +84,8 @@ def _row(run: Found) -> tuple[str, ...]:
     far = reached(status)
     total = status.progress.total_steps
     steps = "" if far is None else count(far.step) + (f" of {count(total)} ({percent(far.step / total)})" if total else "")
+    if status.waiting is not None and status.state not in OVER:
+        steps = status.waiting.what_for
     state = f"{status.state}, unguarded" if run.is_unguarded else str(status.state)
     return (run.name, state, steps, _time(run, status), _metric(status), size(run.size_bytes))
 
@@ -111,6 +113,7 @@ def _document(run: Found) -> dict[str, Any]:
         "state": None if status is None else status.state,
         "is_up": run.is_up,
         "is_unguarded": run.is_unguarded,
+        "waits_for": None if status is None or status.waiting is None else status.waiting.runs,
         "is_command": None if status is None else status.is_command,
         "step": None if status is None else status.progress.step,
         "total_steps": None if status is None else status.progress.total_steps,

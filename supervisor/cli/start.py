@@ -24,7 +24,7 @@ from memsup.shared.data.layout import kind_by_name
 from memsup.shared.loading import Loaded
 from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths, current_folder, current_umask
-from memsup.shared.record import MemoryEstimate, RecordError, RunRecord, encode_settings
+from memsup.shared.record import Awaited, MemoryEstimate, RecordError, RunRecord, encode_settings
 from memsup.shared.run_file import new_run_id, read_record
 from memsup.shared.settings import Settings, keys
 from memsup.shared.status import OVER, RunState, Status, TroubleKind, Wanted, encode_status
@@ -46,7 +46,16 @@ from memsup.supervisor.cli.findings import (
     unfenced,
     verdict_document,
 )
-from memsup.supervisor.cli.options import FLAGS, TrainingCommand, flag_options, json_option, paths_of, run_option, setting_names
+from memsup.supervisor.cli.options import (
+    FLAGS,
+    TrainingCommand,
+    flag_options,
+    json_option,
+    paths_of,
+    run_names,
+    run_option,
+    setting_names,
+)
 from memsup.supervisor.cli.picture import one_line
 from memsup.supervisor.cli.screen import data, json_data, message, moves, paint
 from memsup.supervisor.client.contact import (
@@ -73,6 +82,9 @@ from memsup.supervisor.client.preparing import (
     shown,
 )
 from memsup.supervisor.client.trust import contacts, refuse_strangers
+from memsup.supervisor.daemon import claims
+from memsup.supervisor.decide.claims import ALONE
+from memsup.supervisor.decide.run.waiting import what_for
 from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
 from memsup.supervisor.decide.tiers import AS_CREATED
 from memsup.supervisor.words import count, result_line, use_rows
@@ -112,6 +124,12 @@ EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input.
 @click.option(
     "--attach/--no-attach", "attaches", default=None, help="With -- COMMAND: guard Hugging Face's Trainer by itself, or do not."
 )
+@click.option(
+    "--after", multiple=True, metavar="RUN", shell_complete=run_names, help="Begin when that run is over; all: those up now."
+)
+@click.option(
+    "--after-ok", multiple=True, metavar="RUN", shell_complete=run_names, help="The same, and only if that one finished."
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("-v", "--verbose", is_flag=True, help="All that was found, and where each limit came from.")
 @click.argument("command", nargs=-1, metavar="[-- COMMAND...]")
@@ -129,6 +147,8 @@ def start(
     trust: bool,
     accept: bool,
     attaches: bool | None,
+    after: tuple[str, ...],
+    after_ok: tuple[str, ...],
     dry_run: bool,
     verbose: bool,
     command: tuple[str, ...],
@@ -160,6 +180,7 @@ def start(
         wait=wait,
         foreground=foreground,
         attaches=attaches,
+        queued=_queue(paths, after, after_ok),
         looks_on=not detach and not as_json and moves(sys.stderr),
         dry_run=dry_run,
         verbose=verbose or dry_run,
@@ -185,13 +206,15 @@ def start(
         _refuse(record, kept, asked, is_up=False)
     if not trust:
         refuse_strangers(loaded, record.settings if record else None, typed("start", paths.name))
+    queued = _queued(asked, record)
+    beside = claims.beside(paths) if queued is None else ALONE  # what others leave is seen when it is its turn
     if asked.looks_on:
         message("Looking at this machine, the model and the data …")
     try:
         if record is None:
-            plan = plan_new(paths, loaded, argv, accept=accept)
+            plan = plan_new(paths, loaded, argv, beside, accept=accept)
         else:
-            plan = plan_continued(paths, record, loaded, accept=accept)
+            plan = plan_continued(paths, record, loaded, beside, accept=accept)
     except DoubtfulDataError as doubtful:
         return _tell_doubts(doubtful, as_json)
     except NoTaskError as error:
@@ -202,6 +225,8 @@ def start(
         _tell(paths, plan, record, asked)
         if before is not None and record is None:
             message(f"Run {paths.name!r} is finished; it would be kept under another name.")
+        if queued is not None:
+            message(f"It would wait {what_for(queued)}.")
         message("Dry run: nothing was written, nothing was started.")
         return 0
     return _go(paths, plan, record, asked, before)
@@ -262,11 +287,34 @@ class Asked:
     foreground: bool
     attaches: bool | None
     """Whether a Trainer is to be guarded by itself. It is None where nothing was said."""
+    queued: list[Awaited] | None
+    """The runs that are to be waited for; empty where those that were named are over. It is None where none was named."""
     looks_on: bool
     """Whether somebody is there who waits for the first step. A script or a service is not kept waiting."""
     dry_run: bool
     verbose: bool
     as_json: bool
+
+
+def _queue(paths: RunPaths, after: Sequence[str], after_ok: Sequence[str]) -> list[Awaited] | None:
+    """The runs that are to be waited for, and None where none was named. Raises `RefusedError`."""
+    if not (after or after_ok):
+        return None
+    from memsup.supervisor.client.queueing import to_wait_for
+
+    awaited, said = to_wait_for(paths, after, after_ok)
+    if said:
+        message(said)
+    return awaited
+
+
+def _queued(asked: Asked, record: RunRecord | None) -> list[Awaited] | None:
+    """What the run waits for before it begins: what is given now, else what it waited for, unless it was stopped. It is None
+    where it begins now.
+    """
+    if asked.queued is not None:
+        return asked.queued or None
+    return record.queued if record is not None and record.wanted is not Wanted.STOPPED else None
 
 
 def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, found: RunRecord | None) -> int:
@@ -281,9 +329,11 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
         # Another start may have come first while the data were looked at.
         if is_held(paths) or (not asked.fresh and _run_id(read_record(paths.record)) != _run_id(found)):
             return _already(paths, dataclasses.replace(asked, fresh=False))
+        queued = _queued(asked, record)
         before = copy.deepcopy(record)  # the record that goes on is changed in its place
         aside = _set_aside(paths) if record is None else None
         fresh_record = _new_record(paths, plan) if record is None else _continued_record(record, plan)
+        fresh_record.queued = queued
         fresh_record.attaches = fresh_record.attaches if asked.attaches is None else asked.attaches
         spawning.write_run(paths, fresh_record)
         moved = [_where_it_is(paths, aside)] if aside else []
@@ -320,7 +370,7 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
             from memsup.supervisor.cli.wait import follow
 
             return follow(paths, as_json)
-        if asked.looks_on and fresh_record.wanted is not Wanted.PAUSED:
+        if asked.looks_on and fresh_record.wanted is not Wanted.PAUSED and queued is None:
             from memsup.supervisor.cli.first_step import look_on
 
             seen = look_on(paths, from_step=from_step, is_command=fresh_record.command is not None)
@@ -401,6 +451,15 @@ def _refuse_left_worker(paths: RunPaths) -> None:
         raise RefusedError(f"Run {paths.name!r} has no supervisor any more. {left} {stop}", NOT_STARTED)
 
 
+def _refuse_queueing(record: RunRecord, queued: Sequence[Awaited]) -> None:
+    """Raises `RefusedError` where a run that is up is to wait for others than it does."""
+    if {one.run for one in queued} <= {one.run for one in record.queued or ()}:
+        return
+    does = "has begun" if record.queued is None else f"waits {what_for(record.queued)}"
+    stop, start = typed("stop", record.run), typed("start", record.run)
+    raise RefusedError(f"Run {record.run!r} {does}. To queue it otherwise: {stop}, then {start} with the same.")
+
+
 def _already(paths: RunPaths, asked: Asked) -> int:
     """Has a run that has a living supervisor take over what may change, and says how it does; returns the exit code.
 
@@ -413,6 +472,7 @@ def _already(paths: RunPaths, asked: Asked) -> int:
     if (record := read_record(paths.record)) is not None:
         if kept := _kept(record, asked):
             _refuse(record, kept, asked, is_up=True)
+        _refuse_queueing(record, asked.queued or ())
         settings, taken, _ = merge(record.settings, asked.loaded, is_command=record.command is not None)
         if taken and not asked.trust:
             refuse_strangers(asked.loaded, record.settings, typed("start", paths.name))
@@ -422,7 +482,8 @@ def _already(paths: RunPaths, asked: Asked) -> int:
     if asked.as_json:
         json_data({"schema": 1, "run": paths.name, "already_running": True, "taken": _documents(taken), "text": text})
     elif status is not None:
-        data(f"Run {paths.name!r} already runs: {one_line(status)}.")
+        is_queued = status.state is RunState.WAITING
+        data(f"Run {paths.name!r} {'is queued' if is_queued else 'already runs'}: {one_line(status)}.")
         _tell_taken(taken, text, asked)
         paused = status.wanted is Wanted.PAUSED
         message(f"Look at it: {typed('status', paths.name)}" + (f"   Go on: {typed('resume', paths.name)}" if paused else ""))
@@ -609,7 +670,7 @@ def _tell(
     for sentence in _notes(plan):
         message(f"! {sentence}")
     if asked.as_json:
-        json_data(_document(paths, plan, record, run_id) | {"postmortem": postmortem})
+        json_data(_document(paths, plan, record, run_id, _queued(asked, record)) | {"postmortem": postmortem})
         return
     if not asked.verbose:
         _tell_briefly(paths, plan, record)
@@ -684,6 +745,10 @@ def _tell_next(paths: RunPaths, record: RunRecord, *, is_seen: bool) -> None:
         data("", f"Supervised, and still paused, as you left it. Go on with: {typed('resume', paths.name)}")
         return
     look, pause, stop = (typed(name, paths.name) for name in ("status", "pause", "stop"))
+    if record.queued is not None:
+        data("", f"It is queued: it waits {what_for(record.queued)}, and begins by itself. This terminal may be closed. Next:")
+        data(("memsup list", "all runs"), (stop, "takes it out of the queue; start begins it at once"))
+        return
     rows = [(f"{look} --watch", "look at it")]
     if record.command is None:
         rows += [(f"{pause} --release", "when you need the machine"), (stop, "checkpoint and stop; start continues")]
@@ -696,13 +761,16 @@ def _tell_next(paths: RunPaths, record: RunRecord, *, is_seen: bool) -> None:
         data(IF_ATTACHED)
 
 
-def _document(paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str | None) -> dict[str, Any]:
+def _document(
+    paths: RunPaths, plan: Plan, record: RunRecord | None, run_id: str | None, queued: Sequence[Awaited] | None
+) -> dict[str, Any]:
     return {
         "schema": 1,
         "run": paths.name,
         "run_id": run_id,
         "already_running": False,
         "continued": record is not None,
+        "waits_for": [one.run for one in queued or ()],
         "dry_run": run_id is None,
         "tier": plan.resolution.tier if record is None else record.tier,
         "tier_reason": plan.resolution.reason if record is None else record.tier_reason,

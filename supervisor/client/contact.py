@@ -343,6 +343,8 @@ def _what_is_left(paths: RunPaths, status: Status, was: RunState, *, is_command:
         what += " " + still_there(paths.name, status)
         if is_command:
             return what
+    if status.waiting is not None:
+        return f"{what} {command('start', paths.name)} has it wait on {status.waiting.what_for}."
     if is_command and status.checkpoint.step is None:
         return f"{what} {command('start', paths.name)} begins the command anew."
     if status.checkpoint.step is None:

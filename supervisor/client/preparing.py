@@ -24,7 +24,6 @@ from memsup.shared.paths import RunPaths, current_folder
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings, Share, Written, keys
 from memsup.supervisor.client.errors import RefusedError
-from memsup.supervisor.daemon.claims import beside
 from memsup.supervisor.decide.claims import Beside, Claim, sharing
 from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.estimate import Shape, shape_of
@@ -135,9 +134,10 @@ def look_at_task(settings: Settings, *, checkpoint: Path | None = None) -> TaskS
     return replace(task, model=replace(model, notes=(*model.notes, *notes)), verdict=verdict)
 
 
-def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, *, accept: bool = False) -> Plan:
-    """What a run that does not exist yet would be; with `accept` whatever is doubtful about its data is taken as it is. Raises
-    `RefusedError`, `SettingsError`, `InputError`, and of doubts `DoubtfulDataError`.
+def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, beside: Beside, *, accept: bool = False) -> Plan:
+    """What a run that does not exist yet would be, with the claims of those `beside` which it begins; with `accept` whatever is
+    doubtful about its data is taken as it is. Raises `RefusedError`, `SettingsError`, `InputError`, and of doubts
+    `DoubtfulDataError`.
     """
     settings = loaded.settings
     if command is None and settings.task.model is None and settings.task.train is None and job_file(demo=False) is None:
@@ -156,12 +156,12 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, *, acce
         if doubts := task.verdict.unsettled(settings.task.accept):
             raise DoubtfulDataError(task, doubts)
     _check_folder(settings)  # of a command as well, whose program may call memsup.guard
-    _refuse_shared_folder(paths, settings)
+    _refuse_shared_folder(paths, settings, beside)
     if settings.checkpoint.resume_from:
         _check_resume(Path(settings.checkpoint.resume_from))
     machine = look_around(paths.state, settings)
     shape = None if task is None else model_shape(str(task.model.folder or ""), task)
-    resolution = resolve(settings, loaded.origins, machine, shape, beside(paths))
+    resolution = resolve(settings, loaded.origins, machine, shape, beside)
     _check_disk(paths, settings, machine, task)
     return Plan(
         settings=resolution.settings,
@@ -173,8 +173,8 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, *, acce
     )
 
 
-def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, *, accept: bool = False) -> Plan:
-    """What the run of `record` would go on with: its own settings, but for those that may change; `accept` as for a new one.
+def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, beside: Beside, *, accept: bool = False) -> Plan:
+    """What the run of `record` would go on with: its own settings, but for those that may change; the rest as for a new one.
     Doubts about the data do not keep it from going on: what it has learnt is its own, and where it has not begun, its worker
     refuses them. Raises `RefusedError`, `SettingsError` and `InputError`.
     """
@@ -182,7 +182,7 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, *, accept
         raise RefusedError(f"The folder in which the run's command runs is gone: make {record.command_folder} again.")
     settings, taken, _ = merge(record.settings, loaded, is_command=record.command is not None)
     _check_folder(settings)
-    _refuse_shared_folder(paths, settings)
+    _refuse_shared_folder(paths, settings, beside)
     newest = None if record.command else newest_checkpoint(paths, record)
     task = None if record.command else look_at_task(settings, checkpoint=newest.path if newest else None)
     if task is not None and accept:
@@ -190,7 +190,7 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, *, accept
     machine = look_around(paths.state, settings)
     shape = None if task is None else model_shape(str(task.model.folder or ""), task)
     origins = created_with(settings) | {difference.key: difference.origin for difference in taken}
-    resolution = resolve(settings, origins, machine, shape, beside(paths))
+    resolution = resolve(settings, origins, machine, shape, beside)
     _check_disk(paths, settings, machine, None)
     return Plan(
         settings=resolution.settings,
@@ -271,10 +271,10 @@ def _check_folder(settings: Settings) -> None:
         raise RefusedError(f"checkpoint.folder = {folder} cannot be used: {problem}. Choose another one.")
 
 
-def _refuse_shared_folder(paths: RunPaths, settings: Settings) -> None:
+def _refuse_shared_folder(paths: RunPaths, settings: Settings, beside: Beside) -> None:
     """Raises `RefusedError` where a living run keeps its checkpoints where this one would."""
     folder = os.path.realpath(settings.checkpoint.folder or paths.checkpoints)
-    if (why := sharing(beside(paths).others, folder)) is not None:
+    if (why := sharing(beside.others, folder)) is not None:
         raise RefusedError(why)
 
 

@@ -85,7 +85,7 @@ def _others(paths: RunPaths) -> Iterator[Claim]:
         finally:
             os.close(fd)
         found = _read(folder / paths.claim.name)
-        if found is not None and found.is_over:
+        if found is not None and (found.is_over or found.waits):
             continue
         if not lives:
             if found is None or found.run_id is None:

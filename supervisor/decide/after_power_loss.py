@@ -62,7 +62,8 @@ def waits(record: RunRecord) -> str | None:
     """Why nothing is started after a death of the machine, and what to type. Returns None where the death does not keep the run
     from going on.
     """
-    if record.settings.recovery.after_power_loss != "ask" or record.wanted is not Wanted.RUNNING:
+    had_begun = record.queued is None
+    if record.settings.recovery.after_power_loss != "ask" or record.wanted is not Wanted.RUNNING or not had_begun:
         return None
     start = command("start", record.run)
     return (

@@ -40,6 +40,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     """The folder of its checkpoints, by its real name. It is None where that is not known."""
     is_over: bool = False
     """Whether its worker is gone for good, and its supervisor only says so to people before it goes as well."""
+    waits: bool = False
+    """Whether it is queued and takes nothing yet: it claims what is there when it begins."""
     run_id: str | None = None
     """What its fence is named after."""
     is_command: bool = False

@@ -237,6 +237,7 @@ def claim_of(record: RunRecord, limits: Limits, *, on_gpu: bool, checkpoints: st
         reserve_bytes=limits.reserve_bytes,
         on_gpu=on_gpu,
         checkpoints=checkpoints,
+        waits=record.queued is not None,
         is_command=record.command is not None,
         is_given=_is_given(record.settings, {}),
         needs_bytes=needs.peak_bytes(needs.most_tokens) if needs else None,

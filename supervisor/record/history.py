@@ -31,6 +31,8 @@ _SLEPT_S = 2.0
 class Activity(enum.StrEnum):
     """Where time goes, from the run's state and the worker's phase."""
 
+    WAITING = "waiting"
+    """It is queued: other runs come first."""
     STARTING = "starting"
     TRAINING = "training"
     RUNNING = "running"
@@ -49,6 +51,7 @@ class Activity(enum.StrEnum):
 
 
 _OF_STATE = {
+    RunState.WAITING: Activity.WAITING,
     RunState.PAUSING: Activity.PAUSED,
     RunState.PAUSED: Activity.PAUSED,
     RunState.COOLING: Activity.COOLING,

@@ -22,12 +22,14 @@ from memsup.shared.status import (
     TemperatureStatus,
     Trouble,
     TroubleKind,
+    WaitingStatus,
 )
 from memsup.supervisor.decide.heat import HeatDecision
 from memsup.supervisor.decide.readings import DiskReading, GpuReading, MemoryReading, TemperatureReading, limit_c
 from memsup.supervisor.decide.run.attachment import Guarded, lacks, what_it_is
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import Attachment
+from memsup.supervisor.decide.run.waiting import left_behind, what_for
 from memsup.supervisor.words import plural
 
 
@@ -75,6 +77,7 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
         state=life.state,
         wanted=life.wanted,
         is_command=life.is_command,
+        waiting=_waiting(life),
         program=_program(life),
         tier=record.tier,
         pid=around.pid,
@@ -113,6 +116,13 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
 def temperature_status(reading: TemperatureReading) -> TemperatureStatus:
     """A sensor as the document and `check` show it."""
     return TemperatureStatus(name=reading.name, celsius=reading.celsius, limit_c=limit_c(reading))
+
+
+def _waiting(life: Lifecycle) -> WaitingStatus | None:
+    if life.queued is None:
+        return None
+    runs = [awaited.run for awaited in life.queued]
+    return WaitingStatus(runs=runs, what_for=what_for(life.queued), no_room=life.no_room)
 
 
 def _program(life: Lifecycle) -> ProgramStatus | None:
@@ -212,6 +222,8 @@ def _of_the_worker(run: str, life: Lifecycle) -> Iterator[Trouble]:
             yield Trouble(TroubleKind.NOT_GIVEN_BACK, missing, str(number))
     for number, sentence in enumerate(life.attention):
         yield Trouble(TroubleKind.CHECKPOINT, sentence, str(number))
+    for awaited in life.left_behind:
+        yield Trouble(TroubleKind.AWAITED, left_behind(run, awaited), awaited.run)
     if life.recovery.why_not_begun is not None:
         yield Trouble(TroubleKind.RESTARTS, f"{life.recovery.why_not_begun} It is tried again.", "start")
     if life.unresponsive:

@@ -155,6 +155,7 @@ DESCRIPTIONS: dict[str, str] = {
     Activity.COOLING: "held until it was cooler",
     Activity.RECOVERING: "held, frozen or started again",
     Activity.PAUSED: "paused by you",
+    Activity.WAITING: "queued behind other runs",
     Activity.ENDING: "finishing and stopping",
     Activity.ASLEEP: "machine asleep",
     Gap.STOPPED: "stopped",
@@ -162,7 +163,7 @@ DESCRIPTIONS: dict[str, str] = {
     Gap.OFF: "machine off",
 }
 _CLASSES: dict[str, str] = {str(name): f"s-{name}" for name in [*Activity, *Gap]}
-_IDLE = {Activity.PAUSED, Activity.COOLING, Activity.RECOVERING, Activity.ASLEEP, *Gap}
+_IDLE = {Activity.WAITING, Activity.PAUSED, Activity.COOLING, Activity.RECOVERING, Activity.ASLEEP, *Gap}
 
 
 def swatch(name: str) -> str:

@@ -71,7 +71,7 @@ svg.bar{display:block;width:100%;height:26px;border-radius:6px;margin:4px 0 10px
 .s-training,.s-running{fill:var(--training)}.s-evaluating{fill:var(--evaluating)}.s-saving{fill:var(--saving)}
 .s-starting{fill:var(--starting)}.s-cooled{fill:var(--cooled)}.s-cooling{fill:var(--cooling)}
 .s-recovering{fill:var(--recovering)}.s-paused{fill:var(--paused)}.s-ending{fill:var(--ending)}
-.s-asleep{fill:var(--asleep)}.s-off{fill:var(--off)}.s-stopped{fill:var(--ending)}.s-unguarded{fill:var(--off);fill-opacity:.6}
+.s-asleep{fill:var(--asleep)}.s-waiting{fill:var(--paused);fill-opacity:.6}.s-off{fill:var(--off)}.s-stopped{fill:var(--ending)}.s-unguarded{fill:var(--off);fill-opacity:.6}
 .k-memory{fill:var(--memory);stroke:var(--memory)}.k-heat{fill:var(--heat);stroke:var(--heat)}
 .k-disk{fill:var(--disk);stroke:var(--disk)}.k-death{fill:var(--death);stroke:var(--death)}
 .k-machine{fill:var(--machine);stroke:var(--machine)}.k-user{fill:var(--user);stroke:var(--user)}

@@ -1,9 +1,9 @@
 """Who is told what, and when: the policy of messages and of the dead man's ping. Pure; `sender.py` sends.
 
-A person is told at once when a run has finished or failed, goes on again after the machine died, needs attention, or was paused
-for more than a quarter of an hour. Each trouble that needs attention is told once in half a day, and no more than a few
-messages a day in all; what was held back comes with the digest in the morning. A run that a person watches with `memsup status`
-needs none of this.
+A person is told at once when a run that was queued begins, or when one has finished or failed, goes on again after the machine
+died, needs attention, or was paused for more than a quarter of an hour. Each trouble that needs attention is told once in half
+a day, and no more than a few messages a day in all; what was held back comes with the digest in the morning. A run that a
+person watches with `memsup status` needs none of this.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import msgspec
 
 from memsup.shared.commands import command
-from memsup.shared.status import RunState, Status, TroubleKind
+from memsup.shared.status import OVER, RunState, Status, TroubleKind, Wanted
 from memsup.supervisor.words import count, duration, plural, size, steps
 
 PAUSED_LONG_S = 15 * 60.0
@@ -36,11 +36,13 @@ class Kind(enum.StrEnum):
     REVIVED = "revived"
     """Training goes on after a death of the whole machine, or waits for a person to say so."""
     PAUSED = "paused"
+    BEGUN = "begun"
+    """A run that was queued begins."""
     DIGEST = "digest"
     TEST = "test"
 
 
-_AT_ONCE = {Kind.FINISHED, Kind.FAILED, Kind.REVIVED}
+_AT_ONCE = {Kind.FINISHED, Kind.FAILED, Kind.REVIVED, Kind.BEGUN}
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Told(msgspec.Struct, kw_only=True):
     run_id: str = ""
     ended: str | None = None
     """The end of the run that was told. It is None where none was told."""
+    waits: bool = False
+    """Whether it was queued when it was looked at last."""
     troubles: dict[str, float] = msgspec.field(default_factory=dict)
     """Each trouble that needed attention (`Status.attention_kinds`), and when it was told."""
     sent: list[float] = msgspec.field(default_factory=list)
@@ -101,6 +105,7 @@ class Policy:
             notice
             for notice in (
                 self._end(status),
+                self._begin(status),
                 self._revival(status),
                 self._pause(unix_s, status),
                 self._attention(unix_s, status),
@@ -132,6 +137,12 @@ class Policy:
         return Notice(
             Kind.FAILED, f"{status.run}: failed", _sentences(status.failure or "No reason is known.", _checkpoint(status))
         )
+
+    def _begin(self, status: Status) -> Notice | None:
+        waited, self.told.waits = self.told.waits, status.waiting is not None
+        if not waited or self.told.waits or status.wanted is Wanted.STOPPED or status.state in OVER:
+            return None
+        return Notice(Kind.BEGUN, f"{status.run}: begins", "The runs before it in the queue are over, and it is its turn.")
 
     def _revival(self, status: Status) -> Notice | None:
         if not self._revived or status.state is not (RunState.STOPPED if self._waits else RunState.RUNNING):

@@ -22,7 +22,10 @@ from kit.run_state import ledger, status, step_of, until
 from kit.yardstick import stopwatch
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-STATES = {"starting", "running", "pausing", "paused", "cooling", "recovering", "stopping", "stopped", "finished", "failed"}
+STATES = {
+    *("waiting", "starting", "running", "pausing", "paused", "cooling", "recovering", "stopping"),
+    *("stopped", "finished", "failed"),
+}
 MIB = 1 << 20
 EPOCHS = 12
 STEPS = 27 * EPOCHS

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from memsup.shared.messages import PauseMode, ToWorker
+from memsup.shared.record import Awaited
 from memsup.shared.status import Wanted
 from memsup.supervisor.decide.events import By, Event, Move, OrderKind, Outcome
 from memsup.supervisor.decide.ladder import HoldReason, LadderState
@@ -77,6 +78,19 @@ class SaveWish:
 
     wanted: Wanted
     pause_mode: PauseMode
+
+
+@dataclass(frozen=True)
+class SaveQueued:
+    """Write to `run.json` what the run still waits for."""
+
+    queued: tuple[Awaited, ...] | None
+    """It is None where the run has begun, or is queued no more."""
+
+
+@dataclass(frozen=True)
+class ClaimRoom:
+    """Claim what the run may take beside others, now that it is its turn."""
 
 
 @dataclass(frozen=True)
@@ -153,4 +167,6 @@ class Quit:
     """End the supervisor: the run is over."""
 
 
-Action = Spawn | Send | Freeze | Thaw | Terminate | Kill | Answer | SaveWish | SaveBudget | Record | Quit
+Action = (
+    Spawn | Send | Freeze | Thaw | Terminate | Kill | Answer | SaveWish | SaveQueued | ClaimRoom | SaveBudget | Record | Quit
+)

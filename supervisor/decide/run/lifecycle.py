@@ -12,6 +12,7 @@ cooled down never ends a pause that a person asked for. `state` is derived from 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -23,7 +24,20 @@ from memsup.shared.status import STATE_MOVES, RunState, Wanted
 from memsup.supervisor.decide.events import By, Event
 from memsup.supervisor.decide.ladder import HoldReason, LadderState, Stance
 from memsup.supervisor.decide.run import records
-from memsup.supervisor.decide.run.actions import BY_USER, Action, Answer, Quit, Record, SaveBudget, SaveWish, Send, Spawn, Why
+from memsup.supervisor.decide.run.actions import (
+    BY_USER,
+    Action,
+    Answer,
+    ClaimRoom,
+    Quit,
+    Record,
+    SaveBudget,
+    SaveQueued,
+    SaveWish,
+    Send,
+    Spawn,
+    Why,
+)
 from memsup.supervisor.decide.run.attachment import why_not_attached
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
 from memsup.supervisor.decide.run.leaving import Ending, Leaving
@@ -32,6 +46,7 @@ from memsup.supervisor.decide.run.requests import Goal
 from memsup.supervisor.decide.run.restarts import Budget, Cause, Death, Verdict, judge, last_words_of
 from memsup.supervisor.decide.run.standing import Standing
 from memsup.supervisor.decide.run.tuning import Tuning
+from memsup.supervisor.decide.run.waiting import ENDED, Fate, what_for, why_never
 
 MOST_UNHEARD_S = 2.0
 """A worker says twice a second that it computes; what it does in a longer silence is not known, and not counted as work."""
@@ -58,6 +73,8 @@ class Lifecycle(Standing):
         """The supervisor begins its work. `leftover`: a worker of an earlier supervisor still lives. `was_attached`: it is a
         command that was attached to that one, of whose end it knows.
         """
+        if self.queued is not None:
+            self._out.append(records.waits(self.queued))
         if leftover:
             self._begin(Stage.LEFTOVER, now_s)
         if leftover and self.is_command and not was_attached:  # it knows no lifeline, and nobody guarded it since
@@ -66,6 +83,35 @@ class Lifecycle(Standing):
         elif leftover:
             text = "a worker of a supervisor that died is still here; it is given time to checkpoint and leave"
             self._out.append(Record(event=Event.FOUND, reason=text))
+        return self._follow_up(now_s)
+
+    def on_awaited(self, now_s: float, fates: Mapping[str, Fate]) -> list[Action]:
+        """The runs that are waited for were looked at: what has become of each. To be called every second or two while the run
+        is queued.
+        """
+        if self.queued is None or self.terminal is not None:
+            return []
+        seen = [(one, fates.get(one.run, Fate.UP)) for one in self.queued]
+        ended = [(one, fate) for one, fate in seen if fate in ENDED]
+        self.left_behind = tuple(one for one, fate in seen if fate is Fate.LEFT)
+        if (never := why_never(self.run, ended)) is not None:
+            self._leave_queue()
+            self._end_run(RunState.FAILED, never, By.SUPERVISOR)
+        elif ended:
+            self.queued = tuple(one for one, fate in seen if fate not in ENDED)
+            self._out += [SaveQueued(self.queued), records.waits(self.queued, ended)]
+        if self.queued == () and self.wanted is Wanted.RUNNING:
+            self._out.append(ClaimRoom())
+        return self._follow_up(now_s)
+
+    def on_room(self, now_s: float, why_not: str | None) -> list[Action]:
+        """There is room for the run, whose turn it is, and it was claimed; or `why_not`, a sentence."""
+        if why_not is None:
+            self._leave_queue()
+            self._out.append(records.begins())
+        elif why_not != self.no_room:
+            self.no_room = why_not
+            self._out.append(Record(event=Event.WAITS, reason=why_not, by=By.SUPERVISOR))
         return self._follow_up(now_s)
 
     def on_spawned(self, now_s: float) -> list[Action]:
@@ -317,6 +363,12 @@ class Lifecycle(Standing):
         if (wanted, mode) != (self.wanted, self.pause_mode):
             self.wanted, self.pause_mode = wanted, mode
             self._out += [SaveWish(wanted, mode), records.wanted(wanted, mode, BY_USER)]
+        if wanted is Wanted.STOPPED and self.queued is not None:
+            self._leave_queue()
+
+    def _leave_queue(self) -> None:
+        self.queued, self.left_behind, self.no_room = None, (), None
+        self._out.append(SaveQueued(None))
 
     @property
     def _not_attached(self) -> str:
@@ -325,6 +377,9 @@ class Lifecycle(Standing):
     def _checkpoint(self, now_s: float, token: int) -> None:
         if self.worker.is_alive and not self.worker.obeys:
             text = f"{self._not_attached}: what it saves is its own affair, and memsup cannot order a checkpoint."
+            self._out.append(Answer(token, False, text))
+        elif self.queued is not None and self.checkpoint is None:
+            text = f"It waits {what_for(self.queued)}: it has not begun, and there is nothing to save."
             self._out.append(Answer(token, False, text))
         elif self.worker.is_ready:
             self._out.append(self.worker.order(now_s, m.Checkpoint, BY_USER, (token,)))

@@ -6,10 +6,13 @@ and the supervisor itself are made where these are seen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode
+from memsup.shared.record import Awaited
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.events import By, Event, Move, Outcome
 from memsup.supervisor.decide.ladder import HoldReason, LadderState, Rung, Stance
@@ -19,6 +22,7 @@ from memsup.supervisor.decide.run.freed import GivenBack
 from memsup.supervisor.decide.run.orders import Pending, kind_of, name_of
 from memsup.supervisor.decide.run.restarts import Cause, Verdict
 from memsup.supervisor.decide.run.unsaved import Unsaved
+from memsup.supervisor.decide.run.waiting import Fate, how_they_ended, what_for
 from memsup.supervisor.words import plural
 
 
@@ -222,6 +226,17 @@ def wanted(wanted: Wanted, mode: PauseMode, why: Why) -> Record:
         wanted=wanted,
         pause_mode=mode if paused else None,
     )
+
+
+def waits(queued: Sequence[Awaited], ended: Sequence[tuple[Awaited, Fate]] = ()) -> Record:
+    """The run is queued: what it waits for now, and how those have `ended` that it waited for."""
+    before = f"{how_they_ended(ended)}; " if ended else ""
+    return Record(event=Event.WAITS, reason=f"{before}it waits {what_for(queued)}", by=By.SUPERVISOR)
+
+
+def begins() -> Record:
+    """It is the turn of a run that was queued, and there is room for it."""
+    return Record(event=Event.BEGINS, reason="no run is waited for any more", action="begin", by=By.SUPERVISOR)
 
 
 def end(state: RunState, failure: str | None, by: By, cause: Cause | None) -> Record:

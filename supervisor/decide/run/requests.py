@@ -46,6 +46,8 @@ class RunView:
     """Why the run failed. It is None where the run has not failed."""
     wanted: Wanted
     pause_mode: PauseMode
+    waits: str | None
+    """What the run waits for before it begins, a clause. It is None where it has begun."""
     is_gone: bool
     """Whether there is no worker."""
     rests: bool
@@ -145,6 +147,8 @@ def _reached(goal: Goal, death: str | None, run: RunView) -> tuple[bool, str] | 
             return _paused(goal, death, run)
         case Goal.RUNNING if paused:
             return False, "Another request came in between."
+        case Goal.RUNNING if run.waits is not None:
+            return True, f"It waits {run.waits}, and begins by itself."
         case Goal.RUNNING if run.held_because is not None:
             return True, f"No longer paused by you, but still held: {run.held_because}."
         case Goal.RUNNING if run.is_silent:
@@ -182,6 +186,8 @@ def _over(goal: Goal, death: str | None, run: RunView) -> tuple[bool, str]:
 def _paused(goal: Goal, death: str | None, run: RunView) -> tuple[bool, str] | None:
     """The answer where a pause is wanted. Returns None while it is on its way."""
     go_on = f"Continue with: {command('resume', run.run)}"
+    if run.waits is not None and run.is_gone:
+        return True, f"Paused: it waits {run.waits}, and does not begin after that before you say so. {go_on}"
     if run.is_gone and (goal is Goal.HELD or run.given_back is not None) and run.death is not None:
         lost = "" if run.keeps_nothing else f" {run.unsaved.sentence}"
         if death is None:  # nobody had asked yet

@@ -15,6 +15,7 @@ from memsup.shared import messages as m
 from memsup.shared.commands import DEFAULT_RUN
 from memsup.shared.messages import PauseMode
 from memsup.shared.readings import KnownProgress
+from memsup.shared.record import Awaited
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.events import By
 from memsup.supervisor.decide.ladder import HoldReason, Stance, WorkerView
@@ -25,6 +26,7 @@ from memsup.supervisor.decide.run.one_life import OneLife, Stage
 from memsup.supervisor.decide.run.requests import RunView, Waiters
 from memsup.supervisor.decide.run.restarts import Budget, Restarts, how_it_ended
 from memsup.supervisor.decide.run.unsaved import Unsaved
+from memsup.supervisor.decide.run.waiting import what_for
 
 MOST_DAMAGE_TOLD = 5
 """`attention` has at most this many sentences about damaged checkpoints; the ledger has all."""
@@ -51,6 +53,9 @@ class Standing:
     most_micro_tokens: int | None = None
     """Micro-batches stay below this size however calm memory is (`after_power_loss.py`). It is None where there is no such
     bound."""
+    queued: tuple[Awaited, ...] | None = None
+    """The runs that are still waited for before this one begins; where none is left, room beside others. It is None once the
+    run has begun."""
     checkpoint: m.CheckpointNote | None = None
     """The newest checkpoint. It is None where there is none."""
     before: KnownProgress = field(default_factory=KnownProgress)
@@ -61,6 +66,10 @@ class Standing:
     stance: Stance = field(default_factory=Stance)
     heartbeat: m.Heartbeat | None = None
     """What the worker said last. Until a new life has loaded, its progress is what the life before had reached."""
+    left_behind: tuple[Awaited, ...] = ()
+    """Those of `queued` that are not over, and that nobody guards."""
+    no_room: str | None = None
+    """Why there is no room yet for the run, whose turn it is, a sentence. It is None where that was not tried yet."""
     terminal: RunState | None = None
     """How the run is over. It is None while the run is not."""
     outcome: m.Finished | None = None
@@ -102,6 +111,8 @@ class Standing:
             return RunState.STOPPING
         if self.wanted is Wanted.PAUSED:
             return RunState.PAUSED if worker.stage is Stage.NONE or worker.rests else RunState.PAUSING
+        if self.queued is not None:
+            return RunState.WAITING
         if HoldReason.HEAT in self.stance.holds:
             return RunState.COOLING
         makes_room = worker.leaving.ending is Ending.MAKE_ROOM
@@ -194,6 +205,8 @@ class Standing:
     def is_settled(self) -> bool:
         """Whether the worker is what it is meant to be, and nothing is on its way."""
         worker = self.worker
+        if self.queued is not None and worker.stage is Stage.NONE:
+            return not self.waiters
         moves = worker.orders.in_flight() or self.waiters or worker.leaving.ending or worker.frozen or worker.unresponsive
         return worker.is_ready and not moves
 
@@ -215,7 +228,7 @@ class Standing:
 
     def may_begin(self, now_s: float) -> bool:
         """Whether, where there is no worker, one is to be started now."""
-        wanted = self.wanted is Wanted.RUNNING and not self.stance.holds
+        wanted = self.wanted is Wanted.RUNNING and self.queued is None and not self.stance.holds
         return wanted and self.given_back is not None and now_s >= self.recovery.not_before_s
 
     @property
@@ -272,6 +285,7 @@ class Standing:
             failure=self.failure,
             wanted=self.wanted,
             pause_mode=self.pause_mode,
+            waits=None if self.queued is None else what_for(self.queued),
             is_gone=worker.stage is Stage.NONE,
             rests=worker.rests,
             loads=worker.is_alive and worker.has_begun and not self.is_command and not worker.trains,

@@ -14,6 +14,7 @@ from memsup.shared.status import (
     Status,
     Trouble,
     TroubleKind,
+    WaitingStatus,
     Wanted,
 )
 from memsup.supervisor.tell.policy import MOST_A_DAY, PAUSED_LONG_S, PING_EVERY_S, Kind, Notice, Policy, Told
@@ -217,3 +218,14 @@ def test_never_too_many_messages_whatever_happens(sequence: list[tuple[RunState,
         window = [t for t in person.policy.told.sent if 0 <= person.policy.told.sent[at] - t < 86_400]
         assert len(window) <= MOST_A_DAY
     msgspec.json.decode(msgspec.json.encode(person.policy.told), type=Told)
+
+
+def test_a_queued_run_says_once_that_it_begins_also_after_a_restart() -> None:
+    waiting = WaitingStatus(runs=["a"], what_for="for run 'a'")
+    person = Person()
+    assert person.sees(status_of(RunState.WAITING, waiting=waiting), minutes=60) == []
+    again = Person(person.policy.told)
+    assert [notice.kind for notice in again.sees(status_of(RunState.STARTING), minutes=5)] == [Kind.BEGUN]
+    stopped = Person()
+    stopped.sees(status_of(RunState.WAITING, waiting=waiting))
+    assert stopped.sees(status_of(RunState.STOPPED, wanted=Wanted.STOPPED), minutes=5) == []

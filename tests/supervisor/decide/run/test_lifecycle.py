@@ -12,16 +12,19 @@ from hypothesis import strategies as st
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode, Phase, RequestKind
 from memsup.shared.readings import KnownProgress
+from memsup.shared.record import Awaited
 from memsup.shared.status import OVER, STATE_MOVES, RunState, Wanted
 from memsup.supervisor.decide.events import By, Event, Move, OrderKind, Outcome
 from memsup.supervisor.decide.ladder import HoldReason, LadderState, MemoryLimits, Rung, Stance
 from memsup.supervisor.decide.run.actions import (
     Action,
     Answer,
+    ClaimRoom,
     Freeze,
     Kill,
     Quit,
     Record,
+    SaveQueued,
     SaveWish,
     Send,
     Spawn,
@@ -35,6 +38,7 @@ from memsup.supervisor.decide.run.one_life import MOVES, SILENT_FOR_EVER_S, Atta
 from memsup.supervisor.decide.run.restarts import BUDGET, Cause
 from memsup.supervisor.decide.run.standing import MOST_DAMAGE_TOLD
 from memsup.supervisor.decide.run.tuning import Tuning
+from memsup.supervisor.decide.run.waiting import Fate
 
 
 def new_life(**changes: object) -> Lifecycle:
@@ -629,6 +633,105 @@ def test_from_every_stage_a_life_comes_to_its_end_and_from_every_state_the_run_d
     for state in set(RunState) - set(OVER):
         assert set(OVER) <= STATE_MOVES[state]
     assert not any(STATE_MOVES[state] for state in OVER)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Runs that are queued
+
+
+FIRST, GOOD = Awaited(run="a", run_id="1"), Awaited(run="b", run_id="2", must_finish=True)
+LIVES = (Fate.UP, Fate.LEFT)
+
+
+def queued(*awaited: Awaited) -> Play:
+    play = Play(new_life(queued=awaited or (FIRST, GOOD)))
+    play.do("start", leftover=False)
+    assert play.life.state is RunState.WAITING
+    return play
+
+
+def test_a_queued_run_begins_when_all_before_it_are_over_and_there_is_room() -> None:
+    play = queued()
+    play.do("awaited", {"a": Fate.UP, "b": Fate.FINISHED})
+    assert SaveQueued((FIRST,)) in play.seen
+    assert "run 'b' finished; it waits for run 'a'" in [a.reason for a in play.seen if isinstance(a, Record)]
+    play.do("awaited", {"a": Fate.LEFT})
+    assert play.life.left_behind == (FIRST,)
+    assert ClaimRoom() not in play.seen
+    play.do("awaited", {"a": Fate.FAILED})
+    assert play.seen[-1] == ClaimRoom()
+    play.do("room", "There is none.")
+    play.do("room", "There is none.")
+    assert [a.reason for a in play.seen if isinstance(a, Record)].count("There is none.") == 1
+    assert (play.life.state, Spawn() in play.seen) == (RunState.WAITING, False)
+    play.do("awaited", {})
+    play.do("room", None)
+    assert play.seen[-1] == Spawn()
+    assert SaveQueued(None) in play.seen
+    assert play.life.state is RunState.STARTING
+    play.do("awaited", {})
+    assert play.seen[-1] == Spawn(), "what has begun looks at the others no more"
+
+
+@pytest.mark.parametrize("fate", [Fate.FAILED, Fate.STOPPED, Fate.GONE])
+def test_a_run_that_was_to_come_after_a_good_end_says_which_one_had_none(fate: Fate) -> None:
+    play = queued()
+    play.do("awaited", {"a": Fate.UP, "b": fate})
+    assert play.life.terminal is RunState.FAILED
+    assert play.life.failure is not None
+    assert f"only if run 'b' finished, and that one {fate}" in play.life.failure
+    assert SaveQueued(None) in play.seen, "whoever starts it again has it begin"
+    assert play.seen[-1] == Quit()
+
+
+_HAPPENS = st.one_of(
+    st.sampled_from([RequestKind.PAUSE_HOLD, RequestKind.PAUSE_RELEASE, RequestKind.RESUME, RequestKind.CHECKPOINT, "tick"]),
+    st.sampled_from(["no room", "room"]),
+    st.tuples(st.sampled_from([*Fate]), st.sampled_from([*Fate])),
+)
+
+
+@given(st.lists(_HAPPENS, max_size=30), st.sampled_from([RequestKind.STOP, RequestKind.STOP_NOW, None]))
+def test_whatever_happens_a_queued_run_begins_once_and_not_before_its_turn(
+    happens: list[object], stop: RequestKind | None
+) -> None:
+    """Each request is answered, and what has ended is waited for no more, whatever becomes of it."""
+    play, over, lost, answers = queued(), set[str](), False, 0
+    for number, what in enumerate(happens):
+        asks_room = False
+        before = len(play.seen)
+        match what:
+            case (Fate() as a, Fate() as b) if play.life.terminal is None and play.life.queued is not None:
+                asked = {one.run for one in play.life.queued}
+                lost = lost or ("b" in asked and b not in (*LIVES, Fate.FINISHED))
+                over |= {name for name, fate in (("a", a), ("b", b)) if name in asked and fate not in LIVES}
+                asks_room = ClaimRoom() in play.do("awaited", {"a": a, "b": b})
+                assert asks_room == (over == {"a", "b"} and not lost and play.life.wanted is Wanted.RUNNING)
+            case "room" | "no room" if play.life.queued == () and play.life.wanted is Wanted.RUNNING:
+                play.do("room", None if what == "room" else "There is none.")
+            case "tick":
+                play.do("tick", after_s=1.0)
+            case RequestKind() if play.life.terminal is None and play.life.queued is not None:
+                play.do("request", number, what)
+                answers += 1
+        spawned = Spawn() in play.seen
+        assert not spawned or (over == {"a", "b"} and not lost)
+        assert not (Spawn() in play.seen[before:] and what != "room")
+        assert (play.life.terminal is RunState.FAILED) == lost
+        if spawned:
+            return
+    assert sum(isinstance(action, Answer) for action in play.seen) == answers
+    if stop is not None and play.life.terminal is None:
+        play.do("request", 99, stop)
+        assert play.life.terminal is RunState.STOPPED
+        assert play.life.queued is None
+        assert SaveQueued(None) in play.seen
+        assert [action.ok for action in play.seen if isinstance(action, Answer) and action.token == 99] == [True]
+
+
+def test_only_a_pause_comes_before_waiting() -> None:
+    before = {state for state in RunState if RunState.WAITING in STATE_MOVES[state]}
+    assert before == {RunState.PAUSING, RunState.PAUSED}
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,64 @@
+"""What a run that is queued waits for: other runs, and then room beside those that are left. Pure.
+
+What has become of the others is found by `daemon/awaited.py`. A run that has ended is waited for no more, whatever becomes of
+it later: `lifecycle.py` has that written down as soon as it is seen.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+
+from memsup.shared.commands import command
+from memsup.shared.record import Awaited
+
+
+class Fate(enum.StrEnum):
+    """What has become of a run that another one waits for."""
+
+    UP = "is up"
+    """It has a supervisor. It may be paused, or wait itself."""
+    LEFT = "has no supervisor"
+    """It is not over, and nobody guards it: it goes on after a boot, or when somebody starts it."""
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "was stopped"
+    GONE = "was removed"
+    """It was removed, or another run has its name."""
+
+
+ENDED = frozenset({Fate.FINISHED, Fate.FAILED, Fate.STOPPED, Fate.GONE})
+"""The fates of a run that is waited for no more."""
+
+
+def what_for(awaited: Sequence[Awaited]) -> str:
+    """What is waited for, in a clause: `for run 'a' and for run 'b' to finish`."""
+    if not awaited:
+        return "for room beside other runs"
+    names = [f"for run {one.run!r}" + (" to finish" if one.must_finish else "") for one in awaited]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def how_they_ended(ended: Iterable[tuple[Awaited, Fate]]) -> str:
+    """What has become of runs, in a clause: `run 'a' finished and run 'b' failed`."""
+    said = [f"run {one.run!r} {fate}" for one, fate in ended]
+    return " and ".join(filter(None, [", ".join(said[:-1]), said[-1]]))
+
+
+def why_never(run: str, ended: Iterable[tuple[Awaited, Fate]]) -> str | None:
+    """Why the run `run` never begins, a sentence with the next step. Returns None where nothing keeps it from beginning."""
+    for one, fate in ended:
+        if one.must_finish and fate is not Fate.FINISHED:
+            return (
+                f"It was to begin only if run {one.run!r} finished, and that one {fate}, so it did not begin. "
+                f"To begin it all the same: {command('start', run)}"
+            )
+    return None
+
+
+def left_behind(run: str, awaited: Awaited) -> str:
+    """What to do about a run that is waited for and has no supervisor, in sentences."""
+    return (
+        f"Run {awaited.run!r}, for which this one waits, is not over and has no supervisor. Go on with it: "
+        f"{command('start', awaited.run)}   Or have run {run!r} begin without it: {command('stop', awaited.run)}"
+    )

@@ -1,0 +1,179 @@
+"""`memsup start --after`: runs that begin by themselves when those before them are over, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from kit.cli_process import a_run, end_supervisors, eventually, memsup, said
+from kit.run_state import ledger, status, until
+
+from memsup.shared.paths import run_paths
+from memsup.shared.record import Awaited
+from memsup.shared.run_file import read_record
+from memsup.supervisor.client.contact import is_held
+
+PROGRAM = """
+import os, sys, time
+with open(sys.argv[1] + ".log", "a") as log:
+    log.write("begun\\n")
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.02)
+sys.exit(int(open(sys.argv[1]).read()))
+"""
+"""It ends with the exit code that a file says, once that is there."""
+
+
+def start(folder: Path, run: str, *options: str) -> str:
+    program = folder / "program.py"
+    program.write_text(PROGRAM)
+    command = [sys.executable, "-S", str(program), str(folder / run)]
+    done = memsup("start", "--run", run, *options, "--", *command)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def end(folder: Path, run: str, code: int = 0) -> None:
+    (folder / f"{run}.new").write_text(str(code))
+    (folder / f"{run}.new").rename(folder / run)
+
+
+def kill_supervisor(run: str) -> None:
+    paths = run_paths(run)
+    os.kill(int(paths.lock.read_text()), signal.SIGKILL)
+    eventually(lambda: not is_held(paths))
+
+
+def begun(folder: Path, run: str) -> int:
+    log = folder / f"{run}.log"
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+@pytest.mark.slow
+def test_a_queue_of_five_runs_ends_as_it_should_whatever_is_killed_in_between(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The second fails; the third comes after it all the same, the fourth only if the second had finished, the fifth after
+    all. The first and the third lose their supervisors while others wait for them, the fifth loses its own while it waits.
+    """
+    try:
+        start(tmp_path, "a")
+        told = start(tmp_path, "b", "--after", "a")
+        assert "waits for run 'a'" in told
+        start(tmp_path, "c", "--after", "b")
+        start(tmp_path, "d", "--after-ok", "b")
+        start(tmp_path, "e", "--after", "all")
+        assert status("e")["waiting"]["runs"] == ["a", "b", "c", "d"]
+        assert {run: status(run)["state"] for run in "abcde"} == {"a": "running"} | dict.fromkeys("bcde", "waiting")
+        claims = [json.loads(run_paths(run).claim.read_text())["waits"] for run in "abcde"]
+        assert claims == [False, True, True, True, True]
+        code, text = said(capfd, "list")
+        assert code == 0
+        assert "for run 'b' to finish" in text
+
+        kill_supervisor("e")
+        assert "has it wait on for run 'a'" in " ".join(status("e")["attention"])
+        kill_supervisor("a")  # whose command nobody guards any more, and which is not over
+        seen = until(lambda seen: seen["attention"], run="b")
+        assert "awaited:a" in seen["attention_kinds"]
+        assert seen["state"] == "waiting"
+        assert memsup("start", "--run", "a").returncode == 0
+        assert "waits for run 'a'" in memsup("start", "--run", "e").stdout
+        until(lambda seen: seen["state"] == "running", run="a")
+        assert begun(tmp_path, "a") == 2
+        end(tmp_path, "a")
+
+        until(lambda seen: seen["state"] == "running", run="b")
+        assert json.loads(run_paths("b").claim.read_text())["waits"] is False
+        assert begun(tmp_path, "c") == 0
+        end(tmp_path, "b", 3)
+        until(lambda seen: seen["state"] == "failed", run="b")
+
+        failed = until(lambda seen: seen["state"] == "failed", run="d")
+        assert "only if run 'b' finished, and that one failed" in failed["failure"]
+        assert begun(tmp_path, "d") == 0
+        until(lambda seen: seen["state"] == "running", run="c")
+        kill_supervisor("c")
+        assert memsup("start", "--run", "c").returncode == 0
+        assert status("e")["waiting"]["runs"] == ["c"]
+        end(tmp_path, "c")
+
+        until(lambda seen: seen["state"] == "running", run="e")
+        end(tmp_path, "e")
+        done = memsup("wait", "--run", "e")
+        assert done.returncode == 0, done.stderr
+        states = {run: status(run)["state"] for run in "abcde"}
+        assert states == {"a": "finished", "b": "failed", "c": "finished", "d": "failed", "e": "finished"}
+        assert {run: begun(tmp_path, run) for run in "abcde"} == {"a": 2, "b": 1, "c": 2, "d": 0, "e": 1}
+        assert [line["event"] for line in ledger("e") if line["event"] in ("waits", "begins")][-1] == "begins"
+        assert memsup("wait", "--run", "d").returncode == 1
+    finally:
+        end_supervisors()
+
+
+@pytest.mark.slow
+def test_a_run_that_waits_is_paused_resumed_asked_and_taken_out_of_the_queue(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It stays paused when its turn has come, and waits where another one has taken all the room."""
+    try:
+        start(tmp_path, "a")
+        start(tmp_path, "b", "--after", "a")
+        start(tmp_path, "c", "--after", "a")
+        assert "is queued: waiting for run 'a'" in start(tmp_path, "b", "--after", "a")
+        code, text = said(capfd, "start", "--run", "a", "--after", "b")
+        assert (code, "Run 'a' has begun" in text or "run 'b' waits for run 'a'" in text) == (2, True)
+        code, text = said(capfd, "checkpoint", "--run", "b")
+        assert (code, "nothing to save" in text) == (1, True)
+        code, text = said(capfd, "resume", "--run", "b")
+        assert (code, "It waits for run 'a', and begins by itself." in text) == (0, True)
+        code, text = said(capfd, "rm", "b", "--yes")
+        assert (code, "is up" in text) == (1, True)
+        code, text = said(capfd, "pause", "--run", "b")
+        assert (code, "does not begin after that" in text) == (0, True)
+        assert memsup("stop", "--run", "a").returncode == 0  # which ends the waiting as well as any other end
+        until(lambda seen: seen["waiting"]["runs"] == [], run="b")
+        assert (status("b")["state"], begun(tmp_path, "b")) == ("paused", 0)
+        until(lambda seen: seen["state"] == "running", run="c")  # and takes all that there is for training
+        assert said(capfd, "resume", "--run", "b")[0] == 0
+        seen = until(lambda seen: seen["waiting"]["no_room"], run="b")
+        assert seen["state"] == "waiting"
+        assert "run 'c' may take" in seen["waiting"]["no_room"]
+        end(tmp_path, "c")
+        until(lambda seen: seen["state"] == "running", run="b")
+
+        start(tmp_path, "d", "--after", "all")
+        assert status("d")["waiting"]["what_for"] == "for run 'b'"
+        assert memsup("stop", "--run", "d").returncode == 0
+        record = read_record(run_paths("d").record)
+        assert record is not None
+        assert record.queued is None
+    finally:
+        end_supervisors()
+
+
+def test_what_could_never_begin_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def refused(*options: str) -> str:
+        code, text = said(capfd, "start", "--run", "b", *options, "--", "true")
+        assert code == 2
+        assert not run_paths("c").state.exists()
+        return text
+
+    a_run("b", run_id="bbb")
+    a_run("a", run_id="aaa", queued=[Awaited(run="d", run_id="ddd")])
+    a_run("d", run_id="ddd", queued=[Awaited(run="b", run_id="bbb")])
+    assert "cannot wait for itself" in refused("--after", "b")
+    assert "There is no run 'x'" in refused("--after", "x")
+    text = refused("--after-ok", "a")
+    assert "run 'a' waits for run 'd', and run 'd' waits for run 'b'" in text
+    assert "memsup stop --run a" in text
+    a_run("e", wanted="stopped")
+    assert "Run 'e' was stopped" in refused("--after-ok", "e")
+    text = said(capfd, "start", "--run", "n", "--after", "e", "--dry-run", "--", "true")[1]
+    assert "run 'e' was stopped" in text
+    assert "It would wait" not in text
+    assert "It would wait for run 'a'" in said(capfd, "start", "--run", "n", "--after", "a", "--dry-run", "--", "true")[1]
