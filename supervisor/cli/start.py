@@ -370,14 +370,16 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
             from memsup.supervisor.cli.wait import follow
 
             return follow(paths, as_json)
+        saves = fresh_record.command is None or from_step > 0
         if asked.looks_on and fresh_record.wanted is not Wanted.PAUSED and queued is None:
             from memsup.supervisor.cli.first_step import look_on
 
             seen = look_on(paths, from_step=from_step, is_command=fresh_record.command is not None)
             if seen.state in OVER:
                 return 0 if seen.state is RunState.FINISHED else spawning.NOT_STARTED
+            saves = saves or (seen.program is not None and bool(seen.program.saves))
         if not as_json:
-            _tell_next(paths, fresh_record, is_seen=asked.looks_on)
+            _tell_next(paths, fresh_record, saves=saves, is_seen=asked.looks_on)
     except KeyboardInterrupt:  # before anybody looked on; the run has begun
         from memsup.supervisor.cli.wait import goes_on
 
@@ -739,8 +741,10 @@ def _notes(plan: Plan) -> list[str]:
     return sentences
 
 
-def _tell_next(paths: RunPaths, record: RunRecord, *, is_seen: bool) -> None:
-    """What to type next. `is_seen`: it was looked at until it worked, or was over."""
+def _tell_next(paths: RunPaths, record: RunRecord, *, saves: bool, is_seen: bool) -> None:
+    """What to type next. `saves`: as far as is known, memsup has it saved. `is_seen`: it was looked at until it worked, or was
+    over.
+    """
     if record.wanted is Wanted.PAUSED:
         data("", f"Supervised, and still paused, as you left it. Go on with: {typed('resume', paths.name)}")
         return
@@ -750,14 +754,14 @@ def _tell_next(paths: RunPaths, record: RunRecord, *, is_seen: bool) -> None:
         data(("memsup list", "all runs"), (stop, "takes it out of the queue; start begins it at once"))
         return
     rows = [(f"{look} --watch", "look at it")]
-    if record.command is None:
+    if saves:
         rows += [(f"{pause} --release", "when you need the machine"), (stop, "checkpoint and stop; start continues")]
     else:
         rows += [(pause, "it stands still, its memory is kept"), (stop, "ends it; start begins the command anew")]
     if not is_seen:
         data("", "Started in the background; its first step is still to come. Next:")
     data(*rows)
-    if record.command is not None:
+    if not saves:
         data(IF_ATTACHED)
 
 

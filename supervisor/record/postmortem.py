@@ -380,7 +380,7 @@ def last_minute(frames: Sequence[Frame]) -> Iterator[str]:
 
 def told(evidence: Evidence, verdict: Verdict, *, waits: bool = False, is_command: bool = False) -> list[str]:
     """The next start's first words, for a terminal and a message. `waits` tells that nothing is started before a person
-    says so, `is_command` that nobody knows what the run has saved.
+    says so, `is_command` that what the run saves may be its own affair.
     """
     lines = [verdict.sentence]
     if verdict.is_bad:
@@ -389,7 +389,7 @@ def told(evidence: Evidence, verdict: Verdict, *, waits: bool = False, is_comman
         lines += [f"Then: {text}" for text in last_minute(evidence.frames)]
         lines += [f"For it: {text}" for text in verdict.evidence_for]
         lines += [f"Against it: {text}" for text in verdict.evidence_against]
-        if is_command:
+        if is_command and verdict.checkpoint_step is None:
             lines.append(f"The command {'would be' if waits else 'is'} begun anew.")
         else:
             lines.append(_left(evidence, verdict, "It would go on" if waits else "It goes on"))

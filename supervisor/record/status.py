@@ -107,7 +107,7 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
         result=life.outcome.metrics if life.outcome else None,
         model_path=life.outcome.model_path if life.outcome else None,
         failure=life.failure,
-        exit_code=life.exit_status if life.is_command else None,
+        exit_code=life.exit_status if life.is_command and not life.worker.is_alive else None,
     )
     status.call_for(*_of_the_supervisor(around), *_of_the_worker(record.run, life))
     return status
@@ -133,7 +133,7 @@ def _program(life: Lifecycle) -> ProgramStatus | None:
     not_attached = worker.not_attached if not attached else None
     return ProgramStatus(
         attached=attached,
-        what=what_it_is(about, not_attached),
+        what=what_it_is(about, not_attached, came_before=life.came_before),
         seam=about.seam if about else None,
         training=about.training if about else None,
         saves=about.saves if about else None,

@@ -94,7 +94,10 @@ def test_orders_and_kills_change_nothing_of_what_is_learned(tmp_path: Path) -> N
     assert stands["exit_code"] == 75
     assert stands["checkpoint"]["step"] == stands["progress"]["step"]
     assert memsup("checkpoint", "--list").returncode == 0
-    assert memsup("start", STEP_S="0.02").returncode == 0
+    again = memsup("start", STEP_S="0.02")
+    assert again.returncode == 0
+    assert "checkpoint and stop; start continues" in again.stdout
+    assert "anew" not in again.stdout
 
     draw = random.Random(5)
     for kills in range(BUDGET + 2):

@@ -93,6 +93,7 @@ _SEAMS = {
     Seam.LIGHTNING: "its Lightning trainer",
 }
 NOBODY_CALLED = "nothing in it has called memsup.guard so far"
+NOT_YET_AGAIN = "it was started again, and has not come to where it trains yet"
 
 
 def lacks(guarded: Guarded, about: m.About | None = None) -> list[str]:
@@ -114,14 +115,19 @@ def _clause(promise: Promise, guarded: Guarded, about: m.About | None) -> str:
     return f"{_WITHOUT[promise]}{why}{detail}: {_THEN[guarded]}"
 
 
-def what_it_is(about: m.About | None, not_attached: m.NotAttachedReport | None) -> str:
-    """What a command is to memsup, in a clause: by what it is attached, or why it is not. `about` is None where it is not."""
+def what_it_is(about: m.About | None, not_attached: m.NotAttachedReport | None, *, came_before: bool = False) -> str:
+    """What a command is to memsup, in a clause: by what it is attached, or why it is not. `about` is None where it is not.
+    `came_before`: in an earlier life it was attached.
+    """
     if about is not None:
         which = "" if about.training == "1" else f", training {about.training}"
         return f"attached by {_SEAMS[about.seam]}{which}"
-    return f"fenced only, since {why_not_attached(not_attached)}"
+    so_far = " until then" if came_before and not_attached is None else ""
+    return f"fenced only{so_far}, since {why_not_attached(not_attached, came_before=came_before)}"
 
 
-def why_not_attached(not_attached: m.NotAttachedReport | None) -> str:
+def why_not_attached(not_attached: m.NotAttachedReport | None, *, came_before: bool = False) -> str:
     """Why nothing of a command is attached, a clause; None where nothing in it has said."""
-    return NOT_ATTACHED[not_attached.why] if not_attached is not None else NOBODY_CALLED
+    if not_attached is not None:
+        return NOT_ATTACHED[not_attached.why]
+    return NOT_YET_AGAIN if came_before else NOBODY_CALLED

@@ -186,6 +186,12 @@ class Standing:
         return not self.worker.reports and self.checkpoint is None
 
     @property
+    def came_before(self) -> bool:
+        """Whether a command that is not attached was so in an earlier life."""
+        has_told = self.checkpoint is not None or self.heartbeat is not None
+        return self.is_command and not self.worker.reports and has_told
+
+    @property
     def steps_left(self) -> tuple[int, int] | None:
         """The step at which an attached program is, and the last one. It is None where no step is left, or nobody knows."""
         if not (self.is_command and self.worker.reports and self.heartbeat):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 
 import pytest
@@ -97,3 +98,15 @@ def test_a_document_of_an_earlier_version_takes_a_new_trouble_at_the_right_place
         ("", "The disk is full."),
         ("supervisor_gone", "Nobody guards it."),
     ]
+
+
+def test_an_exit_code_is_that_of_a_command_which_does_not_run() -> None:
+    was = dataclasses.replace(life(), is_command=True)
+    was.on_start(0.0, leftover=False)
+    was.on_spawned(0.0)
+    assert status_of(RECORD, was, QUIET).exit_code is None
+    was.on_exit(1.0, -9, 0)
+    assert status_of(RECORD, was, QUIET).exit_code == -9
+    was.on_tick(100.0)
+    was.on_spawned(100.0)
+    assert status_of(RECORD, was, QUIET).exit_code is None

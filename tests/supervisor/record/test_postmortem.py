@@ -194,10 +194,12 @@ def test_the_work_that_is_lost_is_told() -> None:
     text = told(found, verdict)
     assert "Last record: 13 min ago." in text
     assert text[-1].startswith("It goes on from the checkpoint of step 4,100 (to be verified when it is loaded), 4 min of work")
+    assert told(found, verdict, is_command=True) == text, "a command has one where memsup has saved it"
     none = evidence(checkpoint_step=None, checkpoint_path=None, checkpoint_unix_s=None)
     verdict = judge(none)
     assert verdict is not None
     assert told(none, verdict)[-1] == "There is no checkpoint yet: it begins again."
+    assert told(none, verdict, is_command=True)[-1] == "The command is begun anew."
 
 
 def test_the_last_minute_is_shown() -> None:

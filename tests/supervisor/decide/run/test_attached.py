@@ -330,3 +330,31 @@ def test_another_training_of_a_program_begins_when_the_one_before_is_through(pla
     assert any(isinstance(action, Record) and action.reason.endswith("training 2") for action in told)
     assert play.life.worker.obeys
     assert isinstance(orders(play.do("request", 1, RequestKind.STOP))[0], m.Stop)
+
+
+@pytest.mark.parametrize("saved", [None, 5])
+def test_one_that_was_attached_before_is_not_told_to_be_a_stranger_while_it_starts_again(play: Play, saved: int | None) -> None:
+    play.do("report", m.Described(program=ALL_OF_IT))
+    play.do("report", beat(saved=saved))
+    play.do("exit", -9, 1)
+    play.do("tick", after_s=100)
+    play.do("spawned")
+    assert play.life.came_before
+    for number, asked in enumerate((RequestKind.CHECKPOINT, RequestKind.PAUSE_RELEASE), 1):
+        answer = answered(play.do("request", number, asked))
+        assert not answer.ok
+        assert "has not come to where it trains yet; try again" in answer.text
+    assert "fenced only until then, since it was started again" in what_it_is(None, None, came_before=True)
+    play.do("report", m.Hello(pid=43, run_id="r", program=ALL_OF_IT))
+    assert not play.life.came_before
+
+
+def test_one_that_was_attached_before_and_says_that_it_is_not_now_is_told_why(play: Play) -> None:
+    play.do("report", beat(saved=5))
+    play.do("exit", -9, 1)
+    play.do("tick", after_s=100)
+    play.do("spawned")
+    said = m.NotAttachedReport(pid=1, run_id="r", why=NotAttached.OTHER_PROGRAM, detail="")
+    play.do("report", said)
+    assert NOT_ATTACHED[NotAttached.OTHER_PROGRAM] in answered(play.do("request", 1, RequestKind.CHECKPOINT)).text
+    assert NOT_ATTACHED[NotAttached.OTHER_PROGRAM] in what_it_is(None, said, came_before=True)
