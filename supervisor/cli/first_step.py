@@ -1,7 +1,7 @@
 """What `start` waits for on a terminal: the run's first step, before which whatever is wrong with a model or the data shows.
 
-Only then may the terminal be closed. Ctrl-C lets go, and the run goes on. A command of a person's own that does not call
-`memsup.guard` has no steps: it is looked at for as long as what ends at once takes to end.
+Only then may the terminal be closed. Ctrl-C lets go, and the run goes on. A command of a person's own that is not attached
+has no steps: it is looked at for as long as what ends at once takes to end.
 """
 
 from __future__ import annotations
