@@ -126,11 +126,8 @@ def begin(about: About, key: str | None = None) -> Life | None:
             life.open()
             _life = life
         else:
-            _life.follow(about)
+            _follow(_life, about)
     except NotAttachedError as error:
-        if _life is not None:
-            _life.link.close()
-            _life = None
         not_attached(found, error)
         return None
     except TwiceError as error:
@@ -138,6 +135,22 @@ def begin(about: About, key: str | None = None) -> Life | None:
         _life.refuse(error)
         raise
     return _life
+
+
+def _follow(life: Life, about: About) -> None:
+    try:
+        life.follow(about)
+    except NotAttachedError:
+        let_go()
+        raise
+
+
+def let_go() -> None:
+    """Ends the life of this process, which nobody will carry out orders in: the process is fenced, not attached."""
+    global _life
+    if _life is not None and _life.is_ours:
+        _life.link.close()
+    _life = None
 
 
 def not_attached(found: Told, error: NotAttachedError) -> None:

@@ -53,12 +53,14 @@ def _package(trainer: Any) -> str | None:
 def guard(trainer: Any, name: str | None = None, save_every_s: float | None = None) -> Any:
     """Has each `fit()` of this trainer be guarded; returns it."""
     whole = trainer.fit
+    if not getattr(whole, "is_memsups", False):
 
-    @functools.wraps(whole)
-    def guarded(*arguments: Any, **named: Any) -> Any:
-        return _fit(trainer, whole, inspect.signature(whole).bind(*arguments, **named), name, save_every_s)
+        @functools.wraps(whole)
+        def guarded(*arguments: Any, **named: Any) -> Any:
+            return _fit(trainer, whole, inspect.signature(whole).bind(*arguments, **named), name, save_every_s)
 
-    trainer.fit = guarded
+        guarded.is_memsups = True  # type: ignore[attr-defined]
+        trainer.fit = guarded
     return trainer
 
 
@@ -71,8 +73,14 @@ def _fit(
         return whole(*bound.args, **bound.kwargs)
     found.session.every_s = save_every_s if save_every_s is not None else found.told.every_s
     guarded = _Guarded(trainer, found)
-    if found.training.newest is not None:
-        bound.arguments["ckpt_path"] = os.path.join(found.training.newest.path, FILE)
+    newest = found.training.newest
+    if newest is not None:
+        bound.arguments["ckpt_path"] = os.path.join(newest.path, FILE)
+        if not os.path.exists(bound.arguments["ckpt_path"]):
+            raise CheckpointError(
+                f"The checkpoint of step {newest.step:,} is whole, but it is none of Lightning's: the program was changed. To "
+                "begin anew: memsup start --fresh"
+            )
     found.session.begin(guarded)
     with guarded.joined():
         output = whole(*bound.args, **bound.kwargs)

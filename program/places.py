@@ -72,17 +72,22 @@ def write_place(folder: str, place: Place) -> None:
         json.dump(place._asdict(), file)
 
 
-def read_place(folder: str) -> Place:
-    """Raises OSError, ValueError and TypeError where there is none."""
+def read_document(folder: str) -> Any:
+    """The place in a folder as JSON has it, whichever memsup has written it. Raises OSError and ValueError where none is."""
     fd = os.open(os.path.join(folder, PLACE), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(fd, encoding="ascii") as file:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_PLACE_BYTES:
             raise ValueError("it is no file of memsup's")
         try:
-            place = Place(**json.load(file))
+            return json.load(file)
         except RecursionError:
             raise ValueError("it is nested too deeply") from None
+
+
+def read_place(folder: str) -> Place:
+    """Raises OSError, ValueError and TypeError where there is none."""
+    place = Place(**read_document(folder))
     numbers = (place.step, place.epoch, place.in_epoch, place.offset, place.loop, place.loop_from)
     texts = (place.run_id, place.training, *place.program)
     if not all(type(number) is int for number in numbers) or not all(isinstance(text, str) for text in texts):

@@ -7,6 +7,7 @@ Without a supervisor it only counts. What has to be remembered is in `places.py`
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import sys
 import time
@@ -107,7 +108,7 @@ class Run:
 
     @total_steps.setter
     def total_steps(self, total: int | None) -> None:
-        self._total_steps = total
+        self._total_steps = operator.index(total) if total is not None else None  # numpy's integers are not for the wire
         if self._ours is not None:
             self._ours.session.publish(total_steps=self.place()["total_steps"])
 

@@ -176,7 +176,7 @@ class Session:
         self._publish_pace(self.link.progress["step"], self.link.progress["total_steps"])
         rest_until_s = self._rest_until_s()
         if self.about.saves and self._is_save_due():
-            self._save_by_itself()
+            self.save_if_possible()
         self._obey(rest_until_s, is_whole=True)
         self._busy_since_s = time.monotonic()
 
@@ -243,7 +243,8 @@ class Session:
         experience = Experience(save_s=self._save_s, trained_s=self.trained_s, deaths=self.link.deaths)
         return is_due(time.monotonic(), self._saved_s, experience, self.every_s)
 
-    def _save_by_itself(self) -> None:
+    def save_if_possible(self) -> None:
+        """Writes a checkpoint that nobody waits for: where it fails that is told, and the training goes on."""
         step = self.link.progress["step"]
         try:
             self.save_now()

@@ -218,17 +218,16 @@ class Step:
             self._limit_bytes, self._soft_limit = limit_bytes, SoftLimit(limit_bytes)
             self._planner.limit_to(limit_bytes)
 
-    def limit_memory(self, device_bytes: int) -> str:
-        """Has torch reserve no more than that of each GPU in use; returns what came of it, as a clause."""
+    def limit_memory(self, device_bytes: int) -> None:
+        """Has torch reserve no more than that of each GPU in use; does nothing where it computes on the CPU."""
         cuda = loaded_torch().cuda
         if self._is_on_host or not cuda.is_initialized():
-            return "it computes on the CPU, so there is nothing to limit"
+            return
         for index in {parameter.device.index or 0 for parameter in self._parameters if parameter.device.type == "cuda"}:
             total_bytes = cuda.get_device_properties(index).total_memory
             cuda.set_per_process_memory_fraction(min(1.0, device_bytes / total_bytes), index)
             if cuda.memory_reserved(index) > device_bytes:
                 cuda.empty_cache()
-        return f"at most {device_bytes >> 20} MiB of the GPU"
 
     def spare(self) -> contextlib.AbstractContextManager[None]:
         """Lets the work inside, a save say, use the memory that is kept free below the limit."""
@@ -568,6 +567,8 @@ class Step:
         found = self._predicted_layouts.find(batch)
         split = found if isinstance(found, Rows) else None  # outputs of a packed row lie behind one another in their second
         count = split.count if split is not None else 1
+        if count == 0:
+            return call(batch)
         outputs: list[Any] = []
         sizes: list[int] = []
         exhausted: Exception | None = None

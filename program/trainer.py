@@ -78,6 +78,7 @@ def train(trainer: Any, whole: Callable[..., Any], arguments: tuple[Any, ...], n
         raise
     except Exception as error:
         _say(f"this training is fenced, not attached: {error!r}")
+        life.let_go()
         guarded = None
     if guarded is None:
         return whole(*arguments, **named)
@@ -197,6 +198,11 @@ class _Guarded:
         newest, place = self.training.newest, self.training.resumed
         if newest is not None and place is not None:
             more = place.more or {}
+            if "feed" not in more:
+                raise CheckpointError(
+                    f"The checkpoint of step {newest.step:,} is whole, but it is none of a Trainer's: the program was changed. "
+                    "To begin anew: memsup start --fresh"
+                )
             self.resumes_from, self._resumed = newest.path, more
             feed = more["feed"]
             self._feed = Feed(
@@ -570,7 +576,7 @@ class _Guarded:
             now = trainer_files.stamp(path)
             if any(now.get(name) != state for name, state in before.items()):
                 self.training.newest = self._saved = None
-                self.session.save_now()
+                self.session.save_if_possible()
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from memsup.folders import MARK
-from memsup.places import PLACE
+from memsup.places import give_gradients, gradients_of, read_document
 
 STATE, GRADIENTS = "trainer_state.json", "memsup-gradients.pt"
 _DRAFT, _GONE, _EARLIER = ".memsup-draft-", ".memsup-gone-", "earlier-"
@@ -34,8 +34,7 @@ _PIECE_BYTES = 4 << 20
 
 def write_gradients(model: Any, folder: str) -> None:
     """Writes the gradients that a model has."""
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    sys.modules["torch"].save(gradients, os.path.join(folder, GRADIENTS))
+    sys.modules["torch"].save(gradients_of(model), os.path.join(folder, GRADIENTS))
 
 
 def read_gradients(model: Any, folder: str) -> bool:
@@ -43,10 +42,7 @@ def read_gradients(model: Any, folder: str) -> bool:
     path = os.path.join(folder, GRADIENTS)
     if not os.path.lexists(path):
         return False
-    gradients = sys.modules["torch"].load(path, map_location="cpu", weights_only=True)
-    for name, parameter in model.named_parameters():
-        if name in gradients:
-            parameter.grad = gradients[name].to(parameter.device)
+    give_gradients(model, sys.modules["torch"].load(path, map_location="cpu", weights_only=True))
     return True
 
 
@@ -121,8 +117,8 @@ def is_of(path: str, run_id: str) -> bool:
 
 def run_of(path: str) -> str | None:
     """The run whose checkpoint lies at `path`. It is None where that is none of memsup's."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(os.path.join(path, PLACE), "rb") as file:
-        return str(json.load(file)["run_id"])
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return str(read_document(path)["run_id"])
     return None
 
 
@@ -173,10 +169,15 @@ def stamp(path: str) -> dict[str, tuple[int, int]]:
 
 def state_in(path: str) -> dict[str, Any]:
     """What `trainer_state.json` says. Raises OSError and ValueError."""
-    with open(os.path.join(path, STATE), encoding="utf-8") as file:
-        if os.fstat(file.fileno()).st_size > _MOST_STATE_BYTES:
-            raise ValueError("it is larger than any real one")
-        found = json.load(file)
+    fd = os.open(os.path.join(path, STATE), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, encoding="utf-8") as file:
+        of_file = os.fstat(fd)
+        if not stat.S_ISREG(of_file.st_mode) or of_file.st_size > _MOST_STATE_BYTES:
+            raise ValueError("it is no file, or larger than any real one")
+        try:
+            found = json.load(file)
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
     if not isinstance(found, dict):
         raise ValueError("it is no object")
     return found
@@ -199,7 +200,7 @@ def why_damaged(path: str) -> str | None:
                         return f"{broken} in {name} is not what was written"
             elif os.stat(file).st_size == 0:
                 return f"{name} is empty"
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # what somebody else has written may be wrong in ways that no library names
         return f"it cannot be read: {error}"
     lacking = {"optimizer.pt", "scheduler.pt", "rng_state.pth"} - set(names)
     return f"{min(lacking)} is missing" if lacking else None

@@ -7,13 +7,15 @@ import os
 import random
 import resource
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import memsup
-from memsup import places
+from memsup import life, places
+from memsup.about import About, Seam
 from memsup.link import VARIABLE, _ready, told
 from memsup.supervisor.fence import program
 
@@ -69,6 +71,37 @@ def test_a_training_within_the_handler_of_an_exception_is_complete_all_the_same(
     except ValueError:
         run.finish()
     assert not run._is_complete
+
+
+def test_a_number_of_steps_is_whole_whoever_has_counted_them(run: memsup.Run) -> None:
+    """Integers of numpy's are none of Python's, and no float is one."""
+
+    class Counted:
+        def __index__(self) -> int:
+            return 7
+
+    run.total_steps = Counted()  # type: ignore[assignment]
+    assert type(run.total_steps) is int
+    with pytest.raises(TypeError, match="float"):
+        run.total_steps = 7.0  # type: ignore[assignment]
+
+
+def test_a_call_in_another_thread_leaves_the_training_of_the_main_one_attached(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(
+        VARIABLE, '{"socket": "/nowhere/worker.sock", "run_id": "r", "checkpoints": "/x", "every_s": 1, "keep": 2}'
+    )
+    found = told()
+    assert found is not None
+    ours = life.Life(found, About(Seam.CALLS))
+    monkeypatch.setattr(life, "_life", ours)
+    thread = threading.Thread(target=memsup.guard)
+    thread.start()
+    thread.join()
+    assert "not called in the main thread" in capsys.readouterr().err
+    assert life._life is ours
+    assert ours.link._outbox.empty()
 
 
 def test_a_second_loop_of_a_training_goes_on_counting_and_has_epochs_of_its_own(run: memsup.Run) -> None:

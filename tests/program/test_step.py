@@ -653,6 +653,13 @@ def test_trainer_s_way_to_compute_is_given_the_weight() -> None:
 # Evaluation
 
 
+def test_of_no_rows_nothing_is_predicted_as_ever() -> None:
+    step = Step(nn.Linear(6, 1))
+    step.limit(2)
+    for batch in (torch.zeros(0, 6), torch.zeros(3, 6)):
+        assert step.predict(batch, nn.Linear(6, 2)).shape == (len(batch), 2)
+
+
 def test_what_is_predicted_in_parts_is_joined() -> None:
     torch.manual_seed(2)
     model, batch = Hungry(100, "forward").eval(), {"rows": rows_of_six(9), "labels": torch.randn(9, 1)}

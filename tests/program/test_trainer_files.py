@@ -84,6 +84,26 @@ def test_what_another_run_has_put_there_is_not_taken_away(tmp_path: Path) -> Non
         assert target.exists() is (run_id != "ours")
 
 
+def test_what_is_no_checkpoint_is_neither_waited_for_nor_raised_about(tmp_path: Path) -> None:
+    for name in (PLACE, trainer_files.STATE):
+        for number, content in enumerate((None, "[" * 100_000, "[1]", "{}")):
+            folder = tmp_path / f"{name}{number}"
+            folder.mkdir()
+            if content is None:
+                os.mkfifo(folder / name)
+            else:
+                (folder / name).write_text(content)
+            assert trainer_files.run_of(str(folder)) is None
+            assert trainer_files.why_damaged(str(folder)) is not None
+
+
+@pytest.mark.parametrize("header", [b"[]", b'{"a": {}}', b'{"a": 1}', b"[" * 100_000, b'{"a": {"data_offsets": "ab"}}'])
+def test_weights_with_a_strange_header_are_damaged(tmp_path: Path, header: bytes) -> None:
+    (tmp_path / trainer_files.STATE).write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "cannot be read" in str(trainer_files.why_damaged(str(tmp_path)))
+
+
 def test_a_file_is_the_same_file_and_outlives_the_other(tmp_path: Path) -> None:
     source, target = a_checkpoint(tmp_path / "kept", "new"), tmp_path / "checkpoint-7"
     assert trainer_files.give(str(source), str(target), "ours") is None
