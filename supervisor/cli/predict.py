@@ -65,6 +65,10 @@ def predict(
     if file is None and (output or text or text_pair):
         raise click.UsageError("--output, --text and --text-pair are for a file of texts.")
     is_pair = record.settings.task.text_pair is not None
+    if is_pair and (words == ("-",) or (file is not None and _is_of_lines(file))):
+        raise RefusedError("This run was trained on two texts a row, and a line is one: give a file with a column for each.")
+    if text_pair and not is_pair:
+        raise click.UsageError("This run was trained on one text a row: leave out --text-pair.")
     if file is None:
         rows = _of_stdin() if words == ("-",) else _typed(words, is_pair=is_pair)
         return _tell(list(rows), asked(paths, record, model, iter(rows), device=device), as_json)
@@ -139,7 +143,7 @@ def _document(row: Sequence[str]) -> dict[str, str]:
 
 def _columns(file: str, record: RunRecord, text: str | None, text_pair: str | None, *, is_pair: bool) -> list[str] | None:
     """The columns with the texts. Returns None where each line is a text. Raises InputError."""
-    if file.lower().endswith(".txt"):
+    if _is_of_lines(file):
         return None
     task = record.settings.task
     first = next(read_rows(locate(str(absolute(file)))), None)
@@ -155,6 +159,10 @@ def _columns(file: str, record: RunRecord, text: str | None, text_pair: str | No
     if wanted[0] is None:
         raise InputError(f"It is not clear which column of {file} holds the text; it has {listed(names)}. Name it with --text.")
     return [name for name in wanted[: 1 + is_pair] if name is not None]
+
+
+def _is_of_lines(file: str) -> bool:
+    return file.lower().endswith(".txt")
 
 
 def _tell_file(file: str, columns: list[str] | None, output: str | None, ask: Any) -> int:

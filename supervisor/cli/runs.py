@@ -152,15 +152,17 @@ def rm(names: tuple[str, ...], age: str | None, finished: bool, yes: bool, as_js
     elif not (yes or _agreed(chosen)):
         message("Nothing was removed.")
         return NOT_REMOVED
-    left = {run.name: remove(paths_of(run.name)) for run in chosen}
-    if as_json:
-        removed = [{"run": run.name, "bytes": run.size_bytes, "left": left[run.name]} for run in chosen]
-        json_data({"schema": 1, "removed": removed})
-        return DONE
+    removed = []
     for run in chosen:
-        data(f"Removed run {run.name!r}, {size(run.size_bytes)}.")
-        if left[run.name]:
-            message(f"  In {paths_of(run.name).state} stays what is not memsup's: {', '.join(left[run.name])}")
+        paths = paths_of(run.name)
+        left = remove(paths)
+        removed.append({"run": run.name, "bytes": run.size_bytes, "left": left})
+        if not as_json:  # told one by one: a later one may be refused
+            data(f"Removed run {run.name!r}, {size(run.size_bytes)}.")
+            if left:
+                message(f"  In {paths.state} stays what is not memsup's: {', '.join(left)}")
+    if as_json:
+        json_data({"schema": 1, "removed": removed})
     return DONE
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from memsup.shared.commands import command
 from memsup.shared.messages import RequestKind
-from memsup.shared.paths import PathError, RunPaths
+from memsup.shared.paths import PathError, RunPaths, run_paths
 from memsup.shared.record import RecordError
 from memsup.shared.status import OVER, Status
 from memsup.supervisor.cli.board import Board, Reading, board
@@ -150,7 +150,7 @@ class Watch:
             return
         place = (names.index(self.chosen.run) + by) % len(names)
         self.chosen = self._others[place]
-        self._paths = next(paths for paths in all_runs() if paths.name == self.chosen.run)
+        self._paths = run_paths(self.chosen.run)  # it may have been removed since: then the next look says so
         self._readings, self._note = deque(_history(self._paths), MOST_READINGS), ""
 
     def _order(self, what: RequestKind, doing: str) -> None:

@@ -74,7 +74,7 @@ def test_a_training_within_the_handler_of_an_exception_is_complete_all_the_same(
 
 
 def test_a_number_of_steps_is_whole_whoever_has_counted_them(run: memsup.Run) -> None:
-    """Integers of numpy's are none of Python's, and no float is one."""
+    """Integers of numpy's are none of Python's own, and no float is one."""
 
     class Counted:
         def __index__(self) -> int:

@@ -27,7 +27,7 @@ def test_a_checkpoint_of_a_loop_of_ones_own_is_refused(found: life.Life) -> None
     place = Place("", [], 5, 0, 5, is_complete=False, begun_with=None, generators=places.take())
     found.training.save(place, lambda folder: Path(folder, "state").touch())
     found.training.find(found.session)
-    with pytest.raises(CheckpointError, match="none of a Trainer's.*--fresh"):
+    with pytest.raises(CheckpointError, match=r"none of a Trainer's.*--fresh"):
         _Guarded(object(), found).find(None)
 
 

@@ -44,6 +44,9 @@ def finished(name: str = "default", *, task: Task | None = None) -> RunPaths:
         (["--output", "x.docx", "good.csv"], 2, "name it .csv or .jsonl"),
         (["--output", "good.csv", "good.csv"], 2, "is there already"),
         (["--run", "pairs", "a premise alone"], 2, "two texts a row"),
+        (["--run", "pairs", "-"], 2, "a line is one"),
+        (["--run", "pairs", "lines.txt"], 2, "a line is one"),
+        (["--text-pair", "label", "good.csv"], 2, "leave out --text-pair"),
         ([], 2, "TEXT"),
     ],
 )
@@ -58,6 +61,7 @@ def test_what_cannot_be_asked_is_answered_in_one_sentence(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.csv").write_text("name,town\na,b\n")
     (tmp_path / "good.csv").write_text("text,label\na,b\n")
+    (tmp_path / "lines.txt").write_text("a\nb\n")
     finished()
     finished("pairs", task=Task(text="premise", text_pair="hypothesis"))
     a_run("night")

@@ -20,6 +20,7 @@ from memsup.shared.messages import Reply, RequestKind
 from memsup.shared.run_file import read_record, write_record
 from memsup.shared.status import RunState, Status, Wanted, encode_status
 from memsup.supervisor.cli.board import Board, Reading, binned, board
+from memsup.supervisor.cli.watch import DOWN, Watch
 from memsup.supervisor.words import width
 
 WATCH = [*MEMSUP, "status", "--watch"]
@@ -142,6 +143,15 @@ def test_keys_act_and_a_stop_is_asked_for(asked: list[RequestKind]) -> None:
         RequestKind.RESUME,
         RequestKind.STOP,
     ]
+
+
+def test_a_run_that_was_removed_since_the_last_look_can_be_chosen() -> None:
+    screen = Watch(a_run(), a_status(run="default"))
+    screen._others.append(a_status(run="removed"))
+    screen.take([DOWN])
+    assert screen.board().chosen.run == "removed"
+    screen.take([DOWN])
+    assert screen.board().chosen.run == "default"
 
 
 def test_it_survives_any_size_and_every_end(asked: list[RequestKind]) -> None:
