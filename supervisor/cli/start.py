@@ -455,7 +455,7 @@ def _refuse_left_worker(paths: RunPaths) -> None:
 
 def _refuse_queueing(record: RunRecord, queued: Sequence[Awaited]) -> None:
     """Raises `RefusedError` where a run that is up is to wait for others than it does."""
-    if {one.run for one in queued} <= {one.run for one in record.queued or ()}:
+    if {(one.run, one.must_finish) for one in queued} <= {(one.run, one.must_finish) for one in record.queued or ()}:
         return
     does = "has begun" if record.queued is None else f"waits {what_for(record.queued)}"
     stop, start = typed("stop", record.run), typed("start", record.run)

@@ -125,6 +125,8 @@ def test_a_run_that_waits_is_paused_resumed_asked_and_taken_out_of_the_queue(
         start(tmp_path, "b", "--after", "a")
         start(tmp_path, "c", "--after", "a")
         assert "is queued: waiting for run 'a'" in start(tmp_path, "b", "--after", "a")
+        code, text = said(capfd, "start", "--run", "b", "--after-ok", "a")
+        assert (code, "To queue it otherwise" in text) == (2, True)
         code, text = said(capfd, "start", "--run", "a", "--after", "b")
         assert (code, "Run 'a' has begun" in text or "run 'b' waits for run 'a'" in text) == (2, True)
         code, text = said(capfd, "checkpoint", "--run", "b")
