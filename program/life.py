@@ -18,6 +18,7 @@ from typing import Any
 from memsup import messages
 from memsup.about import About, NotAttached
 from memsup.link import Link, Lost, NotAttachedError, Told, told
+from memsup.memory import OURS, is_out_of_memory, lift
 from memsup.session import Leave, Session
 from memsup.store import CheckpointError
 from memsup.training import Training
@@ -189,12 +190,21 @@ def _tell_of_the_end(link: Link) -> None:
 
     def told_first(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
         if link.is_ours and not isinstance(error, (KeyboardInterrupt, Leave, TwiceError)):
-            step = link.progress["step"]
-            is_bad_input = isinstance(error, CheckpointError)
-            text = str(error) if is_bad_input else f"The program ended with {kind.__name__} after step {step:,}: {error}"
+            lift()  # what is left to be done is not to fail for want of what a step may not take
             stack = "".join(traceback.format_exception(kind, error, where))[-messages.MOST_TEXT :]
-            link.report(messages.failed("bad_input" if is_bad_input else "crash", text, stack, step))
+            link.report(last_words(error, stack, link.progress["step"]))
             link.flush()
         before(kind, error, where)
 
     sys.excepthook = told_first
+
+
+def last_words(error: BaseException, stack: str, step: int) -> messages.Message:
+    """What the supervisor is told of an exception that ends the program after `step`, with what memsup has added to it."""
+    if isinstance(error, CheckpointError):
+        return messages.failed("bad_input", str(error), stack, step)
+    text = f"The program ended with {type(error).__name__} after step {step:,}: {error}"
+    for note in getattr(error, "__notes__", ()):
+        if str(note).startswith(OURS):
+            text = f"{text.rstrip('. ')}. {note[len(OURS) :]}"
+    return messages.failed("out_of_memory" if is_out_of_memory(error) else "crash", text, stack, step)

@@ -194,6 +194,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in _WORDS_OF_EXHAUSTION)
 
 
+OURS = "memsup: "
+"""What memsup adds to such an error begins so."""
+
+
+def explained(error: BaseException, sentence: str) -> None:
+    """Adds a sentence to what is printed of an error, on a Python that can do so."""
+    if hasattr(error, "add_note"):
+        error.add_note(OURS + sentence)
+
+
 def is_permanent(exhausted: str) -> bool:
     """Whether this process will not get over running out of memory, however much there is again; `exhausted` is the error's
     text.

@@ -38,7 +38,7 @@ from memsup.cut_probe import (
 )
 from memsup.cut_tree import loaded_torch
 from memsup.cut_weighting import Split, Weighting
-from memsup.memory import SoftLimit, begin_peak, end_peak, give_back, is_out_of_memory, is_permanent, was_in_backward
+from memsup.memory import SoftLimit, begin_peak, end_peak, explained, give_back, is_out_of_memory, is_permanent, was_in_backward
 
 LossCall = Callable[[Any], Any]
 """The loss of some rows, as a tensor of one number."""
@@ -318,7 +318,7 @@ class Step:
             return run(batch, 1.0)
         except Exception as error:
             if is_out_of_memory(error):
-                _note(error, f"memsup: {self.refusal.sentence}")
+                explained(error, self.refusal.sentence)
             raise
 
     def _computed(self) -> Any:
@@ -421,7 +421,7 @@ class Step:
         event = RanOut(where, self._device(), tokens, None, str(error)[:2000])
         why = self._why_not_again(error, rows)
         if why is not None:
-            _note(error, f"memsup: {why}")
+            explained(error, why)
             self._tell(event)
             return None
         return event._replace(tokens_after=self._planner.out_of_memory(tokens))
@@ -586,7 +586,7 @@ class Step:
                     raise
                 ran_out = RanOut("evaluate", self._device(), tokens, None, str(error)[:2000])
                 if split is None or rows < 2 or is_permanent(str(error)):
-                    _note(error, "memsup: What is evaluated does not fit into memory, and cannot be made smaller.")
+                    explained(error, "What is evaluated does not fit into memory, and cannot be made smaller.")
                     self._tell(ran_out)
                     raise
                 exhausted = error.with_traceback(None)
@@ -617,7 +617,7 @@ class Step:
         except NotJoinableError as error:
             if exhausted is None:
                 raise
-            _note(exhausted, f"memsup: What was computed in parts cannot be joined, since {error}.")
+            explained(exhausted, f"What was computed in parts cannot be joined, since {error}.")
             raise exhausted from error
 
     def _weights(self, split: Rows, call: Callable[[Any], Any], count: int, sizes: list[int]) -> list[list[float]]:
@@ -702,9 +702,3 @@ def _marks_of(parameters: list[Any]) -> list[tuple[Any, weakref.ref[Any], int]]:
     """How the gradients of these are now, of those that have one; the marks keep none of them alive."""
     have = [(parameter, parameter.grad) for parameter in parameters]
     return [(parameter, weakref.ref(gradient), gradient._version) for parameter, gradient in have if gradient is not None]
-
-
-def _note(error: BaseException, sentence: str) -> None:
-    """Adds a sentence to what is printed of an error, on a Python that can do so."""
-    if hasattr(error, "add_note"):
-        error.add_note(sentence)

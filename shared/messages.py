@@ -78,7 +78,7 @@ class FailureCause(enum.StrEnum):
     BAD_INPUT = "bad_input"
     """Data, model or settings: the sentence says what to change. Never retried."""
     OUT_OF_MEMORY = "out_of_memory"
-    """One row does not fit in what the worker may use."""
+    """One row does not fit in what the worker may use; or what a person's own program computes at once, and cannot cut."""
     NOT_FINITE = "not_finite"
     """The loss or the gradient is NaN or infinite."""
     DISK_FULL = "disk_full"

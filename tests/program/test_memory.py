@@ -9,7 +9,9 @@ import sys
 from kit.cli_process import eventually
 
 from memsup.activity import cpu_s
-from memsup.memory import SoftLimit, held, lift, others_bytes, read_memory
+from memsup.life import last_words
+from memsup.memory import SoftLimit, explained, held, lift, others_bytes, read_memory
+from memsup.store import CheckpointError
 
 MIB = 1 << 20
 
@@ -37,3 +39,14 @@ def test_the_soft_limit_is_seen_and_can_be_lifted() -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
     assert read_memory()["resident_bytes"] > MIB
+
+
+def test_that_memory_did_not_suffice_is_told_as_such_with_what_memsup_knows_of_it() -> None:
+    error = RuntimeError("CUDA out of memory.")
+    error.add_note("Somebody else's.")
+    explained(error, "One row does not fit.")
+    told = last_words(error, "its stack", 3)
+    assert told["cause"] == "out_of_memory"
+    assert told["message"] == "The program ended with RuntimeError after step 3: CUDA out of memory. One row does not fit."
+    assert last_words(ValueError("no such word"), "", 0)["cause"] == "crash"
+    assert last_words(CheckpointError("It is damaged."), "", 0)["cause"] == "bad_input"

@@ -249,7 +249,10 @@ def cause_of(death: Death) -> Cause:
         return Cause.GPU_LOST
     if isinstance(death.last_words, Failed):
         cause = _OF_FAILURE[death.last_words.cause]
-        return Cause.CROWDED_OUT if cause is Cause.ONE_ROW_TOO_LARGE and death.gpu_crowded is not None else cause
+        if cause is Cause.ONE_ROW_TOO_LARGE and death.gpu_crowded is not None:
+            return Cause.CROWDED_OUT
+        # Of a person's own program nobody knows that nothing less could be tried: a process that is new may find room.
+        return Cause.CRASH if cause is Cause.ONE_ROW_TOO_LARGE and death.is_command else cause
     if death.killed_by_us is not None:
         return death.killed_by_us
     if death.fence_oom_kills > 0:

@@ -218,6 +218,7 @@ def test_it_is_paced_and_told_nothing_of_micro_batches(play: Play) -> None:
         (1, m.Finished(model_path="/m", metrics={}, steps=100, samples=0), 100, RunState.RECOVERING, Cause.CRASH),
         (1, m.Failed(cause=m.FailureCause.CRASH, message="no", step=7), 7, RunState.RECOVERING, Cause.CRASH),
         (1, m.Failed(cause=m.FailureCause.BAD_INPUT, message="no", step=7), 7, RunState.FAILED, Cause.BAD_INPUT),
+        (1, m.Failed(cause=m.FailureCause.OUT_OF_MEMORY, message="no", step=7), 7, RunState.RECOVERING, Cause.CRASH),
         (3, None, 60, RunState.RECOVERING, Cause.CRASH),
         (75, m.Leaving(reason="SIGTERM", checkpoint=None), 60, RunState.STARTING, None),
         (-9, None, 60, RunState.RECOVERING, Cause.KILLED),

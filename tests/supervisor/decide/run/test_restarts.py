@@ -293,3 +293,13 @@ def test_a_row_that_crashes_the_worker_ends_the_run_at_the_third_time_and_is_tol
         assert death["result"].startswith("exit code 1\n")
         assert death["result"].endswith("IndexError: index out of range in self")
     assert (seen["last_action"]["action"], seen["last_action"]["result"]) == ("no restart", None)
+
+
+def test_a_program_that_found_no_memory_is_tried_again_and_waits_where_others_took_it() -> None:
+    """As is the built-in training, but for that one row: of a program nobody knows that nothing less could be tried."""
+    words = Failed(cause=FailureCause.OUT_OF_MEMORY, message="no", step=3)
+    crowded = "other programs hold 7 GiB more than before"
+    assert cause_of(Death(exit_status=1, last_words=words)) is Cause.ONE_ROW_TOO_LARGE
+    assert cause_of(Death(exit_status=1, last_words=words, is_command=True)) is Cause.CRASH
+    for is_command in (False, True):
+        assert cause_of(Death(exit_status=1, last_words=words, is_command=is_command, gpu_crowded=crowded)) is Cause.CROWDED_OUT
