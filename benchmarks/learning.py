@@ -52,7 +52,7 @@ def learn(seed: int, way: str, amp: str, home: Path) -> Result:
 
     job = Path(memsup.shared.__file__).parent / "demo/memsup.toml"
     settings = load(job_file=job, flags=[f"training.seed={seed}"], environment={}).settings
-    training, task, cpu = settings.training, find_task(settings.task.kind), torch.device("cpu")
+    training, task, cpu = settings.training, find_task(settings.task.kind, settings.task.problem_type), torch.device("cpu")
     (home / "state").mkdir()
     prepared = task.load(settings, RunPaths("learning", state=home / "state", runtime=home / "runtime"), lambda: None)
     model, rows = prepared.model, prepared.train

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import msgspec
 
 from memsup.shared.data.doubts import DoubtKind
+from memsup.shared.data.targets import ProblemType
 from memsup.shared.lanes import MOST_LANES
 from memsup.shared.secret import Secret
 
@@ -88,6 +89,8 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What is trained on what. Paths are absolute once loaded. `package:NAME/PATH` names data inside an installed package."""
 
     kind: Literal["text-classification"] = "text-classification"
+    problem_type: ProblemType = "single_label_classification"
+    """What is learnt of a text, as transformers names it: which of a few labels it has, or (`regression`) a number."""
     model: ModelText | None = None
     """A model's folder or hub id. A folder with a `config.json` alone is a model to be trained from nothing."""
     train: PathTexts | None = None

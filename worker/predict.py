@@ -1,9 +1,10 @@
 """`python -m memsup.worker.predict`: asks a finished model, in a process of its own that lasts as long as the question.
 
 Reads lines on stdin, each a JSON list of rows (a row is a list of one text or two), and answers each with a line on stdout:
-`{"labels": […], "rows": [[…] or null, …]}`, the probability of each label for each row, null for a row that makes no token of
-its own; or `{"error": "one sentence"}`, which is the last line then. Rows are computed beside others of the same length only:
-nothing is padded, so that no row's answer depends on the others. Libraries' words go to standard error.
+`{"labels": […], "rows": [[…] or null, …]}`, the probability of each label for each row, or its score under the score's name;
+null for a row that makes no token of its own; or `{"error": "one sentence"}`, which is the last line then. Rows are computed
+beside others of the same length only: nothing is padded, so that no row's answer depends on the others. Libraries' words go to
+standard error.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from memsup.worker.imports import quick_scan_of_transformers, without_search_for
 
 if TYPE_CHECKING:
     from memsup.worker.tasks.corpus import Text
+    from memsup.worker.tasks.targets import Target
 
 MOST_TOKENS = 4096
 """At most this many tokens are computed at once."""
@@ -61,17 +63,19 @@ def _arguments() -> argparse.Namespace:
 def _answer_all(arguments: argparse.Namespace, answers: TextIO) -> None:
     with without_search_for_garbage(), quick_scan_of_transformers():
         from memsup.worker.tasks.classification import load_finished
+        from memsup.worker.tasks.targets import TARGETS
 
     model, tokens, has_types = load_finished(arguments.model, arguments.max_length)
     model.to(arguments.device)
+    target = TARGETS[model.config.problem_type]
     labels = [str(model.config.id2label[place]) for place in range(len(model.config.id2label))]
     for line in sys.stdin:
         texts: list[Text] = [row[0] if len(row) == 1 else (row[0], row[1]) for row in json.loads(line)]
-        _say(answers, {"labels": labels, "rows": _shares(model, tokens, texts, has_types=has_types)})
+        _say(answers, {"labels": labels, "rows": _shares(model, target, tokens, texts, has_types=has_types)})
 
 
-def _shares(model: Any, tokens: Any, texts: list[Text], *, has_types: bool) -> list[list[float] | None]:
-    """The probability of each label for each text."""
+def _shares(model: Any, target: Target, tokens: Any, texts: list[Text], *, has_types: bool) -> list[list[float] | None]:
+    """The probability of each label for each text, or its score."""
     import torch
 
     found: list[list[float] | None] = [None] * len(texts)
@@ -90,7 +94,7 @@ def _shares(model: Any, tokens: Any, texts: list[Text], *, has_types: bool) -> l
                 batch["token_type_ids"] = torch.tensor([encoded.token_types[place] for place in some])
             with torch.inference_mode():
                 logits = model(**{name: values.to(model.device) for name, values in batch.items()}).logits.float()
-            for place, shares in zip(some, logits.softmax(dim=-1).tolist(), strict=True):
+            for place, shares in zip(some, target.answers(logits).tolist(), strict=True):
                 found[place] = shares
     return found
 

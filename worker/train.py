@@ -146,7 +146,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
 
     # -----------------------------------------------------------------------------------------------------------------
     # Task: data, tokenizer and model; then the optimizer with all of its state
-    task = find_task(settings.task.kind)
+    task = find_task(settings.task.kind, settings.task.problem_type)
     draw_by_row()
     attend_in_blocks()
     with has_to_fit("The model", welcome, memory):

@@ -24,6 +24,7 @@ from memsup.shared.data.judge import judge, unused_text
 from memsup.shared.data.looks import words
 from memsup.shared.data.rows import names_columns_in_first_line, notes_on
 from memsup.shared.data.sources import Source, locate
+from memsup.shared.data.targets import ProblemType, as_score
 from memsup.shared.model.folder import ModelSummary, check_model
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class DataSummary:
     """Rows left out since their label is none of `task.labels`, by that label."""
     complete: bool
     labels: dict[str, int]
-    """Rows of each label, in the order of `task.labels`, or else of `sorted_labels`."""
+    """Rows of each label, in the order of `task.labels`, or else of `sorted_labels`; the score alone where one is learnt."""
     text_chars: tuple[int, int, int, int]
     """The lengths of the texts in characters: median, 90 %, 99 %, longest."""
     token_estimates: Counter[int]
@@ -94,6 +95,7 @@ def check_task(task: Task, *, budget_s: float, max_length: int | None = None, ch
         label=task.label,
         text_pair=task.text_pair,
         labels=task.labels,
+        problem_type=task.problem_type,
         budget_s=budget_s * share,
         no_text=no_text,
     )
@@ -155,6 +157,7 @@ def check_data(
     label: str | None = None,
     text_pair: str | None = None,
     labels: Sequence[str] | None = None,
+    problem_type: ProblemType = "single_label_classification",
     budget_s: float,
     train: DataSummary | None = None,
     no_text: _NoText | None = None,
@@ -167,12 +170,14 @@ def check_data(
     located = source if isinstance(source, Source) else locate(source, evaluates=train is not None)
     if train is not None:
         text, label, text_pair = train.columns
-    table = look_at_columns(located, text, label, text_pair)
+        problem_type = train.evidence.table.problem_type
+    table = look_at_columns(located, text, label, text_pair, problem_type=problem_type)
     evidence = Evidence(table, None if labels is None else frozenset(labels))
     known_labels = frozenset(train.labels) if train is not None and train.complete and labels is None else None
     chars: Counter[int] = Counter()
     tokens: Counter[int] = Counter()
-    for number, example in enumerate(read_examples(located, table.columns, known_labels), start=1):
+    examples = read_examples(located, table.columns, known_labels, problem_type=problem_type)
+    for number, example in enumerate(examples, start=1):
         if evidence.takes(example):
             if no_text is not None:
                 no_text.refuse_in(example)
@@ -202,6 +207,8 @@ def check_data(
 def check_rows(source: Source, evidence: Evidence, only: Sequence[str] | None, *, trains: bool) -> None:
     """Raises InputError where the rows of `evidence` make no task. `only` are the labels that a person named."""
     columns, labels, rows = evidence.table.columns, evidence.labels, evidence.rows
+    if evidence.table.problem_type == "regression" and only is not None:
+        raise InputError("task.labels names labels, but a number is learnt (task.problem_type): leave one of the two away.")
     if not rows:
         if evidence.others:
             raise InputError(
@@ -210,6 +217,13 @@ def check_rows(source: Source, evidence: Evidence, only: Sequence[str] | None, *
             )
         raise InputError(f"No row of {source} has a text in column {columns.text!r}: name another column with task.text.")
     if not trains:
+        return
+    if evidence.table.problem_type == "regression":
+        if evidence.complete and evidence.lowest == evidence.highest:
+            raise NoTaskError(
+                f"All numbers in column {columns.label!r} of {source} are {evidence.lowest:g}, so there is nothing to learn: "
+                "name another column with task.label."
+            )
         return
     if columns.label in labels and names_columns_in_first_line(source) and _reads_like_a_row(columns.text, evidence):
         names = list(evidence.table.values)
@@ -233,7 +247,7 @@ def check_rows(source: Source, evidence: Evidence, only: Sequence[str] | None, *
             )
         raise NoTaskError(
             f"Column {columns.label!r} of {source} holds {len(labels):,} different values in {rows:,} rows, "
-            "so it is no class label: name the right column with task.label."
+            f"so it is no class label: name the right column with task.label.{_or_a_score(evidence)}"
         )
     if evidence.complete and len(labels) == 1:
         which = f"All {rows:,} rows of {source} have the same" if rows > 1 else f"The only row of {source} has the"
@@ -241,6 +255,12 @@ def check_rows(source: Source, evidence: Evidence, only: Sequence[str] | None, *
             f"{which} label {next(iter(labels))!r}, and a classifier needs at least two: "
             "add rows with other labels, or name another column with task.label."
         )
+
+
+def _or_a_score(evidence: Evidence) -> str:
+    """What to type where the labels seen so far are numbers; empty where they are none."""
+    are_numbers = all(as_score(label) is not None for label in evidence.labels)
+    return " To learn it as a number: --set task.problem_type=regression" if are_numbers else ""
 
 
 def _left_unused(table: Table, *, is_named: bool) -> Iterator[str]:

@@ -14,6 +14,7 @@ from memsup.shared.data.layout import part_of, stem_of
 from memsup.shared.data.rows import names_columns_in_first_line, read_rows
 from memsup.shared.data.sources import Source
 from memsup.shared.data.tables import is_place
+from memsup.shared.data.targets import ProblemType, as_score
 from memsup.shared.paths import is_text
 
 _SAMPLE_ROWS = 1000
@@ -23,6 +24,7 @@ _SAMPLE_CHARS = 64 << 20
 """Of rows with long texts fewer are enough."""
 _MOST_NAMED_LABELS = 100
 _TEXT_NAMES = ["text", "文本", "sentence", "句子", "review", "评论", "评价", "content", "内容", "正文", "comment", "body"]
+_SCORE_NAMES = ["score", "scores", "rating", "stars", "得分", "评分", "分数", "星级"]
 LABEL_NAMES = ["label", "labels", "标签", "sentiment", "情感", "class", "category", "类别", "分类", "target", "y"]
 
 
@@ -49,18 +51,34 @@ class Table:
     """Which of text, label and text_pair a person named."""
     label_is_file_name: bool = False
     """Whether the labels are the names of files or folders."""
+    problem_type: ProblemType = "single_label_classification"
+    """What is learnt of each row."""
     file_names: tuple[str, ...] = ()
     """The names of the files, without endings, where each is a word of its own as a label is, and no shard's or part's."""
 
 
-def find_columns(source: Source, text: str | None = None, label: str | None = None, text_pair: str | None = None) -> Columns:
+def find_columns(
+    source: Source,
+    text: str | None = None,
+    label: str | None = None,
+    text_pair: str | None = None,
+    *,
+    problem_type: ProblemType = "single_label_classification",
+) -> Columns:
     """The columns of text and label: as named, or by a usual name, or by what the first rows hold; a second text only as named.
     Raises InputError where that leaves a doubt, and for data without rows.
     """
-    return look_at_columns(source, text, label, text_pair).columns
+    return look_at_columns(source, text, label, text_pair, problem_type=problem_type).columns
 
 
-def look_at_columns(source: Source, text: str | None = None, label: str | None = None, text_pair: str | None = None) -> Table:
+def look_at_columns(
+    source: Source,
+    text: str | None = None,
+    label: str | None = None,
+    text_pair: str | None = None,
+    *,
+    problem_type: ProblemType = "single_label_classification",
+) -> Table:
     """The columns as `find_columns` finds them, with what stands in all of them. Raises InputError as that does."""
     sample, left = [], _SAMPLE_CHARS
     by_place = [name for name in (text, label) if name is not None and is_place(name)]
@@ -85,7 +103,8 @@ def look_at_columns(source: Source, text: str | None = None, label: str | None =
             raise InputError(f"task.{key} and task.{other_key} both name the column {name!r}: name two different ones.")
     seen = {name: [str(row[name]) for row in sample if row.get(name) not in (None, "")] for name in names}
     if label is None:
-        label = _find_label({name: values for name, values in seen.items() if name not in (text, text_pair)}, source)
+        find = _find_score if problem_type == "regression" else _find_label
+        label = find({name: values for name, values in seen.items() if name not in (text, text_pair)}, source)
     if text is None:
         text = _find_text({name: values for name, values in seen.items() if name not in (label, text_pair)}, source)
     columns = Columns(text, label, text_pair)
@@ -97,6 +116,7 @@ def look_at_columns(source: Source, text: str | None = None, label: str | None =
         values={name: [_cell(row.get(name)) for row in sample] for name in names},
         given=frozenset(key for key, _ in given),
         label_is_file_name=all(file.label is not None for file in source.files),
+        problem_type=problem_type,
         file_names=_words_for_names(source),
     )
 
@@ -145,7 +165,27 @@ def _find_label(seen: dict[str, list[str]], source: Source) -> str:
             "memsup. To learn one of them, name it with task.label."
         )
     found = f"{listed(fits)} could all be it" if fits else f"none of {listed(list(seen))} has a few values that repeat"
-    raise InputError(f"It is not clear which column of {source} holds the label: {found}. Name it with task.label.")
+    numbers = [name for name in _numbers(seen) if name not in fits]
+    score = f" To learn {numbers[0]!r} as a number: --set task.problem_type=regression" if len(numbers) == 1 else ""
+    raise InputError(f"It is not clear which column of {source} holds the label: {found}. Name it with task.label.{score}")
+
+
+def _find_score(seen: dict[str, list[str]], source: Source) -> str:
+    """The column of numbers: by name, or else the only one. Raises InputError."""
+    if (named := _by_name(seen, [*LABEL_NAMES, *_SCORE_NAMES])) is not None:
+        return named
+    numbers = _numbers(seen)
+    if len(numbers) == 1:
+        return numbers[0]
+    found = f"{listed(numbers)} could all be it" if numbers else f"none of {listed(list(seen))} holds numbers alone"
+    raise InputError(f"It is not clear which column of {source} holds the number to learn: {found}. Name it with task.label.")
+
+
+def _numbers(seen: dict[str, list[str]]) -> list[str]:
+    """The columns of different numbers and nothing else."""
+    return [
+        name for name, values in seen.items() if len(set(values)) > 1 and all(as_score(value) is not None for value in values)
+    ]
 
 
 def _find_text(seen: dict[str, list[str]], source: Source) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
@@ -47,6 +48,10 @@ class Evidence:
     complete: bool = True
     """Whether all rows were seen."""
     labels: Counter[str] = field(default_factory=Counter)
+    """Rows of each label. Scores are no labels: all rows count for the name of their column."""
+    lowest: float = math.inf
+    """The lowest and the highest of the scores, where such are learnt."""
+    highest: float = -math.inf
     first: dict[str, Shown] = field(default_factory=dict)
     """The first row of each label."""
     looks: dict[str, Counter[Look]] = field(default_factory=lambda: defaultdict(Counter))
@@ -76,7 +81,9 @@ class Evidence:
         return True
 
     def _add(self, row: Example) -> None:
-        label = row.label
+        label = row.label if self.table.problem_type != "regression" else self.table.columns.label
+        if self.table.problem_type == "regression":
+            self.lowest, self.highest = min(self.lowest, float(row.label)), max(self.highest, float(row.label))
         self.rows += 1
         self.labels[label] += 1
         of_label = self.labels[label]
@@ -85,7 +92,7 @@ class Evidence:
         if of_label <= _LOOKED_AT_FIRST or of_label % _LOOKED_AT_LATER == 0:
             self.looks[label][look(row.text)] += 1
             self.with_fields[label] += _ends_with_field(row.text)
-            self.same_as_label += _is(row.text, label)
+            self.same_as_label += _is(row.text, row.label)
             if is_broken(row.text):
                 self.broken += 1
                 self.first_broken = self.first_broken or _shown(row)
@@ -94,7 +101,7 @@ class Evidence:
             len(row.text) <= 2 * len(columns.text)
             and not self.header
             and _is(row.text, columns.text)
-            and _is(label, columns.label)
+            and _is(row.label, columns.label)
         ):
             self.header = _shown(row)
         self._remember(row)

@@ -13,6 +13,7 @@ from memsup.shared.data.errors import InputError, NoTaskError
 from memsup.shared.data.layout import counted_in
 from memsup.shared.data.rows import read_rows
 from memsup.shared.data.sources import Source
+from memsup.shared.data.targets import ProblemType, as_score
 
 
 class Example(NamedTuple):
@@ -20,6 +21,7 @@ class Example(NamedTuple):
 
     text: str
     label: str
+    """As it is written; of a score it is a number (`as_score`)."""
     file: Path
     line: int
     """The line on which the row begins, as `Row` counts it."""
@@ -27,9 +29,15 @@ class Example(NamedTuple):
     """The second text of a pair. It is None where there are no pairs."""
 
 
-def read_examples(source: Source, columns: Columns, known_labels: frozenset[str] | None = None) -> Iterator[Example]:
+def read_examples(
+    source: Source,
+    columns: Columns,
+    known_labels: frozenset[str] | None = None,
+    *,
+    problem_type: ProblemType = "single_label_classification",
+) -> Iterator[Example]:
     """All rows in their order, one by one. Raises InputError at the first that cannot be used: broken, undecodable,
-    without a label, or with one that is not among `known_labels`.
+    without a label, or with one that is no number where that is learnt, or else not among `known_labels`.
     """
     for file, line, values in read_rows(source, columns.names()):
         if isinstance(values.get(columns.label), list | tuple):
@@ -40,7 +48,13 @@ def read_examples(source: Source, columns: Columns, known_labels: frozenset[str]
         label = _as_text(values.get(columns.label), columns.label, file, line).strip()
         if not label:
             raise InputError(f"{at(file, line)} has no label in column {columns.label!r}: fill it in or delete the row.")
-        if known_labels is not None and label not in known_labels:
+        if problem_type == "regression":
+            if as_score(label) is None:
+                raise InputError(
+                    f"{at(file, line)}: {label[:40]!r} in column {columns.label!r} is no number, and numbers are what is "
+                    "learnt here (task.problem_type): write it with digits and a point alone, or delete the row."
+                )
+        elif known_labels is not None and label not in known_labels:
             raise InputError(
                 f"{at(file, line)}: the label {label!r} does not occur in the training data, which has "
                 f"{listed(sorted_labels(known_labels))}: correct it, or add such rows to the training data."

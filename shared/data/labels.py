@@ -15,6 +15,7 @@ from memsup.shared.data.examples import sorted_labels
 from memsup.shared.data.layout import counted_in
 from memsup.shared.data.looks import Look, look, words
 from memsup.shared.data.missing import MISSING, PERHAPS_MISSING, SAYS_MISSING
+from memsup.shared.data.targets import as_score
 
 _FEW_ROWS = 8
 _FEWER_BY = 20
@@ -413,7 +414,7 @@ def _scale(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             DoubtKind.SCALE,
             f"The {len(numbers):,} labels from {ends[0]} to {ends[-1]} are numbers {why}: each would become a class of its "
             "own, and that 3 lies nearer to 4 than to 9 is not learnt.",
-            (),
+            ("task.problem_type=regression",) if all(as_score(label) is not None for label in left) else (),
             (ends[0], ends[-1]),
         )
 

@@ -10,7 +10,6 @@ from memsup.shared.model import libraries
 
 OWN_ATTENTION = ("sdpa", "eager")
 """The ways to compute attention that are in torch and transformers themselves."""
-PROBLEM_TYPE = "single_label_classification"
 
 
 def check_config(where: str, config: object) -> Mapping[str, Any]:
@@ -55,11 +54,9 @@ def replaced(config: Mapping[str, Any]) -> tuple[str, ...]:
     """What memsup does otherwise than the config says, each a sentence."""
     sentences = []
     problem = config.get("problem_type")
-    if problem not in {None, PROBLEM_TYPE}:
+    if problem not in {None, "single_label_classification"}:
         sentences.append(
-            f"The model's config.json has problem_type {one_line(str(problem))}; here each text has one label, so "
-            "the result has "
-            f"{PROBLEM_TYPE}."
+            f"The model's config.json has problem_type {one_line(str(problem))}; the result has that of task.problem_type."
         )
     attention = config.get("_attn_implementation", config.get("attn_implementation"))
     if attention is not None and attention not in OWN_ATTENTION:

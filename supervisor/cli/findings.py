@@ -65,7 +65,8 @@ def brief_rows(task: TaskSummary | None, resolution: Resolution, settings: Setti
 def brief_task(task: TaskSummary, settings: Settings) -> str:
     """What is trained on what, in one line."""
     rows = f"{plural(task.train.rows, 'row')}{'' if task.train.complete else ' at least'}"
-    labels = plural(len(task.train.labels), "label")
+    is_score = settings.task.problem_type == "regression"
+    labels = f"a number, {task.train.columns.label!r}" if is_score else plural(len(task.train.labels), "label")
     return f"{settings.task.model} on {task.train.source}: {rows}, {labels}"
 
 
@@ -90,6 +91,7 @@ WHAT_IT_DOES = {
     "task.text": "train on that column's texts",
     "task.text_pair": "train on both texts of a row",
     "task.label": "learn that column",
+    "task.problem_type": "learn the numbers as numbers, by how near the model comes to them",
     "task.labels": "learn these alone; rows with other labels are left out, and counted",
     "task.train": "hold out a share of these in the place of what lies beside them",
     "task.eval": "hold out a share of the training data in its place",
@@ -231,6 +233,8 @@ def _data(data: DataSummary) -> str:
 
 
 def _labels(data: DataSummary) -> str:
+    if data.evidence.table.problem_type == "regression":
+        return f"{data.columns.label!r} is a number, {data.evidence.lowest:g} to {data.evidence.highest:g}"
     shown = [f"{name!r} {count(rows)}" for name, rows in list(data.labels.items())[:MOST_SHOWN]]
     more = [] if len(data.labels) <= MOST_SHOWN else [f"{len(data.labels) - MOST_SHOWN} more"]
     return ", ".join(shown + more)

@@ -101,6 +101,8 @@ def _lines(plan: Plan, folder: Path) -> Iterator[str]:
     for name in ("text", "text_pair", "label"):
         if (column := getattr(task.train.columns, name)) is not None:
             yield f"{name} = {_written(column)}"
+    if settings.task.problem_type != Settings().task.problem_type:
+        yield f"problem_type = {_written(settings.task.problem_type)}"
     if settings.task.labels is not None:
         yield f"labels = {_written(settings.task.labels)}"
     yield ""

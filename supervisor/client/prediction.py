@@ -30,7 +30,7 @@ class Predicted(NamedTuple):
 
     label: str | None
     score: float | None
-    """The probability that the model gives the label."""
+    """The probability that the model gives the label. Where a number was learnt it is that number, and the label its name."""
     scores: dict[str, float] | None
 
 

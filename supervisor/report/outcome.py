@@ -92,6 +92,10 @@ def figures(material: Material, account: Account) -> Iterator[Figure]:
         majority = status.result.get("majority_accuracy")
         beside = "" if majority is None else f"; always the most frequent label: {majority:.1%}"
         yield Figure(f"{accuracy:.1%}", f"accuracy{beside}")
+    if status is not None and status.result and (pearson := status.result.get("pearson")) is not None:
+        spearman = status.result.get("spearman")
+        beside = "" if spearman is None else f"; Spearman: {spearman:.3f}"
+        yield Figure(f"{pearson:.3f}", f"Pearson correlation of the numbers{beside}")
     total_s = sum(account.spent_s.values())
     for activity in (Activity.TRAINING, Activity.RUNNING):
         if seconds := account.spent_s.get(activity):

@@ -1,5 +1,5 @@
-"""The accuracy that a finished run has told, counted again from its saved model: each text that was held out is read from its
-file once more and asked alone, as somebody would who has nothing of memsup.
+"""What a finished run has told of its evaluation (accuracy; of numbers loss and correlation), counted again from its saved
+model: each text that was held out is read from its file once more and asked alone, as somebody would who has nothing of memsup.
 
 `conftest.py` does that after every test whose process has torch anyway, for each run in its state folder that has a model.
 """
@@ -28,7 +28,7 @@ _CLOSE = 0.05
 
 def check_accuracy(state: Path) -> bool:
     """Counts again for the run that keeps its state there, and says whether there was one to count for. Raises AssertionError
-    where the run told another accuracy.
+    where the run told another one.
     """
     model, corpora = state / "model", list((state / "cache").glob("corpus-*/evaluation.bin"))
     if not (model / "config.json").exists() or len(corpora) != 1:
@@ -39,6 +39,8 @@ def check_accuracy(state: Path) -> bool:
     rows = _rows(corpora[0].parent, settings)
     if rows is None:
         return False
+    if settings.task.problem_type == "regression":
+        return _check_scores(model, rows, settings, told)
     right, close = _right(model, rows, settings)
     if right is None:
         return False
@@ -77,8 +79,9 @@ def _rows(corpus: Path, settings: Settings) -> list[Example] | None:
     used = np.fromfile(corpus / "evaluation.bin", np.int64)
     origins = np.fromfile(corpus / "origins.bin", np.int64)[used]
     names = (corpus / "names.bin").read_bytes().split(b"\0")
-    columns = find_columns(train, task.text, task.label, task.text_pair)
-    by_place = {(str(row.file), row.line): row for row in read_examples(source, columns)}
+    columns = find_columns(train, task.text, task.label, task.text_pair, problem_type=task.problem_type)
+    examples = read_examples(source, columns, problem_type=task.problem_type)
+    by_place = {(str(row.file), row.line): row for row in examples}
     places = [(names[place >> _LINE_BITS].decode(), place & ((1 << _LINE_BITS) - 1)) for place in origins.tolist()]
     return [by_place[place] for place in places] if all(place in by_place for place in places) else None
 
@@ -92,25 +95,51 @@ def _is_there(value: str | list[str] | None) -> bool:
     return bool(names) and all(name.startswith("package:") or Path(name).exists() for name in names)
 
 
+def _check_scores(folder: Path, rows: list[Example], settings: Settings, told: dict[str, float]) -> bool:
+    """As `check_accuracy`, for a run that has learnt numbers."""
+    outputs = _outputs(folder, rows, settings)
+    if outputs is None:
+        return False
+    _, logits = outputs
+    said, wanted = np.array([float(row) for row in logits]), np.array([float(row.label) for row in rows])
+    off = {"loss": np.mean((said - wanted) ** 2), "pearson": np.corrcoef(said, wanted)[0, 1], "rows": len(rows)}
+    for name, value in off.items():
+        near = 0.05 if settings.training.amp != "off" else 1e-3
+        assert abs(told[name] - value) <= near * max(1.0, abs(value)), f"{folder}: {name} {told[name]}, asked again {value}"
+    return True
+
+
 def _right(folder: Path, rows: list[Example], settings: Settings) -> tuple[int | None, int]:
     """How many rows the saved model is right about, and how many it cannot tell for sure in mixed precision. The first is None
     for a model too large to ask.
     """
+    outputs = _outputs(folder, rows, settings)
+    if outputs is None:
+        return None, 0
+    names, logits = outputs
+    right = close = 0
+    for row, of_row in zip(rows, logits, strict=True):
+        first, second = of_row.topk(2).values.tolist()
+        right += names[int(of_row.argmax())] == row.label
+        close += settings.training.amp != "off" and first - second < _CLOSE * max(1.0, abs(first))
+    return right, close
+
+
+def _outputs(folder: Path, rows: list[Example], settings: Settings) -> tuple[dict[int, str], list[Any]] | None:
+    """The names of the saved model's outputs, and what it says of each row, asked alone. None for a model too large to ask."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    assert model.config.problem_type == settings.task.problem_type
     if model.num_parameters() * len(rows) > _MOST_WORK:
-        return None, 0
+        return None
     tokenizer = AutoTokenizer.from_pretrained(folder)
     most = min(settings.training.max_length or 512, tokenizer.model_max_length)
-    right = close = 0
+    found = []
     with torch.no_grad():
         for row in rows:
             texts = (row.text,) if row.text_pair is None else (row.text, row.text_pair)
             asked = tokenizer(*texts, truncation=True, max_length=most, return_tensors="pt")
-            outputs = model(**asked).logits[0]
-            first, second = outputs.topk(2).values.tolist()
-            right += model.config.id2label[int(outputs.argmax())] == row.label
-            close += settings.training.amp != "off" and first - second < _CLOSE * max(1.0, abs(first))
-    return right, close
+            found.append(model(**asked).logits[0])
+    return model.config.id2label, found

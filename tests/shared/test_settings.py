@@ -52,6 +52,7 @@ def test_every_key_can_be_written_as_a_variable() -> None:
 SAMPLE = {
     "tier": "low",
     "task.kind": "text-classification",
+    "task.problem_type": "regression",
     "task.labels": "neg,pos",
     "task.accept": "scale header",
     "training.device": "cuda:1",

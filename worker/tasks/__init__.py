@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from memsup.shared.data.errors import InputError
+from memsup.shared.data.targets import ProblemType
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +47,8 @@ class Examples(Protocol):
 
     def batch(self, indices: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """These rows in this order, on the CPU, padded to the longest of them: `input_ids` and `attention_mask` (int64,
-        rows × longest) and `labels` (int64, rows). All tensors have one row an index; move them and hand them on as they are.
+        rows × longest) and `labels`, as the task's loss takes them. All tensors have one row an index; move them and hand them
+        on as they are.
         On a GPU a mask that hides nothing is left out on the way.
         """
         ...
@@ -85,7 +87,7 @@ class Metrics(Protocol):
         ...
 
     def result(self) -> dict[str, float]:
-        """Whole-evaluation figures: for classification `accuracy`, `majority_accuracy`, `loss` (mean), `rows`."""
+        """Whole-evaluation figures: `loss` (mean), `rows`, and what else tells of the task, such as `accuracy`."""
         ...
 
 
@@ -122,10 +124,10 @@ class Task(Protocol):
     def new_metrics(self) -> Metrics: ...
 
 
-def find_task(kind: str) -> Task:
+def find_task(kind: str, problem_type: ProblemType = "single_label_classification") -> Task:
     """The task named `task.kind` in the settings. Imports torch and transformers. Raises InputError."""
     if kind == "text-classification":
         from memsup.worker.tasks.classification import TextClassification
 
-        return TextClassification()
+        return TextClassification(problem_type)
     raise InputError(f"There is no task {kind!r}; use text-classification.")

@@ -1,7 +1,8 @@
-"""Text classification: a text has one of a few labels.
+"""Text classification: what a text has, one of a few labels or a number, is learnt from examples.
 
 Covers features, model, loss, and metrics for any encoder that `AutoModelForSequenceClassification` knows: from a hub id, from a
-folder with weights, or from a folder with a `config.json` alone, which is trained from nothing. One label a text.
+folder with weights, or from a folder with a `config.json` alone, which is trained from nothing. What a label
+is, its loss and its measures are in `targets.py`.
 """
 
 from __future__ import annotations
@@ -24,27 +25,28 @@ import numpy as np
 import torch
 import transformers
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from memsup.memory import is_out_of_memory
 from memsup.shared.commands import command
 from memsup.shared.data.columns import Columns
 from memsup.shared.data.doubts import DoubtKind
 from memsup.shared.data.errors import DoubtfulError, InputError
+from memsup.shared.data.targets import ProblemType
 from memsup.shared.files import read_small
 from memsup.shared.log import log
 from memsup.shared.model import tokenizer as tokenizer_files
-from memsup.shared.model.config import OWN_ATTENTION, PROBLEM_TYPE
+from memsup.shared.model.config import OWN_ATTENTION
 from memsup.shared.model.folder import MOST_TEXT_BYTES, ModelSource, check_model
 from memsup.shared.model.head import Fit, head_labels, match
 from memsup.shared.model.judge import judge_head
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
 from memsup.worker.plan.padding import Padding, choose, in_words
-from memsup.worker.tasks import Boundary, Examples, Prepared
+from memsup.worker.tasks import Boundary, Examples, Metrics, Prepared
 from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
 from memsup.worker.tasks.corpus import Corpus, Counts, Rows, Source, Text, open_corpus
 from memsup.worker.tasks.probe import Probe
+from memsup.worker.tasks.targets import TARGETS, Stored, Target, logits_of
 from memsup.worker.tasks.tokens import Tokens
 
 _MOST_SPECIAL_TOKENS = 1000
@@ -60,9 +62,11 @@ _POSITIONS_AFTER_PADDING |= {"xlm-roberta", "xlm-roberta-xl", "xmod"}
 class TextRows:
     """Rows of a corpus as the model's tensors."""
 
-    def __init__(self, rows: Rows, label_places: NDArray[np.int64], tokenizer: Any, *, has_types: bool) -> None:
-        """With `has_types` the model is told the types of tokens, as its tokenizer gives them."""
-        self._rows, self._label_places = rows, label_places
+    def __init__(self, rows: Rows, batched: Callable[[Stored], Stored], tokenizer: Any, *, has_types: bool) -> None:
+        """`batched` makes of labels as the corpus keeps them those that the loss takes. With `has_types` the model is told the
+        types of tokens, as its tokenizer gives them.
+        """
+        self._rows, self._batched = rows, batched
         self._padding_token, self.padding = int(tokenizer.pad_token_id), Padding(tokenizer.padding_side)
         self._padding_type = int(tokenizer.pad_token_type_id) if has_types else None
 
@@ -90,7 +94,7 @@ class TextRows:
         batch = {
             "input_ids": torch.from_numpy(tokens),
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
-            "labels": torch.from_numpy(self._label_places[self._rows.labels(indices)]),
+            "labels": torch.from_numpy(self._batched(self._rows.labels(indices))),
         }
         if self._padding_type is not None:
             types = np.full(mask.shape, self._padding_type, np.int64)
@@ -100,41 +104,14 @@ class TextRows:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Loss and metrics
-
-
-class ClassificationMetrics:
-    """Counts on the model's device, so that nothing waits for it before `result`."""
-
-    def __init__(self) -> None:
-        self._loss: Any = 0.0
-        self._correct: Any = 0
-        self._rows_of_label: Any = 0
-
-    def add(self, model: Any, batch: dict[str, torch.Tensor]) -> None:
-        logits = _logits(model, batch)
-        self._loss = self._loss + functional.cross_entropy(logits, batch["labels"], reduction="none").double().sum()
-        self._correct = self._correct + (logits.argmax(dim=-1) == batch["labels"]).sum()
-        places = torch.arange(logits.shape[-1], device=logits.device)  # `bincount` would wait for the device
-        self._rows_of_label = self._rows_of_label + (batch["labels"][:, None] == places).sum(dim=0)
-
-    def result(self) -> dict[str, float]:
-        rows = int(self._rows_of_label.sum())
-        return {
-            "accuracy": int(self._correct) / rows,
-            "majority_accuracy": int(self._rows_of_label.max()) / rows,
-            "loss": float(self._loss) / rows,
-            "rows": float(rows),
-        }
-
-
-def _logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The model's logits, shape (rows, labels), in float32 whatever the forward pass computed in."""
-    return model(**{name: values for name, values in batch.items() if name != "labels"}).logits.float()
+# The task
 
 
 class TextClassification:
     """The task `text-classification`."""
+
+    def __init__(self, problem_type: ProblemType) -> None:
+        self._problem_type, self._target = problem_type, TARGETS[problem_type]
 
     def load(
         self,
@@ -165,6 +142,7 @@ class TextClassification:
                     evaluation=task.eval,
                     text=task.text,
                     label=task.label,
+                    problem_type=self._problem_type,
                     text_pair=task.text_pair,
                     labels=task.labels,
                     accept=task.accept,
@@ -177,6 +155,7 @@ class TextClassification:
             )
             has_weights = kind is not ModelSource.CONFIG_ONLY
             fit, label_places = _give_labels(config, corpus.labels, has_weights=has_weights, accept=task.accept)
+            config.problem_type = self._problem_type
         except DoubtfulError as doubtful:
             kinds = shlex.quote(f"task.accept={' '.join(doubt.kind for doubt in doubtful.doubts)}")
             raise InputError(
@@ -190,7 +169,8 @@ class TextClassification:
         if fit is Fit.DOUBTFUL:
             _begin_head_anew(model, training.seed)
         refuse_mixing(model)
-        rows_of = partial(TextRows, label_places=label_places, tokenizer=tokenizer, has_types=_takes_types(model, tokenizer))
+        batched = partial(self._target.batched, places=label_places)
+        rows_of = partial(TextRows, batched=batched, tokenizer=tokenizer, has_types=_takes_types(model, tokenizer))
         refuse_special_tokens(model, corpus, tokenizer, rows_of)
         train, evaluation = rows_of(corpus.train), rows_of(corpus.evaluation)
         about_cuts: list[str] = []
@@ -210,19 +190,19 @@ class TextClassification:
             left_out=_left_out(corpus.counts),
             beside=_beside(corpus.counts),
             facts={
-                **_data_facts(corpus, max_length, tokenizer),
+                **_data_facts(corpus, self._target, max_length, tokenizer),
                 "model": f"{config.model_type}, {model.num_parameters():,} parameters, {new_layers}; {len(tokenizer):,} tokens",
             },
         )
 
     def loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return functional.cross_entropy(_logits(model, batch), batch["labels"], reduction="sum")
+        return self._target.loss(logits_of(model, batch), batch["labels"])
 
     def weight(self, examples: Examples, indices: NDArray[np.int64]) -> float:  # noqa: ARG002 - others weigh by what the rows hold
         return float(len(indices))
 
-    def new_metrics(self) -> ClassificationMetrics:
-        return ClassificationMetrics()
+    def new_metrics(self) -> Metrics:
+        return self._target.new_metrics()
 
 
 def load_finished(folder: str, max_length: int | None) -> tuple[Any, Tokens, bool]:
@@ -319,7 +299,6 @@ def _give_labels(
             raise DoubtfulError(unsettled)
     config.id2label = dict(enumerate(found.names))
     config.label2id = {name: place for place, name in config.id2label.items()}
-    config.problem_type = PROBLEM_TYPE
     return found.fit if has_weights else Fit.UNNAMED, np.array(found.places, np.int64)
 
 
@@ -434,7 +413,7 @@ def refuse_special_tokens(model: Any, corpus: Corpus, tokenizer: Any, rows_of: C
         batch = rows_of(corpus.rows(np.array([made.first_row, other_row]))).batch(np.arange(2))
         try:
             with torch.no_grad():
-                _logits(model.eval(), batch)
+                logits_of(model.eval(), batch)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -461,7 +440,7 @@ def _find_padding(model: Any, rows: TextRows, boundary: Boundary) -> tuple[Paddi
     """
     named = rows.padding
     other = Padding.LEFT if named is Padding.RIGHT else Padding.RIGHT
-    probe = Probe(model, _logits, rows.padded, rows.lengths, boundary)
+    probe = Probe(model, logits_of, rows.padded, rows.lengths, boundary)
     try:
         same = probe.same([named, other])
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -533,15 +512,13 @@ def _beside(counts: Counts) -> dict[str, float]:
     return {name: float(rows) for name, rows in found.items() if rows}
 
 
-def _data_facts(corpus: Corpus, max_length: int, tokenizer: Any) -> dict[str, str]:
+def _data_facts(corpus: Corpus, target: Target, max_length: int, tokenizer: Any) -> dict[str, str]:
     train, evaluation, counts = corpus.train, corpus.evaluation, corpus.counts
-    of_label = np.bincount(train.labels(np.arange(len(train))), minlength=len(corpus.labels))
-    most = [(corpus.labels[place], of_label[place] / len(train)) for place in np.argsort(-of_label, kind="stable")[:8]]
     lengths = np.concatenate([train.lengths, evaluation.lengths])
     cut = float(np.mean(lengths >= max_length))
     facts = {
         "data": f"{len(train):,} rows to train on, text in {_text_columns(corpus.columns)}, label in {corpus.columns.label!r}",
-        "labels": f"{len(corpus.labels)}: " + ", ".join(f"{name} {share:.0%}" for name, share in most),
+        "labels": target.about(corpus.labels, train.labels(np.arange(len(train)))),
         "evaluation": f"{len(evaluation):,} rows held out, equal texts all on one side",
         "length": f"median {np.median(lengths):.0f} tokens; {cut:.1%} of the texts reach {max_length}, where they are cut",
     }

@@ -9,7 +9,7 @@ chunks `boundary` is called, so that orders are answered meanwhile.
         tokens.bin       all rows' tokens, one behind the other; uint16, or uint32 for a large vocabulary
         types.bin        uint8: the type of each of them; only where one is not 0
         offsets.bin      int64: row r is tokens[offsets[r]:offsets[r+1]]
-        labels.bin       int64: the place of the row's label in `labels`
+        labels.bin       int64: the place of the row's label in `labels`; or float64: the row's score
         train.bin        int64: rows to train on
         evaluation.bin   int64: rows held out, or those of the evaluation data
         origins.bin, names.bin   file and line of each row (`origins.py`)
@@ -43,6 +43,7 @@ from memsup.shared.data.evidence import MOST_LABELS, Evidence
 from memsup.shared.data.examples import Example, read_examples, sorted_labels
 from memsup.shared.data.judge import judge
 from memsup.shared.data.layout import Kind, documents
+from memsup.shared.data.targets import ProblemType
 from memsup.shared.files import UnreadableError, flush_folder, open_regular, read_document, replace_file
 from memsup.worker.imports import without_search_for_garbage
 from memsup.worker.tasks import origins
@@ -56,6 +57,8 @@ _HASHED_BYTES = 8 << 20
 T = TypeVar("T")
 Boundary = Callable[[], None]
 Ints = NDArray[np.int64]
+Labels = NDArray[Any]
+"""The labels of rows: places among the labels' names, or scores."""
 
 
 Text = str | tuple[str, str]
@@ -96,6 +99,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     held out, chosen by `seed`."""
     text: str | None
     label: str | None
+    problem_type: ProblemType = "single_label_classification"
     text_pair: str | None = None
     labels: list[str] | None = None
     """The labels that count, in their order. None means that all do."""
@@ -150,6 +154,7 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True):
     format: int
     source: Source
     labels: list[str]
+    """The names of the labels in their order, or that of the score."""
     columns: Columns
     counts: Counts
     is_held_out: bool
@@ -168,7 +173,7 @@ class Rows:
         self,
         tokens: NDArray[Any],
         offsets: Ints,
-        labels: Ints,
+        labels: Labels,
         chosen: Ints,
         *,
         types: NDArray[np.uint8] | None = None,
@@ -182,7 +187,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def labels(self, indices: Ints) -> Ints:
+    def labels(self, indices: Ints) -> Labels:
         return self._labels[self._chosen[indices]]
 
     def where(self, indices: Ints) -> str:
@@ -214,7 +219,7 @@ class Corpus:
             for name, kind in [
                 ("tokens", token_type),
                 ("offsets", np.int64),
-                ("labels", np.int64),
+                ("labels", _label_type(note.source.problem_type)),
                 ("train", np.int64),
                 ("evaluation", np.int64),
             ]
@@ -227,7 +232,7 @@ class Corpus:
         self.is_held_out = note.is_held_out
         """Whether the rows to evaluate were held out of the training data."""
         self.labels = note.labels
-        """Names; a row's label is a place in here."""
+        """Names; a row's label is a place in here, or else a score of the one name."""
         self.columns = note.columns
         self.counts = note.counts
         self.special = note.special
@@ -315,6 +320,10 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
+def _label_type(problem_type: ProblemType) -> type[np.int64] | type[np.float64]:
+    return np.float64 if problem_type == "regression" else np.int64
+
+
 def _token_type(vocabulary_size: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if vocabulary_size <= 1 << 16 else np.uint32
 
@@ -357,7 +366,7 @@ class _Table(NamedTuple):
     texts: Any
     """The texts as a mapped `datasets.Dataset`."""
     labels: list[str]
-    label_of_row: Ints
+    label_of_row: Labels
     text_hashes: NDArray[np.uint64]
     train_rows: int
     """How many rows are of the training data; those after them are of the evaluation data."""
@@ -371,7 +380,8 @@ def _make(draft: Path, source: Source, located: _Located, make_encoder: MakeEnco
     table = _read(draft / "texts.arrow", source, located, boundary)
     trained, evaluated = np.arange(table.train_rows), np.arange(table.train_rows, len(table.label_of_row))
     if located.evaluation is None:
-        held_out = hold_out(table.label_of_row, table.text_hashes, source.eval_share, source.seed)
+        classes = table.label_of_row if source.problem_type != "regression" else np.zeros(len(table.label_of_row))
+        held_out = hold_out(classes, table.text_hashes, source.eval_share, source.seed)
         if not held_out.any() or held_out.all():
             raise InputError(
                 f"{located.train} has too few different texts to hold some out for evaluation: add rows, or set task.eval."
@@ -390,9 +400,10 @@ def _make(draft: Path, source: Source, located: _Located, make_encoder: MakeEnco
                 f"{tokenless.sum():,} texts make no token at all, and without them too little is left of {part}: choose a "
                 "model whose tokenizer knows the characters that they are written in."
             )
-    arrays = {"offsets": offsets, "labels": table.label_of_row, "train": trained, "evaluation": evaluated}
+    arrays = {"offsets": offsets, "train": trained, "evaluation": evaluated}
     for name, values in arrays.items():
         (draft / f"{name}.bin").write_bytes(values.astype(np.int64, copy=False).data)  # tofile hides that a disk is full
+    (draft / "labels.bin").write_bytes(table.label_of_row.data)
 
     of_train = table.text_hashes[: table.train_rows][~tokenless[: table.train_rows]]
     counts = Counts(
@@ -435,7 +446,7 @@ def _read(arrow: Path, source: Source, located: _Located, boundary: Boundary) ->
     only = None if source.labels is None else frozenset(source.labels)
     of_part: list[Evidence] = []
     numbers: dict[str, int] = {}  # label → in order of appearance
-    label_parts: list[Ints] = []
+    label_parts: list[Labels] = []
     hash_parts: list[NDArray[np.uint64]] = []
     written = origins.OriginsWriter(arrow.parent)
     kept = ("text", "text_pair") if source.text_pair is not None else ("text",)
@@ -444,14 +455,18 @@ def _read(arrow: Path, source: Source, located: _Located, boundary: Boundary) ->
         for part in located.all():
             trains = part is located.train
             wanted = (source.text, source.label, source.text_pair) if trains else of_part[0].table.columns
-            evidence = Evidence(look_at_columns(part, *wanted), only, complete=False)
+            evidence = Evidence(look_at_columns(part, *wanted, problem_type=source.problem_type), only, complete=False)
             known = None if trains or only else frozenset(of_part[0].labels)
-            for chunk in _chunks(read_examples(part, evidence.table.columns, known), _text_of):
+            examples = read_examples(part, evidence.table.columns, known, problem_type=source.problem_type)
+            for chunk in _chunks(examples, _text_of):
                 boundary()
                 rows = [row for row in chunk if evidence.takes(row)]
                 if len(evidence.labels) > MOST_LABELS:
                     break
-                label_parts.append(np.array([numbers.setdefault(row.label, len(numbers)) for row in rows], np.int64))
+                if source.problem_type == "regression":
+                    label_parts.append(np.array([float(row.label) for row in rows], np.float64))
+                else:
+                    label_parts.append(np.array([numbers.setdefault(row.label, len(numbers)) for row in rows], np.int64))
                 hash_parts.append(np.array([_text_hash(_text_of(row)) for row in rows], np.uint64))
                 written.add(rows)
                 table.write_batch(pyarrow.record_batch({name: [getattr(row, name) for row in rows] for name in kept}))
@@ -461,12 +476,15 @@ def _read(arrow: Path, source: Source, located: _Located, boundary: Boundary) ->
     if doubts := judge(*of_part).unsettled(source.accept):
         raise DoubtfulError(doubts)
     written.finish()
-    labels = source.labels or sorted_labels(numbers)
-    in_order = np.array([labels.index(name) for name in numbers], np.int64)
+    labels, label_of_row = source.labels or sorted_labels(numbers), np.concatenate(label_parts)
+    if source.problem_type == "regression":
+        labels = [of_part[0].table.columns.label]
+    else:
+        label_of_row = np.array([labels.index(name) for name in numbers], np.int64)[label_of_row]
     return _Table(
         texts=datasets.Dataset.from_file(str(arrow)),
         labels=labels,
-        label_of_row=in_order[np.concatenate(label_parts)],
+        label_of_row=label_of_row,
         text_hashes=np.concatenate(hash_parts),
         train_rows=of_part[0].rows,
         columns=of_part[0].table.columns,
@@ -561,7 +579,7 @@ def _text_hash(text: Text) -> int:
     return int.from_bytes(hashlib.blake2b(whole.encode("utf-8"), digest_size=8).digest(), "little")
 
 
-def hold_out(labels: Ints, text_hashes: NDArray[np.uint64], share: float, seed: int) -> NDArray[np.bool_]:
+def hold_out(labels: Labels, text_hashes: NDArray[np.uint64], share: float, seed: int) -> NDArray[np.bool_]:
     """Which rows to hold out: about `share` of each label's, and of equal texts all or none, so that no text that was trained
     on is ever asked for (collections of reviews repeat themselves). Shape (rows,).
 

@@ -483,3 +483,45 @@ def test_what_is_remembered_of_texts_is_bounded_and_still_tells(monkeypatch: pyt
     assert len(train.texts) <= 256
     half = evidence_of([(said(n), ("a", "b")[n % 2]) for n in range(4000, 6000)])
     assert 0.35 < half.share_shared(train) < 0.65
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is learnt besides classes
+
+
+REGRESSION = "task.problem_type=regression"
+
+
+def test_numbers_are_offered_to_be_learnt_as_numbers_and_then_clear(tmp_path: Path) -> None:
+    for place, of_row in enumerate((lambda n: f"{n % 7 / 2}", lambda n: f"{n / 3:.3f}", lambda n: str(n % 41 + 5))):
+        file = tmp_path / f"{place}.csv"
+        content = table("text,stars", lambda n, of_row=of_row: f"{said(n)},{of_row(n)}")  # type: ignore[misc]
+        try:
+            offered = str([doubt.settle for doubt in judged(file, content, label="stars").doubts])
+        except InputError as error:
+            offered = str(error)
+        assert REGRESSION in offered
+        assert judged(file, content, problem_type="regression").answer is Answer.CLEAR
+    with pytest.raises(InputError, match=r"To learn 'stars' as a number: --set task\.problem_type=regression"):
+        judged(tmp_path / "1.csv", (tmp_path / "1.csv").read_text())
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (lambda n: f"{said(n)},{'3 stars' if n == 7 else n}", r"line 9: '3 stars' in column 'stars' is no number"),
+        (lambda n: f"{said(n)},{'nan' if n == 7 else n}", "line 9: 'nan' in column 'stars' is no number"),
+        (lambda n: f"{said(n)},{'' if n == 7 else n}", "line 9 has no label in column 'stars'"),
+        (lambda n: f"{said(n)},4", "All numbers in column 'stars' of .* are 4, so there is nothing to learn"),
+    ],
+)
+def test_what_is_no_number_is_refused_by_file_and_line(row: Callable[[int], str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        judged(tmp_path / "a.csv", table("text,stars", row), label="stars", problem_type="regression")
+
+
+def test_labels_are_not_chosen_among_numbers(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"task\.labels names labels, but a number is learnt"):
+        judged(
+            tmp_path / "a.csv", table("text,stars", lambda n: f"{said(n)},{n}"), labels=["1", "2"], problem_type="regression"
+        )  # type: ignore[arg-type]

@@ -333,7 +333,7 @@ def test_what_transformers_knows_is_told_as_transformers_tells_it() -> None:
 def test_what_is_replaced_is_said(good: Path) -> None:
     config = BERT | {"problem_type": "multi_label_classification", "_attn_implementation": "somebody/kernel"}
     problem, attention = check_model(str(put(good, config__json=config))).notes
-    assert "multi_label_classification; here each text has one label" in problem
+    assert "multi_label_classification; the result has that of task.problem_type" in problem
     assert "names somebody/kernel to compute attention" in attention
 
 

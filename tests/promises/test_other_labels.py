@@ -1,0 +1,59 @@
+"""What is learnt besides classes, from `start` to the answers of the saved model, through the command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from kit.asked_again import check_accuracy
+from kit.cli_process import end_supervisors, memsup
+from kit.lone_supervisor import BAD, GOOD, tiny_job
+from kit.run_state import status
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    folder = tmp_path / "job"
+    tiny_job(folder, epochs=2, more="learning_rate = 2e-3\nthreads = 1\nlanes = 1\n")
+    return folder
+
+
+def relabel(job: Path, good: str, bad: str) -> None:
+    file = job / "reviews.csv"
+    head, *rows = file.read_text(encoding="utf-8").splitlines()
+    texts = [row.rsplit(",", 1) for row in rows]
+    told = [f"{text},{(good if label == 'good' else bad).format(number % 3)}" for number, (text, label) in enumerate(texts)]
+    file.write_text("\n".join([head, *told]) + "\n", encoding="utf-8")
+
+
+def test_scores_are_offered_learnt_told_and_answered(job: Path) -> None:
+    relabel(job, "1.{}", "-1.{}")
+    try:
+        refused = memsup("start", cwd=job)
+        assert refused.returncode == 2
+        offered = "--set task.problem_type=regression"
+        assert offered in refused.stdout + refused.stderr
+
+        done = memsup("start", "--wait", *offered.split(), cwd=job, within_s=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "a number, 'label'" in done.stdout
+        assert "pearson" in done.stdout
+        result = status()["result"]
+        assert result["pearson"] > 0.8
+        assert result["spearman"] > 0.5, "the fractions are drawn"
+        assert check_accuracy(Path(os.environ["MEMSUP_STATE_DIR"]) / "default")
+
+        other = memsup("start", "--set", "task.problem_type=single_label_classification", cwd=job)
+        assert other.returncode == 2
+        assert "task.problem_type" in other.stdout + other.stderr
+
+        (name, good, _), (_, bad, _) = (
+            line.split(maxsplit=2) for line in memsup("predict", "".join(GOOD), "".join(BAD)).stdout.splitlines()
+        )
+        assert name == "label"
+        assert float(good) > float(bad) + 0.5
+    finally:
+        end_supervisors()

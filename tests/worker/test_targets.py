@@ -1,0 +1,138 @@
+"""What a label may be besides one class: its loss is transformers' own under any cut, and so are a saved model's answers."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kit.lone_supervisor import tiny_settings
+
+from memsup.shared.data.targets import ProblemType
+from memsup.shared.paths import RunPaths
+from memsup.worker.predict import _shares
+from memsup.worker.tasks import Prepared, Task, find_task
+from memsup.worker.tasks.classification import load_finished
+from memsup.worker.tasks.targets import TARGETS
+
+pytestmark = pytest.mark.slow  # torch and transformers take their seconds
+
+ROWS = 24
+WORDS = "好坏大小高低快慢冷热新旧"
+
+
+def data(kind: ProblemType) -> str:
+    """A text a row, of 2 to 9 characters, and what is learnt of it."""
+    draw, lines = random.Random(3), ["text,label"]
+    for number in range(ROWS):
+        text = "".join(draw.choices(WORDS, k=draw.randint(2, 9))) + str(number)
+        label = {"regression": f"{draw.randint(0, 8) / 4}", "single_label_classification": draw.choice("ab")}[kind]
+        lines.append(f"{text},{label}")
+    return "\n".join(lines) + "\n"
+
+
+def prepare(folder: Path, kind: ProblemType) -> tuple[Task, Prepared]:
+    wanted = tiny_settings(folder, task__problem_type=kind, training__eval_share=0.25)
+    (folder / "reviews.csv").write_text(data(kind), encoding="utf-8")
+    task = find_task(wanted.task.kind, kind)
+    return task, task.load(wanted, RunPaths("test", folder, folder), lambda: None)
+
+
+@pytest.fixture(scope="module", params=["regression"])
+def learnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Prepared]:
+    return prepare(tmp_path_factory.mktemp("task"), request.param)
+
+
+def all_of(prepared: Prepared) -> Any:
+    return prepared.train.batch(np.arange(len(prepared.train)))
+
+
+def test_any_cut_gives_the_gradient_of_transformers_own_loss_of_the_whole(learnt: tuple[Task, Prepared]) -> None:
+    task, prepared = learnt
+    rows = np.arange(len(prepared.train))
+    prepared.model.zero_grad()
+    whole = prepared.model(**all_of(prepared)).loss
+    whole.backward()
+    parameters = [value for value in prepared.model.parameters() if value.grad is not None]
+    wanted = torch.cat([value.grad.flatten() for value in parameters])
+
+    @given(st.sets(st.integers(1, len(rows) - 1)))
+    @settings(max_examples=15)
+    def cut(places: set[int]) -> None:
+        prepared.model.zero_grad()
+        weight, total = task.weight(prepared.train, rows), 0.0
+        for part in np.split(rows, sorted(places)):
+            loss = task.loss(prepared.model, prepared.train.batch(part)) / weight
+            loss.backward()
+            total += loss.item()
+        assert total == pytest.approx(whole.item(), rel=1e-5)
+        found = torch.cat([value.grad.flatten() for value in parameters])
+        assert (found - wanted).norm() <= 1e-6 * wanted.norm()
+
+    cut()
+
+
+def ranks(values: Any) -> list[float]:
+    return [((values < value).sum() + (values <= value).sum()) / 2 for value in values]
+
+
+@torch.no_grad()
+def test_measures_are_those_of_all_rows_however_they_are_batched(learnt: tuple[Task, Prepared]) -> None:
+    task, prepared = learnt
+    batch = all_of(prepared)
+    said = prepared.model(**batch)
+    outputs, labels = said.logits.double().numpy(), batch["labels"].double().numpy()
+    one, other = outputs[:, 0], labels
+    wanted = {
+        "pearson": np.corrcoef(one, other)[0, 1],
+        "spearman": np.corrcoef(ranks(one), ranks(other))[0, 1],
+        "loss": said.loss.item(),
+        "rows": float(len(labels)),
+    }
+    for at_once in (1, 5, 100):
+        metrics = task.new_metrics()
+        for part in np.split(np.arange(len(labels)), range(at_once, len(labels), at_once)):
+            metrics.add(prepared.model, prepared.train.batch(part))
+        assert metrics.result() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_numbers_that_do_not_vary_have_no_correlation_and_a_loss() -> None:
+    metrics = TARGETS["regression"].new_metrics()
+    constant: Any = lambda **_: type("Said", (), {"logits": torch.full((3, 1), 2.0)})  # noqa: E731
+    metrics.add(constant, {"labels": torch.tensor([1.0, 2.0, 3.0])})
+    assert metrics.result() == {"loss": pytest.approx(2 / 3), "rows": 3.0}
+
+
+def test_the_saved_model_answers_in_a_pipeline_as_memsup_does(learnt: tuple[Task, Prepared], tmp_path: Path) -> None:
+    _, prepared = learnt
+    prepared.model.save_pretrained(tmp_path)
+    prepared.tokenizer.save_pretrained(tmp_path)
+    pipeline = transformers.pipeline("text-classification", model=str(tmp_path), device="cpu")
+    texts = ["大好", "很冷很冷"]
+    model, tokens, has_types = load_finished(str(tmp_path), None)
+    shares = _shares(model, TARGETS[model.config.problem_type], tokens, texts, has_types=has_types)
+    names = model.config.id2label
+    for row, said in zip(shares, pipeline(texts, top_k=None), strict=True):
+        assert row is not None
+        assert {names[place]: share for place, share in enumerate(row)} == pytest.approx(
+            {one["label"]: one["score"] for one in said}, abs=1e-5
+        )
+
+
+def test_another_kind_of_label_is_another_fingerprint(tmp_path: Path) -> None:
+    """So that a checkpoint of the one is not gone on with as another."""
+    prints = []
+    for kind in TARGETS:
+        folder = tmp_path / kind
+        wanted = tiny_settings(folder, task__problem_type=kind, training__eval_share=0.25)
+        (folder / "reviews.csv").write_text("text,label\n" + "".join(f"{c}好{n},{n % 2}\n" for n, c in enumerate(WORDS)))
+        prepared = find_task(wanted.task.kind, kind).load(wanted, RunPaths("test", folder, folder), lambda: None)
+        assert prepared.model.config.problem_type == kind
+        prints.append(prepared.fingerprint)
+    assert len(set(prints)) == len(prints)
