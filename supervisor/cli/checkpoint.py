@@ -73,8 +73,9 @@ def _named(paths: RunPaths, named: str) -> Path:
     step = int(digits) if digits.isdecimal() and len(digits) < MOST_DIGITS else None
     meant = next((info.path for info in found if info.path.name == named or (step is not None and info.step == step)), None)
     if meant is None:
-        there = ", ".join(count(info.step) for info in found if info.step is not None)
-        has = f"It has those of steps {there}." if there else "It has none."
+        there = [count(info.step) for info in found if info.step is not None]
+        those = "that of step" if len(there) == 1 else "those of steps"
+        has = f"It has {those} {', '.join(there)}." if there else "It has none."
         raise RefusedError(f"{named} is no folder, and no checkpoint of run {paths.name!r}. {has}", DAMAGED)
     return meant
 

@@ -38,7 +38,7 @@ _ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", ".gz", ".arro
 @click.command()
 @run_option
 @json_option
-@click.option("-o", "--output", metavar="FILE", help="Where the rows of a file go with their labels: .csv or .jsonl.")
+@click.option("-o", "--output", metavar="FILE", help="Where the rows of a file go with their labels: .csv, .tsv or .jsonl.")
 @click.option("--text", "text", metavar="COLUMN", help="The file's column with the text.")
 @click.option("--text-pair", "text_pair", metavar="COLUMN", help="The file's column with the second text.")
 @click.option("--device", default="cpu", show_default=True, metavar="DEVICE", help="cpu, cuda or cuda:N.")
