@@ -54,6 +54,6 @@ def test_scores_are_offered_learnt_told_and_answered(job: Path) -> None:
             line.split(maxsplit=2) for line in memsup("predict", "".join(GOOD), "".join(BAD)).stdout.splitlines()
         )
         assert name == "label"
-        assert float(good) > float(bad) + 0.5
+        assert float(good) > 0 > float(bad), "two passes tell the two apart, and do not yet reach 1 and -1"
     finally:
         end_supervisors()
