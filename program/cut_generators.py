@@ -19,9 +19,9 @@ def take() -> Generators:
     """The generators as they are now. Takes some microseconds, and waits for no device."""
     taken: Generators = {"random": random.getstate()}
     numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    if numpy is not None:
+    if numpy is not None and hasattr(numpy, "random"):  # not where it is just being imported
         taken["numpy"] = numpy.random.get_state()
-    if torch is not None:
+    if torch is not None and hasattr(torch, "get_rng_state"):
         taken["torch"] = torch.get_rng_state()
         if torch.cuda.is_initialized():
             taken["cuda"] = torch.cuda.get_rng_state_all()

@@ -20,7 +20,6 @@ import functools
 import inspect
 import os
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any, Callable
 
@@ -33,8 +32,6 @@ from memsup.session import CannotLimitError
 from memsup.store import Checkpoint, CheckpointError
 
 FILE, GRADIENTS = "lightning.ckpt", "memsup-gradients.pt"
-LOSS_EVERY_S = 0.5
-"""How often the value of a loss is looked at, which on a GPU waits for it to be computed."""
 
 
 def is_one(given: Any) -> bool:
@@ -105,7 +102,6 @@ class _Guarded:
         self._waiting: contextlib.ExitStack | None = None
         """What is to be left when the batch that is waited for is there. It is None while none is."""
         self._total_steps: int | None = None
-        self._loss_s = -LOSS_EVERY_S
         self._loss: Any = None
 
     @contextlib.contextmanager
@@ -203,11 +199,8 @@ class _Guarded:
         loop = self.trainer.fit_loop.epoch_loop
         self.training.newest, self._done_with = None, self._given_with
         self._in_epoch, self._step = loop.batch_progress.current.completed, self.trainer.global_step
-        now_s = time.monotonic()
-        if self._loss is not None and now_s - self._loss_s >= LOSS_EVERY_S:
-            self._loss_s = now_s
-            with contextlib.suppress(TypeError, ValueError, RuntimeError):  # what is shown must not end what is shown
-                self.session.publish(loss=float(self._loss))
+        if self._loss is not None:
+            self.session.show_loss(self._loss)
         if loop._should_accumulate():
             self.session.part()
         else:

@@ -15,6 +15,8 @@ import stat
 import sys
 from typing import Any, Callable, NamedTuple
 
+from memsup import cut_generators
+
 PLACE, STATE = "memsup-place.json", "memsup-state.pt"
 """Names that a program's own `save` would not choose."""
 
@@ -110,14 +112,7 @@ def take(loader: Any = None) -> Generators:
 
 def taken(loader: Any = None) -> Taken:
     """As `take`, for `as_json` to be called where it is needed. It takes some ten microseconds."""
-    found: Taken = {"random": random.getstate()}
-    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
-    if numpy is not None and hasattr(numpy, "random"):
-        found["numpy"] = numpy.random.get_state()
-    if torch is not None and hasattr(torch, "get_rng_state"):
-        found["torch"] = torch.get_rng_state()
-        if torch.cuda.is_initialized():
-            found["cuda"] = torch.cuda.get_rng_state_all()
+    found: Taken = cut_generators.take()
     for name, generator in _own_generators(loader):
         found[name] = generator.get_state()
     if isinstance(getattr(loader, "iteration", None), int):  # how accelerate's count their passes

@@ -10,7 +10,6 @@ import contextlib
 import operator
 import os
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, TypeVar
 
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from memsup.joined_step import JoinedStep
 
 Batch = TypeVar("Batch")
-LOSS_EVERY_S = 0.5
-"""How often the value of a loss is looked at, which on a GPU waits for it to be computed."""
 _END = object()
 
 
@@ -86,7 +83,6 @@ class Run:
         self._handled = sys.exc_info()[1]
         """The exception in whose handler all of this happens. It is None where there is none, as a rule."""
         self._loss: Any = None
-        self._loss_s = -LOSS_EVERY_S
         self._life, self._states, self._computes = life, states or [], computes or Computes()
         self._joined_step: JoinedStep | None = None
         """What computes steps in parts. It is None before the first `backward`, and where nothing is cut."""
@@ -325,11 +321,8 @@ class Run:
             return
         life.training.newest, self._done_with = None, self._given_with
         life.session.publish(phase="training")
-        now_s = time.monotonic()
-        if self._loss is not None and now_s - self._loss_s >= LOSS_EVERY_S:
-            self._loss_s = now_s
-            with contextlib.suppress(TypeError, ValueError, RuntimeError):  # what is shown must not end what is shown
-                life.session.publish(loss=float(self._loss))
+        if self._loss is not None:
+            life.session.show_loss(self._loss)
         life.session.boundary()
 
     def _epochs_done(self) -> float:

@@ -28,6 +28,8 @@ from memsup.store import Checkpoint, CheckpointError
 LEFT_AS_TOLD = 75
 """The exit code of a program that has left because it was told to, and not because it is done (EX_TEMPFAIL: to be gone on)."""
 SIGN_OF_LIFE_S = 1.0
+LOSS_EVERY_S = 0.5
+"""How often the value of a loss is looked at, which on a GPU waits for it to be computed."""
 URGE = signal.SIGRTMIN + 5
 """The signal by which the link's thread interrupts the main thread where that waits for data."""
 
@@ -79,6 +81,7 @@ class Session:
         self._duty_fraction = 1.0
         self._busy_since_s = self._saved_s = self._measured_s = time.monotonic()
         self._measured_step = 0
+        self._loss_s = -LOSS_EVERY_S
         self._postponed: list[Any] = []
         """What needs a whole state, and waits for one."""
         self._waits = self._waits_whole = False
@@ -97,6 +100,16 @@ class Session:
     def publish(self, **progress: Any) -> None:
         """What heartbeats say from now on; what is not named stays."""
         self.link.progress = {**self.link.progress, **progress}
+
+    def show_loss(self, *losses: Any) -> None:
+        """Tells the sum of these from now on, each a number or a tensor of one; looked at twice a second. What is none is not
+        told.
+        """
+        now_s = time.monotonic()
+        if losses and now_s - self._loss_s >= LOSS_EVERY_S:
+            self._loss_s = now_s
+            with contextlib.suppress(TypeError, ValueError, RuntimeError):  # what is shown must not end what is shown
+                self.publish(loss=float(sum(losses)))
 
     def describe(self, **changes: Any) -> None:
         """Tells what is so of the program, where that is something else than before: fields of `About`."""
@@ -207,9 +220,11 @@ class Session:
             self._busy_since_s = time.monotonic()
 
     def _can_be_urged(self) -> bool:
-        """Whether the signal can interrupt the main thread: it is taken where nobody else has it."""
+        """Whether the signal can interrupt this thread, the main one: it is taken where nobody else has it."""
+        if threading.current_thread() is not threading.main_thread():
+            return False
         handler = signal.getsignal(URGE)
-        if handler is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        if handler is signal.SIG_DFL:
             signal.signal(URGE, lambda _number, _frame: self._urged())
             main = threading.main_thread().ident
             assert main is not None
@@ -221,7 +236,7 @@ class Session:
 
             self.link.urge = urge
             return True
-        return handler is self._handler
+        return handler is not None and handler is self._handler  # it is None where a library in C has taken the signal
 
     def _urged(self) -> None:
         if self._waits and self.leaving is None:

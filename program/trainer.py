@@ -41,8 +41,6 @@ from memsup.trainer_feed import Feed, FeedPlace, states_as_json
 
 SEAMS = ("get_train_dataloader", "get_batch_samples", "training_step", "_maybe_log_save_evaluate", "_save_checkpoint")
 """What a Trainer has to have to be guarded; those of before transformers 4.46 lack some of it."""
-LOSS_EVERY_S = 0.5
-"""How often the value of a loss is looked at, which on a GPU waits for it to be computed."""
 _LOGGED = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step")
 _under_way = False
 """Whether a `train()` of this process is guarded: one that it calls itself, of a teacher say, is part of it."""
@@ -175,7 +173,6 @@ class _Guarded:
         """The model changes in forward passes as well, so in a window's middle it is not what it was at its beginning."""
         self._cutter: Cutter | None = None
         self._losses: list[Any] = []
-        self._loss_s = -LOSS_EVERY_S
         self._given: list[str] = []
         """The user's own checkpoints of this training, the oldest first."""
         self._gives: str | None = None
@@ -382,7 +379,8 @@ class _Guarded:
         stage = "epoch" if self._epoch_has_ended else "step"
         self._holds_gradients = stage == "epoch" and self._in_window > 0
         self._in_window = 0
-        self._publish_loss()
+        self.session.show_loss(*self._losses)
+        self._losses.clear()
         is_last = float(self.trainer.state.epoch or 0).is_integer() or control.should_training_stop
         ends = stage == "step" and is_last
         self._after = {"stage": "end", "flags": [], "ends": True} if ends else None
@@ -634,14 +632,6 @@ class _Guarded:
             "total_steps": offset + state.max_steps if state.max_steps > 0 else None,
             "epoch": float(state.epoch or 0.0),
         }
-
-    def _publish_loss(self) -> None:
-        losses, self._losses = self._losses, []
-        now_s = time.monotonic()
-        if losses and now_s - self._loss_s >= LOSS_EVERY_S:
-            self._loss_s = now_s
-            with contextlib.suppress(TypeError, ValueError, RuntimeError):  # what is shown must not end what is shown
-                self.session.publish(loss=float(sum(losses)))
 
     def memory(self) -> messages.Message:
         return read_memory()

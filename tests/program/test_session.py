@@ -192,3 +192,27 @@ def test_who_loses_its_supervisor_within_a_step_leaves_at_the_boundary(play: Pla
     with pytest.raises(Leave):
         play.session.boundary()
     assert play.program.saves == 1
+
+
+def test_who_waits_in_another_thread_leaves_the_main_one_alone(play: Play) -> None:
+    """That one may be anywhere: in the middle of a step, where nothing can be saved."""
+    with play.session.waiting(is_whole=True):
+        pass
+    play.order("checkpoint")
+    thread = threading.Thread(target=waits, args=(play, 0.0))
+    thread.start()
+    thread.join()
+    assert (play.program.saves, play.said()) == (0, [])
+    play.session.boundary()
+    assert play.program.saves == 1
+
+
+def test_a_loss_is_shown_twice_a_second_and_what_is_none_ends_nothing(play: Play) -> None:
+    play.session.show_loss()
+    assert play.link.progress["loss"] is None
+    play.session.show_loss(0.5, 0.25)
+    play.session.show_loss(7.0)
+    assert play.link.progress["loss"] == 0.75
+    play.session._loss_s -= 1.0
+    play.session.show_loss("whatever")
+    assert play.link.progress["loss"] == 0.75
