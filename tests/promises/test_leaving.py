@@ -56,6 +56,13 @@ def has_saved() -> bool:
     return seen["state"] == "running" and seen["progress"]["phase"] == "training" and newest_step() > 0
 
 
+def fill_and_go_on(state: Path) -> Path:
+    """Fills the disk, and waits until something was computed that is saved nowhere; returns what fills it."""
+    ballast = fill(state)
+    until(lambda now: (step_of(now) or 0) > newest_step(), run="night")
+    return ballast
+
+
 def newest_step() -> int:
     """0 where there is no checkpoint."""
     folder = run_paths("night").checkpoints
@@ -72,7 +79,7 @@ def test_a_stop_that_cannot_be_saved_waits_for_room_and_loses_nothing(state: Pat
         left_alone = undisturbed(job, "undisturbed")
         start(job)
         eventually(has_saved)
-        ballast = fill(state)
+        ballast = fill_and_go_on(state)
         refused = memsup("stop", "--run", "night")
         assert refused.returncode == 1
         assert "The run cannot stop" in refused.stdout + refused.stderr
@@ -114,7 +121,7 @@ def test_memory_that_cannot_be_given_back_yet_is_said_and_who_resumes_goes_on(st
     def play(job: Path) -> None:
         start(job)
         eventually(has_saved)
-        ballast = fill(state)
+        ballast = fill_and_go_on(state)
         refused = memsup("pause", "--release", "--run", "night")
         assert refused.returncode == 1
         assert "cannot give its memory back" in refused.stdout + refused.stderr

@@ -72,7 +72,7 @@ def test_start_pause_resume_checkpoint_kill_stop_start_finished(job: Path) -> No
     with stopwatch() as loading:
         subprocess.run([sys.executable, "-c", "import torch, transformers.models.bert.modeling_bert"], check=True)
     with stopwatch() as starting:
-        started = ok(memsup("start", "-v", "--tier", "auto", cwd=job))
+        started = ok(memsup("start", "--tier", "auto", cwd=job))
     assert starting.s < loading.s, "it does not wait until the worker has loaded"
     for told in ("240 rows, 2 labels", "at most", "8 samples a step", "tier full", "memsup status --watch"):
         assert told in started.stdout
