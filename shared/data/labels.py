@@ -507,7 +507,7 @@ def _parts(evidence: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
         )
         return
     notes = [label for label in left if _is_note(label)]
-    if notes and (2 * len(notes) <= len(left) or len(notes[0]) > _LONG_LABEL_CHARS):
+    if notes and (2 * len(notes) <= len(left) or max(map(len, notes)) > _LONG_LABEL_CHARS):
         yield Doubt(
             DoubtKind.PARTS,
             f"{_plural(len(notes), 'label')} of {len(left):,} {_reads(notes)} like a note and not like a class: "
@@ -539,7 +539,8 @@ def _are_names_of_users(left: dict[str, int]) -> list[str]:
     with_at = [label for label in left if re.fullmatch(r"@[\w.]{2,}", label)]
     if len(with_at) >= _FEWEST_USERS and 2 * len(with_at) > len(left):
         return with_at
-    numbered = {label: match[1] for label in left if (match := re.fullmatch(r"(\w*[^\W\d_]{3,}\w*?)\d{1,4}", label))}
+    before = {label: match[1] for label in left if (match := re.fullmatch(r"(\w+?)\d{1,4}", label))}
+    numbered = {label: name for label, name in before.items() if re.search(r"[^\W\d_]{3}", name)}
     unlike = len(set(numbered.values()))
     return list(numbered) if unlike >= max(_FEWEST_USERS, 0.4 * len(left)) and unlike > 0.6 * len(numbered) else []
 

@@ -17,13 +17,13 @@ from memsup.supervisor.client.contact import is_held
 
 
 def all_runs() -> Iterator[RunPaths]:
-    """Every run there is, by name. What is no run's folder, or not this user's own, is passed over."""
+    """Every run there is, by name. What is no run's folder, or not this user's own to look into, is passed over."""
     try:
         names = sorted(os.listdir(state_root()))
     except OSError:
         return
     for name in names:
-        with contextlib.suppress(PathError):
+        with contextlib.suppress(PathError, OSError):
             paths = run_paths(name)
             if paths.record.is_file():
                 check_private(paths.state)

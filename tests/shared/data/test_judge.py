@@ -52,6 +52,13 @@ def judged(file: Path, content: str, **named: str) -> Verdict:
     return judge(check_data(str(file), budget_s=60, **named).evidence)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("unit", ["a", "a1", "1,", "1.1,", "-1.5 ;", "@a.", "no label ", "un", "12:", "不", "é"])
+def test_labels_of_any_length_are_judged_at_once(unit: str) -> None:
+    """As of a column that holds whole files; a search that begins anew at each sign would take hours."""
+    counts = {"This is a short note.": 9} | {unit * (20_000 // len(unit)) + end: 9 for end in ("x", "y!", "z7", " ")}
+    assert of_labels(counts).doubts
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # The rate
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from memsup.checkpoint.store import Store
 from memsup.shared.paths import RunPaths, run_paths
 from memsup.shared.status import ProgressStatus, RunState, encode_status
 from memsup.supervisor.client.contact import is_held
+from memsup.supervisor.client.runs import all_runs
 
 DAY_S = 86400.0
 
@@ -128,3 +130,27 @@ def test_a_run_that_is_up_is_never_removed(tmp_path: Path, capfd: pytest.Capture
     assert said(capfd, "rm", "default", "--yes")[0] == 0
     assert not run_paths("default").state.exists()
     assert not run_paths("default").runtime.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT RUN: only root can become another user")
+def test_a_run_that_somebody_else_began_there_keeps_nobody_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a `sudo memsup start`. In a process of its own, since that becomes another user."""
+    nobody = 65534
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        state = Path(folder, "state")
+        for path in (state, state / "of-root", state / "ours"):
+            path.mkdir(mode=0o700)
+            (path / "run.json").touch()
+        for path in (Path(folder), state, state / "ours"):
+            os.chown(path, nobody, nobody)
+        monkeypatch.setenv("MEMSUP_STATE_DIR", str(state))
+        monkeypatch.setenv("MEMSUP_RUNTIME_DIR", f"{folder}/runtime")
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setresgid(nobody, nobody, nobody)
+                os.setresuid(nobody, nobody, nobody)
+                os._exit(0 if [paths.name for paths in all_runs()] == ["ours"] else 1)
+            finally:
+                os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
