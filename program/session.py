@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from memsup import messages
 from memsup.about import About
@@ -144,13 +144,6 @@ class Session:
         """Puts on record that memory ran out in a step, which is redone with `after_tokens`: see `OutOfMemory` there."""
         step = self.link.progress["step"]
         self.link.report(messages.out_of_memory(where, device, step, before_tokens, after_tokens, detail))
-
-    def give_up(self, cause: str, message: str) -> NoReturn:
-        """Ends the program, and the run: `cause` is one of `FailureCause` there, `message` a sentence with the next step."""
-        self.link.report(messages.failed(cause, message, None, self.link.progress["step"]))
-        self.link.flush()
-        self.leaving = Leave(f"memsup: {message}")
-        raise self.leaving
 
     def found(self, checkpoint: Checkpoint, *, verified: bool = True) -> messages.Note:
         """Has heartbeats tell of a checkpoint from now on."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Callable, NamedTuple, Union
 
 from memsup import cut_generators
@@ -288,27 +288,6 @@ class Step:
         self._window.clear()
         self._given.clear()
         self._marks.clear()
-
-    @contextlib.contextmanager
-    def rewound(self) -> Iterator[int]:
-        """Inside, gradients and generators are those of the window's beginning; gives the number of its micro-batches that are
-        undone by that, the one that is being computed included. To be used at a boundary, to save.
-        """
-        if not self._window:
-            yield 0
-            return
-        kept = [(parameter, parameter.grad) for parameter in self._parameters]
-        generators = cut_generators.take()
-        for parameter in self._parameters:
-            parameter.grad = None
-        try:
-            self._give_back()
-            cut_generators.put_back(self._window[0].generators)
-            yield len(self._window)
-        finally:
-            for parameter, gradient in kept:
-                parameter.grad = gradient
-            cut_generators.put_back(generators)
 
     def _whole(self, batch: Any, run: ComputeCall) -> Any:
         """Computes what must not be cut."""

@@ -608,29 +608,6 @@ def test_orders_are_carried_out_between_parts_and_what_they_raise_goes_through()
     assert len(seen) == 4  # after four rows, then after each one
 
 
-def test_a_checkpoint_between_parts_sees_the_beginning_of_the_window() -> None:
-    model, batch = Hungry(100, "forward", dropout=0.5), rows_of_six(8)
-    alone = copy.deepcopy(model)
-    seen: list[Any] = []
-
-    def boundary() -> None:
-        with step.rewound() as undone:
-            seen.append((undone, [parameter.grad for parameter in model.parameters()], torch.rand(1)))
-
-    step = Step(model, boundary=boundary, most_tokens=24)
-    torch.manual_seed(3)
-    begins_with = torch.rand(1, generator=torch.Generator().set_state(torch.get_rng_state()))
-    for _ in range(2):
-        step.micro_batch(batch, lambda part: model(part).square().mean())
-    torch.manual_seed(3)
-    without = Step(alone, most_tokens=24)
-    for _ in range(2):
-        without.micro_batch(batch, lambda part: alone(part).square().mean())
-    assert [(undone, drawn) for undone, _, drawn in seen] == [(1, begins_with), (2, begins_with)]
-    assert all(gradient is None for _, gradients, _ in seen for gradient in gradients)
-    assert all(map(torch.equal, gradient(model), gradient(alone)))
-
-
 def test_trainer_s_way_to_compute_is_given_the_weight() -> None:
     task = TASKS["a mean over labels"](9)
     whole = whole_gradient(task)
