@@ -70,8 +70,12 @@ def this_program() -> list[str]:
 
 
 def write_place(folder: str, place: Place) -> None:
+    """Raises OSError, TypeError for what JSON has not, and ValueError for what would not be read again."""
+    content = json.dumps(place._asdict())
+    if len(content) > MOST_PLACE_BYTES:
+        raise ValueError(f"its place would have {len(content):,} bytes, and more than {MOST_PLACE_BYTES:,} are not read")
     with open(os.path.join(folder, PLACE), "x", encoding="ascii") as file:
-        json.dump(place._asdict(), file)
+        file.write(content)
 
 
 def read_document(folder: str) -> Any:

@@ -475,7 +475,6 @@ class _Guarded:
             "given": self._given,
             "gives": self._gives,
             "output": self._output,
-            "log_history": state.log_history if self._output is not None else None,
         }
         place = Place(
             run_id="",
@@ -584,7 +583,7 @@ class _Guarded:
         resumed = training.resumed
         if training.is_complete and resumed is not None and resumed.more is not None:
             told_then = resumed.more["output"]
-            trainer.state.log_history[:] = resumed.more["log_history"]
+            trainer.state.log_history[:] = trainer_files.state_in(self.resumes_from)["log_history"]
             places.put_back(resumed.generators)
             output = type(output)(*told_then)
             which = "this training" if training.key == "1" else f"training {training.key}"
@@ -592,10 +591,7 @@ class _Guarded:
         elif self.session.about.saves:
             training.is_complete = True
             self._point, self._output = self._now(), list(output)
-            try:
-                self.session.save_now()
-            except CheckpointError as error:
-                self.session.decided("checkpoint_failed", f"The end of the training is not saved: {error}", step=output[0])
+            self.session.save_if_possible()
         metrics = {name: value for name, value in output[2].items() if isinstance(value, (int, float))}
         training.is_complete = True
         training.finish(self.session, self._result(), metrics, output[0])

@@ -39,3 +39,12 @@ def test_a_checkpoint_that_was_written_to_and_cannot_be_written_anew_ends_nothin
     guarded._mend_what_was_written_to()
     said = [found.link._outbox.get() for _ in range(found.link._outbox.qsize())]
     assert [(each["kind"], each["what"]) for each in said] == [("decided", "checkpoint_failed")]
+
+
+def test_a_place_that_would_not_be_read_again_is_not_saved(found: life.Life, tmp_path: Path) -> None:
+    place = Place(
+        "", [], 5, 0, 5, is_complete=False, begun_with=None, generators={}, more={"long": "x" * places.MOST_PLACE_BYTES}
+    )
+    with pytest.raises(ValueError, match="are not read"):
+        found.training.save(place, lambda _folder: None)
+    assert not list((tmp_path / "kept").iterdir())
