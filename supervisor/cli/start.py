@@ -557,13 +557,14 @@ def _refuse(record: RunRecord, kept: Sequence[Difference], asked: Asked, *, is_u
 
 def _without(start: str, kept: Sequence[Difference], asked: Asked) -> str | None:
     """What goes on with a run that was not given what differs: `start`, from a folder where no file says it, with the limits
-    that were typed. Returns None where it would be given that anywhere.
+    that were typed, but for what a secret is. Returns None where it would be given that anywhere.
     """
     origins, here = {d.origin for d in kept}, str(job_file(demo=False))
     if not origins <= {"flag", "given now", here}:
         return None
     names = {assignment: assignment.partition("=")[0].strip() for assignment in asked.assignments}
-    may = [f"--set {shlex.quote(assignment)}" for assignment, name in names.items() if keys()[name].may_change]
+    given = {name: f"{name}=…" if keys()[name].is_secret else shlex.quote(one) for one, name in names.items()}
+    may = [f"--set {words}" for name, words in given.items() if keys()[name].may_change]
     start = " ".join([start, *may])
     return f"(cd / && {start})" if here in origins else start
 

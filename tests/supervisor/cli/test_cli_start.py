@@ -567,8 +567,11 @@ def test_what_would_be_another_training_is_not_done_silently_otherwise(job: Path
     assert done.returncode == 2
     assert f"training.epochs: 7.0 ({other / 'memsup.toml'}), but it has 3.0" in done.stderr
     assert "To go on as it was: (cd / && memsup start)" in done.stderr
-    typed = memsup("start", "--set", "limits.ram=2GiB", cwd=other)
-    assert "To go on as it was: (cd / && memsup start --set limits.ram=2GiB)" in typed.stderr, "what was typed is not lost"
+    hook = "notify.ping_url=https://example.org/t0k3n"
+    typed = memsup("start", "--set", "limits.ram=2GiB", "--set", hook, cwd=other)
+    again = "(cd / && memsup start --set limits.ram=2GiB --set notify.ping_url=…)"
+    assert f"To go on as it was: {again}" in typed.stderr, "what was typed is not lost"
+    assert "t0k3n" not in typed.stderr + typed.stdout
     assert run_paths("default").record.read_bytes() == before
 
 
