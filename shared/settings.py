@@ -90,7 +90,8 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     kind: Literal["text-classification"] = "text-classification"
     problem_type: ProblemType = "single_label_classification"
-    """What is learnt of a text, as transformers names it: which of a few labels it has, or (`regression`) a number."""
+    """What is learnt of a text, as transformers names it: which of a few labels it has, which several
+    (`multi_label_classification`), or a number (`regression`)."""
     model: ModelText | None = None
     """A model's folder or hub id. A folder with a `config.json` alone is a model to be trained from nothing."""
     train: PathTexts | None = None

@@ -1,10 +1,10 @@
 """`python -m memsup.worker.predict`: asks a finished model, in a process of its own that lasts as long as the question.
 
 Reads lines on stdin, each a JSON list of rows (a row is a list of one text or two), and answers each with a line on stdout:
-`{"labels": […], "rows": [[…] or null, …]}`, the probability of each label for each row, or its score under the score's name;
-null for a row that makes no token of its own; or `{"error": "one sentence"}`, which is the last line then. Rows are computed
-beside others of the same length only: nothing is padded, so that no row's answer depends on the others. Libraries' words go to
-standard error.
+`{"labels": […], "is_several": …, "rows": [[…] or null, …]}`, the probability of each label for each row, or its score under the
+score's name; null for a row that makes no token of its own; or `{"error": "one sentence"}`, which is the last line then. Rows
+are computed beside others of the same length only: nothing is padded, so that no row's answer depends on the others. Libraries'
+words go to standard error.
 """
 
 from __future__ import annotations
@@ -71,7 +71,14 @@ def _answer_all(arguments: argparse.Namespace, answers: TextIO) -> None:
     labels = [str(model.config.id2label[place]) for place in range(len(model.config.id2label))]
     for line in sys.stdin:
         texts: list[Text] = [row[0] if len(row) == 1 else (row[0], row[1]) for row in json.loads(line)]
-        _say(answers, {"labels": labels, "rows": _shares(model, target, tokens, texts, has_types=has_types)})
+        _say(
+            answers,
+            {
+                "labels": labels,
+                "is_several": model.config.problem_type == "multi_label_classification",
+                "rows": _shares(model, target, tokens, texts, has_types=has_types),
+            },
+        )
 
 
 def _shares(model: Any, target: Target, tokens: Any, texts: list[Text], *, has_types: bool) -> list[list[float] | None]:

@@ -207,8 +207,11 @@ def check_data(
 def check_rows(source: Source, evidence: Evidence, only: Sequence[str] | None, *, trains: bool) -> None:
     """Raises InputError where the rows of `evidence` make no task. `only` are the labels that a person named."""
     columns, labels, rows = evidence.table.columns, evidence.labels, evidence.rows
-    if evidence.table.problem_type == "regression" and only is not None:
-        raise InputError("task.labels names labels, but a number is learnt (task.problem_type): leave one of the two away.")
+    if evidence.table.problem_type != "single_label_classification" and only is not None:
+        raise InputError(
+            f"task.labels chooses among the labels of which a text has one, and task.problem_type is "
+            f"{evidence.table.problem_type}: leave one of the two away."
+        )
     if not rows:
         if evidence.others:
             raise InputError(
@@ -225,6 +228,9 @@ def check_rows(source: Source, evidence: Evidence, only: Sequence[str] | None, *
                 "name another column with task.label."
             )
         return
+    several = evidence.table.problem_type == "multi_label_classification"
+    if several and evidence.complete and not labels:
+        raise NoTaskError(f"No row of {source} has a label in column {columns.label!r}: name another one with task.label.")
     if columns.label in labels and names_columns_in_first_line(source) and _reads_like_a_row(columns.text, evidence):
         names = list(evidence.table.values)
         by_place = (("text", columns.text), ("label", columns.label))
@@ -249,7 +255,7 @@ def check_rows(source: Source, evidence: Evidence, only: Sequence[str] | None, *
             f"Column {columns.label!r} of {source} holds {len(labels):,} different values in {rows:,} rows, "
             f"so it is no class label: name the right column with task.label.{_or_a_score(evidence)}"
         )
-    if evidence.complete and len(labels) == 1:
+    if evidence.complete and len(labels) == 1 and not several:
         which = f"All {rows:,} rows of {source} have the same" if rows > 1 else f"The only row of {source} has the"
         raise NoTaskError(
             f"{which} label {next(iter(labels))!r}, and a classifier needs at least two: "

@@ -161,8 +161,9 @@ def _find_label(seen: dict[str, list[str]], source: Source) -> str:
     switches = [name for name in fits if set(seen[name]) <= {"0", "1", "True", "False", "0.0", "1.0"}]
     if len(switches) >= 3:
         raise NoTaskError(
-            f"{source} has {len(switches)} columns of 0 and 1 ({listed(switches)}): several labels at once are no task of "
-            "memsup. To learn one of them, name it with task.label."
+            f"{source} has {len(switches)} columns of 0 and 1 ({listed(switches)}): to learn one of them, name it with "
+            "task.label. To learn them all, write the names of those that are 1 into one column, with | between, and set "
+            "task.problem_type=multi_label_classification."
         )
     found = f"{listed(fits)} could all be it" if fits else f"none of {listed(list(seen))} has a few values that repeat"
     numbers = [name for name in _numbers(seen) if name not in fits]

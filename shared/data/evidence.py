@@ -81,10 +81,28 @@ class Evidence:
         return True
 
     def _add(self, row: Example) -> None:
-        label = row.label if self.table.problem_type != "regression" else self.table.columns.label
-        if self.table.problem_type == "regression":
-            self.lowest, self.highest = min(self.lowest, float(row.label)), max(self.highest, float(row.label))
         self.rows += 1
+        match self.table.problem_type:
+            case "regression":
+                self.lowest, self.highest = min(self.lowest, float(row.label)), max(self.highest, float(row.label))
+                names: tuple[str, ...] = (self.table.columns.label,)
+            case "multi_label_classification":
+                names = row.labels
+            case _:
+                names = (row.label,)
+        for label in names:
+            self._count(label, row)
+        columns = self.table.columns
+        if (
+            len(row.text) <= 2 * len(columns.text)
+            and not self.header
+            and _is(row.text, columns.text)
+            and _is(row.label, columns.label)
+        ):
+            self.header = _shown(row)
+        self._remember(row)
+
+    def _count(self, label: str, row: Example) -> None:
         self.labels[label] += 1
         of_label = self.labels[label]
         if of_label == 1 and len(self.first) <= MOST_LABELS:
@@ -96,15 +114,6 @@ class Evidence:
             if is_broken(row.text):
                 self.broken += 1
                 self.first_broken = self.first_broken or _shown(row)
-        columns = self.table.columns
-        if (
-            len(row.text) <= 2 * len(columns.text)
-            and not self.header
-            and _is(row.text, columns.text)
-            and _is(row.label, columns.label)
-        ):
-            self.header = _shown(row)
-        self._remember(row)
 
     def looked_at(self, label: str) -> int:
         return self.looks[label].total() if label in self.looks else 0

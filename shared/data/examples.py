@@ -13,7 +13,7 @@ from memsup.shared.data.errors import InputError, NoTaskError
 from memsup.shared.data.layout import counted_in
 from memsup.shared.data.rows import read_rows
 from memsup.shared.data.sources import Source
-from memsup.shared.data.targets import ProblemType, as_score
+from memsup.shared.data.targets import ProblemType, as_score, several_labels
 
 
 class Example(NamedTuple):
@@ -21,12 +21,14 @@ class Example(NamedTuple):
 
     text: str
     label: str
-    """As it is written; of a score it is a number (`as_score`)."""
+    """As it is written; of a score it is a number (`as_score`). Several are joined by bars."""
     file: Path
     line: int
     """The line on which the row begins, as `Row` counts it."""
     text_pair: str | None = None
     """The second text of a pair. It is None where there are no pairs."""
+    labels: tuple[str, ...] = ()
+    """The labels, where a text has several; empty too for a row that has none of them."""
 
 
 def read_examples(
@@ -40,13 +42,22 @@ def read_examples(
     without a label, or with one that is no number where that is learnt, or else not among `known_labels`.
     """
     for file, line, values in read_rows(source, columns.names()):
-        if isinstance(values.get(columns.label), list | tuple):
+        value = values.get(columns.label)
+        labels: tuple[str, ...] = ()
+        if problem_type == "multi_label_classification":
+            if isinstance(value, list | tuple):
+                labels = tuple(dict.fromkeys(_as_text(one, columns.label, file, line).strip() for one in value))
+                labels = tuple(filter(None, labels))
+            else:
+                labels = several_labels(_as_text(value, columns.label, file, line))
+            value = "|".join(labels)
+        elif isinstance(value, list | tuple):
             raise NoTaskError(
-                f"{at(file, line)}: column {columns.label!r} holds a list, but a text has one label here: several at once "
-                "are no task of memsup. Name another column with task.label."
+                f"{at(file, line)}: column {columns.label!r} holds a list, but a text has one label here. To learn "
+                "several a text: --set task.problem_type=multi_label_classification. Or name another column with task.label."
             )
-        label = _as_text(values.get(columns.label), columns.label, file, line).strip()
-        if not label:
+        label = _as_text(value, columns.label, file, line).strip()
+        if not label and problem_type != "multi_label_classification":
             raise InputError(f"{at(file, line)} has no label in column {columns.label!r}: fill it in or delete the row.")
         if problem_type == "regression":
             if as_score(label) is None:
@@ -54,9 +65,9 @@ def read_examples(
                     f"{at(file, line)}: {label[:40]!r} in column {columns.label!r} is no number, and numbers are what is "
                     "learnt here (task.problem_type): write it with digits and a point alone, or delete the row."
                 )
-        elif known_labels is not None and label not in known_labels:
+        elif known_labels is not None and (unknown := {*(labels or filter(None, (label,)))} - known_labels):
             raise InputError(
-                f"{at(file, line)}: the label {label!r} does not occur in the training data, which has "
+                f"{at(file, line)}: the label {min(unknown)!r} does not occur in the training data, which has "
                 f"{listed(sorted_labels(known_labels))}: correct it, or add such rows to the training data."
             )
         pair = columns.text_pair
@@ -66,6 +77,7 @@ def read_examples(
             file=file,
             line=line,
             text_pair=None if pair is None else _as_text(values.get(pair), pair, file, line),
+            labels=labels,
         )
 
 

@@ -58,9 +58,9 @@ _ORIGINS = (
 
 def judge(evidence: Evidence, evaluation: Evidence | None = None) -> Verdict:
     """What `evidence`, of the training data, comes to. `evaluation` is of the data to evaluate on, if there are any."""
-    scores = evidence.table.problem_type == "regression"
-    of_labels = [] if scores else list(judge_labels(evidence))
-    no_classes = scores or any(doubt.kind is DoubtKind.PARTS for doubt in of_labels)
+    classes = evidence.table.problem_type == "single_label_classification"
+    of_labels = [] if evidence.table.problem_type == "regression" else list(judge_labels(evidence))
+    no_classes = not classes or any(doubt.kind is DoubtKind.PARTS for doubt in of_labels)
     doubts = [*of_labels, *_columns(evidence), *_texts(evidence, contradictions=not no_classes)]
     if evaluation is not None:
         doubts += _evaluation(evidence, evaluation)
@@ -81,7 +81,7 @@ def _examples(evidence: Evidence, doubts: Iterable[Doubt], most: int = 3) -> Ite
 def _columns(evidence: Evidence) -> Iterator[Doubt]:
     table = evidence.table
     unused = {name: values for name, values in table.values.items() if name not in table.columns.names()}
-    if "label" not in table.given and table.problem_type != "regression":
+    if "label" not in table.given and table.problem_type == "single_label_classification":
         others = [name for name, values in unused.items() if _is_label_as_well(name, values, evidence)]
         if others:
             shown = "; ".join(f"{name!r} has {_some(table.values[name])}" for name in others[:3])

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from memsup.shared.data.doubts import Doubt, DoubtKind
@@ -15,7 +16,7 @@ from memsup.shared.data.examples import sorted_labels
 from memsup.shared.data.layout import counted_in
 from memsup.shared.data.looks import Look, look, words
 from memsup.shared.data.missing import MISSING, PERHAPS_MISSING, SAYS_MISSING
-from memsup.shared.data.targets import as_score
+from memsup.shared.data.targets import SEPARATORS, as_score
 
 _FEW_ROWS = 8
 _FEWER_BY = 20
@@ -63,6 +64,7 @@ _JOINS = "&/#~^$@\\"
 """Signs that join two labels wherever both are labels by themselves."""
 _CLASS_OF_ITS_OWN = 0.7
 """Of the rows of one part, what a single label joined by a word has where it is a class of its own."""
+_SEVERAL = ("task.problem_type=multi_label_classification",)
 _LONG_LABEL_CHARS = 80
 _LONG_LABEL_WORDS = 12
 _FEWEST_USERS = 10
@@ -87,9 +89,11 @@ _LISTS = frozenset((
 def judge_labels(evidence: Evidence) -> Iterator[Doubt]:
     """Each label is told of once, by the first that finds it odd."""
     left = dict(evidence.labels)
-    for find in (_header, _no_label, _joined, _spellings, _scale, _parts, _rare):
+    several = evidence.table.problem_type == "multi_label_classification"
+    finders = (_no_label, _spellings, _rare) if several else (_header, _no_label, _joined, _spellings, _scale, _parts, _rare)
+    for find in finders:
         for doubt in find(evidence, left):
-            yield doubt
+            yield replace(doubt, settle=()) if several else doubt  # `task.labels` chooses among classes
             if doubt.kind is not DoubtKind.SCALE:
                 for label in doubt.labels:
                     left.pop(label, None)
@@ -200,8 +204,8 @@ def _joined(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
         yield Doubt(
             DoubtKind.JOINED_LABELS,
             f"{len(lists):,} of {len(left):,} labels are lists, such as {lists[0]!r}, and each would become a class; "
-            "a text has one label here, and several at once are no task of memsup.",
-            (),
+            "a text has one label here, unless several a text are to be learnt.",
+            _SEVERAL,
             tuple(lists),
         )
         return
@@ -215,8 +219,9 @@ def _joined(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             yield Doubt(
                 DoubtKind.JOINED_LABELS,
                 f"{len(joined):,} of {len(left):,} labels are several joined by {name}, such as {joined[0]!r}, and each would "
-                "become a class of its own; a text has one label here, and several at once are no task of memsup.",
-                (),
+                "become a class of its own; a text has one label here, unless several a text are to be learnt"
+                + ("." if (sign.strip() or sign) in SEPARATORS else ", for which write | between them."),
+                _SEVERAL if (sign.strip() or sign) in SEPARATORS else (),
                 tuple(joined),
             )
             return

@@ -91,7 +91,7 @@ WHAT_IT_DOES = {
     "task.text": "train on that column's texts",
     "task.text_pair": "train on both texts of a row",
     "task.label": "learn that column",
-    "task.problem_type": "learn the numbers as numbers, by how near the model comes to them",
+    "task.problem_type": "learn numbers as numbers, or several labels a text",
     "task.labels": "learn these alone; rows with other labels are left out, and counted",
     "task.train": "hold out a share of these in the place of what lies beside them",
     "task.eval": "hold out a share of the training data in its place",

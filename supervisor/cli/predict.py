@@ -129,7 +129,7 @@ def _tell(rows: list[Sequence[str]], found: Iterator[Predicted], as_json: bool) 
         return 0
     for row, predicted in zip(rows, found, strict=True):
         score = "" if predicted.score is None else f"{predicted.score:.3f}"
-        data((predicted.label or "no text", score, " + ".join(row)))
+        data(("no text" if predicted.label is None else predicted.label or "no label", score, " + ".join(row)))
     return 0
 
 

@@ -23,12 +23,14 @@ from memsup.supervisor.words import size
 NOT_DONE = 1
 ROWS_AT_ONCE = 256
 LOG = "predict.log"
+_TOLD_ABOVE = 0.5
 
 
 class Predicted(NamedTuple):
     """What the model says of one row. Label and scores are None for a row that has no text that it knows."""
 
     label: str | None
+    """Where several labels were learnt it is those above a half, joined by bars, and empty where none is."""
     score: float | None
     """The probability that the model gives the label. Where a number was learnt it is that number, and the label its name."""
     scores: dict[str, float] | None
@@ -79,6 +81,9 @@ def _asked(process: subprocess.Popen[str], rows: Sequence[Sequence[str]], paths:
             yield Predicted(None, None, None)
         else:
             scores = dict(zip(answer["labels"], shares, strict=True))
+            if answer["is_several"]:
+                yield Predicted("|".join(name for name, share in scores.items() if share > _TOLD_ABOVE), None, scores)
+                continue
             label = max(scores, key=scores.__getitem__)
             yield Predicted(label, scores[label], scores)
 

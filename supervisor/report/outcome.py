@@ -92,6 +92,8 @@ def figures(material: Material, account: Account) -> Iterator[Figure]:
         majority = status.result.get("majority_accuracy")
         beside = "" if majority is None else f"; always the most frequent label: {majority:.1%}"
         yield Figure(f"{accuracy:.1%}", f"accuracy{beside}")
+    if status is not None and status.result and (micro := status.result.get("micro_f1")) is not None:
+        yield Figure(f"{micro:.3f}", f"micro F1; all labels right: {status.result.get('exact_match', 0):.1%}")
     if status is not None and status.result and (pearson := status.result.get("pearson")) is not None:
         spearman = status.result.get("spearman")
         beside = "" if spearman is None else f"; Spearman: {spearman:.3f}"

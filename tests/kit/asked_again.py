@@ -39,8 +39,9 @@ def check_accuracy(state: Path) -> bool:
     rows = _rows(corpora[0].parent, settings)
     if rows is None:
         return False
-    if settings.task.problem_type == "regression":
-        return _check_scores(model, rows, settings, told)
+    if settings.task.problem_type != "single_label_classification":
+        check = _check_scores if settings.task.problem_type == "regression" else _check_several
+        return check(model, rows, settings, told)
     right, close = _right(model, rows, settings)
     if right is None:
         return False
@@ -106,6 +107,21 @@ def _check_scores(folder: Path, rows: list[Example], settings: Settings, told: d
     for name, value in off.items():
         near = 0.05 if settings.training.amp != "off" else 1e-3
         assert abs(told[name] - value) <= near * max(1.0, abs(value)), f"{folder}: {name} {told[name]}, asked again {value}"
+    return True
+
+
+def _check_several(folder: Path, rows: list[Example], settings: Settings, told: dict[str, float]) -> bool:
+    """As `check_accuracy`, for a run that has learnt several labels a text: how many rows have just these."""
+    outputs = _outputs(folder, rows, settings)
+    if outputs is None:
+        return False
+    names, logits = outputs
+    exact = close = 0
+    for row, of_row in zip(rows, logits, strict=True):
+        exact += {names[place] for place, value in enumerate(of_row.tolist()) if value > 0} == set(row.labels)
+        close += bool((of_row.abs() < (_CLOSE if settings.training.amp != "off" else 1e-5)).any())
+    assert told["rows"] == len(rows)
+    assert abs(told["exact_match"] * len(rows) - exact) <= close + 1e-6, f"{folder}: {told}, {exact} asked again"
     return True
 
 

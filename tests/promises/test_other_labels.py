@@ -21,16 +21,16 @@ def job(tmp_path: Path) -> Path:
     return folder
 
 
-def relabel(job: Path, good: str, bad: str) -> None:
+def relabel(job: Path, good: list[str], bad: list[str]) -> None:
     file = job / "reviews.csv"
     head, *rows = file.read_text(encoding="utf-8").splitlines()
     texts = [row.rsplit(",", 1) for row in rows]
-    told = [f"{text},{(good if label == 'good' else bad).format(number % 3)}" for number, (text, label) in enumerate(texts)]
+    told = [f"{text},{(good if label == 'good' else bad)[number // 2 % 3]}" for number, (text, label) in enumerate(texts)]
     file.write_text("\n".join([head, *told]) + "\n", encoding="utf-8")
 
 
 def test_scores_are_offered_learnt_told_and_answered(job: Path) -> None:
-    relabel(job, "1.{}", "-1.{}")
+    relabel(job, ["1.0", "1.1", "1.2"], ["-1.0", "-1.1", "-1.2"])
     try:
         refused = memsup("start", cwd=job)
         assert refused.returncode == 2
@@ -55,5 +55,28 @@ def test_scores_are_offered_learnt_told_and_answered(job: Path) -> None:
         )
         assert name == "label"
         assert float(good) > 0 > float(bad), "two passes tell the two apart, and do not yet reach 1 and -1"
+    finally:
+        end_supervisors()
+
+
+def test_several_labels_a_text_are_offered_learnt_told_and_answered(job: Path) -> None:
+    relabel(job, ["good", "good|cheap", "cheap"], ["bad", "bad|dear", "dear"])
+    try:
+        refused = memsup("start", cwd=job)
+        assert refused.returncode == 2
+        offered = "--set task.problem_type=multi_label_classification"
+        assert offered in refused.stdout + refused.stderr
+
+        done = memsup("start", "--wait", "--set", "training.epochs=6", *offered.split(), cwd=job, within_s=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "micro f1" in done.stdout
+        result = status()["result"]
+        assert result["micro_f1"] > 0.4
+        assert result["exact_match"] >= 0
+        assert check_accuracy(Path(os.environ["MEMSUP_STATE_DIR"]) / "default")
+
+        for said in memsup("predict", "--json", "".join(GOOD), "".join(BAD)).document["predictions"]:
+            assert set(said["scores"]) == {"good", "bad", "cheap", "dear"}
+            assert said["label"].split("|") == [name for name, share in said["scores"].items() if share > 0.5] or [""]
     finally:
         end_supervisors()

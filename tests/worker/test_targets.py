@@ -32,7 +32,12 @@ def data(kind: ProblemType) -> str:
     draw, lines = random.Random(3), ["text,label"]
     for number in range(ROWS):
         text = "".join(draw.choices(WORDS, k=draw.randint(2, 9))) + str(number)
-        label = {"regression": f"{draw.randint(0, 8) / 4}", "single_label_classification": draw.choice("ab")}[kind]
+        several = "|".join(sorted(draw.sample("abc", draw.randint(0, 2))))
+        label = {
+            "multi_label_classification": several,
+            "regression": f"{draw.randint(0, 8) / 4}",
+            "single_label_classification": draw.choice("ab"),
+        }[kind]
         lines.append(f"{text},{label}")
     return "\n".join(lines) + "\n"
 
@@ -44,7 +49,7 @@ def prepare(folder: Path, kind: ProblemType) -> tuple[Task, Prepared]:
     return task, task.load(wanted, RunPaths("test", folder, folder), lambda: None)
 
 
-@pytest.fixture(scope="module", params=["regression"])
+@pytest.fixture(scope="module", params=["regression", "multi_label_classification"])
 def learnt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Prepared]:
     return prepare(tmp_path_factory.mktemp("task"), request.param)
 
@@ -82,19 +87,37 @@ def ranks(values: Any) -> list[float]:
     return [((values < value).sum() + (values <= value).sum()) / 2 for value in values]
 
 
+def of_several(told: Any, true: Any) -> dict[str, float]:
+    """F1 as it is defined, from precision and recall."""
+
+    def f1(told: Any, true: Any) -> float:
+        right = float((told & true).sum())
+        precision, recall = right / max(1, told.sum()), right / max(1, true.sum())
+        return float(2 * precision * recall / (precision + recall)) if right else 0.0
+
+    of_label = [f1(told[:, place], true[:, place]) for place in range(told.shape[1])]
+    exact = float(np.mean([(one == other).all() for one, other in zip(told, true, strict=True)]))
+    return {"micro_f1": f1(told, true), "macro_f1": float(np.mean(of_label)), "exact_match": exact}
+
+
 @torch.no_grad()
 def test_measures_are_those_of_all_rows_however_they_are_batched(learnt: tuple[Task, Prepared]) -> None:
     task, prepared = learnt
+    several = prepared.model.config.problem_type == "multi_label_classification"
     batch = all_of(prepared)
     said = prepared.model(**batch)
     outputs, labels = said.logits.double().numpy(), batch["labels"].double().numpy()
     one, other = outputs[:, 0], labels
-    wanted = {
-        "pearson": np.corrcoef(one, other)[0, 1],
-        "spearman": np.corrcoef(ranks(one), ranks(other))[0, 1],
-        "loss": said.loss.item(),
-        "rows": float(len(labels)),
-    }
+    wanted = (
+        {**of_several(outputs > 0, labels > 0), "loss": said.loss.item(), "rows": float(len(labels))}
+        if several
+        else {
+            "pearson": np.corrcoef(one, other)[0, 1],
+            "spearman": np.corrcoef(ranks(one), ranks(other))[0, 1],
+            "loss": said.loss.item(),
+            "rows": float(len(labels)),
+        }
+    )
     for at_once in (1, 5, 100):
         metrics = task.new_metrics()
         for part in np.split(np.arange(len(labels)), range(at_once, len(labels), at_once)):

@@ -9,7 +9,8 @@ chunks `boundary` is called, so that orders are answered meanwhile.
         tokens.bin       all rows' tokens, one behind the other; uint16, or uint32 for a large vocabulary
         types.bin        uint8: the type of each of them; only where one is not 0
         offsets.bin      int64: row r is tokens[offsets[r]:offsets[r+1]]
-        labels.bin       int64: the place of the row's label in `labels`; or float64: the row's score
+        labels.bin       int64: the place of the row's label in `labels`; or float64: the row's
+                         score; or a bit for each label, in whole bytes a row
         train.bin        int64: rows to train on
         evaluation.bin   int64: rows held out, or those of the evaluation data
         origins.bin, names.bin   file and line of each row (`origins.py`)
@@ -58,7 +59,7 @@ T = TypeVar("T")
 Boundary = Callable[[], None]
 Ints = NDArray[np.int64]
 Labels = NDArray[Any]
-"""The labels of rows: places among the labels' names, or scores."""
+"""The labels of rows: places among the labels' names, or scores, or bits for several (uint8, a row's bytes each)."""
 
 
 Text = str | tuple[str, str]
@@ -224,6 +225,8 @@ class Corpus:
                 ("evaluation", np.int64),
             ]
         )
+        if note.source.problem_type == "multi_label_classification":
+            labels = labels.reshape(len(offsets) - 1, -1)
         types = np.asarray(np.memmap(folder / _TYPES, dtype=np.uint8, mode="r")) if _TYPES in note.files else None
         self.rows = partial(Rows, tokens, offsets, labels, types=types, origins_of_all=origins.Origins(folder))
         """Gives rows by their numbers in the data, in which those without a text are not counted."""
@@ -232,7 +235,7 @@ class Corpus:
         self.is_held_out = note.is_held_out
         """Whether the rows to evaluate were held out of the training data."""
         self.labels = note.labels
-        """Names; a row's label is a place in here, or else a score of the one name."""
+        """Names; a row's label is a place in here, or bits for several, or else a score of the one name."""
         self.columns = note.columns
         self.counts = note.counts
         self.special = note.special
@@ -320,8 +323,15 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _label_type(problem_type: ProblemType) -> type[np.int64] | type[np.float64]:
-    return np.float64 if problem_type == "regression" else np.int64
+def _label_type(problem_type: ProblemType) -> type[np.int64 | np.float64 | np.uint8]:
+    return _LABEL_TYPES[problem_type]
+
+
+_LABEL_TYPES: dict[ProblemType, type[np.int64 | np.float64 | np.uint8]] = {
+    "single_label_classification": np.int64,
+    "multi_label_classification": np.uint8,
+    "regression": np.float64,
+}
 
 
 def _token_type(vocabulary_size: int) -> type[np.uint16] | type[np.uint32]:
@@ -380,7 +390,8 @@ def _make(draft: Path, source: Source, located: _Located, make_encoder: MakeEnco
     table = _read(draft / "texts.arrow", source, located, boundary)
     trained, evaluated = np.arange(table.train_rows), np.arange(table.train_rows, len(table.label_of_row))
     if located.evaluation is None:
-        classes = table.label_of_row if source.problem_type != "regression" else np.zeros(len(table.label_of_row))
+        is_class = source.problem_type == "single_label_classification"
+        classes = table.label_of_row if is_class else np.zeros(len(table.label_of_row))
         held_out = hold_out(classes, table.text_hashes, source.eval_share, source.seed)
         if not held_out.any() or held_out.all():
             raise InputError(
@@ -447,6 +458,7 @@ def _read(arrow: Path, source: Source, located: _Located, boundary: Boundary) ->
     of_part: list[Evidence] = []
     numbers: dict[str, int] = {}  # label → in order of appearance
     label_parts: list[Labels] = []
+    several: list[list[int]] = []
     hash_parts: list[NDArray[np.uint64]] = []
     written = origins.OriginsWriter(arrow.parent)
     kept = ("text", "text_pair") if source.text_pair is not None else ("text",)
@@ -463,7 +475,9 @@ def _read(arrow: Path, source: Source, located: _Located, boundary: Boundary) ->
                 rows = [row for row in chunk if evidence.takes(row)]
                 if len(evidence.labels) > MOST_LABELS:
                     break
-                if source.problem_type == "regression":
+                if source.problem_type == "multi_label_classification":
+                    several += [[numbers.setdefault(name, len(numbers)) for name in row.labels] for row in rows]
+                elif source.problem_type == "regression":
                     label_parts.append(np.array([float(row.label) for row in rows], np.float64))
                 else:
                     label_parts.append(np.array([numbers.setdefault(row.label, len(numbers)) for row in rows], np.int64))
@@ -476,11 +490,14 @@ def _read(arrow: Path, source: Source, located: _Located, boundary: Boundary) ->
     if doubts := judge(*of_part).unsettled(source.accept):
         raise DoubtfulError(doubts)
     written.finish()
-    labels, label_of_row = source.labels or sorted_labels(numbers), np.concatenate(label_parts)
-    if source.problem_type == "regression":
-        labels = [of_part[0].table.columns.label]
+    labels = source.labels or sorted_labels(numbers)
+    in_order = np.array([labels.index(name) for name in numbers], np.int64)
+    if source.problem_type == "multi_label_classification":
+        label_of_row = _packed(several, in_order)
+    elif source.problem_type == "regression":
+        labels, label_of_row = [of_part[0].table.columns.label], np.concatenate(label_parts)
     else:
-        label_of_row = np.array([labels.index(name) for name in numbers], np.int64)[label_of_row]
+        label_of_row = in_order[np.concatenate(label_parts)]
     return _Table(
         texts=datasets.Dataset.from_file(str(arrow)),
         labels=labels,
@@ -491,6 +508,17 @@ def _read(arrow: Path, source: Source, located: _Located, boundary: Boundary) ->
         blank=sum(evidence.blank for evidence in of_part),
         other_labels=sum(evidence.others.total() for evidence in of_part),
     )
+
+
+def _packed(several: Sequence[Sequence[int]], in_order: Ints) -> Labels:
+    """A bit for each label of each row, in whole bytes a row."""
+    packed = np.zeros((len(several), -(-len(in_order) // 8)), np.uint8)
+    for start in range(0, len(several), _CHUNK_ROWS):
+        part = several[start : start + _CHUNK_ROWS]
+        bits = np.zeros((len(part), len(in_order)), np.bool_)
+        bits[np.repeat(np.arange(len(part)), list(map(len, part))), in_order[[place for row in part for place in row]]] = True
+        packed[start : start + len(part)] = np.packbits(bits, axis=1)
+    return packed
 
 
 def _text_of(example: Example) -> Text:

@@ -97,6 +97,66 @@ class ClassMetrics:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Several labels
+
+
+class SeveralLabels:
+    """Each text has any of the labels, each learnt as a yes or no of its own."""
+
+    def batched(self, stored: Stored, places: NDArray[np.int64]) -> Stored:
+        labels = np.zeros((len(stored), len(places)), np.float32)
+        labels[:, places] = np.unpackbits(stored, axis=1, count=len(places))
+        return labels
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Of a row it is the mean over the labels."""
+        return functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / logits.shape[-1]
+
+    def new_metrics(self) -> SeveralMetrics:
+        return SeveralMetrics()
+
+    def answers(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.sigmoid()
+
+    def about(self, names: Sequence[str], stored: Stored) -> str:
+        of_label = np.unpackbits(stored, axis=1, count=len(names)).mean(axis=0)
+        most = ", ".join(f"{names[place]} {of_label[place]:.0%}" for place in np.argsort(-of_label, kind="stable")[:8])
+        return f"{len(names)}, several a text: {most}"
+
+
+class SeveralMetrics:
+    """Counts on the model's device. A label is told where its probability is above a half."""
+
+    def __init__(self) -> None:
+        self._loss: Any = 0.0
+        self._rows = 0
+        self._exact: Any = 0
+        self._right: Any = 0
+        self._told_or_true: Any = 0
+
+    def add(self, model: Any, batch: dict[str, torch.Tensor]) -> None:
+        logits, labels = logits_of(model, batch), batch["labels"]
+        losses = functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        told, true = logits > 0, labels > 0
+        self._loss = self._loss + losses.double().mean(dim=-1).sum()
+        self._rows += len(labels)
+        self._exact = self._exact + (told == true).all(dim=-1).sum()
+        self._right = self._right + (told & true).sum(dim=0)
+        self._told_or_true = self._told_or_true + told.sum(dim=0) + true.sum(dim=0)
+
+    def result(self) -> dict[str, float]:
+        """F1 of a label that is neither told nor true of any row is 0, as in scikit-learn."""
+        of_label = 2 * self._right / self._told_or_true.clamp(min=1)
+        return {
+            "micro_f1": 2 * int(self._right.sum()) / max(1, int(self._told_or_true.sum())),
+            "macro_f1": float(of_label.double().mean()),
+            "exact_match": int(self._exact) / self._rows,
+            "loss": float(self._loss) / self._rows,
+            "rows": float(self._rows),
+        }
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # A score
 
 
@@ -154,4 +214,8 @@ def _ranks(values: Stored) -> Stored:
     return (np.cumsum(counts) - (counts + 1) / 2)[place]
 
 
-TARGETS: dict[ProblemType, Target] = {"single_label_classification": OneClass(), "regression": Score()}
+TARGETS: dict[ProblemType, Target] = {
+    "single_label_classification": OneClass(),
+    "multi_label_classification": SeveralLabels(),
+    "regression": Score(),
+}

@@ -20,6 +20,7 @@ from memsup.shared.data.evidence import Evidence
 from memsup.shared.data.examples import Example
 from memsup.shared.data.judge import judge
 from memsup.shared.data.looks import Look, is_prose, look
+from memsup.shared.data.targets import several_labels
 
 FILE = Path("x.csv")
 
@@ -376,10 +377,10 @@ def test_a_first_line_that_is_a_row_is_refused_and_a_label_named_like_its_column
         judged(tmp_path / "a.csv", content.split("\n", 1)[1])
 
 
-def test_several_columns_of_0_and_1_are_no_task_of_memsup(tmp_path: Path) -> None:
+def test_several_columns_of_0_and_1_are_refused_with_a_way_to_learn_them(tmp_path: Path) -> None:
     draw = random.Random(1)
     content = table("text,toxic,threat,insult", lambda n: f"{said(n)},{','.join(draw.choices('01', k=3))}")
-    with pytest.raises(NoTaskError, match=r"3 columns of 0 and 1 .* several labels at once are no task of memsup"):
+    with pytest.raises(NoTaskError, match=r"3 columns of 0 and 1 .* write the names of those that are 1 into one column"):
         judged(tmp_path / "a.csv", content)
 
 
@@ -528,7 +529,40 @@ def test_what_is_no_number_is_refused_by_file_and_line(row: Callable[[int], str]
 
 
 def test_labels_are_not_chosen_among_numbers(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"task\.labels names labels, but a number is learnt"):
+    with pytest.raises(InputError, match=r"task\.labels chooses among the labels .* is regression"):
         judged(
             tmp_path / "a.csv", table("text,stars", lambda n: f"{said(n)},{n}"), labels=["1", "2"], problem_type="regression"
         )  # type: ignore[arg-type]
+
+
+SEVERAL = "task.problem_type=multi_label_classification"
+
+
+@pytest.mark.parametrize("sign", ["|", ";", ", ", "、"])
+def test_joined_labels_are_offered_to_be_learnt_as_several_and_then_clear(sign: str, tmp_path: Path) -> None:
+    names = ["food", "price", "staff"]
+    content = table("text,labels", lambda n: f'{said(n)},"{sign.join(names[n % 3 : n % 3 + 1 + n % 2])}"')
+    (doubt,) = judged(tmp_path / "a.csv", content).doubts
+    assert (doubt.kind, doubt.settle) == (DoubtKind.JOINED_LABELS, (SEVERAL,))
+    summary = check_data(str(tmp_path / "a.csv"), problem_type="multi_label_classification", budget_s=60)
+    assert list(summary.labels) == names
+    assert sum(summary.labels.values()) > summary.rows
+    assert judge(summary.evidence).answer is Answer.CLEAR
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        ("a|b", ("a", "b")),
+        ("a, b ;a", ("a", "b")),
+        ("['a', 'b c']", ("a", "b c")),
+        ('["a, b", "c"]', ("a, b", "c")),
+        ("['a' 'b']", ("a", "b")),
+        ("[1, 2]", ("1", "2")),
+        ("[]", ()),
+        ("", ()),
+        ("好、坏", ("好", "坏")),
+    ],
+)
+def test_several_labels_are_read_of_a_cell(cell: str, labels: tuple[str, ...]) -> None:
+    assert several_labels(cell) == labels
