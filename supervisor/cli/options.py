@@ -105,9 +105,15 @@ class TrainingCommand(click.Command):
         super().__init__(*arguments, **more)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        known = {name for parameter in self.params for name in parameter.opts}
-        own = args.index("--") if "--" in args else len(args)
-        return super().parse_args(ctx, [*(_as_known(argument, known) for argument in args[:own]), *args[own:]])
+        has_value = {name: not getattr(option, "is_flag", False) for option in self.params for name in option.opts}
+        own: list[str] = []
+        is_value = False
+        for argument in args:
+            if not is_value and (argument in {"-", "--"} or not argument.startswith("-")):
+                break
+            own.append(argument if is_value else _as_known(argument, has_value))
+            is_value = not is_value and has_value.get(own[-1], False)
+        return super().parse_args(ctx, [*own, *args[len(own) :]])
 
 
 def _as_known(argument: str, known: Container[str]) -> str:

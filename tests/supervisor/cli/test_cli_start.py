@@ -347,8 +347,9 @@ def test_what_is_set_most_has_options_also_as_training_scripts_spell_them(job: P
         assert found.document["settings"]["task"]["model"] == str(job / "model")
     lonely = memsup("start", "--gradient_accumulation_steps", "4", cwd=job)
     assert (lonely.returncode, "--batch-size" in lonely.stderr) == (2, True)
-    own = memsup("start", "--dry-run", "--json", "sleep", "9", "--epochs", "5", cwd=tmp_path)
-    assert own.document["command"] == ["sleep", "9", "--epochs", "5"], own
+    theirs = ["sleep", "9", "--epochs", "5", "--num_train_epochs", "2", "--lr=3"]
+    own = memsup("start", "--dry-run", "--json", "--set", "limits.ram=1GiB", "--device", "cpu", *theirs, cwd=tmp_path)
+    assert own.document["command"] == theirs, own
 
 
 def test_texts_that_a_length_would_cut_are_counted(job: Path) -> None:
