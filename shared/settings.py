@@ -107,6 +107,9 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The column with a second text, such as the hypothesis to a premise. None means that each row has one text."""
     labels: Annotated[Names | None, _write("two labels or more with commas between them, such as neg,pos")] = None
     """The labels that count: a row with another one is refused. None means that all count that are there."""
+    class_weights: Literal["balanced"] | None = None
+    """How much a row counts by its class: `balanced` gives each class the same share, whatever its rows. None means that each
+    row counts the same."""
     accept: Annotated[Doubts, LATER_TOO, _write(f"any of {', '.join(DoubtKind)}")] = msgspec.field(default_factory=list)
     """The doubts about the data that a person has looked at and found to be none (`shared/data/judge.py`)."""
 

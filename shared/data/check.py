@@ -85,6 +85,11 @@ def check_task(task: Task, *, budget_s: float, max_length: int | None = None, ch
     no_text = _NoText(model.cannot_take, max_length or _LEAST_TOKENS) if model.cannot_take else None
     if task.train is None:
         raise InputError("task.train is not set: name a CSV, TSV, JSON or Parquet file, or a folder of <label>.txt files.")
+    if task.class_weights is not None and task.problem_type != "single_label_classification":
+        raise InputError(
+            f"task.class_weights weighs classes of which a text has one, and task.problem_type is {task.problem_type}: leave "
+            "one of the two away."
+        )
     deadline_s = monotonic_s() + budget_s
     located = locate(task.train)
     evaluated = located.evaluation if task.eval is None else locate(task.eval, evaluates=True)

@@ -103,6 +103,8 @@ def _lines(plan: Plan, folder: Path) -> Iterator[str]:
             yield f"{name} = {_written(column)}"
     if settings.task.problem_type != Settings().task.problem_type:
         yield f"problem_type = {_written(settings.task.problem_type)}"
+    if settings.task.class_weights is not None:
+        yield f"class_weights = {_written(settings.task.class_weights)}"
     if settings.task.labels is not None:
         yield f"labels = {_written(settings.task.labels)}"
     yield ""

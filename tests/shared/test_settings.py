@@ -53,6 +53,7 @@ SAMPLE = {
     "tier": "low",
     "task.kind": "text-classification",
     "task.problem_type": "regression",
+    "task.class_weights": "balanced",
     "task.labels": "neg,pos",
     "task.accept": "scale header",
     "training.device": "cuda:1",

@@ -159,3 +159,28 @@ def test_another_kind_of_label_is_another_fingerprint(tmp_path: Path) -> None:
         assert prepared.model.config.problem_type == kind
         prints.append(prepared.fingerprint)
     assert len(set(prints)) == len(prints)
+
+
+def test_class_weights_are_of_the_whole_batch_however_it_is_cut(tmp_path: Path) -> None:
+    wanted = tiny_settings(tmp_path, task__class_weights="balanced", training__eval_share=0.25)
+    (tmp_path / "reviews.csv").write_text(
+        "text,label\n" + "".join(f"{c}好{n},{'rare' if n % 4 else 'often'}\n" for n, c in enumerate(3 * WORDS))
+    )
+    task = find_task(wanted.task.kind)
+    prepared = task.load(wanted, RunPaths("test", tmp_path, tmp_path), lambda: None)
+    with torch.no_grad():  # or the two classes' gradients cancel out, and rounding is all that is left
+        prepared.model.classifier.bias.copy_(torch.tensor([1.0, -1.0]))
+    rows, batch = np.arange(len(prepared.train)), all_of(prepared)
+    weights = len(rows) / (2 * torch.bincount(batch["labels"]).double())
+    inputs = {name: values for name, values in batch.items() if name not in ("labels", "weights")}
+    torch.nn.functional.cross_entropy(prepared.model(**inputs).logits, batch["labels"], weights.float()).backward()
+    parameters = [value for value in prepared.model.parameters() if value.grad is not None]
+    whole = torch.cat([value.grad.flatten() for value in parameters])
+    total = task.weight(prepared.train, rows)
+    for places in ([], [1], [3, 9, 10], list(rows[1:])):
+        prepared.model.zero_grad()
+        for part in np.split(rows, places):
+            (task.loss(prepared.model, prepared.train.batch(part)) / total).backward()
+        assert (torch.cat([value.grad.flatten() for value in parameters]) - whole).norm() <= 1e-6 * whole.norm()
+    assert total == pytest.approx(sum(task.weight(prepared.train, rows[n : n + 1]) for n in rows))
+    assert "weights" not in prepared.evaluation.batch(np.arange(2))

@@ -41,6 +41,10 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
+    def weight(self, indices: NDArray[np.int64]) -> float:
+        """What these rows count together in the loss: their number, unless some count more than others."""
+        ...
+
     def where(self, indices: NDArray[np.int64]) -> str:
         """The files and lines of these rows, for a sentence; of many rows only some are named."""
         ...
@@ -118,7 +122,7 @@ class Task(Protocol):
         ...
 
     def weight(self, examples: Examples, indices: NDArray[np.int64]) -> float:
-        """The share of these rows: their number for classification, target tokens for a task that predicts tokens."""
+        """The share of these rows: their number or the sum of their weights; target tokens for a task that predicts tokens."""
         ...
 
     def new_metrics(self) -> Metrics: ...

@@ -46,7 +46,7 @@ from memsup.worker.tasks import Boundary, Examples, Metrics, Prepared
 from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
 from memsup.worker.tasks.corpus import Corpus, Counts, Rows, Source, Text, open_corpus
 from memsup.worker.tasks.probe import Probe
-from memsup.worker.tasks.targets import TARGETS, Stored, Target, logits_of
+from memsup.worker.tasks.targets import TARGETS, WEIGHTS, Stored, Target, logits_of
 from memsup.worker.tasks.tokens import Tokens
 
 _MOST_SPECIAL_TOKENS = 1000
@@ -67,6 +67,8 @@ class TextRows:
         types of tokens, as its tokenizer gives them.
         """
         self._rows, self._batched = rows, batched
+        self.class_weights: NDArray[np.float64] | None = None
+        """What a row of each label counts, by the labels' places in the corpus. None means that all count the same."""
         self._padding_token, self.padding = int(tokenizer.pad_token_id), Padding(tokenizer.padding_side)
         self._padding_type = int(tokenizer.pad_token_type_id) if has_types else None
 
@@ -79,6 +81,10 @@ class TextRows:
 
     def where(self, indices: NDArray[np.int64]) -> str:
         return self._rows.where(indices)
+
+    def weight(self, indices: NDArray[np.int64]) -> float:
+        """What these rows count together."""
+        return float(len(indices) if self.class_weights is None else self.class_weights[self._rows.labels(indices)].sum())
 
     def batch(self, indices: NDArray[np.int64]) -> dict[str, torch.Tensor]:
         return self.padded(indices, self.padding)
@@ -96,6 +102,8 @@ class TextRows:
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
             "labels": torch.from_numpy(self._batched(self._rows.labels(indices))),
         }
+        if self.class_weights is not None:
+            batch[WEIGHTS] = torch.from_numpy(self.class_weights[self._rows.labels(indices)].astype(np.float32))
         if self._padding_type is not None:
             types = np.full(mask.shape, self._padding_type, np.int64)
             types[mask] = self._rows.token_types(indices)
@@ -173,6 +181,9 @@ class TextClassification:
         rows_of = partial(TextRows, batched=batched, tokenizer=tokenizer, has_types=_takes_types(model, tokenizer))
         refuse_special_tokens(model, corpus, tokenizer, rows_of)
         train, evaluation = rows_of(corpus.train), rows_of(corpus.evaluation)
+        if task.class_weights == "balanced":
+            of_label = np.bincount(corpus.train.labels(np.arange(len(train))), minlength=len(corpus.labels))
+            train.class_weights = len(train) / (len(corpus.labels) * np.maximum(of_label, 1))  # as scikit-learn has it
         about_cuts: list[str] = []
         if padding is None:
             padding, about_cuts = _find_padding(model, train if np.ptp(train.lengths) else evaluation, boundary)
@@ -196,10 +207,11 @@ class TextClassification:
         )
 
     def loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self._target.loss(logits_of(model, batch), batch["labels"])
+        losses = self._target.losses(logits_of(model, batch), batch["labels"])
+        return (losses * batch[WEIGHTS]).sum() if WEIGHTS in batch else losses.sum()
 
-    def weight(self, examples: Examples, indices: NDArray[np.int64]) -> float:  # noqa: ARG002 - others weigh by what the rows hold
-        return float(len(indices))
+    def weight(self, examples: Examples, indices: NDArray[np.int64]) -> float:
+        return examples.weight(indices)
 
     def new_metrics(self) -> Metrics:
         return self._target.new_metrics()

@@ -19,6 +19,10 @@ Stored = NDArray[Any]
 """Labels of rows as a corpus keeps them."""
 
 
+WEIGHTS = "weights"
+"""Among a batch's tensors, what each row counts, where rows count differently."""
+
+
 class Target(Protocol):
     """A kind of label."""
 
@@ -26,8 +30,8 @@ class Target(Protocol):
         """The labels of a batch for the loss. `places` has the output of the model for each label of the data."""
         ...
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The sum of the rows' losses."""
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The rows' losses, one each."""
         ...
 
     def new_metrics(self) -> Metrics: ...
@@ -43,7 +47,7 @@ class Target(Protocol):
 
 def logits_of(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The model's logits, shape (rows, outputs), in float32 whatever the forward pass computed in."""
-    return model(**{name: values for name, values in batch.items() if name != "labels"}).logits.float()
+    return model(**{name: values for name, values in batch.items() if name not in ("labels", WEIGHTS)}).logits.float()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -56,8 +60,8 @@ class OneClass:
     def batched(self, stored: Stored, places: NDArray[np.int64]) -> Stored:
         return places[stored]
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(logits, labels, reduction="sum")
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(logits, labels, reduction="none")
 
     def new_metrics(self) -> ClassMetrics:
         return ClassMetrics()
@@ -108,9 +112,9 @@ class SeveralLabels:
         labels[:, places] = np.unpackbits(stored, axis=1, count=len(places))
         return labels
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Of a row it is the mean over the labels."""
-        return functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / logits.shape[-1]
+        return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(dim=-1)
 
     def new_metrics(self) -> SeveralMetrics:
         return SeveralMetrics()
@@ -166,8 +170,8 @@ class Score:
     def batched(self, stored: Stored, places: NDArray[np.int64]) -> Stored:  # noqa: ARG002 - there is one output
         return stored.astype(np.float32)
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return functional.mse_loss(logits.squeeze(-1), labels, reduction="sum")
+    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return functional.mse_loss(logits.squeeze(-1), labels, reduction="none")
 
     def new_metrics(self) -> ScoreMetrics:
         return ScoreMetrics()
