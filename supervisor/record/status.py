@@ -147,11 +147,13 @@ def _program(life: Lifecycle) -> ProgramStatus | None:
 
 def _place(life: Lifecycle) -> dict[str, int]:
     """The step at which a run is whose last heartbeat does not say it: of one that has finished since, and of one that was
-    stopped without having saved all of its work, which is no part of it any more.
+    stopped without having saved all of its work, which is no part of it any more; be it that of the life before, where the
+    last one had not come to train.
     """
     if life.outcome is not None:
         return {"step": max(life.outcome.steps, life.progress.step or 0)}
-    lost = life.terminal is RunState.STOPPED and life.unsaved
+    has_told = life.heartbeat is not None
+    lost = life.terminal is RunState.STOPPED and has_told and (life.unsaved or not life.worker.trains)
     return {"step": life.checkpoint.step if life.checkpoint else 0} if lost else {}
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import replace
 
 import pytest
 
-from memsup.shared.messages import PauseMode
+from memsup.shared import messages as m
+from memsup.shared.messages import PauseMode, Phase, RequestKind
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings
-from memsup.shared.status import Status, Trouble, TroubleKind, Wanted, decode_status, encode_status
+from memsup.shared.status import RunState, Status, Trouble, TroubleKind, Wanted, decode_status, encode_status
 from memsup.supervisor.decide.heat import HeatDecision
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
 from memsup.supervisor.decide.run.freed import GivenBack
@@ -101,7 +101,7 @@ def test_a_document_of_an_earlier_version_takes_a_new_trouble_at_the_right_place
 
 
 def test_an_exit_code_is_that_of_a_command_which_does_not_run() -> None:
-    was = dataclasses.replace(life(), is_command=True)
+    was = replace(life(), is_command=True)
     was.on_start(0.0, leftover=False)
     was.on_spawned(0.0)
     assert status_of(RECORD, was, QUIET).exit_code is None
@@ -110,3 +110,33 @@ def test_an_exit_code_is_that_of_a_command_which_does_not_run() -> None:
     was.on_tick(100.0)
     was.on_spawned(100.0)
     assert status_of(RECORD, was, QUIET).exit_code is None
+
+
+@pytest.mark.parametrize("saved", [None, 6])
+def test_a_run_that_is_stopped_while_it_loads_stands_where_its_newest_checkpoint_is(saved: int | None) -> None:
+    """And not where a life before had been."""
+    was = life()
+    was.on_start(0.0, leftover=False)
+    was.on_spawned(0.0)
+    was.on_report(0.0, m.Hello(pid=1, run_id="abc"))
+    note = None if saved is None else m.CheckpointNote(path="/c/6", step=saved, at_unix_s=1.0, verified=True, save_s=0.1)
+    progress = m.Progress(
+        phase=Phase.TRAINING,
+        ticks=1,
+        epoch=0.1,
+        step=13,
+        total_steps=180,
+        samples=None,
+        loss=0.5,
+        samples_per_s=None,
+        eta_s=9.0,
+    )
+    memory = m.WorkerMemory(resident_bytes=1, cuda_allocated_bytes=None, cuda_reserved_bytes=None, data_limit_bytes=None)
+    was.on_report(0.0, m.Heartbeat(progress=progress, batch=None, memory=memory, checkpoint=note, digest=None))
+    was.on_exit(1.0, -9, 0)
+    was.on_tick(100.0)
+    was.on_spawned(100.0)
+    was.on_request(100.0, 1, RequestKind.STOP_NOW)
+    was.on_exit(101.0, -9, 0)
+    seen = status_of(RECORD, was, QUIET)
+    assert (seen.state, seen.progress.step) == (RunState.STOPPED, saved or 0)
