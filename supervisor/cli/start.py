@@ -58,6 +58,7 @@ from memsup.supervisor.cli.options import (
 )
 from memsup.supervisor.cli.picture import one_line
 from memsup.supervisor.cli.screen import data, json_data, message, moves, paint
+from memsup.supervisor.cli.streams import has_input
 from memsup.supervisor.client.contact import (
     LOOK_AGAIN_S,
     Contact,
@@ -93,6 +94,10 @@ NOT_STARTED = 1
 IF_ATTACHED = (
     "A program with Hugging Face's Trainer, or one that calls memsup.guard, is saved, and goes on where it was; any other one "
     "is fenced only (docs/own-programs.md)."
+)
+NO_INPUT = (
+    "What is on standard input does not reach the command, which may be begun again: write it to a file, and name that "
+    "(memsup start -- python train.py)"
 )
 GOES_WITHIN_S = 60.0
 """A supervisor that is about to go and does not answer any more has this long: its last messages take their time."""
@@ -363,6 +368,8 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
             message(line)
         if answer.fence == "none" and (sentence := unfenced(answer.fence, answer.fence_reason)):
             message(f"! {sentence}")
+        if plan.command is not None and has_input():
+            message(f"! {NO_INPUT}.")
         _tell(paths, plan, record, asked, run_id=fresh_record.run_id, postmortem=answer.postmortem)
         if answer.waits:
             return spawning.NOT_STARTED
@@ -599,6 +606,8 @@ def _checked_command(command: tuple[str, ...]) -> list[str] | None:
             f"There is no command {command[0]!r}. To guard a training command, write it behind two dashes: "
             "memsup start -- python train.py"
         )
+    if has_input() and not {"-", "/dev/stdin"}.isdisjoint(command[1:]):
+        raise RefusedError(f"{NO_INPUT}, so it would find nothing to do.")
     return list(command)
 
 

@@ -8,10 +8,14 @@ can read it (`must_be_read`).
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import os
 import select
+import stat
+import struct
 import sys
+import termios
 from typing import TYPE_CHECKING, TextIO
 
 from memsup.supervisor.cli.screen import message, unguarded
@@ -52,6 +56,19 @@ class OutputLostError(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code
+
+
+def has_input() -> bool:
+    """Whether somebody has put something on standard input that is not read yet: a file, or what a pipe holds at the moment."""
+    try:
+        kind = os.fstat(0)
+        if stat.S_ISREG(kind.st_mode):
+            return os.lseek(0, 0, os.SEEK_CUR) < kind.st_size
+        if stat.S_ISFIFO(kind.st_mode):
+            return struct.unpack("i", fcntl.ioctl(0, termios.FIONREAD, bytes(4)))[0] > 0
+    except OSError:  # it is closed
+        pass
+    return False
 
 
 def take_over() -> None:

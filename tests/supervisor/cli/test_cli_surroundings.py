@@ -191,3 +191,17 @@ def test_what_is_not_utf8_is_refused_before_anything_is_moved(
     assert done.stderr.count("\n") == 1
     assert paths.record.is_file()
     assert [folder.name for folder in paths.state.parent.iterdir()] == ["default"]
+
+
+def test_what_is_on_standard_input_is_not_lost_without_a_word(tmp_path: Path) -> None:
+    """`python - < train.py` had found nothing to do, and the run was finished."""
+    (tmp_path / "script").write_text("touch was-run\n")
+    refused = shell("m start --run a -- sh - < script", cwd=tmp_path)
+    assert refused.returncode != 0
+    assert "write it to a file" in refused.stderr
+    assert not run_paths("a").record.exists()
+    told = shell(f"m start --run b {SMALL} -- true < script", cwd=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert "! What is on standard input does not reach the command" in told.stderr
+    silent = shell("m start --run a --dry-run -- sh - < /dev/null", cwd=tmp_path)
+    assert silent.returncode == 0, silent.stderr
