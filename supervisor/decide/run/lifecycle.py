@@ -302,9 +302,7 @@ class Lifecycle(Standing):
             case RequestKind.PAUSE_HOLD:
                 self._want(Wanted.PAUSED, PauseMode.HOLD)
                 self.waiters.add(token, Goal.HELD, now_s)
-            case RequestKind.PAUSE_RELEASE if self._not_yet_again:
-                self._out.append(Answer(token, False, self._not_yet_again))
-            case RequestKind.PAUSE_RELEASE if self.worker.is_alive and not self.worker.obeys:
+            case RequestKind.PAUSE_RELEASE if self.worker.is_alive and not self.worker.obeys and not self._comes_again:
                 instead = f"{command('pause', self.run)}, or {command('stop', self.run)}"
                 text = f"{self._not_attached}, so it cannot give its memory back and go on later; use: {instead}"
                 self._out.append(Answer(token, False, text))
@@ -379,15 +377,14 @@ class Lifecycle(Standing):
         return f"{NOT_ATTACHED}, since {why_not_attached(self.worker.not_attached, came_before=self.came_before)}"
 
     @property
-    def _not_yet_again(self) -> str:
-        """Why a command that is on its way to being attached again cannot save, a sentence. It is empty where it is not."""
-        if not (self.came_before and self.worker.is_alive and self.worker.not_attached is None):
-            return ""
-        return "The command was started again, and has not come to where it trains yet; try again in a few seconds."
+    def _comes_again(self) -> bool:
+        """Whether a command is on its way to being attached again: it has computed nothing yet that its end would lose."""
+        return self.came_before and self.worker.is_alive and self.worker.not_attached is None
 
     def _checkpoint(self, now_s: float, token: int) -> None:
-        if self._not_yet_again:
-            self._out.append(Answer(token, False, self._not_yet_again))
+        if self._comes_again:
+            text = "The command was started again, and has not come to where it trains yet; try again in a few seconds."
+            self._out.append(Answer(token, False, text))
         elif self.worker.is_alive and not self.worker.obeys:
             text = f"{self._not_attached}: what it saves is its own affair, and memsup cannot order a checkpoint."
             self._out.append(Answer(token, False, text))

@@ -341,13 +341,25 @@ def test_one_that_was_attached_before_is_not_told_to_be_a_stranger_while_it_star
     play.do("tick", after_s=100)
     play.do("spawned")
     assert play.life.came_before
-    for number, asked in enumerate((RequestKind.CHECKPOINT, RequestKind.PAUSE_RELEASE), 1):
-        answer = answered(play.do("request", number, asked))
-        assert not answer.ok
-        assert "has not come to where it trains yet; try again" in answer.text
+    answer = answered(play.do("request", 1, RequestKind.CHECKPOINT))
+    assert not answer.ok
+    assert "has not come to where it trains yet; try again" in answer.text
     assert "fenced only until then, since it was started again" in what_it_is(None, None, came_before=True)
     play.do("report", m.Hello(pid=43, run_id="r", program=ALL_OF_IT))
     assert not play.life.came_before
+
+
+def test_one_that_starts_again_gives_its_memory_back_for_it_has_computed_nothing(play: Play) -> None:
+    play.do("report", beat(saved=5))
+    play.do("exit", -9, 1)
+    play.do("tick", after_s=100)
+    play.do("spawned")
+    assert Terminate() in play.do("request", 1, RequestKind.PAUSE_RELEASE)
+    answer = answered(play.do("exit", -15, 0, after_s=1))
+    assert answer.ok
+    assert "with the verified checkpoint of step 5" in answer.text
+    play.do("request", 2, RequestKind.RESUME)
+    assert play.life.may_begin(play.now_s), "and it comes back"
 
 
 def test_one_that_was_attached_before_and_says_that_it_is_not_now_is_told_why(play: Play) -> None:
