@@ -133,7 +133,7 @@ def _program(life: Lifecycle) -> ProgramStatus | None:
     not_attached = worker.not_attached if not attached else None
     return ProgramStatus(
         attached=attached,
-        what=what_it_is(about, not_attached, came_before=life.came_before),
+        what=what_it_is(about, not_attached, has_ended=worker.attachment is Attachment.LET_GO, came_before=life.came_before),
         seam=about.seam if about else None,
         training=about.training if about else None,
         saves=about.saves if about else None,

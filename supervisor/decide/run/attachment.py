@@ -93,6 +93,7 @@ _SEAMS = {
     Seam.LIGHTNING: "its Lightning trainer",
 }
 NOBODY_CALLED = "nothing in it has called memsup.guard so far"
+HAS_ENDED = "its program has ended its training, or itself"
 NOT_YET_AGAIN = "it was started again, and has not come to where it trains yet"
 
 
@@ -115,13 +116,17 @@ def _clause(promise: Promise, guarded: Guarded, about: m.About | None) -> str:
     return f"{_WITHOUT[promise]}{why}{detail}: {_THEN[guarded]}"
 
 
-def what_it_is(about: m.About | None, not_attached: m.NotAttachedReport | None, *, came_before: bool = False) -> str:
+def what_it_is(
+    about: m.About | None, not_attached: m.NotAttachedReport | None, *, has_ended: bool = False, came_before: bool = False
+) -> str:
     """What a command is to memsup, in a clause: by what it is attached, or why it is not. `about` is None where it is not.
-    `came_before`: in an earlier life it was attached.
+    `has_ended`: what was attached is gone. `came_before`: in an earlier life it was attached.
     """
     if about is not None:
         which = "" if about.training == "1" else f", training {about.training}"
         return f"attached by {_SEAMS[about.seam]}{which}"
+    if has_ended:
+        return f"fenced only, since {HAS_ENDED}"
     so_far = " until then" if came_before and not_attached is None else ""
     return f"fenced only{so_far}, since {why_not_attached(not_attached, came_before=came_before)}"
 

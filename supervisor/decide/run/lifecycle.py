@@ -38,7 +38,7 @@ from memsup.supervisor.decide.run.actions import (
     Spawn,
     Why,
 )
-from memsup.supervisor.decide.run.attachment import why_not_attached
+from memsup.supervisor.decide.run.attachment import HAS_ENDED, why_not_attached
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
 from memsup.supervisor.decide.run.leaving import Ending, Leaving
 from memsup.supervisor.decide.run.one_life import MOVES, Attachment, OneLife, Stage
@@ -51,7 +51,7 @@ from memsup.supervisor.decide.run.waiting import ENDED, Fate, what_for, why_neve
 MOST_UNHEARD_S = 2.0
 """A worker says twice a second that it computes; what it does in a longer silence is not known, and not counted as work."""
 NOT_ATTACHED = "memsup is not attached to this command"
-LET_GO = "memsup is not attached to this command any more, since its program has ended its training, or itself"
+LET_GO = f"memsup is not attached to this command any more, since {HAS_ENDED}"
 _OF_THE_MOMENT = ("phase", "ticks", "samples_per_s")
 """What of its progress a worker that loads says itself."""
 

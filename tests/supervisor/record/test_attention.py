@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from memsup.about import Seam
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode, Phase, RequestKind
 from memsup.shared.record import RunRecord
@@ -110,6 +111,18 @@ def test_an_exit_code_is_that_of_a_command_which_does_not_run() -> None:
     was.on_tick(100.0)
     was.on_spawned(100.0)
     assert status_of(RECORD, was, QUIET).exit_code is None
+
+
+def test_what_a_program_has_left_running_is_not_said_to_be_one_that_has_called_nobody() -> None:
+    was = replace(life(), is_command=True)
+    was.on_start(0.0, leftover=False)
+    was.on_spawned(0.0)
+    about = m.About(seam=Seam.CALLS, training="1", saves=True, cuts=True, not_cut=None, detail="")
+    was.on_report(0.0, m.Hello(pid=1, run_id="abc", program=about))
+    was.on_let_go(1.0)
+    seen = status_of(RECORD, was, QUIET).program
+    assert seen is not None
+    assert seen.what == "fenced only, since its program has ended its training, or itself"
 
 
 @pytest.mark.parametrize("saved", [None, 6])
