@@ -159,6 +159,7 @@ class Lifecycle(Standing):
             case m.Done() | m.OrderFailed():
                 self._out += worker.answered(now_s, report)
             case m.OutOfMemory():
+                worker.micro_tokens = report.micro_tokens_after if report.where != "evaluate" else worker.micro_tokens
                 self._out.append(records.out_of_memory(report))
             case m.Decided(what=what):
                 self._out.append(records.decided(report))
@@ -417,6 +418,7 @@ class Lifecycle(Standing):
             since_s=now_s,
             heard_at_s=now_s,
             trains=last.trains and stage is Stage.NONE,
+            micro_tokens=last.micro_tokens if stage is Stage.NONE else None,
             tuning=Tuning(self.most_micro_tokens),
         )
 
@@ -454,8 +456,9 @@ class Lifecycle(Standing):
 
     def _start_smaller(self, why: Why) -> None:
         batch = self.heartbeat.batch if self.heartbeat else None
-        if batch is not None:
-            self._out.append(records.smaller(why, self.recovery.shrink(batch.micro_tokens)))
+        known = self.worker.micro_tokens or self.micro_tokens_limit or (batch.micro_tokens if batch else None)
+        if known:  # it may have died before it was through with a batch
+            self._out.append(records.smaller(why, self.recovery.shrink(known)))
 
     def _recovered(self, sentence: str) -> None:
         if self.recovery.recovered():

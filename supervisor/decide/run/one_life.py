@@ -105,7 +105,9 @@ class OneLife:
     trains: bool = False
     """The worker has come as far as training. Between two lives this is still said of the last worker."""
     micro_tokens: int | None = None
-    """The size of the worker's micro-batches. It is None while the worker has not said."""
+    """The size of the worker's micro-batches. It is None while the worker has not said. Between two lives this is still said of
+    the last worker.
+    """
     held: bool = False
     """The worker keeps its memory and does not compute, as it was told."""
     unresponsive: bool = False
@@ -212,7 +214,7 @@ class OneLife:
         """The worker's main thread is in `phase`, and cuts its batches like this. `batch` is None while it does not cut any
         yet.
         """
-        self.micro_tokens = batch.micro_tokens if batch else None
+        self.micro_tokens = batch.micro_tokens if batch else self.micro_tokens
         self.trains = self.trains or phase not in (Phase.STARTING, Phase.LOADING)
         self.held = phase is Phase.HOLDING or (self.held and phase is Phase.SAVING)  # a held worker saves what it has
 

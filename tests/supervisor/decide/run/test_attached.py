@@ -306,6 +306,25 @@ def test_one_that_cuts_begins_with_smaller_parts_after_a_death_for_memory(play: 
     assert [w.micro_tokens_limit for w in welcomes if isinstance(w, m.Welcome)] == [2048]
 
 
+def test_one_that_dies_in_its_first_batch_begins_with_smaller_parts_each_time(play: Play) -> None:
+    """It has said of no batch yet how it is computed, only what it would be cut to."""
+    limits = []
+    for tokens in (26_400, 13_200 // 2):
+        ran_out = m.OutOfMemory(
+            where="forward", device="cpu", step=0, micro_tokens_before=2 * tokens, micro_tokens_after=tokens, detail=""
+        )
+        play.do("report", ran_out)
+        play.do("report", beat())
+        assert death(play.do("exit", -9, 1)).cause is Cause.MEMORY
+        play.do("tick", after_s=100)
+        play.do("spawned")
+        play.do("report", m.Hello(pid=43, run_id="r", program=ABOUT))
+        limits.append(play.life.micro_tokens_limit)
+    assert limits == [13_200, 3_300]
+    play.do("exit", -9, 1)
+    assert play.life.micro_tokens_limit == 1_650, "nor did it come as far as that"
+
+
 @pytest.mark.parametrize("why", NotAttached)
 def test_a_process_that_is_not_attached_has_said_why(why: NotAttached) -> None:
     life = Lifecycle(
