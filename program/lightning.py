@@ -26,6 +26,7 @@ from typing import Any, Callable
 from memsup import life, messages, places
 from memsup.about import About, NotCut, Seam
 from memsup.life import Life
+from memsup.link import start_anew
 from memsup.memory import read_memory
 from memsup.places import Place
 from memsup.session import CannotLimitError
@@ -76,7 +77,7 @@ def _fit(
         if not os.path.exists(bound.arguments["ckpt_path"]):
             raise CheckpointError(
                 f"The checkpoint of step {newest.step:,} is whole, but it is none of Lightning's: the program was changed. To "
-                "begin anew: memsup start --fresh"
+                f"begin anew: {start_anew()}"
             )
     found.session.begin(guarded)
     with guarded.joined():
@@ -175,7 +176,7 @@ class _Guarded:
             if next(fetcher, None) is None:
                 raise CheckpointError(
                     f"The loader gives fewer batches than the {place.in_epoch} of this epoch that are done: its data or its "
-                    "batch size have changed. To begin anew: memsup start --fresh"
+                    f"batch size have changed. To begin anew: {start_anew()}"
                 )
             self.session.tick()
         fetcher.fetched = 0  # the loop adds what it has counted itself

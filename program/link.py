@@ -57,6 +57,8 @@ class Told:
         self.every_s: float | None = told["every_s"]
         """The seconds between two checkpoints. None means that their cost decides."""
         self.keep = int(told["keep"])
+        self.start_anew = str(told.get("start_anew", "memsup start --fresh"))
+        """The command that begins the run anew."""
 
 
 def told() -> Told | None:
@@ -68,6 +70,12 @@ def told() -> Told | None:
         return Told(document)
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def start_anew() -> str:
+    """The command that begins the run anew, to be suggested to a person."""
+    found = told()
+    return found.start_anew if found is not None else "memsup start --fresh"
 
 
 class Lost:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, TypeVar
 from memsup import messages, places
 from memsup.about import Seam
 from memsup.life import Life
+from memsup.link import start_anew
 from memsup.memory import read_memory
 from memsup.places import Place
 from memsup.session import CannotLimitError
@@ -349,7 +350,7 @@ class Run:
             if next(batches, _END) is _END:
                 raise CheckpointError(
                     f"The loader gives fewer batches than the {self._in_epoch} of this epoch that are done: its data or its "
-                    "batch size have changed. To begin anew: memsup start --fresh"
+                    f"batch size have changed. To begin anew: {start_anew()}"
                 )
             life.session.tick()
         if resumed is not None:
@@ -388,7 +389,7 @@ class Run:
         except Exception as error:
             raise CheckpointError(
                 f"The checkpoint of step {newest.step:,} is whole, but this program cannot load it: {error}. If the program "
-                "was changed, begin anew with: memsup start --fresh"
+                f"was changed, begin anew with: {start_anew()}"
             ) from error
         self.step, self.epoch, self._in_epoch = place.step, place.epoch, place.in_epoch
         self._loop_from, self._is_complete, self._resumed = place.loop_from, place.is_complete, place
@@ -396,7 +397,7 @@ class Run:
         if self._is_complete:
             which = "this training" if place.training == "1" else f"training {place.training}"
             done = f"complete at step {self.step:,}, so no step is left"
-            print(f"memsup: {which} is {done}. To begin anew: memsup start --fresh", file=sys.stderr)
+            print(f"memsup: {which} is {done}. To begin anew: {start_anew()}", file=sys.stderr)
 
 
 def _length(loader: Any) -> int | None:

@@ -31,7 +31,7 @@ from typing import Any, Callable, NamedTuple
 from memsup import attach, life, messages, places, trainer_files
 from memsup.about import About, NotCut, Seam
 from memsup.life import Life, TwiceError
-from memsup.link import told
+from memsup.link import start_anew, told
 from memsup.memory import lift, read_memory
 from memsup.places import Place
 from memsup.session import CannotLimitError, Leave
@@ -198,7 +198,7 @@ class _Guarded:
             if "feed" not in more:
                 raise CheckpointError(
                     f"The checkpoint of step {newest.step:,} is whole, but it is none of a Trainer's: the program was changed. "
-                    "To begin anew: memsup start --fresh"
+                    f"To begin anew: {start_anew()}"
                 )
             self.resumes_from, self._resumed = newest.path, more
             feed = more["feed"]
@@ -587,7 +587,7 @@ class _Guarded:
             places.put_back(resumed.generators)
             output = type(output)(*told_then)
             which = "this training" if training.key == "1" else f"training {training.key}"
-            _say(f"{which} is complete at step {output[0]:,}, so no step is left. To begin anew: memsup start --fresh")
+            _say(f"{which} is complete at step {output[0]:,}, so no step is left. To begin anew: {start_anew()}")
         elif self.session.about.saves:
             training.is_complete = True
             self._point, self._output = self._now(), list(output)
@@ -612,7 +612,7 @@ class _Guarded:
         if self._resumed is not None and newest is not None:
             raise CheckpointError(
                 f"The checkpoint of step {newest.step:,} is whole, but this training cannot go on from it: {error}. If the "
-                "program was changed, begin anew with: memsup start --fresh"
+                f"program was changed, begin anew with: {start_anew()}"
             ) from error
 
     def given_up(self) -> None:

@@ -65,7 +65,8 @@ def has_input() -> bool:
         if stat.S_ISREG(kind.st_mode):
             return os.lseek(0, 0, os.SEEK_CUR) < kind.st_size
         if stat.S_ISFIFO(kind.st_mode):
-            return struct.unpack("i", fcntl.ioctl(0, termios.FIONREAD, bytes(4)))[0] > 0
+            waiting: int = struct.unpack("i", fcntl.ioctl(0, termios.FIONREAD, bytes(4)))[0]
+            return waiting > 0
     except OSError:  # it is closed
         pass
     return False

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import memsup
+from memsup.shared.commands import command
 from memsup.shared.endpoints import WORKER_SOCKET
 from memsup.shared.log import log
 from memsup.shared.paths import RunPaths
@@ -40,6 +41,7 @@ def told_to_program(paths: RunPaths, record: RunRecord, environment: Mapping[str
         "checkpoints": checkpoint.folder or str(paths.checkpoints),
         "every_s": checkpoint.every_s,
         "keep": checkpoint.keep,
+        "start_anew": command("start", paths.name) + " --fresh",
     }
     return {"PYTHONPATH": os.pathsep.join([*ours, theirs] if theirs else ours), VARIABLE: json.dumps(told)}
 

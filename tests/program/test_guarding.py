@@ -16,7 +16,11 @@ import pytest
 import memsup
 from memsup import life, places
 from memsup.about import About, Seam
-from memsup.link import VARIABLE, _ready, told
+from memsup.link import VARIABLE, _ready, start_anew, told
+from memsup.shared.paths import prepare, run_paths
+from memsup.shared.record import RunRecord
+from memsup.shared.settings import Settings
+from memsup.shared.status import Wanted
 from memsup.supervisor.fence import program
 
 
@@ -208,3 +212,14 @@ def test_a_program_with_thousands_of_files_open_hears_its_supervisor() -> None:
         os.close(high)
         here.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_what_is_to_be_typed_to_begin_anew_names_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert start_anew() == "memsup start --fresh"
+    paths = run_paths("night")
+    record = RunRecord(
+        run="night", run_id="r", created_unix_s=1.0, wanted=Wanted.RUNNING, tier="safe", tier_reason="so", settings=Settings()
+    )
+    prepare(paths)
+    monkeypatch.setenv(VARIABLE, program.told_to_program(paths, record, {})[VARIABLE])
+    assert start_anew() == "memsup start --run night --fresh"
