@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kit.cli_process import a_run, end_supervisors, eventually, memsup, said
@@ -48,6 +49,16 @@ def kill_supervisor(run: str) -> None:
     eventually(lambda: not is_held(paths))
 
 
+def runs(folder: Path, run: str, *, times: int = 1) -> None:
+    """Waits until the run's program has begun so many times, and its supervisor says so."""
+    until(lambda seen: seen["state"] == "running", run=run)
+    eventually(lambda: begun(folder, run) == times)
+
+
+def claimed(run: str) -> Any:
+    return json.loads(run_paths(run).claim.read_text())
+
+
 def begun(folder: Path, run: str) -> int:
     log = folder / f"{run}.log"
     return len(log.read_text().splitlines()) if log.exists() else 0
@@ -62,6 +73,7 @@ def test_a_queue_of_five_runs_ends_as_it_should_whatever_is_killed_in_between(
     """
     try:
         start(tmp_path, "a")
+        runs(tmp_path, "a")
         told = start(tmp_path, "b", "--after", "a")
         assert "waits for run 'a'" in told
         start(tmp_path, "c", "--after", "b")
@@ -69,8 +81,7 @@ def test_a_queue_of_five_runs_ends_as_it_should_whatever_is_killed_in_between(
         start(tmp_path, "e", "--after", "all")
         assert status("e")["waiting"]["runs"] == ["a", "b", "c", "d"]
         assert {run: status(run)["state"] for run in "abcde"} == {"a": "running"} | dict.fromkeys("bcde", "waiting")
-        claims = [json.loads(run_paths(run).claim.read_text())["waits"] for run in "abcde"]
-        assert claims == [False, True, True, True, True]
+        assert [claimed(run)["waits"] for run in "abcde"] == [False, True, True, True, True]
         code, text = said(capfd, "list")
         assert code == 0
         assert "for run 'b' to finish" in text
@@ -83,12 +94,11 @@ def test_a_queue_of_five_runs_ends_as_it_should_whatever_is_killed_in_between(
         assert seen["state"] == "waiting"
         assert memsup("start", "--run", "a").returncode == 0
         assert "waits for run 'a'" in memsup("start", "--run", "e").stdout
-        until(lambda seen: seen["state"] == "running", run="a")
-        assert begun(tmp_path, "a") == 2
+        runs(tmp_path, "a", times=2)
         end(tmp_path, "a")
 
-        until(lambda seen: seen["state"] == "running", run="b")
-        assert json.loads(run_paths("b").claim.read_text())["waits"] is False
+        runs(tmp_path, "b")
+        eventually(lambda: not claimed("b")["waits"])
         assert begun(tmp_path, "c") == 0
         end(tmp_path, "b", 3)
         until(lambda seen: seen["state"] == "failed", run="b")
@@ -96,13 +106,13 @@ def test_a_queue_of_five_runs_ends_as_it_should_whatever_is_killed_in_between(
         failed = until(lambda seen: seen["state"] == "failed", run="d")
         assert "only if run 'b' finished, and that one failed" in failed["failure"]
         assert begun(tmp_path, "d") == 0
-        until(lambda seen: seen["state"] == "running", run="c")
+        runs(tmp_path, "c")
         kill_supervisor("c")
         assert memsup("start", "--run", "c").returncode == 0
         assert status("e")["waiting"]["runs"] == ["c"]
         end(tmp_path, "c")
 
-        until(lambda seen: seen["state"] == "running", run="e")
+        runs(tmp_path, "e")
         end(tmp_path, "e")
         done = memsup("wait", "--run", "e")
         assert done.returncode == 0, done.stderr
@@ -146,7 +156,7 @@ def test_a_run_that_waits_is_paused_resumed_asked_and_taken_out_of_the_queue(
         assert seen["state"] == "waiting"
         assert "run 'c' may take" in seen["waiting"]["no_room"]
         end(tmp_path, "c")
-        until(lambda seen: seen["state"] == "running", run="b")
+        runs(tmp_path, "b")
 
         start(tmp_path, "d", "--after", "all")
         assert status("d")["waiting"]["what_for"] == "for run 'b'"
