@@ -43,6 +43,14 @@ class Awaited(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the one that waits begins only if this one finishes, and not where it fails or is stopped."""
 
 
+class NotBefore(msgspec.Struct, frozen=True, kw_only=True):
+    """The instant before which a run does not begin."""
+
+    at_unix_s: float
+    text: str
+    """The same as a local time, for people: `Sat 23:00`."""
+
+
 class RunRecord(msgspec.Struct, kw_only=True):
     """The content of `run.json`."""
 
@@ -56,8 +64,10 @@ class RunRecord(msgspec.Struct, kw_only=True):
     """Whether the machine died under the run, and nobody has stopped and started it since
     (`supervisor/decide/after_power_loss.py`)."""
     queued: list[Awaited] | None = None
-    """The runs that it still waits for before it begins; where none is left, for room beside others. It is None once it has
-    begun."""
+    """The runs that it still waits for before it begins; where none is left, for its time, or room beside others. It is None
+    once it has begun."""
+    not_before: NotBefore | None = None
+    """When it may begin, of a run that is queued. It is None where the time does not matter, or has come."""
     tier: str
     """The tier that was chosen: low, safe or full; `settings.tier` keeps what was asked."""
     tier_reason: str

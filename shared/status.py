@@ -186,7 +186,9 @@ class WaitingStatus(msgspec.Struct, kw_only=True):
     """What a run waits for that is queued."""
 
     runs: list[str] = msgspec.field(default_factory=list)
-    """The runs that it still waits for; empty where it waits only for room beside others."""
+    """The runs that it still waits for; empty where it waits for none."""
+    not_before: float | None = None
+    """The Unix time in seconds before which it does not begin. It is None where the time does not matter, or has come."""
     what_for: str
     """The same in a clause, for people."""
     no_room: str | None = None

@@ -156,6 +156,7 @@ class Supervisor:
             is_command=record.command is not None,
             continue_on_cpu=record.settings.recovery.continue_on_cpu,
             queued=None if record.queued is None else tuple(record.queued),
+            not_before=record.not_before,
             checkpoint=note_of(newest),
             before=progress_at(note_of(newest), paths, record),
             budget=read_budget(budget_file(paths)),
@@ -301,7 +302,7 @@ class Supervisor:
 
         self._perform(now_s, self.life.on_tick(now_s))
         if self.life.queued is not None:
-            self._perform(now_s, self.life.on_awaited(now_s, awaited.look(self.life.queued)))
+            self._perform(now_s, self.life.on_awaited(now_s, awaited.look(self.life.queued), unix_s()))
         if (hang := self.night.hangs.step(now_s, self.life, self.worker)) is not None:
             self._perform(now_s, self.life.on_hang(now_s, *hang))
 
@@ -370,7 +371,7 @@ class Supervisor:
     def claim_room(self, now_s: float) -> None:
         """Claims what the run may take beside others, whose turn it is now; or tells why there is no room for it."""
         try:
-            limits = self._limited(msgspec.structs.replace(self.record, queued=None))
+            limits = self._limited(msgspec.structs.replace(self.record, queued=None, not_before=None))
         except BlockingIOError:  # another run is just starting; the next look comes soon
             return
         except (SettingsError, PathError) as error:
@@ -467,8 +468,9 @@ class Supervisor:
                 case SaveWish(wanted=wanted, pause_mode=mode):
                     self.record.wanted, self.record.pause_mode = wanted, mode
                     self.journal.save_run(self.record)
-                case SaveQueued(queued=queued):
+                case SaveQueued(queued=queued, not_before=not_before):
                     self.record.queued = None if queued is None else list(queued)
+                    self.record.not_before = not_before
                     self.journal.save_run(self.record)
                 case ClaimRoom():
                     self.claim_room(now_s)

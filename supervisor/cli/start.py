@@ -24,7 +24,7 @@ from memsup.shared.data.layout import kind_by_name
 from memsup.shared.loading import Loaded
 from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths, current_folder, current_umask
-from memsup.shared.record import Awaited, MemoryEstimate, RecordError, RunRecord, encode_settings
+from memsup.shared.record import Awaited, MemoryEstimate, NotBefore, RecordError, RunRecord, encode_settings
 from memsup.shared.run_file import new_run_id, read_record
 from memsup.shared.settings import Settings, keys
 from memsup.shared.status import OVER, RunState, Status, TroubleKind, Wanted, encode_status
@@ -135,6 +135,7 @@ EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input.
 @click.option(
     "--after-ok", multiple=True, metavar="RUN", shell_complete=run_names, help="The same, and only if that one finished."
 )
+@click.option("--not-before", metavar="TIME", help="Begin at this time of the day, such as 23:00.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("-v", "--verbose", is_flag=True, help="All that was found, and where each limit came from.")
 @click.argument("command", nargs=-1, metavar="[-- COMMAND...]")
@@ -154,6 +155,7 @@ def start(
     attaches: bool | None,
     after: tuple[str, ...],
     after_ok: tuple[str, ...],
+    not_before: str | None,
     dry_run: bool,
     verbose: bool,
     command: tuple[str, ...],
@@ -186,6 +188,7 @@ def start(
         foreground=foreground,
         attaches=attaches,
         queued=_queue(paths, after, after_ok),
+        not_before=_time(not_before),
         looks_on=not detach and not as_json and moves(sys.stderr),
         dry_run=dry_run,
         verbose=verbose or dry_run,
@@ -211,7 +214,7 @@ def start(
         _refuse(record, kept, asked, is_up=False)
     if not trust:
         refuse_strangers(loaded, record.settings if record else None, typed("start", paths.name))
-    queued = _queued(asked, record)
+    queued, begins_at = _queued(asked, record)
     beside = claims.beside(paths) if queued is None else ALONE  # what others leave is seen when it is its turn
     if asked.looks_on:
         message("Looking at this machine, the model and the data …")
@@ -231,7 +234,7 @@ def start(
         if before is not None and record is None:
             message(f"Run {paths.name!r} is finished; it would be kept under another name.")
         if queued is not None:
-            message(f"It would wait {what_for(queued)}.")
+            message(f"It would wait {what_for(queued, begins_at)}.")
         message("Dry run: nothing was written, nothing was started.")
         return 0
     return _go(paths, plan, record, asked, before)
@@ -294,6 +297,8 @@ class Asked:
     """Whether a Trainer is to be guarded by itself. It is None where nothing was said."""
     queued: list[Awaited] | None
     """The runs that are to be waited for; empty where those that were named are over. It is None where none was named."""
+    not_before: NotBefore | None
+    """When it may begin. It is None where nothing was said of that."""
     looks_on: bool
     """Whether somebody is there who waits for the first step. A script or a service is not kept waiting."""
     dry_run: bool
@@ -313,13 +318,23 @@ def _queue(paths: RunPaths, after: Sequence[str], after_ok: Sequence[str]) -> li
     return awaited
 
 
-def _queued(asked: Asked, record: RunRecord | None) -> list[Awaited] | None:
-    """What the run waits for before it begins: what is given now, else what it waited for, unless it was stopped. It is None
-    where it begins now.
+def _time(not_before: str | None) -> NotBefore | None:
+    if not_before is None:
+        return None
+    from memsup.supervisor.client.queueing import next_time
+
+    return next_time(not_before, time.time())
+
+
+def _queued(asked: Asked, record: RunRecord | None) -> tuple[list[Awaited] | None, NotBefore | None]:
+    """What the run waits for before it begins, and until when: what is given now, else what it waited for, unless it was
+    stopped. Both are None where it begins now.
     """
-    if asked.queued is not None:
-        return asked.queued or None
-    return record.queued if record is not None and record.wanted is not Wanted.STOPPED else None
+    if asked.queued is not None or asked.not_before is not None:
+        return (asked.queued or []) if asked.queued or asked.not_before else None, asked.not_before
+    if record is None or record.wanted is Wanted.STOPPED:
+        return None, None
+    return record.queued, record.not_before
 
 
 def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, found: RunRecord | None) -> int:
@@ -334,11 +349,11 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
         # Another start may have come first while the data were looked at.
         if is_held(paths) or (not asked.fresh and _run_id(read_record(paths.record)) != _run_id(found)):
             return _already(paths, dataclasses.replace(asked, fresh=False))
-        queued = _queued(asked, record)
+        queued, begins_at = _queued(asked, record)
         before = copy.deepcopy(record)  # the record that goes on is changed in its place
         aside = _set_aside(paths) if record is None else None
         fresh_record = _new_record(paths, plan) if record is None else _continued_record(record, plan)
-        fresh_record.queued = queued
+        fresh_record.queued, fresh_record.not_before = queued, begins_at
         fresh_record.attaches = fresh_record.attaches if asked.attaches is None else asked.attaches
         spawning.write_run(paths, fresh_record)
         moved = [_where_it_is(paths, aside)] if aside else []
@@ -460,11 +475,13 @@ def _refuse_left_worker(paths: RunPaths) -> None:
         raise RefusedError(f"Run {paths.name!r} has no supervisor any more. {left} {stop}", NOT_STARTED)
 
 
-def _refuse_queueing(record: RunRecord, queued: Sequence[Awaited]) -> None:
-    """Raises `RefusedError` where a run that is up is to wait for others than it does."""
-    if {(one.run, one.must_finish) for one in queued} <= {(one.run, one.must_finish) for one in record.queued or ()}:
+def _refuse_queueing(record: RunRecord, asked: Asked) -> None:
+    """Raises `RefusedError` where a run that is up is to wait for something else than it does."""
+    runs = {(one.run, one.must_finish) for one in asked.queued or ()}
+    waits_for = {(one.run, one.must_finish) for one in record.queued or ()}
+    if runs <= waits_for and asked.not_before in (None, record.not_before):
         return
-    does = "has begun" if record.queued is None else f"waits {what_for(record.queued)}"
+    does = "has begun" if record.queued is None else f"waits {what_for(record.queued, record.not_before)}"
     stop, start = typed("stop", record.run), typed("start", record.run)
     raise RefusedError(f"Run {record.run!r} {does}. To queue it otherwise: {stop}, then {start} with the same.")
 
@@ -481,7 +498,7 @@ def _already(paths: RunPaths, asked: Asked) -> int:
     if (record := read_record(paths.record)) is not None:
         if kept := _kept(record, asked):
             _refuse(record, kept, asked, is_up=True)
-        _refuse_queueing(record, asked.queued or ())
+        _refuse_queueing(record, asked)
         settings, taken, _ = merge(record.settings, asked.loaded, is_command=record.command is not None)
         if taken and not asked.trust:
             refuse_strangers(asked.loaded, record.settings, typed("start", paths.name))
@@ -682,7 +699,7 @@ def _tell(
     for sentence in _notes(plan):
         message(f"! {sentence}")
     if asked.as_json:
-        json_data(_document(paths, plan, record, run_id, _queued(asked, record)) | {"postmortem": postmortem})
+        json_data(_document(paths, plan, record, run_id, _queued(asked, record)[0]) | {"postmortem": postmortem})
         return
     if not asked.verbose:
         _tell_briefly(paths, plan, record)
@@ -760,7 +777,8 @@ def _tell_next(paths: RunPaths, record: RunRecord, *, saves: bool, is_seen: bool
         return
     look, pause, stop = (typed(name, paths.name) for name in ("status", "pause", "stop"))
     if record.queued is not None:
-        data("", f"It is queued: it waits {what_for(record.queued)}, and begins by itself. This terminal may be closed. Next:")
+        waits = what_for(record.queued, record.not_before)
+        data("", f"It is queued: it waits {waits}, and begins by itself. This terminal may be closed. Next:")
         data(("memsup list", "all runs"), (stop, "takes it out of the queue; start begins it at once"))
         return
     rows = [(f"{look} --watch", "look at it")]

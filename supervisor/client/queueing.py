@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from itertools import pairwise
 
 from memsup.shared.commands import command
 from memsup.shared.paths import RunPaths, run_paths
-from memsup.shared.record import Awaited, RecordError
+from memsup.shared.record import Awaited, NotBefore, RecordError
 from memsup.shared.run_file import read_record
 from memsup.supervisor.client.contact import is_held
 from memsup.supervisor.client.errors import RefusedError
@@ -35,6 +37,19 @@ def to_wait_for(paths: RunPaths, after: Sequence[str], after_ok: Sequence[str]) 
     ended = [(one, fate) for one, fate in fates if fate in ENDED]
     said = f"Nothing is to be waited for of these: {how_they_ended(ended)}." if ended else ""
     return [one for one, fate in fates if fate not in ENDED], said
+
+
+def next_time(text: str, now_unix_s: float) -> NotBefore:
+    """The next instant at which the local clock shows this time, such as `23:00`. A time that is left out when the clocks are
+    set ahead comes an hour later that day. Raises `RefusedError`.
+    """
+    read = re.fullmatch(r"([01]?[0-9]|2[0-3]):([0-5][0-9])", text)
+    if read is None:
+        raise RefusedError(f"--not-before {text} is no time of the day; write one such as 23:00.")
+    today = datetime.fromtimestamp(now_unix_s).replace(hour=int(read[1]), minute=int(read[2]), second=0, microsecond=0)
+    times = ((today + timedelta(days=days)).replace(fold=fold) for days in (0, 1) for fold in (0, 1))
+    at_unix_s = next(at for at in (time.timestamp() for time in times) if at > now_unix_s)
+    return NotBefore(at_unix_s=at_unix_s, text=f"{datetime.fromtimestamp(at_unix_s):%a %H:%M}")
 
 
 def _names(paths: RunPaths, given: Sequence[str]) -> Iterator[str]:

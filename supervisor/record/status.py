@@ -29,7 +29,7 @@ from memsup.supervisor.decide.readings import DiskReading, GpuReading, MemoryRea
 from memsup.supervisor.decide.run.attachment import Guarded, lacks, what_it_is
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import Attachment
-from memsup.supervisor.decide.run.waiting import left_behind, what_for
+from memsup.supervisor.decide.run.waiting import left_behind
 from memsup.supervisor.words import plural
 
 
@@ -119,10 +119,11 @@ def temperature_status(reading: TemperatureReading) -> TemperatureStatus:
 
 
 def _waiting(life: Lifecycle) -> WaitingStatus | None:
-    if life.queued is None:
+    if life.queued is None or life.waits is None:
         return None
     runs = [awaited.run for awaited in life.queued]
-    return WaitingStatus(runs=runs, what_for=what_for(life.queued), no_room=life.no_room)
+    not_before = life.not_before.at_unix_s if life.not_before else None
+    return WaitingStatus(runs=runs, not_before=not_before, what_for=life.waits, no_room=life.no_room)
 
 
 def _program(life: Lifecycle) -> ProgramStatus | None:

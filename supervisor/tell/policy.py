@@ -142,7 +142,7 @@ class Policy:
         waited, self.told.waits = self.told.waits, status.waiting is not None
         if not waited or self.told.waits or status.wanted is Wanted.STOPPED or status.state in OVER:
             return None
-        return Notice(Kind.BEGUN, f"{status.run}: begins", "The runs before it in the queue are over, and it is its turn.")
+        return Notice(Kind.BEGUN, f"{status.run}: begins", "It was queued, and it is its turn.")
 
     def _revival(self, status: Status) -> Notice | None:
         if not self._revived or status.state is not (RunState.STOPPED if self._waits else RunState.RUNNING):

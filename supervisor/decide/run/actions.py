@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from memsup.shared.messages import PauseMode, ToWorker
-from memsup.shared.record import Awaited
+from memsup.shared.record import Awaited, NotBefore
 from memsup.shared.status import Wanted
 from memsup.supervisor.decide.events import By, Event, Move, OrderKind, Outcome
 from memsup.supervisor.decide.ladder import HoldReason, LadderState
@@ -86,6 +86,8 @@ class SaveQueued:
 
     queued: tuple[Awaited, ...] | None
     """It is None where the run has begun, or is queued no more."""
+    not_before: NotBefore | None = None
+    """It is None where the time does not matter any more."""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from memsup.supervisor.decide.run.requests import Goal
 from memsup.supervisor.decide.run.restarts import Budget, Cause, Death, Verdict, judge, last_words_of
 from memsup.supervisor.decide.run.standing import Standing
 from memsup.supervisor.decide.run.tuning import Tuning
-from memsup.supervisor.decide.run.waiting import ENDED, Fate, what_for, why_never
+from memsup.supervisor.decide.run.waiting import ENDED, Fate, why_never
 
 MOST_UNHEARD_S = 2.0
 """A worker says twice a second that it computes; what it does in a longer silence is not known, and not counted as work."""
@@ -73,8 +73,8 @@ class Lifecycle(Standing):
         """The supervisor begins its work. `leftover`: a worker of an earlier supervisor still lives. `was_attached`: it is a
         command that was attached to that one, of whose end it knows.
         """
-        if self.queued is not None:
-            self._out.append(records.waits(self.queued))
+        if self.waits is not None:
+            self._out.append(records.waits(self.waits))
         if leftover:
             self._begin(Stage.LEFTOVER, now_s)
         if leftover and self.is_command and not was_attached:  # it knows no lifeline, and nobody guarded it since
@@ -85,22 +85,24 @@ class Lifecycle(Standing):
             self._out.append(Record(event=Event.FOUND, reason=text))
         return self._follow_up(now_s)
 
-    def on_awaited(self, now_s: float, fates: Mapping[str, Fate]) -> list[Action]:
-        """The runs that are waited for were looked at: what has become of each. To be called every second or two while the run
-        is queued.
+    def on_awaited(self, now_s: float, fates: Mapping[str, Fate], at_unix_s: float) -> list[Action]:
+        """The runs that are waited for were looked at: what has become of each; and the clock, which anybody may set. To be
+        called every second or two while the run is queued.
         """
-        if self.queued is None or self.terminal is not None:
+        if self.queued is None or self.terminal is not None or self.stage is not Stage.NONE:
             return []
         seen = [(one, fates.get(one.run, Fate.UP)) for one in self.queued]
         ended = [(one, fate) for one, fate in seen if fate in ENDED]
         self.left_behind = tuple(one for one, fate in seen if fate is Fate.LEFT)
+        is_time = self.not_before is not None and at_unix_s >= self.not_before.at_unix_s
         if (never := why_never(self.run, ended)) is not None:
             self._leave_queue()
             self._end_run(RunState.FAILED, never, By.SUPERVISOR)
-        elif ended:
+        elif ended or is_time:
             self.queued = tuple(one for one, fate in seen if fate not in ENDED)
-            self._out += [SaveQueued(self.queued), records.waits(self.queued, ended)]
-        if self.queued == () and self.wanted is Wanted.RUNNING:
+            self.not_before = None if is_time else self.not_before
+            self._out += [SaveQueued(self.queued, self.not_before), records.waits(self.waits or "", ended)]
+        if self.queued == () and self.not_before is None and self.wanted is Wanted.RUNNING:
             self._out.append(ClaimRoom())
         return self._follow_up(now_s)
 
@@ -288,6 +290,12 @@ class Lifecycle(Standing):
         """A person asked for something; the `Answer` to `token` comes now or later, once."""
         leaving = self.worker.leaving
         match what:
+            case RequestKind.STOP | RequestKind.STOP_NOW if self.waits is not None and self.stage is Stage.NONE:
+                newest, has = self.checkpoint, "begun" if self.checkpoint is None else "gone on"
+                text = f"Stopped: it waited {self.waits}, and had not {has}. Start it now with: {command('start', self.run)}"
+                self._want(Wanted.STOPPED)
+                leaving.begin(Ending.STOP)
+                self._out.append(Answer(token, True, text, newest.path if newest else None))
             case RequestKind.STOP | RequestKind.STOP_NOW:
                 self._want(Wanted.STOPPED)
                 leaving.begin(Ending.STOP)
@@ -368,7 +376,7 @@ class Lifecycle(Standing):
             self._leave_queue()
 
     def _leave_queue(self) -> None:
-        self.queued, self.left_behind, self.no_room = None, (), None
+        self.queued, self.not_before, self.left_behind, self.no_room = None, None, (), None
         self._out.append(SaveQueued(None))
 
     @property
@@ -389,8 +397,8 @@ class Lifecycle(Standing):
         elif self.worker.is_alive and not self.worker.obeys:
             text = f"{self._not_attached}: what it saves is its own affair, and memsup cannot order a checkpoint."
             self._out.append(Answer(token, False, text))
-        elif self.queued is not None and self.checkpoint is None:
-            text = f"It waits {what_for(self.queued)}: it has not begun, and there is nothing to save."
+        elif self.waits is not None and self.checkpoint is None:
+            text = f"It waits {self.waits}: it has not begun, and there is nothing to save."
             self._out.append(Answer(token, False, text))
         elif self.worker.is_ready:
             self._out.append(self.worker.order(now_s, m.Checkpoint, BY_USER, (token,)))

@@ -22,7 +22,7 @@ from memsup.supervisor.decide.run.freed import GivenBack
 from memsup.supervisor.decide.run.orders import Pending, kind_of, name_of
 from memsup.supervisor.decide.run.restarts import Cause, Verdict
 from memsup.supervisor.decide.run.unsaved import Unsaved
-from memsup.supervisor.decide.run.waiting import Fate, how_they_ended, what_for
+from memsup.supervisor.decide.run.waiting import Fate, how_they_ended
 from memsup.supervisor.words import plural
 
 
@@ -228,10 +228,10 @@ def wanted(wanted: Wanted, mode: PauseMode, why: Why) -> Record:
     )
 
 
-def waits(queued: Sequence[Awaited], ended: Sequence[tuple[Awaited, Fate]] = ()) -> Record:
+def waits(what_for: str, ended: Sequence[tuple[Awaited, Fate]] = ()) -> Record:
     """The run is queued: what it waits for now, and how those have `ended` that it waited for."""
     before = f"{how_they_ended(ended)}; " if ended else ""
-    return Record(event=Event.WAITS, reason=f"{before}it waits {what_for(queued)}", by=By.SUPERVISOR)
+    return Record(event=Event.WAITS, reason=f"{before}it waits {what_for}", by=By.SUPERVISOR)
 
 
 def begins() -> Record:

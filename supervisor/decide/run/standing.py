@@ -15,7 +15,7 @@ from memsup.shared import messages as m
 from memsup.shared.commands import DEFAULT_RUN
 from memsup.shared.messages import PauseMode
 from memsup.shared.readings import KnownProgress
-from memsup.shared.record import Awaited
+from memsup.shared.record import Awaited, NotBefore
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.events import By
 from memsup.supervisor.decide.ladder import HoldReason, Stance, WorkerView
@@ -54,8 +54,10 @@ class Standing:
     """Micro-batches stay below this size however calm memory is (`after_power_loss.py`). It is None where there is no such
     bound."""
     queued: tuple[Awaited, ...] | None = None
-    """The runs that are still waited for before this one begins; where none is left, room beside others. It is None once the
-    run has begun."""
+    """The runs that are still waited for before this one begins; where none is left, its time, or room beside others. It
+    is None once the run has begun."""
+    not_before: NotBefore | None = None
+    """When a queued run may begin. It is None where the time does not matter, or has come."""
     checkpoint: m.CheckpointNote | None = None
     """The newest checkpoint. It is None where there is none."""
     before: KnownProgress = field(default_factory=KnownProgress)
@@ -238,6 +240,11 @@ class Standing:
         return wanted and self.given_back is not None and now_s >= self.recovery.not_before_s
 
     @property
+    def waits(self) -> str | None:
+        """What a queued run waits for, in a clause. It is None where the run has begun."""
+        return None if self.queued is None else what_for(self.queued, self.not_before)
+
+    @property
     def wants_release(self) -> bool:
         """Whether the user wants the run paused, and its memory back."""
         return self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.RELEASE
@@ -291,7 +298,7 @@ class Standing:
             failure=self.failure,
             wanted=self.wanted,
             pause_mode=self.pause_mode,
-            waits=None if self.queued is None else what_for(self.queued),
+            waits=self.waits,
             is_gone=worker.stage is Stage.NONE,
             rests=worker.rests,
             loads=worker.is_alive and worker.has_begun and not self.is_command and not worker.trains,

@@ -1,4 +1,4 @@
-"""What a run that is queued waits for: other runs, and then room beside those that are left. Pure.
+"""What a run that is queued waits for: its time, other runs, and then room beside those that are left. Pure.
 
 What has become of the others is found by `daemon/awaited.py`. A run that has ended is waited for no more, whatever becomes of
 it later: `lifecycle.py` has that written down as soon as it is seen.
@@ -10,7 +10,7 @@ import enum
 from collections.abc import Iterable, Sequence
 
 from memsup.shared.commands import command
-from memsup.shared.record import Awaited
+from memsup.shared.record import Awaited, NotBefore
 
 
 class Fate(enum.StrEnum):
@@ -31,12 +31,13 @@ ENDED = frozenset({Fate.FINISHED, Fate.FAILED, Fate.STOPPED, Fate.GONE})
 """The fates of a run that is waited for no more."""
 
 
-def what_for(awaited: Sequence[Awaited]) -> str:
-    """What is waited for, in a clause: `for run 'a' and for run 'b' to finish`."""
-    if not awaited:
+def what_for(awaited: Sequence[Awaited], not_before: NotBefore | None) -> str:
+    """What is waited for, in a clause: `until Sat 23:00 and for run 'a' to finish`."""
+    waits = [f"until {not_before.text}"] if not_before else []
+    waits += [f"for run {one.run!r}" + (" to finish" if one.must_finish else "") for one in awaited]
+    if not waits:
         return "for room beside other runs"
-    names = [f"for run {one.run!r}" + (" to finish" if one.must_finish else "") for one in awaited]
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return " and ".join(filter(None, [", ".join(waits[:-1]), waits[-1]]))
 
 
 def how_they_ended(ended: Iterable[tuple[Awaited, Fate]]) -> str:

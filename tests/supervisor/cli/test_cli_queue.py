@@ -6,16 +6,18 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from kit.cli_process import a_run, end_supervisors, eventually, memsup, said
 from kit.run_state import ledger, status, until
 
 from memsup.shared.paths import run_paths
 from memsup.shared.record import Awaited
-from memsup.shared.run_file import read_record
+from memsup.shared.run_file import read_record, write_record
 from memsup.supervisor.client.contact import is_held
 
 PROGRAM = """
@@ -160,10 +162,37 @@ def test_a_run_that_waits_is_paused_resumed_asked_and_taken_out_of_the_queue(
 
         start(tmp_path, "d", "--after", "all")
         assert status("d")["waiting"]["what_for"] == "for run 'b'"
-        assert memsup("stop", "--run", "d").returncode == 0
+        code, text = said(capfd, "stop", "--run", "d")
+        assert (code, "it waited for run 'b', and had not begun" in text) == (0, True)
         record = read_record(run_paths("d").record)
         assert record is not None
         assert record.queued is None
+    finally:
+        end_supervisors()
+
+
+@pytest.mark.slow
+def test_a_time_that_has_come_while_nobody_was_up_counts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Also where the supervisor did not live to see it, as over a reboot."""
+    paths = run_paths("n")
+    try:
+        later = time.localtime(time.time() + 7200)
+        options = ("--not-before", time.strftime("%H:%M", later))
+        told = start(tmp_path, "n", *options)
+        assert f"it waits until {time.strftime('%a %H:%M', later)}, and begins by itself" in told
+        assert "is queued: waiting until" in start(tmp_path, "n", *options)
+        code, text = said(capfd, "start", "--run", "n", "--not-before", time.strftime("%H:%M", time.localtime()))
+        assert (code, "waits until" in text) == (2, True)
+        kill_supervisor("n")
+        record = read_record(paths.record)
+        assert record is not None
+        assert record.not_before is not None
+        assert record.not_before.at_unix_s == status("n")["waiting"]["not_before"]
+        record.not_before = msgspec.structs.replace(record.not_before, at_unix_s=time.time() - 1)
+        write_record(paths.record, record)
+        end(tmp_path, "n")
+        assert memsup("start", "--run", "n", "--wait").returncode == 0
+        assert begun(tmp_path, "n") == 1
     finally:
         end_supervisors()
 
@@ -188,4 +217,8 @@ def test_what_could_never_begin_is_refused(tmp_path: Path, capfd: pytest.Capture
     text = said(capfd, "start", "--run", "n", "--after", "e", "--dry-run", "--", "true")[1]
     assert "run 'e' was stopped" in text
     assert "It would wait" not in text
+    assert "no time of the day" in refused("--not-before", "25:00")
+    later = time.localtime(time.time() + 7200)
+    text = said(capfd, "start", "--run", "n", "--not-before", time.strftime("%H:%M", later), "--dry-run", "--", "true")[1]
+    assert f"It would wait until {time.strftime('%a %H:%M', later)}." in text
     assert "It would wait for run 'a'" in said(capfd, "start", "--run", "n", "--after", "a", "--dry-run", "--", "true")[1]

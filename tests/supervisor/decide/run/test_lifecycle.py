@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode, Phase, RequestKind
 from memsup.shared.readings import KnownProgress
-from memsup.shared.record import Awaited
+from memsup.shared.record import Awaited, NotBefore
 from memsup.shared.status import OVER, STATE_MOVES, RunState, Wanted
 from memsup.supervisor.decide.events import By, Event, Move, OrderKind, Outcome
 from memsup.supervisor.decide.ladder import HoldReason, LadderState, MemoryLimits, Rung, Stance
@@ -652,31 +652,31 @@ def queued(*awaited: Awaited) -> Play:
 
 def test_a_queued_run_begins_when_all_before_it_are_over_and_there_is_room() -> None:
     play = queued()
-    play.do("awaited", {"a": Fate.UP, "b": Fate.FINISHED})
+    play.do("awaited", {"a": Fate.UP, "b": Fate.FINISHED}, 0.0)
     assert SaveQueued((FIRST,)) in play.seen
     assert "run 'b' finished; it waits for run 'a'" in [a.reason for a in play.seen if isinstance(a, Record)]
-    play.do("awaited", {"a": Fate.LEFT})
+    play.do("awaited", {"a": Fate.LEFT}, 0.0)
     assert play.life.left_behind == (FIRST,)
     assert ClaimRoom() not in play.seen
-    play.do("awaited", {"a": Fate.FAILED})
+    play.do("awaited", {"a": Fate.FAILED}, 0.0)
     assert play.seen[-1] == ClaimRoom()
     play.do("room", "There is none.")
     play.do("room", "There is none.")
     assert [a.reason for a in play.seen if isinstance(a, Record)].count("There is none.") == 1
     assert (play.life.state, Spawn() in play.seen) == (RunState.WAITING, False)
-    play.do("awaited", {})
+    play.do("awaited", {}, 0.0)
     play.do("room", None)
     assert play.seen[-1] == Spawn()
     assert SaveQueued(None) in play.seen
     assert play.life.state is RunState.STARTING
-    play.do("awaited", {})
+    play.do("awaited", {}, 0.0)
     assert play.seen[-1] == Spawn(), "what has begun looks at the others no more"
 
 
 @pytest.mark.parametrize("fate", [Fate.FAILED, Fate.STOPPED, Fate.GONE])
 def test_a_run_that_was_to_come_after_a_good_end_says_which_one_had_none(fate: Fate) -> None:
     play = queued()
-    play.do("awaited", {"a": Fate.UP, "b": fate})
+    play.do("awaited", {"a": Fate.UP, "b": fate}, 0.0)
     assert play.life.terminal is RunState.FAILED
     assert play.life.failure is not None
     assert f"only if run 'b' finished, and that one {fate}" in play.life.failure
@@ -705,7 +705,7 @@ def test_whatever_happens_a_queued_run_begins_once_and_not_before_its_turn(
                 asked = {one.run for one in play.life.queued}
                 lost = lost or ("b" in asked and b not in (*LIVES, Fate.FINISHED))
                 over |= {name for name, fate in (("a", a), ("b", b)) if name in asked and fate not in LIVES}
-                asks_room = ClaimRoom() in play.do("awaited", {"a": a, "b": b})
+                asks_room = ClaimRoom() in play.do("awaited", {"a": a, "b": b}, 0.0)
                 assert asks_room == (over == {"a", "b"} and not lost and play.life.wanted is Wanted.RUNNING)
             case "room" | "no room" if play.life.queued == () and play.life.wanted is Wanted.RUNNING:
                 play.do("room", None if what == "room" else "There is none.")
@@ -727,6 +727,22 @@ def test_whatever_happens_a_queued_run_begins_once_and_not_before_its_turn(
         assert play.life.queued is None
         assert SaveQueued(None) in play.seen
         assert [action.ok for action in play.seen if isinstance(action, Answer) and action.token == 99] == [True]
+
+
+@given(st.lists(st.tuples(st.floats(0, 200), st.sampled_from([*Fate])), max_size=10))
+def test_a_run_does_not_begin_before_its_time_however_the_clock_is_set(looks: list[tuple[float, Fate]]) -> None:
+    """The clock may be set ahead and back at any time; a time that has come counts as come."""
+    play = Play(new_life(queued=(FIRST,), not_before=NotBefore(at_unix_s=100.0, text="Sat 23:00")))
+    play.do("start", leftover=False)
+    assert play.life.waits == "until Sat 23:00 and for run 'a'"
+    has_come, is_over = False, False
+    for at_unix_s, fate in looks:
+        has_come, is_over = has_come or at_unix_s >= 100, is_over or fate not in LIVES
+        claims = ClaimRoom() in play.do("awaited", {"a": fate}, at_unix_s)
+        assert claims == (has_come and is_over)
+        assert (play.life.not_before is None) == has_come
+    saved = [action for action in play.seen if isinstance(action, SaveQueued)]
+    assert not saved or saved[-1] == SaveQueued(play.life.queued, play.life.not_before)
 
 
 def test_only_a_pause_comes_before_waiting() -> None:
