@@ -31,8 +31,11 @@ def one_life(
     settings: Settings, *, name: str = "life", micro_tokens_limit: int | None = None, run_id: str = "0123456789ab"
 ) -> Iterator[Training]:
     """The training, ready for its next step."""
+    import torch
+
     from memsup.worker import train
 
+    dropout = torch.nn.functional.dropout  # which a worker, whose process is its own, replaces for good
     paths = run_paths(name)
     prepare(paths)
     record = RunRecord(
@@ -49,6 +52,7 @@ def one_life(
     try:
         yield train.prepare(record, paths, welcome, Session(Link(paths, run_id=run_id, lifeline_fd=lifeline_fd)))
     finally:
+        torch.nn.functional.dropout = dropout
         os.close(lifeline_fd)
         os.close(other_end)
 

@@ -33,6 +33,13 @@ def threads_as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def dropout_is_torchs_again() -> Iterator[None]:
+    before = torch.nn.functional.dropout
+    yield
+    torch.nn.functional.dropout = before
+
+
 def bert(**changes: Any) -> Any:
     torch.manual_seed(1)
     config = BertConfig(

@@ -26,8 +26,8 @@ from memsup.worker.compute.dropout import draw_by_row
 from memsup.worker.plan.batches import cut
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.padding import Padding, Same, choose, in_words
-from memsup.worker.tasks.classification import _logits
 from memsup.worker.tasks.probe import Probe
+from memsup.worker.tasks.targets import logits_of
 from memsup.worker.training import Training
 
 RIGHT, LEFT, NONE = Padding.RIGHT, Padding.LEFT, Padding.NONE
@@ -99,7 +99,7 @@ def probe_of(model: Any, lengths: Sequence[int] = (9, 5, 12, 9, 6), padding_toke
             "attention_mask": torch.stack([pad(torch.ones_like(row), space) for row, space in zip(chosen, both, strict=True)]),
         }
 
-    return Probe(model, _logits, batch, np.array(lengths, np.int32), lambda: None)
+    return Probe(model, logits_of, batch, np.array(lengths, np.int32), lambda: None)
 
 
 def classifier(config: Any) -> Any:
@@ -236,7 +236,7 @@ def says_alone(training: Training) -> torch.Tensor:
     """What the model says of each evaluation row alone."""
     model, rows = training.prepared.model.eval(), training.prepared.evaluation
     with torch.no_grad():
-        return torch.cat([_logits(model, rows.batch(np.array([row]))) for row in range(len(rows))])
+        return torch.cat([logits_of(model, rows.batch(np.array([row]))) for row in range(len(rows))])
 
 
 def loss_of(logits: torch.Tensor, training: Training) -> float:

@@ -111,7 +111,7 @@ def test_a_queue_of_five_runs_ends_as_it_should_whatever_is_killed_in_between(
         runs(tmp_path, "c")
         kill_supervisor("c")
         assert memsup("start", "--run", "c").returncode == 0
-        assert status("e")["waiting"]["runs"] == ["c"]
+        until(lambda seen: seen["waiting"]["runs"] == ["c"], run="e")
         end(tmp_path, "c")
 
         runs(tmp_path, "e")
