@@ -346,20 +346,27 @@ def _nearly_the_same(labels: Sequence[str], left: dict[str, int]) -> list[list[s
     return sorted(beginnings) if len(beginnings) >= 2 and len(paired) == 2 * len(beginnings) == len(left) else []
 
 
+_QUOTES = " \t\"'`“”‘’"
+_STOPS = ".,;:!。，；：！"
+
+
 def _folded(label: str, plain_numbers: Collection[str] = ()) -> str:
-    """The label without what hardly tells one from another: case, width, blanks, quotation marks, invisible signs. A number is
-    the same with and without its unit where it stands among `plain_numbers`.
+    """The label without what hardly tells one from another: case, width, blanks, quotation marks, brackets around it, invisible
+    signs. A number is the same with and without its unit where it stands among `plain_numbers`.
     """
     text = unicodedata.normalize("NFKC", label).casefold()
+    text = "".join(
+        sign for sign in text if unicodedata.category(sign) not in ("Cf", "Mn") or sign.isalnum() or ord(sign) < 0x2000
+    )
+    if inner := re.fullmatch(r"\s*[(\[【「『]([^()\[\]]+)[)\]】」』]\s*", text):
+        text = inner[1]
+    text = text.lstrip(_QUOTES).rstrip(_QUOTES + _STOPS) or text
     number = _number(text)
     if number is not None:
         folded = repr(float(number))
         unit = "".join(filter(str.isalpha, text))
         return folded if not unit or folded in plain_numbers else f"{folded} {unit}"
-    text = "".join(
-        sign for sign in text if unicodedata.category(sign) not in ("Cf", "Mn") or sign.isalnum() or ord(sign) < 0x2000
-    )
-    bare = re.sub(r"(?<=\w)[\s_\-–—]+(?=\w)", "", text).strip(" \t\"'`“”‘’.,;:!。，；：！")
+    bare = re.sub(r"(?<=\w)[\s_\-–—]+(?=\w)", "", text).strip(_QUOTES + _STOPS)
     return bare or text
 
 
