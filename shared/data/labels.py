@@ -384,32 +384,17 @@ def _scale(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
     years = [label for label in left if re.fullmatch(r"(19|20)\d\d年?", label)]
     if len(years) == len(left) >= _FEWEST_YEARS and len(years) == max(map(_year, years)) - min(map(_year, years)) + 1:
         dates = years
-    if len(dates) >= 3 and 2 * len(dates) >= len(left):
-        yield Doubt(
-            DoubtKind.SCALE,
-            f"{len(dates):,} labels are dates or times, such as {dates[0]!r}, and not classes.",
-            (),
-            tuple(dates),
-        )
-        return
     several = [label for label in left if re.fullmatch(r"[(\[]?-?\d+\.\d+([,; ]+-?\d+\.\d+)+[)\]]?", label)]
-    if len(several) >= 3 and 2 * len(several) >= len(left):
-        yield Doubt(
-            DoubtKind.SCALE,
-            f"{len(several):,} labels are several numbers each, such as {several[0]!r}, and not classes.",
-            (),
-            tuple(several),
-        )
-        return
     large = [label for label in left if re.fullmatch(r"\d{9,}(\.\d+)?", label)]
-    if len(large) >= 3 and 2 * len(large) >= len(left):
-        yield Doubt(
-            DoubtKind.SCALE,
-            f"{len(large):,} labels are numbers such as {large[0]}, as moments, telephones and rows have, and not classes.",
-            (),
-            tuple(large),
-        )
-        return
+    for found, like in (
+        (dates, "dates or times, such as {!r},"),
+        (several, "several numbers each, such as {!r},"),
+        (large, "numbers such as {}, as moments, telephones and rows have,"),
+    ):
+        if len(found) >= 3 and 2 * len(found) >= len(left):
+            what = f"{len(found):,} labels are {like.format(found[0])} and not classes."
+            yield Doubt(DoubtKind.SCALE, what, (), tuple(found))
+            return
     numbers = {label: number for label in left if (number := _number(label)) is not None}
     if len(numbers) < max(2, 0.8 * len(left)):
         return

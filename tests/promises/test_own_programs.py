@@ -485,6 +485,17 @@ def test_a_program_with_nothing_to_save_says_so_and_one_that_is_a_rank_says_that
     assert "fenced only, since it is one of several ranks" in memsup("status").stdout
 
 
+def alone_and_guarded(folder: Path, program: str, *options: str, **environment: str) -> None:
+    """Has a program train in a folder of its own each: `alone`, and `guarded` by a run of these options, to their ends."""
+    for name in ("alone", "guarded"):
+        (folder / name).mkdir()
+        (folder / name / "train.py").write_text(program)
+    command = [sys.executable, "train.py"]
+    subprocess.run(command, cwd=folder / "alone", check=True, timeout=60)
+    started = memsup("start", "--wait", *options, "--", *command, cwd=folder / "guarded", **environment)
+    assert started.returncode == 0, started.stderr + printed()
+
+
 TORCH = """
 import os, time, torch
 from torch import nn
@@ -519,12 +530,7 @@ run.finish("weights.pt")
 @pytest.mark.slow
 def test_a_torch_loop_with_dropout_shuffling_and_accumulation_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Killed in the middle of an epoch, and of adding up gradients."""
-    for name in ("alone", "guarded"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "train.py").write_text(TORCH)
-    subprocess.run([sys.executable, "train.py"], cwd=tmp_path / "alone", check=True, timeout=60)
-    started = memsup("start", "--wait", "--", sys.executable, "train.py", cwd=tmp_path / "guarded", DIES_AT="17")
-    assert started.returncode == 0, started.stderr + printed()
+    alone_and_guarded(tmp_path, TORCH, DIES_AT="17")
     assert len([line for line in ledger() if line["event"] == "attached"]) == 2
     assert (tmp_path / "guarded" / "began").read_text() in {"0 16 ", "0 17 "}
     assert _differ(tmp_path) == 0
@@ -557,13 +563,7 @@ run.finish("weights.pt")
 
 @pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_computed_in_parts_by_backward_and_that_is_seen(tmp_path: Path) -> None:
-    for name in ("alone", "guarded"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "train.py").write_text(COMPUTED_IN_PARTS)
-    subprocess.run([sys.executable, "train.py"], cwd=tmp_path / "alone", check=True, timeout=60)
-    limit = ("--set", "limits.ram=600MiB")
-    started = memsup("start", "--wait", *limit, "--", sys.executable, "train.py", cwd=tmp_path / "guarded")
-    assert started.returncode == 0, started.stderr + printed()
+    alone_and_guarded(tmp_path, COMPUTED_IN_PARTS, "--set", "limits.ram=600MiB")
     assert [line for line in ledger() if line["event"] == "out_of_memory"], "it fits, so this shows nothing"
     assert status()["restarts"] == 0
     assert (status()["batch"]["effective"], status()["batch"]["micro_rows"]) in {(2048, 1024), (2048, 512)}
@@ -622,12 +622,7 @@ run.finish("weights.pt")
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="NOT RUN: accelerate is not installed here")
 def test_an_accelerate_loop_with_accumulation_and_a_collator_that_draws_ends_with_the_same_bits(tmp_path: Path) -> None:
     """Killed in the middle of a window, and of an epoch; its loader reads one batch ahead."""
-    for name in ("alone", "guarded"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "train.py").write_text(ACCELERATED)
-    subprocess.run([sys.executable, "train.py"], cwd=tmp_path / "alone", check=True, timeout=60)
-    started = memsup("start", "--wait", "--", sys.executable, "train.py", cwd=tmp_path / "guarded", DIES_AT="17")
-    assert started.returncode == 0, started.stderr + printed()
+    alone_and_guarded(tmp_path, ACCELERATED, DIES_AT="17")
     assert (tmp_path / "guarded" / "began").read_text() in {"0\n16\n", "0\n17\n"}
     attached = [line["reason"] for line in ledger() if line["event"] == "attached"]
     assert attached == ["the program is attached by its Accelerator"] * 2
@@ -685,12 +680,7 @@ torch.save(model.state_dict(), "weights.pt")
 @pytest.mark.parametrize("dies_at", ["10", "17"])
 def test_a_lightning_script_with_one_call_added_ends_with_the_same_bits(tmp_path: Path, dies_at: str) -> None:
     """Killed behind an epoch and its validation, and in the middle of one."""
-    for name in ("alone", "guarded"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "train.py").write_text(LIGHTNING)
-    subprocess.run([sys.executable, "train.py"], cwd=tmp_path / "alone", check=True, timeout=60)
-    started = memsup("start", "--wait", "--", sys.executable, "train.py", cwd=tmp_path / "guarded", DIES_AT=dies_at)
-    assert started.returncode == 0, started.stderr + printed()
+    alone_and_guarded(tmp_path, LIGHTNING, DIES_AT=dies_at)
     assert (status()["restarts"], step_of(status())) == (1, 12)
     assert "Restored all states from the checkpoint" in printed()
     assert _differ(tmp_path) == 0
