@@ -16,7 +16,7 @@ LEAST_KEPT = 2
 def deletable(newest_first: Sequence[Info], keep: int) -> list[Info]:
     """The sound checkpoints beyond the `keep` newest sound ones and the best one, oldest first.
 
-    Those with a problem neither count as kept nor are deleted. Of two equally good ones the newer is the best.
+    Those with a problem neither count as kept nor are deleted.
     """
     if keep < LEAST_KEPT:
         raise ValueError(f"at least {LEAST_KEPT} checkpoints are kept")
@@ -26,6 +26,10 @@ def deletable(newest_first: Sequence[Info], keep: int) -> list[Info]:
 
 
 def best_of(newest_first: Sequence[Info]) -> Info | None:
-    """The checkpoint with the greatest metric. None means that none was evaluated."""
+    """The checkpoint with the greatest metric. None means that none was evaluated.
+
+    Of equally good ones that of the earliest step is the best, as for the training, which calls better only what is; of several
+    of one step the newest is.
+    """
     evaluated = [info for info in newest_first if info.problem is None and info.metric is not None]
-    return max(evaluated, key=lambda info: info.metric or 0.0, default=None)
+    return max(evaluated, key=lambda info: (info.metric or 0.0, -(info.step or 0)), default=None)

@@ -75,8 +75,15 @@ class Store:
 
         `full=False` looks at sizes only. Raises `CheckpointError` where nothing can be said, such as without permission.
         """
+        return self._first_valid(self._checkpoints(), full)
+
+    def valid_of(self, step: int) -> tuple[Info | None, Sequence[SetAside]]:
+        """A checkpoint of this step that is what was written, as `newest_valid` finds the newest one of all."""
+        return self._first_valid([name for name in self._checkpoints() if (folders.order(name) or (None,))[0] == step])
+
+    def _first_valid(self, names: Iterable[str], full: bool = True) -> tuple[Info | None, Sequence[SetAside]]:
         aside: list[SetAside] = []
-        for name in self._checkpoints():
+        for name in names:
             try:
                 return self._verify(name, full), aside
             except Damaged as damage:

@@ -31,7 +31,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from memsup.about import MOST_DETAIL, NotAttached, NotCut, Seam
-from memsup.shared.readings import KnownBatch, KnownProgress
+from memsup.shared.readings import Evaluation, KnownBatch, KnownProgress
 
 PROTOCOL = b"memsup/2"
 MAX_FRAME_BYTES = 1 << 20
@@ -267,6 +267,8 @@ class Heartbeat(Report, frozen=True, tag="heartbeat"):
     cpu_s: float | None = None
     """The processor time that a program of a person's own and all that it has started have used, as of some seconds ago. It is
     None for the built-in training."""
+    evaluation: Evaluation | None = None
+    """What evaluations have found. It is None before the first, and for a program of a person's own."""
 
 
 class Accepted(Report, frozen=True, tag="accepted"):
@@ -315,6 +317,12 @@ class Finished(Report, frozen=True, tag="finished"):
     metrics: Annotated[dict[Name, float], msgspec.Meta(max_length=1000)]
     steps: Count
     samples: Count
+    evaluation: Evaluation | None = None
+    """What evaluations have found. It is None for a program of a person's own."""
+    stopped_early: bool = False
+    """Whether it ended before its last step, since evaluations found nothing better any more."""
+    model_step: Count | None = None
+    """The step whose weights the model has. It is None for a program of a person's own."""
 
 
 class Failed(Report, frozen=True, tag="failed"):
@@ -339,6 +347,8 @@ class DecisionKind(enum.StrEnum):
     """An older checkpoint is gone on from, or none is left, since newer ones were damaged."""
     CHECKPOINT_FAILED = "checkpoint_failed"
     """A checkpoint that was due could not be written; the ones before it count."""
+    BEST_LOST = "best_lost"
+    """The checkpoint with the best result is damaged or gone, so the model has the last weights."""
     ROWS_LEFT_OUT = "rows_left_out"
     """Rows of the data are not trained on."""
     CUT_REFUSED = "cut_refused"

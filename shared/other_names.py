@@ -9,7 +9,9 @@ from __future__ import annotations
 _BATCH = "the samples of one optimizer step, whatever the memory does: per-device batch × accumulation"
 _NO_CUT = "memsup cuts a step by itself so that it fits, and moves to the fastest cut: nothing is to be set for it"
 _AMP = 'write "bf16" or "fp16" there, or leave it out: memsup then chooses by the device. Weights stay float32'
-_EVALUATES = "memsup evaluates after each pass, and keeps the best checkpoint as well as the newest"
+_EVALUATES = 'a number of steps, or "epoch" for the end of each pass, as it is where nothing is set'
+_KEEPS = 'write "best": the model then has the weights of the best evaluation. Left out, it has the last ones'
+_METRIC = "the best result is that with the highest accuracy, or, where the task has none, with the least evaluation loss"
 _SAVES = "a duration such as 10m, not steps; left out, memsup weighs what a save costs against what a death would"
 _MODEL_KEPT = "the model lies in the run's own folder; memsup status says where"
 _LOGS = "progress is in memsup status, memsup report and memsup logs"
@@ -118,13 +120,19 @@ _NAMES: dict[str, tuple[str | None, str]] = {
     "save_every": ("checkpoint.every", _SAVES),
     "save_total_limit": ("checkpoint.keep", "2 or more"),
     "resume_from_checkpoint": ("checkpoint.resume_from", "a run of memsup's own goes on by itself: memsup start"),
-    "eval_strategy": (None, _EVALUATES),
-    "evaluation_strategy": (None, _EVALUATES),
-    "eval_steps": (None, _EVALUATES),
-    "load_best_model_at_end": (None, _EVALUATES),
-    "metric_for_best_model": (None, _EVALUATES),
+    "eval_strategy": ("training.evaluate_every", _EVALUATES),
+    "evaluation_strategy": ("training.evaluate_every", _EVALUATES),
+    "eval_steps": ("training.evaluate_every", _EVALUATES),
+    "eval_every": ("training.evaluate_every", _EVALUATES),
+    "load_best_model_at_end": ("training.keep", _KEEPS),
+    "save_best_model": ("training.keep", _KEEPS),
+    "metric_for_best_model": (None, _METRIC),
+    "greater_is_better": (None, _METRIC),
+    "early_stopping_patience": ("training.patience", "the evaluations in a row without a better result after which it ends"),
+    "early_stopping": ("training.patience", "the evaluations in a row without a better result after which it ends"),
+    "early_stopping_threshold": (None, f"any better result counts; {_METRIC}"),
     "do_train": (None, "it always trains"),
-    "do_eval": ("task.eval", _EVALUATES),
+    "do_eval": ("task.eval", "it always evaluates, after each pass at the latest: training.evaluate_every"),
     "logging_steps": (None, _LOGS),
     "logging_strategy": (None, _LOGS),
     "logging_dir": (None, _LOGS),

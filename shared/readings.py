@@ -8,7 +8,7 @@ what it needs by name, with `narrow`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -42,6 +42,26 @@ class KnownBatch(msgspec.Struct, frozen=True, kw_only=True):
     """The most that the training process alone, or its device, held in the last step."""
     predicted_bytes: int | None = None
     """What the memory model said of that step before it was done."""
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the built-in training's evaluations have found so far."""
+
+    metric: Annotated[str, msgspec.Meta(max_length=256)]
+    """The metric that results are compared by: accuracy, of which more is better, or loss, of which less is."""
+    value: float | None
+    """The result of the last evaluation. It is None where that was not finite."""
+    step: int
+    """The step after which that was."""
+    best: float | None
+    """The best result. It is None where none was finite; so is the next one."""
+    best_step: int | None
+    without_rise: int
+    """How many evaluations in a row there were since the best one."""
+    patience: int | None
+    """With so many of them training ends. It is None where it does not end early."""
+    keeps_best: bool
+    """Whether the weights of the best result are to become the model, and not the last ones."""
 
 
 class KnownMemory(msgspec.Struct, frozen=True, kw_only=True):

@@ -72,7 +72,8 @@ Names = Annotated[
 ]
 Doubts = Annotated[list[DoubtKind], msgspec.Meta(extra={"written": Written.WORDS})]
 LATER_TOO = msgspec.Meta(extra={"may_change": True})
-"""Marks a field, or a whole section, that may change while a run lasts: it guards or saves differently, but learns the same."""
+"""Marks a field, or a whole section, that may change while a run lasts: it guards or saves differently, or says when what is
+learnt is looked at and for how long, but no step learns anything else."""
 CONTACTS = msgspec.Meta(extra={"contacts": True})
 """Marks what something is sent to: a file that lies in a folder may not decide that alone (`supervisor/client/trust.py`)."""
 
@@ -137,6 +138,20 @@ class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold w
     """The norm to which gradients are scaled down, or `off`."""
     eval_share: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.1
     """The share of `task.train` that is held out where nothing else evaluates."""
+    evaluate_every: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] | Literal["epoch"],
+        LATER_TOO,
+        _write("a number of steps, or epoch for the end of each pass"),
+    ] = "epoch"
+    """Steps from one evaluation to the next, or `epoch`. After the last step it is evaluated in any case."""
+    patience: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | Literal["off"],
+        LATER_TOO,
+        _write("a number of evaluations, or off for never ending early"),
+    ] = "off"
+    """The evaluations in a row without a better result after which training ends, or `off`."""
+    keep: Literal["last", "best"] = "last"
+    """The weights that become the model: those of the last step, or those of the best evaluation."""
     seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 42
     device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)\Z"), _write("auto, cpu, cuda or cuda:N")] = (
         "auto"

@@ -10,7 +10,7 @@ import enum
 import msgspec
 
 from memsup.about import NotAttached, NotCut, Seam
-from memsup.shared.readings import KnownBatch, KnownGpu, KnownMemory, KnownProgress
+from memsup.shared.readings import Evaluation, KnownBatch, KnownGpu, KnownMemory, KnownProgress
 
 SCHEMA = 1
 
@@ -272,9 +272,15 @@ class Status(msgspec.Struct, kw_only=True):
     """Sentences about what a person should look at; empty when all is well."""
     attention_kinds: list[str] = msgspec.field(default_factory=list)
     """What each sentence of `attention` is about: a `TroubleKind`, with a colon and its subject where there are several."""
+    evaluation: Evaluation | None = None
+    """What evaluations have found. It is None before the first, and for a command of the user's own."""
+    stopped_early: bool = False
+    """Whether a finished run ended before its last step, since evaluations found nothing better any more."""
     result: dict[str, float] | None = None
     """The metrics of a finished run, by name. They are None for any other run."""
     model_path: str | None = None
+    model_step: int | None = None
+    """The step whose weights the model of a finished run has. It is None for any other run, and for a command's model."""
     failure: str | None = None
     """Why a failed run failed, in one sentence. It is None for any other run."""
     exit_code: int | None = None

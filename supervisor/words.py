@@ -13,7 +13,7 @@ from memsup.shared.commands import command
 from memsup.shared.printable import printable
 
 if TYPE_CHECKING:
-    from memsup.shared.readings import KnownGpu
+    from memsup.shared.readings import Evaluation, KnownGpu
     from memsup.shared.status import Status
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
@@ -157,6 +157,59 @@ def use_rows(status: Status) -> list[tuple[str, str]]:
     ask = command("predict", status.run)
     python = f'transformers.pipeline("text-classification", model={status.model_path!r})'
     return [("use it", f'{ask} "a text"   or a file: {ask} FILE.csv --output labels.csv'), ("in Python", python)]
+
+
+def finished_lines(status: Status, that: str = "Finished") -> list[str | tuple[str, str]]:
+    """What is said of a run that has finished, `that` first: the result, why it ended early if it did, where the model is and
+    how it is used.
+    """
+    result, ending = result_line(status), ending_line(status)
+    lines: list[str | tuple[str, str]] = [f"{that}: {result}" if result else f"{that}."]
+    if ending:
+        lines.append(f"{ending[0].upper()}{ending[1:]}.")
+    if status.model_path:
+        lines += [f"Model: {status.model_path}", *use_rows(status)]
+    return lines
+
+
+def evaluation_text(found: Evaluation) -> str:
+    """What the last evaluation found, and how that is beside the best: `accuracy 79.0% at step 400; best 81.0% at step 320,
+    1 of 3 evaluations without a better one`.
+    """
+    text = f"{printable(found.metric)} {_measured(found, found.value)} at step {count(found.step)}"
+    if not found.without_rise or found.best_step is None:
+        return text
+    of = "" if found.patience is None else f" of {found.patience:,}"
+    since = plural(found.without_rise, "evaluation") if not of else f"{found.without_rise:,}{of} evaluations"
+    return f"{text}; best {_measured(found, found.best)} at step {count(found.best_step)}, {since} without a better one"
+
+
+def stopped_early_text(found: Evaluation, model_step: int | None) -> str:
+    """Why a training ended before its last step, and which weights its model has."""
+    moved = "fallen" if found.metric == "loss" else "risen"
+    why = f"stopped early: {printable(found.metric)} has not {moved} for {plural(found.without_rise, 'evaluation')}"
+    if found.best_step is None:
+        return why
+    best = f"best {_measured(found, found.best)} at step {count(found.best_step)}"
+    if model_step == found.best_step:
+        return f"{why}; {best}, whose weights the model has"
+    return f"{why}; {best}, while the model has the weights of step {count(model_step)}, the last one"
+
+
+def ending_line(status: Status) -> str | None:
+    """Why a finished run ended early, or why its model is not that of the last step. None where neither is so."""
+    found = status.evaluation
+    if status.state != "finished" or found is None:
+        return None
+    if status.stopped_early:
+        return stopped_early_text(found, status.model_step)
+    if status.model_step != found.step and status.model_step == found.best_step:
+        return f"the model has the weights of step {count(found.best_step)}, with the best {printable(found.metric)}"
+    return None
+
+
+def _measured(found: Evaluation, value: float | None) -> str:
+    return "?" if value is None else f"{value:.1%}" if found.metric == "accuracy" else f"{value:.4g}"
 
 
 def result_line(status: Status) -> str | None:

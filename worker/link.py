@@ -42,6 +42,7 @@ from memsup.shared.messages import (
     encode,
 )
 from memsup.shared.paths import RunPaths
+from memsup.shared.readings import Evaluation
 from memsup.worker.memory import read_memory
 
 BEAT_S = 0.5
@@ -65,6 +66,7 @@ class Snapshot:
     batch: BatchShape | None = None
     checkpoint: CheckpointNote | None = None
     digest: str | None = None
+    evaluation: Evaluation | None = None
 
 
 STARTING = Snapshot(
@@ -234,6 +236,7 @@ class Link:
                 memory=memory,
                 checkpoint=seen.checkpoint,
                 digest=seen.digest,
+                evaluation=seen.evaluation,
             ),
         )
 

@@ -30,6 +30,7 @@ from memsup.shared.messages import CheckpointNote, DecisionKind, FailureCause, W
 from memsup.shared.record import RunRecord
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.padding import Padding
+from memsup.worker.plan.stopping import merit_of
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import (
     OPTIMIZER,
@@ -143,7 +144,8 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int) ->
         training.step = state.step
         training.loss = state.loss
         training.loss_scale, training.steps_at_scale = state.loss_scale, state.steps_at_scale
-        training.evaluated, training.best = state.evaluated, state.best
+        if state.run_id == training.record.run_id:  # another run's results are not of weights that this run has kept
+            training.evaluated, training.best, training.without_rise = state.evaluated, state.best, state.without_rise
         training.trained_s = state.trained_s
         training.audit.resume(state.step, state.digest)
     if state is not None and state.run_id == training.record.run_id:
@@ -255,7 +257,7 @@ def save(training: Training, *, last: bool) -> CheckpointNote:
         sentence = f"{training.newest.path} was damaged since it was written, so its step is written again: {damage}"
         path = Path(training.newest.path)
         training.session.decided(DecisionKind.CHECKPOINT_DAMAGED, sentence, checkpoint=path, step=training.newest.step)
-    merit = merit_of(training.evaluated) if training.evaluated and training.is_evaluated else None
+    merit = merit_of(training.evaluated.metrics) if training.evaluated and training.is_evaluated else None
     with training.soft_limit.spare(), training.store.draft(training.step, emergency=last) as draft:
         write_state(
             draft,
@@ -299,9 +301,12 @@ def save_if_due(training: Training) -> None:
 
 
 def save_evaluated(training: Training) -> None:
-    """Saves the best result so far as soon as a save takes no more than its share of the time; else as `save_if_due`."""
+    """Saves the best result so far: at once where its weights are to become the model, else as soon as a save takes no more
+    than its share of the time. What is not the best is saved as `save_if_due` says.
+    """
     share_s = (training.save_s or 0.0) / OVERHEAD_FRACTION
-    if training.best is training.evaluated and training.work_s() - training.saved_s >= share_s:
+    is_cheap = training.work_s() - training.saved_s >= share_s
+    if training.best is training.evaluated and (is_cheap or training.settings.keep == "best"):
         save_if_possible(training)
     else:
         save_if_due(training)
@@ -316,11 +321,6 @@ def save_if_possible(training: Training) -> None:
             raise
         training.session.save_failed(error)
         training.saved_s = training.work_s()  # or it would be tried again at each step
-
-
-def merit_of(evaluated: Evaluated) -> float:
-    """How good an evaluation's result is: the greater, the better."""
-    return evaluated.metrics["accuracy"] if "accuracy" in evaluated.metrics else -evaluated.metrics["loss"]
 
 
 def _state(training: Training) -> State:
@@ -341,6 +341,7 @@ def _state(training: Training) -> State:
         steps_at_scale=training.steps_at_scale,
         evaluated=training.evaluated,
         best=training.best,
+        without_rise=training.without_rise,
         trained_s=round(training.trained_s + training.work_s(), 1),
     )
 
@@ -360,6 +361,30 @@ def _damage(note: CheckpointNote) -> str | None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The result
+
+
+def chosen(training: Training, last: CheckpointNote) -> tuple[Path, Evaluated]:
+    """The checkpoint whose weights become the model, and how good they are: the `last` one, or that of the best result where
+    `training.keep` says so. Where the best is damaged or gone the last one is used, and that is put on record.
+    """
+    best = training.best
+    assert training.evaluated is not None
+    if training.settings.keep == "last" or best is None or best.step == training.step:
+        return Path(last.path), training.evaluated
+    found, set_aside = training.store.valid_of(best.step)
+    if found is not None:
+        return found.path, best
+    so = f"so the model has the weights of step {training.step:,}, the last one."
+    if set_aside:
+        aside = set_aside[0]
+        sentence = (
+            f"The checkpoint with the best result, of step {best.step:,}, was damaged: {aside.reason} It is {aside.path}, {so}"
+        )
+        training.session.decided(DecisionKind.BEST_LOST, sentence, checkpoint=aside.path, step=best.step)
+    else:
+        sentence = f"The checkpoint with the best result, of step {best.step:,}, is not in {training.store.folder}, {so}"
+        training.session.decided(DecisionKind.BEST_LOST, sentence, step=best.step)
+    return Path(last.path), training.evaluated
 
 
 def export_model(checkpoint: Path, target: Path, session: Session) -> None:

@@ -38,6 +38,7 @@ from memsup.shared.messages import (
     Stop,
     WorkerMemory,
 )
+from memsup.shared.readings import Evaluation
 from memsup.worker.link import Link, MustLeave, Snapshot
 from memsup.worker.memory import hand_back
 
@@ -133,6 +134,7 @@ class Session:
         batch: BatchShape | None = None,
         checkpoint: CheckpointNote | None = None,
         digest: str | None = None,
+        evaluation: Evaluation | None = None,
         **progress: Any,
     ) -> None:
         """What heartbeats say from now on; what is not named stays. `progress` are fields of `messages.Progress`."""
@@ -142,6 +144,7 @@ class Session:
             batch=batch or seen.batch,
             checkpoint=checkpoint or seen.checkpoint,
             digest=digest or seen.digest,
+            evaluation=evaluation or seen.evaluation,
         )
 
     def tick(self) -> None:

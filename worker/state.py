@@ -83,6 +83,9 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     steps_at_scale: int
     evaluated: Evaluated | None
     best: Evaluated | None
+    """The best result so far, of those that are finite."""
+    without_rise: int = 0
+    """How many evaluations in a row there were since the best one."""
     trained_s: float
     """The time of work in all lives of the run, pauses left out."""
 

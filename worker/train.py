@@ -70,7 +70,8 @@ from memsup.worker.plan.journal import Plan
 from memsup.worker.plan.measuring import Measuring
 from memsup.worker.plan.padding import Padding
 from memsup.worker.plan.planner import Initial, Planner
-from memsup.worker.saving import export_model, find_start, merit_of, resume, save, save_evaluated, save_if_due
+from memsup.worker.plan.stopping import evaluates_after, is_better, merit_of
+from memsup.worker.saving import chosen, export_model, find_start, resume, save, save_evaluated, save_if_due
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import Evaluated
 from memsup.worker.tasks import Prepared, find_task
@@ -92,23 +93,27 @@ def train(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session
 
     with session.phase(Phase.TRAINING):
         while True:
-            if schedule.ends_epoch(training.step) and not training.is_evaluated:
+            due = evaluates_after(training.step, schedule, training.settings.evaluate_every)
+            if due and not training.is_evaluated:
                 evaluate(training)
                 save_evaluated(training)
-            if training.step == schedule.total_steps:
+            if training.step == schedule.total_steps or training.has_stopped_early:
                 break
             take_step(training)
             save_if_due(training)
 
     with session.phase(Phase.FINISHING):
         note = session.checkpoint_now(last=True)
-        export_model(Path(note.path), paths.model, session)
-    assert training.evaluated is not None
+        checkpoint, result = chosen(training, note)
+        export_model(checkpoint, paths.model, session)
     return Finished(
         model_path=str(paths.model),
-        metrics=training.evaluated.metrics | training.prepared.beside,
+        metrics=result.metrics | training.prepared.beside,
         steps=training.step,
         samples=schedule.samples_after(training.step),
+        evaluation=training.evaluation(),
+        stopped_early=training.has_stopped_early,
+        model_step=result.step,
     )
 
 
@@ -570,6 +575,10 @@ def evaluate(training: Training) -> None:
                 tokens = shrink_evaluation(training, rows, longest, exhausted)
             training.boundary()
     training.evaluated = Evaluated(step=training.step, metrics=metrics.result())
-    if training.best is None or merit_of(training.evaluated) > merit_of(training.best):
-        training.best = training.evaluated
+    best = merit_of(training.best.metrics) if training.best else None
+    if is_better(merit_of(training.evaluated.metrics), best):
+        training.best, training.without_rise = training.evaluated, 0
+    else:
+        training.without_rise += 1
+    training.publish()
     log.info("Evaluated", step=training.step, **training.evaluated.metrics)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,7 @@ from memsup.memory import SoftLimit
 from memsup.shared.clock import monotonic_s
 from memsup.shared.messages import BatchShape, CheckpointNote
 from memsup.shared.paths import RunPaths
+from memsup.shared.readings import Evaluation
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Training as TrainingSettings
 from memsup.worker.audit import Audit
@@ -23,6 +25,7 @@ from memsup.worker.plan.batches import Lengths, Order, Rows, Schedule
 from memsup.worker.plan.footprint import Shape
 from memsup.worker.plan.journal import Plan
 from memsup.worker.plan.measuring import Measuring
+from memsup.worker.plan.stopping import ends_after, metric_of
 from memsup.worker.session import Session
 from memsup.worker.state import Evaluated, State
 from memsup.worker.tasks import Prepared, Task
@@ -69,6 +72,8 @@ class Training:
     steps_at_scale: int = 0
     evaluated: Evaluated | None = None
     best: Evaluated | None = None
+    without_rise: int = 0
+    """How many evaluations in a row there were since the best one."""
 
     # The step in hand.
     micro_rows: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
@@ -113,6 +118,29 @@ class Training:
         """Whether `evaluated` is of the parameters as they are."""
         return self.evaluated is not None and self.evaluated.step == self.step
 
+    @property
+    def has_stopped_early(self) -> bool:
+        """Whether no step is taken any more, though some are left: decided right after an evaluation, and by it."""
+        is_last = self.step == self.schedule.total_steps
+        return not is_last and self.is_evaluated and ends_after(self.without_rise, self.settings.patience)
+
+    def evaluation(self) -> Evaluation | None:
+        """What is told of the evaluations. None means that there was none yet."""
+        if self.evaluated is None:
+            return None
+        metric, best = metric_of(self.evaluated.metrics), self.best
+        value = self.evaluated.metrics[metric]
+        return Evaluation(
+            metric=metric,
+            value=value if math.isfinite(value) else None,
+            step=self.evaluated.step,
+            best=best.metrics[metric] if best else None,
+            best_step=best.step if best else None,
+            without_rise=self.without_rise,
+            patience=None if self.settings.patience == "off" else self.settings.patience,
+            keeps_best=self.settings.keep == "best",
+        )
+
     def lengths_of(self, step: int) -> Lengths:
         """The lengths of the rows that `step` sees."""
         return self.prepared.train.lengths[self.order.batch(step)]
@@ -146,6 +174,7 @@ class Training:
                 predicted_bytes=self.measuring.last.predicted_bytes,
             ),
             digest=self.audit.digest,
+            evaluation=self.evaluation(),
             epoch=self.schedule.epoch_of(self.step),
             step=self.step,
             total_steps=self.schedule.total_steps,

@@ -16,7 +16,7 @@ from memsup.shared.status import OVER, RunState, Status, Wanted
 from memsup.supervisor.cli.picture import one_line, progress
 from memsup.supervisor.cli.screen import data, message, moves, moving
 from memsup.supervisor.client.contact import observe
-from memsup.supervisor.words import count, duration, result_line, trains, use_rows
+from memsup.supervisor.words import count, duration, finished_lines, trains
 
 LOOK_EVERY_S = 0.2
 WITHIN_S = 900.0
@@ -95,9 +95,7 @@ def _tell(paths: RunPaths, status: Status, *, from_step: int) -> None:
                 f"Its log: {command('logs', paths.name)}   When that is mended: {again}   With other settings: {again} --fresh"
             )
         case RunState.FINISHED:
-            data("Finished" + (f": {result_line(status)}" if status.result else "."))
-            if status.model_path:
-                data(f"Model: {status.model_path}", *use_rows(status))
+            data(*finished_lines(status))
         case RunState.STOPPED:
             message(*(f"! {sentence}" for sentence in status.attention))
             message(f"The run is stopped. Continue with: {command('start', paths.name)}")

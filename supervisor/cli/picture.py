@@ -19,6 +19,8 @@ from memsup.supervisor.words import (
     VERIFIED,
     count,
     duration,
+    ending_line,
+    evaluation_text,
     gpu_line,
     percent,
     plural,
@@ -60,7 +62,9 @@ def picture(status: Status, now_unix_s: float) -> list[Line]:
         ("checkpoint", _checkpoint(status)),
         ("last action", _last_action(status, now_unix_s)),
         ("restarts", count(status.restarts) if status.restarts else None),
+        ("evaluation", _evaluation(status)),
         ("result", result_line(status)),
+        ("ended", ending_line(status)),
         ("model", printable(status.model_path) if status.model_path else None),
         *use_rows(status),
         ("exit code", None if status.exit_code is None else str(status.exit_code)),
@@ -84,7 +88,9 @@ def vitals(status: Status, now_unix_s: float) -> list[tuple[str, str]]:
         ("cooling", _cooling(status)),
         ("checkpoint", _checkpoint(status)),
         ("last action", _last_action(status, now_unix_s)),
+        ("evaluation", _evaluation(status)),
         ("result", result_line(status)),
+        ("ended", ending_line(status)),
     ]
     return [(name, text) for name, text in rows if text]
 
@@ -276,6 +282,11 @@ def _program(status: Status) -> str | None:
     if program is None:
         return None
     return printable("; ".join([program.what, *program.lacks]))
+
+
+def _evaluation(status: Status) -> str | None:
+    """What evaluations have found so far; of a finished run its result says that."""
+    return None if status.evaluation is None or status.state is RunState.FINISHED else evaluation_text(status.evaluation)
 
 
 def _last_action(status: Status, now_unix_s: float) -> str | None:

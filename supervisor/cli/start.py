@@ -88,7 +88,7 @@ from memsup.supervisor.decide.claims import ALONE
 from memsup.supervisor.decide.run.waiting import what_for
 from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
 from memsup.supervisor.decide.tiers import AS_CREATED
-from memsup.supervisor.words import count, result_line, use_rows
+from memsup.supervisor.words import count, finished_lines
 
 NOT_STARTED = 1
 IF_ATTACHED = (
@@ -602,9 +602,7 @@ def _tell_finished(paths: RunPaths, status: Status, asked: Asked) -> int:
     if asked.as_json:
         json_data(encode_status(status))
         return 0
-    data(f"Run {paths.name!r} is finished" + (f": {result_line(status)}" if status.result else "."))
-    if status.model_path:
-        data(f"Model: {status.model_path}", *use_rows(status))
+    data(*finished_lines(status, f"Run {paths.name!r} is finished"))
     message(f"To begin anew: {typed('start', paths.name)} --fresh")
     return 0
 

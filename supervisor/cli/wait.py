@@ -18,7 +18,7 @@ from memsup.supervisor.cli.picture import one_line, progress
 from memsup.supervisor.cli.screen import data, json_data, message, moves, moving
 from memsup.supervisor.client.contact import is_held, observe
 from memsup.supervisor.client.errors import RefusedError
-from memsup.supervisor.words import result_line, use_rows
+from memsup.supervisor.words import finished_lines
 
 FINISHED, NOT_FINISHED = 0, 1
 LOOK_EVERY_S = 1.0
@@ -68,9 +68,7 @@ def _tell_end(last: Status, paths: RunPaths) -> None:
         message(f"! {sentence}")
     match last.state:
         case RunState.FINISHED:
-            data("Finished" + (f": {result_line(last)}" if last.result else "."))
-            if last.model_path:
-                data(f"Model: {last.model_path}", *use_rows(last))
+            data(*finished_lines(last))
         case RunState.FAILED:
             message(f"The run failed: {last.failure or 'see the log'}", f"Its log: {command('logs', paths.name)}")
         case _:

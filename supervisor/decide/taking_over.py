@@ -14,7 +14,7 @@ from memsup.supervisor.decide.ladder import FREEZE_FROM_USE
 from memsup.supervisor.decide.tiers import Limits
 from memsup.supervisor.words import size
 
-OF_THE_WORKER = frozenset({"checkpoint.every", "checkpoint.keep"})
+OF_THE_WORKER = frozenset({"checkpoint.every", "checkpoint.keep", "training.evaluate_every", "training.patience"})
 """What a worker reads when it starts, and not again."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from memsup.shared.commands import command
 from memsup.shared.messages import Phase
-from memsup.shared.readings import KnownBatch, KnownGpu, narrow
+from memsup.shared.readings import Evaluation, KnownBatch, KnownGpu, narrow
 from memsup.shared.record import RunRecord
 from memsup.shared.status import (
     ActionStatus,
@@ -104,8 +104,11 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
         restarts=life.restarts,
         worst_stall_s=round(around.worst_stall_s, 4),
         recent_stall_s=round(around.recent_stall_s, 4),
+        evaluation=_evaluation(life),
+        stopped_early=life.outcome is not None and life.outcome.stopped_early,
         result=life.outcome.metrics if life.outcome else None,
         model_path=life.outcome.model_path if life.outcome else None,
+        model_step=life.outcome.model_step if life.outcome else None,
         failure=life.failure,
         exit_code=life.exit_status if life.is_command and not life.worker.is_alive else None,
     )
@@ -156,6 +159,12 @@ def _place(life: Lifecycle) -> dict[str, int]:
     has_told = life.heartbeat is not None
     lost = life.terminal is RunState.STOPPED and has_told and (life.unsaved or not life.worker.trains)
     return {"step": life.checkpoint.step if life.checkpoint else 0} if lost else {}
+
+
+def _evaluation(life: Lifecycle) -> Evaluation | None:
+    if life.outcome is not None:
+        return life.outcome.evaluation
+    return life.heartbeat.evaluation if life.heartbeat is not None else None
 
 
 _OF_A_WORKER = ("phase", "samples_per_s", "eta_s")

@@ -11,7 +11,7 @@ from memsup.supervisor.report.account import Account
 from memsup.supervisor.report.gather import Material
 from memsup.supervisor.report.interventions import Kind
 from memsup.supervisor.report.marks import clock
-from memsup.supervisor.words import count, duration, percent, plural, reached, reached_text, result_line, size
+from memsup.supervisor.words import count, duration, ending_line, percent, plural, reached, reached_text, result_line, size
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def headline(material: Material, account: Account) -> tuple[str, str]:
 def summary(material: Material, account: Account) -> str:
     """One paragraph, the answer to "how was the night?"."""
     status = material.status or Status(run=material.run, state=RunState.STOPPED, wanted=Wanted.STOPPED)
-    sentences = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in (result_line(status),) if sentence]
+    sentences = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in (result_line(status), ending_line(status)) if sentence]
     where = reached(status) if status.state is not RunState.FINISHED else None
     if where is not None and (where.step or where.lost_from):
         over = status.state in OVER

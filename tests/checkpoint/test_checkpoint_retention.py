@@ -50,10 +50,10 @@ def test_damaged_ones_do_not_count_as_kept() -> None:
     assert [info.step for info in deletable(found, 2)] == [1]
 
 
-def test_of_equally_good_ones_the_newer_is_the_best() -> None:
-    assert best_of([checkpoint(3, metric=0.5), checkpoint(2, metric=0.9), checkpoint(1, metric=0.9)]) == checkpoint(
-        2, metric=0.9
-    )
+def test_of_equally_good_ones_the_earliest_is_the_best() -> None:
+    """A later one is no improvement: the model is to have the weights that were called the best when they were measured."""
+    newest_first = [checkpoint(3, metric=0.5), checkpoint(2, metric=0.9), checkpoint(1, metric=0.9), checkpoint(1, metric=0.9)]
+    assert best_of(newest_first) is newest_first[2]
 
 
 def test_a_negative_metric_counts_as_well() -> None:

@@ -52,12 +52,15 @@ def check_accuracy(state: Path) -> bool:
 
 
 def _told(state: Path) -> dict[str, float] | None:
-    """The metrics at the end."""
+    """The metrics of what became the model: the best result where that was to be kept and is there, or else the last one."""
     manifests = sorted((state / "checkpoints").glob("step-*/manifest.json"))
     if not manifests or not manifests[-1].with_name("state.json").exists():  # none, or those of somebody's own program
         return None
     last = msgspec.json.decode(manifests[-1].with_name("state.json").read_bytes())
-    evaluated = last.get("evaluated")
+    settings, best, evaluated = _settings(state), last.get("best"), last.get("evaluated")
+    keeps_best = settings is not None and settings.training.keep == "best"
+    if keeps_best and best and any((state / "checkpoints").glob(f"step-{best['step']:08}*")):
+        return dict(best["metrics"])
     return evaluated["metrics"] if evaluated and evaluated["step"] == last["step"] else None
 
 

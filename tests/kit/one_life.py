@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from memsup.shared.messages import AnyReport, Decided, OutOfMemory, Welcome
-from memsup.shared.paths import prepare, run_paths
+from memsup.shared.messages import AnyReport, Decided, Finished, OutOfMemory, Welcome
+from memsup.shared.paths import RunPaths, prepare, run_paths
 from memsup.shared.record import RunRecord
+from memsup.shared.run_file import write_record
 from memsup.shared.settings import Settings
 from memsup.shared.status import Wanted
 from memsup.worker.link import Link
@@ -31,14 +32,17 @@ def one_life(
     settings: Settings, *, name: str = "life", micro_tokens_limit: int | None = None, run_id: str = "0123456789ab"
 ) -> Iterator[Training]:
     """The training, ready for its next step."""
-    import torch
-
     from memsup.worker import train
 
-    dropout = torch.nn.functional.dropout  # which a worker, whose process is its own, replaces for good
-    paths = run_paths(name)
+    paths, record = run_paths(name), a_record(settings, name, run_id)
     prepare(paths)
-    record = RunRecord(
+    welcome = Welcome(run_id=run_id, lease_s=60.0, memory_limit_bytes=None, micro_tokens_limit=micro_tokens_limit)
+    with _a_process_for_it(paths, run_id) as link:
+        yield train.prepare(record, paths, welcome, Session(link))
+
+
+def a_record(settings: Settings, name: str, run_id: str) -> RunRecord:
+    return RunRecord(
         run=name,
         run_id=run_id,
         created_unix_s=0.0,
@@ -47,21 +51,71 @@ def one_life(
         tier_reason="a test",
         settings=settings,
     )
-    welcome = Welcome(run_id=run_id, lease_s=60.0, memory_limit_bytes=None, micro_tokens_limit=micro_tokens_limit)
+
+
+@contextmanager
+def _a_process_for_it(paths: RunPaths, run_id: str) -> Iterator[Link]:
+    """The link of a worker that has this process; afterwards what a worker replaces for good in its own is put back."""
+    import torch
+
+    dropout = torch.nn.functional.dropout
     lifeline_fd, other_end = os.pipe()
     try:
-        yield train.prepare(record, paths, welcome, Session(Link(paths, run_id=run_id, lifeline_fd=lifeline_fd)))
+        yield Link(paths, run_id=run_id, lifeline_fd=lifeline_fd)
     finally:
         torch.nn.functional.dropout = dropout
         os.close(lifeline_fd)
         os.close(other_end)
 
 
+class Killed(BaseException):
+    """The end of a life of which nothing in it knows; no code catches it."""
+
+
+class Mortal(Session):
+    """A session that dies once so many pieces of work are finished: micro-batches, evaluation batches, pieces of files."""
+
+    def __init__(self, link: Link, pieces: int | None) -> None:
+        super().__init__(link)
+        self._left = pieces
+
+    def tick(self) -> None:
+        super().tick()
+        if self._left is not None:
+            self._left -= 1
+            if self._left <= 0:
+                raise Killed
+
+
+def whole_life(
+    settings: Settings, *, name: str = "life", killed_after: int | None = None, run_id: str = "0123456789ab"
+) -> tuple[Finished | None, list[Decided]]:
+    """A life from the newest checkpoint to the run's end, and what was decided in it. Returns None in place of the end where it
+    was killed, after so many pieces of work. `run.json` is there as well, so that the model is asked again after the test.
+    """
+    from memsup.worker import train
+
+    paths, record = run_paths(name), a_record(settings, name, run_id)
+    prepare(paths)
+    write_record(paths.record, record)
+    welcome = Welcome(run_id=run_id, lease_s=60.0, memory_limit_bytes=None, micro_tokens_limit=None)
+    with _a_process_for_it(paths, run_id) as link:
+        try:
+            finished = train.train(record, paths, welcome, Mortal(link, killed_after))
+        except Killed:
+            finished = None
+        return finished, [report for report in _said(link) if isinstance(report, Decided)]
+
+
 def reports(training: Training) -> list[AnyReport]:
     """What the worker has said since it was last asked."""
+    return _said(training.session.link)
+
+
+def _said(link: Link) -> list[AnyReport]:
     said = []
-    while not training.session.link._outbox.empty():
-        message = training.session.link._outbox.get()
+    while not link._outbox.empty():
+        message = link._outbox.get()
         assert message is not None
         said.append(message)
     return said

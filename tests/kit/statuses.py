@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from kit.cli_process import RUN_ID
-from memsup.shared.readings import KnownBatch, KnownGpu
+from memsup.shared.readings import Evaluation, KnownBatch, KnownGpu
 from memsup.shared.status import (
     ActionStatus,
     CheckpointStatus,
@@ -19,6 +19,9 @@ from memsup.shared.status import (
 )
 
 GIB = 2**30
+EVALUATION = Evaluation(
+    metric="accuracy", value=0.79, step=1200, best=0.81, best_step=800, without_rise=2, patience=3, keeps_best=True
+)
 
 
 def a_status(state: RunState = RunState.RUNNING, **fields: Any) -> Status:
@@ -60,4 +63,5 @@ def full_status() -> Status:
             result="done: 4,096 → 2,048 tokens",
         ),
         restarts=2,
+        evaluation=EVALUATION,
     )

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.statuses import EVALUATION, a_status
 from kit.terminal import obeyed
 
 from memsup.shared.printable import printable, printable_json, printable_lines
 from memsup.shared.readings import KnownGpu
 from memsup.shared.settings import parse_size
 from memsup.shared.status import RunState, Status, Wanted
-from memsup.supervisor.words import columns, cut, duration, gpu_line, pad, percent, result_line, size, steps, width
+from memsup.supervisor.words import (
+    columns,
+    cut,
+    duration,
+    ending_line,
+    evaluation_text,
+    finished_lines,
+    gpu_line,
+    pad,
+    percent,
+    result_line,
+    size,
+    steps,
+    width,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +71,29 @@ def test_durations_name_their_two_largest_units(seconds: float | None, text: str
 def test_percent() -> None:
     """Unknown is not nought."""
     assert (percent(0.9), percent(None)) == ("90 %", "?")
+
+
+def test_an_early_end_and_the_weights_of_the_model_are_said_from_the_fields() -> None:
+    """Of accuracy as of loss, and of a model that has other weights than the best."""
+    assert evaluation_text(EVALUATION) == (
+        "accuracy 79.0% at step 1,200; best 81.0% at step 800, 2 of 3 evaluations without a better one"
+    )
+    over = msgspec.structs.replace(EVALUATION, without_rise=3, step=1600)
+    status = a_status(RunState.FINISHED, evaluation=over, stopped_early=True, model_step=800, result={"accuracy": 0.81})
+    assert finished_lines(status) == [
+        "Finished: accuracy 81.0%",
+        "Stopped early: accuracy has not risen for 3 evaluations; best 81.0% at step 800, whose weights the model has.",
+    ]
+    loss = msgspec.structs.replace(over, metric="loss", value=0.62, best=0.5432, keeps_best=False)
+    status = a_status(RunState.FINISHED, evaluation=loss, stopped_early=True, model_step=1600)
+    assert ending_line(status) == (
+        "stopped early: loss has not fallen for 3 evaluations; best 0.5432 at step 800, while the model has the weights of "
+        "step 1,600, the last one"
+    )
+    status = a_status(RunState.FINISHED, evaluation=over, model_step=800)
+    assert ending_line(status) == "the model has the weights of step 800, with the best accuracy"
+    status.model_step = over.step
+    assert ending_line(status) is None
 
 
 def test_the_accuracy_has_beside_it_what_it_is_worth() -> None:

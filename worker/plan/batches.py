@@ -52,7 +52,7 @@ class Schedule:
         return epochs * self.rows + rest * self.effective_batch
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether `step` is the last one of an epoch or of the run, after which the model is evaluated."""
+        """Whether `step` is the last one of an epoch or of the run."""
         return step > 0 and (step % self.steps_per_epoch == 0 or step == self.total_steps)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 
 from memsup.shared.messages import PauseMode, ToWorker
+from memsup.shared.readings import Evaluation
 from memsup.shared.record import Awaited, NotBefore
 from memsup.shared.status import Wanted
 from memsup.supervisor.decide.events import By, Event, Move, OrderKind, Outcome
@@ -158,6 +159,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The folder of the checkpoint that the line is about."""
     checkpoint_step: int | None = None
     """The step that this checkpoint holds."""
+    evaluation: Evaluation | None = None
+    """What evaluations had found when training ended early."""
     rows: int | None = None
     """How many rows of the data the line is about."""
     ladder: LadderState | None = None

@@ -165,7 +165,7 @@ class Lifecycle(Standing):
                 self._out.append(records.out_of_memory(report))
             case m.Decided(what=what):
                 self._out.append(records.decided(report))
-                if what in (m.DecisionKind.CHECKPOINT_DAMAGED, m.DecisionKind.CHECKPOINT_USED):
+                if what in (m.DecisionKind.CHECKPOINT_DAMAGED, m.DecisionKind.CHECKPOINT_USED, m.DecisionKind.BEST_LOST):
                     self.damage.append(report.detail)
                 if what is m.DecisionKind.CHECKPOINT_FAILED:
                     self.not_saved = report.detail
@@ -434,6 +434,8 @@ class Lifecycle(Standing):
         verdict = judge(death, self.recovery.budget, self.checkpoint.step if self.checkpoint else None, jitter_fraction)
         if verdict.cause is Cause.FINISHED:
             self.outcome = death.last_words if isinstance(death.last_words, m.Finished) else None
+            if self.outcome is not None and self.outcome.stopped_early and self.outcome.evaluation is not None:
+                self._out.append(records.stopped_early(self.outcome.evaluation, self.outcome.model_step))
             self._end_run(RunState.FINISHED, None, By.WORKER, verdict.cause)
         elif leaving.for_good:
             if verdict.cause is not Cause.LEFT:

@@ -12,6 +12,7 @@ import msgspec
 
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode
+from memsup.shared.readings import Evaluation
 from memsup.shared.record import Awaited
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.events import By, Event, Move, Outcome
@@ -23,7 +24,7 @@ from memsup.supervisor.decide.run.orders import Pending, kind_of, name_of
 from memsup.supervisor.decide.run.restarts import Cause, Verdict
 from memsup.supervisor.decide.run.unsaved import Unsaved
 from memsup.supervisor.decide.run.waiting import Fate, how_they_ended
-from memsup.supervisor.words import plural
+from memsup.supervisor.words import plural, stopped_early_text
 
 
 def rung(stance: Stance, before: Stance) -> list[Record]:
@@ -95,6 +96,17 @@ def decided(report: m.Decided) -> Record:
         checkpoint=report.checkpoint,
         checkpoint_step=report.step,
         rows=report.rows,
+    )
+
+
+def stopped_early(found: Evaluation, model_step: int | None) -> Record:
+    """The training has ended before its last step; its model has the weights of `model_step`."""
+    return Record(
+        event=Event.STOPPED_EARLY,
+        reason=stopped_early_text(found, model_step),
+        by=By.WORKER,
+        checkpoint_step=model_step,
+        evaluation=found,
     )
 
 

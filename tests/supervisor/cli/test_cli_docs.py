@@ -8,6 +8,7 @@ import click
 import msgspec
 import pytest
 from kit import ROOT
+from kit.statuses import EVALUATION
 
 from memsup.shared.readings import KnownGpu
 from memsup.shared.settings import Settings, Written, keys
@@ -86,6 +87,7 @@ def test_every_key_of_the_status_document_stands_on_the_page() -> None:
                 temperatures=[TemperatureStatus(name="x")],
                 last_action=ActionStatus(at=0, rung=None, action="", reason=""),
                 program=ProgramStatus(attached=True),
+                evaluation=EVALUATION,
             )
         )
     )

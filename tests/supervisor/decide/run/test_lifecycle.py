@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kit.statuses import EVALUATION
 
 from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode, Phase, RequestKind
@@ -895,6 +896,20 @@ def test_who_ended_the_run_is_on_record(event: tuple[object, ...], by: By) -> No
     play.do(str(name), *args, **kwargs)  # type: ignore[arg-type]
     play.do("exit", 0, 0)
     assert play.record(Event.END).by is by
+
+
+def test_an_early_end_has_a_line_of_its_own_with_what_was_found() -> None:
+    """Once, when it has finished; not where it ran to its last step, nor where nothing is said of evaluations."""
+    for stopped_early, found in ((True, EVALUATION), (False, EVALUATION), (True, None)):
+        play = Play(new_life()).training()
+        last = m.Finished("/m", {}, steps=9, samples=9, evaluation=found, stopped_early=stopped_early, model_step=4)
+        play.do("report", last)
+        play.do("exit", 0, 0)
+        lines = [line for line in play.seen if isinstance(line, Record) and line.event is Event.STOPPED_EARLY]
+        assert [(line.by, line.checkpoint_step, line.evaluation) for line in lines] == (
+            [(By.WORKER, 4, EVALUATION)] if stopped_early and found else []
+        )
+        assert play.record(Event.END).cause is Cause.FINISHED
 
 
 def test_a_run_whose_machine_died_waits_for_a_person_and_nobody_is_said_to_have_asked() -> None:
