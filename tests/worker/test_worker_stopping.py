@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def stopped_early(finished: Finished | None) -> Finished:
 
 def test_whoever_kills_it_it_ends_after_the_same_step_with_the_same_model(settings: Settings) -> None:
     """Killed after any piece of work, of evaluations and saves as well, again and again, later each time; then its best
-    weights are damaged.
+    weights are damaged, and those of the other taken away.
     """
     alone = stopped_early(whole_life(settings, name="alone")[0])
     assert alone.evaluation is not None
@@ -83,3 +84,10 @@ def test_whoever_kills_it_it_ends_after_the_same_step_with_the_same_model(settin
     assert again.model_step == again.steps
     assert again.metrics["accuracy"] == state_of(one)["evaluated"]["metrics"]["accuracy"]
     assert filecmp.cmp(one.model / "model.safetensors", newest_checkpoint(one) / "model.safetensors", shallow=False)
+
+    shutil.rmtree(next((other.state / "checkpoints").glob(f"step-{killed.model_step:08}*")))
+    end, decided = whole_life(settings, name="killed")
+    again = stopped_early(end)
+    assert [(said.what, said.step, said.checkpoint) for said in decided] == [(DecisionKind.BEST_LOST, killed.model_step, None)]
+    assert filecmp.cmp(other.model / "model.safetensors", newest_checkpoint(other) / "model.safetensors", shallow=False)
+    assert again.metrics["accuracy"] == state_of(other)["evaluated"]["metrics"]["accuracy"]
