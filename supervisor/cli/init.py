@@ -12,7 +12,7 @@ import click
 from memsup.shared.commands import DEFAULT_RUN
 from memsup.shared.paths import current_folder, run_paths
 from memsup.shared.settings import Settings, Share
-from memsup.supervisor.cli.options import flag_options, json_option, setting_names
+from memsup.supervisor.cli.options import flag_options, json_option, setting_names, settings_of_flags
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.errors import RefusedError
 
@@ -45,7 +45,6 @@ def init(
 
     Without --train the data file in this folder is taken.
     """
-    from memsup.supervisor.cli.start import settings_of_flags
     from memsup.supervisor.client.preparing import load_settings, plan_new
     from memsup.supervisor.daemon.claims import beside
 

@@ -12,7 +12,7 @@ import click
 from memsup.shared.commands import DEFAULT_RUN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable, Container, Mapping, Sequence
 
     from memsup.shared.paths import RunPaths
 
@@ -93,6 +93,47 @@ def flag_options(command: Callable[..., Any]) -> Callable[..., Any]:
         hidden = flag.option in _NOT_IN_HELP
         command = click.option(flag.option, flag.argument, metavar=flag.metavar, help=flag.help, hidden=hidden)(command)
     return command
+
+
+def settings_of_flags(
+    flags: Mapping[str, str | None], assignments: Sequence[str], accumulation: int | None, *, is_command: bool
+) -> tuple[str, ...]:
+    """The options that are settings, as `--set` has them. Raises `click.UsageError` where two say different things, and where
+    they are for a command, which has them of its own.
+    """
+    set_too = {assignment.partition("=")[0].strip() for assignment in assignments}
+    given = []
+    for flag in FLAGS:
+        value = flags[flag.argument]
+        if value is None:
+            continue
+        if flag.setting in set_too:
+            raise click.UsageError(f"{flag.option} is {flag.setting}, which --set gives as well. Choose one.")
+        if is_command and flag.setting != "training.device":
+            raise click.UsageError(
+                f"{flag.option} is for the built-in training; what your command takes stands behind the two dashes."
+            )
+        if flag.setting == "training.effective_batch" and accumulation is not None:
+            value = _times(flag.option, value, accumulation)
+        given.append(f"{flag.setting}={value}")
+    if accumulation is not None and flags["batch_size"] is None:
+        raise click.UsageError(
+            "--gradient-accumulation-steps goes with --batch-size: a step has batch size × accumulation samples, and memsup "
+            "cuts it by itself so that it fits."
+        )
+    return tuple(given)
+
+
+def _times(option: str, value: str, accumulation: int) -> str:
+    if not value.isdecimal():
+        raise click.UsageError(f"{option} is {value!r}; write a whole number.")
+    return str(int(value) * accumulation)
+
+
+def mixed_precision(device: str | None) -> tuple[str, ...]:
+    """What the usual `use_amp` means here: float16 on a GPU. On a CPU memsup chooses by itself what is faster there."""
+    has_gpu = device != "cpu" and any(map(os.path.exists, ("/dev/nvidiactl", "/dev/dxg")))
+    return ("training.amp=fp16",) if has_gpu or (device or "").startswith("cuda") else ()
 
 
 class TrainingCommand(click.Command):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-REFUSED = 2
+NOT_STARTED, REFUSED = 1, 2
 
 
 class RefusedError(Exception):

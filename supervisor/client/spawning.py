@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 
@@ -27,7 +28,7 @@ from memsup.shared.printable import printable
 from memsup.shared.record import RunRecord
 from memsup.shared.run_file import write_record
 from memsup.shared.settings import keys
-from memsup.supervisor.client.errors import RefusedError
+from memsup.supervisor.client.errors import NOT_STARTED, RefusedError
 from memsup.supervisor.daemon.self_protection import own_scope
 from memsup.supervisor.decide.claims import Claim
 from memsup.supervisor.kernel.children import why_not_started
@@ -35,7 +36,6 @@ from memsup.supervisor.kernel.processes import fence_name
 
 READY_WITHIN_S = 60.0
 """Importing and trying out the fence takes half a second; a machine under pressure is slower."""
-NOT_STARTED = 1
 
 
 class NotStartedError(RefusedError):
@@ -173,7 +173,7 @@ def _spawn(paths: RunPaths, prefix: list[str]) -> tuple[subprocess.Popen[bytes],
         os.close(ready)
 
 
-def become(paths: RunPaths) -> None:
+def become(paths: RunPaths) -> NoReturn:
     """Turns this process into the supervisor, in this terminal. It does not return."""
     os.chdir("/")
     os.execve(sys.executable, command(paths), environment(paths))  # noqa: S606 - a list of arguments, no shell
