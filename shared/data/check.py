@@ -23,6 +23,7 @@ from memsup.shared.data.examples import Example, at, read_examples, sorted_label
 from memsup.shared.data.judge import judge, unused_text
 from memsup.shared.data.looks import words
 from memsup.shared.data.rows import names_columns_in_first_line, notes_on
+from memsup.shared.data.seen import SeenRows
 from memsup.shared.data.sources import Source, locate
 from memsup.shared.data.targets import ProblemType, as_score
 from memsup.shared.model.folder import ModelSummary, check_model
@@ -67,8 +68,8 @@ class DataSummary:
 @dataclass(frozen=True, kw_only=True)
 class TaskSummary:
     model: ModelSummary
-    train: DataSummary
-    evaluation: DataSummary | None
+    train: DataSummary | SeenRows
+    evaluation: DataSummary | SeenRows | None
     """What was seen of the data to evaluate on. None means that a share of `train` will be held out."""
     verdict: Verdict
 

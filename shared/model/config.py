@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from memsup.shared.data.errors import InputError
+from memsup.shared.data.targets import TaskKind
 from memsup.shared.model import libraries
 
 OWN_ATTENTION = ("sdpa", "eager")
 """The ways to compute attention that are in torch and transformers themselves."""
 
 
-def check_config(where: str, config: object) -> Mapping[str, Any]:
-    """The config, where it is one of a model that can be trained here. Raises InputError."""
+class _Named(NamedTuple):
+    """What a model for a kind of task is called, and one of them."""
+
+    name: str
+    example: str
+
+
+_MODELS: dict[TaskKind, _Named] = {
+    "text-classification": _Named("text classifier", "a BERT"),
+    "causal-lm": _Named("model that goes on with a text", "a Llama, a Qwen or a SmolLM"),
+}
+
+
+def check_config(where: str, config: object, task: TaskKind = "text-classification") -> Mapping[str, Any]:
+    """The config, where it is one of a model that can be trained here for such a task. Raises InputError."""
     if not isinstance(config, dict) or not isinstance(kind := config.get("model_type"), str):
         go_on = "it is not the config.json of a transformers model."
         if isinstance(config, dict) and "type_vocab_size" in config:
@@ -25,19 +39,19 @@ def check_config(where: str, config: object) -> Mapping[str, Any]:
             f"The weights of {where} are quantized{f' ({method})' if method else ''}, rounded to a few bits each, and cannot "
             "be trained: choose the model that they were made from."
         )
-    classifiers = libraries.classifier_types()
-    if classifiers is None or kind in classifiers:
+    types = libraries.types_for(task)
+    if types is None or kind in types:
         return config
     known = kind in libraries.config_types()
     if config.get("auto_map") and not known:
         raise InputError(
             f"{where} is a model with a program of its own (auto_map), and memsup runs none from a model's folder: "
-            "choose a model that transformers itself knows, such as a BERT."
+            f"choose a model that transformers itself knows, such as {_MODELS[task].example}."
         )
     if known:
         raise InputError(
-            f"{where} is of type {one_line(kind)}, of which transformers makes no text classifier: choose another "
-            "model, such as a BERT."
+            f"{where} is of type {one_line(kind)}, of which transformers makes no {_MODELS[task].name}: choose another "
+            f"model, such as {_MODELS[task].example}."
         )
     raise InputError(
         f"{where} is of type {one_line(kind)}, which transformers {libraries.transformers_version()} does not know: check "

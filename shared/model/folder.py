@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from memsup.shared.data.errors import InputError
+from memsup.shared.data.targets import TaskKind
 from memsup.shared.files import UnreadableError, open_regular, read_document
 from memsup.shared.model import content, hub, libraries, tokenizer, weights
 from memsup.shared.model.config import check_config, replaced
@@ -76,9 +77,11 @@ class ModelSummary:
     """
 
 
-def check_model(model: str | None, environment: Mapping[str, str] = os.environ) -> ModelSummary:
-    """What there is of `model` on this machine. Raises InputError for a folder that holds no model which can be trained here,
-    and for anything in it that no library should be led to.
+def check_model(
+    model: str | None, environment: Mapping[str, str] = os.environ, *, task: TaskKind = "text-classification"
+) -> ModelSummary:
+    """What there is of `model` on this machine. Raises InputError for a folder that holds no model which can be trained here
+    for such a task, and for anything in it that no library should be led to.
     """
     if not model:
         raise InputError("task.model is not set: name a hub id such as bert-base-chinese, or a folder with a config.json.")
@@ -86,15 +89,15 @@ def check_model(model: str | None, environment: Mapping[str, str] = os.environ) 
     if (meant := hub.id_in_address(model)) and not os.path.lexists(path):
         raise InputError(f"{model[:300]} is an address: give the id alone, {meant}")
     if not os.path.lexists(path) and hub.is_hub_id(model):
-        return _check_fetched(model, hub.cached_folder(model, environment))
+        return _check_fetched(model, hub.cached_folder(model, environment), task)
     if not os.path.isdir(path):
         raise InputError(_no_folder(path, model[:300]))
     if not os.path.lexists(path / "config.json"):
         raise InputError(_no_config(path))
-    return _check_folder(path, str(path), ModelSource.FOLDER)
+    return _check_folder(path, str(path), ModelSource.FOLDER, task)
 
 
-def _check_fetched(model: str, folder: Path | None) -> ModelSummary:
+def _check_fetched(model: str, folder: Path | None, task: TaskKind) -> ModelSummary:
     """Of a model from the hub. What was fetched only in part is as good as nothing: the worker fetches the rest."""
     missing = ModelSummary(source=ModelSource.HUB, folder=None, config=None, has_tokenizer=True)
     if folder is None or next((name for name in weights.NAMES if os.path.isfile(folder / name)), None) is None:
@@ -105,10 +108,10 @@ def _check_fetched(model: str, folder: Path | None) -> ModelSummary:
                 return missing
     except InputError:
         return missing
-    return _check_folder(folder, model, ModelSource.HUB)
+    return _check_folder(folder, model, ModelSource.HUB, task)
 
 
-def _check_folder(folder: Path, where: str, source: ModelSource) -> ModelSummary:
+def _check_folder(folder: Path, where: str, source: ModelSource, task: TaskKind) -> ModelSummary:
     names = _check_files(folder)
     if any(name == "adapter_config.json" for name in names):
         raise InputError(
@@ -121,7 +124,7 @@ def _check_folder(folder: Path, where: str, source: ModelSource) -> ModelSummary
         raise InputError(
             f"{folder / 'config.json'} cannot be read as JSON ({error}): copy it again from where the model came from."
         ) from None
-    config = check_config(where, found)
+    config = check_config(where, found, task)
     tokenizer_config = _read_tokenizer_config(folder, names)
     file = weights.find_weights(where, names, config)
     has_tokenizer = tokenizer.has_tokenizer(names, config, tokenizer_config)
@@ -157,8 +160,12 @@ def _check_folder(folder: Path, where: str, source: ModelSource) -> ModelSummary
         config=config,
         has_tokenizer=has_tokenizer,
         notes=(*replaced(config), *said),
-        cannot_take=tokenizer.end_token(tokenizer_config) if libraries.counts_end_tokens(str(config["model_type"])) else None,
+        cannot_take=tokenizer.end_token(tokenizer_config) if _counts_end_tokens(config, task) else None,
     )
+
+
+def _counts_end_tokens(config: Mapping[str, Any], task: TaskKind) -> bool:
+    return task == "text-classification" and libraries.counts_end_tokens(str(config["model_type"]))
 
 
 def read_config(folder: Path) -> Any:

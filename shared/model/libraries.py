@@ -7,10 +7,12 @@ import re
 from functools import cache
 from pathlib import Path
 
+from memsup.shared.data.targets import TaskKind
 from memsup.shared.files import read_small
 
 _MOST_SOURCE_BYTES = 4 << 20
-_CLASSIFIERS = re.compile(r"^MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES = OrderedDict.*?^\)", re.DOTALL | re.MULTILINE)
+_HEADS: dict[TaskKind, str] = {"text-classification": "SEQUENCE_CLASSIFICATION", "causal-lm": "CAUSAL_LM"}
+"""What transformers calls the models of each kind of task."""
 _TYPE = re.compile(r'\(\s*"([^"\s]+)",\s*"\w+"')
 _CLASS = re.compile(r'\(\s*"([^"\s]+)",\s*"(\w+)"')
 _ATTRIBUTE = re.compile(r"\bself\.([A-Za-z_]\w*)")
@@ -38,10 +40,17 @@ def transformers_version() -> str:
 
 
 @cache
-def classifier_types() -> frozenset[str] | None:
-    """The model types that transformers makes text classifiers of. It is None where its files do not tell."""
-    found = _CLASSIFIERS.search(_source("modeling_auto.py"))
-    return frozenset(_TYPE.findall(found.group())) if found else None
+def types_for(kind: TaskKind) -> frozenset[str] | None:
+    """The model types of which transformers makes models for such a task. It is None where its files do not tell."""
+    found = _listed(kind)
+    return frozenset(_TYPE.findall(found)) if found else None
+
+
+def _listed(kind: TaskKind) -> str:
+    """Transformers' own list of them; empty where there is none."""
+    list_of_kind = rf"^MODEL_FOR_{_HEADS[kind]}_MAPPING_NAMES = OrderedDict.*?^\)"
+    found = re.search(list_of_kind, _source("modeling_auto.py"), re.DOTALL | re.MULTILINE)
+    return found.group() if found else ""
 
 
 @cache
@@ -54,8 +63,7 @@ def config_types() -> frozenset[str]:
 def families() -> dict[str, frozenset[str]]:
     """The model types of each family of classes, by how these begin: Bert, Roberta."""
     found: dict[str, set[str]] = {}
-    listed = _CLASSIFIERS.search(_source("modeling_auto.py"))
-    for kind, name in _CLASS.findall(listed.group() if listed else ""):
+    for kind, name in _CLASS.findall(_listed("text-classification")):
         found.setdefault(name.removesuffix("ForSequenceClassification"), set()).add(kind)
     return {name: frozenset(kinds) for name, kinds in found.items()}
 

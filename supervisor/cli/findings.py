@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from memsup.shared.data.doubts import Answer
+from memsup.shared.data.seen import SeenRows
 from memsup.shared.model.folder import ModelSource
 from memsup.supervisor.client.trust import contacts
 from memsup.supervisor.decide.readings import THIS_MACHINE
@@ -65,6 +66,8 @@ def brief_rows(task: TaskSummary | None, resolution: Resolution, settings: Setti
 def brief_task(task: TaskSummary, settings: Settings) -> str:
     """What is trained on what, in one line."""
     rows = f"{plural(task.train.rows, 'row')}{'' if task.train.complete else ' at least'}"
+    if isinstance(task.train, SeenRows):
+        return f"{settings.task.model} on {task.train.source}: {rows}, {task.train.learnt}"
     is_score = settings.task.problem_type == "regression"
     labels = f"a number, {task.train.columns.label!r}" if is_score else plural(len(task.train.labels), "label")
     return f"{settings.task.model} on {task.train.source}: {rows}, {labels}"
@@ -77,7 +80,7 @@ def data_rows(task: TaskSummary, settings: Settings) -> list[Row]:
     ]
     if task.evaluation is not None:
         rows.append(("evaluate", _data(task.evaluation)))
-    rows.append(("labels", _labels(task.train)))
+    rows += task.train.about if isinstance(task.train, SeenRows) else [("labels", _labels(task.train))]
     rows.append(("texts", _texts(task.train, settings.training.max_length)))
     return rows
 
@@ -221,8 +224,11 @@ def _model_source(model: ModelSummary) -> str:
     return _MODEL_SOURCES[model.source.value]
 
 
-def _data(data: DataSummary) -> str:
+def _data(data: DataSummary | SeenRows) -> str:
     more = "" if data.complete else " at least (looked at for a moment only)"
+    if isinstance(data, SeenRows):
+        left_out = "".join(f", {plural(rows, 'row')} left out, since {why}" for why, rows in data.left_out.items())
+        return f"{data.source}: {plural(data.rows, 'row')}{more}, {data.learnt}{left_out}"
     blank = f", {plural(data.blank_texts, 'row')} without a text left out" if data.blank_texts else ""
     if others := sum(data.other_labels.values()):
         names = ", ".join(list(data.other_labels)[:MOST_SHOWN])
@@ -240,7 +246,7 @@ def _labels(data: DataSummary) -> str:
     return ", ".join(shown + more)
 
 
-def _texts(data: DataSummary, max_length: int | None) -> str:
+def _texts(data: DataSummary | SeenRows, max_length: int | None) -> str:
     median, _, nearly_all, longest = data.text_chars
     text = f"{count(median)} characters in the middle, {count(nearly_all)} at 99 %, {count(longest)} at most"
     if max_length is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memsup.shared.commands import DEFAULT_RUN
+from memsup.shared.data.seen import SeenRows
 from memsup.shared.paths import current_folder, run_paths
 from memsup.shared.settings import Settings, Share
 from memsup.supervisor.cli.options import flag_options, json_option, setting_names, settings_of_flags
@@ -93,12 +94,15 @@ def _lines(plan: Plan, folder: Path) -> Iterator[str]:
     assert task is not None, "it is planned without a command"
     yield f"# Of {task.train.source}: {task.train.rows:,} rows. Every setting: docs/settings.md"
     yield "[task]"
+    if settings.task.kind != Settings().task.kind:
+        yield f"kind = {_written(settings.task.kind)}"
     yield f"model = {_written(_from_here(settings.task.model, folder))}"
     yield f"train = {_written(_from_here(settings.task.train, folder))}"
     if settings.task.eval is not None:
         yield f"eval = {_written(_from_here(settings.task.eval, folder))}"
     for name in ("text", "text_pair", "label"):
-        if (column := getattr(task.train.columns, name)) is not None:
+        columns = settings.task if isinstance(task.train, SeenRows) else task.train.columns
+        if (column := getattr(columns, name)) is not None:
             yield f"{name} = {_written(column)}"
     if settings.task.problem_type != Settings().task.problem_type:
         yield f"problem_type = {_written(settings.task.problem_type)}"

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from memsup.shared.data.errors import InputError
+from memsup.shared.data.targets import TaskKind
 from memsup.shared.model import hub, libraries
 from memsup.shared.model.config import check_config, replaced
 from memsup.shared.model.folder import MOST_CONFIG_BYTES, ModelSummary
@@ -40,7 +41,13 @@ class _UnreachableError(Exception):
     """The hub did not answer; the text is the reason as half a sentence."""
 
 
-def look_up(model: str, found: ModelSummary, environment: Mapping[str, str] = os.environ) -> ModelSummary:
+def look_up(
+    model: str,
+    found: ModelSummary,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    task: TaskKind = "text-classification",
+) -> ModelSummary:
     """What the hub says of `model`, of which there is nothing on this machine yet. Raises InputError where there is no such
     model, where it cannot be trained here, and where the hub cannot be asked: the worker could not fetch it either.
     """
@@ -77,7 +84,7 @@ def look_up(model: str, found: ModelSummary, environment: Mapping[str, str] = os
         content = json.loads(answer.body)
     except (ValueError, RecursionError):
         raise InputError(f"The config.json of {model} at {told} is no JSON: choose another model.") from None
-    config = check_config(model, content)
+    config = check_config(model, content, task)
     if (names := _names(answers.get("list"))) is not None:
         find_weights(model, names, config)
         check_tokenizer(model, names, config, {}, libraries.is_installed)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from memsup.shared.data.check import TaskSummary, check_task
 from memsup.shared.data.doubts import Doubt
+from memsup.shared.data.seen import SeenRows
 from memsup.shared.files import UnreadableError
 from memsup.shared.loading import Loaded, load, user_settings_file
 from memsup.shared.model.content import parameters
@@ -128,7 +129,9 @@ def look_at_task(settings: Settings, *, checkpoint: Path | None = None) -> TaskS
     if model.folder is None:
         from memsup.supervisor.client.hub import look_up
 
-        model = look_up(settings.task.model or "", model)
+        model = look_up(settings.task.model or "", model, task=settings.task.kind)
+    if isinstance(task.train, SeenRows):
+        return replace(task, model=model)
     doubts, notes = judge_model(model, list(task.train.labels), complete=task.train.complete)
     verdict = replace(task.verdict, doubts=(*task.verdict.doubts, *doubts))
     return replace(task, model=replace(model, notes=(*model.notes, *notes)), verdict=verdict)
@@ -317,7 +320,12 @@ def model_shape(model: str | None, task: TaskSummary | None = None) -> Shape | N
         weights = parameters(folder) or None
     except (OSError, UnreadableError):
         return None  # whether it can be used is for the worker to say
-    return shape_of(config, weights, labels=len(task.train.labels) if task else 2) if isinstance(config, dict) else None
+    labels = 2
+    if task is not None:
+        if isinstance(task.train, SeenRows):
+            return None
+        labels = len(task.train.labels)
+    return shape_of(config, weights, labels) if isinstance(config, dict) else None
 
 
 def _weights_bytes(folder: Path | None) -> int:

@@ -42,7 +42,9 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def weight(self, indices: NDArray[np.int64]) -> float:
-        """What these rows count together in the loss: their number, unless some count more than others."""
+        """What these rows count together in the loss: their number, unless some count more than others; where tokens are
+        learnt, their targets.
+        """
         ...
 
     def where(self, indices: NDArray[np.int64]) -> str:

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -35,7 +34,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from memsup.shared.data import sources
 from memsup.shared.data.check import check_rows
 from memsup.shared.data.columns import Columns, look_at_columns
 from memsup.shared.data.doubts import DoubtKind
@@ -43,20 +41,17 @@ from memsup.shared.data.errors import DoubtfulError, InputError
 from memsup.shared.data.evidence import MOST_LABELS, Evidence
 from memsup.shared.data.examples import Example, read_examples, sorted_labels
 from memsup.shared.data.judge import judge
-from memsup.shared.data.layout import Kind, documents
 from memsup.shared.data.targets import ProblemType
-from memsup.shared.files import UnreadableError, flush_folder, open_regular, read_document, replace_file
 from memsup.worker.imports import without_search_for_garbage
 from memsup.worker.tasks import origins
+from memsup.worker.tasks.cache import Boundary, Located, Note, fingerprint, locate, made_once
 
 _FORMAT = 4
 _TYPES = "types.bin"
 _CHUNK_ROWS = 1000
 _CHUNK_CHARS = 1 << 18
-_HASHED_BYTES = 8 << 20
 
 T = TypeVar("T")
-Boundary = Callable[[], None]
 Ints = NDArray[np.int64]
 Labels = NDArray[Any]
 """The labels of rows: places among the labels' names, or scores, or bits for several (uint8, a row's bytes each)."""
@@ -112,14 +107,6 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Names the encoder and all that changes what it does, such as the length at which it cuts."""
 
 
-class _Located(NamedTuple):
-    train: sources.Source
-    evaluation: sources.Source | None
-
-    def all(self) -> list[sources.Source]:
-        return [source for source in self if source is not None]
-
-
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
     blank: int
     """Rows without a text, which were left out."""
@@ -144,15 +131,9 @@ class SpecialToken(msgspec.Struct, frozen=True):
     """The first of these rows, numbered as `Corpus.rows` takes them."""
 
 
-class _FileNote(msgspec.Struct, frozen=True):
-    size_bytes: int
-    blake2b: str
-
-
-class _Note(msgspec.Struct, frozen=True, kw_only=True):
+class _Note(Note, kw_only=True):
     """What corpus.json holds."""
 
-    format: int
     source: Source
     labels: list[str]
     """The names of the labels in their order, or that of the score."""
@@ -161,7 +142,6 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True):
     is_held_out: bool
     special: list[SpecialToken]
     vocabulary_size: int
-    files: dict[str, _FileNote]
 
 
 _notes = msgspec.json.Decoder(_Note)
@@ -214,11 +194,10 @@ class Corpus:
     """What `open_corpus` found or made."""
 
     def __init__(self, folder: Path, note: _Note) -> None:
-        token_type = _token_type(note.vocabulary_size)
         tokens, offsets, labels, train, evaluation = (
             np.asarray(np.memmap(folder / f"{name}.bin", dtype=kind, mode="r"))
             for name, kind in [
-                ("tokens", token_type),
+                ("tokens", token_type(note.vocabulary_size)),
                 ("offsets", np.int64),
                 ("labels", _label_type(note.source.problem_type)),
                 ("train", np.int64),
@@ -240,8 +219,7 @@ class Corpus:
         self.counts = note.counts
         self.special = note.special
         self.tokenizer_folder = folder / "tokenizer"
-        learnt = [(name, seen.blake2b) for name, seen in note.files.items() if name.removesuffix(".bin") not in origins.FILES]
-        self.fingerprint = _digest(msgspec.json.encode([note.labels, sorted(learnt)]))
+        self.fingerprint = fingerprint(note.labels, note)
         """The fingerprint of rows, tokens, labels and split, wherever the files lie."""
 
     def where(self, row: int) -> str:
@@ -268,59 +246,10 @@ def open_corpus(cache: Path, source: Source, make_encoder: MakeEncoder, boundary
 
     Raises InputError for data that cannot be used, OSError for a disk that is full, and whatever `boundary` raises.
     """
-    train = sources.locate(source.train)
-    beside = train.evaluation if source.evaluation is None else sources.locate(source.evaluation, evaluates=True)
-    located = _Located(train, beside)
-    key = _digest(msgspec.json.encode([_FORMAT, source, [_identity(part) for part in located.all()]]))[:16]
-    folder = cache / f"corpus-{key}"
-    cache.mkdir(exist_ok=True, mode=0o700)
-    note = _whole(folder, source, boundary)
-    for other in cache.glob("corpus-*"):
-        if note is None or other != folder:
-            shutil.rmtree(other)
-    if note is None:
-        draft = cache / f"corpus-{key}.draft"
-        draft.mkdir(mode=0o700)
-        try:
-            note = _make(draft, source, located, make_encoder, boundary)
-            draft.rename(folder)
-            flush_folder(cache)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+    located = locate(source.train, source.evaluation)
+    make = partial(_make, source=source, located=located, make_encoder=make_encoder, boundary=boundary)
+    folder, note = made_once(cache, source, located, make, _notes.decode, number=_FORMAT, boundary=boundary)
     return Corpus(folder, note)
-
-
-def _identity(source: sources.Source) -> list[object]:
-    """What changes when one of the files does: name, size, time, and its first and last MiB; of a folder of texts the names,
-    sizes and times.
-    """
-    seen: list[object] = []
-    for each in source.files:
-        file = each.path
-        seen.append([each.kind.name, each.label, each.label_names])
-        try:
-            if each.kind is Kind.DOCUMENTS:
-                seen.append([(str(text), (facts := text.stat()).st_size, facts.st_mtime_ns) for text in documents(file)])
-                continue
-            fd, _ = open_regular(file)
-            with os.fdopen(fd, "rb") as content:
-                facts = os.fstat(fd)
-                head = content.read(1 << 20)
-                content.seek(max(0, facts.st_size - (1 << 20)))
-                seen.append([str(file), facts.st_size, facts.st_mtime_ns, _digest(head + content.read(1 << 20))])
-        except OSError as error:
-            raise InputError(f"{file} cannot be read: {error.strerror}.") from None
-    return seen
-
-
-def _flush_file(file: Path) -> None:
-    with file.open("rb") as written:
-        os.fsync(written.fileno())
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _label_type(problem_type: ProblemType) -> type[np.int64 | np.float64 | np.uint8]:
@@ -334,36 +263,8 @@ _LABEL_TYPES: dict[ProblemType, type[np.int64 | np.float64 | np.uint8]] = {
 }
 
 
-def _token_type(vocabulary_size: int) -> type[np.uint16] | type[np.uint32]:
+def token_type(vocabulary_size: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if vocabulary_size <= 1 << 16 else np.uint32
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Is the cache whole?
-
-
-def _whole(folder: Path, source: Source, boundary: Boundary) -> _Note | None:
-    """The note of a corpus whose files are all as they were written. None means that there is no such corpus."""
-    try:
-        note = read_document(folder / "corpus.json", _notes.decode)
-        fits = note.format == _FORMAT and note.source == source
-        if fits and all(_file_note(folder / name, boundary) == seen for name, seen in note.files.items()):
-            return note
-    except (OSError, UnreadableError):
-        pass
-    return None
-
-
-def _file_note(file: Path, boundary: Boundary) -> _FileNote:
-    digest = hashlib.blake2b(digest_size=16)
-    size = 0
-    fd, _ = open_regular(file)
-    with os.fdopen(fd, "rb") as content:
-        while chunk := content.read(_HASHED_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-            boundary()
-    return _FileNote(size, digest.hexdigest())
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -385,8 +286,8 @@ class _Table(NamedTuple):
     other_labels: int
 
 
-def _make(draft: Path, source: Source, located: _Located, make_encoder: MakeEncoder, boundary: Boundary) -> _Note:
-    """Fills `draft` and flushes it to the disk."""
+def _make(draft: Path, source: Source, located: Located, make_encoder: MakeEncoder, boundary: Boundary) -> _Note:
+    """Fills `draft`, and says what is in it."""
     table = _read(draft / "texts.arrow", source, located, boundary)
     trained, evaluated = np.arange(table.train_rows), np.arange(table.train_rows, len(table.label_of_row))
     if located.evaluation is None:
@@ -428,12 +329,7 @@ def _make(draft: Path, source: Source, located: _Located, make_encoder: MakeEnco
     labels, columns = table.labels, table.columns
     del table  # lets go of the mapped texts
     (draft / "texts.arrow").unlink()
-    files = {file.name: _file_note(file, boundary) for file in sorted(draft.glob("*.bin"))}
-    for file in (*draft.glob("*.bin"), *tokenizer_folder.iterdir()):
-        _flush_file(file)
-    flush_folder(tokenizer_folder)
-    note = _Note(
-        format=_FORMAT,
+    return _Note(
         source=source,
         labels=labels,
         columns=columns,
@@ -441,13 +337,10 @@ def _make(draft: Path, source: Source, located: _Located, make_encoder: MakeEnco
         is_held_out=located.evaluation is None,
         special=special,
         vocabulary_size=encoder.vocabulary_size,
-        files=files,
     )
-    replace_file(draft / "corpus.json", msgspec.json.encode(note))
-    return note
 
 
-def _read(arrow: Path, source: Source, located: _Located, boundary: Boundary) -> _Table:
+def _read(arrow: Path, source: Source, located: Located, boundary: Boundary) -> _Table:
     # Arrow's own allocator reserves 1 GiB of private memory at its first use (measured), which counts against RLIMIT_DATA.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     with without_search_for_garbage():
@@ -481,7 +374,7 @@ def _read(arrow: Path, source: Source, located: _Located, boundary: Boundary) ->
                     label_parts.append(np.array([float(row.label) for row in rows], np.float64))
                 else:
                     label_parts.append(np.array([numbers.setdefault(row.label, len(numbers)) for row in rows], np.int64))
-                hash_parts.append(np.array([_text_hash(_text_of(row)) for row in rows], np.uint64))
+                hash_parts.append(np.array([text_hash(_text_of(row)) for row in rows], np.uint64))
                 written.add(rows)
                 table.write_batch(pyarrow.record_batch({name: [getattr(row, name) for row in rows] for name in kept}))
             evidence.complete = True
@@ -565,7 +458,7 @@ class _Written(NamedTuple):
 
 def _write_tokens(folder: Path, texts: Iterator[list[Text]], encoder: Encoder) -> _Written:
     """Writes the tokens one row behind the other, and their types where not all are 0."""
-    kind = _token_type(encoder.vocabulary_size)
+    kind = token_type(encoder.vocabulary_size)
     lengths = [np.zeros(1, np.int64)]
     tokenless: list[NDArray[np.bool_]] = []
     rows_of: Counter[int] = Counter()  # special token → rows
@@ -602,7 +495,7 @@ def _write_tokens(folder: Path, texts: Iterator[list[Text]], encoder: Encoder) -
 # The held-out split
 
 
-def _text_hash(text: Text) -> int:
+def text_hash(text: Text) -> int:
     whole = text.strip() if isinstance(text, str) else "\0".join(part.strip() for part in text)
     return int.from_bytes(hashlib.blake2b(whole.encode("utf-8"), digest_size=8).digest(), "little")
 
@@ -618,7 +511,7 @@ def hold_out(labels: Labels, text_hashes: NDArray[np.uint64], share: float, seed
         text_hashes, return_index=True, return_inverse=True, return_counts=True
     )
     label_of_text = labels[first_rows]
-    order = np.argsort(texts ^ np.uint64(_text_hash(str(seed))))
+    order = np.argsort(texts ^ np.uint64(text_hash(str(seed))))
     held_out = np.zeros(len(texts), np.bool_)
     for label in np.unique(label_of_text):
         mine = order[label_of_text[order] == label]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memsup.shared.data.examples import Example
 from memsup.shared.data.layout import counted_in
 
 FILES = ("origins", "names")
@@ -21,6 +21,16 @@ _LINE_BITS = 40
 _MOST_NAMED = 8
 
 Ints = NDArray[np.int64]
+
+
+class Placed(Protocol):
+    """A row that knows where it comes from."""
+
+    @property
+    def file(self) -> Path: ...
+
+    @property
+    def line(self) -> int: ...
 
 
 class OriginsWriter:
@@ -33,7 +43,7 @@ class OriginsWriter:
         self._file: Path | None = None
         self._number = -1
 
-    def add(self, rows: Sequence[Example]) -> None:
+    def add(self, rows: Sequence[Placed]) -> None:
         """Raises OSError."""
         part = np.empty(len(rows), np.int64)
         for place, row in enumerate(rows):

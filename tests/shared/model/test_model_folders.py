@@ -326,7 +326,7 @@ def test_what_transformers_knows_is_told_as_transformers_tells_it() -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     known = AutoModelForSequenceClassification._model_mapping._model_mapping
-    assert libraries.classifier_types() == set(known)
+    assert libraries.types_for("text-classification") == set(known)
     assert libraries.config_types() >= set(CONFIG_MAPPING_NAMES)
 
 
