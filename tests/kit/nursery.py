@@ -1,9 +1,9 @@
 """Processes that need no import of their own: one process imports what they need, and forks one of them each time.
 
-For workers, which import torch and transformers, in tests that start a dozen of them; and for the command line, which is called
-a thousand times. Each is a real process that runs its program's entry point, and is killed like any other; only the time of
-importing is saved. Who wants other `surroundings` than the nursery's starts a process. A nursery itself never runs an operation
-of torch, so that no thread pool is lost in a fork.
+For workers and programs with a Trainer, which import torch and transformers, in tests that start a dozen of them; and for the
+command line, which is called a thousand times. Each is a real process that runs its program's entry point, and is killed like
+any other; only the time of importing is saved. Who wants other `surroundings` than the nursery's starts a process. A nursery
+itself never runs an operation of torch, so that no thread pool is lost in a fork.
 
 Run as a program it is the nursery: it takes one request a datagram over the Unix socket that is its standard input.
 """
@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -31,7 +32,9 @@ TAKEN_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "FAULT_CLOCK", "OMP_")
 
 
 class Nursery:
-    """The test's side. `with Nursery("worker") as nursery: child = nursery.fork(…)`. The programs are `worker` and `cli`."""
+    """The test's side. `with Nursery("worker") as nursery: child = nursery.fork(…)`. The programs are `worker`, `cli` and
+    `trainer`.
+    """
 
     def __init__(self, program: str) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -49,7 +52,7 @@ class Nursery:
     def fork(
         self, argv: list[str], environment: dict[str, str], *, output_fd: int, second_fd: int, cwd: Path = Path()
     ) -> NurseryChild:
-        """`argv` is without the program. A worker gets its lifeline as `second_fd`, the command line its standard error."""
+        """`argv` is without the program. A worker gets its lifeline as `second_fd`, the others their standard error."""
         request = json.dumps({"argv": argv, "environment": environment}).encode()
         here_fd = os.open(cwd, os.O_PATH)  # it may have no name any more
         try:
@@ -108,7 +111,7 @@ class NurseryChild:
 
 def main(program: str) -> int:
     channel = socket.socket(fileno=os.dup(0))
-    run = _born_worker() if program == "worker" else _born_cli()
+    run = {"worker": _born_worker, "cli": _born_cli, "trainer": _born_trainer}[program]()
     gc.freeze()  # else each of its children would look for garbage among all that was imported
     while True:
         message, fds, _, _ = socket.recv_fds(channel, 1 << 20, 3)
@@ -185,6 +188,42 @@ def _born_cli() -> Run:
             os.close(fd)
         sys.argv = ["memsup", *argv]
         return memsup.supervisor.cli.main()
+
+    return run
+
+
+def _born_trainer() -> Run:
+    """A script with Hugging Face's Trainer, as `memsup start` attaches it. With `WAITS` in its environment it stops itself
+    before anything else, until it is told to go on. The link to a supervisor is not opened: what computes and saves is alike
+    without.
+    """
+    import torch.profiler._cupti_monitor
+    import torch.utils.serialization  # noqa: F401
+    import transformers.trainer
+    from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification  # noqa: F401
+
+    import memsup.joined_step
+    import memsup.trainer  # noqa: F401
+    from memsup import attach
+    from memsup.link import Link
+
+    attach.join(transformers.trainer)
+    Link.open = lambda _link: None  # type: ignore[method-assign]
+
+    def run(argv: list[str], output_fd: int, error_fd: int) -> int:
+        status = 1
+        try:
+            if "WAITS" in os.environ:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            for fd, target in ((output_fd, 1), (error_fd, 2)):
+                os.dup2(fd, target)
+            sys.argv = argv
+            exec(compile(Path(argv[0]).read_text(), argv[0], "exec"), {"__name__": "__main__"})
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
 
     return run
 

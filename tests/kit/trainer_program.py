@@ -1,5 +1,5 @@
-"""A training program of a person's own that has Hugging Face's Trainer and knows nothing of memsup, as a script and as many
-lives in one process.
+"""A training program of a person's own that has Hugging Face's Trainer and knows nothing of memsup: as a script, as many lives
+in one process, and as lives that are processes of their own and can be killed, without the import that takes most of a life.
 
 Its model, data and tokens are made in it, so that a step takes a few milliseconds. What it ends with, weights and the log of
 its losses, tells whether it was gone on with in the right place: it accumulates, drops out, and, as `KIND=masked`, its collator
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kit.nursery import Nursery, NurseryChild
 
 PROGRAM = """
 import json, os, sys, time
@@ -142,6 +144,46 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def told(kept: Path, every_s: float = 1e9) -> dict[str, str]:
+    """What a supervisor puts into a program's environment whose checkpoints are to lie in `kept`."""
+    words = {"socket": "/", "run_id": "a run", "checkpoints": str(kept), "every_s": every_s, "keep": 2}
+    return {"_MEMSUP_LINK": json.dumps(words)}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Lives as processes
+
+
+class BornLives:
+    """Lives of the program as processes that a nursery forks: of each name one training, with memsup's checkpoints in
+    `NAME-kept`. Their link to a supervisor is not opened.
+    """
+
+    def __init__(self, nursery: Nursery, folder: Path) -> None:
+        self._nursery, self.folder = nursery, folder
+
+    def begin(self, name: str, *, guarded: bool = True, every_s: float = 1e9, **environment: str) -> NurseryChild:
+        """Begins a life. It ends with 0 where its training has come to its end."""
+        home = self.folder / name
+        home.mkdir(exist_ok=True)
+        (home / "train.py").write_text(PROGRAM)
+        words = told(self.folder / f"{name}-kept", every_s) if guarded else {}
+        with open(home / "printed", "ab") as printed:
+            return self._nursery.fork(
+                ["train.py"],
+                os.environ | QUIET | words | environment,
+                output_fd=printed.fileno(),
+                second_fd=printed.fileno(),
+                cwd=home,
+            )
+
+    def whole(self, name: str, *, guarded: bool = True, **environment: str) -> Path:
+        """One life to its end; returns its folder."""
+        life = self.begin(name, guarded=guarded, **environment)
+        assert life.wait(120) == 0, (self.folder / name / "printed").read_text()
+        return self.folder / name
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Many lives in one process
 
@@ -210,9 +252,8 @@ class Lives:
 
     def guarded(self, name: str, dies_in: int | None = None, seed: int = 0, **environment: str) -> bool:
         """One life under memsup, which ends at its `dies_in`th boundary; returns whether it came to its end."""
-        told = {"socket": "/", "run_id": "a run", "checkpoints": str(self.folder / f"{name}-kept"), "every_s": 1e9, "keep": 2}
         self._dies_in, self._draw = dies_in, random.Random(seed)
-        with self._in(self.folder / name, environment | {"_MEMSUP_LINK": json.dumps(told)}):
+        with self._in(self.folder / name, environment | told(self.folder / f"{name}-kept")):
             try:
                 exec(self._code, {"__name__": "__main__"})
             except Killed:

@@ -1,0 +1,97 @@
+"""ckpt-chaos on a training with Hugging Face's Trainer, by itself and under memsup (docs/own-programs.md).
+
+    python benchmarks/own_chaos.py --python PYTHON [--alone] [--part 1/1]
+
+`ckpt-chaos` (PyPI) runs a program once and notes each file that it makes, renames or removes; then it kills a fresh run at each
+of these events, once before it and once with the file cut in half, runs the command again, and compares the weights. PYTHON is
+an interpreter that has `ckpt-chaos[bench]`, and needs nothing of memsup. `--alone` is its own benchmark of Trainer, in which
+one save is disturbed. All instants under memsup take most of an hour; `--part 2/9` takes the second of nine instants each.
+
+Under memsup the program is ckpt-chaos's own, a tiny GPT-2 that saves every five steps, without what makes Trainer go on. Its
+folder of checkpoints lies where ckpt-chaos looks, so that it is killed within memsup's saves as well as within those of the
+user. A program that is killed is started again by memsup, in the same command, which therefore tells by its exit code that it
+was killed; what ckpt-chaos runs then goes on, or finds a run that is finished. Only the program is killed here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from kit.cli_process import MEMSUP  # noqa: E402
+
+PROGRAM = """
+import os, sys
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+torch.set_num_threads(1)
+out = sys.argv[1]
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, at):
+        ids = torch.randint(0, 100, (16,), generator=torch.Generator().manual_seed(at))
+        return {"input_ids": ids, "labels": ids.clone()}
+
+torch.manual_seed(0)
+model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_positions=16, n_embd=32, n_layer=1, n_head=2))
+arguments = TrainingArguments(output_dir=out + "/trained", max_steps=10, save_steps=5, per_device_train_batch_size=4,
+                              use_cpu=True, report_to=[], logging_steps=1000, seed=0, data_seed=0, disable_tqdm=True)
+Trainer(model=model, args=arguments, train_dataset=Rows()).train()
+torch.save(model.state_dict(), out + "/final.pt")
+"""
+"""The program of ckpt-chaos (`targets/hf_trainer.py`) with ten steps in place of thirty, as a person would write it."""
+COMMAND = """
+export CKPT_CHAOS_ARMED=1 MEMSUP_STATE_DIR="$0-state" MEMSUP_RUNTIME_DIR="$0-run"
+"$@" || exit
+[ -z "$CKPT_CHAOS_CRASH_AT" ] || [ ! -d "$0-second" ] || exit 137
+"""
+"""What ckpt-chaos runs. It arms the first interpreter that it comes to, unless that is told to be armed, as memsup's here."""
+LIFE = """
+if mkdir "$0-first" 2>&-; then unset CKPT_CHAOS_ARMED; else mkdir -p "$0-second"; fi
+exec {python} {train} "$0"
+"""
+"""What memsup runs: only the first life is killed."""
+SOME_POINTS = """
+import sys
+from ckpt_chaos import byo, cli
+first, of = (int(sys.argv.pop(1)) for _ in range(2))
+points = byo._select
+byo._select = lambda *given: points(*given)[first::of]
+sys.exit(cli.main())
+"""
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--python", required=True)
+    parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--part", default="1/1")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp") as folder:
+        if options.alone:
+            command = [options.python, "-m", "ckpt_chaos", "bench", "hf_trainer", "--jobs", "1", "--work", folder]
+            return subprocess.run(command, check=False).returncode
+        train = Path(folder, "train.py")
+        train.write_text(PROGRAM)
+        program = LIFE.format(python=options.python, train=train)
+        guarded = [*MEMSUP, "start", "--wait", "--set", "checkpoint.folder={out}/kept", "--", "sh", "-c", program, "{out}"]
+        first, of = options.part.split("/")
+        chaos = [options.python, "-c", SOME_POINTS, str(int(first) - 1), of, "run", "--work", f"{folder}/w"]
+        chaos += ["--max-points", "1000", "--result-file", "{out}/final.pt", "--", "sh", "-c", COMMAND, "{out}", *guarded]
+        return subprocess.run(chaos, env=os.environ | QUIET, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
