@@ -33,8 +33,8 @@ from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
 from memsup.worker.tasks import Prepared, find_task
 from memsup.worker.tasks.characters import SPECIAL_TOKENS, character_vocabulary, write_tokenizer
-from memsup.worker.tasks.classification import _load_config, refuse_mixing
 from memsup.worker.tasks.corpus import Corpus, Encoded, Rows, Text, _write_tokens, hold_out, open_corpus
+from memsup.worker.tasks.pretrained import load_config, refuse_mixing
 
 POSITIVE = [
     "房间很干净",
@@ -694,7 +694,7 @@ def test_a_models_folder_does_not_say_which_code_computes_attention(key: str, wa
     folder = model_folder(tmp_path / "model")
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: wanted}))
-    config = _load_config(str(folder))
+    config = load_config(str(folder))
     assert config._attn_implementation is None
     model = transformers.AutoModelForSequenceClassification.from_config(config)
     assert model.config._attn_implementation == "sdpa"

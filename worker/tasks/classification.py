@@ -7,13 +7,8 @@ is, its loss and its measures are in `targets.py`.
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import os
-import pickle
-import re
 import shlex
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
 from inspect import signature
@@ -32,11 +27,8 @@ from memsup.shared.data.columns import Columns
 from memsup.shared.data.doubts import DoubtKind
 from memsup.shared.data.errors import DoubtfulError, InputError
 from memsup.shared.data.targets import ProblemType
-from memsup.shared.files import read_small
 from memsup.shared.log import log
-from memsup.shared.model import tokenizer as tokenizer_files
-from memsup.shared.model.config import OWN_ATTENTION
-from memsup.shared.model.folder import MOST_TEXT_BYTES, ModelSource, check_model
+from memsup.shared.model.folder import ModelSource, check_model
 from memsup.shared.model.head import Fit, head_labels, match
 from memsup.shared.model.judge import judge_head
 from memsup.shared.paths import RunPaths
@@ -45,14 +37,23 @@ from memsup.worker.plan.padding import Padding, choose, in_words
 from memsup.worker.tasks import Boundary, Examples, Metrics, Prepared
 from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
 from memsup.worker.tasks.corpus import Corpus, Counts, Rows, Source, Text, open_corpus
+from memsup.worker.tasks.pretrained import (
+    about_model,
+    from_pretrained,
+    load_config,
+    load_model,
+    load_tokenizer,
+    longest_of,
+    positions_of,
+    quiet_libraries,
+    refuse_mixing,
+    tokenizer_name,
+)
 from memsup.worker.tasks.probe import Probe
 from memsup.worker.tasks.targets import TARGETS, WEIGHTS, Stored, Target, logits_of
 from memsup.worker.tasks.tokens import Tokens
 
-_MOST_SPECIAL_TOKENS = 1000
-_POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm"}
-_POSITIONS_AFTER_PADDING |= {"xlm-roberta", "xlm-roberta-xl", "xmod"}
-"""Models whose first positions belong to padding, so that they take fewer tokens than they have positions."""
+_CLASSIFIER = transformers.AutoModelForSequenceClassification
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -130,16 +131,14 @@ class TextClassification:
         checkpoint: Path | None = None,
         padding: Padding | None = None,
     ) -> Prepared:
-        transformers.utils.logging.disable_progress_bar()
-        transformers.utils.logging.disable_default_handler()  # what it says goes the way of our own events
-        transformers.utils.logging.enable_propagation()
+        quiet_libraries()
         task, training = settings.task, settings.training
         found = check_model(task.model) if checkpoint is None else None
         kind = found.source if found else ModelSource.FOLDER
         origin = str(checkpoint or task.model)
-        config = _load_config(origin)
-        tokenizer = _load_tokenizer(origin) if found is None or found.has_tokenizer else None
-        max_length = _max_length(training.max_length, config, tokenizer)
+        config = load_config(origin)
+        tokenizer = load_tokenizer(origin) if found is None or found.has_tokenizer else None
+        max_length = longest_of(training.max_length, config, tokenizer)
 
         boundary()
         try:
@@ -156,7 +155,7 @@ class TextClassification:
                     accept=task.accept,
                     eval_share=training.eval_share,
                     seed=training.seed,
-                    encoder=f"{_tokenizer_name(task.model or origin)}, {max_length}",
+                    encoder=f"{tokenizer_name(task.model or origin)}, {max_length}",
                 ),
                 partial(_make_encoder, tokenizer, config, max_length),
                 boundary,
@@ -171,9 +170,9 @@ class TextClassification:
                 f"{command('start', paths.name)} --set {kinds}"
             ) from None
         if tokenizer is None:
-            tokenizer = _from_pretrained(transformers.AutoTokenizer, str(corpus.tokenizer_folder))
+            tokenizer = from_pretrained(transformers.AutoTokenizer, str(corpus.tokenizer_folder))
         boundary()
-        model, new_layers = _load_model(origin, kind, config, tokenizer, training.seed)
+        model, new = load_model(_CLASSIFIER, origin, kind, config, tokenizer, training.seed)
         if fit is Fit.DOUBTFUL:
             _begin_head_anew(model, training.seed)
         refuse_mixing(model)
@@ -202,7 +201,7 @@ class TextClassification:
             beside=_beside(corpus.counts),
             facts={
                 **_data_facts(corpus, self._target, max_length, tokenizer),
-                "model": f"{config.model_type}, {model.num_parameters():,} parameters, {new_layers}; {len(tokenizer):,} tokens",
+                "model": f"{about_model(model, origin, new)}; {len(tokenizer):,} tokens",
             },
         )
 
@@ -221,74 +220,21 @@ def load_finished(folder: str, max_length: int | None) -> tuple[Any, Tokens, boo
     """A model that a run has made, with what makes tokens of texts as in its training, and whether it takes their types. Raises
     InputError.
     """
-    config = _load_config(folder)
-    tokenizer = _load_tokenizer(folder)
-    model, _ = _load_model(folder, ModelSource.FOLDER, config, tokenizer, seed=0)
-    return model.eval(), Tokens(tokenizer, _max_length(max_length, config, tokenizer)), _takes_types(model, tokenizer)
+    config = load_config(folder)
+    tokenizer = load_tokenizer(folder)
+    model, _ = load_model(_CLASSIFIER, folder, ModelSource.FOLDER, config, tokenizer, seed=0)
+    return model.eval(), Tokens(tokenizer, longest_of(max_length, config, tokenizer)), _takes_types(model, tokenizer)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Tokenizer
 
 
-def _load_tokenizer(origin: str) -> Any:
-    """The tokenizer of the model. Raises InputError."""
-    tokenizer = _from_pretrained(transformers.AutoTokenizer, origin)
-    if _is_empty(tokenizer):
-        raise InputError(
-            f"The tokenizer of {origin} has no vocabulary: transformers finds no file of it that its class reads; copy its "
-            "tokenizer.json there too."
-        )
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise InputError(
-                f"The tokenizer of {origin} has no padding token: choose a model that was made for classification."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _is_empty(tokenizer: Any) -> bool:
-    """Whether it knows nothing but special tokens. Where transformers misses a vocabulary it may well make such a one."""
-    if len(tokenizer) > _MOST_SPECIAL_TOKENS:
-        return False
-    special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
-    return not any(any(map(str.isalnum, token)) for token in tokenizer.get_vocab() if token not in special)
-
-
-def _tokenizer_name(model: str) -> str:
-    """A name that changes when a folder's tokenizer, or the settings it is made by, change. A hub id stands for itself. Raises
-    InputError.
-    """
-    digest = hashlib.blake2b(model.encode(), digest_size=16)
-    for pattern in ("config.json", "tokenizer_config.json", *tokenizer_files.FILES):
-        for file in sorted(file for file in Path(model).glob(pattern) if not file.is_dir()):
-            try:
-                digest.update(os.fsencode(file.name) + read_small(file, MOST_TEXT_BYTES))
-            except OSError as error:
-                raise InputError(f"{file} cannot be read: {error.strerror}: copy it again.") from None
-    return digest.hexdigest()
-
-
-def _positions(config: Any) -> int | None:
-    """The most tokens that the model takes. None means that it sets no bound."""
-    positions = getattr(config, "max_position_embeddings", None) or 0
-    if config.model_type in _POSITIONS_AFTER_PADDING:
-        positions -= (config.pad_token_id or 0) + 1
-    return positions if positions > 0 else None
-
-
-def _max_length(wanted: int | None, config: Any, tokenizer: Any | None) -> int:
-    """The length at which texts are cut: what the settings want, unless model or tokenizer take less."""
-    bounds = [wanted or 512, _positions(config), getattr(tokenizer, "model_max_length", None)]
-    return min(bound for bound in bounds if bound is not None)
-
-
 def _make_encoder(tokenizer: Any | None, config: Any, max_length: int, texts: Iterator[list[Text]], folder: Path) -> Tokens:
     if tokenizer is None:
         vocabulary = character_vocabulary(texts, at_most=config.vocab_size)
-        write_tokenizer(vocabulary, folder, max_length=_positions(config) or max_length)
-        tokenizer = _from_pretrained(transformers.AutoTokenizer, str(folder))
+        write_tokenizer(vocabulary, folder, max_length=positions_of(config) or max_length)
+        tokenizer = from_pretrained(transformers.AutoTokenizer, str(folder))
     return Tokens(tokenizer, max_length)
 
 
@@ -319,7 +265,7 @@ def _begin_head_anew(model: Any, seed: int) -> None:
     wider = deepcopy(model.config)
     wider.id2label = dict(enumerate([*wider.id2label.values(), ""]))
     with torch.device("meta"):
-        other = transformers.AutoModelForSequenceClassification.from_config(wider)
+        other = _CLASSIFIER.from_config(wider)
     shapes = {name: parameter.shape for name, parameter in other.named_parameters()}
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -330,88 +276,6 @@ def _begin_head_anew(model: Any, seed: int) -> None:
                 parameter.normal_(std=getattr(model.config, "initializer_range", None) or 0.02, generator=draws)
             else:
                 parameter.zero_()
-
-
-def _load_config(origin: str) -> Any:
-    """The model's configuration. Which code computes attention is not for a model's folder to say: it might name a kernel at a
-    hub, which transformers would fetch and run. Raises InputError.
-    """
-    config = _from_pretrained(transformers.AutoConfig, origin)
-    if config._attn_implementation not in OWN_ATTENTION:
-        config._attn_implementation = None  # of its model too if it has several; transformers then takes the first that it can
-    return config
-
-
-def _load_model(origin: str, kind: ModelSource, config: Any, tokenizer: Any, seed: int) -> tuple[Any, str]:
-    """The model, and what of it is new. New weights depend on `seed` alone. Raises InputError."""
-    auto = transformers.AutoModelForSequenceClassification
-    config.pad_token_id = tokenizer.pad_token_id  # some models tell from it which positions are padding
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if kind is ModelSource.CONFIG_ONLY:
-            config.vocab_size = len(tokenizer)
-            return _loading(origin, lambda: auto.from_config(config, dtype=torch.float32)), "trained from nothing"
-        model, found = _from_pretrained(
-            auto, origin, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
-        )
-    rows = _embedding_rows(model)
-    if rows is not None and len(tokenizer) > rows:
-        raise InputError(
-            f"The tokenizer of {origin} has {len(tokenizer):,} tokens and the model {rows:,}: they do not belong together; "
-            "copy both again."
-        )
-    new = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
-    sizes = {name: value.numel() for name, value in model.state_dict().items()}
-    if 2 * sum(sizes.get(name, 0) for name in new) > sum(sizes.values()):
-        raise InputError(f"The weights in {origin} are not of the model that its config.json describes: copy both again.")
-    own = f"{model.base_model_prefix}."
-    if (other := min((name for name, *_ in found["mismatched_keys"] if name.startswith(own)), default=None)) is not None:
-        raise InputError(
-            f"The weights in {origin} have {other} in another shape than the model that its config.json describes, which "
-            "would begin with random numbers there: copy both again."
-        )
-    if (lacks := missing_layer(model, new)) is not None:
-        raise InputError(
-            f"The weights in {origin} lack {lacks} of the model that its config.json describes, which would begin with random "
-            "numbers: copy both again."
-        )
-    return model, f"weights from {origin}" + (f", new: {', '.join(sorted(new))}" if new else "")
-
-
-def missing_layer(model: Any, new: Container[str]) -> str | None:
-    """The first weight of a layer of the model itself, or of its table of tokens, that is among the new ones. None means that
-    none is: what a head and what leads to it need may be new.
-    """
-    of_layers = re.compile(rf"{re.escape(model.base_model_prefix)}\.(.*\.)?\d+\.")
-    table = getattr(_embeddings(model), "weight", None)
-    lacking = (name for name, weight in model.named_parameters() if name in new and (weight is table or of_layers.match(name)))
-    return min(lacking, default=None)
-
-
-def _embedding_rows(model: Any) -> int | None:
-    """For how many tokens the model has a row. It is None for one that has no such table, such as CANINE."""
-    rows = getattr(_embeddings(model), "num_embeddings", None)
-    return None if rows is None else int(rows)
-
-
-def _embeddings(model: Any) -> Any | None:
-    """The model's table of tokens. It is None for one that has none."""
-    try:
-        return model.get_input_embeddings()
-    except (NotImplementedError, AttributeError):
-        return None
-
-
-def refuse_mixing(model: torch.nn.Module) -> None:
-    """Raises InputError for a model in which the rows of a micro-batch change each other's results: then pressure on memory,
-    which changes the cut into micro-batches, would change what is learnt.
-    """
-    mixing = [name for name, module in model.named_modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
-    if mixing:
-        raise InputError(
-            f"The model normalises over the rows of a batch (BatchNorm in {mixing[0]} and {len(mixing) - 1} more), so its "
-            "result would depend on how much memory there was: choose a model with layer normalisation, such as BERT."
-        )
 
 
 def refuse_special_tokens(model: Any, corpus: Corpus, tokenizer: Any, rows_of: Callable[[Rows], TextRows]) -> None:
@@ -472,38 +336,6 @@ def _find_padding(model: Any, rows: TextRows, boundary: Boundary) -> tuple[Paddi
     if probe.draws_by_cut(found):
         about.append("What the model drops of a row depends on the rows beside it, so another cut is another draw of dropout.")
     return found, [sentence for sentence in about if sentence is not None]
-
-
-def _from_pretrained(auto: Any, origin: str, **arguments: Any) -> Any:
-    return _loading(origin, lambda: auto.from_pretrained(origin, trust_remote_code=False, **arguments))
-
-
-def _loading(origin: str, load: Callable[[], Any]) -> Any:
-    """Calls `load`; whatever a foreign folder makes the libraries raise becomes an InputError. Only running out of memory or
-    disk stays what it is.
-    """
-    try:
-        return load()
-    except Exception as error:
-        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
-            raise
-        if isinstance(error, pickle.UnpicklingError):  # torch's own text advises to load it all the same
-            raise InputError(
-                f"The weights of {origin} are a pickle with more in it than tensors, which could run a program of somebody "
-                "else's; memsup does not load it. Get the model as safetensors."
-            ) from None
-        log.warning("Loading failed", origin=origin, exc_info=True)
-        raise InputError(_why_not_loaded(origin, error)) from None
-
-
-def _why_not_loaded(origin: str, error: Exception) -> str:
-    """What a library says stays in the log: it may be an advice that is wrong here, such as to run others' code."""
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        return f"The model {origin} needs the package {error.name}, which is not installed."
-    failed = f"The model {origin} cannot be loaded ({type(error).__name__}; the worker's log has more)"
-    if os.path.isdir(origin):
-        return f"{failed}: copy its config.json, weights and tokenizer again from where it came from, all of one version."
-    return f"{failed}: check the name and the network, or give a folder with its config.json, weights and tokenizer."
 
 
 # --------------------------------------------------------------------------------------------------------------------
