@@ -187,11 +187,22 @@ def _typed(key: str, value: Any, origin: str, folder: Path) -> Any:
                 return _all_located(value, folder)
             case Written.NAMES if isinstance(value, str) and value != "auto":
                 return [name.strip() for name in value.split(",")]
+            case Written.WEIGHTS if isinstance(value, str) and ":" in value:
+                return _weights(value)
             case (Written.PATH | Written.MODEL) as written if isinstance(value, str):
                 return _located(value, folder, hub_allowed=written is Written.MODEL)
     except ValueError as error:
         raise SettingsError(f"{_given(key, value)} ({origin}) is not usable: {error}.") from None
     return value
+
+
+def _weights(value: str) -> dict[str, float] | str:
+    """The number for each name; what is not written so stays as it is, and is refused like any other."""
+    parts = [one.rpartition(":") for one in value.split(",")]
+    try:
+        return {name.strip(): float(weight) for name, _, weight in parts}
+    except ValueError:
+        return value
 
 
 def _given(key: str, value: Any) -> str:

@@ -18,6 +18,7 @@ _AS_WRITTEN: dict[Written, dict[str, Any]] = {
     Written.PATHS: _TEXTS,
     Written.WORDS: _TEXTS,
     Written.NAMES: _TEXTS,
+    Written.WEIGHTS: {"anyOf": [_TEXT, {"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}}]},
 }
 
 

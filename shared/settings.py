@@ -57,6 +57,8 @@ class Written(enum.Enum):
     """A list, or its words with blanks between them."""
     NAMES = enum.auto()
     """A list, or its names with commas between them, since names may have blanks in them."""
+    WEIGHTS = enum.auto()
+    """A table of names with a number each, or `NAME:NUMBER` with commas between; or a word in its place."""
 
 
 Size = Annotated[Share | Annotated[int, msgspec.Meta(gt=0, le=1 << 60)], msgspec.Meta(extra={"written": Written.SIZE})]
@@ -69,6 +71,10 @@ ModelText = Annotated[str, msgspec.Meta(extra={"written": Written.MODEL})]
 SecretWords = Annotated[list[Secret], msgspec.Meta(extra={"written": Written.WORDS})]
 Names = Annotated[
     list[Annotated[str, msgspec.Meta(min_length=1)]], msgspec.Meta(min_length=2, extra={"written": Written.NAMES})
+]
+Weights = Annotated[
+    Literal["balanced"] | Annotated[dict[str, Annotated[float, msgspec.Meta(gt=0, le=1e6)]], msgspec.Meta(min_length=1)],
+    msgspec.Meta(extra={"written": Written.WEIGHTS}),
 ]
 Doubts = Annotated[list[DoubtKind], msgspec.Meta(extra={"written": Written.WORDS})]
 LATER_TOO = msgspec.Meta(extra={"may_change": True})
@@ -108,9 +114,9 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The column with a second text, such as the hypothesis to a premise. None means that each row has one text."""
     labels: Annotated[Names | None, _write("two labels or more with commas between them, such as neg,pos")] = None
     """The labels that count: a row with another one is refused. None means that all count that are there."""
-    class_weights: Literal["balanced"] | None = None
-    """How much a row counts by its class: `balanced` gives each class the same share, whatever its rows. None means that each
-    row counts the same."""
+    class_weights: Annotated[Weights | None, _write("balanced, or numbers above 0 such as neg:2,pos:1")] = None
+    """How much a row counts by its class: `balanced` gives each class the same share, whatever its rows; a table has the number
+    for each class, 1 for one that it does not name. None means that each row counts the same."""
     accept: Annotated[Doubts, LATER_TOO, _write(f"any of {', '.join(DoubtKind)}")] = msgspec.field(default_factory=list)
     """The doubts about the data that a person has looked at and found to be none (`shared/data/judge.py`)."""
 

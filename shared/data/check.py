@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from memsup.shared.clock import monotonic_s
-from memsup.shared.data.columns import Columns, Table, is_usual_name, listed, look_at_columns
+from memsup.shared.data.columns import Columns, Table, is_usual_name, listed, look_at_columns, look_for_the_same
 from memsup.shared.data.doubts import DoubtKind, Verdict
 from memsup.shared.data.errors import InputError, NoTaskError
 from memsup.shared.data.evidence import MOST_LABELS, Evidence
@@ -120,6 +120,8 @@ def check_task(task: Task, *, budget_s: float, max_length: int | None = None, ch
             ) from None
     if evaluated is None and train.complete and train.rows <= len(train.labels):
         raise InputError(f"{located} has too few different texts to hold some out for evaluation: add rows, or set task.eval.")
+    if isinstance(task.class_weights, dict) and train.complete:
+        refuse_unknown_weights(task.class_weights, train.labels)
     verdict = judge(train.evidence, evaluation.evidence if evaluation else None)
     if evaluated is located.evaluation and evaluated is not None:
         alone = (f"task.train={located.alone}",)
@@ -175,14 +177,15 @@ def check_data(
     deadline_s = monotonic_s() + budget_s
     located = source if isinstance(source, Source) else locate(source, evaluates=train is not None)
     if train is not None:
-        text, label, text_pair = train.columns
         problem_type = train.evidence.table.problem_type
-    table = look_at_columns(located, text, label, text_pair, problem_type=problem_type)
+        table = look_for_the_same(located, train.evidence.table)
+    else:
+        table = look_at_columns(located, text, label, text_pair, labels=labels, problem_type=problem_type)
     evidence = Evidence(table, None if labels is None else frozenset(labels))
     known_labels = frozenset(train.labels) if train is not None and train.complete and labels is None else None
     chars: Counter[int] = Counter()
     tokens: Counter[int] = Counter()
-    examples = read_examples(located, table.columns, known_labels, problem_type=problem_type)
+    examples = read_examples(located, table.columns, known_labels, only=evidence.only, problem_type=problem_type)
     for number, example in enumerate(examples, start=1):
         if evidence.takes(example):
             if no_text is not None:
@@ -203,7 +206,7 @@ def check_data(
         blank_texts=evidence.blank,
         other_labels=evidence.others,
         complete=evidence.complete,
-        labels={name: evidence.labels[name] for name in labels or sorted_labels(evidence.labels)},
+        labels={name: evidence.labels[name] for name in labels or table.columns.switches or sorted_labels(evidence.labels)},
         text_chars=(_quantile(chars, 0.5), _quantile(chars, 0.9), _quantile(chars, 0.99), max(chars)),
         token_estimates=tokens,
         evidence=evidence,
@@ -213,10 +216,10 @@ def check_data(
 def check_rows(source: Source, evidence: Evidence, only: Sequence[str] | None, *, trains: bool) -> None:
     """Raises InputError where the rows of `evidence` make no task. `only` are the labels that a person named."""
     columns, labels, rows = evidence.table.columns, evidence.labels, evidence.rows
-    if evidence.table.problem_type != "single_label_classification" and only is not None:
+    if evidence.table.problem_type == "regression" and only is not None:
         raise InputError(
-            f"task.labels chooses among the labels of which a text has one, and task.problem_type is "
-            f"{evidence.table.problem_type}: leave one of the two away."
+            "task.labels chooses among labels, and a number is learnt (task.problem_type is regression): leave one of the two "
+            "away."
         )
     if not rows:
         if evidence.others:
@@ -237,6 +240,13 @@ def check_rows(source: Source, evidence: Evidence, only: Sequence[str] | None, *
     several = evidence.table.problem_type == "multi_label_classification"
     if several and evidence.complete and not labels:
         raise NoTaskError(f"No row of {source} has a label in column {columns.label!r}: name another one with task.label.")
+    lacking = [name for name in columns.switches if name not in labels] if evidence.complete else []
+    if lacking:
+        others = [name for name in columns.switches if name in labels]
+        raise NoTaskError(
+            f"No row of {source} has a 1 in column {lacking[0]!r}, so there is nothing to learn of it: name the others with "
+            f"task.labels={','.join(others)}"
+        )
     if columns.label in labels and names_columns_in_first_line(source) and _reads_like_a_row(columns.text, evidence):
         names = list(evidence.table.values)
         by_place = (("text", columns.text), ("label", columns.label))
@@ -267,6 +277,13 @@ def check_rows(source: Source, evidence: Evidence, only: Sequence[str] | None, *
             f"{which} label {next(iter(labels))!r}, and a classifier needs at least two: "
             "add rows with other labels, or name another column with task.label."
         )
+
+
+def refuse_unknown_weights(weights: Mapping[str, float], labels: Iterable[str]) -> None:
+    """Raises InputError where a weight is one of a label that there is not."""
+    names = list(labels)
+    if unknown := sorted(weights.keys() - set(names)):
+        raise InputError(f"task.class_weights names {unknown[0]!r}, and the labels are {listed(names)}: correct it.")
 
 
 def _or_a_score(evidence: Evidence) -> str:

@@ -13,6 +13,7 @@ from memsup.shared.data.errors import InputError, NoTaskError
 from memsup.shared.data.layout import part_of, stem_of
 from memsup.shared.data.rows import names_columns_in_first_line, read_rows
 from memsup.shared.data.sources import Source
+from memsup.shared.data.switches import FEWEST, switches
 from memsup.shared.data.tables import is_place
 from memsup.shared.data.targets import ProblemType, as_score
 from memsup.shared.paths import is_text
@@ -33,11 +34,16 @@ class Columns(NamedTuple):
 
     text: str
     label: str
+    """The column with the label; of several columns of 0 and 1 their names, for a sentence."""
     text_pair: str | None = None
     """The column with a second text. None means that each row has one text."""
+    switches: tuple[str, ...] = ()
+    """Columns of 0 and 1, each of which is a label, in the place of one column with labels."""
 
     def names(self) -> list[str]:
-        return [name for name in self if name is not None]
+        """All of them, as the files have them."""
+        labels = self.switches or (self.label,)
+        return [self.text, *labels, *([] if self.text_pair is None else [self.text_pair])]
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,14 @@ def find_columns(
     label: str | None = None,
     text_pair: str | None = None,
     *,
+    labels: Sequence[str] | None = None,
     problem_type: ProblemType = "single_label_classification",
 ) -> Columns:
     """The columns of text and label: as named, or by a usual name, or by what the first rows hold; a second text only as named.
-    Raises InputError where that leaves a doubt, and for data without rows.
+    Several labels may be several columns of 0 and 1, all or those of `labels`. Raises InputError where that leaves a doubt, and
+    for data without rows.
     """
-    return look_at_columns(source, text, label, text_pair, problem_type=problem_type).columns
+    return look_at_columns(source, text, label, text_pair, labels=labels, problem_type=problem_type).columns
 
 
 def look_at_columns(
@@ -77,15 +85,16 @@ def look_at_columns(
     label: str | None = None,
     text_pair: str | None = None,
     *,
+    labels: Sequence[str] | None = None,
     problem_type: ProblemType = "single_label_classification",
 ) -> Table:
     """The columns as `find_columns` finds them, with what stands in all of them. Raises InputError as that does."""
-    sample, left = [], _SAMPLE_CHARS
+    sample, chars_left = [], _SAMPLE_CHARS
     by_place = [name for name in (text, label) if name is not None and is_place(name)]
     for row in islice(read_rows(source, by_place or None), _SAMPLE_ROWS):
         sample.append(row.values)
-        left -= sum(len(value) for value in row.values.values() if isinstance(value, str | list | dict))
-        if left < 0:
+        chars_left -= sum(len(value) for value in row.values.values() if isinstance(value, str | list | dict))
+        if chars_left < 0:
             break
     if not sample:
         raise InputError(
@@ -102,12 +111,18 @@ def look_at_columns(
         if name == other:
             raise InputError(f"task.{key} and task.{other_key} both name the column {name!r}: name two different ones.")
     seen = {name: [str(row[name]) for row in sample if row.get(name) not in (None, "")] for name in names}
-    if label is None:
-        find = _find_score if problem_type == "regression" else _find_label
-        label = find({name: values for name, values in seen.items() if name not in (text, text_pair)}, source)
+    left = {name: values for name, values in seen.items() if name not in (text, text_pair)}
+    several: tuple[str, ...] = ()
+    if label is None and problem_type == "multi_label_classification":
+        several = _find_switches(left, labels, source)
+    if several:
+        label = ", ".join(several)
+    elif label is None:
+        label = _find_score(left, source) if problem_type == "regression" else _find_label(left, source)
     if text is None:
-        text = _find_text({name: values for name, values in seen.items() if name not in (label, text_pair)}, source)
-    columns = Columns(text, label, text_pair)
+        taken = (*(several or (label,)), text_pair)
+        text = _find_text({name: values for name, values in seen.items() if name not in taken}, source)
+    columns = Columns(text, label, text_pair, several)
     for name in columns.names():
         if not is_text(name):
             raise InputError(f"The name of the column {name!r} of {source} holds half a character: write it in UTF-8.")
@@ -119,6 +134,13 @@ def look_at_columns(
         problem_type=problem_type,
         file_names=_words_for_names(source),
     )
+
+
+def look_for_the_same(source: Source, train: Table) -> Table:
+    """What stands in the columns of evaluation data, which are those of the training data. Raises InputError."""
+    text, label, text_pair, several = train.columns
+    named = None if several else label
+    return look_at_columns(source, text, named, text_pair, labels=several or None, problem_type=train.problem_type)
 
 
 def _words_for_names(source: Source) -> tuple[str, ...]:
@@ -158,17 +180,34 @@ def _find_label(seen: dict[str, list[str]], source: Source) -> str:
             return few
     if len(fits) == 1:
         return fits[0]
-    switches = [name for name in fits if set(seen[name]) <= {"0", "1", "True", "False", "0.0", "1.0"}]
-    if len(switches) >= 3:
+    if len(several := switches({name: seen[name] for name in fits})) >= FEWEST:
         raise NoTaskError(
-            f"{source} has {len(switches)} columns of 0 and 1 ({listed(switches)}): to learn one of them, name it with "
-            "task.label. To learn them all, write the names of those that are 1 into one column, with | between, and set "
-            "task.problem_type=multi_label_classification."
+            f"{source} has {len(several)} columns of 0 and 1 ({listed(several)}): to learn one of them, name it with "
+            "task.label. To learn them all, or those that task.labels names: "
+            "--set task.problem_type=multi_label_classification"
         )
     found = f"{listed(fits)} could all be it" if fits else f"none of {listed(list(seen))} has a few values that repeat"
     numbers = [name for name in _numbers(seen) if name not in fits]
     score = f" To learn {numbers[0]!r} as a number: --set task.problem_type=regression" if len(numbers) == 1 else ""
     raise InputError(f"It is not clear which column of {source} holds the label: {found}. Name it with task.label.{score}")
+
+
+def _find_switches(seen: dict[str, list[str]], labels: Sequence[str] | None, source: Source) -> tuple[str, ...]:
+    """The columns of which each is a label: those of `labels`, or all of 0 and 1. There are none where one column holds the
+    labels. Raises InputError where it could be either.
+    """
+    if labels is not None and all(name in seen for name in labels):
+        return tuple(labels)
+    several = switches(seen)
+    if len(several) < FEWEST:
+        return ()
+    named = _by_name(seen, LABEL_NAMES)
+    if named is not None and named not in several:
+        raise InputError(
+            f"It is not clear where the labels of {source} are: in column {named!r}, for which set task.label={named}, or in "
+            f"those of 0 and 1, for which set task.labels={','.join(several)}"
+        )
+    return tuple(several)
 
 
 def _find_score(seen: dict[str, list[str]], source: Source) -> str:

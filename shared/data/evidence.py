@@ -38,7 +38,7 @@ class Evidence:
 
     table: Table
     only: frozenset[str] | None = None
-    """The labels that count. None means that all do."""
+    """The labels that count; where a text has several, the others are left away and not its row. None means that all do."""
     rows: int = 0
     """Rows that were taken: each has a text and a label that counts."""
     blank: int = 0
@@ -74,7 +74,8 @@ class Evidence:
         if is_blank(row.text, row.text_pair):
             self.blank += 1
             return False
-        if self.only is not None and row.label not in self.only:
+        is_class = self.table.problem_type == "single_label_classification"
+        if is_class and self.only is not None and row.label not in self.only:
             self.others[row.label if len(self.others) < MOST_LABELS else "others"] += 1
             return False
         self._add(row)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from memsup.shared.data.errors import InputError, NoTaskError
 from memsup.shared.data.layout import counted_in
 from memsup.shared.data.rows import read_rows
 from memsup.shared.data.sources import Source
+from memsup.shared.data.switches import is_multi_hot, is_on
 from memsup.shared.data.targets import ProblemType, as_score, several_labels
 
 
@@ -36,20 +37,18 @@ def read_examples(
     columns: Columns,
     known_labels: frozenset[str] | None = None,
     *,
+    only: frozenset[str] | None = None,
     problem_type: ProblemType = "single_label_classification",
 ) -> Iterator[Example]:
-    """All rows in their order, one by one. Raises InputError at the first that cannot be used: broken, undecodable,
-    without a label, or with one that is no number where that is learnt, or else not among `known_labels`.
+    """All rows in their order, one by one; of several labels `only` those, where that is given. Raises InputError at the first
+    that cannot be used: broken, undecodable, without a label, or with one that is no number where that is learnt, or else not
+    among `known_labels`.
     """
     for file, line, values in read_rows(source, columns.names()):
         value = values.get(columns.label)
         labels: tuple[str, ...] = ()
         if problem_type == "multi_label_classification":
-            if isinstance(value, list | tuple):
-                labels = tuple(dict.fromkeys(_as_text(one, columns.label, file, line).strip() for one in value))
-                labels = tuple(filter(None, labels))
-            else:
-                labels = several_labels(_as_text(value, columns.label, file, line))
+            labels = tuple(label for label in _several(values, columns, file, line) if only is None or label in only)
             value = "|".join(labels)
         elif isinstance(value, list | tuple):
             raise NoTaskError(
@@ -79,6 +78,32 @@ def read_examples(
             text_pair=None if pair is None else _as_text(values.get(pair), pair, file, line),
             labels=labels,
         )
+
+
+def _several(values: dict[str, object], columns: Columns, file: Path, line: int) -> Sequence[str]:
+    """The labels of a row that may have any number of them, each once. Raises InputError."""
+    if columns.switches:
+        switches = {name: _as_text(values.get(name), name, file, line) for name in columns.switches}
+        for name, cell in switches.items():
+            if is_on(cell) is None:
+                raise InputError(
+                    f"{at(file, line)}: {cell[:40]!r} in column {name!r} is neither 0 nor 1: correct it, or name the columns "
+                    "that are labels with task.labels."
+                )
+        return [name for name, cell in switches.items() if is_on(cell)]
+    value = values.get(columns.label)
+    if isinstance(value, list | tuple):
+        cells = [_as_text(one, columns.label, file, line).strip() for one in value]
+        found: Sequence[str] = list(filter(None, dict.fromkeys(cells)))
+    else:
+        text = _as_text(value, columns.label, file, line)
+        cells, found = re.split(r"[\s,]+", text.strip("[] ")), several_labels(text)
+    if is_multi_hot(cells):
+        raise InputError(
+            f"{at(file, line)}: the list in column {columns.label!r} has 0 or 1 for each label and not their names: write the "
+            "names of those that are 1, or a column of 0 and 1 for each label."
+        )
+    return found
 
 
 def at(file: Path, line: int) -> str:

@@ -67,11 +67,6 @@ def one_line(name: str) -> str:
 def replaced(config: Mapping[str, Any]) -> tuple[str, ...]:
     """What memsup does otherwise than the config says, each a sentence."""
     sentences = []
-    problem = config.get("problem_type")
-    if problem not in {None, "single_label_classification"}:
-        sentences.append(
-            f"The model's config.json has problem_type {one_line(str(problem))}; the result has that of task.problem_type."
-        )
     attention = config.get("_attn_implementation", config.get("attn_implementation"))
     if attention is not None and attention not in OWN_ATTENTION:
         sentences.append(

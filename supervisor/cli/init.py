@@ -100,16 +100,17 @@ def _lines(plan: Plan, folder: Path) -> Iterator[str]:
     yield f"train = {_written(_from_here(settings.task.train, folder))}"
     if settings.task.eval is not None:
         yield f"eval = {_written(_from_here(settings.task.eval, folder))}"
+    columns = settings.task if isinstance(task.train, SeenRows) else task.train.columns
+    switches = () if isinstance(task.train, SeenRows) else task.train.columns.switches
     for name in ("text", "text_pair", "label"):
-        columns = settings.task if isinstance(task.train, SeenRows) else task.train.columns
-        if (column := getattr(columns, name)) is not None:
+        if (column := getattr(columns, name)) is not None and not (name == "label" and switches):
             yield f"{name} = {_written(column)}"
     if settings.task.problem_type != Settings().task.problem_type:
         yield f"problem_type = {_written(settings.task.problem_type)}"
     if settings.task.class_weights is not None:
         yield f"class_weights = {_written(settings.task.class_weights)}"
-    if settings.task.labels is not None:
-        yield f"labels = {_written(settings.task.labels)}"
+    if labels := settings.task.labels or list(switches):
+        yield f"labels = {_written(labels)}"
     yield ""
     yield "[training]"
     default = Settings().training
@@ -141,4 +142,6 @@ def _written(value: Any) -> str:
         return f'"{value.fraction * 100:g}%"'
     if isinstance(value, float):
         return repr(value)
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{_written(name)} = {_written(each)}' for name, each in value.items())} }}"
     return json.dumps(value, ensure_ascii=False)

@@ -132,7 +132,8 @@ def look_at_task(settings: Settings, *, checkpoint: Path | None = None) -> TaskS
         model = look_up(settings.task.model or "", model, task=settings.task.kind)
     if isinstance(task.train, SeenRows):
         return replace(task, model=model)
-    doubts, notes = judge_model(model, list(task.train.labels), complete=task.train.complete)
+    problem_type = settings.task.problem_type
+    doubts, notes = judge_model(model, list(task.train.labels), problem_type=problem_type, complete=task.train.complete)
     verdict = replace(task.verdict, doubts=(*task.verdict.doubts, *doubts))
     return replace(task, model=replace(model, notes=(*model.notes, *notes)), verdict=verdict)
 

@@ -83,8 +83,9 @@ def _rows(corpus: Path, settings: Settings) -> list[Example] | None:
     used = np.fromfile(corpus / "evaluation.bin", np.int64)
     origins = np.fromfile(corpus / "origins.bin", np.int64)[used]
     names = (corpus / "names.bin").read_bytes().split(b"\0")
-    columns = find_columns(train, task.text, task.label, task.text_pair, problem_type=task.problem_type)
-    examples = read_examples(source, columns, problem_type=task.problem_type)
+    columns = find_columns(train, task.text, task.label, task.text_pair, labels=task.labels, problem_type=task.problem_type)
+    only = None if task.labels is None else frozenset(task.labels)
+    examples = read_examples(source, columns, only=only, problem_type=task.problem_type)
     by_place = {(str(row.file), row.line): row for row in examples}
     places = [(names[place >> _LINE_BITS].decode(), place & ((1 << _LINE_BITS) - 1)) for place in origins.tolist()]
     return [by_place[place] for place in places] if all(place in by_place for place in places) else None

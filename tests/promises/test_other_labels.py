@@ -60,15 +60,25 @@ def test_scores_are_offered_learnt_told_and_answered(job: Path) -> None:
 
 
 def test_several_labels_a_text_are_offered_learnt_told_and_answered(job: Path) -> None:
-    relabel(job, ["good", "good|cheap", "cheap"], ["bad", "bad|dear", "dear"])
-    try:
+    """Joined in a cell, and as columns of 0 and 1."""
+    offered = "--set task.problem_type=multi_label_classification"
+    names = ["good", "bad", "cheap", "dear"]
+    for separate in (False, True):
+        if separate:
+            file = job / "reviews.csv"
+            rows = [row.rsplit(",", 1) for row in file.read_text(encoding="utf-8").splitlines()[1:]]
+            cells = [[text, *(str(int(name in label.split("|"))) for name in names)] for text, label in rows]
+            lines = [",".join(row) for row in [["text", *names], *cells]]
+            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        else:
+            relabel(job, ["good", "good|cheap", "cheap"], ["bad", "bad|dear", "dear"])
         refused = memsup("start", cwd=job)
         assert refused.returncode == 2
-        offered = "--set task.problem_type=multi_label_classification"
         assert offered in refused.stdout + refused.stderr
-
+    try:
         done = memsup("start", "--wait", "--set", "training.epochs=6", *offered.split(), cwd=job, within_s=240)
         assert done.returncode == 0, done.stdout + done.stderr
+        assert "4 labels" in done.stdout
         assert "micro f1" in done.stdout
         result = status()["result"]
         assert result["micro_f1"] > 0.4
@@ -78,5 +88,20 @@ def test_several_labels_a_text_are_offered_learnt_told_and_answered(job: Path) -
         for said in memsup("predict", "--json", "".join(GOOD), "".join(BAD)).document["predictions"]:
             assert set(said["scores"]) == {"good", "bad", "cheap", "dear"}
             assert said["label"].split("|") == [name for name, share in said["scores"].items() if share > 0.5] or [""]
+    finally:
+        end_supervisors()
+
+
+def test_weights_of_classes_are_taken_from_the_command_line(job: Path) -> None:
+    weights = ("--set", "task.class_weights=good:3")
+    try:
+        other = memsup("start", "--set", "task.class_weights=fine:3", cwd=job)
+        assert (other.returncode, "task.class_weights names 'fine', and the labels are" in other.stderr) == (2, True)
+        done = memsup("start", "--wait", "--set", "training.epochs=1", *weights, cwd=job, within_s=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        state = Path(os.environ["MEMSUP_STATE_DIR"]) / "default"
+        weight_of_steps = [float(line.split()[2]) for line in (state / "audit.txt").read_text().splitlines()]
+        assert sum(weight_of_steps) > 1.5 * status()["progress"]["samples"], "half of the rows count three times"
+        assert check_accuracy(state)
     finally:
         end_supervisors()

@@ -43,6 +43,18 @@ def test_flags_beat_environment_beats_job_file_beats_user_file(tmp_path: Path) -
     assert loaded.origins["training.threads"] == str(job_file)
 
 
+def test_weights_are_a_word_or_a_number_for_each_label(tmp_path: Path) -> None:
+    table = load(
+        job_file=write(tmp_path, "[task.class_weights]\npos = 1\n'a b' = 2.5\n"), user_file=None, environment={}, flags=[]
+    )
+    assert table.settings.task.class_weights == {"pos": 1.0, "a b": 2.5}
+    for written, weights in (("balanced", "balanced"), ("auto", None), ("pos:1, a:b:2.5", {"pos": 1.0, "a:b": 2.5})):
+        assert load_flags(f"task.class_weights={written}").settings.task.class_weights == weights
+    for wrong in ("even", "pos:0", "pos:-1", "pos:nan", "pos:", "pos:1,neg"):
+        with pytest.raises(SettingsError, match=r"task\.class_weights"):
+            load_flags(f"task.class_weights={wrong}")
+
+
 def test_every_key_can_be_written_as_a_variable() -> None:
     for key in keys():
         variable = "MEMSUP_" + key.replace(".", "_").upper()

@@ -27,6 +27,7 @@ from hypothesis import given, settings
 from kit import KIT
 from kit.corpus_child import Codepoints, codepoints, source
 
+from memsup.shared.data.columns import Columns
 from memsup.shared.data.doubts import DoubtKind
 from memsup.shared.data.errors import DoubtfulError, InputError
 from memsup.shared.paths import RunPaths
@@ -178,7 +179,7 @@ def test_a_corpus_holds_the_rows_their_labels_and_their_order(tmp_path: Path) ->
     file.write_text("类别,评论\n" + "".join(f'{c},"{t}"\n' for t, c in labelled()) + "好评,  \n", encoding="utf-8-sig")
     corpus = open_corpus(tmp_path / "cache", source(file), codepoints, nothing)
     assert corpus.labels == ["好评", "差评"]
-    assert corpus.columns == ("评论", "类别", None)
+    assert corpus.columns == Columns("评论", "类别")
     assert (corpus.counts.blank, corpus.counts.repeated, corpus.counts.shared) == (1, 0, 0)
     trained, evaluated = texts_of(corpus.train), texts_of(corpus.evaluation)
     assert (len(trained), len(evaluated)) == (12, 4)

@@ -19,6 +19,7 @@ from memsup.shared.paths import RunPaths
 from memsup.worker.predict import _shares
 from memsup.worker.tasks import Prepared, Task, find_task
 from memsup.worker.tasks.classification import load_finished
+from memsup.worker.tasks.corpus import alike_for_the_split, hold_out
 from memsup.worker.tasks.targets import TARGETS
 
 pytestmark = pytest.mark.slow  # torch and transformers take their seconds
@@ -122,7 +123,7 @@ def test_measures_are_those_of_all_rows_however_they_are_batched(learnt: tuple[T
         metrics = task.new_metrics()
         for part in np.split(np.arange(len(labels)), range(at_once, len(labels), at_once)):
             metrics.add(prepared.model, prepared.train.batch(part))
-        assert metrics.result() == pytest.approx(wanted, rel=1e-4)
+        assert metrics.result() == pytest.approx(wanted, rel=1e-4, abs=1e-4)
 
 
 def test_numbers_that_do_not_vary_have_no_correlation_and_a_loss() -> None:
@@ -148,6 +149,19 @@ def test_the_saved_model_answers_in_a_pipeline_as_memsup_does(learnt: tuple[Task
         )
 
 
+def test_what_is_held_out_has_each_label_and_all_heights_of_a_score() -> None:
+    draw = np.random.default_rng(2)
+    scores = draw.normal(size=1000)
+    hashes = draw.integers(0, 1 << 63, 1000).astype(np.uint64)
+    held = scores[hold_out(alike_for_the_split(scores, "regression"), hashes, 0.1, 5)]
+    assert np.allclose(np.quantile(held, [0.1, 0.5, 0.9]), np.quantile(scores, [0.1, 0.5, 0.9]), atol=0.25)
+    several = draw.random((1000, 11)) < np.array([0.5] * 9 + [0.02, 0.004])
+    groups = alike_for_the_split(np.packbits(several, axis=1), "multi_label_classification")
+    assert set(groups[~several.any(axis=1)]) <= {-1}
+    taken = hold_out(groups, hashes, 0.1, 5)
+    assert (several[taken].any(axis=0) & several[~taken].any(axis=0)).all(), "each label is on either side"
+
+
 def test_another_kind_of_label_is_another_fingerprint(tmp_path: Path) -> None:
     """So that a checkpoint of the one is not gone on with as another."""
     prints = []
@@ -161,8 +175,9 @@ def test_another_kind_of_label_is_another_fingerprint(tmp_path: Path) -> None:
     assert len(set(prints)) == len(prints)
 
 
-def test_class_weights_are_of_the_whole_batch_however_it_is_cut(tmp_path: Path) -> None:
-    wanted = tiny_settings(tmp_path, task__class_weights="balanced", training__eval_share=0.25)
+@pytest.mark.parametrize("weights", ["balanced", "rare:3"])
+def test_class_weights_are_of_the_whole_batch_however_it_is_cut(weights: str, tmp_path: Path) -> None:
+    wanted = tiny_settings(tmp_path, task__class_weights=weights, training__eval_share=0.25)
     (tmp_path / "reviews.csv").write_text(
         "text,label\n" + "".join(f"{c}好{n},{'rare' if n % 4 else 'often'}\n" for n, c in enumerate(3 * WORDS))
     )
@@ -171,9 +186,11 @@ def test_class_weights_are_of_the_whole_batch_however_it_is_cut(tmp_path: Path) 
     with torch.no_grad():  # or the two classes' gradients cancel out, and rounding is all that is left
         prepared.model.classifier.bias.copy_(torch.tensor([1.0, -1.0]))
     rows, batch = np.arange(len(prepared.train)), all_of(prepared)
-    weights = len(rows) / (2 * torch.bincount(batch["labels"]).double())
+    of_label = len(rows) / (2 * torch.bincount(batch["labels"]).double())
+    if weights != "balanced":
+        of_label = torch.tensor([3.0 if prepared.model.config.id2label[place] == "rare" else 1.0 for place in range(2)])
     inputs = {name: values for name, values in batch.items() if name not in ("labels", "weights")}
-    torch.nn.functional.cross_entropy(prepared.model(**inputs).logits, batch["labels"], weights.float()).backward()
+    torch.nn.functional.cross_entropy(prepared.model(**inputs).logits, batch["labels"], of_label.float()).backward()
     parameters = [value for value in prepared.model.parameters() if value.grad is not None]
     whole = torch.cat([value.grad.flatten() for value in parameters])
     total = task.weight(prepared.train, rows)

@@ -8,13 +8,13 @@ is, its loss and its measures are in `targets.py`.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from inspect import signature
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from memsup.memory import is_out_of_memory
 from memsup.shared.commands import command
+from memsup.shared.data.check import refuse_unknown_weights
 from memsup.shared.data.columns import Columns
 from memsup.shared.data.doubts import DoubtKind
 from memsup.shared.data.errors import DoubtfulError, InputError
@@ -180,9 +181,8 @@ class TextClassification:
         rows_of = partial(TextRows, batched=batched, tokenizer=tokenizer, has_types=_takes_types(model, tokenizer))
         refuse_special_tokens(model, corpus, tokenizer, rows_of)
         train, evaluation = rows_of(corpus.train), rows_of(corpus.evaluation)
-        if task.class_weights == "balanced":
-            of_label = np.bincount(corpus.train.labels(np.arange(len(train))), minlength=len(corpus.labels))
-            train.class_weights = len(train) / (len(corpus.labels) * np.maximum(of_label, 1))  # as scikit-learn has it
+        if task.class_weights is not None:
+            train.class_weights = _class_weights(task.class_weights, corpus)
         about_cuts: list[str] = []
         if padding is None:
             padding, about_cuts = _find_padding(model, train if np.ptp(train.lengths) else evaluation, boundary)
@@ -214,6 +214,16 @@ class TextClassification:
 
     def new_metrics(self) -> Metrics:
         return self._target.new_metrics()
+
+
+def _class_weights(wanted: Literal["balanced"] | Mapping[str, float], corpus: Corpus) -> NDArray[np.float64]:
+    """What a row of each label counts. Raises InputError."""
+    if wanted != "balanced":
+        refuse_unknown_weights(wanted, corpus.labels)
+        return np.array([wanted.get(name, 1.0) for name in corpus.labels], np.float64)
+    rows = len(corpus.train)
+    of_label = np.bincount(corpus.train.labels(np.arange(rows)), minlength=len(corpus.labels))
+    return rows / (len(corpus.labels) * np.maximum(of_label, 1))  # as scikit-learn has it
 
 
 def load_finished(folder: str, max_length: int | None) -> tuple[Any, Tokens, bool]:

@@ -34,8 +34,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from memsup.shared.data import sources
 from memsup.shared.data.check import check_rows
-from memsup.shared.data.columns import Columns, look_at_columns
+from memsup.shared.data.columns import Columns, Table, look_at_columns, look_for_the_same
 from memsup.shared.data.doubts import DoubtKind
 from memsup.shared.data.errors import DoubtfulError, InputError
 from memsup.shared.data.evidence import MOST_LABELS, Evidence
@@ -291,9 +292,8 @@ def _make(draft: Path, source: Source, located: Located, make_encoder: MakeEncod
     table = _read(draft / "texts.arrow", source, located, boundary)
     trained, evaluated = np.arange(table.train_rows), np.arange(table.train_rows, len(table.label_of_row))
     if located.evaluation is None:
-        is_class = source.problem_type == "single_label_classification"
-        classes = table.label_of_row if is_class else np.zeros(len(table.label_of_row))
-        held_out = hold_out(classes, table.text_hashes, source.eval_share, source.seed)
+        groups = alike_for_the_split(table.label_of_row, source.problem_type)
+        held_out = hold_out(groups, table.text_hashes, source.eval_share, source.seed)
         if not held_out.any() or held_out.all():
             raise InputError(
                 f"{located.train} has too few different texts to hold some out for evaluation: add rows, or set task.eval."
@@ -359,10 +359,10 @@ def _read(arrow: Path, source: Source, located: Located, boundary: Boundary) -> 
     with arrow.open("wb") as file, pyarrow.ipc.new_stream(file, schema) as table:
         for part in located.all():
             trains = part is located.train
-            wanted = (source.text, source.label, source.text_pair) if trains else of_part[0].table.columns
-            evidence = Evidence(look_at_columns(part, *wanted, problem_type=source.problem_type), only, complete=False)
+            evidence = Evidence(_columns_of(part, source) if trains else look_for_the_same(part, of_part[0].table), only)
+            evidence.complete = False
             known = None if trains or only else frozenset(of_part[0].labels)
-            examples = read_examples(part, evidence.table.columns, known, problem_type=source.problem_type)
+            examples = read_examples(part, evidence.table.columns, known, only=only, problem_type=source.problem_type)
             for chunk in _chunks(examples, _text_of):
                 boundary()
                 rows = [row for row in chunk if evidence.takes(row)]
@@ -383,7 +383,7 @@ def _read(arrow: Path, source: Source, located: Located, boundary: Boundary) -> 
     if doubts := judge(*of_part).unsettled(source.accept):
         raise DoubtfulError(doubts)
     written.finish()
-    labels = source.labels or sorted_labels(numbers)
+    labels = source.labels or list(of_part[0].table.columns.switches) or sorted_labels(numbers)
     in_order = np.array([labels.index(name) for name in numbers], np.int64)
     if source.problem_type == "multi_label_classification":
         label_of_row = _packed(several, in_order)
@@ -400,6 +400,12 @@ def _read(arrow: Path, source: Source, located: Located, boundary: Boundary) -> 
         columns=of_part[0].table.columns,
         blank=sum(evidence.blank for evidence in of_part),
         other_labels=sum(evidence.others.total() for evidence in of_part),
+    )
+
+
+def _columns_of(part: sources.Source, source: Source) -> Table:
+    return look_at_columns(
+        part, source.text, source.label, source.text_pair, labels=source.labels, problem_type=source.problem_type
     )
 
 
@@ -498,6 +504,25 @@ def _write_tokens(folder: Path, texts: Iterator[list[Text]], encoder: Encoder) -
 def text_hash(text: Text) -> int:
     whole = text.strip() if isinstance(text, str) else "\0".join(part.strip() for part in text)
     return int.from_bytes(hashlib.blake2b(whole.encode("utf-8"), digest_size=8).digest(), "little")
+
+
+def alike_for_the_split(labels: Labels, problem_type: ProblemType) -> Ints:
+    """Which group each row belongs to, of each of which a share is held out: its class; of several labels the rarest one, so
+    that no rare label is missed; of scores one of ten groups of about the same size.
+    """
+    if problem_type == "regression":
+        return np.searchsorted(np.quantile(labels, np.arange(1, 10) / 10), labels)
+    if problem_type == "single_label_classification":
+        return labels
+    rows_of = sum(part.sum(axis=0, dtype=np.int64) for part in _unpacked(labels))
+    rarest_first = np.argsort(rows_of, kind="stable")
+    return np.concatenate([np.where(part.any(axis=1), part[:, rarest_first].argmax(axis=1), -1) for part in _unpacked(labels)])
+
+
+def _unpacked(labels: Labels) -> Iterator[Labels]:
+    """The bits of several labels, some rows at a time: all of them would take a byte each."""
+    for start in range(0, len(labels), _CHUNK_ROWS):
+        yield np.unpackbits(labels[start : start + _CHUNK_ROWS], axis=1)
 
 
 def hold_out(labels: Labels, text_hashes: NDArray[np.uint64], share: float, seed: int) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 
 from memsup.shared.data import evidence as evidence_module
-from memsup.shared.data.check import check_data
+from memsup.shared.data.check import check_data, refuse_unknown_weights
 from memsup.shared.data.columns import Columns, Table
 from memsup.shared.data.doubts import Answer, DoubtKind, Verdict
 from memsup.shared.data.errors import InputError, NoTaskError
@@ -380,11 +380,67 @@ def test_a_first_line_that_is_a_row_is_refused_and_a_label_named_like_its_column
         judged(tmp_path / "a.csv", content.split("\n", 1)[1])
 
 
-def test_several_columns_of_0_and_1_are_refused_with_a_way_to_learn_them(tmp_path: Path) -> None:
+def test_several_columns_of_0_and_1_are_offered_to_be_learnt_as_several_labels_and_then_clear(tmp_path: Path) -> None:
     draw = random.Random(1)
-    content = table("text,toxic,threat,insult", lambda n: f"{said(n)},{','.join(draw.choices('01', k=3))}")
-    with pytest.raises(NoTaskError, match=r"3 columns of 0 and 1 .* write the names of those that are 1 into one column"):
+    cells = [draw.choices(["0", "1"], k=3) for _ in range(120)]
+    content = table("text,toxic,threat,insult,split", lambda n: f"{said(n)},{','.join(cells[n])},{'ab'[n % 2]}")
+    with pytest.raises(NoTaskError, match=rf"3 columns of 0 and 1 .* learn them all, .*: --set {SEVERAL}"):
         judged(tmp_path / "a.csv", content)
+    summary = check_data(str(tmp_path / "a.csv"), problem_type="multi_label_classification", budget_s=60)
+    wanted = {name: sum(row[place] == "1" for row in cells) for place, name in enumerate(("toxic", "threat", "insult"))}
+    assert (summary.columns.switches, summary.labels) == (tuple(wanted), wanted)
+    verdict = judge(summary.evidence)
+    assert verdict.answer is Answer.CLEAR
+    assert [shown.label.split("|") for shown in verdict.examples if shown.label]
+    two = check_data(
+        str(tmp_path / "a.csv"), labels=["insult", "toxic"], problem_type="multi_label_classification", budget_s=60
+    )
+    assert list(two.labels.items()) == [(name, wanted[name]) for name in ("insult", "toxic")]
+    assert two.rows == 120, "a text with none of them is one without a label"
+
+
+@pytest.mark.parametrize(
+    ("head", "row", "words"),
+    [
+        (
+            "text,a,b",
+            lambda n: f"{said(n)},{n % 2},{-1 if n == 1000 else n % 3 % 2}",
+            "line 1002: '-1' in column 'b' is neither",
+        ),
+        (
+            "text,a,b",
+            lambda n: f"{said(n)},{n % 2},{'' if n == 7 else n % 3 % 2}",
+            "line 9: '' in column 'b' is neither 0 nor 1",
+        ),
+        ("text,a,b,c", lambda n: f"{said(n)},{n % 2},{n % 3 % 2},0", "No row .* 1 in column 'c', .* task.labels=a,b"),
+        ("text,a,b,label", lambda n: f"{said(n)},{n % 2},{n % 3 % 2},x|y", "task.label=label, or .* task.labels=a,b"),
+        (
+            "text,label",
+            lambda n: f'{said(n)},"[0, 1, {n % 2}]"',
+            "line 2: the list in column 'label' has 0 or 1 for each label",
+        ),
+    ],
+)
+def test_what_is_no_switch_is_refused_with_what_to_do(head: str, row: Callable[[int], str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        judged(tmp_path / "a.csv", table(head, row, rows=1100), problem_type="multi_label_classification")
+
+
+def test_of_several_labels_those_that_are_named_are_learnt(tmp_path: Path) -> None:
+    content = table("text,labels", lambda n: f"{said(n)},{'|'.join(['food', 'price', 'staff'][n % 3 : n % 3 + 2])}")
+    (tmp_path / "a.csv").write_text(content, encoding="utf-8")
+    summary = check_data(
+        str(tmp_path / "a.csv"), labels=["price", "food"], problem_type="multi_label_classification", budget_s=60
+    )
+    assert (list(summary.labels), summary.rows) == (["price", "food"], len(content.splitlines()) - 1)
+    with pytest.raises(InputError, match=r"task\.labels names 'dear', which no row of"):
+        check_data(str(tmp_path / "a.csv"), labels=["dear", "food"], problem_type="multi_label_classification", budget_s=60)
+
+
+def test_weights_of_labels_that_are_not_there_are_refused() -> None:
+    refuse_unknown_weights({"a": 2.0}, ["a", "b"])
+    with pytest.raises(InputError, match="names 'neu', and the labels are 'a', 'b'"):
+        refuse_unknown_weights({"a": 2.0, "neu": 1.0}, ["a", "b"])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -532,7 +588,7 @@ def test_what_is_no_number_is_refused_by_file_and_line(row: Callable[[int], str]
 
 
 def test_labels_are_not_chosen_among_numbers(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"task\.labels chooses among the labels .* is regression"):
+    with pytest.raises(InputError, match=r"task\.labels chooses among labels, .* is regression"):
         judged(
             tmp_path / "a.csv", table("text,stars", lambda n: f"{said(n)},{n}"), labels=["1", "2"], problem_type="regression"
         )  # type: ignore[arg-type]

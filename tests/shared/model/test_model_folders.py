@@ -15,13 +15,14 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from kit.cli_process import said
 
 from memsup.shared.data.doubts import DoubtKind
 from memsup.shared.data.errors import InputError
+from memsup.shared.data.targets import ProblemType
 from memsup.shared.model import libraries
 from memsup.shared.model.folder import ModelSource, check_model
 from memsup.shared.model.judge import judge_model
@@ -332,9 +333,12 @@ def test_what_transformers_knows_is_told_as_transformers_tells_it() -> None:
 
 def test_what_is_replaced_is_said(good: Path) -> None:
     config = BERT | {"problem_type": "multi_label_classification", "_attn_implementation": "somebody/kernel"}
-    problem, attention = check_model(str(put(good, config__json=config))).notes
-    assert "multi_label_classification; the result has that of task.problem_type" in problem
+    model = check_model(str(put(good, config__json=config)))
+    (attention,) = model.notes
     assert "names somebody/kernel to compute attention" in attention
+    said = {kind: judge_model(model, ["a", "b"], problem_type=kind, complete=True)[1] for kind in get_args(ProblemType)}
+    assert said.pop("multi_label_classification") == [], "what is the same is no news"
+    assert all("has problem_type multi_label_classification; what is learnt here is" in notes[-1] for notes in said.values())
 
 
 # --------------------------------------------------------------------------------------------------------------------

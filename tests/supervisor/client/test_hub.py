@@ -44,12 +44,12 @@ def refused(environment: dict[str, str]) -> str:
 
 
 def test_a_model_that_is_there_is_known_by_its_config(at_hub: Hub) -> None:
-    at_hub.put("some/model", BERT | {"problem_type": "regression"}, NAMES)
+    at_hub.put("some/model", BERT | {"_attn_implementation": "somebody/kernel"}, NAMES)
     found = look_up("some/model", missing(), at_hub.environment)
     assert (found.source, found.folder) == (ModelSource.HUB, None)
     assert found.config is not None
     assert found.config["id2label"] == {"0": "neg", "1": "pos"}
-    assert "problem_type regression" in found.notes[0]
+    assert "somebody/kernel" in found.notes[0]
     assert [path for path, _ in at_hub.asked] == ["/some/model/resolve/main/config.json", "/api/models/some/model"]
 
 
@@ -195,7 +195,7 @@ def test_start_asks_the_hub_and_says_what_it_found(at_hub: Hub, tmp_path: Path) 
     found = memsup(*start, **at_hub.environment)
     assert found.returncode == 0, found.stderr
     assert "some/model (a hub id; the worker fetches it)" in found.stdout
-    assert "! The model's config.json has problem_type regression" in found.stderr
+    assert "! The model's config.json has problem_type regression; what is learnt here is single_label_" in found.stderr
     at_hub.put("some/model", BERT | {"id2label": {"0": "ham", "1": "spam"}}, NAMES)
     other = memsup(*start, **at_hub.environment)
     assert other.returncode == 2
