@@ -24,6 +24,7 @@ from memsup.supervisor.fence.kill import Deadman, KillState, TreeKill
 from memsup.supervisor.fence.output import OutputPump
 from memsup.supervisor.fence.program import make_findable, told_to_program
 from memsup.supervisor.kernel.children import Child, reap_orphans, spawn
+from memsup.supervisor.kernel.processes import MARK
 
 DEADMAN_BEAT_S = 0.5
 
@@ -229,6 +230,8 @@ class WorkerProcess:
         environment = dict(os.environ)
         environment.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
         environment["PYTHONUNBUFFERED"] = "1"
+        # What launches it gives it the mark as well, and is to be found by it meanwhile.
+        environment[MARK] = self.fence.name
         if self._record.command is not None:
             return environment | told_to_program(self._paths, self._record, environment)
         threads = str(self._record.settings.training.threads or self._cpus)
