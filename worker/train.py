@@ -48,6 +48,7 @@ from memsup.worker.compute.dropout import draw_by_row
 from memsup.worker.compute.embedding import add_in_place
 from memsup.worker.compute.lanes import Lanes, draws_elsewhere
 from memsup.worker.compute.randomness import seed_everything, seed_stream
+from memsup.worker.curves import Curves
 from memsup.worker.exhaustion import has_to_fit, report_out_of_memory, shrink, shrink_evaluation
 from memsup.worker.hardware import (
     autocast,
@@ -89,8 +90,12 @@ def train(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session
     """Trains the run to its end, from wherever it is. Raises `Leave`, `GiveUp`, `InputError`."""
     with session.phase(Phase.LOADING):
         training = prepare(record, paths, welcome, session)
-    schedule = training.schedule
+    with training.curves.written(after_step=training.step, evaluated=training.evaluated):
+        return _train(training)
 
+
+def _train(training: Training) -> Finished:
+    session, paths, schedule = training.session, training.paths, training.schedule
     with session.phase(Phase.TRAINING):
         while True:
             due = evaluates_after(training.step, schedule, training.settings.evaluate_every)
@@ -193,6 +198,13 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         store=store,
         plan=plan,
         audit=Audit(paths.state / "audit.txt"),
+        curves=Curves(
+            paths,
+            settings.training.curves,
+            run_id=record.run_id,
+            total_steps=schedule.total_steps,
+            decided=session.decided,
+        ),
         measuring=_measuring(prepared, welcome, device, memory, settings.training),
         deaths=welcome.deaths,
     )
@@ -331,17 +343,18 @@ def take_step(training: Training) -> None:
     training.step = step
     training.loss = done.loss
     training.steps_at_scale += 1
-    training.audit.record(
-        Step(
-            step=step,
-            rows=rows,
-            weight=done.weight,
-            learning_rate=rate,
-            loss=done.loss,
-            gradient_norm=done.norm,
-        )
+    taken = Step(
+        step=step,
+        rows=rows,
+        weight=done.weight,
+        learning_rate=rate,
+        loss=done.loss,
+        gradient_norm=done.norm,
     )
-    training.count_rate(len(rows), training.work_s() - began_s)
+    training.audit.record(taken)
+    took_s = training.work_s() - began_s
+    training.count_rate(len(rows), took_s)
+    training.curves.step(taken, tokens=int(training.prepared.train.lengths[rows].sum()), took_s=took_s)
     _plan_ahead(training)
     training.publish()
 
@@ -581,4 +594,5 @@ def evaluate(training: Training) -> None:
     else:
         training.without_rise += 1
     training.publish()
+    training.curves.evaluated(training.evaluated)
     log.info("Evaluated", step=training.step, **training.evaluated.metrics)

@@ -20,6 +20,7 @@ from memsup.shared.record import RunRecord
 from memsup.shared.settings import Training as TrainingSettings
 from memsup.worker.audit import Audit
 from memsup.worker.compute.lanes import Lanes
+from memsup.worker.curves import Curves
 from memsup.worker.memory import DeviceMemory
 from memsup.worker.plan.batches import Lengths, Order, Rows, Schedule
 from memsup.worker.plan.footprint import Shape
@@ -55,6 +56,7 @@ class Training:
     store: Store
     plan: Plan
     audit: Audit
+    curves: Curves
     measuring: Measuring
     lanes: Lanes = field(init=False)
     """The lanes that compute; made when weights and plan are where they belong."""

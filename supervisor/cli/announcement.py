@@ -19,6 +19,7 @@ from memsup.supervisor.cli.findings import (
     Row,
     brief_rows,
     brief_task,
+    curve_rows,
     data_notes,
     data_rows,
     example_lines,
@@ -67,7 +68,7 @@ def tell(
     )
     _section("This machine", machine_rows(plan.machine))
     if plan.task is not None:
-        _section("The task", data_rows(plan.task, plan.settings))
+        _section("The task", [*data_rows(plan.task, plan.settings), *_curves(paths, plan)])
     if plan.command is not None:
         _section("The command", [("run", " ".join(plan.command))])
     if rows := reach_rows(plan.settings, plan.origins, plan.task):
@@ -83,7 +84,12 @@ def _tell_briefly(paths: RunPaths, plan: Plan, record: RunRecord | None) -> None
     data(f"Run {paths.name!r}{'' if record is None else ' goes on'}: {what}")
     tier = plan.resolution.tier if record is None else record.tier
     rows = brief_rows(plan.task, plan.resolution, plan.settings, tier, str(paths.state))
-    data(*rows, *reach_rows(plan.settings, plan.origins, plan.task))
+    data(*rows, *_curves(paths, plan), *reach_rows(plan.settings, plan.origins, plan.task))
+
+
+def _curves(paths: RunPaths, plan: Plan) -> list[Row]:
+    """How curves are looked at. A command of a person's own writes its own."""
+    return [] if plan.task is None else curve_rows(plan.settings, str(paths.curves))
 
 
 def _section(title: str, rows: list[Row]) -> None:

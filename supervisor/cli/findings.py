@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from memsup.shared.data.doubts import Answer
 from memsup.shared.data.seen import SeenRows
 from memsup.shared.model.folder import ModelSource
+from memsup.shared.settings import CurveKind
 from memsup.supervisor.client.trust import contacts
 from memsup.supervisor.decide.readings import THIS_MACHINE
 from memsup.supervisor.words import count, cut, gpu_line, pad, percent, plural, size, width
@@ -61,6 +62,15 @@ def brief_rows(task: TaskSummary | None, resolution: Resolution, settings: Setti
         how = f"{passes}, {training.effective_batch} samples a step, texts of up to {count(training.max_length)} tokens"
         rows.append(("training", f"{how}, on {device} (tier {tier})"))
     return [*rows, ("kept in", folder)]
+
+
+def curve_rows(settings: Settings, folder: str) -> list[Row]:
+    """The commands that show the curves which are written below `folder`, where some are wanted."""
+    shown = {
+        CurveKind.TENSORBOARD: f"tensorboard --logdir {shlex.quote(f'{folder}/tensorboard')}",
+        CurveKind.TRACKIO: f"TRACKIO_DIR={shlex.quote(f'{folder}/trackio')} trackio show",
+    }
+    return [("curves", shown[kind]) for kind in settings.training.curves]
 
 
 def brief_task(task: TaskSummary, settings: Settings) -> str:

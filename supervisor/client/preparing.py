@@ -21,6 +21,7 @@ from memsup.shared.loading import Loaded, load, user_settings_file
 from memsup.shared.model.content import parameters
 from memsup.shared.model.folder import WEIGHTS, ModelSource, read_config
 from memsup.shared.model.judge import judge_model
+from memsup.shared.model.libraries import is_installed
 from memsup.shared.paths import RunPaths, current_folder
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings, Share, Written, keys
@@ -163,6 +164,7 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, beside:
     _refuse_shared_folder(paths, settings, beside)
     if settings.checkpoint.resume_from:
         _check_resume(Path(settings.checkpoint.resume_from))
+    _check_curves(settings)
     machine = look_around(paths.state, settings)
     shape = None if task is None else model_shape(str(task.model.folder or ""), task)
     resolution = resolve(settings, loaded.origins, machine, shape, beside)
@@ -186,6 +188,7 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, beside: B
         raise RefusedError(f"The folder in which the run's command runs is gone: make {record.command_folder} again.")
     settings, taken, _ = merge(record.settings, loaded, is_command=record.command is not None)
     _check_folder(settings)
+    _check_curves(settings)
     _refuse_shared_folder(paths, settings, beside)
     newest = None if record.command else newest_checkpoint(paths, record)
     task = None if record.command else look_at_task(settings, checkpoint=newest.path if newest else None)
@@ -290,6 +293,16 @@ def _check_resume(folder: Path) -> None:
         verify(folder, full=False)
     except CheckpointError as error:
         raise RefusedError(f"checkpoint.resume_from = {folder} cannot be used: {error}") from None
+
+
+def _check_curves(settings: Settings) -> None:
+    """Raises `RefusedError` where what is to write the curves is not installed."""
+    missing = [str(kind) for kind in settings.training.curves if not is_installed(kind)]
+    if missing:
+        raise RefusedError(
+            f"training.report_to names {' and '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} not installed: "
+            f"pip install 'memsup[{','.join(missing)}]'"
+        )
 
 
 def _check_disk(paths: RunPaths, settings: Settings, machine: Machine, task: TaskSummary | None) -> None:

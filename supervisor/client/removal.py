@@ -25,7 +25,7 @@ _OUR_FILES = re.compile(
     r"|(ledger|history|plan)(\.\d+)?\.jsonl|(worker|supervisor|predict)(\.\d+)?\.log(\.1)?(\.end[01])?"
     r"|\.[\w.-]+\.(tmp|new)"
 )
-_OUR_FOLDERS = ("cache", "model")
+_OUR_FOLDERS = ("cache", "curves", "model")
 _LAST = "run.json"
 """It is removed after all else, so that what is left by a kill in between is a run that can be removed once more."""
 

@@ -70,6 +70,8 @@ class Event(enum.StrEnum):
     """The worker computes in another way than was asked for: the model would see it, or does not know it."""
     OTHER_BITS = "other_bits"
     """The run goes on where it computes other last bits than before, as with another number of threads."""
+    CURVES_FAILED = "curves_failed"
+    """The worker cannot write the curves that are wanted; the training goes on."""
     SETTINGS = "settings"
     """A person gave other settings to the run while it was up, and it took them over."""
     SHARED = "shared"

@@ -14,7 +14,9 @@ from memsup.supervisor.decide.ladder import FREEZE_FROM_USE
 from memsup.supervisor.decide.tiers import Limits
 from memsup.supervisor.words import size
 
-OF_THE_WORKER = frozenset({"checkpoint.every", "checkpoint.keep", "training.evaluate_every", "training.patience"})
+OF_THE_WORKER = frozenset(
+    {"checkpoint.every", "checkpoint.keep", "training.evaluate_every", "training.patience", "training.report_to"}
+)
 """What a worker reads when it starts, and not again."""
 
 

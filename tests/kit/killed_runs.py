@@ -50,9 +50,11 @@ class Tally:
         return sum(self.kills.values())
 
 
-def make_job(folder: Path, *, epochs: int, every: str = "300ms", lanes: int = 2, amp: str = "off") -> None:
+def make_job(
+    folder: Path, *, epochs: int, every: str = "300ms", lanes: int = 2, amp: str = "off", report_to: str = "off"
+) -> None:
     """Each lane has one thread; two of them wait for each other, which is slow where others compute, too."""
-    cut = f"learning_rate = 1e-3\nthreads = {lanes}\nlanes = {lanes}\n"
+    cut = f'learning_rate = 1e-3\nthreads = {lanes}\nlanes = {lanes}\nreport_to = "{report_to}"\n'
     tiny_job(folder, epochs=epochs, more=f'{cut}[checkpoint]\nevery = "{every}"\n', amp=amp)
 
 

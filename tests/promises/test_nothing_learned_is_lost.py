@@ -6,11 +6,17 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from kit.cli_process import end_supervisors
+from kit.curves_read import check_whole, read_tensorboard, read_trackio
 from kit.killed_runs import Tally, disturbed, make_job, undisturbed
+
+from memsup.shared.model.libraries import is_installed
+from memsup.shared.paths import run_paths
+from memsup.shared.settings import CurveKind
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -33,5 +39,12 @@ def test_a_run_killed_again_and_again_ends_with_the_bits_of_the_undisturbed_run(
     tally = Tally()
     expected = undisturbed(job, "undisturbed")
     assert expected.step == 27 * epochs
+    wanted = [kind for kind in CurveKind if is_installed(kind)]
+    make_job(job, epochs=epochs, lanes=lanes, amp=amp, report_to=",".join(wanted) or "off")
     assert disturbed(job, "killed", random.Random(seed), tally, kills=kills, longest_life_s=5.0) == expected, f"seed {seed}"
     assert tally.total >= kills // 2, tally
+    for kind in wanted:
+        read = {CurveKind.TENSORBOARD: read_tensorboard, CurveKind.TRACKIO: partial(read_trackio, run="killed")}[kind]
+        scalars, _ = read(run_paths("killed").curves / kind)
+        check_whole(scalars, steps=expected.step)
+        assert len(scalars["eval/accuracy"]) == epochs

@@ -74,6 +74,7 @@ SAMPLE = {
     "training.optimizer_on_host": "true",
     "training.eval_share": "0.2",
     "training.keep": "best",
+    "training.report_to": "tensorboard,trackio",
     "checkpoint.every": "10m",
     "checkpoint.keep": "3",
     "limits.ram": "50%",
@@ -270,13 +271,17 @@ def test_a_value_is_put_where_it_is_read() -> None:
 
 
 def test_what_may_change_in_a_run_is_what_changes_no_training() -> None:
-    """Limits, recovery, messages, the rhythm of checkpoints and evaluations, how long nothing better is waited for, and which
-    doubts are none; nothing else of the task or the training.
+    """Limits, recovery, messages, the rhythm of checkpoints and evaluations, how long nothing better is waited for, curves, and
+    which doubts are none; nothing else of the task or the training.
     """
     later = {name for name, key in keys().items() if key.may_change}
     assert {name.split(".")[0] for name in later} == {"limits", "recovery", "notify", "checkpoint", "task", "training"}
     assert {name for name in later if name.startswith("task.")} == {"task.accept"}
-    assert {name for name in later if name.startswith("training.")} == {"training.evaluate_every", "training.patience"}
+    assert {name for name in later if name.startswith("training.")} == {
+        "training.evaluate_every",
+        "training.patience",
+        "training.report_to",
+    }
     assert {name for name in later if name.startswith("checkpoint.")} == {"checkpoint.every", "checkpoint.keep"}
     assert {name for name, key in keys().items() if key.is_secret} == {"notify.urls", "notify.ping_url"}
 

@@ -71,6 +71,8 @@ def test_what_memsup_made_of_a_run_is_removed_and_nothing_else(
     theirs.mkdir()
     (theirs / "thesis.tex").write_text("years of work")
     (paths.state / "notes.txt").write_text("mine")
+    (paths.curves / "tensorboard").mkdir(parents=True)
+    (paths.curves / "tensorboard" / "events.out.tfevents.1.memsup.1").write_bytes(b"curves")
     (paths.checkpoints / "step-00000009").mkdir()
     (paths.checkpoints / "step-00000009/weights.bin").write_text("mine")
     (paths.state / "cache").symlink_to(theirs)
