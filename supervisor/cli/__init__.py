@@ -60,6 +60,13 @@ LEAST_DESCRIPTORS = 72
 """What a supervisor needs (`room_for_peers` of its sockets): who has fewer is told so before anything is written."""
 
 
+EXAMPLES = (
+    ("memsup check", "what this machine has, and what it can do"),
+    ("memsup start --demo", "train a small model on real reviews, supervised"),
+    ("memsup status --watch", "look at it"),
+)
+
+
 class LazyGroup(click.Group):
     """Imports a command's module only when the command is called."""
 
@@ -89,6 +96,12 @@ class LazyGroup(click.Group):
         commands = [CompletionItem(name, help=line) for name, (*_, line) in COMMANDS.items() if name.startswith(incomplete)]
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help_text(ctx, formatter)
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_dl(EXAMPLES)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         width = max(map(len, COMMANDS))  # one column for all
         for title, names in GROUPS.items():
@@ -107,13 +120,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version.")
 def memsup() -> None:
-    """Fine-tune transformers on the machine you own, and find it alive in the morning.
-
-    \b
-      memsup check               what this machine has, and what it can do
-      memsup start --demo        train a small model on real reviews, supervised
-      memsup status --watch      look at it
-    """
+    """Fine-tune transformers on the machine you own, and find it alive in the morning."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import click
 
@@ -23,14 +24,16 @@ from memsup.supervisor.cli.options import json_option, paths_of, run_option
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.contact import observe
 from memsup.supervisor.client.errors import RefusedError
-from memsup.supervisor.client.labelled import LABEL, SCORE, rows_of, write_labelled
-from memsup.supervisor.client.prediction import Predicted
+from memsup.supervisor.client.labelled import columns_of, lines_of, rows_of, write_labelled
+from memsup.supervisor.client.prediction import ROWS_AT_ONCE, Predicted
 from memsup.supervisor.client.prediction import predict as asked
 from memsup.supervisor.words import plural
 
 if TYPE_CHECKING:
     from memsup.shared.record import RunRecord
 
+Ask: TypeAlias = Callable[[Iterator[Sequence[str]]], Iterator[Predicted]]
+_Row = TypeVar("_Row")
 UNKNOWN, NOT_FINISHED = 4, 3
 _ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt", ".gz", ".arrow")
 
@@ -69,11 +72,14 @@ def predict(
         raise RefusedError("This run was trained on two texts a row, and a line is one: give a file with a column for each.")
     if text_pair and not is_pair:
         raise click.UsageError("This run was trained on one text a row: leave out --text-pair.")
+
+    def ask(rows: Iterator[Sequence[str]]) -> Iterator[Predicted]:
+        return asked(paths, record, model, rows, device=device, at_once=1 if is_typed else ROWS_AT_ONCE)
+
+    is_typed = words == ("-",) and sys.stdin.isatty()  # then each line is answered
     if file is None:
-        rows = _of_stdin() if words == ("-",) else _typed(words, is_pair=is_pair)
-        return _tell(list(rows), asked(paths, record, model, iter(rows), device=device), as_json)
-    columns = _columns(file, record, text, text_pair, is_pair=is_pair)
-    return _tell_file(file, columns, output, lambda texts: asked(paths, record, model, texts, device=device))
+        return _tell(_of_stdin() if words == ("-",) else iter(_typed(words, is_pair=is_pair)), ask, as_json)
+    return _tell_file(file, _columns(file, record, text, text_pair, is_pair=is_pair), output, ask)
 
 
 def _finished(paths: RunPaths) -> tuple[RunRecord, Path]:
@@ -118,19 +124,29 @@ def _typed(words: Sequence[str], *, is_pair: bool) -> list[Sequence[str]]:
     return [(words[place], words[place + 1]) for place in range(0, len(words), 2)]
 
 
-def _of_stdin() -> list[Sequence[str]]:
-    return [(line.rstrip("\n"),) for line in sys.stdin]
+def _of_stdin() -> Iterator[Sequence[str]]:
+    with open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False) as stdin:
+        yield from ((line,) for line in lines_of(stdin))
 
 
-def _tell(rows: list[Sequence[str]], found: Iterator[Predicted], as_json: bool) -> int:
+def _tell(rows: Iterator[Sequence[str]], ask: Ask, as_json: bool) -> int:
+    """Tells of each row as soon as the model has answered, so that a pipe may go on for as long as it likes."""
+    asked_about: deque[Sequence[str]] = deque()
+    found = ((asked_about.popleft(), predicted) for predicted in ask(_remembered(rows, asked_about)))
     if as_json:
-        predictions = [_document(row) | p._asdict() for row, p in zip(rows, found, strict=True)]
-        json_data({"schema": 1, "predictions": predictions})
+        json_data({"schema": 1, "predictions": [_document(row) | predicted._asdict() for row, predicted in found]})
         return 0
-    for row, predicted in zip(rows, found, strict=True):
+    for row, predicted in found:
         score = "" if predicted.score is None else f"{predicted.score:.3f}"
         data(("no text" if predicted.label is None else predicted.label or "no label", score, " + ".join(row)))
     return 0
+
+
+def _remembered(rows: Iterable[_Row], asked_about: deque[_Row]) -> Iterator[_Row]:
+    """The rows; those that are not answered yet lie in `asked_about`."""
+    for row in rows:
+        asked_about.append(row)
+        yield row
 
 
 def _document(row: Sequence[str]) -> dict[str, str]:
@@ -165,21 +181,16 @@ def _is_of_lines(file: str) -> bool:
     return file.lower().endswith(".txt")
 
 
-def _tell_file(file: str, columns: list[str] | None, output: str | None, ask: Any) -> int:
-    rows = rows_of(file)
-    kept: list[dict[str, Any]] = []
-
-    def texts() -> Iterator[Sequence[str]]:
-        for row in rows:
-            kept.append(row)
-            yield [str(row.get(name) or "") for name in columns or ["text"]]
-
-    found = ({**kept.pop(0), LABEL: p.label, SCORE: p.score and round(p.score, 6)} for p in ask(texts()))
+def _tell_file(file: str, texts: list[str] | None, output: str | None, ask: Ask) -> int:
+    columns = columns_of(file)
+    asked_about: deque[dict[str, Any]] = deque()
+    rows = ([str(row.get(name) or "") for name in texts or ["text"]] for row in _remembered(rows_of(file), asked_about))
+    found = (asked_about.popleft() | {columns.label: p.label, columns.score: p.score and round(p.score, 6)} for p in ask(rows))
     if output is None:
         for row in found:
             json_data(row)
         return 0
-    counts = write_labelled(absolute(output), found)
+    counts = write_labelled(absolute(output), columns, found)
     message(
         f"Written: {output}, {plural(sum(counts), 'row')}" + (f"; {counts[1]:,} of them without a text" if counts[1] else "")
     )

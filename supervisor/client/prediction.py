@@ -37,9 +37,17 @@ class Predicted(NamedTuple):
 
 
 def predict(
-    paths: RunPaths, record: RunRecord, model: Path, rows: Iterator[Sequence[str]], *, device: str = "cpu"
+    paths: RunPaths,
+    record: RunRecord,
+    model: Path,
+    rows: Iterator[Sequence[str]],
+    *,
+    device: str = "cpu",
+    at_once: int = ROWS_AT_ONCE,
 ) -> Iterator[Predicted]:
-    """What `model` says of each row, which is one text or two. Raises `RefusedError`, in one sentence."""
+    """What `model` says of each row, which is one text or two; it is asked about `at_once` of them. Raises `RefusedError`, in
+    one sentence.
+    """
     command = [sys.executable, "-P", "-m", "memsup.worker.predict", "--model", str(model), "--device", device]
     if device == "cpu":
         command += ["--limit-bytes", str(_limit_bytes(paths, record))]
@@ -54,7 +62,7 @@ def predict(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd="/", env=environment(paths), text=True
         )
     try:
-        while some := list(islice(rows, ROWS_AT_ONCE)):
+        while some := list(islice(rows, at_once)):
             yield from _asked(process, some, paths)
     finally:
         process.kill()

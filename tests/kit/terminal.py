@@ -55,6 +55,12 @@ class Terminal:
         frames = self.text.split("\x1b[H")
         return [_SEQUENCE.sub("", line).rstrip("\r") for line in frames[-1].split("\n")]
 
+    def cpu_s(self) -> float:
+        """What the process has used of the processors until now."""
+        with open(f"/proc/{self.pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
     def type(self, keys: str) -> None:
         os.write(self._fd, keys.encode())
 

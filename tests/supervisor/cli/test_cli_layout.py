@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from kit.cli_process import a_run, control_server, said, said_on_a_terminal
@@ -16,6 +17,8 @@ from kit.statuses import full_status
 
 from memsup.shared.paths import run_paths
 from memsup.shared.status import RunState, Status, encode_status
+from memsup.supervisor.cli import COMMANDS
+from memsup.supervisor.cli import memsup as group
 from memsup.supervisor.cli.layout import laid_out
 from memsup.supervisor.words import width
 
@@ -40,6 +43,18 @@ def test_no_word_is_broken(lines: list[str | tuple[str, ...]], cells: int) -> No
     for line in lines:
         for word in (line if isinstance(line, str) else " ".join(line)).split():
             assert word in shown or (not word.isascii() and width(word) != len(word))
+
+
+@pytest.mark.parametrize("cells", WIDTHS)
+def test_every_help_page_fits_its_terminal(cells: int) -> None:
+    """Those of the commands below `service` and `completion` as well."""
+    for name in [None, *COMMANDS]:
+        command = group if name is None else group.get_command(click.Context(group), name)
+        parts = list(getattr(command, "commands", [])) if name is not None else []
+        for words in [[name] if name else [], *([name, part] for part in parts)]:
+            page = CliRunner().invoke(group, [*words, "--help"], terminal_width=cells).output  # type: ignore[arg-type]
+            assert "Usage: " in page
+            assert max(map(width, page.splitlines())) <= cells, words
 
 
 def test_off_a_terminal_a_line_is_a_line() -> None:

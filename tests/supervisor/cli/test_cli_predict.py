@@ -5,6 +5,7 @@ That its answers are those of the training's own tokenizer and labels is in `pro
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def test_pairs_files_and_pipes_are_asked_row_by_row(
     monkeypatch.chdir(tmp_path)
     seen: list[Any] = []
 
-    def long_is_good(_paths: Any, _record: Any, _model: Any, rows: Any, *, device: str) -> Any:
+    def long_is_good(_paths: Any, _record: Any, _model: Any, rows: Any, **_: Any) -> Any:
         for row in rows:
             seen.append(tuple(row))
             yield Predicted("good", 0.75, {"good": 0.75, "bad": 0.25}) if row[0] else Predicted(None, None, None)
@@ -113,6 +114,30 @@ def test_pairs_files_and_pipes_are_asked_row_by_row(
     assert json.loads(lines[0]) == {"hypothesis": "h", "premise": "p", "predicted": "good", "score": 0.75}
     (tmp_path / "lines.txt").write_text("a\nb\n")
     assert len(said(capfd, "predict", "lines.txt")[1].splitlines()) == 2
+    (tmp_path / "piped.txt").write_bytes(b"one\r\n\xff\xe9\n")
+    with (tmp_path / "piped.txt").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert said(capfd, "predict", "-") == (0, "  good  0.750  one\n  good  0.750  \ufffd\ufffd\n")
+
+
+def test_a_table_has_every_column_that_any_row_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also those that only a later row has, and one that is called as one of the two that are added."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "asked", lambda _p, _r, _m, rows, **_: (Predicted("good", 0.75, {}) for _ in rows))
+    finished()
+    rows = ['{"text": "a", "score": 5}', '{"from": {"page": 1}, "text": "b"}']
+    (tmp_path / "asked.jsonl").write_text("\n".join(rows))
+    assert said(capfd, "predict", "asked.jsonl", "-o", "out.csv")[0] == 0
+    with (tmp_path / "out.csv").open(encoding="utf-8-sig", newline="") as table:
+        first, second = csv.DictReader(table)
+    assert first == {"text": "a", "score": "5", "from": "", "predicted": "good", "score_2": "0.75"}
+    assert second == {"text": "b", "score": "", "from": '{"page": 1}', "predicted": "good", "score_2": "0.75"}
+    (tmp_path / "none.csv").write_text("text,label\n")
+    assert "no rows" in said(capfd, "predict", "none.csv", "-o", "none_out.csv")[1]
+    (tmp_path / "wide.jsonl").write_text("".join(f'{{"text": "a", "{n}": 1}}\n' for n in range(1_100)))
+    assert "more than 1,000 columns" in said(capfd, "predict", "wide.jsonl")[1]
 
 
 def test_a_finished_run_says_how_its_model_is_used() -> None:

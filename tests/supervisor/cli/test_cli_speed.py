@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 from kit.cli_process import MEMSUP, RUN_ID, a_run, control_server, memsup
+from kit.terminal import terminal
 
 from memsup.shared.messages import RequestKind
 from memsup.shared.status import RunState, Status, Wanted
@@ -38,6 +40,10 @@ def imported(*arguments: str) -> set[str]:
 
 
 def assert_answers_within(promised_s: float, *arguments: str) -> None:
+    assert_within(promised_s, lambda: _time_of([*MEMSUP, *arguments]))
+
+
+def assert_within(promised_s: float, time_of_one: Callable[[], tuple[float, float]]) -> None:
     """By the CPU time of the best of some runs, and by the clock; a moment in which the machine is busy ends at some time.
 
     The promise is made for a machine that counts to four million within `COUNTS_S`; what a slower one, or one whose cores are
@@ -46,7 +52,7 @@ def assert_answers_within(promised_s: float, *arguments: str) -> None:
     """
     taken, beside = [], []
     for _ in range(60):
-        taken.append(_time_of([*MEMSUP, *arguments]))
+        taken.append(time_of_one())
         beside.append(_time_of([sys.executable, "-I", "-S", "-c", "sum(range(4_000_000))"]))
         least_s = promised_s * max(1.0, min(cpu_s for _, cpu_s in beside) / COUNTS_S)
         crowd = max(1.0, 1.5 * os.getloadavg()[0] / len(os.sched_getaffinity(0)))
@@ -109,9 +115,22 @@ def test_the_help_page_has_every_command_once() -> None:
 
 
 @pytest.mark.alone
-def test_help_answers_within_150_ms() -> None:
+def test_help_answers_within_100_ms() -> None:
     """A promise in numbers."""
-    assert_answers_within(0.150, "--help")
+    assert_answers_within(0.100, "--help")
+
+
+@pytest.mark.alone
+def test_start_says_its_first_line_within_a_second() -> None:
+    """Before it looks at anything that may take its time, with whatever it has to import for that."""
+
+    def first_line() -> tuple[float, float]:
+        began_s = time.perf_counter()
+        with terminal([*MEMSUP, "start", "--demo", "--dry-run"], 80, 24) as seen:
+            seen.until(lambda screen: "Looking at this machine" in screen[0])
+            return time.perf_counter() - began_s, seen.cpu_s()
+
+    assert_within(1.0, first_line)
 
 
 @pytest.mark.alone
