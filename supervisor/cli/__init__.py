@@ -38,6 +38,7 @@ COMMANDS = {
     "predict": ("predict", "predict", "Ask the model that a run has made."),
     "logs": ("logs", "logs", "Show the worker's output and the ledger of decisions."),
     "report": ("report", "report", "The night on one page, with plots."),
+    "metrics": ("metrics", "metrics", "Tell Prometheus of all runs, on this machine."),
     "rm": ("runs", "rm", "Remove runs, with their checkpoints and models."),
     "notify": ("notify", "notify", "Send a test message and a ping."),
     "service": ("service", "service", "Begin a run at boot, and again when it dies (systemd)."),
@@ -47,7 +48,7 @@ COMMANDS = {
 }
 GROUPS = {
     "Train": ("start", "init", "pause", "resume", "checkpoint", "stop"),
-    "Look": ("status", "list", "wait", "logs", "report"),
+    "Look": ("status", "list", "wait", "logs", "report", "metrics"),
     "Use and tidy up": ("predict", "rm"),
     "Prepare": ("check", "drill", "notify", "service", "completion"),
 }
