@@ -39,6 +39,9 @@ class JoinedStep:
         self.effective: int | None = None
         """The rows of an optimizer step. It is None where that is one micro-batch, or nobody knows."""
         self._looked_s = time.monotonic()
+        self._has_said_cuts = False
+        self._batch: tuple[int | None, int | None, int | None] | None = None
+        """Rows of a step, tokens and rows of a micro-batch as they were told last. It is None before that."""
         self.step = Step(
             modules,
             optimizers=optimizers,
@@ -58,12 +61,20 @@ class JoinedStep:
             self._looked_s = now_s
             self.step.memory_limit(self._own_limit_bytes())
         loss = self.step.micro_batch(batch, loss_of, **how)
-        if self.step.refusal is None and self.step.weighting is not None:
-            self._session.describe(cuts=True, not_cut=None)
-        rows, tokens = self.step.part_rows, self.step.most_tokens or self.step.part_tokens
-        if rows is not None and tokens is not None:
-            self._session.batch(self.effective or self.step.rows or rows, tokens, micro_rows=rows)
+        self._tell_how(self.step)
         return loss
+
+    def _tell_how(self, step: Step) -> None:
+        """Tells how it is computed, where that is another way than before: most micro-batches are like the one before."""
+        is_cut = step.refusal is None and (self._has_said_cuts or step.weighting is not None)
+        if is_cut and not self._has_said_cuts:
+            self._session.describe(cuts=True, not_cut=None)
+        self._has_said_cuts = is_cut
+        rows, tokens = step.part_rows, step.most_tokens or step.part_tokens
+        batch = (self.effective or step.rows or rows, tokens, rows)
+        if batch != self._batch and rows is not None and tokens is not None:
+            self._batch = batch
+            self._session.batch(self.effective or step.rows or rows, tokens, micro_rows=rows)
 
     def limit(self, order: messages.Message) -> int:
         """Carries out an order of `messages.LIMITS`. Raises `CannotLimitError`."""

@@ -131,8 +131,7 @@ def as_json(found: Taken) -> Generators:
         if name in {"random", "iteration"}:
             states[name] = state
         elif name == "numpy":
-            kind, keys, *rest = state
-            states[name] = [kind, keys.tolist(), *rest]
+            states[name] = _lists(state)
         else:
             states[name] = [_text(one) for one in state] if name == "cuda" else _text(state)
     return states
@@ -144,7 +143,8 @@ def put_back(taken: Generators, loader: Any = None) -> None:
     random.setstate((version, tuple(internal), gauss))
     numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
     if numpy is not None and "numpy" in taken:
-        numpy.random.set_state(tuple(taken["numpy"]))
+        cut_generators.numpy_was_set()
+        numpy.random.set_state(_arrays(taken["numpy"], numpy))
     if torch is not None and "torch" in taken:
         torch.set_rng_state(_state(torch, taken["torch"]))
     if torch is not None and "cuda" in taken and torch.cuda.device_count() == len(taken["cuda"]):
@@ -171,6 +171,23 @@ def _own_generators(loader: Any) -> list[tuple[str, Any]]:
         if hasattr(generator, "get_state") and all(generator is not known for _, known in found):
             found.append((name, generator))
     return found
+
+
+def _lists(state: Any) -> Any:
+    """The state of numpy's generator with lists for its arrays; a dictionary where somebody has chosen another generator."""
+    if isinstance(state, dict):
+        return {name: _lists(part) for name, part in state.items()}
+    if isinstance(state, tuple):
+        return [_lists(part) for part in state]
+    return state.tolist() if hasattr(state, "tolist") else state
+
+
+def _arrays(state: Any, numpy: Any) -> Any:
+    if isinstance(state, dict):
+        return {name: _arrays(part, numpy) for name, part in state.items()}
+    if isinstance(state, list) and isinstance(state[0], str):
+        return tuple(state)
+    return numpy.array(state, dtype=numpy.uint64) if isinstance(state, list) else state
 
 
 def _text(state: Any) -> str:

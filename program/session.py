@@ -214,22 +214,22 @@ class Session:
 
     def _can_be_urged(self) -> bool:
         """Whether the signal can interrupt this thread, the main one: it is taken where nobody else has it."""
-        if threading.current_thread() is not threading.main_thread():
+        main = threading.main_thread().ident
+        if threading.get_ident() != main or main is None:
             return False
-        handler = signal.getsignal(URGE)
-        if handler is signal.SIG_DFL:
-            signal.signal(URGE, lambda _number, _frame: self._urged())
-            main = threading.main_thread().ident
-            assert main is not None
-            self._handler = signal.getsignal(URGE)
-
-            def urge() -> None:
-                if self._waits and self.link.is_ours:
-                    signal.pthread_kill(main, URGE)
-
-            self.link.urge = urge
+        if self._handler is not None:
             return True
-        return handler is not None and handler is self._handler  # it is None where a library in C has taken the signal
+        if signal.getsignal(URGE) is not signal.SIG_DFL:
+            return False
+        self._handler = lambda _number, _frame: self._urged()
+        signal.signal(URGE, self._handler)
+
+        def urge() -> None:
+            if self._waits and self.link.is_ours and signal.getsignal(URGE) is self._handler:
+                signal.pthread_kill(main, URGE)
+
+        self.link.urge = urge
+        return True
 
     def _urged(self) -> None:
         if self._waits and self.leaving is None:

@@ -273,7 +273,8 @@ class Step:
             raise
         finally:
             self.is_amid = False
-        self._marks = self._marked()
+        if begins is None:
+            self._marks = self._marked()
         return loss
 
     def end_window(self) -> None:
