@@ -63,9 +63,11 @@ class Draft:
         """Anything that msgspec encodes. NaN and infinity become null, as JSON has neither."""
         self.write_bytes(name, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
-    def write_tensors(self, stem: str, tensors: Iterable[Tensor]) -> None:
-        """`stem`.safetensors, or shards with an index, as Hugging Face names them. Never holds more than a few pieces."""
-        shards = plan_shards(stem, list(tensors), SHARD_BYTES)
+    def write_tensors(self, stem: str, tensors: Iterable[Tensor], *, in_one: bool = False) -> None:
+        """`stem`.safetensors, or shards with an index, as Hugging Face names them; with `in_one` a single file of any size.
+        Never holds more than a few pieces.
+        """
+        shards = plan_shards(stem, list(tensors), 1 << 62 if in_one else SHARD_BYTES)
         for name, shard in shards.items():
             with self._new_file(name) as file:
                 write_shard(file, shard)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import msgspec
 
 from memsup.shared.data.doubts import DoubtKind
-from memsup.shared.data.targets import ProblemType
+from memsup.shared.data.targets import ProblemType, TaskKind
 from memsup.shared.lanes import MOST_LANES
 from memsup.shared.secret import Secret
 
@@ -76,6 +76,9 @@ Weights = Annotated[
     Literal["balanced"] | Annotated[dict[str, Annotated[float, msgspec.Meta(gt=0, le=1e6)]], msgspec.Meta(min_length=1)],
     msgspec.Meta(extra={"written": Written.WEIGHTS}),
 ]
+Words = Annotated[
+    list[Annotated[str, msgspec.Meta(min_length=1)]], msgspec.Meta(min_length=1, extra={"written": Written.NAMES})
+]
 Doubts = Annotated[list[DoubtKind], msgspec.Meta(extra={"written": Written.WORDS})]
 LATER_TOO = msgspec.Meta(extra={"may_change": True})
 """Marks a field, or a whole section, that may change while a run lasts: it guards or saves differently, or says when what is
@@ -102,7 +105,8 @@ class CurveKind(enum.StrEnum):
 class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What is trained on what. Paths are absolute once loaded. `package:NAME/PATH` names data inside an installed package."""
 
-    kind: Literal["text-classification"] = "text-classification"
+    kind: TaskKind = "text-classification"
+    """What is learnt: labels of texts, or, as `causal-lm`, to go on with texts, such as to answer in a chat."""
     problem_type: ProblemType = "single_label_classification"
     """What is learnt of a text, as transformers names it: which of a few labels it has, which several
     (`multi_label_classification`), or a number (`regression`)."""
@@ -124,6 +128,12 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     class_weights: Annotated[Weights | None, _write("balanced, or numbers above 0 such as neg:2,pos:1")] = None
     """How much a row counts by its class: `balanced` gives each class the same share, whatever its rows; a table has the number
     for each class, 1 for one that it does not name. None means that each row counts the same."""
+    messages: str | None = None
+    """The column with the messages of a dialogue (`causal-lm`). None means that it is found by its name."""
+    prompt: str | None = None
+    """The column with what is asked (`causal-lm`). None means that it is found by its name."""
+    completion: str | None = None
+    """The column with what is answered (`causal-lm`). None means that it is found by its name."""
     accept: Annotated[Doubts, LATER_TOO, _write(f"any of {', '.join(DoubtKind)}")] = msgspec.field(default_factory=list)
     """The doubts about the data that a person has looked at and found to be none (`shared/data/judge.py`)."""
 
@@ -131,6 +141,8 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold what is no setting any more; it is passed over
     """How it is trained. What is None here is decided by the tier, or by the worker where that is said."""
 
+    method: Literal["full", "lora"] | None = None
+    """Whether all weights learn, or adapters beside them. None means adapters for `causal-lm` and all weights elsewhere."""
     epochs: Annotated[float, msgspec.Meta(gt=0, le=10_000)] = 3.0
     effective_batch: Annotated[int, msgspec.Meta(gt=0, le=1_000_000)] | None = None
     """Samples of one optimizer step, fixed for the run."""
@@ -199,6 +211,21 @@ class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold w
         return math.inf if self.clip_norm == "off" else self.clip_norm
 
 
+class Lora(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The adapters that learn in place of the model's own weights (`training.method = "lora"`)."""
+
+    rank: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
+    """How many numbers of each layer's input an adapter passes on."""
+    alpha: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] | None = None
+    """What an adapter's output is multiplied by, times the rank. None means twice the rank."""
+    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    """The share of an adapter's input that is dropped in training."""
+    targets: Annotated[Words | None, _write("names of layers with commas between them, such as q_proj,v_proj")] = None
+    """The layers that get an adapter. None means all linear ones but the last."""
+    rslora: bool = False
+    """Whether the output is divided by the root of the rank in place of the rank (Kalajdzievski 2023)."""
+
+
 class Limits(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What the run may take of the machine. None means what the machine and its devices say themselves."""
 
@@ -251,6 +278,7 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tier: Literal["auto", "low", "safe", "full"] = "auto"
     task: Task = msgspec.field(default_factory=Task)
     training: Training = msgspec.field(default_factory=Training)
+    lora: Lora = msgspec.field(default_factory=Lora)
     limits: Annotated[Limits, LATER_TOO] = msgspec.field(default_factory=Limits)
     recovery: Annotated[Recovery, LATER_TOO] = msgspec.field(default_factory=Recovery)
     checkpoint: Checkpoint = msgspec.field(default_factory=Checkpoint)

@@ -35,10 +35,8 @@ from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import (
     OPTIMIZER,
     STATE_FILE,
-    WEIGHTS,
     Evaluated,
     State,
-    model_tensors,
     optimizer_tensors,
     read_state,
     read_tensors,
@@ -139,7 +137,8 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int) ->
         assert start.folder is not None
         _refuse_other_training(training, state, start.folder)
         model, tick, staging = training.prepared.model, training.session.tick, training.staging
-        read_tensors(start.folder, WEIGHTS, model_tensors(model), tick, staging)
+        weights = training.prepared.weights
+        read_tensors(start.folder, weights.stem, weights.tensors(model), tick, staging)
         read_tensors(start.folder, OPTIMIZER, optimizer_tensors(model, training.optimizer), tick, staging)
         training.step = state.step
         training.loss = state.loss
@@ -262,6 +261,7 @@ def save(training: Training, *, last: bool) -> CheckpointNote:
         write_state(
             draft,
             state,
+            weights=training.prepared.weights,
             model=training.prepared.model,
             tokenizer=training.prepared.tokenizer,
             optimizer=training.optimizer,

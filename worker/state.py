@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
@@ -90,10 +90,42 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The time of work in all lives of the run, pauses left out."""
 
 
+class Weights(Protocol):
+    """What of a model is saved, and in which files."""
+
+    stem: str
+    """That of the safetensors files."""
+    is_whole: bool
+    """Whether the folder has all that `from_pretrained` needs. Otherwise it needs other weights beside it."""
+
+    def tensors(self, model: Any) -> dict[str, torch.Tensor]:
+        """The tensors to save, and to read over, by the names that they have in the files."""
+        ...
+
+    def describe(self, model: Any, folder: Path) -> None:
+        """Writes what belongs beside the tensors. Raises OSError."""
+        ...
+
+
+class WholeModel:
+    """All weights, as `from_pretrained` of transformers finds them."""
+
+    stem = WEIGHTS
+    is_whole = True
+
+    def tensors(self, model: Any) -> dict[str, torch.Tensor]:
+        return model_tensors(model)
+
+    def describe(self, model: Any, folder: Path) -> None:
+        model.config.architectures = [type(model).__name__]  # otherwise `from_pretrained` of a bare AutoModel finds no class
+        model.config.save_pretrained(folder)
+
+
 def write_state(
     draft: Draft,
     state: State,
     *,
+    weights: Weights,
     model: Any,
     tokenizer: Any,
     optimizer: torch.optim.Optimizer,
@@ -101,10 +133,10 @@ def write_state(
     staging: torch.Tensor | None = None,
 ) -> None:
     """Fills `draft`; calls `tick` with each piece written. Raises OSError."""
-    for stem, tensors in ((WEIGHTS, model_tensors(model)), (OPTIMIZER, optimizer_tensors(model, optimizer))):
-        draft.write_tensors(stem, [_outgoing(name, tensor, tick, staging) for name, tensor in tensors.items()])
-    model.config.architectures = [type(model).__name__]  # otherwise `from_pretrained` of a bare AutoModel finds no class
-    model.config.save_pretrained(draft.folder)
+    for stem, tensors in ((weights.stem, weights.tensors(model)), (OPTIMIZER, optimizer_tensors(model, optimizer))):
+        outgoing = [_outgoing(name, tensor, tick, staging) for name, tensor in tensors.items()]
+        draft.write_tensors(stem, outgoing, in_one=stem == weights.stem and not weights.is_whole)
+    weights.describe(model, draft.folder)
     tokenizer.save_pretrained(draft.folder)
     draft.write_json(STATE_FILE, state)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from memsup.shared.clock import monotonic_s
+from memsup.shared.data.chat_check import check_dialogues
 from memsup.shared.data.columns import Columns, Table, is_usual_name, listed, look_at_columns, look_for_the_same
 from memsup.shared.data.doubts import DoubtKind, Verdict
 from memsup.shared.data.errors import InputError, NoTaskError
@@ -23,7 +24,7 @@ from memsup.shared.data.examples import Example, at, read_examples, sorted_label
 from memsup.shared.data.judge import judge, unused_text
 from memsup.shared.data.looks import words
 from memsup.shared.data.rows import names_columns_in_first_line, notes_on
-from memsup.shared.data.seen import SeenRows
+from memsup.shared.data.seen import SeenRows, estimate_tokens, quantile
 from memsup.shared.data.sources import Source, locate
 from memsup.shared.data.targets import ProblemType, as_score
 from memsup.shared.model.folder import ModelSummary, check_model
@@ -82,7 +83,10 @@ def check_task(task: Task, *, budget_s: float, max_length: int | None = None, ch
     """Looks at model, training and evaluation data for about `budget_s`; texts are to be cut at `max_length` tokens. Where a
     run goes on from a `checkpoint`, its model stands in for one that is gone. Raises InputError for the first thing wrong.
     """
-    model = _check_model(task.model, checkpoint)
+    model = _check_model(task, checkpoint)
+    if task.kind == "causal-lm":
+        seen = check_dialogues(task, model, budget_s=budget_s)
+        return TaskSummary(model=model, train=seen[0], evaluation=seen[1], verdict=Verdict((), (), complete=seen[0].complete))
     no_text = _NoText(model.cannot_take, max_length or _LEAST_TOKENS) if model.cannot_take else None
     if task.train is None:
         raise InputError("task.train is not set: name a CSV, TSV, JSON or Parquet file, or a folder of <label>.txt files.")
@@ -141,20 +145,20 @@ class _NoText(NamedTuple):
         """Raises InputError."""
         for text in (example.text, example.text_pair or ""):
             place = text.find(self.token)
-            if place >= 0 and _estimate_tokens(text[:place]) < self.most_tokens // 2:
+            if place >= 0 and estimate_tokens(text[:place]) < self.most_tokens // 2:
                 raise InputError(
                     f"{at(example.file, example.line)}: the text spells {self.token!r}, which ends a text for this model; it "
                     "cannot take one among other rows: write it in another way, as with a blank inside, or delete the row."
                 )
 
 
-def _check_model(model: str | None, checkpoint: Path | None) -> ModelSummary:
+def _check_model(task: Task, checkpoint: Path | None) -> ModelSummary:
     try:
-        return check_model(model)
+        return check_model(task.model, task=task.kind)
     except InputError:
         if checkpoint is not None:
             with contextlib.suppress(InputError):
-                return check_model(str(checkpoint))
+                return check_model(str(checkpoint), task=task.kind)
         raise
 
 
@@ -191,7 +195,7 @@ def check_data(
             if no_text is not None:
                 no_text.refuse_in(example)
             chars[len(example.text)] += 1
-            tokens[_estimate_tokens(example.text)] += 1
+            tokens[estimate_tokens(example.text)] += 1
         if len(evidence.labels) > MOST_LABELS or (
             (number % 256 == 0 or len(example.text) > _LONG_CHARS) and monotonic_s() > deadline_s
         ):
@@ -207,7 +211,7 @@ def check_data(
         other_labels=evidence.others,
         complete=evidence.complete,
         labels={name: evidence.labels[name] for name in labels or table.columns.switches or sorted_labels(evidence.labels)},
-        text_chars=(_quantile(chars, 0.5), _quantile(chars, 0.9), _quantile(chars, 0.99), max(chars)),
+        text_chars=(quantile(chars, 0.5), quantile(chars, 0.9), quantile(chars, 0.99), max(chars)),
         token_estimates=tokens,
         evidence=evidence,
     )
@@ -304,21 +308,3 @@ def _reads_like_a_row(name: str, evidence: Evidence) -> bool:
         return False
     texts = [words(value) for value in evidence.table.values[name] if value]
     return words(name) >= 3 or 2 * words(name) >= sorted(texts)[len(texts) // 2]
-
-
-def _estimate_tokens(text: str) -> int:
-    """One for each Chinese character, a quarter for each letter, two around them. UTF-8 has three bytes for the former and
-    one for the latter; good enough to say "about", and fast.
-    """
-    wide = (len(text.encode("utf-8")) - len(text)) // 2
-    return wide + (len(text) - wide) // 4 + 2
-
-
-def _quantile(counts: Counter[int], share: float) -> int:
-    """The smallest value that at least `share` of all do not exceed."""
-    left = share * counts.total()
-    for value in sorted(counts):
-        left -= counts[value]
-        if left <= 0:
-            return value
-    return max(counts)

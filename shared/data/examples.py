@@ -55,7 +55,7 @@ def read_examples(
                 f"{at(file, line)}: column {columns.label!r} holds a list, but a text has one label here. To learn "
                 "several a text: --set task.problem_type=multi_label_classification. Or name another column with task.label."
             )
-        label = _as_text(value, columns.label, file, line).strip()
+        label = as_text(value, columns.label, file, line).strip()
         if not label and problem_type != "multi_label_classification":
             raise InputError(f"{at(file, line)} has no label in column {columns.label!r}: fill it in or delete the row.")
         if problem_type == "regression":
@@ -71,11 +71,11 @@ def read_examples(
             )
         pair = columns.text_pair
         yield Example(
-            text=_as_text(values.get(columns.text), columns.text, file, line),
+            text=as_text(values.get(columns.text), columns.text, file, line),
             label=label,
             file=file,
             line=line,
-            text_pair=None if pair is None else _as_text(values.get(pair), pair, file, line),
+            text_pair=None if pair is None else as_text(values.get(pair), pair, file, line),
             labels=labels,
         )
 
@@ -83,7 +83,7 @@ def read_examples(
 def _several(values: dict[str, object], columns: Columns, file: Path, line: int) -> Sequence[str]:
     """The labels of a row that may have any number of them, each once. Raises InputError."""
     if columns.switches:
-        switches = {name: _as_text(values.get(name), name, file, line) for name in columns.switches}
+        switches = {name: as_text(values.get(name), name, file, line) for name in columns.switches}
         for name, cell in switches.items():
             if is_on(cell) is None:
                 raise InputError(
@@ -93,10 +93,10 @@ def _several(values: dict[str, object], columns: Columns, file: Path, line: int)
         return [name for name, cell in switches.items() if is_on(cell)]
     value = values.get(columns.label)
     if isinstance(value, list | tuple):
-        cells = [_as_text(one, columns.label, file, line).strip() for one in value]
+        cells = [as_text(one, columns.label, file, line).strip() for one in value]
         found: Sequence[str] = list(filter(None, dict.fromkeys(cells)))
     else:
-        text = _as_text(value, columns.label, file, line)
+        text = as_text(value, columns.label, file, line)
         cells, found = re.split(r"[\s,]+", text.strip("[] ")), several_labels(text)
     if is_multi_hot(cells):
         raise InputError(
@@ -111,7 +111,7 @@ def at(file: Path, line: int) -> str:
     return f"{file}, {counted_in(file.name)} {line}"
 
 
-def _as_text(value: object, column: str, file: Path, line: int) -> str:
+def as_text(value: object, column: str, file: Path, line: int) -> str:
     match value:
         case str():
             try:

@@ -18,6 +18,7 @@ from memsup.shared.data.doubts import Doubt
 from memsup.shared.data.seen import SeenRows
 from memsup.shared.files import UnreadableError
 from memsup.shared.loading import Loaded, load, user_settings_file
+from memsup.shared.model.adapters import trains_adapters
 from memsup.shared.model.content import parameters
 from memsup.shared.model.folder import WEIGHTS, ModelSource, read_config
 from memsup.shared.model.judge import judge_model
@@ -123,6 +124,7 @@ def look_at_task(settings: Settings, *, checkpoint: Path | None = None) -> TaskS
     """What there is of data and model, which is looked up at the hub where it is not on this machine. A run that has a
     `checkpoint` goes on with the model in it. Raises `InputError`.
     """
+    trains_adapters(settings.task.kind, settings.training.method)
     task = check_task(settings.task, budget_s=DATA_BUDGET_S, max_length=settings.training.max_length, checkpoint=checkpoint)
     if checkpoint is not None:
         return task

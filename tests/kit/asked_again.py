@@ -34,7 +34,7 @@ def check_accuracy(state: Path) -> bool:
     if not (model / "config.json").exists() or len(corpora) != 1:
         return False
     told, settings = _told(state), _settings(state)
-    if told is None or settings is None:
+    if told is None or settings is None or settings.task.kind != "text-classification":
         return False
     rows = _rows(corpora[0].parent, settings)
     if rows is None:

@@ -63,7 +63,10 @@ def test_every_key_can_be_written_as_a_variable() -> None:
 
 SAMPLE = {
     "tier": "low",
-    "task.kind": "text-classification",
+    "task.kind": "causal-lm",
+    "training.method": "lora",
+    "lora.dropout": "0.1",
+    "lora.rslora": "true",
     "task.problem_type": "regression",
     "task.class_weights": "balanced",
     "task.labels": "neg,pos",

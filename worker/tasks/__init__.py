@@ -10,12 +10,13 @@ Bad input (data, model folder, tokenizer) is an `InputError` of `shared/data`: o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.targets import ProblemType
+from memsup.worker.state import Weights, WholeModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +84,8 @@ class Prepared:
     """Figures of the data without which those of the evaluation say too much, such as `shared_rows`; they end among these."""
     facts: dict[str, str]
     """What was found, one line each, for the log: heading → plain text."""
+    weights: Weights = field(default_factory=WholeModel)
+    """What of the model is saved."""
 
 
 class Metrics(Protocol):
@@ -136,4 +139,8 @@ def find_task(kind: str, problem_type: ProblemType = "single_label_classificatio
         from memsup.worker.tasks.classification import TextClassification
 
         return TextClassification(problem_type)
-    raise InputError(f"There is no task {kind!r}; use text-classification.")
+    if kind == "causal-lm":
+        from memsup.worker.tasks.causal_lm import CausalLM
+
+        return CausalLM()
+    raise InputError(f"There is no task {kind!r}; use text-classification or causal-lm.")

@@ -34,12 +34,13 @@ from memsup.shared.model.head import Fit, head_labels, match
 from memsup.shared.model.judge import judge_head
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
-from memsup.worker.plan.padding import Padding, choose, in_words
+from memsup.worker.plan.padding import Padding
 from memsup.worker.tasks import Boundary, Examples, Metrics, Prepared
 from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
 from memsup.worker.tasks.corpus import Corpus, Counts, Rows, Source, Text, open_corpus
 from memsup.worker.tasks.pretrained import (
     about_model,
+    find_padding,
     from_pretrained,
     load_config,
     load_model,
@@ -50,7 +51,6 @@ from memsup.worker.tasks.pretrained import (
     refuse_mixing,
     tokenizer_name,
 )
-from memsup.worker.tasks.probe import Probe
 from memsup.worker.tasks.targets import TARGETS, WEIGHTS, Stored, Target, logits_of
 from memsup.worker.tasks.tokens import Tokens
 
@@ -185,7 +185,10 @@ class TextClassification:
             train.class_weights = _class_weights(task.class_weights, corpus)
         about_cuts: list[str] = []
         if padding is None:
-            padding, about_cuts = _find_padding(model, train if np.ptp(train.lengths) else evaluation, boundary)
+            sides = [train.padding, Padding.LEFT if train.padding is Padding.RIGHT else Padding.RIGHT]
+            padding, about_cuts = find_padding(
+                model, logits_of, train if np.ptp(train.lengths) else evaluation, sides, boundary
+            )
         train.padding = evaluation.padding = padding
         if padding is not Padding.NONE:
             tokenizer.padding_side = padding.value  # it is saved with the model, for whoever pads its rows
@@ -318,34 +321,6 @@ def _more(rows: int) -> str:
 def _takes_types(model: Any, tokenizer: Any) -> bool:
     """Whether whoever asks the model hands it the types of tokens: its tokenizer gives them, and it knows what they are."""
     return "token_type_ids" in tokenizer.model_input_names and "token_type_ids" in signature(model.forward).parameters
-
-
-def _find_padding(model: Any, rows: TextRows, boundary: Boundary) -> tuple[Padding, list[str]]:
-    """Where rows are padded so that the model says of each what it says of it alone, and what is to be told of that. Raises
-    InputError where it depends on other rows anyway.
-    """
-    named = rows.padding
-    other = Padding.LEFT if named is Padding.RIGHT else Padding.RIGHT
-    probe = Probe(model, logits_of, rows.padded, rows.lengths, boundary)
-    try:
-        same = probe.same([named, other])
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise InputError(
-            f"The model cannot compute rows of the data ({type(error).__name__}: {error}): choose another model, such as BERT."
-        ) from error
-    found = choose(same)
-    if found is None:
-        when = "after it has computed another one" if same.beside_others else "beside another one of the same length"
-        raise InputError(
-            f"The model says something else of a row {when}, so its result would depend on how much memory there was: choose "
-            "another model, such as BERT."
-        )
-    about = [in_words(found, named)]
-    if probe.draws_by_cut(found):
-        about.append("What the model drops of a row depends on the rows beside it, so another cut is another draw of dropout.")
-    return found, [sentence for sentence in about if sentence is not None]
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -9,12 +9,14 @@ import hashlib
 import os
 import pickle
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 
 from memsup.memory import is_out_of_memory
 from memsup.shared.data.errors import InputError
@@ -23,6 +25,8 @@ from memsup.shared.log import log
 from memsup.shared.model import tokenizer as tokenizer_files
 from memsup.shared.model.config import OWN_ATTENTION
 from memsup.shared.model.folder import MOST_TEXT_BYTES, ModelSource
+from memsup.worker.plan.padding import Padding, choose, in_words
+from memsup.worker.tasks.probe import Probe, Says
 
 _MOST_SPECIAL_TOKENS = 1000
 _POSITIONS_AFTER_PADDING = {"camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm"}
@@ -219,3 +223,44 @@ def _why_not_loaded(origin: str, error: Exception) -> str:
     if os.path.isdir(origin):
         return f"{failed}: copy its config.json, weights and tokenizer again from where it came from, all of one version."
     return f"{failed}: check the name and the network, or give a folder with its config.json, weights and tokenizer."
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What it says of a row
+
+
+class Padded(Protocol):
+    """Rows that can be padded on either side."""
+
+    @property
+    def lengths(self) -> NDArray[np.int32]: ...
+
+    def padded(self, indices: NDArray[np.int64], padding: Padding) -> dict[str, torch.Tensor]: ...
+
+
+def find_padding(
+    model: Any, says: Says, rows: Padded, sides: Sequence[Padding], boundary: Callable[[], None]
+) -> tuple[Padding, list[str]]:
+    """Where rows are padded so that the model says of each what it says of it alone, and what is to be told of that; the first
+    of `sides` is tried first, which is where people expect it. Raises InputError where it depends on other rows anyway.
+    """
+    probe = Probe(model, says, rows.padded, rows.lengths, boundary)
+    try:
+        same = probe.same(sides)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"The model cannot compute rows of the data ({type(error).__name__}: {error}): choose another model."
+        ) from error
+    found = choose(same)
+    if found is None:
+        when = "after it has computed another one" if same.beside_others else "beside another one of the same length"
+        raise InputError(
+            f"The model says something else of a row {when}, so its result would depend on how much memory there was: choose "
+            "another model."
+        )
+    about = [in_words(found, sides[0])]
+    if probe.draws_by_cut(found):
+        about.append("What the model drops of a row depends on the rows beside it, so another cut is another draw of dropout.")
+    return found, [sentence for sentence in about if sentence is not None]

@@ -1,0 +1,221 @@
+"""A chat model learns to answer: what of a dialogue is learnt, and the same under any cut, as a whole and by adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kit.chat import CHATML, MARKED, tiny_chat, tiny_chat_model, tiny_tokenizer, written
+from kit.one_life import one_life
+
+from memsup.shared.data.errors import InputError
+from memsup.shared.data.sources import locate
+from memsup.worker import train
+from memsup.worker.compute import token_loss
+from memsup.worker.plan.entry import Entry
+from memsup.worker.plan.padding import Padding
+from memsup.worker.tasks.dialogues import DialogueReader
+from memsup.worker.tasks.sequences import IGNORED, NOTHING, LeftOut, Sequence
+from memsup.worker.training import Training
+
+pytestmark = pytest.mark.slow
+
+
+def gradient(training: Training) -> torch.Tensor:
+    return torch.cat([value.grad.flatten() for value in training.prepared.model.parameters() if value.grad is not None])
+
+
+def losses_by_torch(training: Training, rows: np.ndarray[Any, Any]) -> torch.Tensor:
+    """The mean over all targets of the rows, each computed alone and by transformers' own scores."""
+    total, targets = torch.zeros(()), 0
+    for row in rows:
+        batch = training.prepared.train.batch(np.array([row]))
+        scores = training.prepared.model(input_ids=batch["input_ids"]).logits
+        total = total + torch.nn.functional.cross_entropy(
+            scores[0, :-1], batch["labels"][0, 1:], ignore_index=IGNORED, reduction="sum"
+        )
+        targets += int((batch["labels"] != IGNORED).sum())
+    return total / targets
+
+
+WAYS = {
+    "lora": {},
+    "lora with dropout": {"lora__dropout": 0.3, "lora__rslora": True},
+    "lora of the head": {"lora__targets": "q_proj,lm_head"},
+    "full, tied": {"training__method": "full"},
+    "gpt2 with dropout": {},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_any_cut_gives_the_gradient_of_all_rows(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the head's scores are computed by a few tokens at a time; without dropout, it is that of transformers."""
+    kind = "gpt2" if way.startswith("gpt2") else "llama"
+    model = tiny_chat_model(
+        tmp_path / "model", kind=kind, **({"tie_word_embeddings": way.endswith("tied")} if kind == "llama" else {})
+    )
+    wanted = tiny_chat(tmp_path, model=model, training__threads=2, training__lanes=2, **WAYS[way])
+    with one_life(wanted) as life:
+        assert life.prepared.padding is Padding.RIGHT
+        life.settings.clip_norm = "off"
+        with torch.no_grad():  # adapters begin with nothing to say
+            for name, parameter in life.prepared.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.1)
+        rows = np.arange(16)
+        weight = life.task.weight(life.prepared.train, rows)
+        monkeypatch.setattr(token_loss, "PIECE_NUMBERS", 1 << 23)
+        life.plan._put(Entry(step=1, start=100_000, lanes=2, one_lane=True, cause="all at once", at_unix_s=0.0))
+        whole = train._accumulate(life, 1, rows)
+        assert whole is not None
+        assert whole.weight == weight
+        expected = gradient(life)
+        if "dropout" not in way:
+            life.prepared.model.zero_grad(set_to_none=True)
+            by_torch = losses_by_torch(life, rows)
+            by_torch.backward()
+            assert float(whole.figures[0]) == pytest.approx(by_torch.item(), rel=1e-6)
+            assert torch.linalg.vector_norm(gradient(life) - expected) <= 1e-6 * torch.linalg.vector_norm(expected)
+
+        @given(
+            micro_tokens=st.integers(1, 3000),
+            activation_checkpointing=st.booleans(),
+            one_lane=st.booleans(),
+            piece=st.integers(1, 1 << 16),
+        )
+        @settings(max_examples=6)
+        def any_cut(micro_tokens: int, activation_checkpointing: bool, one_lane: bool, piece: int) -> None:
+            monkeypatch.setattr(token_loss, "PIECE_NUMBERS", piece)
+            monkeypatch.setattr(token_loss, "LEAST_PIECE_TOKENS", 1)
+            life.plan._put(
+                Entry(
+                    step=1,
+                    start=micro_tokens,
+                    lanes=2,
+                    one_lane=one_lane,
+                    activation_checkpointing=activation_checkpointing,
+                    cause="another cut",
+                    at_unix_s=0.0,
+                )
+            )
+            cut = train._accumulate(life, 1, rows)
+            assert cut is not None
+            assert float(cut.figures[0]) == pytest.approx(float(whole.figures[0]), rel=1e-6)
+            assert torch.linalg.vector_norm(gradient(life) - expected) <= 1e-6 * torch.linalg.vector_norm(expected)
+
+        any_cut()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What of a dialogue is learnt
+
+
+def learnt(reader: DialogueReader, tokenizer: Any, file: Path) -> list[list[str]]:
+    """The runs of tokens with a target in each row, as text."""
+    found = []
+    for row in reader.read(locate(str(file)), trains=True):
+        assert isinstance(row, Sequence)
+        assert len(row.marks) == len(row.tokens)
+        runs: list[list[int]] = []
+        places = [place for place, mark in enumerate(row.marks) if mark != NOTHING]
+        for place in places:
+            if place - 1 in places:
+                runs[-1].append(row.tokens[place])
+            else:
+                runs.append([row.tokens[place]])
+        found.append([tokenizer.decode(run) for run in runs])
+    return found
+
+
+def reader_of(folder: Path, max_length: int = 400, *, template: str | None = CHATML, **task: Any) -> tuple[DialogueReader, Any]:
+    wanted = tiny_chat(folder, model=folder, **{f"task__{name}": value for name, value in task.items()})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_tokenizer(folder, template=template))
+    return DialogueReader(tokenizer, wanted.task, max_length), tokenizer
+
+
+TALK = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Hello? <|im_end|>"},
+    {"role": "assistant", "content": "Hi."},
+    {"role": "user", "content": "Who?"},
+    {"role": "assistant", "content": "Me, 小明."},
+]
+
+
+def test_only_answers_are_learnt(tmp_path: Path) -> None:
+    shared = [
+        {"from": {"user": "human", "assistant": "gpt"}.get(turn["role"], "system"), "value": turn["content"]} for turn in TALK
+    ]
+    for name, template, ends in (("prefix", CHATML, "<|im_end|>\n"), ("marked", MARKED, "<|im_end|>")):
+        reader, tokenizer = reader_of(tmp_path / name, template=template)
+        for column, turns in (("messages", TALK), ("conversations", shared)):
+            file = written(tmp_path / f"{column}.jsonl", [{column: turns, "id": 1}])
+            assert learnt(reader, tokenizer, file) == [["Hi." + ends, "Me, 小明." + ends]]
+        file = written(tmp_path / "prompts.jsonl", [{"question": "Who?", "answer": "Me."}])
+        assert learnt(reader, tokenizer, file) == [["Me." + ends]]
+    reader, tokenizer = reader_of(tmp_path / "plain", template=None)
+    rows: list[dict[str, Any]] = [{"instruction": "Add.", "input": "1 1", "output": "2"}]
+    assert learnt(reader, tokenizer, written(tmp_path / "alpaca.jsonl", rows)) == [["2<|im_end|>"]]
+    (row,) = reader.read(locate(str(tmp_path / "alpaca.jsonl")), trains=True)
+    assert tokenizer.decode(row.tokens) == "### Instruction:\nAdd.\n\n1 1\n\n### Response:\n2<|im_end|>"
+    reader, tokenizer = reader_of(tmp_path / "text", max_length=5, template=None)
+    assert learnt(reader, tokenizer, written(tmp_path / "text.jsonl", [{"text": "abcdefghijk"}])) == [
+        ["bcde"],
+        ["ghij"],
+        ["<|im_end|>"],
+    ]
+
+
+def test_rows_without_anything_to_learn_are_left_out_and_cut_ones_counted(tmp_path: Path) -> None:
+    reader, _ = reader_of(tmp_path, max_length=60)
+    rows = [
+        {"messages": TALK[:2]},
+        {"messages": []},
+        {"messages": [TALK[1], {"role": "assistant", "content": " "}]},
+        {"messages": [{"role": "user", "content": "long " * 30}, TALK[2]]},
+        {"messages": [TALK[1], {"role": "assistant", "content": "long " * 30}]},
+        {"messages": [TALK[1], TALK[2]]},
+    ]
+    made = list(reader.read(locate(str(written(tmp_path / "rows.jsonl", rows))), trains=True))
+    assert made[:3] == [LeftOut("they have no answer")] * 3
+    long_question, long_answer, fits = made[3:]
+    assert (long_question.is_cut, set(long_question.marks)) == (True, {NOTHING})
+    assert (long_answer.is_cut, len(long_answer.tokens), long_answer.marks[-1]) == (True, 60, 0)
+    assert not fits.is_cut
+
+
+FORGETFUL = (
+    "{% for m in messages %}{% if loop.last or m['role'] == 'user' %}[{{ m['role'] }}]{{ m['content'] }}{% endif %}{% endfor %}"
+)
+STRICT = (
+    CHATML
+    + "{% if messages[0]['role'] == 'user' and messages|length > 2 %}{{ raise_exception('Only one question!') }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "rows", "why"),
+    [
+        (FORGETFUL, [{"messages": TALK}], "line 1: what message 3 adds cannot be told"),
+        (
+            STRICT,
+            [{"messages": TALK}, {"messages": TALK[1:]}],
+            "line 2: the chat template of .* cannot write .*Only one question!",
+        ),
+        (None, [{"messages": TALK}], "has no chat template that says how to write them"),
+        (CHATML, [{"messages": [{"role": "pirate", "content": "Arr"}]}], "line 1: .* message 1 is of the role 'pirate'"),
+        (CHATML, [{"messages": [{"content": "Arr"}]}], "message 1 does not say whose it is"),
+        (CHATML, [{"messages": [{"role": "user", "content": [{"type": "image"}]}]}], "message 1 has a part that is no text"),
+        (CHATML, [{"a": 1, "b": "x"}], "not clear what of .* is to be learnt; its columns are 'a', 'b'"),
+    ],
+)
+def test_what_cannot_be_told_is_refused_by_file_and_line(tmp_path: Path, template: str | None, rows: Any, why: str) -> None:
+    reader, _ = reader_of(tmp_path, template=template)
+    with pytest.raises(InputError, match=why):
+        list(reader.read(locate(str(written(tmp_path / "rows.jsonl", rows))), trains=True))

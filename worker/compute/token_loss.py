@@ -1,0 +1,231 @@
+"""The loss of a language model by pieces of tokens: the scores of all tokens for the whole vocabulary are never held at once.
+
+For each token that is learnt a model gives a score to every word of its vocabulary: 150,000 of them in float32, with softmax
+and gradient beside them, are 2 MB a token, many times what all its layers keep. Here the last layer (its head) and the cross
+entropy are computed for a piece of the tokens at a time, forward and backward, and nothing of a piece is kept. Only tokens with
+a target are computed at all. The sum is the same but for rounding.
+
+Where the head is frozen, as under adapters, the gradient of what goes into it is computed with the piece itself, so nothing is
+computed twice. Where it learns, the backward pass computes each piece again; the gradient of a plain linear head is added where
+it is kept, without a second matrix of that size beside it.
+
+What a model does with its scores after the head (a scale, a soft cap) is found out by asking it (`find_scores`), and where none
+of the known ways gives its own scores, they are computed as a whole, and that is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+PIECE_NUMBERS = 1 << 23
+"""How many scores are computed at a time: 32 MiB in float32, and about three times as much with their gradients."""
+LEAST_PIECE_TOKENS = 32
+"""Fewer tokens at a time would read the head's weights for next to nothing."""
+_SAME_FRACTION = 1e-4
+"""The difference that counts as rounding, as a part of the largest score."""
+
+Scale = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a model's scores come about from what its last layer gives."""
+
+    in_pieces: bool
+    """Whether they may be computed by pieces. Otherwise only the model as a whole gives them."""
+    factor: float = 1.0
+    """What they are multiplied by."""
+    cap: float | None = None
+    """The bound that they approach softly. None means that there is none."""
+
+    def of(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
+        """The scores of some tokens, tokens × vocabulary, in float32."""
+        return self.finished(model.get_output_embeddings()(hidden))
+
+    def finished(self, scores: torch.Tensor) -> torch.Tensor:
+        """What the model makes of what its head gives, in float32."""
+        if self.factor != 1:
+            scores = scores * self.factor
+        if self.cap is not None:
+            scores = torch.tanh(scores / self.cap) * self.cap
+        return scores.float()
+
+
+def find_scores(model: Any, batch: dict[str, torch.Tensor]) -> Scores:
+    """The way that gives the model's own scores of `batch`, without a gradient."""
+    head = model.get_output_embeddings()
+    if head is None:
+        return Scores(in_pieces=False)
+    inputs = {name: values for name, values in batch.items() if name != "labels"}
+    with torch.no_grad():
+        own = model(**inputs, use_cache=False).logits.float()
+        hidden = hidden_states(model, batch)
+        for factor, cap in _known_ways(model.config):
+            way = Scores(in_pieces=True, factor=factor, cap=cap)
+            found = way.of(model, hidden)
+            if found.shape == own.shape and bool((found - own).abs().max() <= _SAME_FRACTION * own.abs().max()):
+                return way
+    return Scores(in_pieces=False)
+
+
+def _known_ways(config: Any) -> Iterator[tuple[float, float | None]]:
+    """Factor and cap, as configurations name them."""
+    caps = [None, getattr(config, "final_logit_softcapping", None)]
+    factors = [1.0, getattr(config, "logit_scale", None), getattr(config, "lm_head_multiplier", None)]
+    if divided := getattr(config, "logits_scaling", None):
+        factors.append(1 / divided)
+    for cap in dict.fromkeys(caps):
+        for factor in dict.fromkeys(factors):
+            if isinstance(factor, int | float) and (cap is None or isinstance(cap, int | float)):
+                yield float(factor), cap
+
+
+def hidden_states(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the last layer gives for each token: rows × length × units."""
+    inputs = {name: values for name, values in batch.items() if name != "labels"}
+    found: torch.Tensor = model.base_model(**inputs, use_cache=False)[0]
+    return found
+
+
+def targets_of(labels: torch.Tensor, ignored: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens, the last of each row left out, have a target behind them, and those targets: each is said by the token
+    before it.
+    """
+    following = labels[:, 1:]
+    has_target = following != ignored
+    return has_target, following[has_target]
+
+
+def summed_loss(model: Any, batch: dict[str, torch.Tensor], scores: Scores, ignored: int) -> torch.Tensor:
+    """The sum of the losses of all targets of `batch`, a float32 scalar."""
+    has_target, targets = targets_of(batch["labels"], ignored)
+    if not scores.in_pieces:
+        inputs = {name: values for name, values in batch.items() if name != "labels"}
+        whole = model(**inputs, use_cache=False).logits[:, :-1][has_target]
+        return functional.cross_entropy(whole.float(), targets, reduction="sum")
+    hidden = hidden_states(model, batch)[:, :-1][has_target]
+    if not torch.is_grad_enabled():
+        return _total(model, scores, hidden, targets)
+    trained = [parameter for parameter in model.get_output_embeddings().parameters() if parameter.requires_grad]
+    summed: torch.Tensor = _Pieces.apply(hidden, targets, model, scores, *trained)
+    return summed
+
+
+def losses_of_rows(model: Any, batch: dict[str, torch.Tensor], scores: Scores) -> torch.Tensor:
+    """The mean loss of each row over all of its tokens, whatever its targets; without a gradient."""
+    ignored = -100
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, ignored)
+    has_target, targets = targets_of(labels, ignored)
+    has_target &= batch["attention_mask"][:, :-1] == 1  # on the left, padding would say the first token
+    targets = labels[:, 1:][has_target]
+    if scores.in_pieces:
+        hidden = hidden_states(model, batch)[:, :-1][has_target]
+        parts = [
+            functional.cross_entropy(scores.of(model, hidden[p]), targets[p], reduction="none") for p in _pieces(model, hidden)
+        ]
+        losses = torch.cat(parts) if parts else hidden.new_zeros(0)
+    else:
+        inputs = {name: values for name, values in batch.items() if name != "labels"}
+        whole = model(**inputs, use_cache=False).logits[:, :-1][has_target]
+        losses = functional.cross_entropy(whole.float(), targets, reduction="none")
+    of_rows = torch.zeros(len(labels), dtype=losses.dtype, device=losses.device)
+    rows = has_target.nonzero()[:, 0]
+    return (of_rows.index_add_(0, rows, losses) / has_target.sum(dim=1).clamp(min=1))[:, None]
+
+
+def piece_tokens(vocabulary: int) -> int:
+    """How many tokens are computed at a time."""
+    return max(LEAST_PIECE_TOKENS, PIECE_NUMBERS // max(1, vocabulary))
+
+
+def _pieces(model: Any, hidden: torch.Tensor) -> Iterator[slice]:
+    size = piece_tokens(model.config.get_text_config().vocab_size)
+    for start in range(0, len(hidden), size):
+        yield slice(start, start + size)
+
+
+def _total(model: Any, scores: Scores, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    total = torch.zeros((), device=hidden.device)
+    for piece in _pieces(model, hidden):
+        total += functional.cross_entropy(scores.of(model, hidden[piece]), targets[piece], reduction="sum")
+    return total
+
+
+class _Pieces(torch.autograd.Function):
+    """The summed loss. Of the head's parameters that learn, the gradients are added to their `grad` in the backward pass."""
+
+    @staticmethod
+    def forward(
+        context: Any, hidden: torch.Tensor, targets: torch.Tensor, model: Any, scores: Scores, *trained: torch.Tensor
+    ) -> torch.Tensor:
+        context.model, context.scores, context.trained = model, scores, trained
+        context.precision = _precision(hidden.device.type)
+        if trained:
+            context.save_for_backward(hidden, targets)
+            return _total(model, scores, hidden, targets)
+        total, gradient = torch.zeros((), device=hidden.device), torch.empty_like(hidden)
+        for piece in _pieces(model, hidden):
+            part = hidden[piece].detach().requires_grad_()
+            with torch.enable_grad():
+                loss = functional.cross_entropy(scores.of(model, part), targets[piece], reduction="sum")
+            (gradient[piece],) = torch.autograd.grad(loss, part)
+            total += loss.detach()
+        context.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (factor,) = gradients
+        nothing = (None,) * (3 + len(context.trained))
+        if not context.trained:
+            (gradient,) = context.saved_tensors
+            return gradient * factor, *nothing
+        hidden, targets = context.saved_tensors
+        gradient = torch.empty_like(hidden)
+        with context.precision():
+            for piece in _pieces(context.model, hidden):
+                gradient[piece] = _add_gradient(context, hidden[piece].detach(), targets[piece], factor)
+        return gradient, *nothing
+
+
+def _add_gradient(context: Any, hidden: torch.Tensor, targets: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Adds the gradient of a piece to those of the head; returns that of `hidden`."""
+    model, scores = context.model, context.scores
+    head = model.get_output_embeddings()
+    if type(head) is torch.nn.Linear and head.weight.requires_grad:
+        said = head(hidden).requires_grad_()
+        with torch.enable_grad():
+            loss = functional.cross_entropy(scores.finished(said), targets, reduction="sum")
+        (of_scores,) = torch.autograd.grad(loss, said, factor)
+        with torch.autocast(hidden.device.type, enabled=False):
+            weight = head.weight
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            weight.grad.addmm_(of_scores.T.to(weight.dtype), hidden.to(weight.dtype))
+            if head.bias is not None and head.bias.requires_grad:
+                of_bias = of_scores.to(head.bias.dtype).sum(dim=0)
+                head.bias.grad = of_bias if head.bias.grad is None else head.bias.grad.add_(of_bias)
+            return of_scores @ weight.to(of_scores.dtype)
+    part = hidden.requires_grad_()
+    with torch.enable_grad():
+        loss = functional.cross_entropy(scores.of(model, part), targets, reduction="sum")
+    of_part, *of_trained = torch.autograd.grad(loss, (part, *context.trained), factor, allow_unused=True)
+    for parameter, found in zip(context.trained, of_trained, strict=True):
+        if found is not None:
+            parameter.grad = found if parameter.grad is None else parameter.grad.add_(found)
+    assert of_part is not None
+    return of_part
+
+
+def _precision(device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """What enters the precision of forward passes as it is now."""
+    if not torch.is_autocast_enabled(device):
+        return lambda: torch.autocast(device, enabled=False)
+    lower = torch.get_autocast_dtype(device)
+    return lambda: torch.autocast(device, dtype=lower)

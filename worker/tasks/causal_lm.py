@@ -1,0 +1,217 @@
+"""To go on with a text: a chat model learns to answer as in examples, or any language model from plain text.
+
+Covers features, model, loss and metrics for any decoder that `AutoModelForCausalLM` knows, trained as a whole or by adapters
+(`lora.py`). How dialogues become tokens is in `dialogues.py`, what a row weighs in `sequences.py`, and how the loss stays small
+in `compute/token_loss.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from memsup.shared.data.errors import InputError
+from memsup.shared.model.adapters import trains_adapters
+from memsup.shared.model.folder import ModelSource, check_model
+from memsup.shared.paths import RunPaths
+from memsup.shared.settings import Settings
+from memsup.worker.compute.token_loss import Scores, find_scores, losses_of_rows, summed_loss
+from memsup.worker.plan.padding import Padding
+from memsup.worker.state import Weights, WholeModel
+from memsup.worker.tasks import Boundary, Examples, Metrics, Prepared
+from memsup.worker.tasks.cache import digest
+from memsup.worker.tasks.dialogues import DialogueReader, template_of
+from memsup.worker.tasks.lora import attach, base_of, load_adapters, refuse_other_base
+from memsup.worker.tasks.pretrained import (
+    about_model,
+    find_padding,
+    load_config,
+    load_model,
+    load_tokenizer,
+    longest_of,
+    quiet_libraries,
+    refuse_mixing,
+    tokenizer_name,
+)
+from memsup.worker.tasks.probe import SAME_FRACTION
+from memsup.worker.tasks.sequences import IGNORED, SequenceCorpus, SequenceRows, Source, open_sequences
+
+_LOOKED_AT_TOKENS = 64
+"""Of a row so many tokens are asked for what a model sees, and how it makes its scores."""
+
+
+class CausalLM:
+    """The task `causal-lm`."""
+
+    def __init__(self) -> None:
+        self._scores = Scores(in_pieces=False)
+
+    def load(
+        self,
+        settings: Settings,
+        paths: RunPaths,
+        boundary: Boundary,
+        *,
+        checkpoint: Path | None = None,
+        padding: Padding | None = None,
+    ) -> Prepared:
+        quiet_libraries()
+        task, training = settings.task, settings.training
+        adapts = trains_adapters(task.kind, training.method)
+        origin = str(checkpoint) if checkpoint is not None and not adapts else str(task.model)
+        kind = ModelSource.FOLDER if origin != task.model else check_model(task.model, task="causal-lm").source
+        config = load_config(origin)
+        tokenizer = load_tokenizer(origin)
+        max_length = longest_of(training.max_length, config, tokenizer)
+
+        boundary()
+        corpus = open_sequences(
+            paths.cache,
+            Source(
+                task=msgspec.json.encode([task.kind, task.messages, task.prompt, task.completion, task.text]).decode(),
+                train=task.train or "",
+                evaluation=task.eval,
+                eval_share=training.eval_share,
+                seed=training.seed,
+                encoder=f"{tokenizer_name(str(task.model))}, {digest((template_of(tokenizer) or '').encode())}, {max_length}",
+            ),
+            lambda: DialogueReader(tokenizer, task, max_length),
+            boundary,
+            padding_token=int(tokenizer.pad_token_id),
+            labels_are_tokens=True,
+        )
+        boundary()
+        model, new = load_model(transformers.AutoModelForCausalLM, origin, kind, config, tokenizer, training.seed)
+        if new:
+            raise InputError(
+                f"The weights in {origin} lack {new[0]} of the model that its config.json describes, which would begin with "
+                "random numbers: copy both again."
+            )
+        refuse_mixing(model)
+        train, evaluation = corpus.train, corpus.evaluation
+        _refuse_foresight(model.eval(), train)
+        about_cuts: list[str] = []
+        self._scores = find_scores(model, _beginning(train))
+        if not self._scores.in_pieces:
+            about_cuts.append(
+                f"The model makes its scores in a way of its own, so those of all tokens of a micro-batch for the "
+                f"{config.get_text_config().vocab_size:,} words of its vocabulary are held at once."
+            )
+        weights: Weights = WholeModel()
+        if adapts:
+            base = base_of(str(task.model), boundary)
+            if checkpoint is not None:
+                refuse_other_base(base, checkpoint)
+            weights = adapters = attach(model, settings.lora, str(task.model), base, training.seed)
+            if checkpoint is not None:
+                load_adapters(model, adapters, checkpoint)
+        if padding is None:
+            # Tokens count their places from the left, so the other side is tried first.
+            says, sides = partial(losses_of_rows, scores=self._scores), [Padding.RIGHT, Padding.LEFT]
+            padding, found = find_padding(model, says, train if np.ptp(train.lengths) else evaluation, sides, boundary)
+            about_cuts += found
+        train.padding = evaluation.padding = padding
+        model.config.use_cache = True  # as it came, for whoever asks the result
+        return Prepared(
+            model=model.eval(),
+            tokenizer=tokenizer,
+            train=train,
+            evaluation=evaluation,
+            padding=padding,
+            about_cuts=about_cuts,
+            fingerprint=corpus.fingerprint,
+            left_out=corpus.counts.left_out,
+            beside=_beside(corpus),
+            facts=_facts(corpus, max_length, f"{about_model(model, origin, new)}; {len(tokenizer):,} tokens", model),
+            weights=weights,
+        )
+
+    def loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return summed_loss(model, batch, self._scores, IGNORED)
+
+    def weight(self, examples: Examples, indices: NDArray[np.int64]) -> float:
+        return examples.weight(indices)
+
+    def new_metrics(self) -> Metrics:
+        return TokenMetrics(self._scores)
+
+
+class TokenMetrics:
+    """Counts on the model's device, so that nothing waits for it before `result`."""
+
+    def __init__(self, scores: Scores) -> None:
+        self._scores = scores
+        self._loss: Any = 0.0
+        self._targets: Any = 0
+        self._rows = 0
+
+    def add(self, model: Any, batch: dict[str, torch.Tensor]) -> None:
+        self._loss = self._loss + summed_loss(model, batch, self._scores, IGNORED).double()
+        self._targets = self._targets + (batch["labels"] != IGNORED).sum()
+        self._rows += len(batch["labels"])
+
+    def result(self) -> dict[str, float]:
+        """The mean loss of a target, and its exponential: among how many words the model is as good as undecided."""
+        targets = int(self._targets)
+        loss = float(self._loss) / targets
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "targets": float(targets),
+            "rows": float(self._rows),
+        }
+
+
+def _beginning(rows: SequenceRows) -> dict[str, torch.Tensor]:
+    """The first tokens of the longest row, as a batch."""
+    batch = rows.batch(np.array([rows.lengths.argmax()], dtype=np.int64))
+    return {name: values[:, :_LOOKED_AT_TOKENS] for name, values in batch.items()}
+
+
+def _refuse_foresight(model: Any, rows: SequenceRows) -> None:
+    """Raises InputError for a model that sees the token that it is to say, as an encoder does."""
+    batch = _beginning(rows)
+    other = dict(batch, input_ids=batch["input_ids"].clone())
+    last = other["input_ids"][0, -1]
+    other["input_ids"][0, -1] = rows.batch(np.array([rows.lengths.argmax()], dtype=np.int64))["input_ids"][0, 0]
+    if other["input_ids"][0, -1] == last:
+        other["input_ids"][0, -1] = (last + 1) % 2 + 1
+    with torch.no_grad():
+        one, two = (
+            model(**{name: values for name, values in each.items() if name != "labels"}, use_cache=False).logits[0, :-1]
+            for each in (batch, other)
+        )
+    if len(one) and bool((one - two).abs().max() > SAME_FRACTION * one.abs().max()):
+        raise InputError(
+            f"The model ({model.config.model_type}) sees the tokens that it is to say, so it would learn to copy them: choose "
+            "one that goes on with texts, such as a Llama, a Qwen or a SmolLM."
+        )
+
+
+def _beside(corpus: SequenceCorpus) -> dict[str, float]:
+    counts = corpus.counts
+    found = {"shared_rows": counts.shared, "cut_rows": counts.cut, "left_out_rows": sum(counts.left_out.values())}
+    return {name: float(rows) for name, rows in found.items() if rows}
+
+
+def _facts(corpus: SequenceCorpus, max_length: int, about: str, model: Any) -> dict[str, str]:
+    train, evaluation, counts = corpus.train, corpus.evaluation, corpus.counts
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    held_out = "held out, equal questions all on one side"
+    if not corpus.is_held_out:
+        held_out = f"of their own; the questions of {counts.shared:,} are trained on too"
+    return {
+        "data": f"{len(train):,} rows to train on, with {int(train.targets.sum(dtype=np.int64)):,} tokens to learn",
+        "evaluation": f"{len(evaluation):,} rows {held_out}",
+        "length": f"median {np.median(train.lengths):.0f} tokens; {counts.cut:,} rows are cut at {max_length}",
+        "model": about,
+        "learnt": f"{trained:,} parameters",
+    }
