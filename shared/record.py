@@ -1,7 +1,8 @@
 """What `run.json` holds: what the user asked for, resolved when the run was created, and what they want of it now. Pure.
 
 Everything in it must be the same again after a restart for the training to be the same. What may change later: `wanted`,
-`pause_mode`, `gentle`, `queued`, and of the settings those that change no training. `run_file.py` reads and writes it.
+`pause_mode`, `gentle`, `queued`, `waived_unix_s`, and of the settings those that change no training. `run_file.py` reads and
+writes it.
 """
 
 from __future__ import annotations
@@ -64,10 +65,13 @@ class RunRecord(msgspec.Struct, kw_only=True):
     """Whether the machine died under the run, and nobody has stopped and started it since
     (`supervisor/decide/after_power_loss.py`)."""
     queued: list[Awaited] | None = None
-    """The runs that it still waits for before it begins; where none is left, for its time, or room beside others. It is None
-    once it has begun."""
+    """The runs that it still waits for before it begins; where none is left, for its time, its hours, or room beside others. It
+    is None once it has begun, and not outside of its hours, when it takes its place behind others."""
     not_before: NotBefore | None = None
     """When it may begin, of a run that is queued. It is None where the time does not matter, or has come."""
+    waived_unix_s: float | None = None
+    """When a person had it go on whatever its hours say, as it does until they end next (`supervisor/decide/run/hours.py`). It
+    is None where nobody did."""
     tier: str
     """The tier that was chosen: low, safe or full; `settings.tier` keeps what was asked."""
     tier_reason: str

@@ -250,6 +250,22 @@ class Recovery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """How the run goes on when the whole machine has died (`supervisor/decide/after_power_loss.py`)."""
 
 
+TimeOfDay = Annotated[
+    str,
+    msgspec.Meta(pattern=r"^(off|([01]?[0-9]|2[0-3]):[0-5][0-9]|24:00)\Z"),
+    _write("a time of the day such as 07:00, or off"),
+]
+
+
+class Hours(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Between which times of the day it trains, by the clock of this machine (`supervisor/decide/run/hours.py`)."""
+
+    begin: TimeOfDay = "off"
+    """When it goes on, each day. With an end alone it goes on when a person says so."""
+    end: TimeOfDay = "off"
+    """By when it has saved and given its memory back, each day; `off`: it trains at any time."""
+
+
 class Checkpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """When checkpoints are written, where, and how many are kept."""
 
@@ -281,6 +297,7 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     lora: Lora = msgspec.field(default_factory=Lora)
     limits: Annotated[Limits, LATER_TOO] = msgspec.field(default_factory=Limits)
     recovery: Annotated[Recovery, LATER_TOO] = msgspec.field(default_factory=Recovery)
+    hours: Annotated[Hours, LATER_TOO] = msgspec.field(default_factory=Hours)
     checkpoint: Checkpoint = msgspec.field(default_factory=Checkpoint)
     notify: Annotated[Notify, LATER_TOO, CONTACTS] = msgspec.field(default_factory=Notify)
 

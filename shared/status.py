@@ -24,6 +24,7 @@ class RunState(enum.StrEnum):
     RUNNING = "running"
     PAUSING = "pausing"
     PAUSED = "paused"
+    """It rests, as a person asked for, or as it is outside of its hours."""
     COOLING = "cooling"
     RECOVERING = "recovering"
     STOPPING = "stopping"
@@ -195,6 +196,17 @@ class WaitingStatus(msgspec.Struct, kw_only=True):
     """Why it cannot begin although no run is waited for any more, a sentence. It is None where it was not tried yet."""
 
 
+class HoursStatus(msgspec.Struct, kw_only=True):
+    """Between which times of the day a run trains, and where it is in them."""
+
+    rests: bool
+    """Whether it is outside of them, and so paused or about to be."""
+    until: float | None
+    """The Unix time in seconds at which that changes. It is None where it rests until a person resumes it."""
+    what: str
+    """The same in a clause, for people."""
+
+
 class ProgramStatus(msgspec.Struct, kw_only=True):
     """What memsup does for a command of the user's own."""
 
@@ -242,7 +254,9 @@ class Status(msgspec.Struct, kw_only=True):
     is_command: bool = False
     """Whether a command of the user's own is supervised."""
     waiting: WaitingStatus | None = None
-    """What it waits for before it begins. It is None once it has begun."""
+    """What it waits for before it begins, or goes on. It is None once it has begun."""
+    hours: HoursStatus | None = None
+    """Its hours. It is None where it has none."""
     program: ProgramStatus | None = None
     """What is done for that command. It is None for the built-in training, and while there is no worker."""
     tier: str | None = None

@@ -30,6 +30,7 @@ from memsup.shared.record import RunRecord, decode_settings
 from memsup.shared.settings import SettingsError
 from memsup.shared.status import Status, encode_status
 from memsup.supervisor.daemon import awaited, claims
+from memsup.supervisor.daemon.hours import clock_of
 from memsup.supervisor.daemon.lock import Lock
 from memsup.supervisor.daemon.schedule import SOON_S, Schedule
 from memsup.supervisor.daemon.sd_notify import Notifier
@@ -53,12 +54,14 @@ from memsup.supervisor.decide.run.actions import (
     Record,
     SaveBudget,
     SaveQueued,
+    SaveWaiver,
     SaveWish,
     Send,
     Spawn,
     Terminate,
     Thaw,
 )
+from memsup.supervisor.decide.run.hours import WORTH_S, rest_of
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import Attachment, Stage
 from memsup.supervisor.decide.tiers import Limits, claim_of, created_with, deciding_gpu, resolve, resolve_limits
@@ -110,6 +113,8 @@ class Supervisor:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         newest = newest_checkpoint(paths, record)
         death = explain(paths, record, boot, newest)
+        clock = clock_of(record.settings.hours, unix_s())
+        rests = rest_of(clock, record.waived_unix_s, WORTH_S) is not None
         has_begun = record.queued is None
         record.gentle = record.gentle or (has_begun and death is not None and death.machine_died)
 
@@ -118,12 +123,13 @@ class Supervisor:
         machine = look(paths.state, gpus)
         on_gpu = device.startswith("cuda") or bool(gpus)
         with claims.turn(paths):
-            others = claims.beside(paths, keep_own=True) if has_begun else ALONE
+            others = claims.beside(paths, keep_own=True) if has_begun and not rests else ALONE
             limits = resolve(record.settings, created_with(record.settings), machine, beside=others).limits
             checkpoints = self._checkpoints()
             if (why := sharing(others.others, checkpoints)) is not None:
                 raise SettingsError(why)
-            claims.claim(paths, claim_of(record, limits, on_gpu=on_gpu, checkpoints=checkpoints))
+            claim = claim_of(record, limits, on_gpu=on_gpu, checkpoints=checkpoints)
+            claims.claim(paths, msgspec.structs.replace(claim, waits=claim.waits or rests))
         restraint = restraint_of(record, watches_gpus=on_gpu)
 
         self.signals = Signals()
@@ -157,6 +163,8 @@ class Supervisor:
             continue_on_cpu=record.settings.recovery.continue_on_cpu,
             queued=None if record.queued is None else tuple(record.queued),
             not_before=record.not_before,
+            clock=clock,
+            waived_unix_s=record.waived_unix_s,
             checkpoint=note_of(newest),
             before=progress_at(note_of(newest), paths, record),
             budget=read_budget(budget_file(paths)),
@@ -301,6 +309,8 @@ class Supervisor:
             self._perform(now_s, self.life.on_outlived(now_s, len(self.worker.fence.pids())))
 
         self._perform(now_s, self.life.on_tick(now_s))
+        if self.life.clock is not None:
+            self._perform(now_s, self.life.on_hours(now_s, clock_of(self.record.settings.hours, unix_s())))
         if self.life.queued is not None:
             self._perform(now_s, self.life.on_awaited(now_s, awaited.look(self.life.queued), unix_s()))
         if (hang := self.night.hangs.step(now_s, self.life, self.worker)) is not None:
@@ -361,6 +371,8 @@ class Supervisor:
         self.life.continue_on_cpu = settings.recovery.continue_on_cpu
         self.devices.take_over(settings.limits)
         self.journal.record(now_s, *self.night.take_over(now_s, settings, limits))
+        if taking_over.concerns_hours(differ):
+            self._perform(now_s, self.life.on_hours(now_s, clock_of(settings.hours, unix_s()), given=True))
         has_worker = self.life.stage is not Stage.NONE
         text = taking_over.told(self.paths.name, differ, limits, before_bytes, has_worker=has_worker)
         what = f"{', '.join(sorted(differ))} changed. {text}".strip()
@@ -469,8 +481,14 @@ class Supervisor:
                     self.record.wanted, self.record.pause_mode = wanted, mode
                     self.journal.save_run(self.record)
                 case SaveQueued(queued=queued, not_before=not_before):
+                    gives_up = self.record.queued is None and queued is not None
                     self.record.queued = None if queued is None else list(queued)
                     self.record.not_before = not_before
+                    self.journal.save_run(self.record)
+                    if gives_up:
+                        self._claim_again()
+                case SaveWaiver(waived_unix_s=waived_unix_s):
+                    self.record.waived_unix_s = waived_unix_s
                     self.journal.save_run(self.record)
                 case ClaimRoom():
                     self.claim_room(now_s)
@@ -488,12 +506,16 @@ class Supervisor:
             self.schedule.hurry(now_s)
             self._show(now_s, self._status(), durable=False)  # whoever took the sockets may have taken the rest along
         if (remade := self.journal.news()) is not None:
-            on_gpu, limits = self.devices.watches_gpus, self.night.limits
-            claim = claim_of(self.record, limits, on_gpu=on_gpu, checkpoints=self._checkpoints())
-            self.scribe.carry_out(str(self.paths.claim), partial(claims.claim, self.paths, claim))
+            self._claim_again()
         for news in (unbound, remade):
             if news is not None:
                 self.journal.record(now_s, Record(event=Event.ATTENTION, reason=news, by=By.SUPERVISOR))
+
+    def _claim_again(self) -> None:
+        """Writes down anew what the run may take, which is nothing while it is queued."""
+        on_gpu, limits = self.devices.watches_gpus, self.night.limits
+        claim = claim_of(self.record, limits, on_gpu=on_gpu, checkpoints=self._checkpoints())
+        self.scribe.carry_out(str(self.paths.claim), partial(claims.claim, self.paths, claim))
 
     def _look_at_checkpoints(self, now_s: float) -> None:
         """Sees what there is to go on from, while nobody is guarded who would have to wait for the disk."""

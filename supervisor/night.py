@@ -162,7 +162,8 @@ class Night:
         if self._box is not None:
             self._box.facts = _facts(status, life, guard.ladder.rung, devices.gpus, devices.temperatures)
             self._flush_box(now_s)
-        yield from self._stay_awake(now_s, life.wanted is Wanted.RUNNING and life.terminal is None, calm=guard.is_calm)
+        wants_to_run = life.wanted is Wanted.RUNNING and life.rest is None and life.terminal is None
+        yield from self._stay_awake(now_s, wants_to_run, calm=guard.is_calm)
         if guard.is_calm:  # starting a process is for a calm moment
             self._notices.start(now_s)
         yield from self._notices.step(now_s, status)

@@ -14,7 +14,7 @@ from memsup.shared.printable import printable
 
 if TYPE_CHECKING:
     from memsup.shared.readings import Evaluation, KnownGpu
-    from memsup.shared.status import Status
+    from memsup.shared.status import HoursStatus, Status
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
@@ -212,6 +212,12 @@ def ending_line(status: Status) -> str | None:
 
 def _measured(found: Evaluation, value: float | None) -> str:
     return "?" if value is None else f"{value:.1%}" if found.metric == "accuracy" else f"{value:.4g}"
+
+
+def rest_by_hours(status: Status) -> HoursStatus | None:
+    """The hours outside of which a run rests. Returns None where it does not, or a person wants it paused anyway."""
+    rests = status.hours is not None and status.hours.rests and status.wanted == "running"
+    return status.hours if rests else None
 
 
 def result_line(status: Status) -> str | None:

@@ -35,7 +35,8 @@ from memsup.supervisor.client.contact import (
 from memsup.supervisor.client.errors import NOT_STARTED, RefusedError
 from memsup.supervisor.client.preparing import Difference, job_file, merge, shown
 from memsup.supervisor.client.trust import refuse_strangers
-from memsup.supervisor.words import finished_lines
+from memsup.supervisor.decide.run import hours
+from memsup.supervisor.words import finished_lines, rest_by_hours
 
 GOES_WITHIN_S = 60.0
 """A supervisor that is about to go and does not answer any more has this long: its last messages take their time."""
@@ -57,6 +58,7 @@ def already(paths: RunPaths, asked: Asked) -> int:
             refuse_other_training(record, kept, asked, is_up=True)
         refuse_queueing(record, asked)
         settings, taken, _ = merge(record.settings, asked.loaded, is_command=record.command is not None)
+        hours.check(settings.hours)
         if taken and not asked.trust:
             refuse_strangers(asked.loaded, record.settings, typed("start", paths.name))
         if taken and not asked.dry_run:
@@ -68,7 +70,7 @@ def already(paths: RunPaths, asked: Asked) -> int:
         is_queued = status.state is RunState.WAITING
         data(f"Run {paths.name!r} {'is queued' if is_queued else 'already runs'}: {one_line(status)}.")
         _tell_taken(taken, text, asked)
-        paused = status.wanted is Wanted.PAUSED
+        paused = status.wanted is Wanted.PAUSED or rest_by_hours(status) is not None
         message(f"Look at it: {typed('status', paths.name)}" + (f"   Go on: {typed('resume', paths.name)}" if paused else ""))
     if asked.wait:
         from memsup.supervisor.cli.wait import follow

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+from memsup.shared.clock import unix_s
 from memsup.shared.commands import command as typed
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import Awaited, RunRecord
@@ -30,11 +31,12 @@ from memsup.supervisor.cli.findings import (
     settings_of,
     verdict_document,
 )
-from memsup.supervisor.cli.queued import waits_for
+from memsup.supervisor.cli.queued import rest_now, waits_for
 from memsup.supervisor.cli.screen import data, json_data, message, paint
 from memsup.supervisor.client.errors import REFUSED
 from memsup.supervisor.client.preparing import Difference, DoubtfulDataError, Plan, shown
 from memsup.supervisor.client.trust import contacts
+from memsup.supervisor.daemon.hours import clock_of
 from memsup.supervisor.decide.run.waiting import what_for
 from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
 from memsup.supervisor.decide.tiers import AS_CREATED
@@ -57,7 +59,9 @@ def tell(
     for sentence in _notes(plan):
         message(f"! {sentence}")
     if asked.as_json:
-        json_data(_document(paths, plan, record, run_id, waits_for(asked, record)[0]) | {"postmortem": postmortem})
+        json_data(
+            _document(paths, plan, record, run_id, waits_for(asked, record, plan.settings).awaited) | {"postmortem": postmortem}
+        )
         return
     if not asked.verbose:
         _tell_briefly(paths, plan, record)
@@ -170,10 +174,18 @@ def tell_next(paths: RunPaths, record: RunRecord, *, saves: bool, is_seen: bool)
         return
     look, pause, stop = (typed(name, paths.name) for name in ("status", "pause", "stop"))
     if record.queued is not None:
-        waits = what_for(record.queued, record.not_before)
+        rest = rest_now(record.settings, record.waived_unix_s)
+        waits = what_for(record.queued, record.not_before, rest)
         data("", f"It is queued: it waits {waits}, and begins by itself. This terminal may be closed. Next:")
-        data(("memsup list", "all runs"), (stop, "takes it out of the queue; start begins it at once"))
+        if rest is not None:
+            data((typed("resume", paths.name), "has it begin, whatever its hours say"), (stop, "takes it out of the queue"))
+        else:
+            data(("memsup list", "all runs"), (stop, "takes it out of the queue; start begins it at once"))
         return
+    if (clock := clock_of(record.settings.hours, unix_s())) is not None:
+        again = "until you resume it" if clock.begins is None else f"until {clock.begins}"
+        kept = "saved, its memory given back" + ("" if saves else "; or, where memsup is not attached, frozen in memory")
+        data("", f"Hours: by {clock.ends} it is paused ({kept}), {again}.")
     rows = [(f"{look} --watch", "look at it")]
     if saves:
         rows += [(f"{pause} --release", "when you need the machine"), (stop, "checkpoint and stop; start continues")]

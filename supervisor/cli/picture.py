@@ -26,6 +26,7 @@ from memsup.supervisor.words import (
     plural,
     reached,
     reached_text,
+    rest_by_hours,
     result_line,
     size,
     trains,
@@ -54,6 +55,7 @@ def picture(status: Status, now_unix_s: float) -> list[Line]:
         lines.append(drawn)
     rows = [
         ("waits", waits(status)),
+        ("hours", _hours(status)),
         ("progress", speed(status)),
         ("batch", _batch(status)),
         ("memory", _memory(status)),
@@ -84,6 +86,7 @@ def vitals(status: Status, now_unix_s: float) -> list[tuple[str, str]]:
     ]
     rows = [
         ("waits", waits(status)),
+        ("hours", _hours(status)),
         ("now", ", ".join(part for part in now if part) if status.state not in OVER else None),
         ("cooling", _cooling(status)),
         ("checkpoint", _checkpoint(status)),
@@ -124,8 +127,8 @@ def progress(status: Status) -> list[Line]:
 
 
 def waits(status: Status) -> str | None:
-    """What a run waits for that is queued."""
-    if status.waiting is None or status.state in OVER:
+    """What a run waits for that is queued; `hours` says what it waits for that rests by them."""
+    if status.waiting is None or status.state in OVER or (status.state is RunState.PAUSED and rest_by_hours(status)):
         return None
     why = f": {printable(status.waiting.no_room)}" if status.waiting.no_room else ""
     return printable(status.waiting.what_for) + why
@@ -150,8 +153,11 @@ def _readings(status: Status) -> list[tuple[str, str | None]]:
 
 def one_line(status: Status) -> str:
     """The status in one line, for logs and other places without a terminal."""
-    waits = status.waiting if status.state is RunState.WAITING else None
-    state = str(status.state) + (f" {waits.what_for}" if waits else "")
+    state = str(status.state)
+    if status.state is RunState.WAITING and status.waiting is not None:
+        state = f"{state} {status.waiting.what_for}"
+    elif status.state is RunState.PAUSED and (rest := rest_by_hours(status)) is not None:
+        state = rest.what
     parts = [state, steps_of(status), speed(status)]
     if status.memory.worker_bytes is not None and status.worker_pid is not None:
         parts.append(f"{size(status.memory.worker_bytes)} of {size(status.memory.limit_bytes)}")
@@ -282,6 +288,10 @@ def _program(status: Status) -> str | None:
     if program is None:
         return None
     return printable("; ".join([program.what, *program.lacks]))
+
+
+def _hours(status: Status) -> str | None:
+    return None if status.hours is None or status.state in OVER else printable(status.hours.what)
 
 
 def _evaluation(status: Status) -> str | None:

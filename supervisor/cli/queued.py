@@ -1,20 +1,41 @@
-"""What a run that is started is to wait for: other runs, and a time of the day. Who may wait for whom is in
+"""What a run that is started is to wait for: other runs, a time of the day, its hours. Who may wait for whom is in
 `client/queueing.py`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import click
+
+from memsup.shared.clock import unix_s
 from memsup.shared.commands import command as typed
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import Awaited, NotBefore, RunRecord
+from memsup.shared.settings import Settings
 from memsup.shared.status import Wanted
 from memsup.supervisor.cli.asked import Asked
 from memsup.supervisor.cli.screen import message
 from memsup.supervisor.client.errors import RefusedError
+from memsup.supervisor.daemon.hours import clock_of
+from memsup.supervisor.decide.run.hours import WORTH_S, Rest, rest_of
 from memsup.supervisor.decide.run.waiting import what_for
+
+
+class Queued(NamedTuple):
+    """What a run waits for before it begins. All is None where it begins at once."""
+
+    awaited: list[Awaited] | None
+    """The runs that come first; where none is left, it is queued for its time, its hours, or room."""
+    not_before: NotBefore | None
+    rest: Rest | None
+    """How it rests, since it is outside of its hours."""
+
+    @property
+    def text(self) -> str:
+        """The same in a clause, for people."""
+        return what_for(self.awaited or (), self.not_before, self.rest)
 
 
 def queue_of(paths: RunPaths, after: Sequence[str], after_ok: Sequence[str]) -> list[Awaited] | None:
@@ -34,13 +55,37 @@ def next_time_of(not_before: str | None) -> NotBefore | None:
         return None
     from memsup.supervisor.client.queueing import next_time
 
-    return next_time(not_before, time.time())
+    return next_time(not_before, unix_s())
 
 
-def waits_for(asked: Asked, record: RunRecord | None) -> tuple[list[Awaited] | None, NotBefore | None]:
-    """What the run waits for before it begins, and until when: what is given now, else what it waited for, unless it was
-    stopped. Both are None where it begins now.
+def hours_of(begin: str | None, end: str, assignments: Sequence[str]) -> tuple[str, ...]:
+    """`--until`, with `--not-before` where that was given, as `--set` has them. Raises `click.UsageError` where both say it."""
+    given = {"hours.end": end}
+    if begin is not None or end == "off":
+        given["hours.begin"] = begin or "off"
+    if twice := sorted(given.keys() & {assignment.partition("=")[0].strip() for assignment in assignments}):
+        raise click.UsageError(f"--until is {' and '.join(twice)}, which --set gives as well. Choose one.")
+    return tuple(f"{name}={value}" for name, value in given.items())
+
+
+def waits_for(asked: Asked, record: RunRecord | None, settings: Settings) -> Queued:
+    """What the run waits for before it begins: what is given now, else what it waited for, unless it was stopped; and its
+    hours, of these `settings`. `record` is that of a run that goes on; None: it is a new one.
     """
+    awaited, not_before = _given(asked, record)
+    rest = rest_now(settings, record.waived_unix_s if record is not None else None)
+    return Queued(awaited if rest is None else awaited or [], not_before, rest)
+
+
+def rest_now(settings: Settings, waived_unix_s: float | None) -> Rest | None:
+    """How a run that is started now rests by its hours. Returns None where it does not. Hours with an end alone end for the
+    first time after the start.
+    """
+    clock = clock_of(settings.hours, unix_s())
+    return None if clock is None or clock.begins is None else rest_of(clock, waived_unix_s, WORTH_S)
+
+
+def _given(asked: Asked, record: RunRecord | None) -> tuple[list[Awaited] | None, NotBefore | None]:
     if asked.queued is not None or asked.not_before is not None:
         return (asked.queued or []) if asked.queued or asked.not_before else None, asked.not_before
     if record is None or record.wanted is Wanted.STOPPED:

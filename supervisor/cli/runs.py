@@ -85,7 +85,7 @@ def _row(run: Found) -> tuple[str, ...]:
     total = status.progress.total_steps
     steps = "" if far is None else count(far.step) + (f" of {count(total)} ({percent(far.step / total)})" if total else "")
     if status.waiting is not None and status.state not in OVER:
-        steps = status.waiting.what_for
+        steps = ", ".join(filter(None, [steps, status.waiting.what_for]))
     state = f"{status.state}, unguarded" if run.is_unguarded else str(status.state)
     return (run.name, state, steps, _time(run, status), _metric(status), size(run.size_bytes))
 

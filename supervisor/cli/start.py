@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import click
 
+from memsup.shared.clock import unix_s
 from memsup.shared.commands import command as typed
 from memsup.shared.data.errors import NoTaskError
 from memsup.shared.paths import RunPaths
@@ -46,17 +47,24 @@ from memsup.supervisor.cli.options import (
     setting_names,
     settings_of_flags,
 )
-from memsup.supervisor.cli.queued import next_time_of, queue_of, waits_for
+from memsup.supervisor.cli.queued import hours_of, next_time_of, queue_of, waits_for
 from memsup.supervisor.cli.screen import json_data, message, moves
 from memsup.supervisor.cli.streams import has_input
 from memsup.supervisor.client.contact import is_held, observe
 from memsup.supervisor.client.errors import NOT_STARTED, RefusedError
-from memsup.supervisor.client.preparing import DoubtfulDataError, Plan, as_claimed, load_settings, plan_continued, plan_new
+from memsup.supervisor.client.preparing import (
+    DoubtfulDataError,
+    Plan,
+    as_claimed,
+    load_settings,
+    merge,
+    plan_continued,
+    plan_new,
+)
 from memsup.supervisor.client.records import continued_record, new_record
 from memsup.supervisor.client.trust import refuse_strangers
 from memsup.supervisor.daemon import claims
 from memsup.supervisor.decide.claims import ALONE
-from memsup.supervisor.decide.run.waiting import what_for
 
 EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input. With --wait: 0 only if the run finished."
 
@@ -91,6 +99,7 @@ EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input.
     "--after-ok", multiple=True, metavar="RUN", shell_complete=run_names, help="The same, and only if that one finished."
 )
 @click.option("--not-before", metavar="TIME", help="Begin at this time of the day, such as 23:00.")
+@click.option("--until", metavar="TIME", help="Pause by this time, its memory given back; with --not-before every night.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 @click.option("-v", "--verbose", is_flag=True, help="All that was found, and where each limit came from.")
 @click.argument("command", nargs=-1, metavar="[-- COMMAND...]")
@@ -111,6 +120,7 @@ def start(
     after: tuple[str, ...],
     after_ok: tuple[str, ...],
     not_before: str | None,
+    until: str | None,
     dry_run: bool,
     verbose: bool,
     command: tuple[str, ...],
@@ -132,6 +142,8 @@ def start(
     if use_amp:
         assignments += mixed_precision(flags["device"])
     argv = checked_command(command)
+    if until is not None:
+        assignments, not_before = (*assignments, *hours_of(not_before, until, assignments)), None
     loaded = load_settings(demo=demo, tier=tier, assignments=assignments, environment=os.environ)
     asked = Asked(
         loaded,
@@ -169,8 +181,9 @@ def start(
         refuse_other_training(record, kept, asked, is_up=False)
     if not trust:
         refuse_strangers(loaded, record.settings if record else None, typed("start", paths.name))
-    queued, begins_at = waits_for(asked, record)
-    beside = claims.beside(paths) if queued is None else ALONE  # what others leave is seen when it is its turn
+    settings = loaded.settings if record is None else merge(record.settings, loaded, is_command=record.command is not None)[0]
+    queued = waits_for(asked, record, settings)
+    beside = claims.beside(paths) if queued.awaited is None else ALONE  # what others leave is seen when it is its turn
     if asked.looks_on:
         message("Looking at this machine, the model and the data …")
     try:
@@ -188,8 +201,8 @@ def start(
         tell(paths, plan, record, asked)
         if before is not None and record is None:
             message(f"Run {paths.name!r} is finished; it would be kept under another name.")
-        if queued is not None:
-            message(f"It would wait {what_for(queued, begins_at)}.")
+        if queued.awaited is not None:
+            message(f"It would wait {queued.text}.")
         message("Dry run: nothing was written, nothing was started.")
         return 0
     return _go(paths, plan, record, asked, before)
@@ -205,11 +218,12 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
         # Another start may have come first while the data were looked at.
         if is_held(paths) or (not asked.fresh and _run_id(read_record(paths.record)) != _run_id(found)):
             return already(paths, dataclasses.replace(asked, fresh=False))
-        queued, begins_at = waits_for(asked, record)
+        queued = waits_for(asked, record, plan.settings)
         before = copy.deepcopy(record)  # the record that goes on is changed in its place
         aside = _set_aside(paths) if record is None else None
         fresh_record = new_record(paths, plan) if record is None else continued_record(record, plan)
-        fresh_record.queued, fresh_record.not_before = queued, begins_at
+        fresh_record.queued, fresh_record.not_before = queued.awaited, queued.not_before
+        fresh_record.waived_unix_s = unix_s() if plan.settings.hours.begin == "off" else fresh_record.waived_unix_s
         fresh_record.attaches = fresh_record.attaches if asked.attaches is None else asked.attaches
         spawning.write_run(paths, fresh_record)
         moved = [_where_it_is(paths, aside)] if aside else []

@@ -31,6 +31,7 @@ from memsup.supervisor.decide.claims import Beside, Claim, sharing
 from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.estimate import Shape, shape_of
 from memsup.supervisor.decide.readings import Machine
+from memsup.supervisor.decide.run import hours
 from memsup.supervisor.decide.tiers import Resolution, created_with, resolve, resolve_limits
 from memsup.supervisor.record.earlier_life import newest_checkpoint
 from memsup.supervisor.sense.machine import disk_free_bytes, look
@@ -156,6 +157,7 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, beside:
                 "  memsup start -- python train.py                            a training command of your own",
             ),
         )
+    hours.check(settings.hours)
     task = None if command else look_at_task(settings)
     if task is not None:
         if accept:
@@ -189,6 +191,7 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, beside: B
     if record.command_folder is not None and not os.path.isdir(record.command_folder):
         raise RefusedError(f"The folder in which the run's command runs is gone: make {record.command_folder} again.")
     settings, taken, _ = merge(record.settings, loaded, is_command=record.command is not None)
+    hours.check(settings.hours)
     _check_folder(settings)
     _check_curves(settings)
     _refuse_shared_folder(paths, settings, beside)

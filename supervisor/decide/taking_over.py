@@ -34,6 +34,11 @@ def concerns_limits(differ: Collection[str]) -> bool:
     return any(keys()[name].section == "limits" for name in differ)
 
 
+def concerns_hours(differ: Collection[str]) -> bool:
+    """Whether the run is to rest at other hours."""
+    return any(keys()[name].section == "hours" for name in differ)
+
+
 def check_room(run: str, limits: Limits, worker_bytes: int | None) -> None:
     """Raises `SettingsError` where the worker holds so much that it would be frozen or killed at the new limit. `worker_bytes`
     is None where that is not known, or nothing runs.

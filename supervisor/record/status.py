@@ -14,6 +14,7 @@ from memsup.shared.status import (
     ActionStatus,
     CheckpointStatus,
     CoolingStatus,
+    HoursStatus,
     MemoryStatus,
     ProgramStatus,
     ProgressStatus,
@@ -78,6 +79,7 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
         wanted=life.wanted,
         is_command=life.is_command,
         waiting=_waiting(life),
+        hours=_hours(life),
         program=_program(life),
         tier=record.tier,
         pid=around.pid,
@@ -125,8 +127,22 @@ def _waiting(life: Lifecycle) -> WaitingStatus | None:
     if life.queued is None or life.waits is None:
         return None
     runs = [awaited.run for awaited in life.queued]
-    not_before = life.not_before.at_unix_s if life.not_before else None
+    times = (life.not_before.at_unix_s if life.not_before else None, life.rest.until_unix_s if life.rest else None)
+    not_before = max((one for one in times if one is not None), default=None)
     return WaitingStatus(runs=runs, not_before=not_before, what_for=life.waits, no_room=life.no_room)
+
+
+def _hours(life: Lifecycle) -> HoursStatus | None:
+    clock, rest = life.clock, life.rest
+    if clock is None:
+        return None
+    if rest is not None:
+        kept = "; its memory is kept, since memsup cannot have it saved" if life.worker.frozen else ""
+        return HoursStatus(rests=True, until=rest.until_unix_s, what=f"paused {rest.until}{kept}")
+    again = "goes on when you resume it" if clock.begins is None else f"goes on at {clock.begins}"
+    is_of_person = clock.began_unix_s is not None and clock.began_unix_s < clock.ended_unix_s
+    asked = f", as you asked, outside of its hours ({clock.hours})" if is_of_person else ""
+    return HoursStatus(rests=False, until=clock.ends_unix_s, what=f"trains until {clock.ends}{asked}; {again}")
 
 
 def _program(life: Lifecycle) -> ProgramStatus | None:

@@ -132,8 +132,8 @@ def _intervention(x: float, entry: Entry, later: Sequence[Placed], step_s: float
         event=entry.event,
     )
     match entry.event:
-        case Event.FREEZE | Event.ORDER | Event.KILL if entry.by is By.USER:
-            return None  # told by its WANTED; a foreign command is paused by a freeze, and `stop --now` kills
+        case Event.FREEZE | Event.ORDER | Event.KILL if entry.by in (By.USER, By.HOURS):
+            return None  # told by its WANTED, or HOURS_END; a foreign command is paused by a freeze, and `stop --now` kills
         case Event.FREEZE:
             until = _first(later, entry.boot, lambda e: e.event in (Event.THAW, Event.KILL, Event.DEATH))
             return replace(base, what="froze the worker", until=until, cost_s=_lasted(x, until))
@@ -147,7 +147,11 @@ def _intervention(x: float, entry: Entry, later: Sequence[Placed], step_s: float
             return _death(base, entry, later, step_s, waits=waits)
         case Event.WANTED:
             return _wanted(base, entry, later)
-        case Event.SMALLER | Event.RUNG | Event.END | Event.THAW | Event.RECOVERED:
+        case Event.HOURS_END:
+            until = _first(later, entry.boot, lambda e: e.event is Event.HOURS_BEGIN)
+            what = f"paused {entry.action.removeprefix('pause ')}" if entry.action else "paused by its hours"
+            return replace(base, what=what, until=until, cost_s=_lasted(x, until), asked=True, by_memsup=False)
+        case Event.HOURS_BEGIN | Event.SMALLER | Event.RUNG | Event.END | Event.THAW | Event.RECOVERED:
             return None
         case Event.POSTMORTEM:
             # In the same boot: only the supervisor died. What a new boot says of the one before is `_machine_death`'s.
@@ -279,7 +283,7 @@ def _machine_death(last: Placed, first: Placed, moments: Sequence[Moment], step_
 def _kind(entry: Entry) -> Kind:
     if entry.event in (Event.DEATH, Event.HANG):
         return Kind.DEATH
-    if entry.event is Event.WANTED:
+    if entry.event in (Event.WANTED, Event.HOURS_END):
         return Kind.USER
     if entry.order is OrderKind.PACE or entry.state == RunState.COOLING or HoldReason.HEAT in entry.pressures:
         return Kind.HEAT

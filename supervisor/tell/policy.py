@@ -16,7 +16,7 @@ import msgspec
 
 from memsup.shared.commands import command
 from memsup.shared.status import OVER, RunState, Status, TroubleKind, Wanted
-from memsup.supervisor.words import count, duration, ending_line, plural, size, steps
+from memsup.supervisor.words import count, duration, ending_line, plural, rest_by_hours, size, steps
 
 PAUSED_LONG_S = 15 * 60.0
 ATTENTION_HOLDS_S = 60.0
@@ -142,7 +142,7 @@ class Policy:
         waited, self.told.waits = self.told.waits, status.waiting is not None
         if not waited or self.told.waits or status.wanted is Wanted.STOPPED or status.state in OVER:
             return None
-        return Notice(Kind.BEGUN, f"{status.run}: begins", "It was queued, and it is its turn.")
+        return Notice(Kind.BEGUN, f"{status.run}: begins", _sentences("It is its turn.", _progress(status)))
 
     def _revival(self, status: Status) -> Notice | None:
         if not self._revived or status.state is not (RunState.STOPPED if self._waits else RunState.RUNNING):
@@ -152,7 +152,9 @@ class Policy:
         return Notice(Kind.REVIVED, f"{status.run}: {what}", _sentences(*sentences, _progress(status)))
 
     def _pause(self, unix_s: float, status: Status) -> Notice | None:
-        if status.state not in (RunState.PAUSED, RunState.COOLING) or status.since is None:
+        rest = rest_by_hours(status)
+        goes_on = rest is not None and rest.until is not None
+        if status.state not in (RunState.PAUSED, RunState.COOLING) or status.since is None or goes_on:
             self._paused_told = False
             return None
         lasts_s = unix_s - status.since
@@ -160,7 +162,8 @@ class Policy:
             return None
         self._paused_told = True
         why = f": {status.last_action.reason}" if status.state is RunState.COOLING and status.last_action else ""
-        text = f"It is {status.state} for {duration(lasts_s)} now{why}. Continue with: {command('resume', status.run)}"
+        what = str(status.state) if rest is None else f"{rest.what}, that is"
+        text = f"It is {what} for {duration(lasts_s)} now{why}. Continue with: {command('resume', status.run)}"
         return Notice(Kind.PAUSED, f"{status.run}: still {status.state}", _sentences(text, _progress(status)))
 
     def _attention(self, unix_s: float, status: Status) -> Notice | None:
@@ -194,7 +197,13 @@ class Policy:
         if status.state in (RunState.FINISHED, RunState.FAILED, RunState.STOPPED):
             return None  # that was told, or asked for
         held_back, self.told.held_back = self.told.held_back, []
-        lines = [f"It is {status.state}. {_progress(status)}", _checkpoint(status), _restarts(status), *status.attention]
+        rest = rest_by_hours(status)
+        lines = [
+            f"It is {status.state if rest is None else rest.what}. {_progress(status)}",
+            _checkpoint(status),
+            _restarts(status),
+            *status.attention,
+        ]
         lines += [f"Held back: {text}" for text in held_back]
         return Notice(Kind.DIGEST, f"{status.run}: good morning", "\n".join(line for line in lines if line))
 

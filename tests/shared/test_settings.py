@@ -78,6 +78,8 @@ SAMPLE = {
     "training.eval_share": "0.2",
     "training.keep": "best",
     "training.report_to": "tensorboard,trackio",
+    "hours.begin": "23:00",
+    "hours.end": "07:00",
     "checkpoint.every": "10m",
     "checkpoint.keep": "3",
     "limits.ram": "50%",
@@ -278,7 +280,7 @@ def test_what_may_change_in_a_run_is_what_changes_no_training() -> None:
     which doubts are none; nothing else of the task or the training.
     """
     later = {name for name, key in keys().items() if key.may_change}
-    assert {name.split(".")[0] for name in later} == {"limits", "recovery", "notify", "checkpoint", "task", "training"}
+    assert {name.split(".")[0] for name in later} == {"limits", "recovery", "hours", "notify", "checkpoint", "task", "training"}
     assert {name for name in later if name.startswith("task.")} == {"task.accept"}
     assert {name for name in later if name.startswith("training.")} == {
         "training.evaluate_every",

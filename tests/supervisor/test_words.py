@@ -14,7 +14,8 @@ from kit.terminal import obeyed
 from memsup.shared.printable import printable, printable_json, printable_lines
 from memsup.shared.readings import KnownGpu
 from memsup.shared.settings import parse_size
-from memsup.shared.status import RunState, Status, Wanted
+from memsup.shared.status import HoursStatus, RunState, Status, WaitingStatus, Wanted
+from memsup.supervisor.cli.picture import one_line
 from memsup.supervisor.words import (
     columns,
     cut,
@@ -94,6 +95,15 @@ def test_an_early_end_and_the_weights_of_the_model_are_said_from_the_fields() ->
     assert ending_line(status) == "the model has the weights of step 800, with the best accuracy"
     status.model_step = over.step
     assert ending_line(status) is None
+
+
+def test_a_run_that_rests_by_its_hours_says_until_when_in_one_line() -> None:
+    """Not one that a person has paused as well."""
+    hours = HoursStatus(rests=True, until=9.0, what="paused until Sun 23:00, by its hours (23:00 to 07:00)")
+    status = a_status(RunState.PAUSED, hours=hours, waiting=WaitingStatus(what_for="until Sun 23:00, by its hours"))
+    assert one_line(status).startswith(hours.what)
+    status.wanted = Wanted.PAUSED
+    assert one_line(status).startswith("paused,") or one_line(status) == "paused"
 
 
 def test_the_accuracy_has_beside_it_what_it_is_worth() -> None:

@@ -28,6 +28,7 @@ class Why:
 
 
 BY_USER = Why("the user asked", By.USER)
+BY_HOURS = Why("it is outside of its hours", By.HOURS)
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,17 @@ class SaveQueued:
     """Write to `run.json` what the run still waits for."""
 
     queued: tuple[Awaited, ...] | None
-    """It is None where the run has begun, or is queued no more."""
+    """It is None where the run has begun, or is queued no more. One that has begun and is queued again, outside of its hours,
+    gives up what it claimed."""
     not_before: NotBefore | None = None
     """It is None where the time does not matter any more."""
+
+
+@dataclass(frozen=True)
+class SaveWaiver:
+    """Write to `run.json` since when the run's hours are waived."""
+
+    waived_unix_s: float
 
 
 @dataclass(frozen=True)
@@ -173,5 +182,18 @@ class Quit:
 
 
 Action = (
-    Spawn | Send | Freeze | Thaw | Terminate | Kill | Answer | SaveWish | SaveQueued | ClaimRoom | SaveBudget | Record | Quit
+    Spawn
+    | Send
+    | Freeze
+    | Thaw
+    | Terminate
+    | Kill
+    | Answer
+    | SaveWish
+    | SaveQueued
+    | SaveWaiver
+    | ClaimRoom
+    | SaveBudget
+    | Record
+    | Quit
 )

@@ -15,7 +15,7 @@ from memsup.shared import messages as m
 from memsup.shared.commands import command
 from memsup.shared.messages import PauseMode
 from memsup.supervisor.decide.events import By
-from memsup.supervisor.decide.run.actions import BY_USER, Why
+from memsup.supervisor.decide.run.actions import BY_HOURS, BY_USER, Why
 from memsup.supervisor.decide.run.orders import OrderMaker
 
 AGAIN_AFTER_S = 30.0
@@ -29,6 +29,8 @@ class Ending(enum.Enum):
     SHUTDOWN = enum.auto()
     """The supervisor itself was told to go; what the user wants is unchanged."""
     RELEASE = enum.auto()
+    HOURS = enum.auto()
+    """It is outside of its hours, and is to give its memory back until they begin again."""
     MAKE_ROOM = enum.auto()
     """The ladder asks for all memory back: the worker is to come back, smaller, when there is room."""
 
@@ -83,6 +85,8 @@ class Leaving:
                 return BY_USER
             case Ending.SHUTDOWN:
                 return Why("the supervisor was told to go", By.SYSTEM)
+            case Ending.HOURS:
+                return BY_HOURS
             case Ending.MAKE_ROOM:
                 return stance_why
             case None:

@@ -33,6 +33,7 @@ from memsup.supervisor.decide.run.actions import (
     Record,
     SaveBudget,
     SaveQueued,
+    SaveWaiver,
     SaveWish,
     Send,
     Spawn,
@@ -40,6 +41,7 @@ from memsup.supervisor.decide.run.actions import (
 )
 from memsup.supervisor.decide.run.attachment import HAS_ENDED, why_not_attached
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
+from memsup.supervisor.decide.run.hours import Clock, kept_waiver, rest_of, waived
 from memsup.supervisor.decide.run.leaving import Ending, Leaving
 from memsup.supervisor.decide.run.one_life import MOVES, Attachment, OneLife, Stage
 from memsup.supervisor.decide.run.requests import Goal
@@ -75,6 +77,8 @@ class Lifecycle(Standing):
         """
         if self.waits is not None:
             self._out.append(records.waits(self.waits))
+        elif self.rest is not None:
+            self._out.append(records.hours(self.rest, By.HOURS))
         if leftover:
             self._begin(Stage.LEFTOVER, now_s)
         if leftover and self.is_command and not was_attached:  # it knows no lifeline, and nobody guarded it since
@@ -102,8 +106,21 @@ class Lifecycle(Standing):
             self.queued = tuple(one for one, fate in seen if fate not in ENDED)
             self.not_before = None if is_time else self.not_before
             self._out += [SaveQueued(self.queued, self.not_before), records.waits(self.waits or "", ended)]
-        if self.queued == () and self.not_before is None and self.wanted is Wanted.RUNNING:
-            self._out.append(ClaimRoom())
+        self._take_turn()
+        return self._follow_up(now_s)
+
+    def on_hours(self, now_s: float, clock: Clock | None, *, given: bool = False) -> list[Action]:
+        """What the clock says of the run's hours, which anybody may set; to be called every second or two where it has any.
+        `given`: a person has just given them. Hours with an end alone end for the first time after that.
+        """
+        if self.terminal is not None:
+            return []
+        self.clock = clock
+        if clock is not None:
+            is_new = given and clock.begins is None
+            self._waive(clock.at_unix_s if is_new else kept_waiver(clock, self.waived_unix_s))
+        self._rest(By.HOURS)
+        self._take_turn()
         return self._follow_up(now_s)
 
     def on_room(self, now_s: float, why_not: str | None) -> list[Action]:
@@ -292,7 +309,10 @@ class Lifecycle(Standing):
         match what:
             case RequestKind.STOP | RequestKind.STOP_NOW if self.waits is not None and self.stage is Stage.NONE:
                 newest, has = self.checkpoint, "begun" if self.checkpoint is None else "gone on"
-                text = f"Stopped: it waited {self.waits}, and had not {has}. Start it now with: {command('start', self.run)}"
+                again = "again" if self.rest is not None else "now"
+                text = (
+                    f"Stopped: it waited {self.waits}, and had not {has}. Start it {again} with: {command('start', self.run)}"
+                )
                 self._want(Wanted.STOPPED)
                 leaving.begin(Ending.STOP)
                 self._out.append(Answer(token, True, text, newest.path if newest else None))
@@ -321,6 +341,10 @@ class Lifecycle(Standing):
                 self.waiters.add(token, Goal.RELEASED, now_s)
             case RequestKind.RESUME:
                 self._want(Wanted.RUNNING)
+                if self.rest is not None and self.clock is not None:
+                    self._waive(waived(self.clock, self.lead_s))
+                    self._rest(By.USER)
+                self._take_turn()
                 self.waiters.add(token, Goal.RUNNING, now_s)
             case RequestKind.CHECKPOINT:
                 self._checkpoint(now_s, token)
@@ -374,6 +398,21 @@ class Lifecycle(Standing):
             self._out += [SaveWish(wanted, mode), records.wanted(wanted, mode, BY_USER)]
         if wanted is Wanted.STOPPED and self.queued is not None:
             self._leave_queue()
+
+    def _waive(self, waived_unix_s: float | None) -> None:
+        if waived_unix_s is not None and waived_unix_s != self.waived_unix_s:
+            self.waived_unix_s = waived_unix_s
+            self._out.append(SaveWaiver(waived_unix_s))
+
+    def _rest(self, by: By) -> None:
+        """Sees whether the run is outside of its hours now."""
+        before, self.rest = self.rest, rest_of(self.clock, self.waived_unix_s, self.lead_s)
+        if (before is None) is not (self.rest is None):
+            self._out.append(records.hours(self.rest, by))
+
+    def _take_turn(self) -> None:
+        if self.is_its_turn and self.stage is Stage.NONE and not self.worker.leaving.for_good:
+            self._out.append(ClaimRoom())
 
     def _leave_queue(self) -> None:
         self.queued, self.not_before, self.left_behind, self.no_room = None, None, (), None
@@ -499,6 +538,9 @@ class Lifecycle(Standing):
         match worker.stage:
             case Stage.NONE if worker.leaving.for_good:
                 self._stopped(worker.leaving)
+            case Stage.NONE if self.rest is not None and self.queued is None and self.given_back is not None:
+                self.queued = ()  # others may have its room meanwhile
+                self._out.append(SaveQueued(self.queued))
             case Stage.NONE if self.may_begin(now_s):
                 self._begin(Stage.SPAWNED, now_s)
                 self._out.append(Spawn())
@@ -512,10 +554,8 @@ class Lifecycle(Standing):
 
     def _reconcile_ready(self, now_s: float) -> None:
         worker = self.worker
-        if worker.leaving.ending is None and self.wants_release:
-            worker.leaving.begin(Ending.RELEASE)
-        elif worker.leaving.ending is None and self.stance.release:
-            worker.leaving.begin(Ending.MAKE_ROOM)
+        if worker.leaving.ending is None and (why := self.why_released) is not None:
+            worker.leaving.begin(why)
         if worker.leaving.cannot is not None and not self.must_leave:
             worker.leaving = Leaving()
         self._out += worker.leave(now_s, self.stance_why)

@@ -20,6 +20,7 @@ from memsup.supervisor.decide.ladder import HoldReason, LadderState, Rung, Stanc
 from memsup.supervisor.decide.run.actions import Action, Record, Why
 from memsup.supervisor.decide.run.attachment import what_it_is
 from memsup.supervisor.decide.run.freed import GivenBack
+from memsup.supervisor.decide.run.hours import Rest
 from memsup.supervisor.decide.run.orders import Pending, kind_of, name_of
 from memsup.supervisor.decide.run.restarts import Cause, Verdict
 from memsup.supervisor.decide.run.unsaved import Unsaved
@@ -244,6 +245,14 @@ def waits(what_for: str, ended: Sequence[tuple[Awaited, Fate]] = ()) -> Record:
     """The run is queued: what it waits for now, and how those have `ended` that it waited for."""
     before = f"{how_they_ended(ended)}; " if ended else ""
     return Record(event=Event.WAITS, reason=f"{before}it waits {what_for}", by=By.SUPERVISOR)
+
+
+def hours(rest: Rest | None, by: By) -> Record:
+    """The run's hours have ended, so that it has to `rest`; or have begun, or were waived by a person (None)."""
+    if rest is not None:
+        return Record(event=Event.HOURS_END, reason="it is outside of its hours", action=f"pause {rest.until}", by=by)
+    why = "the user asked, whatever its hours say" if by is By.USER else "its hours begin"
+    return Record(event=Event.HOURS_BEGIN, reason=why, action="go on", by=by)
 
 
 def begins() -> Record:

@@ -19,8 +19,9 @@ from memsup.shared.record import Awaited, NotBefore
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.events import By
 from memsup.supervisor.decide.ladder import HoldReason, Stance, WorkerView
-from memsup.supervisor.decide.run.actions import BY_USER, Why
+from memsup.supervisor.decide.run.actions import BY_HOURS, BY_USER, Why
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
+from memsup.supervisor.decide.run.hours import WORTH_S, Clock, Rest, lead_s, rest_of
 from memsup.supervisor.decide.run.leaving import Ending, Leaving
 from memsup.supervisor.decide.run.one_life import OneLife, Stage
 from memsup.supervisor.decide.run.requests import RunView, Waiters
@@ -58,6 +59,10 @@ class Standing:
     is None once the run has begun."""
     not_before: NotBefore | None = None
     """When a queued run may begin. It is None where the time does not matter, or has come."""
+    clock: Clock | None = None
+    """What the clock said last of the run's hours. It is None where the run has none."""
+    waived_unix_s: float | None = None
+    """When a person had the run go on whatever its hours say, as it does until they end next. It is None where nobody did."""
     checkpoint: m.CheckpointNote | None = None
     """The newest checkpoint. It is None where there is none."""
     before: KnownProgress = field(default_factory=KnownProgress)
@@ -65,6 +70,8 @@ class Standing:
     budget: InitVar[Budget | None] = None
     """What is left of the restarts. None means all of them."""
 
+    rest: Rest | None = field(init=False, default=None)
+    """How the run rests outside of its hours. It is None where it is within them, or has none."""
     stance: Stance = field(default_factory=Stance)
     heartbeat: m.Heartbeat | None = None
     """What the worker said last. Until a new life has loaded, its progress is what the life before had reached."""
@@ -100,6 +107,7 @@ class Standing:
     def __post_init__(self, budget: Budget | None) -> None:
         self.worker = OneLife(run=self.run, is_command=self.is_command)
         self.recovery = Restarts(budget or Budget())
+        self.rest = rest_of(self.clock, self.waived_unix_s, self.lead_s)
 
     # -- what others ask ----------------------------------------------------------------------------------------------
 
@@ -112,6 +120,10 @@ class Standing:
         if worker.leaving.for_good:
             return RunState.STOPPING
         if self.wanted is Wanted.PAUSED:
+            return RunState.PAUSED if worker.stage is Stage.NONE or worker.rests else RunState.PAUSING
+        if self.queued or self.not_before is not None:
+            return RunState.WAITING
+        if self.rest is not None:
             return RunState.PAUSED if worker.stage is Stage.NONE or worker.rests else RunState.PAUSING
         if self.queued is not None:
             return RunState.WAITING
@@ -236,13 +248,27 @@ class Standing:
 
     def may_begin(self, now_s: float) -> bool:
         """Whether, where there is no worker, one is to be started now."""
-        wanted = self.wanted is Wanted.RUNNING and self.queued is None and not self.stance.holds
+        is_its_turn = self.queued is None and self.rest is None
+        wanted = self.wanted is Wanted.RUNNING and is_its_turn and not self.stance.holds
         return wanted and self.given_back is not None and now_s >= self.recovery.not_before_s
+
+    @property
+    def is_its_turn(self) -> bool:
+        """Whether a queued run waits for nothing any more but room."""
+        return self.queued == () and self.not_before is None and self.rest is None and self.wanted is Wanted.RUNNING
 
     @property
     def waits(self) -> str | None:
         """What a queued run waits for, in a clause. It is None where the run has begun."""
-        return None if self.queued is None else what_for(self.queued, self.not_before)
+        return None if self.queued is None else what_for(self.queued, self.not_before, self.rest)
+
+    @property
+    def lead_s(self) -> float:
+        """How long before its hours end the run is to rest. Where there is no worker, none is started for that little time."""
+        speed, batch = self.progress.samples_per_s, self.heartbeat.batch if self.heartbeat else None
+        step_s = batch.effective / speed if batch is not None and batch.effective and speed else None
+        needed_s = lead_s(self.checkpoint.save_s if self.checkpoint else None, step_s)
+        return needed_s if self.worker.is_alive and self.rest is None else max(needed_s, WORTH_S)
 
     @property
     def wants_release(self) -> bool:
@@ -250,11 +276,24 @@ class Standing:
         return self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.RELEASE
 
     @property
+    def why_released(self) -> Ending | None:
+        """Why the worker is to give its memory back and come again later: for the user, since the run is outside of its hours,
+        or for the ladder. It is None where the worker is not to.
+        """
+        if self.wants_release:
+            return Ending.RELEASE
+        if self.rest is not None and self.worker.obeys:
+            return Ending.HOURS
+        return Ending.MAKE_ROOM if self.stance.release else None
+
+    @property
     def must_leave(self) -> bool:
         """Whether what the worker was asked to leave for still holds."""
         match self.worker.leaving.ending:
             case Ending.RELEASE:
                 return self.wants_release
+            case Ending.HOURS:
+                return self.rest is not None
             case Ending.MAKE_ROOM:
                 return self.stance.release
             case _:
@@ -272,13 +311,15 @@ class Standing:
 
     @property
     def why_held(self) -> Why | None:
-        """Why the worker is to hold: since it cannot save what it has, for the user, or for the ladder. It is None where the
-        worker is not to hold.
+        """Why the worker is to hold: since it cannot save what it has, for the user, since the run is outside of its hours and
+        memsup cannot have it saved, or for the ladder. It is None where the worker is not to hold.
         """
         if self.worker.leaving.cannot is not None:
             return Why("what it has computed cannot be saved")
         if self.wanted is Wanted.PAUSED and self.pause_mode is PauseMode.HOLD:
             return BY_USER
+        if self.rest is not None and not self.worker.obeys:
+            return BY_HOURS
         if not self.stance.holds:
             return None
         return Why(self.stance.reason, By.LADDER, tuple(why for why in HoldReason if why in self.stance.holds))
@@ -298,7 +339,7 @@ class Standing:
             failure=self.failure,
             wanted=self.wanted,
             pause_mode=self.pause_mode,
-            waits=self.waits,
+            waits=None if self.is_its_turn and self.no_room is None else self.waits,
             is_gone=worker.stage is Stage.NONE,
             rests=worker.rests,
             loads=worker.is_alive and worker.has_begun and not self.is_command and not worker.trains,

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from memsup.shared.commands import command
 from memsup.shared.record import Awaited, NotBefore
+from memsup.supervisor.decide.run.hours import Rest
 
 
 class Fate(enum.StrEnum):
@@ -31,9 +32,12 @@ ENDED = frozenset({Fate.FINISHED, Fate.FAILED, Fate.STOPPED, Fate.GONE})
 """The fates of a run that is waited for no more."""
 
 
-def what_for(awaited: Sequence[Awaited], not_before: NotBefore | None) -> str:
-    """What is waited for, in a clause: `until Sat 23:00 and for run 'a' to finish`."""
+def what_for(awaited: Sequence[Awaited], not_before: NotBefore | None, rest: Rest | None = None) -> str:
+    """What is waited for, in a clause: `until Sat 23:00 and for run 'a' to finish`. `rest` is how it rests by its hours; None:
+    it is within them, or has none.
+    """
     waits = [f"until {not_before.text}"] if not_before else []
+    waits += [rest.until] if rest else []
     waits += [f"for run {one.run!r}" + (" to finish" if one.must_finish else "") for one in awaited]
     if not waits:
         return "for room beside other runs"

@@ -35,6 +35,10 @@ class NightClock:
         self._ahead_s += seconds
         self._write()
 
+    def unix_s(self) -> float:
+        """The date of the night, as the processes see it."""
+        return self._night_s + self._rate * (time.monotonic() - self._real_s) + self._ahead_s
+
     @contextmanager
     def fast(self, rate: float) -> Iterator[None]:
         self._run_at(rate)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from kit.cli_process import a_run, end_supervisors, eventually, memsup, said
-from kit.run_state import ledger, status, until
+from kit.cli_process import MEMSUP, a_run, end_supervisors, eventually, memsup, said
+from kit.faults.night_clock import NightClock
+from kit.own_program import endless_loop
+from kit.run_state import ledger, status, step_of, until
 
 from memsup.shared.paths import run_paths
 from memsup.shared.record import Awaited
@@ -195,6 +199,86 @@ def test_a_time_that_has_come_while_nobody_was_up_counts(tmp_path: Path, capfd: 
         assert begun(tmp_path, "n") == 1
     finally:
         end_supervisors()
+
+
+@pytest.mark.slow
+def test_a_run_with_hours_is_saved_before_they_end_and_goes_on_by_itself_when_they_begin(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], night_clock: NightClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 23:00 to 7:00, over two nights, a kill in the day and a person who wants it at noon. What is attached leaves with a
+    checkpoint, what is not stands still; another run that waits has to wait for its end.
+    """
+    here = datetime.now(UTC)  # and it is 1:00, in a time zone of the test's own
+    ahead_s = (3600 - (here.hour * 3600 + here.minute * 60 + here.second)) % 86400
+    monkeypatch.setenv("TZ", f"HERE-{ahead_s // 3600}:{ahead_s // 60 % 60:02}:{ahead_s % 60:02}")
+    hours = ("--not-before", "23:00", "--until", "07:00")
+    try:
+        told = memsup("start", "--run", "n", *hours, "--set", "limits.ram=512MiB", "--", *endless_loop(tmp_path), cwd=tmp_path)
+        assert told.returncode == 0, told.stderr
+        assert "07:00 it is paused" in told.stdout
+        memsup("start", "--run", "f", *hours, "--set", "limits.ram=512MiB", "--", "sleep", "100000")
+        seen = until(lambda seen: step_of(seen) > 2, run="n")
+        assert seen["hours"]["rests"] is False
+        until(lambda seen: seen["state"] == "running", run="f")
+        start(tmp_path, "w", "--after", "n", "--set", "limits.ram=512MiB")
+
+        night_clock.jump(5 * 3600 + 58 * 60 + 30)
+        seen = until(lambda seen: seen["state"] == "paused", run="n")
+        assert seen["worker_pid"] is None
+        assert seen["checkpoint"]["step"] >= 2
+        assert seen["hours"]["until"] - night_clock.unix_s() == pytest.approx(16 * 3600, abs=120)
+        assert seen["hours"]["until"] - 16 * 3600 > night_clock.unix_s(), "it is done before 7:00"
+        eventually(lambda: claimed("n")["waits"])
+        frozen = until(lambda seen: seen["state"] == "paused", run="f")
+        assert "its memory is kept, since memsup cannot have it saved" in frozen["hours"]["what"]
+        assert not claimed("f")["waits"]
+        code, text = said(capfd, "list")
+        assert (code, "by its hours (23:00 to 07:00)" in " ".join(text.split())) == (0, True)
+
+        night_clock.jump(5 * 3600)
+        kill_supervisor("n")
+        done = subprocess.run([*MEMSUP, "start", "--run", "n"], capture_output=True, text=True, timeout=120, check=False)
+        assert "by its hours (23:00 to 07:00), and begins by itself" in " ".join(done.stdout.split()), done.stderr
+        assert "resume --run n" in done.stdout
+        assert (status("n")["state"], status("w")["state"]) == ("paused", "waiting")
+        saved = seen["checkpoint"]["step"]
+        night_clock.jump(11 * 3600 + 120)
+        seen = until(lambda seen: seen["state"] == "running" and step_of(seen) > saved, run="n")
+        assert seen["attention"] == []
+        until(lambda seen: seen["state"] == "running", run="f")
+
+        night_clock.jump(13 * 3600)
+        until(lambda seen: seen["state"] == "paused", run="n")
+        code, text = said(capfd, "resume", "--run", "n")
+        assert (code, "goes on" in text or "Running" in text) == (0, True), text
+        until(lambda seen: seen["state"] == "running", run="n")
+        assert "as you asked, outside of its hours" in status("n")["hours"]["what"]
+        assert said(capfd, "start", "--run", "n", "--until", "off")[0] == 0
+        assert status("n")["hours"] is None
+        assert [line["by"] for line in ledger("n") if line["event"] in ("hours_end", "hours_begin")] == [
+            *("hours", "hours", "hours", "user")
+        ]
+        assert memsup("stop", "--run", "n").returncode == 0
+        until(lambda seen: seen["state"] == "running", run="w")
+    finally:
+        end_supervisors()
+
+
+def test_hours_that_make_no_sense_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    def refused(*options: str) -> str:
+        code, text = said(capfd, "start", "--run", "h", *options, "--", "true")
+        assert code == 2
+        return text
+
+    assert "write a time of the day such as 07:00, or off" in refused("--until", "7")
+    assert "begin and end at 07:00" in refused("--until", "07:00", "--not-before", "07:00")
+    assert "needs hours.end" in refused("--set", "hours.begin=23:00")
+    assert "which --set gives as well" in refused("--until", "07:00", "--set", "hours.end=08:00")
+    assert not run_paths("h").state.exists()
+    now = time.localtime(time.time() + 7200)
+    begin, end = time.strftime("%H:%M", now), time.strftime("%H:%M", time.localtime(time.time() + 10800))
+    text = said(capfd, "start", "--run", "h", "--not-before", begin, "--until", end, "--dry-run", "--", "true")[1]
+    assert f"It would wait until {time.strftime('%a %H:%M', now)}, by its hours ({begin} to {end})." in " ".join(text.split())
 
 
 def test_what_could_never_begin_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from memsup.shared.status import (
     ActionStatus,
     CheckpointStatus,
+    HoursStatus,
     ProgressStatus,
     RunState,
     Status,
@@ -129,6 +130,21 @@ def test_a_forgotten_pause_is_told_after_a_quarter_of_an_hour() -> None:
     person.sees(status_of(RunState.PAUSED, since=person.now_s), minutes=300)
     assert person.kinds == [Kind.PAUSED]
     assert f"{PAUSED_LONG_S / 60:.0f} min" in person.got[0].text
+
+
+def test_a_run_that_rests_by_its_hours_is_no_forgotten_pause_unless_it_waits_for_a_person() -> None:
+    """In the morning it is said what it does; where its hours have an end alone, somebody has to say when it goes on."""
+    what = "paused until Sun 23:00, by its hours (23:00 to 07:00)"
+    person = Person(begin_s=DAY + 7 * 3600)
+    resting = status_of(RunState.PAUSED, hours=HoursStatus(rests=True, until=DAY + 23 * 3600, what=what))
+    person.sees(resting, minutes=1600)
+    assert person.kinds == [Kind.DIGEST]
+    assert f"It is {what}." in person.got[0].text
+    person = Person()
+    what = "paused until you resume it, by its hours (until 07:00)"
+    person.sees(status_of(RunState.PAUSED, since=DAY, hours=HoursStatus(rests=True, until=None, what=what)), minutes=20)
+    assert person.kinds == [Kind.PAUSED]
+    assert f"It is {what}, that is for 15 min now. Continue with: memsup resume" in person.got[0].text
 
 
 def test_a_cooling_that_lasts_says_why() -> None:
