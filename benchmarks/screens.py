@@ -1,9 +1,11 @@
-"""The pictures of the README: `status --watch` and `report` of one night, as text at three widths and as SVG.
+"""The pictures of the README: `status`, `status --watch`, `list` and `report` of one night, as text at three widths and as SVG,
+and the report's page as a browser shows it.
 
-    .venv/bin/python benchmarks/screens.py [--output docs/pictures]
+    .venv/bin/python benchmarks/screens.py [--output docs/pictures] [--page]
 
-The night is made up (`tests/kit/nights.py`): six hours with a squeeze, heat, a kill, a pause and a power cut, in which every
-figure of the screens occurs. Nothing is measured here; what is drawn is what the commands draw of such a night.
+The page is drawn with `--page` only: browsers differ by their version, so nothing compares it. The night is made up
+(`tests/kit/nights.py`): six hours with a squeeze, heat, a kill, a pause and a power cut, in which every figure of the screens
+occurs. Nothing is measured here; what is drawn is what the commands draw of such a night.
 """
 
 from __future__ import annotations
@@ -23,16 +25,19 @@ from rich.text import Text
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from kit.browser import browser
 from kit.nights import Night, eventful
 
 from memsup.shared.paths import run_paths
-from memsup.shared.status import ActionStatus, CheckpointStatus, RunState, Status, Wanted
+from memsup.shared.status import ActionStatus, CheckpointStatus, RunState, Status, WaitingStatus, Wanted
 from memsup.supervisor.cli.board import Board, board
 from memsup.supervisor.cli.picture import picture
+from memsup.supervisor.cli.runs import Found, rows
 from memsup.supervisor.cli.screen import drawn
 from memsup.supervisor.record.history import Point
 from memsup.supervisor.report.account import account
 from memsup.supervisor.report.gather import gather, recorded
+from memsup.supervisor.report.page import page
 from memsup.supervisor.report.terminal import screen
 
 SIZES = ((60, 12), (80, 24), (120, 30))
@@ -40,6 +45,7 @@ WATCHED_AFTER_S = 13_000.0
 """The screens show the night at this time after its beginning: after the kill, before the pause."""
 TOTAL_STEPS = 9_600
 SVG_CELLS, SVG_LINES = 100, 24
+PAGE_WIDE, PAGE_HIGH = 1000, 900
 
 
 def screens(night: Night) -> Iterator[tuple[str, list[str]]]:
@@ -49,7 +55,17 @@ def screens(night: Night) -> Iterator[tuple[str, list[str]]]:
     for cells, lines in SIZES:
         yield f"watch-{cells}", board(shown, cells, lines, in_colour=False)
         yield f"status-{cells}", list(drawn(picture(shown.chosen, shown.now_unix_s), cells, in_colour=False))
+        yield f"list-{cells}", list(drawn(listed(shown), cells, in_colour=False))
         yield f"report-{cells}", list(drawn(report, cells, in_colour=False))
+
+
+def coloured(night: Night) -> Iterator[tuple[str, list[str]]]:
+    """The same as a person sees them on a terminal of one width."""
+    shown = watched(night, recorded(night.paths))
+    yield "watch", board(shown, SVG_CELLS, SVG_LINES, in_colour=True)
+    yield "status", list(drawn(picture(shown.chosen, shown.now_unix_s), SVG_CELLS, in_colour=True))
+    yield "list", list(drawn(listed(shown), SVG_CELLS, in_colour=True))
+    yield "report", list(drawn(report_of(night), SVG_CELLS, in_colour=True))
 
 
 def watched(night: Night, points: list[Point]) -> Board:
@@ -93,18 +109,42 @@ def report_of(night: Night) -> list[str | tuple[str, ...]]:
     return screen(material, account(material))
 
 
-def svg(night: Night) -> str:
-    """The watched screen in colour."""
-    lines = board(watched(night, recorded(night.paths)), SVG_CELLS, SVG_LINES, in_colour=True)
+def listed(shown: Board) -> list[tuple[str, ...]]:
+    """What `list` has then, with one that is finished and one that waits for its turn."""
+    waits = Status(run="roberta", state=RunState.WAITING, wanted=Wanted.RUNNING, since=shown.now_unix_s - 13_100)
+    waits.waiting = WaitingStatus(runs=["reviews"], what_for="until reviews is over")
+    runs = [(shown.chosen, 1_610), (waits, 1), (shown.others[0], 409)]
+    found = [Found(status.run, status, is_up=True, size_bytes=mib << 20) for status, mib in runs]
+    return rows(found, shown.now_unix_s)
+
+
+def svg(lines: list[str], title: str) -> str:
+    """A screen in colour."""
     console = Console(record=True, width=SVG_CELLS, file=io.StringIO(), force_terminal=True, color_system="standard")
     console.print(Text.from_ansi("\n".join(lines), no_wrap=True))
-    return console.export_svg(title="memsup status --watch", unique_id="memsup")
+    return console.export_svg(title=title, unique_id="memsup")
+
+
+def draw_page(night: Night, folder: Path) -> None:
+    """The upper part of the page on a desk, light and dark."""
+    status, at = night.status(), night.at
+    status.result = {"accuracy": 0.931, "majority_accuracy": 0.55}
+    status.model_path = "/home/me/.local/state/memsup/reviews/model"
+    material = gather(night.paths, status, at)
+    with tempfile.TemporaryDirectory() as name, browser(Path(name)) as chromium:
+        file = Path(name, "report.html")
+        file.write_text(page(material, account(material)), encoding="utf-8")
+        for theme in ("light", "dark"):
+            chromium.draw(file, PAGE_WIDE, dark=theme == "dark")
+            (folder / f"page-{theme}.png").write_bytes(chromium.screenshot(PAGE_HIGH))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs/pictures")
-    folder = parser.parse_args().output
+    parser.add_argument("--page", action="store_true", help="The page as well, with Chromium.")
+    arguments = parser.parse_args()
+    folder: Path = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TZ"] = "UTC"
     time.tzset()
@@ -113,7 +153,11 @@ def main() -> None:
         night = eventful(run_paths("reviews"))
         for name, lines in screens(night):
             (folder / f"{name}.txt").write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")
-        (folder / "watch.svg").write_text(svg(night), encoding="utf-8")
+        for name, lines in coloured(night):
+            title = "memsup status --watch" if name == "watch" else f"memsup {name}"
+            (folder / f"{name}.svg").write_text(svg(lines, title), encoding="utf-8")
+        if arguments.page:
+            draw_page(night, folder)
 
 
 if __name__ == "__main__":

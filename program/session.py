@@ -305,7 +305,7 @@ class Session:
         kind, order_id = order["kind"], order["order_id"]
         if kind == "pace":
             self._duty_fraction = float(order["duty_fraction"])
-            self._done(order_id, f"computing {self._duty_fraction:.0%} of the time")
+            self._done(order_id, f"computing {100 * self._duty_fraction:.0f} % of the time")
         elif kind == "pause" and order["mode"] == "hold":
             self._hold(True)
             self._done(order_id, "holding")

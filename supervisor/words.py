@@ -50,7 +50,12 @@ def percent(fraction: float | None) -> str:
     """A part of a whole in per cent; a little is not nothing: `under 1 %`."""
     if fraction is None:
         return "?"
-    return "under 1 %" if 0 < fraction < 0.01 else f"{fraction:.0%}".replace("%", " %")
+    return "under 1 %" if 0 < fraction < 0.01 else f"{100 * fraction:.0f} %"
+
+
+def share_right(fraction: float | None) -> str:
+    """An accuracy: `93.1 %`, since runs differ by tenths. None is a question mark."""
+    return "?" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def count(number: int | None) -> str:
@@ -175,7 +180,7 @@ def finished_lines(status: Status, that: str = "Finished") -> list[str | tuple[s
 
 
 def evaluation_text(found: Evaluation) -> str:
-    """What the last evaluation found, and how that is beside the best: `accuracy 79.0% at step 400; best 81.0% at step 320,
+    """What the last evaluation found, and how that is beside the best: `accuracy 79.0 % at step 400; best 81.0 % at step 320,
     1 of 3 evaluations without a better one`.
     """
     text = f"{printable(found.metric)} {_measured(found, found.value)} at step {count(found.step)}"
@@ -211,7 +216,7 @@ def ending_line(status: Status) -> str | None:
 
 
 def _measured(found: Evaluation, value: float | None) -> str:
-    return "?" if value is None else f"{value:.1%}" if found.metric == "accuracy" else f"{value:.4g}"
+    return "?" if value is None else share_right(value) if found.metric == "accuracy" else f"{value:.4g}"
 
 
 def rest_by_hours(status: Status) -> HoursStatus | None:
@@ -231,11 +236,11 @@ def result_line(status: Status) -> str | None:
     parts = []
     if (accuracy := metrics.pop("accuracy", None)) is not None:
         majority = metrics.pop("majority_accuracy", None)
-        beside = [] if majority is None else [f"always the most frequent label: {majority:.1%}"]
+        beside = [] if majority is None else [f"always the most frequent label: {share_right(majority)}"]
         if (shared := metrics.pop("shared_rows", None)) is not None:
             of = f" of {int(metrics['rows']):,}" if "rows" in metrics else ""
             beside.append(f"{int(shared):,}{of} texts are trained on too")
-        parts.append(f"accuracy {accuracy:.1%}" + (f" ({'; '.join(beside)})" if beside else ""))
+        parts.append(f"accuracy {share_right(accuracy)}" + (f" ({'; '.join(beside)})" if beside else ""))
     parts += [f"{printable(name).replace('_', ' ')} {value:.4g}" for name, value in metrics.items()]
     if left_out is not None:
         parts.append(f"{plural(int(left_out), 'row')} of the data left out")

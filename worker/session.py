@@ -248,7 +248,7 @@ class Session:
             case Pace(duty_fraction=duty_fraction):
                 self._duty_fraction = duty_fraction
                 self._rest_until_s = 0.0  # this gap was measured for the pace before
-                self._done(order, f"computing {duty_fraction:.0%} of the time")
+                self._done(order, f"computing {100 * duty_fraction:.0f} % of the time")
             case Pause(mode=PauseMode.HOLD):
                 self._hold()
                 self._done(order, "holding")

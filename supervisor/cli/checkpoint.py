@@ -21,7 +21,7 @@ from memsup.supervisor.cli.orders import DONE, NO_ANSWER, NOT_RUNNING, answer, r
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.record.earlier_life import checkpoint_folder
-from memsup.supervisor.words import count, duration, size
+from memsup.supervisor.words import count, duration, share_right, size
 
 DAMAGED = 1
 MOST_DIGITS = 20
@@ -127,7 +127,7 @@ def _metric(info: Info) -> str:
     """What the evaluation at that step came to: an accuracy, or a loss where there is none, which is kept as a negative."""
     if info.metric is None:
         return ""
-    return f"loss {-info.metric:.4g}" if info.metric < 0 else f"accuracy {info.metric:.1%}"
+    return f"loss {-info.metric:.4g}" if info.metric < 0 else f"accuracy {share_right(info.metric)}"
 
 
 def _document(info: Info) -> dict[str, Any]:

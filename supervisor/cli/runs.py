@@ -20,10 +20,10 @@ from memsup.supervisor.client.contact import Presence, observe
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.client.removal import remove, size_bytes
 from memsup.supervisor.client.runs import all_runs
-from memsup.supervisor.words import count, duration, percent, plural, reached, size
+from memsup.supervisor.words import count, duration, percent, plural, reached, share_right, size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 DONE, NOT_REMOVED, UNKNOWN = 0, 1, 4
 
@@ -71,13 +71,18 @@ def list_runs(as_json: bool) -> int:
     if not found:
         message(f"There is no run in {state_root()} yet. Start one with: memsup start")
         return DONE
-    data(("run", "state", "progress", "time", "result", "on disk"), *(_row(run) for run in found))
+    data(*rows(found, time.time()))
     if len(found) > 1:
         message(f"{plural(len(found), 'run')}, {size(sum(run.size_bytes for run in found))}. Remove some with: memsup rm RUN…")
     return DONE
 
 
-def _row(run: Found) -> tuple[str, ...]:
+def rows(found: Iterable[Found], now_unix_s: float) -> list[tuple[str, ...]]:
+    """The table of all runs, with its head."""
+    return [("run", "state", "progress", "time", "result", "on disk"), *(_row(run, now_unix_s) for run in found)]
+
+
+def _row(run: Found, now_unix_s: float) -> tuple[str, ...]:
     status = run.status
     if status is None:
         return (run.name, "unreadable", "", "", "", size(run.size_bytes))
@@ -87,15 +92,16 @@ def _row(run: Found) -> tuple[str, ...]:
     if status.waiting is not None and status.state not in OVER:
         steps = ", ".join(filter(None, [steps, status.waiting.what_for]))
     state = f"{status.state}, unguarded" if run.is_unguarded else str(status.state)
-    return (run.name, state, steps, _time(run, status), _metric(status), size(run.size_bytes))
+    return (run.name, state, steps, _time(status, now_unix_s), _metric(status), size(run.size_bytes))
 
 
-def _time(run: Found, status: Status) -> str:
+def _time(status: Status, now_unix_s: float) -> str:
     if status.state is RunState.RUNNING and status.progress.eta_s is not None:
         return f"{duration(status.progress.eta_s)} left"
-    if run.age_s is None:
+    if status.since is None:
         return ""
-    return f"{duration(run.age_s)} ago" if status.state in OVER else f"for {duration(run.age_s)}"
+    age = duration(now_unix_s - status.since)
+    return f"{age} ago" if status.state in OVER else f"for {age}"
 
 
 def _metric(status: Status) -> str:
@@ -103,7 +109,7 @@ def _metric(status: Status) -> str:
     if not status.result:
         return ""
     name, value = next(iter(status.result.items()))
-    return f"{name} {value:.4g}"
+    return f"{name} {share_right(value) if name == 'accuracy' else f'{value:.4g}'}"
 
 
 def _document(run: Found) -> dict[str, Any]:
@@ -185,7 +191,7 @@ def _those(found: Sequence[Found], *, older_than_s: float | None, finished: bool
 
 def _agreed(chosen: Sequence[Found]) -> bool:
     """Whether a person wants that. Raises `RefusedError` where nobody can be asked."""
-    message("To be removed, with their checkpoints, models, ledgers and logs:", *(_row(run) for run in chosen))
+    message("To be removed, with their checkpoints, models, ledgers and logs:", *(_row(run, time.time()) for run in chosen))
     for run in chosen:
         folder = _checkpoints_elsewhere(run.name)
         if folder is not None:

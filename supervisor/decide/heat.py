@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from memsup.supervisor.decide.thresholds import HeatLimits
+from memsup.supervisor.words import percent
 
 STEP_S = 1.0
 """Calls that come more often than this are answered from the last step."""
@@ -282,13 +283,13 @@ class HeatControl:
         if not holding and duty >= 1.0 and self._power >= 1.0:
             return ""
         if hottest is None or hottest.temperature_c is None:
-            return "no temperature can be read; " + ("holding" if holding else f"computing {duty:.0%} of the time")
+            return "no temperature can be read; " + ("holding" if holding else f"computing {percent(duty)} of the time")
         limits = hottest.limits
         at = f"{hottest.name} is at {hottest.temperature_c:.0f} °C"
         if holding:
             return f"{at} and rests until {limits.resume_c:.0f} °C: it must not stay at {limits.hold_c:.0f} °C"
-        how = [f"computing {duty:.0%} of the time"] if duty < 1.0 else []
-        how += [f"power limit {self._power:.0%} of the default"] if self._power < 1.0 else []
+        how = [f"computing {percent(duty)} of the time"] if duty < 1.0 else []
+        how += [f"power limit {percent(self._power)} of the default"] if self._power < 1.0 else []
         return f"{at}: {', '.join(how)} to stay below {limits.pace_c:.0f} °C"
 
     def _forecast_s(self, now_s: float, hottest: HeatSource | None) -> float | None:
@@ -309,7 +310,7 @@ class HeatControl:
         where = f"{hottest.name} is at {hottest.temperature_c:.0f} °C" if hottest else "No temperature can be read"
         rests = f"{where} after {TELL_HOLD_S / 60:.0f} minutes of rest. Check fans, dust and the room; training waits."
         slows = (
-            f"{where}: training has run at less than {SLOW_DUTY:.0%} of its speed for {TELL_SLOW_S / 60:.0f} minutes "
+            f"{where}: training has run at less than {percent(SLOW_DUTY)} of its speed for {TELL_SLOW_S / 60:.0f} minutes "
             "to stay cool. Check fans, dust and the room."
         )
         slow = self._duty < (NOT_SLOW_DUTY if "slow" in self._told else SLOW_DUTY)

@@ -22,7 +22,7 @@ import msgspec
 
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
 from memsup.supervisor.decide.uses import HOLD_USE, SHRINK_USE, STOP_GROWING_USE
-from memsup.supervisor.words import size
+from memsup.supervisor.words import percent, size
 
 
 class Rung(enum.IntEnum):
@@ -439,9 +439,9 @@ def use_in_words(memory: MemoryReading, limits: MemoryLimits) -> str:
     of_worker, of_machine = _views(memory, limits)
     if of_machine is not None and (of_worker is None or of_machine > of_worker):
         left, reserve = size(memory.ram_available_bytes), size(limits.reserve_bytes)
-        return f"the machine has {left} left and {reserve} are its reserve ({of_machine:.0%} in use)"
+        return f"the machine has {left} left and {reserve} are its reserve ({percent(of_machine)} in use)"
     if of_worker is not None:
-        return f"the worker uses {size(memory.worker_bytes)} of its {size(limits.worker_bytes)} ({of_worker:.0%})"
+        return f"the worker uses {size(memory.worker_bytes)} of its {size(limits.worker_bytes)} ({percent(of_worker)})"
     return "memory cannot be read"
 
 

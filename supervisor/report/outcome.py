@@ -11,7 +11,18 @@ from memsup.supervisor.report.account import Account
 from memsup.supervisor.report.gather import Material
 from memsup.supervisor.report.interventions import Kind
 from memsup.supervisor.report.marks import clock
-from memsup.supervisor.words import count, duration, ending_line, percent, plural, reached, reached_text, result_line, size
+from memsup.supervisor.words import (
+    count,
+    duration,
+    ending_line,
+    percent,
+    plural,
+    reached,
+    reached_text,
+    result_line,
+    share_right,
+    size,
+)
 
 
 @dataclass(frozen=True)
@@ -90,10 +101,10 @@ def figures(material: Material, account: Account) -> Iterator[Figure]:
     status = material.status
     if status is not None and status.result and (accuracy := status.result.get("accuracy")) is not None:
         majority = status.result.get("majority_accuracy")
-        beside = "" if majority is None else f"; always the most frequent label: {majority:.1%}"
-        yield Figure(f"{accuracy:.1%}", f"accuracy{beside}")
+        beside = "" if majority is None else f"; always the most frequent label: {share_right(majority)}"
+        yield Figure(share_right(accuracy), f"accuracy{beside}")
     if status is not None and status.result and (micro := status.result.get("micro_f1")) is not None:
-        yield Figure(f"{micro:.3f}", f"micro F1; all labels right: {status.result.get('exact_match', 0):.1%}")
+        yield Figure(f"{micro:.3f}", f"micro F1; all labels right: {share_right(status.result.get('exact_match', 0))}")
     if status is not None and status.result and (pearson := status.result.get("pearson")) is not None:
         spearman = status.result.get("spearman")
         beside = "" if spearman is None else f"; Spearman: {spearman:.3f}"
@@ -113,10 +124,10 @@ def figures(material: Material, account: Account) -> Iterator[Figure]:
     yield Figure(count(restarts), "worker restarted" if restarts == 1 else "worker restarts")
     if machine:
         yield Figure(count(machine), "death of the machine" if machine == 1 else "deaths of the machine")
-    most = max((p.worker_bytes for p in material.points if p.worker_bytes is not None), default=None)
-    limit = max((p.limit_bytes for p in material.points if p.limit_bytes is not None), default=None)
-    if most is not None:
-        allowed = f", of {size(limit)} allowed" if limit else ""
+    measured = [(p.worker_bytes, p.limit_bytes) for p in material.points if p.worker_bytes is not None]
+    if measured:
+        most, limit = max(measured, key=lambda point: point[0])
+        allowed = f", of {size(limit)} allowed then" if limit else ""
         yield Figure(size(most), f"most memory{allowed}{_against_estimate(material, most)}")
     hottest = _hottest(material)
     if hottest is not None:
@@ -144,7 +155,7 @@ def _against_estimate(material: Material, most_bytes: int) -> str:
     if material.record is None or material.record.estimate is None or tokens is None:
         return ""
     expected = material.record.estimate.peak_bytes(tokens)
-    return f" ({size(expected)} were estimated, {expected / most_bytes - 1:+.0%})"
+    return f" ({size(expected)} were estimated, {100 * (expected / most_bytes - 1):+.0f} %)"
 
 
 def _hottest(material: Material) -> Figure | None:

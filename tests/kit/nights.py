@@ -171,7 +171,7 @@ def eventful(paths: RunPaths) -> Night:
     night.run(3600, RunState.RUNNING, "training")
     night.say(
         Event.RUNG,
-        "the worker uses 10.90 GiB of its 12.00 GiB (91%)",
+        "the worker uses 10.9 GiB of its 12 GiB (91 %)",
         "ladder up",
         rung="shrink",
         move=Move.UP,
@@ -181,7 +181,7 @@ def eventful(paths: RunPaths) -> Night:
     night.run(30, worker_bytes=int(10.9 * GIB))
     night.say(
         Event.ORDER,
-        "the worker uses 10.90 GiB of its 12.00 GiB (91%)",
+        "the worker uses 10.9 GiB of its 12 GiB (91 %)",
         "halve the micro-batch",
         "done: 1,024 tokens",
         by=By.LADDER,
@@ -193,14 +193,14 @@ def eventful(paths: RunPaths) -> Night:
     night.run(12, phase="saving")
     night.run(1500, phase="training", gpu_c=84)
     pace = {"by": By.LADDER, "order": OrderKind.PACE, "outcome": Outcome.DONE, "pressures": (HoldReason.HEAT,)}
-    night.say(Event.ORDER, "GPU 0 is at 90 °C", "compute 70% of the time", "done: pacing", duty_fraction=0.7, **pace)
+    night.say(Event.ORDER, "GPU 0 is at 90 °C", "compute 70 % of the time", "done: pacing", duty_fraction=0.7, **pace)
     night.run(2400, duty_fraction=0.7, gpu_c=87)
-    night.say(Event.ORDER, "GPU 0 is cooler", "compute 100% of the time", "done: full speed", duty_fraction=1.0, **pace)
+    night.say(Event.ORDER, "GPU 0 is cooler", "compute 100 % of the time", "done: full speed", duty_fraction=1.0, **pace)
     night.run(900, duty_fraction=1.0, gpu_c=80)
-    use = "the worker uses 11.70 GiB of its 12.00 GiB (97%)"
+    use = "the worker uses 11.7 GiB of its 12 GiB (97 %)"
     night.say(Event.FREEZE, use, "freeze", rung="freeze", by=By.LADDER, pressures=MEMORY)
     night.run(2, RunState.RECOVERING, worker_bytes=int(11.7 * GIB))
-    use = "the worker uses 11.90 GiB of its 12.00 GiB (99%)"
+    use = "the worker uses 11.9 GiB of its 12 GiB (99 %)"
     night.say(Event.KILL, use, "kill the whole tree", rung="kill", by=By.LADDER, cause=Cause.MEMORY, pressures=MEMORY)
     night.run(1)
     why = "Memory stayed short although it was frozen, and it was killed."

@@ -102,7 +102,7 @@ def test_at_a_boundary_everything_is_carried_out(play: Play) -> None:
     assert play.said() == [
         ("done", "micro-batches of at most 64 tokens"),
         ("done", "checkpoint at step 0"),
-        ("done", "computing 100% of the time"),
+        ("done", "computing 100 % of the time"),
     ]
     assert (play.program.saves, len(play.program.limits)) == (1, 1)
 

@@ -77,13 +77,13 @@ def test_percent() -> None:
 def test_an_early_end_and_the_weights_of_the_model_are_said_from_the_fields() -> None:
     """Of accuracy as of loss, and of a model that has other weights than the best."""
     assert evaluation_text(EVALUATION) == (
-        "accuracy 79.0% at step 1,200; best 81.0% at step 800, 2 of 3 evaluations without a better one"
+        "accuracy 79.0 % at step 1,200; best 81.0 % at step 800, 2 of 3 evaluations without a better one"
     )
     over = msgspec.structs.replace(EVALUATION, without_rise=3, step=1600)
     status = a_status(RunState.FINISHED, evaluation=over, stopped_early=True, model_step=800, result={"accuracy": 0.81})
     assert finished_lines(status) == [
-        "Finished: accuracy 81.0%",
-        "Stopped early: accuracy has not risen for 3 evaluations; best 81.0% at step 800, whose weights the model has.",
+        "Finished: accuracy 81.0 %",
+        "Stopped early: accuracy has not risen for 3 evaluations; best 81.0 % at step 800, whose weights the model has.",
     ]
     loss = msgspec.structs.replace(over, metric="loss", value=0.62, best=0.5432, keeps_best=False)
     status = a_status(RunState.FINISHED, evaluation=loss, stopped_early=True, model_step=1600)
@@ -118,7 +118,7 @@ def test_the_accuracy_has_beside_it_what_it_is_worth() -> None:
     }
     told = result_line(Status(run="x", state=RunState.FINISHED, wanted=Wanted.RUNNING, result=result))
     assert told == (
-        "accuracy 93.1% (always the most frequent label: 55.0%; 12 of 81 texts are trained on too), loss 0.25, rows 81, "
+        "accuracy 93.1 % (always the most frequent label: 55.0 %; 12 of 81 texts are trained on too), loss 0.25, rows 81, "
         "2 rows of the data left out"
     )
 

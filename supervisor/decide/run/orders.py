@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from memsup.shared.messages import AnyOrder, Checkpoint, LimitMemory, LimitMicroBatch, Pace, Pause, PauseMode, Resume
 from memsup.supervisor.decide.events import OrderKind
 from memsup.supervisor.decide.run.actions import Why
-from memsup.supervisor.words import size
+from memsup.supervisor.words import percent, size
 
 ACCEPT_WITHIN_S = 10.0
 """The worker has this many seconds to accept an order: its link thread answers within milliseconds, but importing torch holds
@@ -138,7 +138,7 @@ def name_of(order: AnyOrder) -> str:
         case LimitMemory(device_bytes=device_bytes):
             return f"take at most {size(device_bytes)} of the GPU"
         case Pace(duty_fraction=duty):
-            return f"compute {duty:.0%} of the time"
+            return f"compute {percent(duty)} of the time"
         case Pause(mode=mode):
             return f"pause ({mode})"
         case _:

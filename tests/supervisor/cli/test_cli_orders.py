@@ -324,7 +324,7 @@ def test_wait_ends_with_the_run_and_tells_the_result() -> None:
     with control_server(paths, lambda _: answers.pop(0) if len(answers) > 1 else answers[0]):
         done = memsup("wait")
     assert done.returncode == 0
-    assert "accuracy 91.3% (always the most frequent label: 52.7%), loss 0.25" in done.stdout
+    assert "accuracy 91.3 % (always the most frequent label: 52.7 %), loss 0.25" in done.stdout
     assert "Model: /x/model" in done.stdout
     assert "step 7 of 10" in done.stderr
 

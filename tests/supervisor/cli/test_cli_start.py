@@ -628,8 +628,8 @@ def test_a_finished_run_says_where_its_model_is(job: Path) -> None:
     paths = finished(job)
     done = memsup("start", cwd=job)
     assert done.returncode == 0
-    assert "accuracy 91.3%" in done.stdout
-    assert "52.7%" in done.stdout
+    assert "accuracy 91.3 %" in done.stdout
+    assert "52.7 %" in done.stdout
     assert str(paths.model) in done.stdout
     assert "--fresh" in done.stderr
     assert not is_held(paths)

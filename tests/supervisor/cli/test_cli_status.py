@@ -91,7 +91,7 @@ def test_a_finished_run_is_known_without_its_supervisor() -> None:
     done = memsup("status")
     assert done.returncode == 0
     assert "finished" in done.stdout
-    assert "accuracy 90.0%" in done.stdout
+    assert "accuracy 90.0 %" in done.stdout
     assert "/x/model" in done.stdout
 
 

@@ -291,7 +291,7 @@ def test_a_speed_below_half_for_half_an_hour_is_told_once() -> None:
     control = HeatControl()
     told = [decision.tell for decision in feed(control, range(int(TELL_SLOW_S) * 2), 86) if decision.tell]
     assert len(told) == 1
-    assert "less than 50%" in told[0]
+    assert "less than 50 %" in told[0]
 
 
 def test_a_pause_by_somebody_else_is_not_told_as_slowness_or_blindness() -> None:

@@ -22,6 +22,7 @@ from memsup.supervisor.decide.ladder import (
     use_in_words,
 )
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
+from memsup.supervisor.words import percent
 
 GIB = 1 << 30
 TOTAL = 16 * GIB
@@ -60,7 +61,7 @@ def test_getting_near_its_limit_it_stops_growing_then_shrinks_at_once(night: Nig
     assert stance.rung is Rung.SHRINK
     assert stance.shrink
     assert not stance.may_grow
-    assert "9.1 GiB of its 10 GiB (91%)" in stance.reason
+    assert "9.1 GiB of its 10 GiB (91 %)" in stance.reason
 
 
 def test_shrinking_is_given_time_to_show_before_it_is_asked_again(night: Night) -> None:
@@ -271,5 +272,5 @@ def test_no_reading_is_an_error(worker: int | None, total: int | None, available
     memory = MemoryReading(at_s=1.0, ram_total_bytes=total, ram_available_bytes=available, worker_bytes=worker)
     use, sentence = memory_use(memory, LIMITS), use_in_words(memory, LIMITS)
     assert (use is None) == (worker is None and (total is None or available is None))
-    assert ("cannot be read" if use is None else f"{use:.0%}") in sentence
+    assert ("cannot be read" if use is None else percent(use)) in sentence
     Ladder(LIMITS).step(1.0, memory, None, WORKER)

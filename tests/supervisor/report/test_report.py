@@ -106,7 +106,7 @@ def test_each_intervention_has_its_reason_and_its_price(night: Night) -> None:
     assert math.isclose(step_s, 2.0, rel_tol=0.05)
     assert told == [
         (Kind.MEMORY, "halve the micro-batch", None, 0),
-        (Kind.HEAT, "compute 70% of the time", 720, 0),
+        (Kind.HEAT, "compute 70 % of the time", 720, 0),
         (Kind.MEMORY, "froze the worker", 2, 0),
         (Kind.DEATH, "killed the whole tree", round(22 + 120 * step_s), 120),
         (Kind.USER, "paused", 2700, 0),
@@ -535,9 +535,9 @@ def test_the_terminal_gets_the_answer_in_one_screenful(night: Night) -> None:
     text = "\n".join(lines)
     assert len(lines) < 50
     assert "Finished after 6 h" in lines[0]
-    assert "accuracy 93.0%" in text.lower()
+    assert "accuracy 93.0 %" in text.lower()
     assert "machine off" in text
-    assert "compute 70% of the time (GPU 0 is at 90 °C)" in text
+    assert "compute 70 % of the time (GPU 0 is at 90 °C)" in text
 
 
 def test_the_account_is_json(night: Night) -> None:
