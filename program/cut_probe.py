@@ -38,6 +38,7 @@ class Refusal(enum.Enum):
     NOT_A_SCALAR = "its loss is not one number in a tensor"
     NO_ROWS = "the tensors of its batches have no rows in common"
     FAILED_IN_PROBE = "its loss could not be computed for some rows of a batch"
+    NO_BOUNDARY = "its training loop is one of its own, so where a step begins is not known"
     UNKNOWN = "no weighting of the parts' losses gives the loss of the whole batch"
 
     @property

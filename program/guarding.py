@@ -25,7 +25,7 @@ Trainer = TypeVar("Trainer", bound=Trains)
 
 
 @overload
-def guard(trainer: Trainer, /) -> Trainer: ...
+def guard(trainer: Trainer, /, *, save_every_s: float | None = None, name: str | None = None) -> Trainer: ...
 @overload
 def guard(
     whole: Any = None,
@@ -56,8 +56,8 @@ def guard(
     With nothing there are orders and progress, but no checkpoints. `save_every_s` is the seconds between two checkpoints. None
     means that their cost decides, or the setting `checkpoint.every`.
 
-    A `trainer`, Hugging Face's or one of a class made of it, is given back, and each `train()` of it is guarded; nothing else
-    is to be given with it.
+    A `trainer`, Hugging Face's or Lightning's, or one of a class made of it, is given back, and each `train()` or `fit()` of it
+    is guarded; it has its own `save`, so only `save_every_s` and `name` may be given with it.
 
     To be called in the main thread, when all of that is made; and again for each further training of the program, when the one
     before is complete (`run.finish`). `name` tells them apart. None means that their order does.
@@ -67,12 +67,16 @@ def guard(
     """
     if (save is None) is not (load is None):
         raise TypeError("memsup.guard needs save= and load= together, or neither.")
-    if hasattr(whole, "train") and hasattr(whole, "callback_handler"):
+    is_trainer = hasattr(whole, "train") and hasattr(whole, "callback_handler")
+    if is_trainer or lightning.is_one(whole):
+        if save is not None or parts:
+            what = "save=" if save is not None else f"{next(iter(parts))}="
+            raise TypeError(f"memsup.guard takes no {what} with a Trainer, which saves all that it trains with itself.")
+        if not is_trainer:
+            return lightning.guard(whole, name, save_every_s)
         from memsup import trainer
 
-        return trainer.guard(whole)
-    if lightning.is_one(whole):
-        return lightning.guard(whole, name, save_every_s)
+        return trainer.guard(whole, name, save_every_s)
     if whole is None:
         states = [State(*places.savers(parts))] if parts else []
         computes, seam = _computes(parts), Seam.CALLS

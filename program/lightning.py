@@ -29,7 +29,7 @@ from memsup.life import Life
 from memsup.link import start_anew
 from memsup.memory import read_memory
 from memsup.places import Place
-from memsup.session import CannotLimitError
+from memsup.session import CannotLimitError, Leave
 from memsup.store import Checkpoint, CheckpointError
 
 FILE, GRADIENTS = "lightning.ckpt", "memsup-gradients.pt"
@@ -80,8 +80,14 @@ def _fit(
                 f"begin anew: {start_anew()}"
             )
     found.session.begin(guarded)
-    with guarded.joined():
-        output = whole(*bound.args, **bound.kwargs)
+    try:
+        with guarded.joined():
+            output = whole(*bound.args, **bound.kwargs)
+    except Leave:
+        raise
+    except BaseException:  # if the program goes on all the same, the next `fit()` is another training
+        found.training.is_complete = True
+        raise
     guarded.complete()
     return output
 

@@ -336,8 +336,8 @@ class Session:
             if self._program is None or not self.about.cuts:
                 raise CannotLimitError("memsup does not cut what this program computes.")
             limit = self._program.limit(order)
-        except CannotLimitError as error:
-            self.link.report(messages.order_failed(order["order_id"], str(error)))
+        except Exception as error:  # a device's driver may refuse it as well, and the program is to train on
+            self.link.report(messages.order_failed(order["order_id"], str(error) or type(error).__name__))
         else:
             is_of_tokens = order["kind"] == "limit_micro_batch"
             detail = f"micro-batches of at most {limit} tokens" if is_of_tokens else f"at most {limit >> 20} MiB of the GPU"

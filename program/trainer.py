@@ -30,6 +30,7 @@ from typing import Any, Callable, NamedTuple
 
 from memsup import attach, life, messages, places, trainer_files
 from memsup.about import About, NotCut, Seam
+from memsup.cut_probe import Refusal
 from memsup.life import Life, TwiceError
 from memsup.link import start_anew, told
 from memsup.memory import lift, read_memory
@@ -46,9 +47,16 @@ _under_way = False
 """Whether a `train()` of this process is guarded: one that it calls itself, of a teacher say, is part of it."""
 
 
-def guard(trainer: Any) -> Any:
-    """Has each `train()` of this trainer be guarded; returns it."""
-    whole = trainer.train
+class _Wishes(NamedTuple):
+    """What `memsup.guard` was given with a trainer."""
+
+    name: str | None = None
+    save_every_s: float | None = None
+
+
+def guard(trainer: Any, name: str | None = None, save_every_s: float | None = None) -> Any:
+    """Has each `train()` of this trainer be guarded; returns it. `name` and `save_every_s` are those of `memsup.guard`."""
+    whole, trainer.memsups_wishes = trainer.train, _Wishes(name, save_every_s)
     if not getattr(whole, "is_memsups", False):
         module = sys.modules.get("transformers.trainer")
         if module is not None:
@@ -107,10 +115,11 @@ def _begin(trainer: Any, resume: Any, trial: Any) -> _Guarded | None:
     if lacks:
         _say(f"this training is fenced, not attached: its Trainer has no {lacks[0]}. transformers 4.46 or newer is needed.")
         return None
-    detail = _why_not_saved(trial)
-    found = life.begin(About(Seam.TRAINER, saves=not detail, not_cut=NotCut.NOT_PROBED, detail=detail))
+    detail, wishes = _why_not_saved(trial), getattr(trainer, "memsups_wishes", _Wishes())
+    found = life.begin(About(Seam.TRAINER, saves=not detail, not_cut=NotCut.NOT_PROBED, detail=detail), wishes.name)
     if found is None:
         return None
+    found.session.every_s = wishes.save_every_s if wishes.save_every_s is not None else found.told.every_s
     trainer_files.sweep(trainer.args.output_dir)
     guarded = _Guarded(trainer, found)
     guarded.find(resume)
@@ -355,7 +364,8 @@ class _Guarded:
     def _training_step(self, whole: Any, model: Any, inputs: Any, *arguments: Any, **named: Any) -> Any:
         if self._cutter is None:
             self._cutter = Cutter(self.trainer, self.life, model, self.substep_ended)
-        loss = self._cutter.training_step(whole, model, inputs, arguments, named, begins=self._in_window == 0)
+        begins = self._in_window == 0 if self._has_windows else None
+        loss = self._cutter.training_step(whole, model, inputs, arguments, named, begins=begins)
         self._in_window += 1
         self._losses.append(loss)
         return loss
@@ -421,6 +431,8 @@ class _Guarded:
         if not self._has_windows:
             if self.session.about.not_cut is not NotCut.NO_BOUNDARY:
                 detail = "its loop is not Trainer's, so where it is in its data is not known"
+                if self._cutter is not None:
+                    self._cutter.refuse(Refusal.NO_BOUNDARY)
                 self.session.describe(saves=False, cuts=False, not_cut=NotCut.NO_BOUNDARY, detail=detail)
                 _say(f"this training is attached, and can be neither cut nor saved: {detail}.")
             self._point = None

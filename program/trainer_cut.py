@@ -38,8 +38,15 @@ class Cutter:
         elif any(hasattr(trainer, name) for name in _DRAWS):
             self.joined.step.refuse(Refusal.DRAWN_COMPLETIONS)
 
-    def training_step(self, whole: Any, model: Any, inputs: Any, arguments: Any, named: Any, *, begins: bool) -> Any:
-        """What `training_step(model, inputs, …)`, which is `whole`, gives back, with its gradients added."""
+    def refuse(self, refusal: Refusal) -> None:
+        """Has nothing cut from now on."""
+        if self.joined is not None:
+            self.joined.step.refuse(refusal)
+
+    def training_step(self, whole: Any, model: Any, inputs: Any, arguments: Any, named: Any, *, begins: bool | None) -> Any:
+        """What `training_step(model, inputs, …)`, which is `whole`, gives back, with its gradients added. `begins` is that of
+        `Step.micro_batch`.
+        """
         if self.joined is None:
             return whole(model, inputs, *arguments, **named)
         trainer, accelerator = self._trainer, self._trainer.accelerator

@@ -80,7 +80,12 @@ def give(path: str, target: str, run_id: str) -> str | None:
             is_ours = is_of(target, run_id)
             moved = os.path.join(folder, (_GONE if is_ours else _EARLIER) + (tail if is_ours else _free(folder, name)))
             os.rename(target, moved)
-        os.rename(draft, target)
+        try:
+            os.rename(draft, target)
+        except OSError:
+            if moved is not None:
+                os.rename(moved, target)
+            raise
         _flush(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -84,11 +84,12 @@ def training(number):
     rows = (Stream if kind == "stream" else Rows)(int(os.environ.get("ROWS", "50")))
     trainer = Own(model, TrainingArguments(f"out{number}", **(arguments | more)), train_dataset=rows, eval_dataset=Rows(10),
                   data_collator=collate)
+    exec(os.environ.get("BEFORE", ""), globals() | locals())
     output = trainer.train()
     trainer.evaluate()
     exec(os.environ.get("BEHIND", ""), globals() | locals())
     torch.save(model.state_dict(), f"weights{number}.pt")
-    log = [{name: value for name, value in line.items() if "runtime" not in name and "per_second" not in name}
+    log = [{name: value for name, value in line.items() if not name.endswith(("runtime", "_per_second", "_time"))}
            for line in trainer.state.log_history]
     with open(f"log{number}.json", "w") as file:
         json.dump([output.global_step, output.training_loss, log], file, sort_keys=True)

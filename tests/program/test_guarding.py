@@ -9,6 +9,7 @@ import resource
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -120,6 +121,8 @@ def test_what_makes_no_sense_is_refused(run: memsup.Run) -> None:
         next(run.steps([1], epochs=None))
     with pytest.raises(TypeError, match="together"):
         memsup.guard(save=print)
+    with pytest.raises(TypeError, match="no model= with a Trainer"):
+        memsup.guard(SimpleNamespace(train=print, callback_handler=None), model=print)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="no batch"):
         next(run.steps([], epochs=None, total=3))
     loop = run.steps([1])

@@ -40,6 +40,8 @@ class Program:
         return read_memory()
 
     def limit(self, order: Message) -> int:
+        if order["kind"] == "limit_memory":
+            raise RuntimeError("CUDA error: invalid argument")
         if order["micro_tokens"] == 0:
             raise CannotLimitError("nothing is less than one row")
         self.limits.append(order)
@@ -175,12 +177,14 @@ def test_a_wait_within_a_step_leaves_what_saves_for_later(play: Play) -> None:
 
 def test_a_limit_that_cannot_be_kept_is_answered(play: Play) -> None:
     play.order("limit_micro_batch", micro_tokens=0, halve=False, may_grow=True)
+    play.order("limit_memory", device_bytes=1 << 30)
     play.session.boundary()
     play.session.describe(cuts=False)
     play.order("limit_memory", device_bytes=1 << 30)
     play.session.boundary()
     assert play.said() == [
         ("order_failed", "nothing is less than one row"),
+        ("order_failed", "CUDA error: invalid argument"),
         ("described", ""),
         ("order_failed", "memsup does not cut what this program computes."),
     ]

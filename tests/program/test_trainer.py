@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from kit.trainer_program import Lives, checkpoints, differences, needs_trainer
 
+from memsup.places import read_place
+
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trainer")]
 
 
@@ -92,3 +94,62 @@ def test_what_a_user_had_in_the_folder_is_neither_overwritten_nor_rotated_out_no
     ours = json.loads((alone / "log1.json").read_text())[2]
     assert begun[0] == ours[0]  # which Trainer has read from it
     assert [line.get("grad_norm") for line in begun] == [line.get("grad_norm") for line in ours]
+
+
+OWN_LOOP = """
+def loop(batch_size=None, args=None, **_):
+    trainer.create_optimizer()
+    trainer.state.max_steps, trainer.current_gradient_accumulation_steps = 6, 1
+    trainer.callback_handler.on_train_begin(args, trainer.state, trainer.control)
+    for inputs in trainer.get_train_dataloader():
+        loss = trainer.training_step(trainer.model, inputs)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
+        trainer.state.global_step += 1
+        trainer.callback_handler.on_step_end(args, trainer.state, trainer.control)
+        if trainer.state.global_step == 6:
+            return TrainOutput(6, float(loss), {})
+
+from transformers.trainer_utils import TrainOutput
+trainer.model.train()
+trainer._inner_training_loop = loop
+"""
+SHRINKS = """
+tried = [0]
+
+class Shrinks(type(trainer)):
+    def training_step(self, *given, **named):
+        tried[0] += 1
+        if tried[0] == 2:
+            raise RuntimeError("CUDA out of memory. (not really)")
+        return super().training_step(*given, **named)
+
+trainer.__class__ = Shrinks
+trainer.args.auto_find_batch_size = True
+"""
+
+
+def test_a_loop_of_somebody_elses_is_attached_neither_cut_nor_saved_and_learns_the_same(
+    lives: Lives, capfd: pytest.CaptureFixture[str]
+) -> None:
+    alone = lives.alone("alone", BEFORE=OWN_LOOP)
+    assert lives.guarded("guarded", BEFORE=OWN_LOOP)
+    assert capfd.readouterr().err.count("attached, and can be neither cut nor saved: its loop is not Trainer's") == 1
+    assert differences(alone, lives.folder / "guarded") == []
+    assert not list((lives.folder / "guarded-kept").glob("step-*"))
+
+
+def test_a_trainer_that_finds_its_own_batch_size_begins_anew_as_it_does_alone(lives: Lives) -> None:
+    """Where memsup does not cut: its first batch is the one that does not fit."""
+    arguments = json.dumps({"gradient_accumulation_steps": 1, "max_steps": 8})
+    alone = lives.alone("alone", BEFORE=SHRINKS, ARGUMENTS=arguments)
+    refuses = f"{SHRINKS}\ntrainer._generate_completions = None"
+    assert lives.guarded("guarded", BEFORE=refuses, ARGUMENTS=arguments)
+    assert differences(alone, lives.folder / "guarded") == []
+
+
+def test_trainers_are_told_apart_by_their_names(lives: Lives, tmp_path: Path) -> None:
+    named = "import memsup\nmemsup.guard(trainer, name=f'seed {number}')"
+    assert lives.guarded("named", BEFORE=named, TRAININGS="2")
+    kept = [read_place(str(path)).training for path in sorted((tmp_path / "named-kept").glob("step-*"))]
+    assert set(kept) == {"seed 1", "seed 2"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -75,6 +76,24 @@ def test_killed_at_each_call_it_is_given_whole_or_not_at_all(tmp_path: Path, the
         number += 1
     assert contents(target) == {"new"}
     assert number > 8
+
+
+@pytest.mark.parametrize("there", ["ours", "theirs"])
+def test_where_it_cannot_be_given_what_was_there_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str) -> None:
+    target = a_checkpoint(tmp_path / "checkpoint-7", "old", "ours" if there == "ours" else None)
+    source = a_checkpoint(tmp_path / "kept" / "checkpoint", "new")
+    rename = os.rename
+
+    def refused(old: str, new: str) -> None:
+        if ".memsup-draft-" in old:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", refused)
+    with pytest.raises(OSError, match="quota"):
+        trainer_files.give(str(source), str(target), "ours")
+    assert contents(target) == {"old"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-7", "kept"}
 
 
 def test_what_another_run_has_put_there_is_not_taken_away(tmp_path: Path) -> None:
