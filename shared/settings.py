@@ -106,7 +106,8 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What is trained on what. Paths are absolute once loaded. `package:NAME/PATH` names data inside an installed package."""
 
     kind: TaskKind = "text-classification"
-    """What is learnt: labels of texts, or, as `causal-lm`, to go on with texts, such as to answer in a chat."""
+    """What is learnt: labels of texts; as `token-classification`, of words and spans in them; or as `causal-lm`, to go on with
+    texts, such as to answer in a chat."""
     problem_type: ProblemType = "single_label_classification"
     """What is learnt of a text, as transformers names it: which of a few labels it has, which several
     (`multi_label_classification`), or a number (`regression`)."""

@@ -2,9 +2,10 @@
 
 Reads lines on stdin, each a JSON list of rows (a row is a list of one text or two), and answers each with a line on stdout:
 `{"labels": […], "is_several": …, "rows": [[…] or null, …]}`, the probability of each label for each row, or its score under the
-score's name; null for a row that makes no token of its own; or `{"error": "one sentence"}`, which is the last line then. Rows
-are computed beside others of the same length only: nothing is padded, so that no row's answer depends on the others. Libraries'
-words go to standard error.
+score's name; null for a row that makes no token of its own. A model that tags words answers `{"spans": [[…] or null, …]}`, each
+span with label, text, start, end and score. Or `{"error": "one sentence"}`, which is the last line then. Rows are computed
+beside others of the same length only: nothing is padded, so that no row's answer depends on the others. Libraries' words go to
+standard error.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import logging
 import os
 import resource
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from memsup.memory import is_out_of_memory
 from memsup.shared.data.errors import InputError
+from memsup.shared.files import UnreadableError
 from memsup.shared.log import FromLibraries, json_lines, log, log_to, to_standard_error
+from memsup.shared.model.folder import read_config
 from memsup.worker.imports import quick_scan_of_transformers, without_search_for_garbage
 
 if TYPE_CHECKING:
@@ -61,6 +65,9 @@ def _arguments() -> argparse.Namespace:
 
 
 def _answer_all(arguments: argparse.Namespace, answers: TextIO) -> None:
+    if _is_tagger(arguments.model):
+        _tag_all(arguments, answers)
+        return
     with without_search_for_garbage(), quick_scan_of_transformers():
         from memsup.worker.tasks.classification import load_finished
         from memsup.worker.tasks.targets import TARGETS
@@ -79,6 +86,23 @@ def _answer_all(arguments: argparse.Namespace, answers: TextIO) -> None:
                 "rows": _shares(model, target, tokens, texts, has_types=has_types),
             },
         )
+
+
+def _is_tagger(folder: str) -> bool:
+    try:
+        config = read_config(Path(folder))
+    except (OSError, UnreadableError):
+        return False  # whoever loads it says why not
+    return isinstance(config, dict) and any("ForTokenClassification" in str(name) for name in config.get("architectures") or ())
+
+
+def _tag_all(arguments: argparse.Namespace, answers: TextIO) -> None:
+    with without_search_for_garbage(), quick_scan_of_transformers():
+        from memsup.worker.tasks.tagging import Tagger
+
+    tagger = Tagger(arguments.model, arguments.max_length, arguments.device)
+    for line in sys.stdin:
+        _say(answers, {"spans": tagger.tagged([row[0] for row in json.loads(line)], MOST_TOKENS)})
 
 
 def _shares(model: Any, target: Target, tokens: Any, texts: list[Text], *, has_types: bool) -> list[list[float] | None]:

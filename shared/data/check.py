@@ -26,6 +26,7 @@ from memsup.shared.data.looks import words
 from memsup.shared.data.rows import names_columns_in_first_line, notes_on
 from memsup.shared.data.seen import SeenRows, estimate_tokens, quantile
 from memsup.shared.data.sources import Source, locate
+from memsup.shared.data.tags_check import check_tags
 from memsup.shared.data.targets import ProblemType, as_score
 from memsup.shared.model.folder import ModelSummary, check_model
 
@@ -87,6 +88,9 @@ def check_task(task: Task, *, budget_s: float, max_length: int | None = None, ch
     if task.kind == "causal-lm":
         seen = check_dialogues(task, model, budget_s=budget_s)
         return TaskSummary(model=model, train=seen[0], evaluation=seen[1], verdict=Verdict((), (), complete=seen[0].complete))
+    if task.kind == "token-classification":
+        tagged, tagged_beside, verdict = check_tags(task, budget_s=budget_s)
+        return TaskSummary(model=model, train=tagged, evaluation=tagged_beside, verdict=verdict)
     no_text = _NoText(model.cannot_take, max_length or _LEAST_TOKENS) if model.cannot_take else None
     if task.train is None:
         raise InputError("task.train is not set: name a CSV, TSV, JSON or Parquet file, or a folder of <label>.txt files.")

@@ -118,6 +118,8 @@ def _plain(value: object, label_names: Sequence[str] | None) -> object:
     """The value as the other formats would have it."""
     if label_names is not None and isinstance(value, int):
         return label_names[value] if 0 <= value < len(label_names) else None  # -1 stands for no label
+    if isinstance(value, list):
+        return [_plain(one, label_names) for one in value]
     if isinstance(value, Decimal):
         return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
     if isinstance(value, bytes):
@@ -142,9 +144,16 @@ def _label_names(path: Path, schema: Any) -> Mapping[str, Sequence[str]]:
         return {}
     return {
         name: feature["names"]
-        for name, feature in features.items()
+        for name, feature in ((name, _of_each(feature)) for name, feature in features.items())
         if isinstance(feature, dict)
         and isinstance(feature.get("names"), list)
         and all(isinstance(each, str) for each in feature["names"])
         and feature.get("_type") == "ClassLabel"
     }
+
+
+def _of_each(feature: object) -> object:
+    """What each element of a list is, as several versions of datasets write it; what is no list is that itself."""
+    if isinstance(feature, list) and len(feature) == 1:
+        return feature[0]
+    return feature.get("feature", feature) if isinstance(feature, dict) else feature

@@ -42,6 +42,10 @@ class Kind(enum.Enum):
     """A text and a number on each line with a tab between, the names of the numbers elsewhere."""
     DOCUMENTS = enum.auto()
     """A folder in which each file is one text, all with the label that the folder's name says."""
+    TAGGED = enum.auto()
+    """A word with its tag on each line, with a blank line between sentences."""
+    SLASHED = enum.auto()
+    """A sentence on each line, with a slash and its tag behind each word."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,9 @@ _MOST_FOLDERS = 1000
 _MOST_CLASS_NAMES = 10_000
 _LINES_LOOKED_AT = 50
 _DEPTH = 3
+_TAG = re.compile(r"O|[BIESLUM]-\S{1,40}")
+COLUMN_ENDINGS = (".conll", ".conllu", ".bio", ".bioes", ".iob", ".iob2", ".bmes", ".ner", ".col", ".tags")
+"""What files of words with tags are called, besides .txt and .tsv."""
 _KINDS = {
     ".csv": Kind.CSV,
     ".tsv": Kind.TSV,
@@ -396,6 +403,12 @@ def class_file_beside(path: Path) -> Path | None:
 def has_tabs(path: Path) -> bool:
     """Whether the first line has one, which makes the file a table."""
     return "\t" in _first_line(path)
+
+
+def has_tagged_words(path: Path) -> bool:
+    """Whether the first lines are words with tags such as O and B-LOC in the last column."""
+    last = [line.split()[-1] for line in islice(lines(path), _LINES_LOOKED_AT) if len(line.split()) > 1]
+    return len(last) > 1 and all(_TAG.fullmatch(tag) for tag in last)
 
 
 def sign_between_fields(path: Path) -> str | None:

@@ -19,6 +19,7 @@ from memsup.shared.data.lines import MAX_LINE_BYTES, lines, writing_of
 from memsup.shared.data.row import Row
 from memsup.shared.data.sources import Source
 from memsup.shared.data.tables import table_rows
+from memsup.shared.data.tag_files import slashed_rows, tagged_rows
 
 _HAVE_COLUMNS = (Kind.CSV, Kind.TSV, Kind.PARQUET, Kind.ARROW)
 _MOST_LOOKED_AT = 16
@@ -64,6 +65,8 @@ def _file_rows(file: DataFile, columns: Sequence[str] | None) -> Iterator[Row]:
         case Kind.TEXTS:
             assert file.label is not None
             return _text_rows(file.path, file.label)
+        case Kind.TAGGED | Kind.SLASHED:
+            return tagged_rows(file.path) if file.kind is Kind.TAGGED else slashed_rows(file.path)
         case Kind.DOCUMENTS:
             assert file.label is not None
             return _document_rows(file.path, file.label)

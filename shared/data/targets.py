@@ -6,8 +6,9 @@ import math
 import re
 from typing import Literal
 
-TaskKind = Literal["text-classification", "causal-lm"]
-"""What is learnt, by the names that the hub has for it: labels of texts, or to go on with texts, such as to answer."""
+TaskKind = Literal["text-classification", "token-classification", "causal-lm"]
+"""What is learnt, by the names that the hub has for it: labels of texts, of words and spans in them, or to go on with texts,
+such as to answer."""
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 """What is learnt of a text: which class it has, which labels out of several, or a number, such as stars or a share."""
 SEPARATORS = "|;；、,，\n"

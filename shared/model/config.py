@@ -22,6 +22,7 @@ class _Named(NamedTuple):
 
 _MODELS: dict[TaskKind, _Named] = {
     "text-classification": _Named("text classifier", "a BERT"),
+    "token-classification": _Named("tagger of words", "a BERT"),
     "causal-lm": _Named("model that goes on with a text", "a Llama, a Qwen or a SmolLM"),
 }
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from memsup.shared.data.targets import TaskKind
+
 
 class Fit(enum.StrEnum):
     """How a head's labels and the data's go together."""
@@ -35,12 +37,13 @@ class Match:
     """The output of each of the data's labels."""
 
 
-def head_labels(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+def head_labels(config: Mapping[str, Any], task: TaskKind = "text-classification") -> tuple[str, ...] | None:
     """The labels of a classifier's outputs in their order, as its config.json names them. It is None where it names none, or is
-    the config of another kind of model.
+    the config of another kind of model than the task's.
     """
     made_for = config.get("architectures")
-    if isinstance(made_for, list) and made_for and not any("ForSequenceClassification" in str(name) for name in made_for):
+    wanted = "ForTokenClassification" if task == "token-classification" else "ForSequenceClassification"
+    if isinstance(made_for, list) and made_for and not any(wanted in str(name) for name in made_for):
         return None
     names = config.get("id2label")
     if not isinstance(names, dict) or not names:
@@ -61,11 +64,12 @@ def match(head: Sequence[str] | None, labels: Sequence[str], *, complete: bool =
     if len(set(in_head)) < len(head) or len(set(in_data)) < len(labels):
         in_head, in_data = list(head), list(labels)  # some differ in their case alone, so that it counts
     shared = set(in_head) & set(in_data)
+    outside = {"o"} if any(name.startswith("b-") for name in in_data) else set()  # every tagger's head has that
     if len(set(in_head)) == len(in_head) and (shared == set(in_data) if not complete else set(in_head) == set(in_data)):
         return Match(Fit.SAME, tuple(head), tuple(in_head.index(label) for label in in_data))
     if not shared and all(name == str(place) for place, name in enumerate(head)):
         return as_data_say  # numbers are places and no names
-    doubtful = bool(shared) or len(head) == len(labels) or (not complete and len(head) > len(labels))
+    doubtful = bool(shared - outside) or len(head) == len(labels) or (not complete and len(head) > len(labels))
     return Match(Fit.DOUBTFUL if doubtful else Fit.OTHER, as_data_say.names, as_data_say.places)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memsup.shared.data.doubts import Doubt, DoubtKind
-from memsup.shared.data.targets import ProblemType
+from memsup.shared.data.targets import ProblemType, TaskKind
 from memsup.shared.model.config import one_line
 from memsup.shared.model.folder import ModelSource, ModelSummary
 from memsup.shared.model.head import Fit, head_labels, match
@@ -14,18 +14,23 @@ _MOST_NAMED = 6
 
 
 def judge_model(
-    model: ModelSummary, labels: Sequence[str], *, problem_type: ProblemType = "single_label_classification", complete: bool
+    model: ModelSummary,
+    labels: Sequence[str],
+    *,
+    task: TaskKind = "text-classification",
+    problem_type: ProblemType | None = "single_label_classification",
+    complete: bool,
 ) -> tuple[list[Doubt], list[str]]:
     """The doubts, and sentences of what is to be said besides. `complete`: the data have no more labels than `labels`."""
     config = model.config or {}
     doubts: list[Doubt] = []
     notes: list[str] = []
     if model.source is not ModelSource.CONFIG_ONLY:
-        doubts, notes = judge_head(head_labels(config), labels, complete=complete)
+        doubts, notes = judge_head(head_labels(config, task), labels, complete=complete)
     elif model.has_tokenizer:
         what = f"{model.folder} has a tokenizer and no weights: the model would know no language and be trained from nothing."
         doubts = [Doubt(DoubtKind.FROM_NOTHING, what)]
-    if (former := config.get("problem_type")) not in {None, problem_type}:
+    if problem_type is not None and (former := config.get("problem_type")) not in {None, problem_type}:
         notes.append(
             f"The model's config.json has problem_type {one_line(str(former))}; what is learnt here is {problem_type}."
         )

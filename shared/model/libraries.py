@@ -11,7 +11,11 @@ from memsup.shared.data.targets import TaskKind
 from memsup.shared.files import read_small
 
 _MOST_SOURCE_BYTES = 4 << 20
-_HEADS: dict[TaskKind, str] = {"text-classification": "SEQUENCE_CLASSIFICATION", "causal-lm": "CAUSAL_LM"}
+_HEADS: dict[TaskKind, str] = {
+    "text-classification": "SEQUENCE_CLASSIFICATION",
+    "token-classification": "TOKEN_CLASSIFICATION",
+    "causal-lm": "CAUSAL_LM",
+}
 """What transformers calls the models of each kind of task."""
 _TYPE = re.compile(r'\(\s*"([^"\s]+)",\s*"\w+"')
 _CLASS = re.compile(r'\(\s*"([^"\s]+)",\s*"(\w+)"')

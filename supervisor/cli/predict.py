@@ -134,7 +134,7 @@ def _tell(rows: Iterator[Sequence[str]], ask: Ask, as_json: bool) -> int:
     asked_about: deque[Sequence[str]] = deque()
     found = ((asked_about.popleft(), predicted) for predicted in ask(_remembered(rows, asked_about)))
     if as_json:
-        json_data({"schema": 1, "predictions": [_document(row) | predicted._asdict() for row, predicted in found]})
+        json_data({"schema": 1, "predictions": [_document(row) | _answer(predicted) for row, predicted in found]})
         return 0
     for row, predicted in found:
         score = "" if predicted.score is None else f"{predicted.score:.3f}"
@@ -147,6 +147,11 @@ def _remembered(rows: Iterable[_Row], asked_about: deque[_Row]) -> Iterator[_Row
     for row in rows:
         asked_about.append(row)
         yield row
+
+
+def _answer(predicted: Predicted) -> dict[str, Any]:
+    """All that is known; spans of a model that tags words alone."""
+    return {name: value for name, value in predicted._asdict().items() if name != "spans" or value is not None}
 
 
 def _document(row: Sequence[str]) -> dict[str, str]:

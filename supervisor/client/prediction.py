@@ -34,6 +34,10 @@ class Predicted(NamedTuple):
     score: float | None
     """The probability that the model gives the label. Where a number was learnt it is that number, and the label its name."""
     scores: dict[str, float] | None
+    spans: list[dict[str, Any]] | None = None
+    """Of a model that tags words, the spans that it sees, with label, text, start, end and score each. The label then has them
+    all, and the score is the lowest one. None for any other model.
+    """
 
 
 def predict(
@@ -84,6 +88,9 @@ def _asked(process: subprocess.Popen[str], rows: Sequence[Sequence[str]], paths:
         ended = process.wait()
         why = f"signal {-ended}" if ended < 0 else f"exit code {ended}"
         raise RefusedError(f"The process that asks the model has ended ({why}). Its log: {paths.state / LOG}", NOT_DONE)
+    if "spans" in answer:
+        yield from map(_tagged, answer["spans"])
+        return
     for shares in answer["rows"]:
         if shares is None:
             yield Predicted(None, None, None)
@@ -94,6 +101,13 @@ def _asked(process: subprocess.Popen[str], rows: Sequence[Sequence[str]], paths:
                 continue
             label = max(scores, key=scores.__getitem__)
             yield Predicted(label, scores[label], scores)
+
+
+def _tagged(spans: list[dict[str, Any]] | None) -> Predicted:
+    if spans is None:
+        return Predicted(None, None, None)
+    label = ", ".join(f"{span['label']}: {span['text']}" for span in spans)
+    return Predicted(label, min((span["score"] for span in spans), default=None), None, spans)
 
 
 def _limit_bytes(paths: RunPaths, record: RunRecord) -> int:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from memsup.shared.data.check import TaskSummary, check_task
 from memsup.shared.data.doubts import Doubt
-from memsup.shared.data.seen import SeenRows
 from memsup.shared.files import UnreadableError
 from memsup.shared.loading import Loaded, load, user_settings_file
 from memsup.shared.model.adapters import trains_adapters
@@ -134,10 +133,11 @@ def look_at_task(settings: Settings, *, checkpoint: Path | None = None) -> TaskS
         from memsup.supervisor.client.hub import look_up
 
         model = look_up(settings.task.model or "", model, task=settings.task.kind)
-    if isinstance(task.train, SeenRows):
+    kind, labels = settings.task.kind, list(task.train.labels)
+    if not labels:
         return replace(task, model=model)
-    problem_type = settings.task.problem_type
-    doubts, notes = judge_model(model, list(task.train.labels), problem_type=problem_type, complete=task.train.complete)
+    problem_type = settings.task.problem_type if kind == "text-classification" else None
+    doubts, notes = judge_model(model, labels, task=kind, problem_type=problem_type, complete=task.train.complete)
     verdict = replace(task.verdict, doubts=(*task.verdict.doubts, *doubts))
     return replace(task, model=replace(model, notes=(*model.notes, *notes)), verdict=verdict)
 
@@ -341,9 +341,9 @@ def model_shape(model: str | None, task: TaskSummary | None = None) -> Shape | N
         return None  # whether it can be used is for the worker to say
     labels = 2
     if task is not None:
-        if isinstance(task.train, SeenRows):
-            return None
         labels = len(task.train.labels)
+        if not labels:
+            return None
     return shape_of(config, weights, labels) if isinstance(config, dict) else None
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from memsup.shared.data.columns import find_columns
 from memsup.shared.data.examples import Example, read_examples
 from memsup.shared.data.sources import locate
+from memsup.shared.data.tag_files import locate_tagged
+from memsup.shared.data.tags import find_fields, read_sentences
 from memsup.shared.record import RecordError
 from memsup.shared.run_file import read_record
 from memsup.shared.settings import Settings
@@ -36,6 +38,8 @@ def check_accuracy(state: Path) -> bool:
     told, settings = _told(state), _settings(state)
     if told is None or settings is None or settings.task.kind != "text-classification":
         return False
+    if settings.task.kind == "token-classification":
+        return _check_tags(model, corpora[0].parent, settings, told)
     rows = _rows(corpora[0].parent, settings)
     if rows is None:
         return False
@@ -80,15 +84,20 @@ def _rows(corpus: Path, settings: Settings) -> list[Example] | None:
     source = train if beside is None else beside
     if train is None or source is None:
         return None
-    used = np.fromfile(corpus / "evaluation.bin", np.int64)
-    origins = np.fromfile(corpus / "origins.bin", np.int64)[used]
-    names = (corpus / "names.bin").read_bytes().split(b"\0")
     columns = find_columns(train, task.text, task.label, task.text_pair, labels=task.labels, problem_type=task.problem_type)
     only = None if task.labels is None else frozenset(task.labels)
     examples = read_examples(source, columns, only=only, problem_type=task.problem_type)
     by_place = {(str(row.file), row.line): row for row in examples}
-    places = [(names[place >> _LINE_BITS].decode(), place & ((1 << _LINE_BITS) - 1)) for place in origins.tolist()]
+    places = _held_out(corpus)
     return [by_place[place] for place in places] if all(place in by_place for place in places) else None
+
+
+def _held_out(corpus: Path) -> list[tuple[str, int]]:
+    """File and line of each row that was held out."""
+    used = np.fromfile(corpus / "evaluation.bin", np.int64)
+    origins = np.fromfile(corpus / "origins.bin", np.int64)[used]
+    names = (corpus / "names.bin").read_bytes().split(b"\0")
+    return [(names[place >> _LINE_BITS].decode(), place & ((1 << _LINE_BITS) - 1)) for place in origins.tolist()]
 
 
 def _located(value: str | list[str]) -> Any:
@@ -163,3 +172,69 @@ def _outputs(folder: Path, rows: list[Example], settings: Settings) -> tuple[dic
             asked = tokenizer(*texts, truncation=True, max_length=most, return_tensors="pt")
             found.append(model(**asked).logits[0])
     return model.config.id2label, found
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Words with tags
+
+
+def by_seqeval(tags: list[str]) -> set[tuple[int, int, str]]:
+    """The spans of a sentence as seqeval 1.2.2 tells them, whose rules are those of CoNLL's own evaluation."""
+    found, begin, before, kind_before = set(), 0, "O", ""
+    for place, tag in enumerate([*tags, "O"]):
+        letter, _, kind = tag.partition("-")
+        ends = before in "ES" or (before in "BI" and letter in "BSO") or (before != "O" and kind_before != kind)
+        begins = letter in "BS" or (before in "ESO" and letter in "EI") or (letter != "O" and kind_before != kind)
+        if before != "O" and ends:
+            found.add((begin, place, kind_before))
+        if begins and letter != "O":
+            begin = place
+        before, kind_before = letter, kind
+    return found
+
+
+def _check_tags(folder: Path, corpus: Path, settings: Settings, told: dict[str, float]) -> bool:
+    """As `check_accuracy`, for a run that tags words: its spans, of each sentence asked alone, by the first piece of each word.
+    Nothing is counted where a sentence was divided.
+    """
+    import torch
+    from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+    task, places = settings.task, _held_out(corpus)
+    if "f1" not in told or len(set(places)) < len(places):
+        return False
+    train = locate_tagged(task.train or "")
+    source = (locate_tagged(task.eval, evaluates=True) if task.eval else train.evaluation) or train
+    fields = find_fields(train, text=task.text, label=task.label, labels=task.labels)
+    held_out = {(str(row.file), row.line): row for row in read_sentences(source, fields)}
+    model, tokenizer = AutoModelForTokenClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    spans: list[set[tuple[int, int, int, str]]] = [set(), set()]
+    if model.num_parameters() * len(places) > _MOST_WORK or not all(held_out[place].words for place in places):
+        return False
+    for row, place in enumerate(places):
+        sentence = held_out[place]
+        asked = tokenizer(sentence.text, return_tensors="pt", return_offsets_mapping=True)
+        firsts = {
+            start: token for token, (start, end) in reversed(list(enumerate(asked.pop("offset_mapping")[0].tolist()))) if end
+        }
+        with torch.no_grad():
+            said = model(**asked).logits[0].argmax(dim=-1).tolist()
+        words = [(start, end) for start, end in sentence.words if start in firsts]
+        spans[0] |= {(row, *span) for span in by_seqeval([model.config.id2label[said[firsts[start]]] for start, _ in words])}
+        true = [
+            next(
+                (
+                    f"{'B' if span.start == start else 'I'}-{span.label}"
+                    for span in sentence.spans
+                    if span.start <= start < span.end
+                ),
+                "O",
+            )
+            for start, _ in words
+        ]
+        spans[1] |= {(row, *span) for span in by_seqeval(true)}
+    f1 = 2 * len(spans[0] & spans[1]) / max(1, sum(map(len, spans)))
+    near = 0.02 if settings.training.amp != "off" else 1e-6
+    assert abs(told["f1"] - f1) <= near, f"{folder}: F1 {told['f1']} was told, asked again {f1}"
+    assert told["spans"] == len(spans[1])
+    return True

@@ -46,7 +46,9 @@ def opened(folder: Path, text: str, *, labels_are_tokens: bool = False) -> Seque
     if not file.exists() or file.read_text() != text:
         file.write_text(text)
     source = Source(task="letters", train=str(file), evaluation=None, eval_share=0.2, seed=1, encoder="bytes")
-    return open_sequences(folder / "cache", source, Letters, lambda: None, padding_token=0, labels_are_tokens=labels_are_tokens)
+    return open_sequences(
+        folder / "cache", source, lambda *_: Letters(), lambda: None, padding_token=0, labels_are_tokens=labels_are_tokens
+    )
 
 
 TEXT = "text\n" + "\n".join(["Ab", "aBCd", "-", "EFG", "nothing", "Xyzzy", "Hi", "oK", "Yes", "noW", "-"]) + "\n"

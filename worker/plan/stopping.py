@@ -16,7 +16,7 @@ EvaluateEvery = int | Literal["epoch"]
 Patience = int | Literal["off"]
 """The evaluations without a better result after which training ends; or that it never ends early."""
 
-METRICS = ("accuracy", "loss")
+METRICS = ("f1", "accuracy", "loss")
 """The metrics by which a result is judged: the first of them that the task has."""
 
 

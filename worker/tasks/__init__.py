@@ -139,8 +139,12 @@ def find_task(kind: str, problem_type: ProblemType = "single_label_classificatio
         from memsup.worker.tasks.classification import TextClassification
 
         return TextClassification(problem_type)
+    if kind == "token-classification":
+        from memsup.worker.tasks.tagging import TokenClassification
+
+        return TokenClassification()
     if kind == "causal-lm":
         from memsup.worker.tasks.causal_lm import CausalLM
 
         return CausalLM()
-    raise InputError(f"There is no task {kind!r}; use text-classification or causal-lm.")
+    raise InputError(f"There is no task {kind!r}; use text-classification, token-classification or causal-lm.")

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -57,10 +57,16 @@ class Located(NamedTuple):
         return [source for source in self if source is not None]
 
 
-def locate(train: str | list[str], evaluation: str | list[str] | None) -> Located:
+class Find(Protocol):
+    """Finds the files that a setting names (`sources.locate`)."""
+
+    def __call__(self, value: str | list[str], *, evaluates: bool = False) -> sources.Source: ...
+
+
+def locate(train: str | list[str], evaluation: str | list[str] | None, find: Find = sources.locate) -> Located:
     """The files that the settings name. No `evaluation` means what lies beside `train` for that. Raises InputError."""
-    found = sources.locate(train)
-    return Located(found, found.evaluation if evaluation is None else sources.locate(evaluation, evaluates=True))
+    found = find(train)
+    return Located(found, found.evaluation if evaluation is None else find(evaluation, evaluates=True))
 
 
 def made_once(

@@ -83,7 +83,7 @@ class CausalLM:
                 seed=training.seed,
                 encoder=f"{tokenizer_name(str(task.model))}, {digest((template_of(tokenizer) or '').encode())}, {max_length}",
             ),
-            lambda: DialogueReader(tokenizer, task, max_length),
+            lambda *_: DialogueReader(tokenizer, task, max_length),
             boundary,
             padding_token=int(tokenizer.pad_token_id),
             labels_are_tokens=True,

@@ -27,7 +27,7 @@ from memsup.shared.data.check import refuse_unknown_weights
 from memsup.shared.data.columns import Columns
 from memsup.shared.data.doubts import DoubtKind
 from memsup.shared.data.errors import DoubtfulError, InputError
-from memsup.shared.data.targets import ProblemType
+from memsup.shared.data.targets import ProblemType, TaskKind
 from memsup.shared.log import log
 from memsup.shared.model.folder import ModelSource, check_model
 from memsup.shared.model.head import Fit, head_labels, match
@@ -162,7 +162,7 @@ class TextClassification:
                 boundary,
             )
             has_weights = kind is not ModelSource.CONFIG_ONLY
-            fit, label_places = _give_labels(config, corpus.labels, has_weights=has_weights, accept=task.accept)
+            fit, label_places = give_labels(config, corpus.labels, task.kind, has_weights=has_weights, accept=task.accept)
             config.problem_type = self._problem_type
         except DoubtfulError as doubtful:
             kinds = shlex.quote(f"task.accept={' '.join(doubt.kind for doubt in doubtful.doubts)}")
@@ -175,7 +175,7 @@ class TextClassification:
         boundary()
         model, new = load_model(_CLASSIFIER, origin, kind, config, tokenizer, training.seed)
         if fit is Fit.DOUBTFUL:
-            _begin_head_anew(model, training.seed)
+            begin_head_anew(model, _CLASSIFIER, training.seed)
         refuse_mixing(model)
         batched = partial(self._target.batched, places=label_places)
         rows_of = partial(TextRows, batched=batched, tokenizer=tokenizer, has_types=_takes_types(model, tokenizer))
@@ -255,14 +255,14 @@ def _make_encoder(tokenizer: Any | None, config: Any, max_length: int, texts: It
 # Model
 
 
-def _give_labels(
-    config: Any, labels: list[str], *, has_weights: bool, accept: Sequence[DoubtKind]
+def give_labels(
+    config: Any, labels: list[str], task: TaskKind, *, has_weights: bool, accept: Sequence[DoubtKind]
 ) -> tuple[Fit, NDArray[np.int64]]:
     """Puts the labels into the model's configuration, in the order and spelling of its head where that knows
     just these. Returns how they fit, and the place of each of `labels` among the outputs. Raises DoubtfulError for a doubt
     that nobody has accepted.
     """
-    named = head_labels({"id2label": config.id2label, "architectures": config.architectures})
+    named = head_labels({"id2label": config.id2label, "architectures": config.architectures}, task)
     found = match(named, labels)
     if has_weights:
         doubts, _ = judge_head(named, labels)
@@ -273,12 +273,12 @@ def _give_labels(
     return found.fit if has_weights else Fit.UNNAMED, np.array(found.places, np.int64)
 
 
-def _begin_head_anew(model: Any, seed: int) -> None:
+def begin_head_anew(model: Any, auto: Any, seed: int) -> None:
     """Draws the weights anew of which there is a row for each label, as `seed` says. What is before them stays."""
     wider = deepcopy(model.config)
     wider.id2label = dict(enumerate([*wider.id2label.values(), ""]))
     with torch.device("meta"):
-        other = _CLASSIFIER.from_config(wider)
+        other = auto.from_config(wider)
     shapes = {name: parameter.shape for name, parameter in other.named_parameters()}
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():

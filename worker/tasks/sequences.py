@@ -36,7 +36,7 @@ from memsup.shared.data import sources
 from memsup.shared.data.errors import InputError
 from memsup.worker.plan.padding import Padding
 from memsup.worker.tasks import origins
-from memsup.worker.tasks.cache import Boundary, Located, Note, fingerprint, locate, made_once
+from memsup.worker.tasks.cache import Boundary, Find, Located, Note, fingerprint, locate, made_once
 from memsup.worker.tasks.corpus import hold_out, text_hash, token_type
 
 NOTHING = -1
@@ -131,6 +131,8 @@ class SequenceRows:
         self._files, self._chosen, self._padding_token = corpus, chosen, padding_token
         self._labels_are_tokens = labels_are_tokens
         self.padding = Padding.RIGHT
+        self.places: Ints | None = None
+        """The output of the model for each mark. None means that marks are such places themselves."""
         self.lengths: NDArray[np.int32] = (corpus.offsets[chosen + 1] - corpus.offsets[chosen]).astype(np.int32)
         self.targets: NDArray[np.int32] = corpus.targets[chosen]
         """How many targets each row has."""
@@ -158,7 +160,8 @@ class SequenceRows:
         own, marks = self._files.tokens[of_rows].astype(np.int64), self._files.marks[of_rows].astype(np.int64)
         tokens, labels = np.full(mask.shape, self._padding_token, np.int64), np.full(mask.shape, IGNORED, np.int64)
         tokens[mask] = own
-        labels[mask] = np.where(marks == NOTHING, IGNORED, own if self._labels_are_tokens else marks)
+        said = own if self._labels_are_tokens else marks if self.places is None else self.places[marks]
+        labels[mask] = np.where(marks == NOTHING, IGNORED, said)
         return {
             "input_ids": torch.from_numpy(tokens),
             "attention_mask": torch.from_numpy(mask.astype(np.int64)),
@@ -191,30 +194,42 @@ class SequenceCorpus:
         files = _Files(folder, note)
         rows = partial(SequenceRows, files, padding_token=padding_token, labels_are_tokens=labels_are_tokens)
         self.train, self.evaluation = rows(files.train), rows(files.evaluation)
+        self._marks = files.marks
+        self.folder = folder
         self.names, self.counts, self.is_held_out = note.names, note.counts, note.is_held_out
         self.fingerprint = fingerprint(note.names, note)
+
+    def marks_counted(self) -> Ints:
+        """How many tokens have each mark, by its number."""
+        counts = np.zeros(len(self.names), np.int64)
+        for start in range(0, len(self._marks), _CHUNK_TOKENS):
+            part = self._marks[start : start + _CHUNK_TOKENS]
+            counts += np.bincount(part[part != NOTHING], minlength=len(counts))
+        return counts
 
 
 def open_sequences(
     cache: Path,
     source: Source,
-    make_reader: Callable[[], Reader],
+    make_reader: Callable[[Path, list[sources.Source]], Reader],
     boundary: Boundary,
     *,
     padding_token: int,
     labels_are_tokens: bool,
+    find: Find = sources.locate,
 ) -> SequenceCorpus:
-    """The corpus of `source` from the cache, or made now by a reader.
+    """The corpus of `source` from the cache, or made now by a reader of its parts, which may put a folder of its own beside
+    the numbers. `find` finds the files.
 
     Raises InputError for data that cannot be used, OSError for a disk that is full, and whatever `boundary` and the reader
     raise.
     """
-    located = locate(source.train, source.evaluation)
+    located = locate(source.train, source.evaluation, find)
     folder, note = made_once(
         cache,
         source,
         located,
-        lambda draft: _make(draft, source, located, make_reader(), boundary),
+        lambda draft: _make(draft, source, located, make_reader(draft, located.all()), boundary),
         _notes.decode,
         number=_FORMAT,
         boundary=boundary,

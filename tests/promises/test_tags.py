@@ -1,0 +1,63 @@
+"""Words with tags, from `start` to the answers of the saved model, through the command line."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+from kit.asked_again import check_accuracy
+from kit.cli_process import end_supervisors, memsup
+from kit.lone_supervisor import tiny_job
+from kit.run_state import status
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+KIND = ("--set", "task.kind=token-classification")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """Names of two words in sentences of six; the file that the job names holds texts and no tags."""
+    folder, draw = tmp_path / "job", random.Random(3)
+    tiny_job(folder, epochs=6, more="learning_rate = 3e-3\nthreads = 1\nlanes = 1\n")
+    lines = []
+    for _ in range(240):
+        words = draw.choices(["saw", "in", "was", "with", "the"], k=6)
+        tags = ["O"] * 6
+        place = draw.randint(0, 4)
+        words[place : place + 2], tags[place : place + 2] = draw.choice(
+            [(["anna", "berg"], ["B-PER", "I-PER"]), (["new", "york"], ["B-LOC", "I-LOC"])]
+        )
+        lines += [*map("\t".join, zip(words, tags, strict=True)), ""]
+    (folder / "names.conll").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+def test_tags_are_offered_learnt_told_and_answered(job: Path) -> None:
+    data = ("--set", f"task.train={job / 'names.conll'}")
+    try:
+        refused = memsup("start", *data, cwd=job)
+        assert refused.returncode == 2
+        assert "--set task.kind=token-classification" in refused.stderr
+
+        none = memsup("start", *KIND, cwd=job)
+        assert none.returncode == 2
+        assert "has no sentences with tags: its columns are 'text', 'label'" in none.stderr
+
+        done = memsup("start", "--wait", *data, *KIND, cwd=job, within_s=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "240 rows, spans of 2 labels in 'column 1', from 'column 2'" in done.stdout
+        assert "f1 of LOC" in done.stdout
+        result = status()["result"]
+        assert result["f1"] > 0.9
+        assert check_accuracy(Path(os.environ["MEMSUP_STATE_DIR"]) / "default")
+
+        text = "the anna berg saw new york"
+        (said,) = memsup("predict", "--json", text).document["predictions"]
+        assert [(span["label"], span["text"]) for span in said["spans"]] == [("PER", "anna berg"), ("LOC", "new york")]
+        assert [text[span["start"] : span["end"]] for span in said["spans"]] == ["anna berg", "new york"]
+        assert memsup("predict", text).stdout.strip().startswith("PER: anna berg, LOC: new york")
+    finally:
+        end_supervisors()

@@ -1,0 +1,218 @@
+"""Words with tags, learnt: the loss is that of the whole under any cut, spans are counted as the field counts them, and a saved
+model answers in transformers' pipeline.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from kit.asked_again import by_seqeval
+from kit.lone_supervisor import tiny_settings
+
+from memsup.shared.data.errors import InputError
+from memsup.shared.data.tags import Sentence, Span, spans_of
+from memsup.shared.paths import RunPaths
+from memsup.worker.tasks import Prepared, Task, find_task
+from memsup.worker.tasks.tag_pieces import Pieces, names_of
+from memsup.worker.tasks.tagging import SpanMetrics
+
+pytestmark = pytest.mark.slow  # torch and transformers take their seconds
+
+NAMES, PLACES, OTHERS = ["anna", "bert berg", "carl"], ["rome", "new york"], ["saw", "in", "was", "with", "the", "unbelievably"]
+
+
+def sentences(rows: int) -> list[tuple[list[str], list[str]]]:
+    draw, found = random.Random(7), []
+    for _ in range(rows):
+        words, tags = [], []
+        for _ in range(draw.randint(1, 6)):
+            kind = draw.choice(["PER", "LOC", "O", "O"])
+            said = draw.choice({"PER": NAMES, "LOC": PLACES, "O": OTHERS}[kind]).split()
+            words += said
+            tags += ["O"] if kind == "O" else [f"B-{kind}", *[f"I-{kind}"] * (len(said) - 1)]
+        found.append((words, tags))
+    return found
+
+
+def prepare(folder: Path, rows: int = 40, **more: Any) -> tuple[Task, Prepared]:
+    wanted = tiny_settings(
+        folder, task__kind="token-classification", task__train=folder / "data.conll", training__eval_share=0.25, **more
+    )
+    lines = ["\n".join(map("\t".join, zip(*one, strict=True))) + "\n" for one in sentences(rows)]
+    (folder / "data.conll").write_text("\n".join(lines), encoding="utf-8")
+    task = find_task(wanted.task.kind)
+    return task, task.load(wanted, RunPaths("test", folder, folder), lambda: None)
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Prepared]:
+    return prepare(tmp_path_factory.mktemp("task"))
+
+
+def test_any_cut_gives_the_gradient_of_transformers_own_loss_of_the_whole(learnt: tuple[Task, Prepared]) -> None:
+    task, prepared = learnt
+    rows = np.arange(len(prepared.train))
+    prepared.model.zero_grad()
+    batch = prepared.train.batch(rows)
+    assert (batch["labels"] == -100).any()
+    assert (batch["attention_mask"] == 0).any()
+    whole = prepared.model(**batch).loss
+    whole.backward()
+    parameters = [value for value in prepared.model.parameters() if value.grad is not None]
+    wanted = torch.cat([value.grad.flatten() for value in parameters])
+
+    @given(st.sets(st.integers(1, len(rows) - 1)))
+    @settings(max_examples=15)
+    def cut(places: set[int]) -> None:
+        prepared.model.zero_grad()
+        weight, total = task.weight(prepared.train, rows), 0.0
+        for part in np.split(rows, sorted(places)):
+            loss = task.loss(prepared.model, prepared.train.batch(part)) / weight
+            loss.backward()
+            total += loss.item()
+        assert total == pytest.approx(whole.item(), rel=1e-5)
+        found = torch.cat([value.grad.flatten() for value in parameters])
+        assert (found - wanted).norm() <= 1e-6 * wanted.norm()
+
+    cut()
+
+
+def test_a_row_weighs_as_much_as_it_has_words(learnt: tuple[Task, Prepared]) -> None:
+    task, prepared = learnt
+    for row in range(len(prepared.train)):
+        labels = prepared.train.batch(np.array([row]))["labels"]
+        assert task.weight(prepared.train, np.array([row])) == int((labels != -100).sum())
+
+
+TAGS = st.lists(st.sampled_from(["O", *(f"{letter}-{kind}" for letter in "BIES" for kind in ("PER", "LOC"))]), max_size=12)
+
+
+@given(TAGS)
+@example(["I-PER", "I-LOC", "E-LOC", "I-LOC"])
+@example(["S-PER", "I-PER", "B-PER", "E-PER", "E-PER"])
+def test_tags_in_any_order_are_the_spans_that_the_field_reads(tags: list[str]) -> None:
+    parts = [("O", "") if tag == "O" else (tag[0], tag[2:]) for tag in tags]
+    assert set(spans_of(parts).spans) == by_seqeval(tags)
+
+
+@torch.no_grad()
+def test_measures_are_those_of_all_rows_however_they_are_batched(learnt: tuple[Task, Prepared]) -> None:
+    task, prepared = learnt
+    names = prepared.model.config.id2label
+    rows = np.arange(len(prepared.train))
+    batch = prepared.train.batch(rows)
+    said = prepared.model(**batch)
+    spans: list[set[tuple[int, int, int, str]]] = [set(), set()]
+    for row, labels in enumerate(batch["labels"]):
+        asked = labels != -100
+        for place, marks in enumerate((said.logits[row].argmax(dim=-1), labels)):
+            spans[place] |= {(row, *span) for span in by_seqeval([names[mark] for mark in marks[asked].tolist()])}
+    told, true = spans
+    wanted = {
+        "precision": len(told & true) / max(1, len(told)),
+        "recall": len(told & true) / len(true),
+        "f1": 2 * len(told & true) / (len(told) + len(true)),
+        "loss": said.loss.item(),
+        "rows": len(rows),
+        "spans": len(true),
+    }
+    for kind in ("PER", "LOC"):
+        of_kind = [{span for span in side if span[3] == kind} for side in (told, true)]
+        wanted[f"f1_of_{kind}"] = 2 * len(of_kind[0] & of_kind[1]) / sum(map(len, of_kind))
+    for at_once in (1, 5, 100):
+        metrics = task.new_metrics()
+        for part in np.split(rows, range(at_once, len(rows), at_once)):
+            metrics.add(prepared.model, prepared.train.batch(part))
+        assert metrics.result() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_spans_that_are_told_as_they_are_have_an_f1_of_one() -> None:
+    names = ["O", "B-PER", "I-PER"]
+    labels = torch.tensor([[-100, 1, 2, -100, 0, 1], [-100, 0, 0, 1, -100, -100]])
+    right: Any = lambda **_: type("Said", (), {"logits": torch.nn.functional.one_hot(labels.clamp(min=0), 3) * 9.0})  # noqa: E731
+    metrics = SpanMetrics(names)
+    metrics.add(right, {"labels": labels})
+    found = metrics.result()
+    assert (found["f1"], found["precision"], found["recall"], found["spans"], found["rows"]) == (1.0, 1.0, 1.0, 3.0, 2.0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Sentences and tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer(learnt: tuple[Task, Prepared]) -> Any:
+    return learnt[1].tokenizer
+
+
+def test_a_words_first_piece_has_its_mark(learnt: tuple[Task, Prepared], tokenizer: Any) -> None:
+    _, prepared = learnt
+    names = prepared.model.config.id2label
+    tokens, labels = (prepared.train.batch(np.array([0]))[name][0] for name in ("input_ids", "labels"))
+    pieces = tokenizer.convert_ids_to_tokens(tokens)
+    for piece, label in zip(pieces, labels.tolist(), strict=True):
+        assert (label == -100) == (piece.startswith("##") or piece in ("[CLS]", "[SEP]"))
+    told = [names[label] for label in labels.tolist() if label != -100]
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    assert (text.split(), told) in [(words, tags) for words, tags in sentences(40)]
+
+
+LETTERS = st.text("ab 京都.", min_size=1, max_size=40)
+
+
+@given(LETTERS, st.data())
+@settings(max_examples=60)
+def test_a_long_text_is_divided_between_words_and_nothing_is_lost(text: str, data: st.DataObject) -> None:
+    pieces = Pieces(characters(), 8)
+    edges = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)))
+    spans = [Span(start, end, "X") for start, end in zip(edges[::2], edges[1::2], strict=False) if text[start:end].strip()]
+    sentence = Sentence(text, tuple(spans), (), (), Path("x"), 1)
+    whole = "".join(window.text for _, window in pieces.windows(text, (), spans))
+    assert whole == text
+    for start, window in pieces.windows(text, (), spans):
+        assert len(window.tokens) <= 8
+        assert window.tokens == characters()(window.text.rstrip(), truncation=True, max_length=8)["input_ids"]
+        for unit, name in zip(window.units, names_of(sentence, window, start), strict=True):
+            inside = [span for span in spans if span.start < start + unit.end and start + unit.start < span.end]
+            assert (name == "O") == (not inside)
+
+
+_characters: list[Any] = []
+
+
+def characters() -> Any:
+    """A BERT's tokenizer of a few characters."""
+    if not _characters:
+        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##a", "##b", "京", "都", "."]
+        made = transformers.BertTokenizerFast(vocab={token: place for place, token in enumerate(vocabulary)})
+        _characters.append(made)
+    return _characters[0]
+
+
+def test_a_tokenizer_that_cannot_tell_where_tokens_come_from_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="which characters they come from"):
+        Pieces(transformers.CanineTokenizer(), 16)
+    with pytest.raises(InputError, match="leaves no room for a sentence"):
+        Pieces(characters(), 2)
+
+
+def test_the_saved_model_tags_in_a_pipeline(learnt: tuple[Task, Prepared], tmp_path: Path) -> None:
+    _, prepared = learnt
+    prepared.model.save_pretrained(tmp_path)
+    prepared.tokenizer.save_pretrained(tmp_path)
+    pipeline = transformers.pipeline("token-classification", model=str(tmp_path), device="cpu", aggregation_strategy="simple")
+    (words, _), *_ = sentences(1)
+    for found in pipeline(" ".join(words)):
+        assert found["entity_group"] in ("PER", "LOC")
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert kept["architectures"] == ["BertForTokenClassification"]
+    assert set(kept["id2label"].values()) == {"O", "B-PER", "I-PER", "B-LOC", "I-LOC"}
