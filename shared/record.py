@@ -86,7 +86,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     attaches: bool = True
     """Whether a program of the command that has a Trainer is attached without calling memsup (`fence/program.py`)."""
     command_umask: Annotated[int, msgspec.Meta(ge=0, le=0o777)] | None = None
-    """To whom the files that the command makes are closed: as for whoever started it (umask(2)). None: to all others."""
+    """To whom the files that the command makes are closed: as for whoever started it (umask(2)), but never to that user. None:
+    to all others."""
 
 
 def _written(value: Any) -> str:

@@ -7,6 +7,7 @@ in the modules named below.
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from collections.abc import Iterable, Sequence
@@ -128,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code. Data is on stdout when this returns, messages are on stderr."""
     streams.take_over()
     guard()
+    os.umask(os.umask(0o077) & 0o077)  # what memsup makes, and whom it starts, is never closed to its own user
     code = _run(sys.argv[1:] if arguments is None else arguments)
     streams.say_what_is_lost()
     return code

@@ -212,7 +212,7 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
     """Starts what was planned; returns the exit code. `record` is the run's that goes on, and `found` what was there. Each
     is None where there is none.
     """
-    from memsup.supervisor.client import spawning
+    from memsup.supervisor.client import queueing, spawning
 
     with spawning.only_start(paths):
         # Another start may have come first while the data were looked at.
@@ -220,12 +220,15 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
             return already(paths, dataclasses.replace(asked, fresh=False))
         queued = waits_for(asked, record, plan.settings)
         before = copy.deepcopy(record)  # the record that goes on is changed in its place
-        aside = _set_aside(paths) if record is None else None
         fresh_record = new_record(paths, plan) if record is None else continued_record(record, plan)
         fresh_record.queued, fresh_record.not_before = queued.awaited, queued.not_before
         fresh_record.waived_unix_s = unix_s() if plan.settings.hours.begin == "off" else fresh_record.waived_unix_s
         fresh_record.attaches = fresh_record.attaches if asked.attaches is None else asked.attaches
-        spawning.write_run(paths, fresh_record)
+        with claims.turn(paths):  # or two that are to wait for each other could be written at once
+            if queued.awaited:
+                queueing.refuse_circle(paths, queued.awaited)
+            aside = _set_aside(paths) if record is None else None
+            spawning.write_run(paths, fresh_record)
         moved = [_where_it_is(paths, aside)] if aside else []
         if asked.foreground:
             message(*moved)

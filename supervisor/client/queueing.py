@@ -39,6 +39,14 @@ def to_wait_for(paths: RunPaths, after: Sequence[str], after_ok: Sequence[str]) 
     return [one for one, fate in fates if fate not in ENDED], said
 
 
+def refuse_circle(paths: RunPaths, awaited: Sequence[Awaited]) -> None:
+    """Raises `RefusedError` where one of these waits for this run by now: both were started at the same time. To be called
+    while nobody else starts a run.
+    """
+    for one in awaited:
+        _refuse_circle(paths, run_paths(one.run))
+
+
 def next_time(text: str, now_unix_s: float) -> NotBefore:
     """The next instant at which the local clock shows this time, such as `23:00`. A time that is left out when the clocks are
     set ahead comes an hour later that day. Raises `RefusedError`.
@@ -68,13 +76,17 @@ def _awaited(paths: RunPaths, name: str, *, must_finish: bool) -> Awaited:
     record = read_record(other.record)
     if record is None:
         raise RefusedError(f"There is no run {name!r} to wait for. Those that there are: memsup list")
+    _refuse_circle(paths, other)
+    return Awaited(run=name, run_id=record.run_id, must_finish=must_finish)
+
+
+def _refuse_circle(paths: RunPaths, other: RunPaths) -> None:
     if chain := _chain(other, paths):
         waits = ", and ".join(f"run {one!r} waits for run {next_one!r}" for one, next_one in pairwise(chain))
         raise RefusedError(
-            f"Run {paths.name!r} cannot wait for run {name!r}, or both would wait for ever: {waits}. "
-            f"Take that one out of the queue first: {command('stop', name)}"
+            f"Run {paths.name!r} cannot wait for run {other.name!r}, or both would wait for ever: {waits}. "
+            f"Take that one out of the queue first: {command('stop', other.name)}"
         )
-    return Awaited(run=name, run_id=record.run_id, must_finish=must_finish)
 
 
 def _chain(start: RunPaths, end: RunPaths) -> list[str]:

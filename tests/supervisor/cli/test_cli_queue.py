@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from kit.cli_process import MEMSUP, a_run, end_supervisors, eventually, memsup, said
+from kit.cli_process import MEMSUP, Done, a_run, end_supervisors, eventually, memsup, said
 from kit.faults.night_clock import NightClock
 from kit.own_program import endless_loop
 from kit.run_state import ledger, status, step_of, until
@@ -23,6 +25,7 @@ from memsup.shared.paths import run_paths
 from memsup.shared.record import Awaited
 from memsup.shared.run_file import read_record, write_record
 from memsup.supervisor.client.contact import is_held
+from memsup.supervisor.daemon import claims
 
 PROGRAM = """
 import os, sys, time
@@ -197,6 +200,57 @@ def test_a_time_that_has_come_while_nobody_was_up_counts(tmp_path: Path, capfd: 
         end(tmp_path, "n")
         assert memsup("start", "--run", "n", "--wait").returncode == 0
         assert begun(tmp_path, "n") == 1
+    finally:
+        end_supervisors()
+
+
+@pytest.mark.slow
+def test_of_two_starts_at_the_same_instant_that_would_wait_for_each_other_one_is_refused(tmp_path: Path) -> None:
+    """Neither waits yet when both are looked at; they are held up until both have come to where the run is written."""
+    for run, run_id in (("a", "aaa"), ("b", "bbb")):  # killed ones, which are to go on
+        a_run(run, run_id=run_id, command=["true"], command_folder=str(tmp_path))
+    paths, done = run_paths("a"), dict[str, Done]()
+
+    def begin(run: str, other: str) -> None:
+        done[run] = memsup("start", "--run", run, "--after", other)
+
+    starts = [threading.Thread(target=begin, args=names) for names in (("a", "b"), ("b", "a"))]
+    try:
+        with claims.turn(paths):
+            for one in starts:
+                one.start()
+            inode = str(paths.state.parent.stat().st_ino)
+            eventually(
+                lambda: sum("->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines()) == 2
+            )
+        for one in starts:
+            one.join()
+        assert sorted(one.returncode for one in done.values()) == [0, 2]
+        (refused,) = [one.stderr for one in done.values() if one.returncode]
+        assert "or both would wait for ever" in " ".join(refused.split())
+    finally:
+        end_supervisors()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="NOT RUN: setpriv is needed to be as weak as an ordinary user")
+def test_a_umask_that_closes_files_to_their_own_user_closes_none_of_memsups(tmp_path: Path) -> None:
+    """Root without any capability is held up by rights as any other user is."""
+    weak = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+
+    def masked(*arguments: str) -> str:
+        words = [*weak, "sh", "-c", 'umask 777 && exec "$@"', "sh", *MEMSUP, *arguments]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    try:
+        masked("start", "--run", "a", "--", "sh", "-c", "umask; until [ -e go ]; do sleep 0.05; done; echo x > made; cat made")
+        assert "waits for run 'a'" in masked("start", "--run", "b", "--after", "all", "--", "true")
+        (tmp_path / "go").touch()
+        masked("wait", "--run", "b")
+        assert (status("a")["state"], status("b")["state"]) == ("finished", "finished")
+        assert "0077" in masked("logs", "--run", "a")
     finally:
         end_supervisors()
 
