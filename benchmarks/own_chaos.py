@@ -5,7 +5,7 @@
 `ckpt-chaos` (PyPI) runs a program once and notes each file that it makes, renames or removes; then it kills a fresh run at each
 of these events, once before it and once with the file cut in half, runs the command again, and compares the weights. PYTHON is
 an interpreter that has `ckpt-chaos[bench]`, and needs nothing of memsup. `--alone` is its own benchmark of Trainer, in which
-one save is disturbed. All instants under memsup take most of an hour; `--part 2/9` takes the second of nine instants each.
+the second save of two is disturbed. So it is under memsup; `--part 2/5` takes the second of five instants each.
 
 Under memsup the program is ckpt-chaos's own, a tiny GPT-2 that saves every five steps, without what makes Trainer go on. Its
 folder of checkpoints lies where ckpt-chaos looks, so that it is killed within memsup's saves as well as within those of the
@@ -67,7 +67,13 @@ import sys
 from ckpt_chaos import byo, cli
 first, of = (int(sys.argv.pop(1)) for _ in range(2))
 points = byo._select
-byo._select = lambda *given: points(*given)[first::of]
+
+def of_one_save(events, *given):
+    begins = next(at for at, event in enumerate(events) if event[2].startswith(".draft-00000010"))
+    ends = next(at for at, event in enumerate(events) if at > begins and event[1] == "shutil.rmtree")
+    return points(events[begins : ends + 1], *given)[first::of]
+
+byo._select = of_one_save
 sys.exit(cli.main())
 """
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

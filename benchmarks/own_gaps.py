@@ -1,0 +1,221 @@
+"""What a program with Hugging Face's Trainer gets where it went without before: the tables of docs/own-programs.md.
+
+    python benchmarks/own_gaps.py [orders] [damage] [resume]
+
+*Orders*: an unchanged script under `memsup start --`: seen, held, released, saved, stopped, killed. *Damage*:
+the newest of two checkpoints is damaged between two lives; Trainer by itself, told to go on from the newest, beside Trainer
+under memsup. *Resume*: killed in the middle of an epoch and begun again, both ways. Weights and each number of the
+log are compared with a training that was left alone. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from kit import trainer_program
+from kit.cli_process import end_supervisors, memsup
+from kit.nursery import Nursery
+from kit.run_state import ledger, status, step_of, until
+from kit.trainer_program import BornLives, differences
+
+RESUMES = "trainer.train(resume_from_checkpoint=any('checkpoint-' in each for each in os.listdir(f'out{number}')) or None)"
+OVER = {"finished", "failed", "stopped"}
+MIB = 1 << 20
+
+
+def main() -> None:
+    parts = {"orders": orders, "damage": damage, "resume": resume}
+    with tempfile.TemporaryDirectory(prefix="gaps-", dir="/tmp") as folder:
+        for name in sys.argv[1:] or parts:
+            parts[name](Path(folder))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Orders
+
+
+def orders(folder: Path) -> None:
+    os.environ |= {"MEMSUP_STATE_DIR": f"{folder}/s", "MEMSUP_RUNTIME_DIR": f"{folder}/r"}
+    home = folder / "orders"
+    home.mkdir()
+    quick = trainer_program.QUIET | {"KIND": "masked", "STEP_S": "0", "ROWS": "400", "ARGUMENTS": '{"num_train_epochs": 2}'}
+    alone = trainer_program.undisturbed(folder / "orders-alone", **quick)
+    print("| a person does | and gets |\n|---|---|")
+    try:
+        slow = quick | {"STEP_S": "0.05"}
+        started = memsup("start", "-d", "--", *trainer_program.write_program(home), cwd=home, **slow)
+        assert started.returncode == 0, started.stderr
+        seen = trained_beyond(2)
+        of = seen["progress"]
+        shown = {name: of[name] for name in ("phase", "step", "total_steps", "loss", "eta_s")}
+        row("`status`", f"{json.dumps(shown)}, its parts {json.dumps(seen['batch'])}, by {seen['program']['seam']}")
+
+        memsup("pause")
+        busy = cpu_s(seen["worker_pid"])
+        time.sleep(2)
+        row(
+            "`pause`, and 2 s later",
+            f"{cpu_s(seen['worker_pid']) - busy:.2f} s of processor time used, state {status()['state']}",
+        )
+        memsup("resume")
+
+        saved = memsup("checkpoint")
+        verified = memsup("checkpoint", "--verify", saved.stdout.strip())
+        row(
+            "`checkpoint`", f"exit {saved.returncode}, {Path(saved.stdout.strip()).name}; `--verify` exit {verified.returncode}"
+        )
+
+        held = rss(seen["worker_pid"])
+        released = memsup("pause", "--release")
+        now = status()
+        row(
+            "`pause --release`", f"exit {released.returncode}, {held / MIB:.0f} MiB given back, its process {now['worker_pid']}"
+        )
+        memsup("resume")
+
+        step = step_of(trained_beyond(step_of(now) + 1))
+        stopped = memsup("stop")
+        at = status()
+        saved_at, code = at["checkpoint"]["step"], at["exit_code"]
+        row(f"`stop` in step {step + 1}", f"exit {stopped.returncode}, {at['state']}, exit code {code}, saved at {saved_at}")
+        memsup("start", "-d", **slow)
+        seen = until(lambda seen: seen["state"] in OVER or (attached(seen) and step_of(seen) > 0), 60)
+        row("`start` again", f"goes on at step {step_of(seen)}")
+
+        memsup("checkpoint")
+        seen = trained_beyond(step_of(seen) + 1)
+        os.kill(seen["worker_pid"], signal.SIGKILL)
+        again = until(lambda now: now["restarts"] == 1 and attached(now) and now["worker_pid"] != seen["worker_pid"], 60)
+        told = [event for event in ("death", "recovered") if event in {line["event"] for line in ledger()}]
+        row(f"`kill -9` in step {step_of(seen) + 1}", f"goes on at step {step_of(again)}; in the ledger: {', '.join(told)}")
+
+        ended = until(lambda seen: seen["state"] in OVER, 120)
+        found = differences(alone, home) or "the same bits, log and checkpoints"
+        row("its end", f"{ended['state']} at step {step_of(ended)} of {ended['progress']['total_steps']}; {found}")
+    finally:
+        end_supervisors()
+
+
+def row(*cells: str) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def attached(seen: Any) -> bool:
+    return bool(seen["program"] and seen["program"]["attached"])
+
+
+def trained_beyond(step: int) -> Any:
+    return until(lambda seen: attached(seen) and seen["state"] == "running" and step_of(seen) > step, 60)
+
+
+def cpu_s(pid: int) -> float:
+    return sum(psutil.Process(pid).cpu_times()[:2])
+
+
+def rss(pid: int) -> int:
+    return sum(each.memory_info().rss for each in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Damage, and going on in the middle of an epoch
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def without(*names: str) -> Callable[[Path], None]:
+    return lambda folder: [(folder / name).unlink() for name in names] and None
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "one bit of `model.safetensors`": lambda folder: flip(folder / "model.safetensors"),
+    "one bit of `optimizer.pt`": lambda folder: flip(folder / "optimizer.pt"),
+    "`optimizer.pt`, `scheduler.pt` missing": without("optimizer.pt", "scheduler.pt"),
+    "`trainer_state.json` missing": without("trainer_state.json"),
+    "`model.safetensors` cut in half": lambda folder: cut(folder / "model.safetensors"),
+}
+
+
+def damage(folder: Path) -> None:
+    print("\n| of the newest checkpoint | Trainer with `resume_from_checkpoint=True` | under memsup |\n|---|---|---|")
+    dies = {"IN_A_STEP": "if self.state.global_step == 14: os.kill(os.getpid(), 9)"}
+    with Nursery("trainer") as nursery:
+        lives = BornLives(nursery, folder)
+        alone = lives.whole("damage", guarded=False)
+        for what, hurt in DAMAGE.items():
+            found = []
+            for way in ("itself", "memsup"):
+                name = f"{what} {way}".replace("/", "")
+                assert begun(lives, name, way, **dies) == -9
+                kept = lives.folder / f"{name}-kept" / "step-00000014"
+                hurt(kept if way == "memsup" else lives.folder / name / "out1" / "checkpoint-14")
+                status = begun(lives, name, way)
+                aside = way == "memsup" and kept.with_name(f"damaged-{kept.name}").exists()
+                found.append(
+                    outcome(lives, alone, name, status) + (", it is set aside and the one before is used" if aside else "")
+                )
+            row(what, *found)
+
+
+def resume(folder: Path) -> None:
+    print("\n| killed in the middle of an epoch | Trainer with `resume_from_checkpoint=True` | under memsup |\n|---|---|---|")
+    dies = {"IN_A_STEP": "if self.state.global_step == 9: os.kill(os.getpid(), 9)"}
+    kinds = {"labels": "classes", "masked words": "masked", "a data set without a length": "stream"}
+    with Nursery("trainer") as nursery:
+        lives = BornLives(nursery, folder)
+        for what, kind in kinds.items():
+            more = {"KIND": kind, "ARGUMENTS": json.dumps({"max_steps": 15})}
+            alone = lives.whole(f"{what} alone", guarded=False, **more)
+            found = []
+            for way in ("itself", "memsup"):
+                name = f"{what} {way}"
+                assert begun(lives, name, way, **more, **dies) == -9
+                found.append(outcome(lives, alone, name, begun(lives, name, way, **more)))
+            row(what, *found)
+
+
+def begun(lives: BornLives, name: str, way: str, **environment: str) -> int:
+    """One life of the program; by itself Trainer is told to go on where there is something."""
+    whole = trainer_program.PROGRAM
+    if way == "itself":
+        trainer_program.PROGRAM = whole.replace("trainer.train()", RESUMES)
+    try:
+        return lives.begin(name, guarded=way == "memsup", **environment).wait(60)
+    finally:
+        trainer_program.PROGRAM = whole
+
+
+def outcome(lives: BornLives, alone: Path, name: str, status: int) -> str:
+    home = lives.folder / name
+    if status != 0:
+        return f"ends with {(home / 'printed').read_text().strip().splitlines()[-1].split(':')[0]}"
+    other = [each for each in differences(alone, home) if not each.startswith("out")]  # what is saved for the user aside
+    if not other:
+        return "the same bits"
+    weights = sum(each.startswith("weights") for each in other)
+    return f"goes on without a word, and ends with other weights ({weights} tensors)" if weights else "another log"
+
+
+if __name__ == "__main__":
+    main()
