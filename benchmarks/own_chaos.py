@@ -1,11 +1,12 @@
 """ckpt-chaos on a training with Hugging Face's Trainer, by itself and under memsup (docs/own-programs.md).
 
-    python benchmarks/own_chaos.py --python PYTHON [--alone] [--part 1/1]
+    python benchmarks/own_chaos.py --python PYTHON [--alone] [--part 1/1] [--within-s N] [--jobs 2]
 
 `ckpt-chaos` (PyPI) runs a program once and notes each file that it makes, renames or removes; then it kills a fresh run at each
 of these events, once before it and once with the file cut in half, runs the command again, and compares the weights. PYTHON is
 an interpreter that has `ckpt-chaos[bench]`, and needs nothing of memsup. `--alone` is its own benchmark of Trainer, in which
-the second save of two is disturbed. So it is under memsup; `--part 2/5` takes the second of five instants each.
+the second save of two is disturbed. So it is under memsup; `--part 2/5` takes the second of five instants each. What is done
+`--within-s` is judged.
 
 Under memsup the program is ckpt-chaos's own, a tiny GPT-2 that saves every five steps, without what makes Trainer go on. Its
 folder of checkpoints lies where ckpt-chaos looks, so that it is killed within memsup's saves as well as within those of the
@@ -84,19 +85,31 @@ def main() -> int:
     parser.add_argument("--python", required=True)
     parser.add_argument("--alone", action="store_true")
     parser.add_argument("--part", default="1/1")
+    parser.add_argument("--within-s", type=float)
+    parser.add_argument("--jobs", default="2")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp") as folder:
         if options.alone:
-            command = [options.python, "-m", "ckpt_chaos", "bench", "hf_trainer", "--jobs", "1", "--work", folder]
-            return subprocess.run(command, check=False).returncode
+            command = [options.python, "-m", "ckpt_chaos", "bench", "hf_trainer"]
+            return judged([*command, "--jobs", options.jobs, "--work", f"{folder}/w"], folder, options)
         train = Path(folder, "train.py")
         train.write_text(PROGRAM)
         program = LIFE.format(python=options.python, train=train)
         guarded = [*MEMSUP, "start", "--wait", "--set", "checkpoint.folder={out}/kept", "--", "sh", "-c", program, "{out}"]
         first, of = options.part.split("/")
         chaos = [options.python, "-c", SOME_POINTS, str(int(first) - 1), of, "run", "--work", f"{folder}/w"]
-        chaos += ["--max-points", "1000", "--result-file", "{out}/final.pt", "--", "sh", "-c", COMMAND, "{out}", *guarded]
-        return subprocess.run(chaos, env=os.environ | QUIET, check=False).returncode
+        chaos += ["--jobs", options.jobs, "--max-points", "1000", "--result-file", "{out}/final.pt", "--"]
+        return judged([*chaos, "sh", "-c", COMMAND, "{out}", *guarded], folder, options)
+
+
+def judged(chaos: list[str], folder: str, options: argparse.Namespace) -> int:
+    """Runs it, and has it judge what it has done where the time is up."""
+    try:
+        return subprocess.run(chaos, env=os.environ | QUIET, check=False, timeout=options.within_s).returncode
+    except subprocess.TimeoutExpired:
+        print(f"{options.within_s:.0f} s are over; what was done by then:")
+        judge = [options.python, "-m", "ckpt_chaos", "judge", f"{folder}/w"]
+        return subprocess.run(judge, env=os.environ | QUIET, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -50,19 +50,19 @@ TRAINER = (
 SCRIPTS = {
     "run_classification": "{examples}/run_classification.py --model_name_or_path bert-classes --train_file texts.csv "
     "--validation_file few.csv --text_column_names sentence --label_column_name label --metric_name accuracy --do_eval "
-    "--max_seq_length 128 --per_device_train_batch_size 640 " + TRAINER,
+    "--max_seq_length 128 --per_device_train_batch_size 480 " + TRAINER,
     "run_clm": "{examples}/run_clm.py --model_name_or_path llama --train_file texts.txt --validation_split_percentage 5 "
-    "--block_size 128 --per_device_train_batch_size 256 " + TRAINER,
+    "--block_size 128 --per_device_train_batch_size 200 " + TRAINER,
     "run_ner": "{examples}/run_ner.py --model_name_or_path bert-tags --train_file tags.json --validation_file few_tags.json "
     "--text_column_name tokens --label_column_name tags --max_seq_length 128 --pad_to_max_length --do_eval "
-    "--per_device_train_batch_size 448 --gradient_accumulation_steps 2 " + TRAINER,
+    "--per_device_train_batch_size 384 --gradient_accumulation_steps 2 " + TRAINER,
     "run_qa": "{examples}/run_qa.py --model_name_or_path bert-spans --train_file answers.json "
-    "--validation_file few_answers.json --max_seq_length 128 --doc_stride 32 --per_device_train_batch_size 640 " + TRAINER,
+    "--validation_file few_answers.json --max_seq_length 128 --doc_stride 32 --per_device_train_batch_size 480 " + TRAINER,
     "sft": "-m trl.scripts.sft --model_name_or_path llama --dataset_name lines --use_peft --lora_r 8 --lora_dropout 0 "
-    "--lora_target_modules q_proj v_proj --max_length 128 --per_device_train_batch_size 256 --gradient_checkpointing False "
+    "--lora_target_modules q_proj v_proj --max_length 128 --per_device_train_batch_size 200 --gradient_checkpointing False "
     "--bf16 False " + TRAINER.replace("--do_train ", ""),
     "sft packed": "-m trl.scripts.sft --model_name_or_path llama --dataset_name lines --use_peft --lora_r 8 --lora_dropout 0 "
-    "--lora_target_modules q_proj v_proj --max_length 512 --packing --per_device_train_batch_size 48 "
+    "--lora_target_modules q_proj v_proj --max_length 512 --packing --per_device_train_batch_size 40 "
     "--gradient_checkpointing False --bf16 False " + TRAINER.replace("--do_train ", ""),
     "sentence-transformers": "sentences.py {out} {steps}",
     "loop": "loop.py {out} {steps}",
@@ -79,13 +79,13 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments, losses
 from sentence_transformers.models import Pooling, Transformer
 
-texts = open("texts.txt").read().splitlines()[:4000]
+texts = open("texts.txt").read().splitlines()
 torch.manual_seed(0)
 model = SentenceTransformer(modules=[words := Transformer("bert", max_seq_length=128), Pooling(64)], device="cpu")
 rows = Dataset.from_dict({"sentence1": texts[::2], "sentence2": texts[1::2],
                           "score": [at % 5 / 4 for at in range(len(texts) // 2)]})
 arguments = SentenceTransformerTrainingArguments(sys.argv[1], max_steps=int(sys.argv[2]), seed=7, use_cpu=True,
-    per_device_train_batch_size=320, report_to="none",
+    per_device_train_batch_size=240, report_to="none",
     save_strategy="no", logging_steps=1, learning_rate=1e-3, disable_tqdm=True)
 SentenceTransformerTrainer(model, arguments, train_dataset=rows, loss=losses.CosineSimilarityLoss(model)).train()
 model.save_pretrained(sys.argv[1])
@@ -132,7 +132,7 @@ def loss_of(rows):
 class Batches:
     def __iter__(self):
         while True:
-            starts = torch.randint(0, len(tokens) - 129, (400,))
+            starts = torch.randint(0, len(tokens) - 129, (300,))
             yield torch.stack([tokens[at : at + 129] for at in starts.tolist()])
 
 for batch in run.steps(Batches(), epochs=None, total=int(sys.argv[2])):
@@ -157,7 +157,7 @@ ids = torch.randint(5, 500, (4000, 128))
 rows = torch.utils.data.TensorDataset(ids, ids.sum(1) % 2)
 accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-loader = torch.utils.data.DataLoader(rows, batch_size=640, shuffle=True, drop_last=True)
+loader = torch.utils.data.DataLoader(rows, batch_size=480, shuffle=True, drop_last=True)
 model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 run = memsup.guard(accelerator)
 for batch in run.steps(loader, epochs=None, total=int(sys.argv[2])):
@@ -251,7 +251,7 @@ own.post_processor = processors.TemplateProcessing(single="$A [SEP]", special_to
 plain = PreTrainedTokenizerFast(tokenizer_object=own, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]",
                                 model_max_length=2048)
 plain.save_pretrained("llama")
-texts = [" ".join(random.choices(words, k=random.randint(60, 120))) for _ in range(6000)]
+texts = [" ".join(random.choices(words, k=random.randint(60, 120))) for _ in range(1500)]
 with open("texts.txt", "w") as file:
     file.write("\\n".join(texts))
 for name, some in (("texts.csv", texts), ("few.csv", texts[:8])):
@@ -301,7 +301,8 @@ def main() -> int:
     parser.add_argument("--assets", help="a folder where models and data are kept from one call to the next")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--share", type=int, default=60, help="of the memory that it wants, in percent; 0: not limited")
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--most-s", type=float, default=3600, help="after so long a run is not killed any more")
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--not-free", action="store_true", help="leave out the run that is not limited")
     given = sys.argv[1:]
@@ -345,7 +346,7 @@ def prove(name: str, command: list[str], scratch: Path, assets: Path, options: a
     for share in ways:
         way = "limited" if share else "free"
         limit = wanted * share // 100
-        end = guarded(told(way), place, scratch / name / way, limit, options.kills, random.Random(options.seed))
+        end = guarded(told(way), place, scratch / name / way, limit, options, random.Random(options.seed))
         differs = difference(results / "alone", results / way, options.python)
         row = [name, mib(wanted), mib(limit) if limit else "–", str(end.kills), str(end.parts)]
         row += [f"{end.state}, step {end.step} of {end.steps}", differs]
@@ -367,7 +368,7 @@ def alone(command: list[str], place: Path, log: Path) -> int:
     return used.ru_maxrss * 1024
 
 
-def guarded(command: list[str], place: Path, own: Path, limit: int, kills: int, draw: random.Random) -> End:
+def guarded(command: list[str], place: Path, own: Path, limit: int, options: argparse.Namespace, draw: random.Random) -> End:
     """Runs a command under memsup: killed at random, paused with release, stopped and started in its middle."""
     os.environ |= QUIET | {
         "MEMSUP_STATE_DIR": f"{own}-state",
@@ -379,8 +380,8 @@ def guarded(command: list[str], place: Path, own: Path, limit: int, kills: int, 
     ran = memsup("start", "-d", *setting, "--", *command, cwd=place)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     try:
-        for disturb in disturbances(kills, end, draw):
-            if over():
+        for disturb in disturbances(options.kills, end, draw):
+            if over() or time.monotonic() - began_s > options.most_s:
                 break
             disturb()
         for _ in range(5):  # it may have been given up, so often was it killed
@@ -427,6 +428,7 @@ def kill(end: End, draw: random.Random) -> None:
         except ProcessLookupError:
             return
         end.kills += 1
+        until(lambda now: now["state"] in OVER or now["worker_pid"] != seen["worker_pid"], 60)
 
 
 def trains(seen: Any) -> bool:
