@@ -62,9 +62,12 @@ class Place(NamedTuple):
 
 def this_program() -> list[str]:
     """What `Place.program` is in this process: the file by the path that Python made absolute, since a program may have gone to
-    another folder by now, and `sys.argv` says how it was called from the first one.
+    another folder by now, and `sys.argv` says how it was called from the first one. The kernel of a notebook is called with
+    another connection file each time; which notebook it is stands in the environment, where a Jupyter server has begun it.
     """
     called, *arguments = sys.argv or [""]
+    if os.path.basename(called).endswith("kernel_launcher.py"):
+        return [called, os.environ.get("JPY_SESSION_NAME") or os.getcwd()]
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     return [os.path.abspath(file) if file else called, *arguments]
 

@@ -19,7 +19,7 @@ from memsup.checkpoint.errors import Damaged
 from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store as BuiltIn
 from memsup.manifest import END, PROGRAMS_SEAL
-from memsup.places import PLACE
+from memsup.places import PLACE, this_program
 from memsup.store import CheckpointError, Store
 from memsup.training import place_in
 
@@ -239,3 +239,16 @@ def test_a_full_disk_is_called_so_whatever_the_library_that_writes_makes_of_it(t
         assert os.listdir(store.folder) == [Path(before.path).name]
 
     on_a_small_disk(tmp_path, 4 * MIB, play)
+
+
+def test_a_notebook_is_the_same_program_whatever_its_kernel_is_called_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what it has saved would be another program's, and it would begin anew in each life."""
+    launcher = "/env/lib/python3.11/site-packages/ipykernel_launcher.py"
+    found = []
+    for notebook, connection in (("a.ipynb", "/tmp/1.json"), ("a.ipynb", "/tmp/2.json"), ("b.ipynb", "/tmp/2.json")):
+        monkeypatch.setattr(sys, "argv", [launcher, "-f", connection])
+        monkeypatch.setenv("JPY_SESSION_NAME", notebook)
+        found.append(this_program())
+    assert found[0] == found[1] != found[2]
+    monkeypatch.setattr(sys, "argv", ["train.py", "-f", "/tmp/1.json"])
+    assert this_program()[1:] == ["-f", "/tmp/1.json"]
