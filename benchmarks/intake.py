@@ -359,7 +359,7 @@ def _with_metadata(draw: random.Random) -> DataSet:
         "date": [f"2023-{draw.randint(1, 12):02}-{draw.randint(1, 28):02}" for _ in range(count)],
         "source": draw.choices(["web", "app", "phone"], k=count),
         "author": [f"{draw.choice(['Ann', 'Bob', 'Li'])} {draw.choice(['Smith', 'Wang', 'Kim'])}" for _ in range(count)],
-        "split": draw.choices(["train", "test"], k=count),
+        "split": ["train"] * count,
         "url": [f"https://example.com/{draw.getrandbits(30):x}" for _ in range(count)],
         "votes": [str(draw.randint(0, 9)) for _ in range(count)],
     }
@@ -1083,6 +1083,145 @@ def _label_as_text(draw: random.Random, data: DataSet) -> DataSet | None:
     if data.form == "folder" or data.text_pair or data.evaluation:
         return None
     return replace(data, rows=[(label, label) for _, label in data.rows])
+
+
+@clean
+def _codes_from_a_hundred(draw: random.Random) -> DataSet:
+    codes = [100 + number for number in range(17) if number not in (5, 11)]
+    return replace(_plain(draw, [str(code) for code in codes], rows=draw.randint(600, 1200)), form="jsonl")
+
+
+@clean
+def _rumours(draw: random.Random) -> DataSet:
+    return _plain(draw, ["true", "false", "unverified", "non-rumor"])
+
+
+@clean
+def _hundreds_of_intents(draw: random.Random) -> DataSet:
+    names = [f"{verb}_{noun}" for verb in "book play ask set get tell cancel".split() for noun in _WORDS["en"].split()[:24]]
+    names = draw.sample(names, draw.randint(110, 160))
+    rows = [(f"{_sentence(draw, 'en', 3, 8)} {place}", names[place % len(names)]) for place in range(12 * len(names))]
+    draw.shuffle(rows)
+    return DataSet(rows, names=("text", "intent"))
+
+
+@clean
+def _signs_in_names(draw: random.Random) -> DataSet:
+    names = [
+        ["C", "C++", "C#", "F#", "R"],
+        ["A*", "A", "B", "C"],
+        ["+", "-", "0"],
+        ["R&D", "HR", "IT"],
+        ["A+", "A", "A-", "B+"],
+    ]
+    return _plain(draw, draw.choice(names))
+
+
+@spoils
+def _formulas(draw: random.Random, data: DataSet) -> DataSet | None:
+    way = draw.choice(['=IF(C{}>3,"pos","neg")', "=B{}", "=VLOOKUP(A{};labels!A:B;2;0)"])
+    return data.labelled(lambda _, __: way.format(draw.randint(2, 5))) if data.form != "folder" else None
+
+
+@spoils
+def _lengths_as_labels(draw: random.Random, data: DataSet) -> DataSet | None:
+    if data.form == "folder" or data.text_pair or data.evaluation:
+        return None
+    rows = [(_sentence(draw, "en", 5, 9), "") for _ in range(200)]
+    return replace(data, rows=[(text, str(len(text.split()))) for text, _ in rows], more={}, names=("text", "label"))
+
+
+@spoils
+def _with_counts(draw: random.Random, data: DataSet) -> DataSet | None:
+    way = draw.choice(["{} ({})", "{}: {}", "{} x{}", "{} [{}]"])
+    return data.labelled(lambda _, __: way.format(draw.choice(["neg", "pos", "neutral"]), draw.randint(1, 3)))
+
+
+@spoils
+def _marked_up(draw: random.Random, data: DataSet) -> DataSet | None:
+    way = draw.choice(["<b>{}</b>", "**{}**", "<{}>", "{}&nbsp;", "_{}_"])
+    one = draw.choice([label for label in data.labels() if label.isalpha()] or [""])
+    changes = one and len(one) > 1 and data.form != "folder"
+    return data.labelled(lambda _, had: way.format(had) if had == one and draw.random() < 0.4 else had) if changes else None
+
+
+@spoils
+def _labels_in_a_wrong_encoding(draw: random.Random, data: DataSet) -> DataSet | None:
+    names = draw.choice([["négatif", "positif"], ["schön", "hässlich"], ["正面", "负面"]])
+    broken = {name: name.encode().decode("latin-1") for name in names}
+    return (
+        data.labelled(lambda _, __: broken[name] if draw.random() < 0.3 else name)
+        if (name := names[0]) and all(sign.isprintable() for sign in broken[name]) and data.form == "csv"
+        else None
+    )
+
+
+@spoils
+def _as_tags(draw: random.Random, data: DataSet) -> DataSet | None:
+    way = draw.choice(["<{}>", " #{}", " @{}"])
+    names = ["python", "pandas", "numpy", "matplotlib"]
+    return data.labelled(lambda _, __: "".join(way.format(name) for name in draw.sample(names, draw.randint(1, 2))).strip())
+
+
+@spoils
+def _parts_in_a_column(draw: random.Random, data: DataSet) -> DataSet | None:
+    if data.form == "folder" or data.evaluation or data.text_pair:
+        return None
+    name, values = draw.choice(
+        [
+            ("split", ["train", "validation", "test"]),
+            ("subset", ["训练集", "测试集"]),
+            ("is_valid", ["False", "True"]),
+            ("is_train", ["1", "0"]),
+        ]
+    )
+    return replace(data, more={name: sorted(draw.choices(values, [8] + [1] * (len(values) - 1), k=len(data.rows)))})
+
+
+@spoils
+def _numbered_for_some(draw: random.Random, data: DataSet) -> DataSet | None:
+    way = draw.choice(["{1} - {0}", "{1}. {0}", "Label: {0}", "{1}:{0}"])
+    names = draw.choice([["negative", "positive"], ["体育", "财经"], ["spam", "ham"]])
+    numbered = {name: way.format(name, place) for place, name in enumerate(names)}
+    return data.labelled(lambda _, __: draw.choice([*names, *numbered.values()])) if data.form != "folder" else None
+
+
+@spoils
+def _letters_that_look_alike(draw: random.Random, data: DataSet) -> DataSet | None:
+    names = draw.choice([["A", "B", "А"], ["体育", "體育", "财经"], ["négatif", "negatif", "positif"], ["ok", "bad", "оk"]])
+    return data.labelled(lambda _, __: draw.choice(names))
+
+
+@spoils
+def _addresses_as_labels(draw: random.Random, data: DataSet) -> DataSet | None:
+    way = draw.choice(["person{}@example.org", "10.0.0.{}", "+49 170 10000{:02}", "{:032x}"])
+    offset = draw.getrandbits(100) if "x" in way and "@" not in way else 0
+    return data.labelled(lambda _, __: way.format(draw.randint(1, 9) + offset)) if data.form != "folder" else None
+
+
+@spoils
+def _durations(draw: random.Random, data: DataSet) -> DataSet | None:
+    way = draw.choice(["{}h {}m", "{} min {} s", "{}小时{}分钟"])
+    return data.labelled(lambda _, __: way.format(draw.randint(0, 2), draw.randint(0, 9)))
+
+
+@spoils
+def _answers_of_a_program(draw: random.Random, data: DataSet) -> DataSet | None:
+    said = [
+        "Error: rate limit exceeded",
+        "429 Too Many Requests",
+        "As an AI language model",
+        "I cannot determine the sentiment",
+    ]
+    known = data.labelled(lambda _, __: draw.choice(["positive", "negative", "neutral"]))
+    return _every(draw, known, draw.choice(said)) if data.form != "folder" else None
+
+
+@spoils
+def _bytes_as_texts(draw: random.Random, data: DataSet) -> DataSet | None:
+    if data.text_pair or data.evaluation or data.form == "folder":
+        return None
+    return replace(data, rows=[(repr(text.encode()), label) for text, label in data.rows], more={})
 
 
 HELD_OUT = [name for name in CLEAN if name not in SEEN]

@@ -193,7 +193,9 @@ def check_data(
     known_labels = frozenset(train.labels) if train is not None and train.complete and labels is None else None
     chars: Counter[int] = Counter()
     tokens: Counter[int] = Counter()
-    examples = read_examples(located, table.columns, known_labels, only=evidence.only, problem_type=problem_type)
+    examples = read_examples(
+        located, table.columns, known_labels, only=evidence.only, problem_type=problem_type, marks=table.marks
+    )
     for number, example in enumerate(examples, start=1):
         if evidence.takes(example):
             if no_text is not None:

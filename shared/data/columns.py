@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -11,6 +14,7 @@ from typing import NamedTuple
 
 from memsup.shared.data.errors import InputError, NoTaskError
 from memsup.shared.data.layout import part_of, stem_of
+from memsup.shared.data.marks import are_marks
 from memsup.shared.data.rows import names_columns_in_first_line, read_rows
 from memsup.shared.data.sources import Source
 from memsup.shared.data.switches import FEWEST, switches
@@ -59,6 +63,8 @@ class Table:
     """Whether the labels are the names of files or folders."""
     problem_type: ProblemType = "single_label_classification"
     """What is learnt of each row."""
+    marks: str | None = None
+    """The column, none of `columns`, that says of each row whether it is meant. None means that none does."""
     file_names: tuple[str, ...] = ()
     """The names of the files, without endings, where each is a word of its own as a label is, and no shard's or part's."""
 
@@ -100,11 +106,13 @@ def look_at_columns(
         raise InputError(
             f"{source} has no rows{' below the names of its columns' * names_columns_in_first_line(source)}: add some."
         )
+    if len(sample) == 1:
+        _refuse_a_whole_table(source, sample[0])
     names = list(dict.fromkeys(chain.from_iterable(sample)))
     given = [(key, name) for key, name in (("text", text), ("label", label), ("text_pair", text_pair)) if name is not None]
     for key, name in given:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
             hint = f"Did you mean {near[0]!r}? " if near else ""
             raise InputError(f"{source} has no column {name!r} (task.{key}). {hint}Its columns are {listed(names)}.")
     for (key, name), (other_key, other) in itertools.combinations(given, 2):
@@ -132,6 +140,7 @@ def look_at_columns(
         given=frozenset(key for key, _ in given),
         label_is_file_name=all(file.label is not None for file in source.files),
         problem_type=problem_type,
+        marks=next((name for name, values in seen.items() if name not in columns.names() and are_marks(name, values)), None),
         file_names=_words_for_names(source),
     )
 
@@ -141,6 +150,27 @@ def look_for_the_same(source: Source, train: Table) -> Table:
     text, label, text_pair, several = train.columns
     named = None if several else label
     return look_at_columns(source, text, named, text_pair, labels=several or None, problem_type=train.problem_type)
+
+
+def _refuse_a_whole_table(source: Source, row: Mapping[str, object]) -> None:
+    """Raises InputError where the only object of a JSON file has all rows inside of it."""
+    file = shlex.quote(str(source.files[0].path))
+    lists = [name for name, values in row.items() if isinstance(values, list) and values and isinstance(values[0], dict)]
+    if lists:
+        raise InputError(
+            f"{source} is one JSON object, with rows inside of {listed(lists)}. This writes "
+            f"{'them' if len(lists) == 1 else f'those of {lists[0]!r}'} one on a line: "
+            f"jq -c {shlex.quote(f'.[{json.dumps(lists[0])}][]')} {file} > rows.jsonl"
+        )
+    columns = [len(values) for values in row.values() if isinstance(values, list | dict) and len(values) > 1]
+    if len(columns) > 1 and len(set(columns)) == 1:
+        of_dict = any(isinstance(values, dict) for values in row.values())
+        read = "pandas.read_json(sys.argv[1])" if of_dict else "pandas.DataFrame(json.load(open(sys.argv[1])))"
+        program = f"import json, pandas, sys; {read}.to_json(sys.argv[2], orient='records', lines=True)"
+        raise InputError(
+            f"{source} is one JSON object that holds a table column by column. This writes one row on a line: "
+            f'python -c "{program}" {file} rows.jsonl'
+        )
 
 
 def _words_for_names(source: Source) -> tuple[str, ...]:
@@ -172,6 +202,10 @@ def _find_label(seen: dict[str, list[str]], source: Source) -> str:
     if (named := _by_name(seen, LABEL_NAMES)) is not None:
         return named
     fits = [name for name, values in seen.items() if fits_label(values)]
+    if not fits and _by_name(seen, _TEXT_NAMES) is not None:  # many classes, beside a column that is surely none
+        fits = [
+            name for name, values in seen.items() if 3 * len(set(values)) <= len(values) and len(max(values, key=len)) <= 64
+        ]
     if len(fits) > 1:
         fits = [name for name in fits if name.strip().casefold() not in _TEXT_NAMES]
     if len(fits) == len(seen) == 2:  # short texts that repeat, such as names, beside what they are
@@ -187,7 +221,7 @@ def _find_label(seen: dict[str, list[str]], source: Source) -> str:
             "--set task.problem_type=multi_label_classification"
         )
     found = f"{listed(fits)} could all be it" if fits else f"none of {listed(list(seen))} has a few values that repeat"
-    numbers = [name for name in _numbers(seen) if name not in fits]
+    numbers = [name for name in _numbers(seen) if name not in fits and not _are_ids(seen[name])]
     score = f" To learn {numbers[0]!r} as a number: --set task.problem_type=regression" if len(numbers) == 1 else ""
     raise InputError(f"It is not clear which column of {source} holds the label: {found}. Name it with task.label.{score}")
 
@@ -226,6 +260,11 @@ def _numbers(seen: dict[str, list[str]]) -> list[str]:
     return [
         name for name, values in seen.items() if len(set(values)) > 1 and all(as_score(value) is not None for value in values)
     ]
+
+
+def _are_ids(values: Sequence[str]) -> bool:
+    """Whether these numbers count or name rows rather than say something of them: whole ones, each for one row."""
+    return len(set(values)) == len(values) and all(re.fullmatch(r"-?\d+", value) for value in values)
 
 
 def _find_text(seen: dict[str, list[str]], source: Source) -> str:

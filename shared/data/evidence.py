@@ -11,6 +11,7 @@ from memsup.shared.data.columns import Table
 from memsup.shared.data.doubts import Shown
 from memsup.shared.data.examples import Example, is_blank
 from memsup.shared.data.looks import Look, is_broken, look
+from memsup.shared.data.marks import mark_of
 
 MOST_LABELS = 1000
 """Data with more different labels are none of a classifier."""
@@ -63,6 +64,10 @@ class Evidence:
     first_broken: Shown | None = None
     same_as_label: int = 0
     """Of the texts that were looked at, how many are their label and nothing else."""
+    as_long_as_label: int = 0
+    """Of the texts that were looked at, how many have as many characters or words as their label says."""
+    marks: Counter[str] = field(default_factory=Counter)
+    """Rows of each mark that another column gives them."""
     header: Shown | None = None
     """The first row that repeats the names of the columns. None means that none does."""
     texts: dict[int, _Text] = field(default_factory=dict)
@@ -93,6 +98,8 @@ class Evidence:
                 names = (row.label,)
         for label in names:
             self._count(label, row)
+        if row.mark and (mark := mark_of(self.table.marks or "", row.mark)) and len(self.marks) < MOST_LABELS:
+            self.marks[mark] += 1
         columns = self.table.columns
         if (
             len(row.text) <= 2 * len(columns.text)
@@ -112,6 +119,7 @@ class Evidence:
             self.looks[label][look(row.text)] += 1
             self.with_fields[label] += _ends_with_field(row.text)
             self.same_as_label += _is(row.text, row.label)
+            self.as_long_as_label += row.label in (str(len(row.text)), str(len(row.text.split())))
             if is_broken(row.text):
                 self.broken += 1
                 self.first_broken = self.first_broken or _shown(row)
@@ -147,7 +155,8 @@ class Evidence:
 
 def _alike(text: str) -> str:
     """The same for texts that differ in case, in blanks, and in the signs at their ends alone."""
-    return " ".join(text.casefold().split()).strip(_AT_ENDS) or text.strip()
+    folded = text.casefold().replace("ı", "i").replace("i\u0307", "i")  # whose capitals are those of others in Turkish
+    return " ".join(folded.split()).strip(_AT_ENDS) or text.strip()
 
 
 def _is(value: str, name: str) -> bool:

@@ -30,6 +30,8 @@ class Example(NamedTuple):
     """The second text of a pair. It is None where there are no pairs."""
     labels: tuple[str, ...] = ()
     """The labels, where a text has several; empty too for a row that has none of them."""
+    mark: str = ""
+    """What another column says of the row (`marks.py`); empty where none does."""
 
 
 def read_examples(
@@ -39,12 +41,13 @@ def read_examples(
     *,
     only: frozenset[str] | None = None,
     problem_type: ProblemType = "single_label_classification",
+    marks: str | None = None,
 ) -> Iterator[Example]:
     """All rows in their order, one by one; of several labels `only` those, where that is given. Raises InputError at the first
     that cannot be used: broken, undecodable, without a label, or with one that is no number where that is learnt, or else not
-    among `known_labels`.
+    among `known_labels`. `marks` is the column that gives each its mark.
     """
-    for file, line, values in read_rows(source, columns.names()):
+    for file, line, values in read_rows(source, [*columns.names(), *filter(None, (marks,))]):
         value = values.get(columns.label)
         labels: tuple[str, ...] = ()
         if problem_type == "multi_label_classification":
@@ -77,6 +80,7 @@ def read_examples(
             line=line,
             text_pair=None if pair is None else as_text(values.get(pair), pair, file, line),
             labels=labels,
+            mark=str(mark) if marks and isinstance(mark := values.get(marks), str | int) else "",
         )
 
 

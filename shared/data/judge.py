@@ -8,19 +8,20 @@ shows in any language. All follows from `Evidence`; nothing is read.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from memsup.shared.data.columns import LABEL_NAMES, Table, fits_label, is_usual_name
 from memsup.shared.data.doubts import Doubt, DoubtKind, Shown, Verdict
 from memsup.shared.data.evidence import Evidence
 from memsup.shared.data.labels import judge_labels, keep, quoted
-from memsup.shared.data.layout import counted_in
+from memsup.shared.data.layout import Part, counted_in
 from memsup.shared.data.looks import Look, is_prose
+from memsup.shared.data.marks import REJECTED, part_said
 
 _ODD_SHARE = 0.5
 """So many of all texts, or nearly all of one label, have to be other than language."""
 _ODD_SHARE_OF_LABEL = 0.8
+_LENGTHS_SHARE = 0.8
 _BROKEN_SHARE = 0.03
 """A few broken characters are in most that was gathered from the net."""
 _LEAST_LOOKED_AT = 8
@@ -28,23 +29,6 @@ _LEAST_LOOKED_AT = 8
 _CONTRADICTED_SHARE = 0.4
 _SHARED_SHARE = 0.5
 _LEAST_EVALUATED = 10
-_REJECTED = frozenset(
-    ("reject", "rejected", "discard", "discarded", "ignore", "ignored", "skip", "skipped", "flagged", "cancelled")
-)
-_VERDICTS = _REJECTED | {
-    "accept",
-    "accepted",
-    "approve",
-    "approved",
-    "submitted",
-    "valid",
-    "validated",
-    "ok",
-    "keep",
-    "pending",
-    "draft",
-}
-"""What programs for labelling write beside a row: whether its label holds."""
 _KEYWORDS = ("keyword", "key_word", "tags", "关键词", "关键字")
 _LABELS_TOO = ("label", "rating", "star", "score", "sentiment", "class", "category", "标签", "评分", "星级")
 # fmt: off
@@ -97,21 +81,34 @@ def _columns(evidence: Evidence) -> Iterator[Doubt]:
                 f"{quoted(table.file_names)}. If they are, write them into a column 'label' of the rows.",
                 (f"task.label={table.columns.label}",),
             )
-    for name, values in unused.items():
-        said = Counter(value.strip().casefold() for value in values if value)
-        rejected = sorted(said.keys() & _REJECTED)
-        if rejected and said.keys() <= _VERDICTS:
-            rows = sum(said[word] for word in rejected)
-            yield Doubt(
-                DoubtKind.REJECTED_ROWS,
-                f"Column {name!r} says {' or '.join(map(repr, rejected))} of {rows:,} of {len(values):,} rows, which would be "
-                "trained on like all others: delete those that are not meant.",
-            )
+    yield from _marked(evidence)
     if "text" not in table.given and (unused_one := unused_text(table)):
         yield Doubt(
             DoubtKind.SECOND_TEXT,
             unused_one,
             (*(f"task.text_pair={name}" for name in _unused_texts(table)[:2]), f"task.text={table.columns.text}"),
+        )
+
+
+def _marked(evidence: Evidence) -> Iterator[Doubt]:
+    """Rows that are trained on though another column says that they are not meant for it."""
+    name, rows = evidence.table.marks, evidence.marks.total()
+    rejected = sorted(evidence.marks.keys() & REJECTED)
+    if rejected:
+        count = sum(evidence.marks[word] for word in rejected)
+        yield Doubt(
+            DoubtKind.REJECTED_ROWS,
+            f"Column {name!r} says {' or '.join(map(repr, rejected))} of {count:,} of {rows:,} rows, which would be "
+            "trained on like all others: delete those that are not meant.",
+        )
+    parts = {word: part for word in evidence.marks if (part := part_said(word)) is not None}
+    if len(set(parts.values())) > 1:
+        others = sorted(word for word, part in parts.items() if part is not Part.TRAIN)
+        said = " and ".join(f"{word!r} of {evidence.marks[word]:,}" for word in others)
+        yield Doubt(
+            DoubtKind.REJECTED_ROWS,
+            f"Column {name!r} says {said} of {rows:,} rows, which would be trained on like all others: write those of each "
+            "part into a file of its own, for task.train and task.eval.",
         )
 
 
@@ -224,6 +221,12 @@ def _texts(evidence: Evidence, *, contradictions: bool) -> Iterator[Doubt]:
             f"About {100 * evidence.same_as_label // looked} % of the texts are the row's label and nothing else, so there is "
             "nothing to learn.",
             tuple(others[:2]),
+        )
+    if looked and evidence.as_long_as_label >= _LENGTHS_SHARE * looked and evidence.as_long_as_label >= _LEAST_LOOKED_AT:
+        yield Doubt(
+            DoubtKind.SCALE,
+            f"The labels of about {100 * evidence.as_long_as_label // looked} % of the rows are the length of their text, and "
+            "not what it is: name the column of labels with task.label.",
         )
     if (shown := evidence.first_broken) is not None and evidence.broken >= max(2, _BROKEN_SHARE * looked):
         yield Doubt(

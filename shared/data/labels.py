@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 import unicodedata
@@ -14,8 +15,8 @@ from memsup.shared.data.doubts import Doubt, DoubtKind
 from memsup.shared.data.evidence import Evidence
 from memsup.shared.data.examples import sorted_labels
 from memsup.shared.data.layout import counted_in
-from memsup.shared.data.looks import Look, look, words
-from memsup.shared.data.missing import MISSING, PERHAPS_MISSING, SAYS_MISSING
+from memsup.shared.data.looks import Look, is_broken, look, words
+from memsup.shared.data.missing import MISSING, PERHAPS_MISSING, REFUSES, SAYS_MISSING
 from memsup.shared.data.targets import SEPARATORS, as_score
 
 _FEW_ROWS = 8
@@ -27,12 +28,16 @@ _MANY_ROWS = 30
 """Classes below this are all small; nothing is few among them."""
 _MOST_STEPS = 15
 """So many whole numbers and more may be a scale; fewer are stars, grades or classes."""
+_FIRST_CODES = (100, 1000, 10000)
+"""Numbers of classes begin at such ones as well."""
 _MOST_FROM_ONE = 30
 """Programs number many classes from 0; so many from 1 are minutes, ages or points."""
 _LEAST_LOOKED_AT = 8
 """A share says something of so many texts and more."""
 _FEWEST_YEARS = 4
 """So many years in a row are no numbers of classes."""
+_ACCENTED_CHARS = 5
+"""So long words and longer are no others without their accents."""
 _SLIP_CHARS = 6
 _SLIP_FEWER_BY = 5
 """A slip is in few of the rows; two classes whose names differ by one letter have more."""
@@ -42,9 +47,24 @@ _PRINTED = re.compile(
     r"(?:tensor|array|ndarray|scalar|[a-z_]\w*(?:\.[A-Za-z_]\w*)+|u?int\d*|float\d*|str|bool|[A-Z]\w*)\((?![\s)]).*\)"
     r"|[bru]+(['\"]).*\1|<[\w.]+(?::| object at| at) ?.*>",
 )
+_FORMULA = re.compile(r"=\s*(?:[A-Z][A-Z0-9.]*\(.*|(?:[\w' .]+!)?\$?[A-Z]{1,3}\$?\d+(?:\W.*)?)", re.DOTALL)
+"""What a cell of a spreadsheet is computed by: `=IF(B2>3,"pos","neg")`, `=B2`."""
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_TAGS = re.compile(r"(?:<[^<>\s]+>){2,}")
+"""Several labels as some sites export them: `<python><pandas>`."""
+_ADDRESS = re.compile(
+    r"[^\s@]+@[^\s@]+\.\w{2,}|(\d{1,3}\.){3}\d{1,3}(:\d+)?|(?=.*\d)[0-9a-fA-F]{16,}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+    r"|\+\d[\d\s()/.-]{6,}\d"
+)
+"""What names a person, a machine or a thing, and no class: of mail, IP, hashes, telephones."""
+_COUNTED = re.compile(
+    r"(.*[^\W\d_])\s*(?:[(（\[]\s*[nN×x=]*\s*\d{1,5}(?:\s*[^\W\d_]{1,10})?\s*[)）\]]|[:：=×]\s*\d{1,5}|\s[x×]\d{1,5})"
+)
+"""A label and how often it was given: `pos (3)`, `neg: 12`, `pos x2`."""
 _DATE = re.compile(
     r"\d{4}[-/.年]\d{1,2}[-/.月]?(\d{1,2}日?)?.*|\d{1,2}[./]\d{1,2}[./]\d{2,4}(\W.*)?|\d{1,2}月\d{1,2}日"
     r"|\d{4}-?W\d{2}|Q[1-4]\W?\d{4}|\d{4}\W?Q[1-4]|(19|20)\d{2}(0[1-9]|1[0-2])([0-3]\d)?|\d+ days? \d{2}:\d{2}:\d{2}.*"
+    r"|\d+\s?(?:h|hrs?|hours?|min|m|小时|分钟?)\s?\d+\s?(?:min|mins|minutes|m|s|secs?|分钟?|秒)(?:\s?\d+\s?(?:s|secs?|秒))?"
     r"|\d{1,2}[:时h]\d{2}(:\d{2}([.,]\d+)?)?分?\s?([AaPp]\.?[Mm]\.?|Uhr|h)?|\d{1,2}\s?[AaPp]\.?[Mm]\.?"
 )
 # fmt: off
@@ -60,8 +80,10 @@ _OF_DATES = frozenset((
 ))
 # fmt: on
 _AND = "and|or|und|oder|et|ou|y|e|и|و|og|och|en|ve|dan"
-_JOINS = "&/#~^$@\\"
+_JOINS = "&/~^$\\"
 """Signs that join two labels wherever both are labels by themselves."""
+_BEFORE_EACH = "#@"
+"""Signs that do so, and may stand before the first label as well."""
 _CLASS_OF_ITS_OWN = 0.7
 """Of the rows of one part, what a single label joined by a word has where it is a class of its own."""
 _SEVERAL = ("task.problem_type=multi_label_classification",)
@@ -90,7 +112,11 @@ def judge_labels(evidence: Evidence) -> Iterator[Doubt]:
     """Each label is told of once, by the first that finds it odd."""
     left = dict(evidence.labels)
     several = evidence.table.problem_type == "multi_label_classification"
-    finders = (_no_label, _spellings, _rare) if several else (_header, _no_label, _joined, _spellings, _scale, _parts, _rare)
+    finders = (
+        (_broken, _no_label, _spellings, _rare)
+        if several
+        else (_header, _broken, _no_label, _joined, _spellings, _scale, _parts, _rare)
+    )
     for find in finders:
         for doubt in find(evidence, left):
             yield replace(doubt, settle=()) if several else doubt  # `task.labels` chooses among classes
@@ -109,6 +135,26 @@ def _header(evidence: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             f"as a row{again}: delete it there.",
             keep(left, {row.label}),
             (row.label,),
+        )
+
+
+def _broken(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
+    """Labels that are no values: characters that a wrong encoding has broken, formulas."""
+    if broken := [label for label in left if is_broken(label)]:
+        yield Doubt(
+            DoubtKind.BROKEN_TEXT,
+            f"The characters of {_plural(len(broken), 'label')} are broken, such as {broken[0]!r}: somewhere they were "
+            "read in a wrong encoding; get them anew from where they were right.",
+            (),
+            tuple(broken),
+        )
+    if formulas := [label for label in left if _FORMULA.fullmatch(label)]:
+        yield Doubt(
+            DoubtKind.SPELLINGS,
+            f"{_plural(len(formulas), 'label is a formula', 'labels are formulas')} of a spreadsheet, such as "
+            f"{formulas[0][:80]!r}, and not what it comes to: save the values alone.",
+            (),
+            tuple(formulas),
         )
 
 
@@ -136,11 +182,15 @@ def _stands_for_nothing(label: str, left: dict[str, int]) -> bool:
         return True  # as Python writes it
     if any(bare != other.casefold() and bare.endswith(other.casefold()) for other in others if len(other) > 2):
         return False  # known and unknown, sure and not sure
-    if bare in PERHAPS_MISSING:
+    if bare in PERHAPS_MISSING or any(part.strip() in PERHAPS_MISSING for part in re.split("[/|]", bare)):
         return 2 * left[label] < rising[len(rising) // 2]
     if not any(map(str.isalnum, label)) and all(unicodedata.category(sign)[0] == "P" for sign in label):
         return sum(any(map(str.isalnum, other)) for other in others) >= 2
     if bare in MISSING or label.casefold() in MISSING or SAYS_MISSING.fullmatch(bare):
+        return True
+    if REFUSES.fullmatch(bare) and words(label) > 2 and sum(words(other) <= 2 for other in others) >= 2:
+        return True
+    if len(others) >= 2 and words(label) >= 4 and max(map(words, others)) <= 1 and 4 * left[label] < rising[0]:
         return True
     if any(part.strip() in MISSING for part in re.split("[/|]", bare) if len(part.strip().encode()) > 3):
         return True  # other/unknown
@@ -199,13 +249,15 @@ def _odd_numbers(left: dict[str, int]) -> set[str]:
 
 
 def _joined(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
-    lists = [label for label in left if _is_list(label)]
-    if lists and 2 * len(lists) >= len(left):
+    tagged = [label for label in left if _TAGS.fullmatch(label)]
+    lists = tagged or [label for label in left if _is_list(label)]
+    if tagged or (lists and 2 * len(lists) >= len(left)):
         yield Doubt(
             DoubtKind.JOINED_LABELS,
             f"{len(lists):,} of {len(left):,} labels are lists, such as {lists[0]!r}, and each would become a class; "
-            "a text has one label here, unless several a text are to be learnt.",
-            _SEVERAL,
+            "a text has one label here, unless several a text are to be learnt"
+            + (", for which write | between them." if tagged else "."),
+            () if tagged else _SEVERAL,
             tuple(lists),
         )
         return
@@ -236,7 +288,8 @@ def _joined_by(sign: str, rows: dict[str, int]) -> list[str]:
     """The labels that `sign` joins out of others. Names such as "Sci/Tech", and paths such as "sport/tennis", are none: what is
     joined comes in other company as well, all of it. Nor is "black and white" where it has about as many rows as the two.
     """
-    labels = set(rows)
+    whole = {label.strip(sign) if sign in _BEFORE_EACH else label: label for label in rows}
+    labels = set(whole)
     parts = {label: [part.strip() for part in (label.split(sign) if sign != " " else label.split())] for label in labels}
     parts = {label: found for label, found in parts.items() if len(found) > 1 and all(found) and _number(label) is None}
     if not parts:
@@ -249,8 +302,8 @@ def _joined_by(sign: str, rows: dict[str, int]) -> list[str]:
             company[part].add(label)
             places[part].add(place)
     of_known = [label for label, found in parts.items() if all(part in alone for part in found)]
-    if sign in _JOINS and of_known:
-        return sorted(of_known)
+    if sign in _JOINS + _BEFORE_EACH and of_known:
+        return sorted(whole[label] for label in of_known)
     if sign.strip().isalpha() and len(of_known) == len(parts) == 1:
         return [label for label in of_known if rows[label] < _CLASS_OF_ITS_OWN * min(rows[part] for part in parts[label])]
     strong = len(sign) > 1 or sign in "|;；、,，+\n"
@@ -260,7 +313,7 @@ def _joined_by(sign: str, rows: dict[str, int]) -> list[str]:
     else:
         free = [label for label, found in parts.items() if all(part in alone or len(places[part]) > 1 for part in found)]
         enough = len(free) >= max(3, 0.8 * len(parts))
-    return sorted(free, key=lambda label: (label.count(sign), label)) if enough else []
+    return sorted((whole[label] for label in free), key=lambda label: (label.count(sign), label)) if enough else []
 
 
 def _spellings(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
@@ -273,6 +326,8 @@ def _spellings(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
         base = re.match(r"(.*?\w)\s*[?!(*（？！]", label)
         if base and base[1] in left and 10 * left[label] < left[base[1]] and not any(label in group for group in groups):
             groups.append([base[1], label])
+    in_groups = {name for group in groups for name in group}
+    groups += [pair for pair in (*_behind_something(left), *_in_two_scripts(left)) if not in_groups.intersection(pair)]
     groups += _nearly_the_same([label for label in left if not any(label in group for group in groups)], left)
     if groups:
         shown = "; ".join(" and ".join(f"{name!r} ({left[name]:,})" for name in group[:3]) for group in groups[:3])
@@ -282,6 +337,16 @@ def _spellings(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             f"own: {shown}; make them one in the data.",
             (),
             tuple(name for group in groups for name in group[1:]),
+        )
+        return
+    marked_up = [label for label in left if _TAG.sub("", label) not in ("", label)]
+    if marked_up and len(marked_up) == len(left):
+        yield Doubt(
+            DoubtKind.SPELLINGS,
+            f"All {len(left):,} labels hold marks of HTML, such as {marked_up[0]!r}, which would be part of them: write the "
+            "words alone.",
+            (),
+            (marked_up[0],),
         )
         return
     in_quotes = [label for label in left if re.fullmatch(r"(['\"]).+\1", label)]
@@ -321,6 +386,49 @@ def _is_printed(label: str) -> bool:
     return _PRINTED.fullmatch(label) is not None
 
 
+def _behind_something(left: dict[str, int]) -> Iterator[list[str]]:
+    """Pairs of a label and the same one behind a number or a word and a sign: `1 - negative`, `Label: negative`."""
+    folded = {_folded(label): label for label in left}
+    numbered = [
+        (label, match[1]) for label in left if (match := re.fullmatch(r"\d{1,3}\s*[-–:.)）、．]\s*(.*[^\W\d_].*)", label))
+    ]
+    worded = [(label, match[1]) for label in left if (match := re.fullmatch(r"[^\W\d_]+\s*[:=：]\s*(.*\w.*)", label))]
+    for found in (numbered, worded):
+        pairs = [[folded[_folded(rest)], label] for label, rest in found if _folded(rest) in folded]
+        yield from pairs if len(pairs) > (found is worded) else ()
+
+
+def _in_two_scripts(left: dict[str, int]) -> Iterator[list[str]]:
+    """Pairs of a label in simplified and one in traditional Chinese: 体育 and 體育."""
+    traditional = [label for label in left if any(map(_is_traditional, label))]
+    for there in traditional:
+        for here in left:
+            differ = [(one, other) for one, other in zip(here, there, strict=False) if one != other]
+            if (
+                len(here) == len(there)
+                and differ
+                and all(
+                    _is_traditional(other)
+                    and _has_sign("gb2312", one)
+                    and (len(differ) < len(here) or not _has_sign("big5", one))
+                    for one, other in differ
+                )
+            ):
+                yield [here, there]
+
+
+def _is_traditional(sign: str) -> bool:
+    return _has_sign("big5", sign) and not _has_sign("gb2312", sign)
+
+
+def _has_sign(codec: str, sign: str) -> bool:
+    try:
+        sign.encode(codec)
+    except UnicodeError:
+        return False
+    return True
+
+
 def _nearly_the_same(labels: Sequence[str], left: dict[str, int]) -> list[list[str]]:
     """Pairs of words of which one is a slip of the other, the more frequent one first: `postive`, `complaints`. Where all
     labels are pairs of a word and its beginning (neg, negative, pos, positive), those as well.
@@ -328,9 +436,11 @@ def _nearly_the_same(labels: Sequence[str], left: dict[str, int]) -> list[list[s
     plain = [label for label in labels if label.isalpha() and 3 <= len(label) <= 40]
     by_rest: dict[str, set[str]] = defaultdict(set)
     for label in plain:
+        if len(label) >= _SLIP_CHARS - 1:
+            by_rest[label.casefold()].add(label)
         if len(label) >= _SLIP_CHARS:
-            for rest in (label, *(label[:place] + label[place + 1 :] for place in range(1, len(label)))):
-                by_rest[rest.casefold()].add(label)
+            for place in range(1, len(label)):
+                by_rest[(label[:place] + label[place + 1 :]).casefold()].add(label)
     pairs = {tuple(sorted(names, key=lambda name: (-left[name], name))) for names in by_rest.values() if len(names) == 2}
     slips = sorted([many, few] for many, few in pairs if _SLIP_FEWER_BY * left[few] <= left[many])
     if slips:
@@ -346,21 +456,30 @@ def _nearly_the_same(labels: Sequence[str], left: dict[str, int]) -> list[list[s
     return sorted(beginnings) if len(beginnings) >= 2 and len(paired) == 2 * len(beginnings) == len(left) else []
 
 
+_ALIKE = str.maketrans("АВЕЅІЈКМНОРСТХУΑΒΕΖΗΙΚΜΝΟΡΤΥΧаеѕіјорсхуο", "ABESIJKMHOPCTXYABEZHIKMNOPTYXaesijopcxyo")
+"""Letters of Cyrillic and Greek that look like Latin ones."""
 _QUOTES = " \t\"'`“”‘’"
-_STOPS = ".,;:!。，；：！"
+_STOPS = ".,;:!?。，；：！？"
 
 
 def _folded(label: str, plain_numbers: Collection[str] = ()) -> str:
     """The label without what hardly tells one from another: case, width, blanks, quotation marks, brackets around it, invisible
     signs. A number is the same with and without its unit where it stands among `plain_numbers`.
     """
-    text = unicodedata.normalize("NFKC", label).casefold()
+    text = html.unescape(_TAG.sub("", label)).strip() or label
+    if emphasized := re.fullmatch(r"([*_~`]{1,3})(.*\w.*)\1", text):
+        text = emphasized[2]
+    if any(map(str.isascii, filter(str.isalpha, text))) or len(text) == 1:
+        text = text.translate(_ALIKE)
+    text = unicodedata.normalize("NFKC", text).casefold()
     text = "".join(
         sign for sign in text if unicodedata.category(sign) not in ("Cf", "Mn") or sign.isalnum() or ord(sign) < 0x2000
     )
-    if inner := re.fullmatch(r"\s*[(\[【「『]([^()\[\]]+)[)\]】」』]\s*", text):
+    if inner := re.fullmatch(r"\s*[(\[<【「『]([^()\[\]<>]+)[)\]>】」』]\s*", text):
         text = inner[1]
     text = text.lstrip(_QUOTES).rstrip(_QUOTES + _STOPS) or text
+    if sum(map(str.isalpha, text)) >= _ACCENTED_CHARS and any("\u00c0" <= sign < "\u0250" for sign in text):
+        text = "".join(sign for sign in unicodedata.normalize("NFD", text) if unicodedata.category(sign) != "Mn")
     number = _number(text)
     if number is not None:
         folded = repr(float(number))
@@ -378,6 +497,20 @@ def _scale(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             f"{len(measured):,} labels carry a number, such as {measured[0][0]!r}: each would become a class of its own.",
             (),
             tuple(match[0] for match in measured),
+        )
+        return
+    counted: dict[str, list[str]] = defaultdict(list)
+    for label in left:
+        if match := _COUNTED.fullmatch(label):
+            counted[match[1]].append(label)
+    with_numbers = [label for labels in counted.values() if len(labels) > 1 for label in labels]
+    if len(counted) > 1 and 2 * len(with_numbers) > len(left) and min(map(len, counted.values())) > 1:
+        yield Doubt(
+            DoubtKind.SCALE,
+            f"{len(with_numbers):,} labels are {len(counted)} with numbers behind them, such as {with_numbers[0]!r}: each "
+            "would become a class of its own.",
+            (),
+            tuple(with_numbers),
         )
         return
     dates = [label for label in left if _is_date(label)]
@@ -438,6 +571,8 @@ def _is_scale(values: list[int], rows: dict[int, int]) -> bool:
     span = high - low + 1
     if low in (0, 1) and high == 100:
         return True
+    if low in _FIRST_CODES and span < 3 * len(values) and span <= low:
+        return False
     if span > 12 * len(values):
         return False
     if low not in (0, 1) or len(values) < 0.97 * span or (low == 1 and len(values) >= _MOST_FROM_ONE):
@@ -521,11 +656,15 @@ def _parts(evidence: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             tuple(users),
         )
         return
-    links = [label for label in left if "://" in label or label.count("/") > 2 or look(label) is Look.DATA]
+    links = [
+        label
+        for label in left
+        if "://" in label or label.count("/") > 2 or look(label) is Look.DATA or _ADDRESS.fullmatch(label)
+    ]
     if len(links) >= 3 and 2 * len(links) > len(left):
         yield Doubt(
             DoubtKind.PARTS,
-            f"{len(links):,} of {len(left):,} labels are links, paths or data, such as {links[0][:80]!r}.",
+            f"{len(links):,} of {len(left):,} labels are links, paths, addresses or data, such as {links[0][:80]!r}.",
             (),
             tuple(links),
         )
@@ -555,7 +694,9 @@ def _is_note(label: str) -> bool:
 
 def _number(label: str) -> float | None:
     """The number that a label is, with a sign of money, a percentage or a unit at most. None means that it is none."""
-    match = re.fullmatch(r"[^\w\s.,+-]?\s*([+-]?\d{1,12}(?:[.,]\d{1,12})?)\s*(\W?[^\W\d_]{1,8}\.?|/\s*\d+|\W)?", label)
+    match = re.fullmatch(
+        r"[^\w\s.,+-]?\s*([+-]?\d{1,12}(?:[.,]\d{1,12})?(?:[eE][+-]?\d{1,3})?)\s*(\W?[^\W\d_]{1,8}\.?|/\s*\d+|\W)?", label
+    )
     return float(match[1].replace(",", ".")) if match else None
 
 

@@ -159,7 +159,7 @@ def part_of(name: str) -> Part | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _is_part(name: str) -> bool:
+def is_part(name: str) -> bool:
     """Whether a name, its number aside, is that of a part and nothing else: no label is called so."""
     return re.sub(r"[\W_\d]+", "", stem_of(name).casefold()) in _PART_NAMES
 
@@ -361,7 +361,7 @@ def text_files(paths: Sequence[Path], where: Path | None = None) -> Layout:
     all_say = len(others) > 1 and all(part_of(path.name) for path in others)  # reviews_train.txt, reviews_test.txt
     parts: dict[Part | None, list[Path]] = {}
     for path in others:
-        if all_say or _is_part(path.name):
+        if all_say or is_part(path.name):
             parts.setdefault(part_of(path.name), []).append(path)
     if not parts:
         return Layout({None: [DataFile(path, Kind.TEXTS, stem_of(path.name)) for path in paths]})
@@ -425,7 +425,7 @@ def _document_folders(folder: _Folder) -> dict[str, Sequence[str]]:
     """The texts in each folder that has any; parts are none of them."""
     found = {}
     for name in folder.folders[: _MOST_FOLDERS + 1] if folder.depth < _DEPTH else ():
-        if not _is_part(name) and (texts := documents_of(folder.inside(name).files)):
+        if not is_part(name) and (texts := documents_of(folder.inside(name).files)):
             found[name] = texts
     return found
 
@@ -458,7 +458,7 @@ def documents(folder: Path) -> Iterator[Path]:
 
 def _part_folders(folder: _Folder) -> Layout | None:
     """`train/` and `test/`, each with data of its own."""
-    named = [name for name in folder.folders if _is_part(name)]
+    named = [name for name in folder.folders if is_part(name)]
     if not named and len(folder.folders) > 1 and all(map(part_of, folder.folders)):
         named = folder.folders  # 20news-bydate-train, 20news-bydate-test
     if folder.depth >= _DEPTH or not named:

@@ -43,6 +43,8 @@ _CASED_WORD = re.compile(r"(?<![^\W\d_])[^\W\d_]{2,}")
 def look(text: str) -> Look:
     """What `text`, which is not blank, looks like."""
     head = text[:_HEAD_CHARS].strip()
+    if head[:2] in ("b'", 'b"') and text.rstrip()[-1:] == head[1]:
+        return Look.DATA  # bytes, as Python prints them
     tokens = head.split(None, _MOST_TOKENS)[:_MOST_TOKENS]
     if len(tokens) > 3 and sum(token.isalpha() for token in tokens) * 2 > len(tokens):
         return Look.LANGUAGE  # nearly all texts, so they are found first

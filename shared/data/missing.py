@@ -49,8 +49,9 @@ MISSING = frozenset((
     "tidak tahu", "tak diketahui", "hindi alam",
 ))
 PERHAPS_MISSING = frozenset((
-    "none", "empty", "skip", "skipped", "invalid", "error", "ignore", "ignored", "deleted", "removed", "unsure",
-    "not sure", "unclear", "undecided", "indeterminate", "unklar", "unentschieden", "onduidelijk", "uklart", "oklart",
+    "none", "empty", "abstain", "unverified", "unclassified", "unrated", "tie", "skip", "skipped", "invalid",
+    "error", "ignore", "ignored", "deleted", "removed", "unsure", "not sure", "unclear", "undecided",
+    "indeterminate", "unklar", "unentschieden", "onduidelijk", "uklart", "oklart",
     "неясно", "непонятно", "незрозуміло", "niejasne", "ασαφέσ", "epäselvä", "belirsiz", "tidak jelas", "无", "空",
     "なし", "нет", "aucun", "ninguno", "keine", "yok", "boş", "brak", "vide", "vacío", "leer", "leeg", "nessuno",
     "nenhum", "geen",
@@ -78,4 +79,11 @@ SAYS_MISSING = re.compile(
     r"[数數][据據]|[审審]核?|[处處]理|填写?|[确確]定|打[标標][签籤]?|[评評])([类類]|的)?"
 )
 """Words for "no", "not" and "without", with those for "data", "label" and "given", in several languages."""
+REFUSES = re.compile(
+    r"(error|exception|traceback|failed|timeout)\b[:\s].*|[45]\d\d [a-z].*|.*\brate limit.*|as an? (ai|llm|language)\b.*"
+    r"|(i'?m|i am) (sorry|unable|not able)\b.*|i (can'?t|cannot|can not)\b.*"
+    r"|(对不起|抱歉|很抱歉|作为一个?(ai|人工智能|语言模型)).*",
+    re.DOTALL,
+)
+"""What a program that was asked for labels answers in place of one."""
 # fmt: on

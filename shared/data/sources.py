@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import difflib
 import glob
+import hashlib
 import importlib.util
 import os
 import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -34,11 +36,15 @@ from memsup.shared.data.layout import (
 )
 from memsup.shared.data.lines import first_bytes
 from memsup.shared.data.packing import foreign_format, packing_of, unpack_command
+from memsup.shared.files import open_regular
 
 _TAGGED = "{} has a word and its tag on each line. To learn those: --set task.kind=token-classification"
 _EXTRAS = {"snownlp": "memsup[demo]"}
 _MOST_FILES = 10_000
 """More are no list that anybody named; of a folder of texts every file counts as a part of one."""
+_COMPARED_BYTES = 1 << 20
+_FEWEST_COMPARED_BYTES = 4096
+"""Smaller files may be alike: shards that came out empty, texts of a word."""
 _BINARY = {b"PAR1": Kind.PARQUET, b"ARROW1": Kind.ARROW}
 
 
@@ -68,11 +74,40 @@ def locate(value: str | Sequence[str], *, evaluates: bool = False) -> Source:
     values = [value] if isinstance(value, str) else list(value)
     paths = [path for each in values for path in paths_of(each)]
     try:
-        if len(paths) == 1:
-            return _of_folder(paths[0], evaluates) if paths[0].is_dir() else Source(str(paths[0]), (_of_file(paths[0]),))
-        return _of_several(paths, evaluates)
+        if len(paths) > 1 or not paths:
+            source = _of_several(paths, evaluates)
+        elif paths[0].is_dir():
+            source = _of_folder(paths[0], evaluates)
+        else:
+            source = Source(str(paths[0]), (_of_file(paths[0]),))
+        _refuse_copies(source.files)
+        return source
     except OSError as error:
         raise InputError(f"{error.filename or paths[0]} cannot be looked at: {error.strerror}.") from None
+
+
+def _refuse_copies(files: Sequence[DataFile]) -> None:
+    """Raises InputError where a file has the content of another, as `train (1).csv` has: its rows would count twice."""
+    seen: dict[tuple[int, bytes], Path] = {}
+    sizes: dict[int, list[Path]] = defaultdict(list)
+    for file in files:
+        if file.kind is not Kind.DOCUMENTS:
+            sizes[file.path.stat().st_size].append(file.path)
+    for size, paths in sizes.items():
+        for path in paths if size >= _FEWEST_COMPARED_BYTES and len(paths) > 1 else ():
+            first = seen.setdefault((size, _ends(path, size)), path)
+            if first != path:
+                raise InputError(f"{path} has the same content as {first}, so each of its rows would count twice: delete one.")
+
+
+def _ends(path: Path, size: int) -> bytes:
+    """A hash of the beginning and the end of a file of `size` bytes."""
+    with os.fdopen(open_regular(path)[0], "rb") as file:
+        content = hashlib.blake2b(file.read(_COMPARED_BYTES))
+        if size > _COMPARED_BYTES:
+            file.seek(-min(_COMPARED_BYTES, size - _COMPARED_BYTES), os.SEEK_END)
+            content.update(file.read(_COMPARED_BYTES))
+    return content.digest()
 
 
 def paths_of(value: str) -> list[Path]:

@@ -362,7 +362,8 @@ def _read(arrow: Path, source: Source, located: Located, boundary: Boundary) -> 
             evidence = Evidence(_columns_of(part, source) if trains else look_for_the_same(part, of_part[0].table), only)
             evidence.complete = False
             known = None if trains or only else frozenset(of_part[0].labels)
-            examples = read_examples(part, evidence.table.columns, known, only=only, problem_type=source.problem_type)
+            columns, marks = evidence.table.columns, evidence.table.marks
+            examples = read_examples(part, columns, known, only=only, problem_type=source.problem_type, marks=marks)
             for chunk in _chunks(examples, _text_of):
                 boundary()
                 rows = [row for row in chunk if evidence.takes(row)]

@@ -67,7 +67,7 @@ def test_labels_of_any_length_are_judged_at_once(unit: str) -> None:
 def test_of_generated_sets_none_that_is_spoilt_is_clear_and_none_that_is_clean_is_doubted(tmp_path: Path) -> None:
     """Each family and each way of spoiling once; `benchmarks/intake.py` does a thousand."""
     wrong = []
-    for number, case in enumerate(intake.cases(2 * len(intake.CLEAN), seed=1)):
+    for number, case in enumerate(intake.cases(2 * max(len(intake.CLEAN), len(intake.SPOILT)), seed=1)):
         folder = tmp_path / str(number)
         folder.mkdir()
         found, why = intake.answer(case.data, folder)
@@ -83,6 +83,29 @@ def test_of_generated_sets_none_that_is_spoilt_is_clear_and_none_that_is_clean_i
 @pytest.mark.parametrize(
     ("labels", "kind"),
     [
+        ({'=IF(C2>3,"pos","neg")': 80, '=IF(C3>3,"pos","neg")': 80}, DoubtKind.SPELLINGS),
+        ({"pos": 100, "<b>pos</b>": 40, "neg": 120}, DoubtKind.SPELLINGS),
+        ({"<b>pos</b>": 40, "<b>neg</b>": 40}, DoubtKind.SPELLINGS),
+        ({"R&D": 100, "R&amp;D": 40, "HR": 120}, DoubtKind.SPELLINGS),
+        ({"positive": 100, "**positive**": 40, "negative": 120}, DoubtKind.SPELLINGS),
+        ({"pos": 100, "neg": 100, "pos?": 90, "neg??": 90}, DoubtKind.SPELLINGS),
+        ({"négatif": 100, "negatif": 100, "positif": 100}, DoubtKind.SPELLINGS),
+        ({"体育": 100, "财经": 100, "體育": 90, "財經": 90}, DoubtKind.SPELLINGS),
+        ({"A": 100, "B": 100, "\N{CYRILLIC CAPITAL LETTER A}": 90}, DoubtKind.SPELLINGS),
+        ({"1 - negative": 70, "3 - positive": 70, "negative": 80, "positive": 80}, DoubtKind.SPELLINGS),
+        ({"Label: negative": 70, "Label: positive": 70, "negative": 80, "positive": 80}, DoubtKind.SPELLINGS),
+        ({"color": 190, "size": 190, "colour": 18}, DoubtKind.SPELLINGS),
+        ({"n\u00c3\u00a9gatif": 100, "positif": 100}, DoubtKind.BROKEN_TEXT),
+        ({"neg (1)": 70, "neg (2)": 70, "pos (1)": 70, "pos (3)": 70}, DoubtKind.SCALE),
+        ({"1h 10m": 30, "1h 20m": 30, "2h 5m": 30}, DoubtKind.SCALE),
+        ({"1e-05": 90, "0.5": 90, "1.5e-3": 90}, DoubtKind.SCALE),
+        ({"<python><pandas>": 60, "<python>": 90, "<numpy>": 90}, DoubtKind.JOINED_LABELS),
+        ({"#food": 50, "#price": 50, "#food #price": 30}, DoubtKind.JOINED_LABELS),
+        ({"ann@corp.example": 60, "bob@corp.example": 60, "li@corp.example": 60}, DoubtKind.PARTS),
+        ({"10.0.0.1": 60, "10.0.0.2": 60, "10.0.0.3": 60}, DoubtKind.PARTS),
+        ({"pos": 180, "neg": 180, "429 Too Many Requests": 12}, DoubtKind.NO_LABEL),
+        ({"pos": 180, "neg": 180, "As an AI language model": 10}, DoubtKind.NO_LABEL),
+        ({"A": 180, "B": 180, "tie/unclear": 20}, DoubtKind.NO_LABEL),
         ({"neg": 156, "pos": 156, "-1": 8}, DoubtKind.NO_LABEL),
         ({"neg": 156, "pos": 156, "-100": 8}, DoubtKind.NO_LABEL),
         ({"0": 156, "1": 156, "-1": 8}, DoubtKind.NO_LABEL),
@@ -226,6 +249,18 @@ def test_labels_that_are_no_classes_are_doubtful(labels: dict[str, int], kind: D
         {"0-12": 50, "13-17": 50, "65+": 50},
         {"劳动人事争议仲裁与社会保险": 50, "房屋租赁与物业服务合同纠纷": 50},
         {"Statement": 50, "Statement (opinion)": 50},
+        {str(code): 50 for code in range(100, 117) if code not in (105, 111)},
+        {"true": 50, "false": 50, "unverified": 50, "non-rumor": 50},
+        {"yes": 50, "no": 50, "abstain": 50},
+        {"A*": 50, "A": 50, "B": 50},
+        {"+": 50, "-": 50, "0": 50},
+        {"resume": 50, "rocket": 50, "résumé writing": 50},
+        {"ma": 50, "má": 50},
+        {"Ep. 1": 50, "Ep. 2": 50, "Vol. 1": 50},
+        {"sub: a": 50, "dom: b": 50, "a": 50},
+        {"体育": 50, "體操": 50, "财经": 50},
+        {"10.1": 50, "a.b": 50, "1.2.3": 50},
+        {"benign": 50, "malignant": 50, "carcinoma in situ of the breast": 30},
         {"comp.sys.mac": 50, "rec.autos": 50, "sci.space": 50, "sci.med": 50},
     ],
     ids=str,
@@ -322,6 +357,37 @@ def test_rows_that_somebody_has_rejected_are_asked_about(tmp_path: Path) -> None
     assert kinds(verdict) == [DoubtKind.REJECTED_ROWS]
     assert "Column 'answer' says 'ignore' or 'reject' of 60 of 120 rows" in verdict.doubts[0].what
     assert judged(tmp_path / "a.csv", content.replace("reject", "accept").replace("ignore", "accept")).answer is Answer.CLEAR
+
+
+@pytest.mark.parametrize(
+    ("column", "train", "other", "says"),
+    [
+        ("split", "train", "test", "'test' of 300 of 1,500 rows"),
+        ("subset", "训练集", "测试集", "'测试集' of 300"),
+        ("is_valid", "False", "True", "'valid true' of 300"),
+    ],
+)
+def test_rows_of_another_part_are_asked_about_wherever_they_stand(
+    tmp_path: Path, column: str, train: str, other: str, says: str
+) -> None:
+    """They come behind the rows in which columns are looked for, as parts that were put together do."""
+    content = table(f"text,label,{column}", lambda n: f"{said(n)},{'ab'[n % 2]},{train if n < 1200 else other}", 1500)
+    verdict = judged(tmp_path / "a.csv", content)
+    assert kinds(verdict) == [DoubtKind.REJECTED_ROWS]
+    assert says in verdict.doubts[0].what
+    assert judged(tmp_path / "a.csv", content.replace(other, train)).answer is Answer.CLEAR
+
+
+def test_labels_that_are_the_lengths_of_their_texts_are_doubtful() -> None:
+    rows = [(f"the room was {'very ' * (n % 5)}fine {n}", str(n % 5 + 5)) for n in range(100)]
+    assert kinds(judge(evidence_of(rows))) == [DoubtKind.SCALE]
+    assert judge(evidence_of([(text, label if n % 2 else "7") for n, (text, label) in enumerate(rows)])).answer is Answer.CLEAR
+
+
+def test_a_column_of_very_many_classes_is_found_beside_one_that_is_called_text(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(table("text,intent", lambda n: f"{said(n)},intent_{n % 150}", 900), encoding="utf-8")
+    assert len(check_data(str(file), budget_s=60).labels) == 150
 
 
 def test_columns_of_names_dates_and_copies_are_no_second_text(tmp_path: Path) -> None:

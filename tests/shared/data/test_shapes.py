@@ -336,6 +336,33 @@ def test_class_labels_decimals_and_bytes_in_parquet_are_what_they_stand_for(tmp_
 # Several files, and folders
 
 
+def test_a_copy_of_a_file_is_no_second_file(tmp_path: Path) -> None:
+    """As browsers save what is there already; empty shards are alike as well, and mean nothing."""
+    rows = "".join(f"the room number {n} was fine,{'ab'[n % 2]}\n" for n in range(400))
+    lay(tmp_path, {"set/train.csv": f"text,label\n{rows}", "set/train (1).csv": f"text,label\n{rows}"})
+    with pytest.raises(InputError, match=r"has the same content as .*each of its rows would count twice"):
+        locate(str(tmp_path / "set"))
+    lay(tmp_path, {"set/train (1).csv": "text,label\n", "set/train (2).csv": "text,label\n"})
+    assert len(locate(str(tmp_path / "set")).files) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ({"data": [{"text": "a b", "label": "x"}] * 9}, "jq -c '.[\"data\"][]'"),
+        ({"train": [{"text": "a b", "label": "x"}], "test": []}, "jq -c '.[\"train\"][]'"),
+        ({"text": {str(n): f"a {n}" for n in range(9)}, "label": {str(n): "x" for n in range(9)}}, "pandas.read_json"),
+        ({"text": [f"a {n}" for n in range(9)], "label": ["x"] * 9}, "column by column"),
+    ],
+)
+def test_a_table_inside_of_one_json_object_is_named_with_what_makes_it_rows(
+    tmp_path: Path, content: dict[str, Any], says: str
+) -> None:
+    lay(tmp_path, {"a.json": json.dumps(content)})
+    with pytest.raises(InputError, match=re.escape(says)):
+        find_columns(locate(str(tmp_path / "a.json")))
+
+
 def test_several_files_are_read_one_after_the_other(tmp_path: Path) -> None:
     lay(
         tmp_path,
