@@ -149,8 +149,7 @@ def _intervention(x: float, entry: Entry, later: Sequence[Placed], step_s: float
             return _wanted(base, entry, later)
         case Event.HOURS_END:
             until = _first(later, entry.boot, lambda e: e.event is Event.HOURS_BEGIN)
-            what = f"paused {entry.action.removeprefix('pause ')}" if entry.action else "paused by its hours"
-            return replace(base, what=what, until=until, cost_s=_lasted(x, until), asked=True, by_memsup=False)
+            return replace(base, what="paused by its hours", until=until, cost_s=_lasted(x, until), asked=True, by_memsup=False)
         case Event.HOURS_BEGIN | Event.SMALLER | Event.RUNG | Event.END | Event.THAW | Event.RECOVERED:
             return None
         case Event.POSTMORTEM:

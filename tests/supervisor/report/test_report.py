@@ -247,6 +247,20 @@ def test_who_wanted_it_stopped_decides_whether_it_was_asked_for(private_folders:
     ]
 
 
+def test_a_rest_by_the_hours_stands_in_the_table_with_its_length_and_is_not_charged(private_folders: Path) -> None:
+    """And what was ordered for it, or frozen, is no intervention beside it."""
+    night = Night(run_paths("hours"))
+    night.say(Event.HOURS_END, "it is outside of its hours", "pause until Sun 23:00", by=By.HOURS)
+    night.say(Event.ORDER, "it is outside of its hours", "pause (release)", by=By.HOURS, order=OrderKind.RELEASE)
+    night.say(Event.FREEZE, "it is outside of its hours", "freeze", by=By.HOURS)
+    night.run(600, RunState.PAUSED, None)
+    night.say(Event.HOURS_BEGIN, "its hours begin", "go on", by=By.HOURS)
+    _, reckoned = read(night)
+    (rest,) = reckoned.interventions
+    assert (rest.kind, rest.what, round(rest.cost_s or 0), rest.asked) == (Kind.USER, "paused by its hours", 600, True)
+    assert reckoned.cost_s == 0
+
+
 def test_a_damaged_checkpoint_is_named_with_the_one_that_was_used(private_folders: Path) -> None:
     """In the table, in the document, on the page and in the terminal; a fact that each life tells anew stands there once."""
     night = Night(run_paths("damaged"))
