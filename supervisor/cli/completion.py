@@ -22,6 +22,8 @@ MARK = "# memsup completion"
 _MOST_BYTES = 4 << 20
 """No shell's own file is as large."""
 SHELLS = ("bash", "zsh", "fish")
+_FOR_ZSH = "\n(( ${+functions[compdef]} )) || { autoload -Uz compinit && compinit }\n"
+"""A fresh zsh completes nothing, and does not know the word with which click's script tells it to."""
 
 
 class Place(NamedTuple):
@@ -99,7 +101,8 @@ def script_of(shell: str) -> str:
 
     kind = get_completion_class(shell)
     assert kind is not None, "click knows them all"
-    return kind(memsup, {}, "memsup", "_MEMSUP_COMPLETE").source()
+    script = kind(memsup, {}, "memsup", "_MEMSUP_COMPLETE").source()
+    return script.replace("\n", _FOR_ZSH, 1) if shell == "zsh" else script  # behind the first line, which zsh reads itself
 
 
 def own_shell_or_none() -> str | None:

@@ -12,12 +12,13 @@ import click
 from memsup.shared.commands import DEFAULT_RUN
 from memsup.shared.data.seen import SeenRows
 from memsup.shared.paths import current_folder, run_paths
-from memsup.shared.settings import Settings, Share
+from memsup.shared.settings import Settings, Share, Written, keys
 from memsup.supervisor.cli.options import flag_options, json_option, setting_names, settings_of_flags
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.errors import RefusedError
 
 if TYPE_CHECKING:
+    from memsup.shared.loading import Loaded
     from memsup.supervisor.client.preparing import Plan
 
 FILE = "memsup.toml"
@@ -66,7 +67,7 @@ def init(
     loaded = load_settings(demo=False, tier=None, assignments=given, environment=os.environ, job=False)
     paths = run_paths(DEFAULT_RUN)
     plan = plan_new(paths, loaded, None, beside(paths))
-    text = "".join(f"{line}\n" for line in _lines(plan, folder))
+    text = "".join(f"{line}\n" for line in _lines(plan, loaded, folder))
     if as_json:
         json_data({"schema": 1, "file": str(file), "content": text})
     try:
@@ -75,7 +76,7 @@ def init(
         raise RefusedError(f"{file} cannot be written: {error.strerror}.", 1) from None
     if not as_json:
         data(f"Written: {file}", *text.rstrip("\n").split("\n"))
-        message("Train it with: memsup start")
+        message("Train it with: memsup start   For editors that check such files: memsup init --schema")
     return 0
 
 
@@ -89,40 +90,42 @@ def _only_data_file(folder: Path) -> str:
     raise RefusedError(f"{there} in {folder}; say which: memsup init --train FILE --model MODEL")
 
 
-def _lines(plan: Plan, folder: Path) -> Iterator[str]:
-    settings, task = plan.settings, plan.task
-    assert task is not None, "it is planned without a command"
-    yield f"# Of {task.train.source}: {task.train.rows:,} rows. Every setting: docs/settings.md"
-    yield "[task]"
-    if settings.task.kind != Settings().task.kind:
-        yield f"kind = {_written(settings.task.kind)}"
-    yield f"model = {_written(_from_here(settings.task.model, folder))}"
-    yield f"train = {_written(_from_here(settings.task.train, folder))}"
-    if settings.task.eval is not None:
-        yield f"eval = {_written(_from_here(settings.task.eval, folder))}"
-    columns = settings.task if isinstance(task.train, SeenRows) else task.train.columns
-    switches = () if isinstance(task.train, SeenRows) else task.train.columns.switches
+def _lines(plan: Plan, loaded: Loaded, folder: Path) -> Iterator[str]:
+    assert plan.task is not None, "it is planned without a command"
+    yield f"# Of {plan.task.train.source}: {plan.task.train.rows:,} rows. Every setting: docs/settings.md"
+    found = dict(_found(plan, folder))
+    section = ""
+    for name, key in keys().items():
+        is_typed = loaded.origins.get(name) == "flag" and not key.is_secret
+        if name not in found and not is_typed:
+            continue
+        if key.section != section:
+            yield from ([""] if section else [])
+            yield f"[{key.section}]"
+            section = key.section
+        yield f"{name.rpartition('.')[2]} = {_written(found.get(name, key.value(loaded.settings)), key.written)}"
+
+
+def _found(plan: Plan, folder: Path) -> Iterator[tuple[str, Any]]:
+    """What was found out and chosen, which stands there whether it was typed or not."""
+    default = Settings()
+    task, data = plan.settings.task, plan.task
+    assert data is not None
+    for name in ("model", "train", "eval"):
+        if (path := getattr(task, name)) is not None:
+            yield f"task.{name}", _from_here(path, folder)
+    columns = task if isinstance(data.train, SeenRows) else data.train.columns
+    switches = () if isinstance(data.train, SeenRows) else data.train.columns.switches
     for name in ("text", "text_pair", "label"):
         if (column := getattr(columns, name)) is not None and not (name == "label" and switches):
-            yield f"{name} = {_written(column)}"
-    if settings.task.problem_type != Settings().task.problem_type:
-        yield f"problem_type = {_written(settings.task.problem_type)}"
-    if settings.task.class_weights is not None:
-        yield f"class_weights = {_written(settings.task.class_weights)}"
-    if labels := settings.task.labels or list(switches):
-        yield f"labels = {_written(labels)}"
-    yield ""
-    yield "[training]"
-    default = Settings().training
+            yield f"task.{name}", column
+    if labels := task.labels or list(switches):
+        yield "task.labels", labels
+    for name in ("kind", "problem_type", "class_weights"):
+        if (value := getattr(task, name)) != getattr(default.task, name):
+            yield f"task.{name}", value
     for name in ("epochs", "effective_batch", "max_length", "learning_rate", "device", "seed"):
-        yield f"{name} = {_written(getattr(settings.training, name))}"
-    for name in ("warmup", "weight_decay", "clip_norm", "eval_share"):
-        if (value := getattr(settings.training, name)) != getattr(default, name):
-            yield f"{name} = {_written(value)}"
-    if settings.limits.ram != Settings().limits.ram:
-        yield ""
-        yield "[limits]"
-        yield f"ram = {_written(settings.limits.ram)}"
+        yield f"training.{name}", getattr(plan.settings.training, name)
 
 
 def _from_here(path: Any, folder: Path) -> Any:
@@ -134,12 +137,17 @@ def _from_here(path: Any, folder: Path) -> Any:
     return str(Path(path).relative_to(folder))
 
 
-def _written(value: Any) -> str:
+def _written(value: Any, how: Written | None = None) -> str:
     """A value as TOML has it. JSON's texts and lists are TOML's as well."""
     import json
 
     if isinstance(value, Share):
         return f'"{value.fraction * 100:g}%"'
+    if how is Written.SIZE:
+        unit, bits = next((unit for unit in (("GiB", 30), ("MiB", 20)) if value % (1 << unit[1]) == 0), ("B", 0))
+        return f'"{value >> bits}{unit}"'
+    if how is Written.DURATION:
+        return f'"{value:g}s"'
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, dict):

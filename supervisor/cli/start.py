@@ -12,7 +12,6 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
@@ -233,16 +232,21 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
         if asked.foreground:
             message(*moved)
             tell(paths, plan, record, asked, run_id=fresh_record.run_id)
-            _stay(paths, fresh_record, asked)
-        from_step = 0 if record is None or (was := observe(paths).status) is None else was.checkpoint.step or 0
-        try:
-            answer = spawning.spawn(paths)
-        except spawning.NotStartedError:
-            spawning.take_back(paths, before, aside)
-            raise
-        except RefusedError:
-            message(*moved)
-            raise
+            child = _supervised_here(paths, fresh_record, asked)
+        else:
+            from_step = 0 if record is None or (was := observe(paths).status) is None else was.checkpoint.step or 0
+            try:
+                answer = spawning.spawn(paths)
+            except spawning.NotStartedError:
+                spawning.take_back(paths, before, aside)
+                raise
+            except RefusedError:
+                message(*moved)
+                raise
+    if asked.foreground:
+        from memsup.supervisor.cli.wait import stay_beside
+
+        return stay_beside(paths, child)
     message(*moved)
     try:
         message(*answer.postmortem)
@@ -261,17 +265,21 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
         return goes_on(paths)
 
 
-def _stay(paths: RunPaths, record: RunRecord, asked: Asked) -> NoReturn:
-    """Becomes the run's supervisor, in this terminal, with a process beside it that shows how the run does."""
+def _supervised_here(paths: RunPaths, record: RunRecord, asked: Asked) -> int:
+    """Has a child become the run's supervisor, in this terminal, and returns its pid. Where there is no terminal this very
+    process does: it is the one that whoever started it knows.
+    """
     from memsup.supervisor.client import spawning
 
     does = "checkpoints and stops" if record.command is None else "tells the command to end"
     message(f"In the foreground: Ctrl-C {does}, a second one stops at once.")
     if not asked.as_json:
+        if sys.stderr.isatty():
+            return os.fork() or spawning.become(paths)
         from memsup.supervisor.cli.wait import follow_from_beside
 
         follow_from_beside(paths)
-    spawning.become(paths)
+    return spawning.become(paths)
 
 
 def _look_on(paths: RunPaths, record: RunRecord, asked: Asked, from_step: int) -> int:
@@ -300,8 +308,7 @@ def _run_id(record: RunRecord | None) -> str | None:
 
 
 def _where_it_is(paths: RunPaths, aside: Path) -> str:
-    delete = "delete that folder when you need it no longer"
-    return f"The earlier run {paths.name!r} is called {aside.name!r} now, in {aside}; {delete}."
+    return f"The earlier run {paths.name!r} is called {aside.name!r} now, in {aside}. To remove it: memsup rm {aside.name}"
 
 
 def _set_aside(paths: RunPaths) -> Path | None:

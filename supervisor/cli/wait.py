@@ -24,6 +24,8 @@ FINISHED, NOT_FINISHED = 0, 1
 LOOK_EVERY_S = 1.0
 TELL_EVERY_S = 10.0
 LOOK_SOON_S = 0.1
+KILLED = 128
+"""Added to a signal's number it is the exit code of what that signal ended, as shells have it."""
 COMES_UP_WITHIN_S = 60.0
 """A supervisor takes the run's lock within this time, or none comes."""
 
@@ -76,8 +78,8 @@ def _tell_end(last: Status, paths: RunPaths) -> None:
 
 
 def follow_from_beside(paths: RunPaths) -> None:
-    """Leaves a process in this terminal that follows the run whose supervisor this process is about to become. It is no child
-    of it, and goes when the run is over.
+    """Leaves a process that writes, where there is no terminal, how the run does whose supervisor this process is about to
+    become. It is no child of it, and goes when the run is over.
     """
     if os.fork():
         os.wait()
@@ -94,6 +96,27 @@ def follow_from_beside(paths: RunPaths) -> None:
             _tell_end(_in_lines(paths), paths)
     finally:
         os._exit(0)
+
+
+def stay_beside(paths: RunPaths, supervisor: int) -> int:
+    """Follows the run until its supervisor has gone, which is a child in this terminal, and says what came of it. Returns the
+    supervisor's exit code.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, which is in this terminal as well
+    signal.signal(signal.SIGTERM, lambda number, _: os.kill(supervisor, number))
+    last = None
+    while last is None and os.waitid(os.P_PID, supervisor, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if is_held(paths):
+            last = _in_lines(paths)
+        else:
+            time.sleep(LOOK_SOON_S)
+    _, status = os.waitpid(supervisor, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if last is None and code == FINISHED:  # too quick to be seen
+        last = observe(paths).status
+    if last is not None:
+        _tell_end(last, paths)
+    return code if code >= 0 else KILLED - code
 
 
 def _in_lines(paths: RunPaths) -> Status:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from kit.cli_process import MEMSUP, a_run, said
+from kit.terminal import terminal
 
 from memsup.checkpoint.store import Store
 from memsup.shared.schema import schema_of_settings
@@ -40,6 +41,28 @@ def test_commands_runs_settings_and_checkpoints_are_completed() -> None:
     assert completed("start", "--set", "limits.r") == ["limits.ram=", "limits.ram_reserve="]
     assert completed("start", "--mod") == ["--model"]
     assert completed("checkpoint", "--run", "night", "--verify", "step-0") == [str(paths.checkpoints / "step-00000007")]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_that_is_started_next_completes_what_is_typed(
+    shell: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real one, in a home where nothing else is set up, by a person who types a beginning and the tab key."""
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"NOT RUN: no {shell} here")
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "ZDOTDIR", "PROMPT_COMMAND"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{Path(MEMSUP[0]).parent}:{os.environ['PATH']}")
+    a_run("a-night-in-may")
+    assert said(capfd, "completion", "install", shell)[0] == 0
+    with terminal([program, "-i"], 80, 24) as seen:
+        seen.type("memsup predi\t")
+        seen.until(lambda _: "memsup predict " in seen.text)
+        seen.type("--run a-ni\t")
+        seen.until(lambda _: "a-night-in-may" in seen.text)
+        assert "not found" not in seen.text
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

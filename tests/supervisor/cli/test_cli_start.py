@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from kit.cli_process import MEMSUP, RUN_ID, a_run, control_server, end_supervisors, eventually, memsup
 from kit.run_state import ledger, status, until
+from kit.terminal import terminal
 
 from memsup.shared.paths import RunPaths, run_paths
 from memsup.shared.run_file import read_record
@@ -479,6 +480,19 @@ def test_ctrl_c_in_the_foreground_stops_the_run(tmp_path: Path) -> None:
     assert "\nrunning" in err, "and it shows how far it is"
     assert "Continue with: memsup start" in err
     assert memsup("status").returncode == 3
+
+
+def test_on_a_terminal_the_end_of_a_run_in_the_foreground_is_the_last_word(tmp_path: Path) -> None:
+    """What came of it stands there before the shell asks for the next command, with the supervisor's own exit code."""
+    with terminal([*MEMSUP, "start", "--foreground", *WAIT_FOREVER], 80, 24) as seen:
+        until(lambda status: status["state"] == "running")
+        seen.until(lambda _: "running" in seen.text)
+        seen.type("\x03")
+        assert seen.end() == 0, seen.text
+    assert seen.text.rstrip().endswith("Continue with: memsup start")
+    with terminal([*MEMSUP, "start", "--foreground", "--run", "ended", "--", "true"], 80, 24) as seen:
+        assert seen.end() == 0
+    assert seen.text.rstrip().endswith("Finished.")
 
 
 def test_a_supervisor_that_cannot_start_leaves_its_last_words(tmp_path: Path) -> None:
