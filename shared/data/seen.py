@@ -25,6 +25,8 @@ class SeenRows:
     """What is learnt, in a few words, such as `the answers of 'messages'`."""
     about: tuple[tuple[str, str], ...]
     """What there is to say besides, as headings with their texts."""
+    when_too_long: str = "cut"
+    """What is done to rows that are too long."""
     labels: tuple[str, ...] = ()
     """What the outputs of the model are called, where each stands for a label."""
     text_chars: tuple[int, int, int, int]

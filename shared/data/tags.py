@@ -335,7 +335,7 @@ def _with_tags(values: Mapping[str, object], fields: Fields, writing: Writing, f
             "each word has one tag."
         )
     for place, (word, tag) in enumerate(zip(words, tags, strict=True)):
-        _refuse_halves(word, file, line + step * place)
+        _refuse_halves(word + tag, file, line + step * place)
         if not tag.strip():
             raise InputError(
                 f"{at(file, line + step * place)}: the word {word[:40]!r} has no tag: write O where it is no name."
@@ -442,7 +442,11 @@ def _with_spans(values: Mapping[str, object], fields: Fields, file: Path, line: 
     found = [] if cell in (None, "") else as_list(cell)
     if found is None:
         raise InputError(f"{at(file, line)}: column {fields.label!r} holds no list of spans: write {_EXAMPLE}")
-    spans = sorted(span for span in (_span(one, text, fields, file, line) for one in found) if span is not None)
+    try:
+        spans = sorted(span for span in (_span(one, text, fields.only) for one in found) if span is not None)
+    except ValueError as error:
+        raise InputError(f"{at(file, line)}: column {fields.label!r} {error}") from None
+    _refuse_halves("".join(span.label for span in spans), file, line)
     for one, other in pairwise(spans):
         if other.start < one.end:
             raise InputError(
@@ -462,29 +466,30 @@ def _with_spans(values: Mapping[str, object], fields: Fields, file: Path, line: 
 _EXAMPLE = '[{"start": 3, "end": 8, "label": "LOC"}]'
 
 
-def _span(one: object, text: str, fields: Fields, file: Path, line: int) -> Span | None:
-    """A span as it is meant, without blanks at its ends. None means that its label does not count. Raises InputError."""
-    where = f"{at(file, line)}: column {fields.label!r}"
+def _span(one: object, text: str, only: frozenset[str] | None) -> Span | None:
+    """A span as it is meant, without blanks at its ends. None means that its label does not count. Raises ValueError with what
+    is wrong, as the end of a sentence.
+    """
     parts = _span_parts(one)
     if parts is None:
-        raise InputError(f"{where} holds {str(one)[:60]}, which is no span: write {_EXAMPLE}")
+        raise ValueError(f"holds {str(one)[:60]}, which is no span: write {_EXAMPLE}")
     start, end, label, said = parts
     if not isinstance(start, int) or not isinstance(end, int) or not isinstance(label, str | int) or not str(label).strip():
-        raise InputError(f"{where} holds {str(one)[:60]}, which is no span: write {_EXAMPLE}")
+        raise ValueError(f"holds {str(one)[:60]}, which is no span: write {_EXAMPLE}")
     if not 0 <= start < end <= len(text):
-        raise InputError(
-            f"{where} has a span from {start} to {end}, and the text has {len(text)} characters: places are counted in "
-            "characters from 0, and the end is the place behind the last one."
+        raise ValueError(
+            f"has a span from {start} to {end}, and the text has {len(text)} characters: places are counted in characters from "
+            "0, and the end is the place behind the last one."
         )
-    if isinstance(said, str) and said.strip() != text[start:end].strip():
-        raise InputError(
-            f"{where} says that {start} to {end} is {said[:40]!r}, and the text has {text[start:end][:40]!r} there: places are "
-            "counted in characters from 0, not in bytes, and the end is the place behind the last one."
+    inner = text[start:end]
+    if isinstance(said, str) and said.strip() != inner.strip():
+        raise ValueError(
+            f"says that {start} to {end} is {said[:40]!r}, and the text has {inner[:40]!r} there: places are counted in "
+            "characters from 0, not in bytes, and the end is the place behind the last one."
         )
     label = str(label).strip()
-    if fields.only is not None and label not in fields.only:
+    if only is not None and label not in only:
         return None
-    inner = text[start:end]
     start, end = start + len(inner) - len(inner.lstrip()), end - (len(inner) - len(inner.rstrip()))
     return Span(start, end, label) if start < end else None
 

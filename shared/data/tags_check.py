@@ -305,6 +305,7 @@ def _seen(source: Source, evidence: TagEvidence) -> SeenRows:
         complete=evidence.complete,
         learnt=f"{what} in {fields.text!r}, from {fields.label!r}",
         about=(("labels", about_labels(evidence)),),
+        when_too_long="divided",
         labels=tuple(output_names(evidence)),
         text_chars=(quantile(chars, 0.5), quantile(chars, 0.9), quantile(chars, 0.99), max(chars)),
         token_estimates=evidence.tokens,

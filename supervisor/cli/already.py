@@ -153,7 +153,7 @@ def _without(start: str, kept: Sequence[Difference], asked: Asked) -> str | None
     """What goes on with a run that was not given what differs: `start`, from a folder where no file says it, with the limits
     that were typed, but for what a secret is. Returns None where it would be given that anywhere.
     """
-    origins, here = {d.origin for d in kept}, str(job_file(demo=False))
+    origins, here = {d.origin for d in kept}, str(job_file())
     if not origins <= {"flag", "given now", here}:
         return None
     names = {assignment: assignment.partition("=")[0].strip() for assignment in asked.assignments}

@@ -87,7 +87,7 @@ def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[
     loaded, resolution, fence = Loaded(settings=Settings(), origins={}), None, None
     wrong: list[str] = []
     try:
-        loaded = load_settings(demo=False, tier=tier, assignments=assignments, environment=os.environ)
+        loaded = load_settings(tier=tier, assignments=assignments, environment=os.environ)
     except SettingsError as error:
         wrong.append(str(error))
     else:
@@ -109,7 +109,7 @@ def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[
         fence=fence,
         warnings=warnings,
         verdict=verdict,
-        command=command("start", run_name) + ("" if job_file(demo=False) else " --demo"),
+        command=command("start", run_name) + ("" if job_file() else " --demo"),
         runs=command("status", run_name) if is_held(paths) else None,
         is_refused=bool(wrong),
     )
@@ -138,7 +138,7 @@ def _look_at_data(settings: Settings, wrong: list[str]) -> dict[str, Any] | None
 
 def _refused(paths: RunPaths, loaded: Loaded) -> list[str]:
     """Why `start` refuses the job of this folder, its data and model apart, in lines; empty where it does not."""
-    if job_file(demo=False) is None:
+    if job_file() is None:
         return []
     try:
         record = read_record(paths.record)

@@ -263,4 +263,5 @@ def _texts(data: DataSummary | SeenRows, max_length: int | None) -> str:
         return text
     share = data.share_cut(max_length)
     cut = "none" if share == 0 else f"about {percent(share)}" if share >= 0.01 else "less than 1 %"
-    return f"{text}; {cut} of them are cut at {count(max_length)} tokens"
+    done = data.when_too_long if isinstance(data, SeenRows) else "cut"
+    return f"{text}; {cut} of them are {done} at {count(max_length)} tokens"

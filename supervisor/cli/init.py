@@ -64,7 +64,7 @@ def init(
         given += (f"task.train={_only_data_file(folder)}",)
     if not any(one.startswith("task.model=") for one in given):
         raise RefusedError("Which model is to be trained? For example: memsup init --model bert-base-chinese")
-    loaded = load_settings(demo=False, tier=None, assignments=given, environment=os.environ, job=False)
+    loaded = load_settings(tier=None, assignments=given, environment=os.environ, job=False)
     paths = run_paths(DEFAULT_RUN)
     plan = plan_new(paths, loaded, None, beside(paths))
     text = "".join(f"{line}\n" for line in _lines(plan, loaded, folder))

@@ -37,7 +37,7 @@ def notify(run_name: str, as_json: bool, test: bool, trust: bool, flags: tuple[s
     if not test:
         raise RefusedError("Say memsup notify --test to send a test message.")
     run_paths(run_name)  # which refuses what is no name, as any command does
-    loaded = load_settings(demo=False, tier=None, assignments=flags, environment=os.environ)
+    loaded = load_settings(tier=None, assignments=flags, environment=os.environ)
     if not trust:
         refuse_strangers(loaded, None, command("notify", run_name) + " --test")
     wanted = loaded.settings.notify

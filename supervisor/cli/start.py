@@ -52,6 +52,7 @@ from memsup.supervisor.cli.streams import has_input
 from memsup.supervisor.client.contact import is_held, observe
 from memsup.supervisor.client.errors import NOT_STARTED, RefusedError
 from memsup.supervisor.client.preparing import (
+    DEMOS,
     DoubtfulDataError,
     Plan,
     as_claimed,
@@ -81,7 +82,14 @@ EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input.
     shell_complete=setting_names,
 )
 @flag_options
-@click.option("--demo", is_flag=True, help="The built-in job: a small BERT on real reviews.")
+@click.option(
+    "--demo",
+    is_flag=False,
+    flag_value="reviews",
+    metavar="[ner]",
+    type=click.Choice(list(DEMOS)),
+    help="A built-in job, a small BERT on real data: reviews, or with `ner` the names in a newspaper.",
+)
 @click.option("--wait", is_flag=True, help="Show progress until the run ends. Ctrl-C leaves it running.")
 @click.option("-d", "--detach", is_flag=True, help="Do not wait for the first step, as on a terminal it does.")
 @click.option("--foreground", is_flag=True, help="Stay in this terminal. Ctrl-C checkpoints and stops, a second one forces.")
@@ -108,7 +116,7 @@ def start(
     as_json: bool,
     tier: str | None,
     assignments: tuple[str, ...],
-    demo: bool,
+    demo: str | None,
     wait: bool,
     detach: bool,
     foreground: bool,

@@ -81,18 +81,22 @@ class Plan:
     """What of the settings given now a run that exists takes over."""
 
 
-def job_file(*, demo: bool) -> Path | None:
-    """The file that describes the job: the demo's, or `memsup.toml` in this folder, if there is one."""
-    if demo:
+DEMOS = {"reviews": JOB_FILE, "ner": "ner.toml"}
+"""The built-in jobs, and the files that describe them."""
+
+
+def job_file(*, demo: str | None = None) -> Path | None:
+    """The file that describes the job: that of a built-in one, or `memsup.toml` in this folder, if there is one."""
+    if demo is not None:
         import memsup.shared
 
-        return Path(memsup.shared.__file__).parent / "demo" / JOB_FILE
+        return Path(memsup.shared.__file__).parent / "demo" / DEMOS[demo]
     here = current_folder() / JOB_FILE
     return here if os.path.lexists(here) else None
 
 
 def load_settings(
-    *, demo: bool, tier: str | None, assignments: Sequence[str], environment: Mapping[str, str], job: bool = True
+    *, demo: str | None = None, tier: str | None, assignments: Sequence[str], environment: Mapping[str, str], job: bool = True
 ) -> Loaded:
     """The settings as given now; without `job` whatever file describes one in this folder. Raises `SettingsError`."""
     flags = ([f"tier={tier}"] if tier else []) + list(assignments)
@@ -148,11 +152,11 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, beside:
     `DoubtfulDataError`.
     """
     settings = loaded.settings
-    if command is None and settings.task.model is None and settings.task.train is None and job_file(demo=False) is None:
+    if command is None and settings.task.model is None and settings.task.train is None and job_file() is None:
         raise RefusedError(
             f"There is no {JOB_FILE} in {current_folder()} and no task in the settings. Go on with one of:",
             more=(
-                "  memsup start --demo                                        the built-in job, from anywhere",
+                "  memsup start --demo                                        a built-in job, from anywhere",
                 "  memsup start --model MODEL --train FILE                    your model and your data",
                 "  memsup start -- python train.py                            a training command of your own",
             ),

@@ -103,6 +103,9 @@ def figures(material: Material, account: Account) -> Iterator[Figure]:
         majority = status.result.get("majority_accuracy")
         beside = "" if majority is None else f"; always the most frequent label: {share_right(majority)}"
         yield Figure(share_right(accuracy), f"accuracy{beside}")
+    if status is not None and status.result and (f1 := status.result.get("f1")) is not None:
+        of_label = [f"{name.removeprefix('f1_of_')} {value:.3f}" for name, value in status.result.items() if "f1_of_" in name]
+        yield Figure(f"{f1:.3f}", f"F1 of exact spans{'; ' * bool(of_label)}{', '.join(of_label)}")
     if status is not None and status.result and (micro := status.result.get("micro_f1")) is not None:
         yield Figure(f"{micro:.3f}", f"micro F1; all labels right: {share_right(status.result.get('exact_match', 0))}")
     if status is not None and status.result and (pearson := status.result.get("pearson")) is not None:

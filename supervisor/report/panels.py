@@ -58,6 +58,8 @@ def panels(account: Account) -> Iterator[Panel]:
     )
     if accuracy := _evaluated(account, "accuracy"):
         yield Panel(title="Accuracy on the evaluation data", unit="%", dots=tuple((x, 100 * share) for x, share in accuracy))
+    if f1 := _evaluated(account, "f1"):
+        yield Panel(title="F1 on the evaluation data", dots=f1)
     if micro := _evaluated(account, "micro_f1"):
         yield Panel(title="Micro F1 on the evaluation data", dots=micro)
     if pearson := _evaluated(account, "pearson"):

@@ -13,6 +13,7 @@ from kit import ROOT
 
 import memsup.shared
 from memsup.shared.data.check import check_task
+from memsup.shared.data.seen import SeenRows
 from memsup.shared.loading import load
 from memsup.shared.model.folder import ModelSource
 from memsup.shared.paths import RunPaths
@@ -38,6 +39,16 @@ def test_the_data_are_real_reviews_of_two_kinds() -> None:
     assert found.train.complete
     assert found.train.labels == {"neg": 18_575, "pos": 16_548}
     assert found.train.share_cut(demo_settings().training.max_length or 0) < 0.2
+
+
+def test_the_names_are_those_of_a_real_newspaper() -> None:
+    found = check_task(load(job_file=DEMO / "ner.toml", flags=[], environment={}).settings.task, budget_s=60)
+    assert found.model.source is ModelSource.CONFIG_ONLY
+    assert isinstance(found.train, SeenRows)
+    assert (found.train.complete, found.train.rows, found.verdict.doubts) == (True, 19_484, ())
+    assert found.train.labels == ("O", "B-nr", "I-nr", "B-ns", "I-ns", "B-nt", "I-nt")
+    said = {(shown.text[:20], shown.label) for shown in found.verdict.examples}
+    assert ("中共中央总书记、国家主席江泽民", "nt: 中共中央, nr: 江泽民") in said
 
 
 def test_start_looks_at_the_job_without_a_heavy_import() -> None:

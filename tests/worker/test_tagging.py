@@ -17,10 +17,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kit.asked_again import by_seqeval
 from kit.lone_supervisor import tiny_settings
+from kit.one_life import StarvedTask, exhaustions, one_life, whole_life, without_dropout
 
+from memsup.checkpoint.reading import verify
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.tags import Sentence, Span, spans_of
-from memsup.shared.paths import RunPaths
+from memsup.shared.paths import RunPaths, run_paths
+from memsup.shared.settings import Settings
+from memsup.worker import train
 from memsup.worker.tasks import Prepared, Task, find_task
 from memsup.worker.tasks.tag_pieces import Pieces, names_of
 from memsup.worker.tasks.tagging import SpanMetrics
@@ -43,12 +47,17 @@ def sentences(rows: int) -> list[tuple[list[str], list[str]]]:
     return found
 
 
-def prepare(folder: Path, rows: int = 40, **more: Any) -> tuple[Task, Prepared]:
+def asked(folder: Path, rows: int = 40, **more: Any) -> Settings:
     wanted = tiny_settings(
         folder, task__kind="token-classification", task__train=folder / "data.conll", training__eval_share=0.25, **more
     )
     lines = ["\n".join(map("\t".join, zip(*one, strict=True))) + "\n" for one in sentences(rows)]
     (folder / "data.conll").write_text("\n".join(lines), encoding="utf-8")
+    return wanted
+
+
+def prepare(folder: Path) -> tuple[Task, Prepared]:
+    wanted = asked(folder)
     task = find_task(wanted.task.kind)
     return task, task.load(wanted, RunPaths("test", folder, folder), lambda: None)
 
@@ -216,3 +225,52 @@ def test_the_saved_model_tags_in_a_pipeline(learnt: tuple[Task, Prepared], tmp_p
     kept = json.loads((tmp_path / "config.json").read_text())
     assert kept["architectures"] == ["BertForTokenClassification"]
     assert set(kept["id2label"].values()) == {"O", "B-PER", "I-PER", "B-LOC", "I-LOC"}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# In the loop
+
+
+def test_running_out_of_memory_changes_nothing_that_is_learnt(tmp_path: Path) -> None:
+    ends = []
+    for fails in ((), ((2, "forward"), (7, "backward"))):
+        with one_life(without_dropout(asked(tmp_path)), name=f"starved-{len(fails)}") as life:
+            life.task = StarvedTask(life.task, lambda where, rows, call, fails=fails: rows > 1 and (call, where) in fails)
+            for _ in range(3):
+                train.take_step(life)
+            assert len(exhaustions(life)) == len(fails)
+            weights = torch.cat([value.detach().flatten() for value in life.prepared.model.parameters()])
+            ends.append((life.audit.digest.split(".")[0], weights))
+    assert ends[0][0] == ends[1][0], "rows, loss weights and learning rates are those of the plan"
+    assert torch.linalg.vector_norm(ends[0][1] - ends[1][1]) <= 1e-4 * torch.linalg.vector_norm(ends[0][1])
+
+
+def test_the_peak_of_a_step_is_predicted(tmp_path: Path) -> None:
+    wanted = asked(tmp_path, rows=200, hidden=64, training__epochs=4.0, training__micro_tokens=60, training__tune=True)
+    with one_life(wanted, name="peak") as life:
+        for _ in range(50):
+            train.take_step(life)
+        peak_bytes, predicted_bytes = life.measuring.last
+        assert peak_bytes is not None
+        assert predicted_bytes == pytest.approx(peak_bytes, rel=0.1)
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.nightly)])
+def test_a_tagger_that_is_killed_ends_with_the_bits_of_the_undisturbed_run(kills: int, tmp_path: Path) -> None:
+    draw = random.Random(kills)
+    wanted = asked(tmp_path, checkpoint__every="1ms", training__epochs=2.0)
+    ends = []
+    for name, lives in (("undisturbed", [None]), ("killed", [*(draw.randint(5, 120) for _ in range(kills)), None])):
+        finished = None
+        for killed_after in lives:
+            if finished is None:
+                finished, _ = whole_life(wanted, name=name, killed_after=killed_after)
+        assert finished is not None
+        newest = max(run_paths(name).checkpoints.glob("step-*"))
+        verify(newest)
+        audit = (run_paths(name).state / "audit.txt").read_bytes()
+        ends.append(
+            (audit, finished.metrics, [(newest / part).read_bytes() for part in sorted(map(str, newest.glob("*.safetensors")))])
+        )
+    assert ends[0][2], "there are weights to compare"
+    assert ends[0] == ends[1]

@@ -233,7 +233,9 @@ def test_what_would_be_trained_is_shown(tmp_path: Path) -> None:
             "says that 7 to 11 is 'Rome', and the text has 'e to' there: .* not in bytes",
         ),
         ("a.jsonl", [{"text": "good", "label": "pos"}] * 3, "has no sentences with tags: its columns are 'text', 'label'"),
-        ("a.jsonl", [{"tokens": ["a"], "tags": ["\ud800"]}, {"tokens": ["\ud800"], "tags": ["O"]}], "half a character"),
+        ("a.jsonl", [{"tokens": ["a"], "tags": ["\ud800"]}, {"tokens": ["b"], "tags": ["O"]}], "line 1 holds half a character"),
+        ("a.jsonl", [{"tokens": ["\ud800"], "tags": ["B-X"]}], "line 1 holds half a character"),
+        ("a.jsonl", [{"text": "a b", "entities": [[0, 1, "\ud800"]]}], "line 1 holds half a character"),
     ],
 )
 def test_what_cannot_be_used_is_refused_by_file_and_line(
