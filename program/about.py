@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+LEFT_AS_TOLD = 75
+"""The exit code of a program that has left because it was told to, and not because it is done (EX_TEMPFAIL: to be gone on)."""
 MOST_DETAIL = 200
 """Characters of `About.detail`."""
 

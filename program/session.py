@@ -19,14 +19,12 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from memsup import messages
-from memsup.about import About
+from memsup.about import LEFT_AS_TOLD, About
 from memsup.cadence import Experience, is_due
 from memsup.link import Link, Lost
 from memsup.memory import finish_queued, give_back
 from memsup.store import Checkpoint, CheckpointError
 
-LEFT_AS_TOLD = 75
-"""The exit code of a program that has left because it was told to, and not because it is done (EX_TEMPFAIL: to be gone on)."""
 SIGN_OF_LIFE_S = 1.0
 LOSS_EVERY_S = 0.5
 """How often the value of a loss is looked at, which on a GPU waits for it to be computed."""

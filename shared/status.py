@@ -298,7 +298,8 @@ class Status(msgspec.Struct, kw_only=True):
     failure: str | None = None
     """Why a failed run failed, in one sentence. It is None for any other run."""
     exit_code: int | None = None
-    """The exit code of a supervised command. It is None for the built-in training, and while the command runs."""
+    """The exit code of a supervised command. It is None for the built-in training, while the command runs, and where what has
+    ended is a launcher whose program had left as it was told."""
 
     def call_for(self, *troubles: Trouble) -> None:
         """Adds what a person should look at."""

@@ -329,6 +329,27 @@ def test_what_a_person_has_on_the_path_stays_there_and_another_memsup_within_wor
     assert ended()["state"] == "finished", printed()
 
 
+def test_a_module_behind_a_console_script_of_another_name_is_attached(tmp_path: Path) -> None:
+    """As `llamafactory-cli train`: a script of two lines, which starts `python -m package.cli` as a process of its own."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").touch()
+    write_loop(tmp_path)
+    (tmp_path / "loop.py").rename(tmp_path / "package" / "cli.py")
+    script = tmp_path / "tune-cli"
+    called = [*BARE_PYTHON, "-m", "package.cli", "train"]
+    script.write_text(f"#!{sys.executable} -S\nimport subprocess, sys\nsys.exit(subprocess.run({called!r}).returncode)\n")
+    script.chmod(0o755)
+    assert memsup("start", "--", str(script), "train", cwd=tmp_path).returncode == 0
+    trains_beyond(3)
+    stopped = memsup("stop")
+    assert "with the verified checkpoint" in stopped.stdout, stopped.stdout + stopped.stderr
+    assert memsup("start", STEP_S="0").returncode == 0
+    assert ended()["state"] == "finished", printed()
+    assert result(tmp_path)
+    begun = [int(line.split("begins at step ")[1].split()[0]) for line in printed().splitlines() if "begins at step" in line]
+    assert begun[-1] > 3
+
+
 SEVERAL = """
 import json, os, random, sys, time
 import memsup

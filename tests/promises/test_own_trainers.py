@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,37 @@ def test_what_dies_behind_a_finished_train_is_begun_again_and_does_not_train_aga
     assert len((folder / "steps").read_text()) == 3 * 13
     assert "this training is complete at step 15, so no step is left" in printed()
     assert (folder / "weights1.pt").exists()
+
+
+LAUNCHERS = {
+    "accelerate launch": [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "1", "--cpu"],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=1"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("trainer")
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_behind_a_launcher_the_process_that_trains_is_attached_and_obeys(tmp_path: Path, launcher: str) -> None:
+    """The launcher imports transformers too, and ends as it likes when what it has launched is gone."""
+    trainer_program.needs_trainer()
+    trainer_program.write_program(tmp_path)
+    environment = trainer_program.QUIET | {"IN_A_STEP": "open('pid', 'w').write(str(os.getpid()))", "STEP_S": "0.05"}
+    command = [*LAUNCHERS[launcher], "train.py"]
+    assert memsup("start", "-d", "--", *command, cwd=tmp_path, **environment).returncode == 0
+    seen = trained_beyond(1)
+    assert (tmp_path / "pid").read_text() != str(seen["worker_pid"])
+    assert seen["program"]["seam"] == "trainer"
+    assert memsup("pause").returncode == 0
+    stopped = memsup("stop")
+    assert "with the verified checkpoint of step" in stopped.stdout, stopped.stdout + stopped.stderr
+    stands = status()
+    assert (stands["state"], stands["exit_code"], stands["restarts"]) == ("stopped", None, 0)
+    if launcher == "torchrun":
+        return  # what follows is the same, and takes as long
+    assert memsup("start", **environment | {"STEP_S": "0"}).returncode == 0
+    assert ended()["state"] == "finished", printed()
+    assert stands["checkpoint"]["step"] < status()["progress"]["step"] == 15
 
 
 def test_a_command_that_is_not_to_be_attached_has_no_sitecustomize(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ class Lifecycle(Standing):
             if worker.leaving.for_good:
                 self._stopped(worker.leaving)
             return self._follow_up(now_s)
-        self.exit_status = exit_status
+        self.exit_status = worker.own_exit_status(exit_status)
         self._out += worker.ended()
         death = Death(
             run=self.run,

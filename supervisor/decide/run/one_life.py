@@ -11,6 +11,7 @@ import enum
 from dataclasses import dataclass, field
 from functools import partial
 
+from memsup.about import LEFT_AS_TOLD
 from memsup.shared import messages as m
 from memsup.shared.commands import DEFAULT_RUN, command
 from memsup.shared.messages import PauseMode, Phase
@@ -207,6 +208,14 @@ class OneLife:
         self.about = None
         self.leaving.told_at_s = None  # what is left of the command is to be told in its own way
         return actions + (self.terminate(now_s) if isinstance(self.last_words, m.Leaving) else [])
+
+    def own_exit_status(self, exit_status: int | None) -> int | None:
+        """What a person is told of how it ended. It is None where the program has left as it was told, and what has ended then,
+        since it was told to, is what had started it: a launcher, or a shell.
+        """
+        is_another = self.attachment is Attachment.LET_GO and exit_status != LEFT_AS_TOLD
+        is_told = self.terminated_at_s is not None and isinstance(self.last_words, m.Leaving)
+        return None if is_another and is_told else exit_status
 
     # -- what it says -------------------------------------------------------------------------------------------------
 

@@ -134,6 +134,7 @@ def test_a_stop_is_an_order_and_says_where_it_goes_on(play: Play) -> None:
     play.do("let_go")
     done = answered(play.do("exit", 75, 0))
     assert done.ok
+    assert play.life.exit_status == 75
     assert done.text == "Stopped at step 6 of 100, with the verified checkpoint of step 6. Continue with: memsup start"
     assert done.checkpoint_path == "/c/step-6"
 
@@ -178,6 +179,7 @@ def test_what_is_left_of_a_command_whose_program_has_left_is_ended_too(play: Pla
     play.do("report", beat(saved=5))
     assert Terminate() in play.do("let_go")
     assert answered(play.do("exit", -15, 0)).ok
+    assert play.life.exit_status is None, "that of the shell says nothing of the program"
 
 
 def test_a_release_is_an_order_and_the_next_life_follows(play: Play) -> None:
