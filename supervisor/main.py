@@ -124,7 +124,8 @@ class Supervisor:
         on_gpu = device.startswith("cuda") or bool(gpus)
         with claims.turn(paths):
             others = claims.beside(paths, keep_own=True) if has_begun and not rests else ALONE
-            limits = resolve(record.settings, created_with(record.settings), machine, beside=others).limits
+            origins, is_command = created_with(record.settings), bool(record.command)
+            limits = resolve(record.settings, origins, machine, beside=others, is_command=is_command).limits
             checkpoints = self._checkpoints()
             if (why := sharing(others.others, checkpoints)) is not None:
                 raise SettingsError(why)
@@ -413,7 +414,7 @@ class Supervisor:
             if (why := sharing(beside.others, checkpoints)) is not None:
                 raise SettingsError(why)
             origins = created_with(settings) | dict.fromkeys(differ, "given now")
-            limits = resolve_limits(settings, origins, machine, gpu, beside)
+            limits = resolve_limits(settings, origins, machine, gpu, beside, is_command=bool(asked.command))
             taking_over.check_room(self.paths.name, limits, self.guard.memory.worker_bytes if self.worker.pid else None)
             claim = claim_of(asked, limits, on_gpu=self.devices.watches_gpus, checkpoints=checkpoints)
             self.scribe.carry_out(str(self.paths.claim), partial(claims.claim_and_end, self.paths, claim, turn.pop_all()))

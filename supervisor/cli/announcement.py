@@ -43,9 +43,11 @@ from memsup.supervisor.decide.tiers import AS_CREATED
 from memsup.supervisor.words import count
 
 IF_ATTACHED = (
-    "A program with Hugging Face's Trainer, or one that calls memsup.guard, is saved, and goes on where it was; any other one "
-    "is fenced only (docs/own-programs.md)."
+    "Saved is a program with Hugging Face's Trainer, or one that calls memsup.guard; any other one is fenced only "
+    "(docs/own-programs.md)."
 )
+
+_ENDS_IT = "ends it, saved where that can be; start goes on from there, else begins the command anew"
 
 
 def tell(
@@ -190,7 +192,7 @@ def tell_next(paths: RunPaths, record: RunRecord, *, saves: bool, is_seen: bool)
     if saves:
         rows += [(f"{pause} --release", "when you need the machine"), (stop, "checkpoint and stop; start continues")]
     else:
-        rows += [(pause, "it stands still, its memory is kept"), (stop, "ends it; start begins the command anew")]
+        rows += [(pause, "it stands still, its memory is kept"), (stop, _ENDS_IT)]
     if not is_seen:
         data("", "Started in the background; its first step is still to come. Next:")
     data(*rows)

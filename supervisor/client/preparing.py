@@ -175,7 +175,7 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, beside:
     _check_curves(settings)
     machine = look_around(paths.state, settings)
     shape = None if task is None else model_shape(str(task.model.folder or ""), task)
-    resolution = resolve(settings, loaded.origins, machine, shape, beside)
+    resolution = resolve(settings, loaded.origins, machine, shape, beside, is_command=bool(command))
     _check_disk(paths, settings, machine, task)
     return Plan(
         settings=resolution.settings,
@@ -206,7 +206,7 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, beside: B
     machine = look_around(paths.state, settings)
     shape = None if task is None else model_shape(str(task.model.folder or ""), task)
     origins = created_with(settings) | {difference.key: difference.origin for difference in taken}
-    resolution = resolve(settings, origins, machine, shape, beside)
+    resolution = resolve(settings, origins, machine, shape, beside, is_command=bool(record.command))
     _check_disk(paths, settings, machine, None)
     return Plan(
         settings=resolution.settings,
@@ -224,7 +224,8 @@ def as_claimed(plan: Plan, others: tuple[Claim, ...]) -> Plan:
     found = plan.resolution
     if others == found.limits.beside.others:
         return plan
-    limits = resolve_limits(found.asked, found.origins, found.machine, found.gpu, Beside(others=others))
+    beside, is_command = Beside(others=others), bool(plan.command)
+    limits = resolve_limits(found.asked, found.origins, found.machine, found.gpu, beside, is_command=is_command)
     return replace(plan, resolution=replace(found, limits=limits))
 
 

@@ -27,6 +27,8 @@ GIB = 2**30
 GB = 10**9
 WORKER_NEEDS_BYTES = 512 * MIB
 """Python with torch and transformers imported and a small model takes most of this before the first batch."""
+COMMAND_NEEDS_BYTES = 16 * MIB
+"""A command may be as small as it likes; with less hardly any interpreter begins."""
 LEAST_RESERVE_BYTES = 64 * MIB
 """Twice what the supervisor may take itself; with less there is nobody left to act."""
 MOST_HELD_FRACTION = 0.75
@@ -115,16 +117,23 @@ class Resolution:
 
 
 def resolve(
-    settings: Settings, origins: Mapping[str, str], machine: Machine, shape: Shape | None = None, beside: Beside = ALONE
+    settings: Settings,
+    origins: Mapping[str, str],
+    machine: Machine,
+    shape: Shape | None = None,
+    beside: Beside = ALONE,
+    *,
+    is_command: bool = False,
 ) -> Resolution:
     """What `settings` mean on `machine`, `beside` other runs. `origins` tells where each key was set; `shape` is the model's.
-    It is None where that is not known before the model is loaded. Raises `SettingsError`.
+    It is None where that is not known before the model is loaded. `is_command`: what runs is a command of the user's own.
+    Raises `SettingsError`.
     """
     gpu = deciding_gpu(settings, machine)
     earned, earned_reason = earned_tier(machine, gpu)
     tier = earned if settings.tier == "auto" else settings.tier
     reason = earned_reason if settings.tier == "auto" else f"asked for ({origin_of('tier', origins)})"
-    limits = resolve_limits(settings, origins, machine, gpu, beside)
+    limits = resolve_limits(settings, origins, machine, gpu, beside, is_command=is_command)
     filled = _filled(settings, tier, machine)
     lanes = None if shape is None else 1 if gpu is not None else _lanes(shape, filled, limits, machine)
     needs = None if shape is None else _estimate(shape, filled, lanes or 1)
@@ -187,9 +196,15 @@ def _tier_of(name: str, size_bytes: int) -> TierName:
 
 
 def resolve_limits(
-    settings: Settings, origins: Mapping[str, str], machine: Machine, gpu: GpuReading | None, beside: Beside
+    settings: Settings,
+    origins: Mapping[str, str],
+    machine: Machine,
+    gpu: GpuReading | None,
+    beside: Beside,
+    *,
+    is_command: bool = False,
 ) -> Limits:
-    total = machine.ram_total_bytes
+    total, needs = machine.ram_total_bytes, _Needs(COMMAND_NEEDS_BYTES if is_command else WORKER_NEEDS_BYTES, is_command)
     reserve, reserve_origin = _reserve(settings, origins, machine)
     asked = bytes_of(settings.limits.ram, total)
     origin = f"limits.ram = {share_text(settings.limits.ram, total)} ({origin_of('limits.ram', origins)})"
@@ -197,23 +212,23 @@ def resolve_limits(
         limit, limit_origin = total - reserve, "what the reserve leaves"
     else:
         limit, limit_origin = asked, origin
-    if limit < WORKER_NEEDS_BYTES:
-        if asked < WORKER_NEEDS_BYTES:
+    if limit < needs.least_bytes:
+        if asked < needs.least_bytes:
             raise SettingsError(
-                f"{origin} is less than the {size(WORKER_NEEDS_BYTES)} that a worker needs to start at all: "
+                f"{origin} is less than the {needs.sentence}: "
                 f"give it more, for example --set limits.ram={rounded(total - reserve)}."
             )
         raise SettingsError(
             f"Of {size(total)} RAM ({machine.ram_source}) the reserve of {size(reserve)} leaves {size(limit)}, less than the "
-            f"{size(WORKER_NEEDS_BYTES)} that a worker needs to start at all: lower limits.ram_reserve or find more memory."
+            f"{needs.sentence}: lower limits.ram_reserve or find more memory."
         )
     is_given = _is_given(settings, origins)
-    beside = replace(beside, others=sensible(beside.others, total, WORKER_NEEDS_BYTES))
-    if beside.own_bytes is not None and not is_given and WORKER_NEEDS_BYTES <= beside.own_bytes < limit:
+    beside = replace(beside, others=sensible(beside.others, total, needs.least_bytes))
+    if beside.own_bytes is not None and not is_given and needs.least_bytes <= beside.own_bytes < limit:
         limit, limit_origin = beside.own_bytes, "what other runs left when it was started"
     if beside.others:
         room = total - max(reserve, beside.reserve_bytes)
-        limit, limit_origin = _beside_others(limit, limit_origin, room, beside, origin if is_given else None)
+        limit, limit_origin = _beside_others(limit, limit_origin, room, beside, origin if is_given else None, needs)
     _check_temperature(settings, origins, gpu)
     return Limits(
         worker_limit_bytes=limit,
@@ -249,7 +264,18 @@ def _is_given(settings: Settings, origins: Mapping[str, str]) -> bool:
     return "limits.ram" in origins or settings.limits.ram != Settings().limits.ram
 
 
-def _beside_others(limit: int, origin: str, room: int, beside: Beside, given: str | None) -> tuple[int, str]:
+class _Needs(NamedTuple):
+    """What a run needs at the least."""
+
+    least_bytes: int
+    is_command: bool
+
+    @property
+    def sentence(self) -> str:
+        return f"{size(self.least_bytes)} that a {'command' if self.is_command else 'worker'} needs to start at all"
+
+
+def _beside_others(limit: int, origin: str, room: int, beside: Beside, given: str | None, needs: _Needs) -> tuple[int, str]:
     """The limit and its origin beside other runs; all of them share `room` bytes. `given` says what a person asked for, which
     is not made less behind their back: it fits, or it is refused. It is None for the default, which is lowered. Raises
     `SettingsError`.
@@ -259,10 +285,10 @@ def _beside_others(limit: int, origin: str, room: int, beside: Beside, given: st
         return limit, origin
     of_room = f"{taken(beside.others)} of the {size(room)} that are there for training"
     leaves = f"which leaves {size(left)}" if left >= MIB else "which leaves nothing"
-    ways = ways_to_share(beside.others, left, limit if given else None, WORKER_NEEDS_BYTES)
-    if left < WORKER_NEEDS_BYTES:
+    ways = ways_to_share(beside.others, left, limit if given else None, needs.least_bytes)
+    if left < needs.least_bytes:
         why = f"There is no room beside what runs already: {of_room}, {leaves}"
-        need = f"and a worker needs {size(WORKER_NEEDS_BYTES)} to start at all."
+        need = f"less than the {needs.sentence}."
         raise SettingsError(f"{why}, {need} {about(beside.others)}".rstrip(), more=ways)
     if given is not None:
         why = f"{given} does not fit beside what runs already: {of_room}, {leaves}."

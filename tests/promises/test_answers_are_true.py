@@ -89,7 +89,7 @@ def test_a_program_that_ends_as_it_was_told_goes_on_and_one_that_ends_by_itself_
 
     started = memsup("start", *program, cwd=tmp_path)
     assert "memsup pause" in started.stdout
-    assert "start begins the command anew" in started.stdout
+    assert "begins the command anew" in started.stdout
     assert "checkpoint" not in started.stdout.partition("Started")[2]
     assert "--release" not in started.stdout
     begins(1)

@@ -387,6 +387,15 @@ def test_a_limit_that_makes_no_sense_is_refused_in_one_sentence(flag: str, words
     assert "\n" not in str(refused.value)
 
 
+def test_a_command_may_be_given_what_no_worker_could_start_with() -> None:
+    loaded = load(job_file=None, flags=["limits.ram=40MiB"], environment={})
+    found = resolve(loaded.settings, loaded.origins, machine(23.5), is_command=True)
+    assert found.limits.worker_limit_bytes == 40 * MIB
+    loaded = load(job_file=None, flags=["limits.ram=8MiB"], environment={})
+    with pytest.raises(SettingsError, match="16 MiB that a command needs"):
+        resolve(loaded.settings, loaded.origins, machine(23.5), is_command=True)
+
+
 def test_a_machine_too_small_for_any_worker_is_told_so() -> None:
     """Half of 900 MiB does not hold a worker."""
     with pytest.raises(SettingsError, match="find more memory"):
