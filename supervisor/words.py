@@ -161,7 +161,10 @@ def use_rows(status: Status) -> list[tuple[str, str]]:
         return []
     ask = command("predict", status.run)
     if "perplexity" in (status.result or {}):
-        return [("in Python", f'transformers.pipeline("text-generation", model={status.model_path!r})')]
+        return [
+            ("use it", f'{ask} "a question"'),
+            ("in Python", f'transformers.pipeline("text-generation", model={status.model_path!r})'),
+        ]
     python = f'transformers.pipeline("text-classification", model={status.model_path!r})'
     return [("use it", f'{ask} "a text"   or a file: {ask} FILE.csv --output labels.csv'), ("in Python", python)]
 

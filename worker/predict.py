@@ -3,9 +3,9 @@
 Reads lines on stdin, each a JSON list of rows (a row is a list of one text or two), and answers each with a line on stdout:
 `{"labels": […], "is_several": …, "rows": [[…] or null, …]}`, the probability of each label for each row, or its score under the
 score's name; null for a row that makes no token of its own. A model that tags words answers `{"spans": [[…] or null, …]}`, each
-span with label, text, start, end and score. Or `{"error": "one sentence"}`, which is the last line then. Rows are computed
-beside others of the same length only: nothing is padded, so that no row's answer depends on the others. Libraries' words go to
-standard error.
+span with label, text, start, end and score; a language model (`--answers`) `{"answers": ["…", …]}`. Or the last line is
+`{"error": "one sentence"}`. Rows are computed beside others of the same length only: nothing is padded, so that no row's answer
+depends on the others. Libraries' words go to standard error.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from memsup.memory import is_out_of_memory
+from memsup.shared.data.chat import Form
 from memsup.shared.data.errors import InputError
 from memsup.shared.files import UnreadableError
 from memsup.shared.log import FromLibraries, json_lines, log, log_to, to_standard_error
@@ -47,7 +48,10 @@ def main() -> int:
         resource.setrlimit(resource.RLIMIT_DATA, (arguments.limit_bytes, arguments.limit_bytes))
     os.environ.update({"HF_HUB_OFFLINE": "1"})  # all of it lies in the folder
     try:
-        _answer_all(arguments, answers)
+        if arguments.answers is None:
+            _answer_all(arguments, answers)
+        else:
+            _answer_questions(arguments, answers)
     except Exception as error:
         log.exception("Predicting ends here")
         _say(answers, {"error": _why(error, arguments.limit_bytes)})
@@ -61,6 +65,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int)
     parser.add_argument("--limit-bytes", type=int)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--answers", choices=list(Form), type=Form)
     return parser.parse_args()
 
 
@@ -103,6 +108,16 @@ def _tag_all(arguments: argparse.Namespace, answers: TextIO) -> None:
     tagger = Tagger(arguments.model, arguments.max_length, arguments.device)
     for line in sys.stdin:
         _say(answers, {"spans": tagger.tagged([row[0] for row in json.loads(line)], MOST_TOKENS)})
+
+
+def _answer_questions(arguments: argparse.Namespace, answers: TextIO) -> None:
+    with without_search_for_garbage(), quick_scan_of_transformers():
+        from memsup.worker.tasks.answering import load_answering
+
+    answering = load_answering(arguments.model)
+    answering.model.to(arguments.device)
+    for line in sys.stdin:
+        _say(answers, {"answers": [answering.ask(row[0], arguments.answers) for row in json.loads(line)]})
 
 
 def _shares(model: Any, target: Target, tokens: Any, texts: list[Text], *, has_types: bool) -> list[list[float] | None]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ from memsup.worker.plan.planner import Initial, Planner
 from memsup.worker.plan.stopping import evaluates_after, is_better, merit_of
 from memsup.worker.saving import chosen, export_model, find_start, resume, save, save_evaluated, save_if_due
 from memsup.worker.session import GiveUp, Session
-from memsup.worker.state import Evaluated
+from memsup.worker.state import Evaluated, read_tensors
 from memsup.worker.tasks import Prepared, find_task
 from memsup.worker.training import Training
 
@@ -96,6 +96,8 @@ def train(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session
 
 def _train(training: Training) -> Finished:
     session, paths, schedule = training.session, training.paths, training.schedule
+    if training.step == 0:
+        _show(training, "before")
     with session.phase(Phase.TRAINING):
         while True:
             due = evaluates_after(training.step, schedule, training.settings.evaluate_every)
@@ -111,6 +113,10 @@ def _train(training: Training) -> Finished:
         note = session.checkpoint_now(last=True)
         checkpoint, result = chosen(training, note)
         export_model(checkpoint, paths.model, session)
+    if result.step != training.step:
+        weights = training.prepared.weights
+        read_tensors(checkpoint, weights.stem, weights.tensors(training.prepared.model), session.tick, training.staging)
+    _show(training, "after")
     return Finished(
         model_path=str(paths.model),
         metrics=result.metrics | training.prepared.beside,
@@ -120,6 +126,20 @@ def _train(training: Training) -> Finished:
         stopped_early=training.has_stopped_early,
         model_step=result.step,
     )
+
+
+def _show(training: Training, moment: Literal["before", "after"]) -> None:
+    """Has the model show what it does, where its task has that; a run does not end for want of it."""
+    samples, model = training.prepared.samples, training.prepared.model
+    if samples is None:
+        return
+    try:
+        with training.session.phase(Phase.EVALUATING), autocast(training.device, training.settings.amp):
+            samples.take(model, moment, training.boundary)
+    except Exception as error:
+        if not is_out_of_memory(error) and not isinstance(error, OSError):
+            raise
+        log.warning("No examples of what the model does", moment=moment, exc_info=True)
 
 
 def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session) -> Training:

@@ -6,6 +6,9 @@ from memsup.shared.data.errors import InputError
 from memsup.shared.data.targets import TaskKind
 from memsup.shared.model.libraries import is_installed
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""What makes a folder one of adapters."""
+
 
 def trains_adapters(kind: TaskKind, method: str | None) -> bool:
     """Whether adapters learn. Raises InputError where they cannot."""

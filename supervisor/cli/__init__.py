@@ -37,6 +37,7 @@ COMMANDS = {
     "stop": ("orders", "stop", "Checkpoint and stop."),
     "wait": ("wait", "wait", "Wait until the run ends, with its progress."),
     "predict": ("predict", "predict", "Ask the model that a run has made."),
+    "export": ("export", "export", "Write the model into a folder; adapters merged with --merge."),
     "logs": ("logs", "logs", "Show the worker's output and the ledger of decisions."),
     "report": ("report", "report", "The night on one page, with plots."),
     "metrics": ("metrics", "metrics", "Tell Prometheus of all runs, on this machine."),
@@ -50,7 +51,7 @@ COMMANDS = {
 GROUPS = {
     "Train": ("start", "init", "pause", "resume", "checkpoint", "stop"),
     "Look": ("status", "list", "wait", "logs", "report", "metrics"),
-    "Use and tidy up": ("predict", "rm"),
+    "Use and tidy up": ("predict", "export", "rm"),
     "Prepare": ("check", "drill", "notify", "service", "completion"),
 }
 """How the help page has them, each once."""

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import click
 
 from memsup.shared.commands import command
+from memsup.shared.data.chat import Form
+from memsup.shared.data.chat_check import fields_of
 from memsup.shared.data.columns import listed, usual_text
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.rows import read_rows
 from memsup.shared.data.sources import locate
+from memsup.shared.model.adapters import ADAPTER_CONFIG
 from memsup.shared.paths import RunPaths, absolute
 from memsup.shared.run_file import read_record
 from memsup.shared.status import RunState
@@ -63,10 +66,12 @@ def predict(
     Exit code: 0 done, 1 the model could not be asked, 2 bad input, 3 the run is not finished, 4 unknown run.
     """
     paths = paths_of(run_name)
-    record, model = _finished(paths)
+    record, model = finished_model(paths)
     file = words[0] if len(words) == 1 and _is_file(words[0]) else None
     if file is None and (output or text or text_pair):
         raise click.UsageError("--output, --text and --text-pair are for a file of texts.")
+    if record.settings.task.kind == "causal-lm":
+        return _tell_answers(paths, record, model, words, file, device=device, as_json=as_json)
     is_pair = record.settings.task.text_pair is not None
     if is_pair and (words == ("-",) or (file is not None and _is_of_lines(file))):
         raise RefusedError("This run was trained on two texts a row, and a line is one: give a file with a column for each.")
@@ -82,7 +87,7 @@ def predict(
     return _tell_file(file, _columns(file, record, text, text_pair, is_pair=is_pair), output, ask)
 
 
-def _finished(paths: RunPaths) -> tuple[RunRecord, Path]:
+def finished_model(paths: RunPaths) -> tuple[RunRecord, Path]:
     """The record and the model of a run that has made one. Raises `RefusedError`."""
     status, record = observe(paths).status, read_record(paths.record)
     if status is None or record is None:
@@ -97,7 +102,7 @@ def _finished(paths: RunPaths) -> tuple[RunRecord, Path]:
             NOT_FINISHED,
         )
     model = Path(status.model_path)
-    if not (model / "config.json").is_file():
+    if not any((model / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise RefusedError(f"The model of run {paths.name!r} is not in {model} any more: copy it back.", 1)
     return record, model
 
@@ -140,6 +145,33 @@ def _tell(rows: Iterator[Sequence[str]], ask: Ask, as_json: bool) -> int:
         score = "" if predicted.score is None else f"{predicted.score:.3f}"
         data(("no text" if predicted.label is None else predicted.label or "no label", score, " + ".join(row)))
     return 0
+
+
+def _tell_answers(
+    paths: RunPaths, record: RunRecord, model: Path, words: Sequence[str], file: str | None, *, device: str, as_json: bool
+) -> int:
+    if file is not None and not _is_of_lines(file):
+        raise RefusedError("A language model is asked questions: give them as arguments, or one on each line of a .txt file.")
+    if file is not None:
+        rows: Iterator[Sequence[str]] = ([str(row["text"])] for row in rows_of(file))
+    else:
+        rows = _of_stdin() if words == ("-",) else iter(_typed(words, is_pair=False))
+    asked_about: deque[Sequence[str]] = deque()
+    said = asked(paths, record, model, _remembered(rows, asked_about), device=device, answers=_form(record))
+    found = ((asked_about.popleft()[0], predicted.label) for predicted in said)
+    if as_json:
+        json_data({"schema": 1, "answers": [{"text": text, "answer": answer} for text, answer in found]})
+        return 0
+    for _, answer in found:
+        data(answer or "")
+    return 0
+
+
+def _form(record: RunRecord) -> Form:
+    """How the questions of the training data were written."""
+    with contextlib.suppress(InputError):
+        return fields_of(locate(record.settings.task.train or ""), record.settings.task).form
+    return Form.MESSAGES
 
 
 def _remembered(rows: Iterable[_Row], asked_about: deque[_Row]) -> Iterator[_Row]:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from memsup.shared.data.chat import Form
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import SettingsError
@@ -30,7 +31,8 @@ class Predicted(NamedTuple):
     """What the model says of one row. Label and scores are None for a row that has no text that it knows."""
 
     label: str | None
-    """Where several labels were learnt it is those above a half, joined by bars, and empty where none is."""
+    """What a language model answers. Where several labels were learnt it is those above a half, joined by bars, and empty where
+    none is."""
     score: float | None
     """The probability that the model gives the label. Where a number was learnt it is that number, and the label its name."""
     scores: dict[str, float] | None
@@ -48,13 +50,16 @@ def predict(
     *,
     device: str = "cpu",
     at_once: int = ROWS_AT_ONCE,
+    answers: Form | None = None,
 ) -> Iterator[Predicted]:
-    """What `model` says of each row, which is one text or two; it is asked about `at_once` of them. Raises `RefusedError`, in
-    one sentence.
+    """What `model` says of each row, which is one text or two; it is asked about `at_once` of them. With `answers` it is a
+    language model, whose training data were of that form. Raises `RefusedError`, in one sentence.
     """
     command = [sys.executable, "-P", "-m", "memsup.worker.predict", "--model", str(model), "--device", device]
     if device == "cpu":
-        command += ["--limit-bytes", str(_limit_bytes(paths, record))]
+        command += ["--limit-bytes", str(limit_bytes(paths, record))]
+    if answers is not None:
+        command += ["--answers", answers]
     if record.settings.training.max_length is not None:
         command += ["--max-length", str(record.settings.training.max_length)]
     try:
@@ -91,6 +96,9 @@ def _asked(process: subprocess.Popen[str], rows: Sequence[Sequence[str]], paths:
     if "spans" in answer:
         yield from map(_tagged, answer["spans"])
         return
+    if "answers" in answer:
+        yield from (Predicted(said, None, None) for said in answer["answers"])
+        return
     for shares in answer["rows"]:
         if shares is None:
             yield Predicted(None, None, None)
@@ -110,7 +118,7 @@ def _tagged(spans: list[dict[str, Any]] | None) -> Predicted:
     return Predicted(label, min((span["score"] for span in spans), default=None), None, spans)
 
 
-def _limit_bytes(paths: RunPaths, record: RunRecord) -> int:
+def limit_bytes(paths: RunPaths, record: RunRecord) -> int:
     """What the process may take: as a run that started now, and no more than is free beside the reserve. Raises `RefusedError`
     where that is not enough for any model.
     """

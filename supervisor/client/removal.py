@@ -21,8 +21,8 @@ from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.client.spawning import only_start, remove_empty
 
 _OUR_FILES = re.compile(
-    r"run\.json(\.room)?|status\.json|claim\.json|told\.json|restarts\.json|audit\.txt|blackbox|report\.html"
-    r"|(ledger|history|plan)(\.\d+)?\.jsonl|(worker|supervisor|predict)(\.\d+)?\.log(\.1)?(\.end[01])?"
+    r"run\.json(\.room)?|status\.json|claim\.json|told\.json|restarts\.json|audit\.txt|blackbox|report\.html|answers\.json"
+    r"|(ledger|history|plan)(\.\d+)?\.jsonl|(worker|supervisor|predict|export)(\.\d+)?\.log(\.1)?(\.end[01])?"
     r"|\.[\w.-]+\.(tmp|new)"
 )
 _OUR_FOLDERS = ("cache", "curves", "model")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from memsup.worker import train
 from memsup.worker.compute import token_loss
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.padding import Padding
+from memsup.worker.saving import save
 from memsup.worker.tasks.dialogues import DialogueReader
 from memsup.worker.tasks.sequences import IGNORED, NOTHING, LeftOut, Sequence
 from memsup.worker.training import Training
@@ -219,3 +221,49 @@ def test_what_cannot_be_told_is_refused_by_file_and_line(tmp_path: Path, templat
     reader, _ = reader_of(tmp_path, template=template)
     with pytest.raises(InputError, match=why):
         list(reader.read(locate(str(written(tmp_path / "rows.jsonl", rows))), trains=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Adapters
+
+
+def test_a_run_that_is_continued_ends_with_the_same_bits_and_only_beside_its_base(tmp_path: Path) -> None:
+    """With dropout; what the checkpoint has of the frozen weights is where they are from, and their hashes."""
+    wanted = tiny_chat(tmp_path, lora__dropout=0.2)
+    with one_life(wanted, name="undisturbed") as life:
+        frozen = sum(value.numel() for value in life.prepared.model.parameters() if not value.requires_grad)
+        for _ in range(4):
+            train.take_step(life)
+        digest, expected = life.audit.digest, life.prepared.weights.tensors(life.prepared.model)
+    with one_life(wanted, name="disturbed") as life:
+        for _ in range(2):
+            train.take_step(life)
+        folder = Path(save(life, last=False).path)
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 4 * frozen
+    with one_life(wanted, name="disturbed") as life:
+        assert life.step == 2
+        for _ in range(2):
+            train.take_step(life)
+        found = life.prepared.weights.tensors(life.prepared.model)
+        assert life.audit.digest == digest
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+
+    base = Path(str(wanted.task.model))
+    weights = safetensors.torch.load_file(base / "model.safetensors")
+    weights["model.norm.weight"][0] += 1e-3
+    safetensors.torch.save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with (
+        pytest.raises(InputError, match=r"trained beside other weights than those in .*: model\.safetensors changed since"),
+        one_life(wanted, name="disturbed"),
+    ):
+        pass
+    assert folder.is_dir()
+
+
+def test_an_encoder_that_sees_what_it_is_to_say_is_refused(tmp_path: Path) -> None:
+    model = tiny_tokenizer(tmp_path / "bert")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.BertLMHeadModel(transformers.BertConfig(vocab_size=259, **sizes)).save_pretrained(model)
+    with pytest.raises(InputError, match="sees the tokens that it is to say"), one_life(tiny_chat(tmp_path, model=model)):
+        pass

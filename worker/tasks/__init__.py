@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.targets import ProblemType
@@ -84,8 +84,18 @@ class Prepared:
     """Figures of the data without which those of the evaluation say too much, such as `shared_rows`; they end among these."""
     facts: dict[str, str]
     """What was found, one line each, for the log: heading → plain text."""
+    samples: Samples | None = None
+    """What shows people a few examples of what the model does. None means that its figures say it all."""
     weights: Weights = field(default_factory=WholeModel)
     """What of the model is saved."""
+
+
+class Samples(Protocol):
+    """A few examples of what the model does before and after training."""
+
+    def take(self, model: PreTrainedModel, moment: Literal["before", "after"], boundary: Boundary) -> None:
+        """Asks the model, and writes down what it does. Raises OSError, and what `boundary` raises."""
+        ...
 
 
 class Metrics(Protocol):

@@ -27,6 +27,7 @@ from memsup.worker.compute.token_loss import Scores, find_scores, losses_of_rows
 from memsup.worker.plan.padding import Padding
 from memsup.worker.state import Weights, WholeModel
 from memsup.worker.tasks import Boundary, Examples, Metrics, Prepared
+from memsup.worker.tasks.answering import Samples
 from memsup.worker.tasks.cache import digest
 from memsup.worker.tasks.dialogues import DialogueReader, template_of
 from memsup.worker.tasks.lora import attach, base_of, load_adapters, refuse_other_base
@@ -41,11 +42,12 @@ from memsup.worker.tasks.pretrained import (
     refuse_mixing,
     tokenizer_name,
 )
-from memsup.worker.tasks.probe import SAME_FRACTION
 from memsup.worker.tasks.sequences import IGNORED, SequenceCorpus, SequenceRows, Source, open_sequences
 
 _LOOKED_AT_TOKENS = 64
 """Of a row so many tokens are asked for what a model sees, and how it makes its scores."""
+_FORESIGHT_FRACTION = 1e-5
+"""The difference that no rounding makes, as a part of the largest score."""
 
 
 class CausalLM:
@@ -131,6 +133,7 @@ class CausalLM:
             left_out=corpus.counts.left_out,
             beside=_beside(corpus),
             facts=_facts(corpus, max_length, f"{about_model(model, origin, new)}; {len(tokenizer):,} tokens", model),
+            samples=Samples(evaluation, tokenizer, paths.state),
             weights=weights,
         )
 
@@ -179,17 +182,15 @@ def _beginning(rows: SequenceRows) -> dict[str, torch.Tensor]:
 def _refuse_foresight(model: Any, rows: SequenceRows) -> None:
     """Raises InputError for a model that sees the token that it is to say, as an encoder does."""
     batch = _beginning(rows)
+    half = batch["input_ids"].shape[1] // 2
     other = dict(batch, input_ids=batch["input_ids"].clone())
-    last = other["input_ids"][0, -1]
-    other["input_ids"][0, -1] = rows.batch(np.array([rows.lengths.argmax()], dtype=np.int64))["input_ids"][0, 0]
-    if other["input_ids"][0, -1] == last:
-        other["input_ids"][0, -1] = (last + 1) % 2 + 1
+    other["input_ids"][:, half:] = batch["input_ids"][:, :1]
     with torch.no_grad():
         one, two = (
-            model(**{name: values for name, values in each.items() if name != "labels"}, use_cache=False).logits[0, :-1]
+            model(**{name: values for name, values in each.items() if name != "labels"}, use_cache=False).logits[0, :half]
             for each in (batch, other)
         )
-    if len(one) and bool((one - two).abs().max() > SAME_FRACTION * one.abs().max()):
+    if half and bool((one - two).abs().max() > _FORESIGHT_FRACTION * one.abs().max()):
         raise InputError(
             f"The model ({model.config.model_type}) sees the tokens that it is to say, so it would learn to copy them: choose "
             "one that goes on with texts, such as a Llama, a Qwen or a SmolLM."

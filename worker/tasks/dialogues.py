@@ -164,7 +164,12 @@ def plain_prompt(dialogue: Dialogue, form: Form, model: str) -> str:
             "says how to write them: choose a model that was made for chat."
         )
     asked = "\n\n".join(turn.content for turn in before)
-    return f"### Instruction:\n{asked}\n\n### Response:\n" if form is Form.INSTRUCTION else asked
+    return alpaca(asked) if form is Form.INSTRUCTION else asked
+
+
+def alpaca(instruction: str) -> str:
+    """What stands before the answer to an instruction."""
+    return f"### Instruction:\n{instruction}\n\n### Response:\n"
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -101,12 +101,17 @@ def base_of(model: str, tick: Tick) -> Base:
         raise InputError(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
 
 
+def read_base(folder: Path) -> Base:
+    """The frozen weights that the adapters in `folder` belong to. Raises InputError."""
+    try:
+        return read_document(folder / BASE_FILE, msgspec.json.Decoder(Base).decode)
+    except (OSError, UnreadableError) as error:
+        raise InputError(f"{folder / BASE_FILE} cannot be read ({error}): put the file back.") from None
+
+
 def refuse_other_base(base: Base, checkpoint: Path) -> None:
     """Raises InputError where the adapters in `checkpoint` belong to other weights."""
-    try:
-        was = read_document(checkpoint / BASE_FILE, msgspec.json.Decoder(Base).decode)
-    except (OSError, UnreadableError) as error:
-        raise InputError(f"{checkpoint / BASE_FILE} cannot be read ({error}): start anew, or put the file back.") from None
+    was = read_base(checkpoint)
     if was.files != base.files:
         other = sorted(name for name in {*was.files, *base.files} if was.files.get(name) != base.files.get(name))
         raise InputError(

@@ -147,6 +147,11 @@ class SequenceRows:
     def where(self, indices: Ints) -> str:
         return self._files.origins.where(self._chosen[indices])
 
+    def row(self, index: int) -> tuple[Ints, Ints]:
+        """The tokens of a row, and their marks."""
+        places = self._places(np.array([index]))
+        return self._files.tokens[places].astype(np.int64), self._files.marks[places].astype(np.int64)
+
     def batch(self, indices: Ints) -> dict[str, torch.Tensor]:
         return self.padded(indices, self.padding)
 

@@ -1,0 +1,21 @@
+"""What a language model answered to a few questions before and after its training, for people to compare. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+ANSWERS_FILE = "answers.json"
+"""Its name below the run's state folder."""
+
+
+class Answered(msgspec.Struct, frozen=True, kw_only=True):
+    """A question that was not trained on."""
+
+    asked: str
+    """All that stands before the answer, as the model sees it; only the end of what is long."""
+    wanted: str
+    """The answer in the data; only its beginning."""
+    before: str | None
+    """What the model answered before training. None means that nobody asked it."""
+    after: str | None
+    """What it answers now. None means that it is still being trained."""

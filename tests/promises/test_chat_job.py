@@ -1,0 +1,109 @@
+"""The job of people who teach a chat model with LoRA at home, from `start` to a model that answers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from kit.chat import dialogues, tiny_chat_model, written
+from kit.cli_process import memsup
+
+from memsup.shared.paths import run_paths
+
+pytestmark = pytest.mark.slow
+
+
+def start(folder: Path, *more: str) -> Any:
+    settings = ["task.kind=causal-lm", "training.device=cpu", "training.amp=off", "training.learning_rate=0.02", *more]
+    flags = [word for setting in settings for word in ("--set", setting)]
+    return memsup("start", "--model", "base", "--train", "chat.jsonl", "--wait", *flags, cwd=folder, within_s=300)
+
+
+def mean_loss(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> tuple[float, int]:
+    """The mean loss of what the assistant says, by transformers' own scores and as its template writes it."""
+    total, count = 0.0, 0
+    for row in rows:
+        text = tokenizer.apply_chat_template(row["messages"], tokenize=False)
+        tokens = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+        labels = torch.full_like(tokens, -100)
+        for number, message in enumerate(row["messages"]):
+            if message["role"] == "assistant":
+                before, after = (
+                    len(tokenizer(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=asks))["input_ids"])
+                    for said, asks in ((row["messages"][:number], True), (row["messages"][: number + 1], False))
+                )
+                labels[0, before:after] = tokens[0, before:after]
+        with torch.no_grad():
+            scores = model(tokens).logits[0, :-1]
+        total += float(torch.nn.functional.cross_entropy(scores, labels[0, 1:], reduction="sum"))
+        count += int((labels != -100).sum())
+    return total / count, count
+
+
+def test_a_chat_model_is_taught_with_adapters_and_merged(tmp_path: Path) -> None:
+    import peft
+
+    base = tiny_chat_model(tmp_path / "base")
+    rows = dialogues(60)
+    written(tmp_path / "chat.jsonl", [*rows[:50], {"messages": rows[0]["messages"][:1]}])
+    written(tmp_path / "eval.jsonl", rows[50:])
+    done = start(tmp_path, "task.eval=eval.jsonl", "training.epochs=2", "lora.targets=q_proj,v_proj,down_proj")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the assistant's messages in 'messages' are learnt" in done.stdout + done.stderr
+    seen = memsup("status", "--json").document
+    told, state = seen["result"], run_paths("default").state
+    assert told["left_out_rows"] == 1
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(seen["model_path"])
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
+    adapted = peft.PeftModel.from_pretrained(plain, seen["model_path"]).eval()
+    loss, targets = mean_loss(adapted, tokenizer, rows[50:])
+    assert told["targets"] == targets
+    assert told["loss"] == pytest.approx(loss, rel=1e-5)
+    assert told["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+    with adapted.disable_adapter():
+        assert mean_loss(adapted, tokenizer, rows[50:])[0] > loss  # it has learnt something
+
+    exported = memsup("export", "--merge", "--json", str(tmp_path / "merged"))
+    assert exported.document == {"schema": 1, "folder": str(tmp_path / "merged"), "merged": True, "dtype": "float32"}
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    question = "Tell me of green tea 55."
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+    tokens = torch.tensor([tokenizer(asked)["input_ids"]])
+    with torch.no_grad():
+        assert torch.allclose(merged(tokens).logits, adapted(tokens).logits, atol=1e-4, rtol=0)
+    assert memsup("export", str(tmp_path / "merged")).returncode == 2
+
+    shown = json.loads((state / "answers.json").read_bytes())
+    assert len(shown) == 3
+    assert all(example["before"] != example["after"] for example in shown)
+    said = memsup("predict", "--json", question).document["answers"]
+    greedy = merged.generate(tokens, do_sample=False, max_new_tokens=200, pad_token_id=tokenizer.pad_token_id)
+    answer = tokenizer.decode(greedy[0, tokens.shape[1] :], skip_special_tokens=True)
+    assert said[0]["text"] == question
+    assert said[0]["answer"].startswith(answer) or answer.startswith(said[0]["answer"])
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "more", "sentences"),
+    [
+        (None, {"messages": [{"role": "user", "content": "Hi"}]}, [], ["has no chat template", "ends in Instruct or Chat"]),
+        ("x", {"a": "one", "b": "two"}, [], ["its columns are 'a', 'b'", "task.prompt and task.completion"]),
+        ("x", {"a": "one", "b": "two"}, ["task.prompt=a"], ["task.prompt is set and task.completion is not"]),
+        ("x", {"text": "one"}, ["task.kind=text-classification", "training.method=lora"], ["is for task.kind = causal-lm"]),
+    ],
+)
+def test_what_cannot_be_taught_is_said_before_anything_is_written(
+    tmp_path: Path, template: str | None, row: dict[str, Any], more: list[str], sentences: list[str]
+) -> None:
+    tiny_chat_model(tmp_path / "base", template=template)
+    written(tmp_path / "chat.jsonl", [row, row])
+    refused = start(tmp_path, *more)
+    assert refused.returncode == 2
+    assert all(sentence in " ".join(refused.stderr.split()) for sentence in sentences), refused.stderr
+    assert not run_paths("default").state.exists()
