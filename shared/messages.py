@@ -26,7 +26,8 @@ later than the request (a checkpoint takes its time) but always comes.
 from __future__ import annotations
 
 import enum
-from typing import Annotated, TypeVar
+import functools
+from typing import Annotated, Any
 
 import msgspec
 
@@ -441,14 +442,9 @@ class Reply(Message, frozen=True, tag="reply"):
 # --------------------------------------------------------------------------------------------------------------------
 # The wire
 
-T = TypeVar("T")
 ToWorker = Welcome | Lease | AnyOrder
 
 _encoder = msgspec.msgpack.Encoder()
-_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
-_to_supervisor: msgspec.msgpack.Decoder[AnyReport] = msgspec.msgpack.Decoder(AnyReport)
-_request = msgspec.msgpack.Decoder(Request)
-_reply = msgspec.msgpack.Decoder(Reply)
 
 
 def encode(message: Message) -> list[bytes]:
@@ -458,25 +454,35 @@ def encode(message: Message) -> list[bytes]:
 
 def decode_for_worker(frames: list[bytes]) -> ToWorker:
     """The order or answer that the worker received. Raises `BadFrameError`."""
-    return _decode(frames, _to_worker)
+    message: ToWorker = _decode(frames, ToWorker)
+    return message
 
 
 def decode_for_supervisor(frames: list[bytes]) -> AnyReport:
     """The report that the supervisor received. Raises `BadFrameError`."""
-    return _decode(frames, _to_supervisor)
+    report: AnyReport = _decode(frames, AnyReport)
+    return report
 
 
 def decode_request(frames: list[bytes]) -> Request:
     """The request that the supervisor received. Raises `BadFrameError`."""
-    return _decode(frames, _request)
+    request: Request = _decode(frames, Request)
+    return request
 
 
 def decode_reply(frames: list[bytes]) -> Reply:
     """The reply that the command line received. Raises `BadFrameError`."""
-    return _decode(frames, _reply)
+    reply: Reply = _decode(frames, Reply)
+    return reply
 
 
-def _decode(frames: list[bytes], decoder: msgspec.msgpack.Decoder[T]) -> T:
+@functools.cache
+def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    """Made when the first frame comes: the command line receives one kind, and has to be quick."""
+    return msgspec.msgpack.Decoder(kind)
+
+
+def _decode(frames: list[bytes], kind: Any) -> Any:
     if len(frames) != 2:
         raise BadFrameError(f"{len(frames)} frames instead of 2")
     name, body = frames
@@ -485,6 +491,6 @@ def _decode(frames: list[bytes], decoder: msgspec.msgpack.Decoder[T]) -> T:
     if len(body) > MAX_FRAME_BYTES:
         raise BadFrameError(f"{len(body)} bytes, more than {MAX_FRAME_BYTES}")
     try:
-        return decoder.decode(body)
+        return _decoder(kind).decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadFrameError(f"not a known message: {error}") from None

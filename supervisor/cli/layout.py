@@ -10,6 +10,7 @@ that other programs find a line where there is one.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
@@ -23,7 +24,7 @@ INDENT, GAP, HANG = 2, 2, 2
 NARROWEST = 22
 """Cells that a column of sentences is given at least, or it stands below."""
 _COLOUR, _PLAIN = re.compile(r"\x1b\[\d+m"), "\x1b[0m"
-_UNIT = re.compile(r"( *)([^ ]*\d (?:[KMGT]iB|B|min|ms|h|s|d|%|°C|W)(?![A-Za-z0-9])[^ ]*|[^ ]*)")
+_UNIT = r"( *)([^ ]*\d (?:[KMGT]iB|B|min|ms|h|s|d|%|°C|W)(?![A-Za-z0-9])[^ ]*|[^ ]*)"
 """Blanks and a word. A number and the sign of what it counts are one."""
 _WIDE = (
     "\u2e80-\u3000\u3003-\u3007\u3012-\ua4cf\uac00-\ud7a3\uf900-\ufaff"
@@ -31,8 +32,10 @@ _WIDE = (
 )
 _CLOSING = "，。、；：！？）》」』】〉〕”’…,.;:!?)"
 _SGR = r"(?:\x1b\[\d+m)*"
-_SCRIPT = re.compile(rf"{_SGR}(?:[{_WIDE}]|[^{_WIDE}]+)[{_CLOSING}]*{_SGR}")
-_AFTER = re.compile(r"[^/=,;&?]*[/=,;&?]+|[^/=,;&?]+")
+_SCRIPT = rf"{_SGR}(?:[{_WIDE}]|[^{_WIDE}]+)[{_CLOSING}]*{_SGR}"
+_AFTER = r"[^/=,;&?]*[/=,;&?]+|[^/=,;&?]+"
+# These are made when a line has to be broken, which many a command never has to, and which takes some milliseconds.
+_pattern = functools.cache(re.compile)
 
 
 def laid_out(lines: Iterable[Line], cells: int | None, hang: int = 0) -> Iterator[str]:
@@ -166,7 +169,7 @@ def _units(text: str, cells: int) -> Iterator[tuple[int, str]]:
     """What is never broken, each with the blanks before it: words, the characters of a script that is written without blanks,
     and the parts of what would be wider than so many cells.
     """
-    for blanks, word in _UNIT.findall(text):
+    for blanks, word in _pattern(_UNIT).findall(text):
         gap = len(blanks)
         for unit in _by_script(word):
             parts = [unit] if _width(unit) <= cells else _by_cells(unit, cells)
@@ -178,12 +181,12 @@ def _units(text: str, cells: int) -> Iterator[tuple[int, str]]:
 
 def _by_script(word: str) -> Sequence[str]:
     """A word of letters whole; of Chinese and Japanese each character, with the marks that must not begin a line."""
-    return [word] if word.isascii() else _SCRIPT.findall(word)
+    return [word] if word.isascii() else _pattern(_SCRIPT).findall(word)
 
 
 def _by_cells(unit: str, cells: int) -> Iterator[str]:
     """A unit that is too wide, broken after its slashes, and where there are none anywhere."""
-    for part in _AFTER.findall(unit):
+    for part in _pattern(_AFTER).findall(unit):
         while _width(part) > max(cells, 1):
             kept = part[: max(cells, 1)]
             while _width(kept) > max(cells, 1):
@@ -195,4 +198,4 @@ def _by_cells(unit: str, cells: int) -> Iterator[str]:
 
 
 def _longest_word(text: str) -> int:
-    return max((_width(unit) for _, word in _UNIT.findall(text) for unit in _by_script(word)), default=0)
+    return max((_width(unit) for _, word in _pattern(_UNIT).findall(text) for unit in _by_script(word)), default=0)

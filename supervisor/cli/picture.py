@@ -13,8 +13,7 @@ from memsup.shared.printable import printable
 from memsup.shared.readings import KnownGpu, hottest
 from memsup.shared.status import OVER, RunState, Status
 from memsup.supervisor.cli.screen import paint
-from memsup.supervisor.decide.thresholds import COLOUR_BELOW_C, HOLD_BELOW_C
-from memsup.supervisor.decide.uses import HOLD_USE, SHRINK_USE
+from memsup.supervisor.decide.uses import COLOUR_BELOW_C, HOLD_BELOW_C, HOLD_USE, SHRINK_USE
 from memsup.supervisor.words import (
     VERIFIED,
     count,

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from memsup.supervisor.decide.uses import COLOUR_BELOW_C, HOLD_BELOW_C
+
 ASSUMED_SLOWDOWN_C = 93.0
 """The slowdown temperature of a device that does not say: the lowest that is usual (30-series)."""
-COLOUR_BELOW_C, PACE_BELOW_C, HOLD_BELOW_C, RESUME_BELOW_C = 12.0, 8.0, 5.0, 15.0
+PACE_BELOW_C, RESUME_BELOW_C = 8.0, 15.0
 _LEAST_SLOWDOWN_C, _MOST_SLOWDOWN_C = 60.0, 120.0
 _MOST_MARGIN_C = 120.0
 

@@ -16,7 +16,8 @@ from memsup.shared.clock import monotonic_s
 from memsup.supervisor.decide.heat import HeatSource
 from memsup.supervisor.decide.readings import TemperatureReading
 from memsup.supervisor.decide.stuck_sensor import StuckSensorWatch
-from memsup.supervisor.decide.thresholds import HOLD_BELOW_C, PACE_BELOW_C, HeatLimits, heat_limits
+from memsup.supervisor.decide.thresholds import PACE_BELOW_C, HeatLimits, heat_limits
+from memsup.supervisor.decide.uses import HOLD_BELOW_C
 from memsup.supervisor.kernel.kernel_file import KernelFile, number_of, text_of
 
 SLOW_READ_S = 0.01
