@@ -19,6 +19,7 @@ from memsup.shared.data.rows import names_columns_in_first_line, read_rows
 from memsup.shared.data.sources import Source
 from memsup.shared.data.switches import FEWEST, switches
 from memsup.shared.data.tables import is_place
+from memsup.shared.data.tag_cells import hold_tags
 from memsup.shared.data.targets import ProblemType, as_score
 from memsup.shared.paths import is_text
 
@@ -109,6 +110,11 @@ def look_at_columns(
     if len(sample) == 1:
         _refuse_a_whole_table(source, sample[0])
     names = list(dict.fromkeys(chain.from_iterable(sample)))
+    if label is None and hold_tags(sample):
+        raise NoTaskError(
+            f"{source} has sentences with tags or spans, and a text has a label of its own here. To learn those of words: "
+            "--set task.kind=token-classification. Or name the column with task.label."
+        )
     given = [(key, name) for key, name in (("text", text), ("label", label), ("text_pair", text_pair)) if name is not None]
     for key, name in given:
         if name not in names:

@@ -407,8 +407,12 @@ def has_tabs(path: Path) -> bool:
 
 def has_tagged_words(path: Path) -> bool:
     """Whether the first lines are words with tags such as O and B-LOC in the last column."""
-    last = [line.split()[-1] for line in islice(lines(path), _LINES_LOOKED_AT) if len(line.split()) > 1]
-    return len(last) > 1 and all(_TAG.fullmatch(tag) for tag in last)
+    seen = [line.split() for line in islice(lines(path), _LINES_LOOKED_AT)]
+    last = [words[-1] for words in seen if len(words) > 1]
+    slashed = [word for words in seen for word in words if re.fullmatch(r"[^/]+/[A-Za-z]{1,3}(\][A-Za-z]{1,3})?", word)]
+    if len(slashed) > max(2, 0.9 * sum(map(len, seen))):
+        return True
+    return len({*last} - {"O"}) > 0 and all(_TAG.fullmatch(tag) for tag in last)
 
 
 def sign_between_fields(path: Path) -> str | None:

@@ -38,7 +38,7 @@ from memsup.shared.data.lines import first_bytes
 from memsup.shared.data.packing import foreign_format, packing_of, unpack_command
 from memsup.shared.files import open_regular
 
-_TAGGED = "{} has a word and its tag on each line. To learn those: --set task.kind=token-classification"
+_TAGGED = "{} has words with a tag each. To learn those: --set task.kind=token-classification"
 _EXTRAS = {"snownlp": "memsup[demo]"}
 _MOST_FILES = 10_000
 """More are no list that anybody named; of a folder of texts every file counts as a part of one."""
@@ -202,6 +202,8 @@ def _of_file(path: Path) -> DataFile:
         raise InputError(
             f"{path} is packed, and its columns cannot be read so. This unpacks it: {unpack_command(path, packing)}"
         )
+    if kind is Kind.TSV and has_tagged_words(path):
+        raise NoTaskError(_TAGGED.format(path))
     if kind is not None:
         return DataFile(path, kind)
     if path.suffix.lower() in COLUMN_ENDINGS:

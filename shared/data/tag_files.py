@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -209,6 +209,31 @@ def slashed_rows(path: Path) -> Iterator[Row]:
         yield Row(path, number, {"text": text, "spans": [list(span) for span in spans]})
     if is_empty:
         raise InputError(f"{path} is empty: put the data into it.")
+
+
+def grouped(rows: Iterable[Row], sentence: str) -> Iterator[Row]:
+    """Of rows that are a word each, the sentences: for each column the list of its cells. A sentence goes on as long as the
+    cell in the column `sentence` is empty or the same. Raises InputError where one has no end.
+    """
+    first: Row | None = None
+    cells: list[dict[str, object]] = []
+    for row in rows:
+        number = row.values.get(sentence)
+        goes_on = number in (None, "") or (first is not None and number == first.values.get(sentence))
+        if first is None or not goes_on or row.file != first.file:
+            if first is not None:
+                yield _of_words(first, cells)
+            first, cells = row, []
+        cells.append(row.values)
+        if len(cells) > MOST_WORDS:
+            raise InputError(f"{row.file} has more than {MOST_WORDS:,} words in one sentence up to line {row.line}: divide it.")
+    if first is not None:
+        yield _of_words(first, cells)
+
+
+def _of_words(first: Row, cells: list[dict[str, object]]) -> Row:
+    texts = {name: ["" if values.get(name) is None else str(values[name]) for values in cells] for name in first.values}
+    return Row(first.file, first.line, dict(texts))
 
 
 class _Slashed(NamedTuple):

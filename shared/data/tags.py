@@ -9,9 +9,7 @@ and otherwise a class for each word, as parts of speech are.
 
 from __future__ import annotations
 
-import ast
 import enum
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice, pairwise
@@ -22,18 +20,19 @@ from memsup.shared.data.columns import listed, usual_text
 from memsup.shared.data.errors import InputError, NoTaskError
 from memsup.shared.data.examples import at
 from memsup.shared.data.layout import Kind
+from memsup.shared.data.row import Row
 from memsup.shared.data.rows import read_rows
 from memsup.shared.data.sources import Source
-from memsup.shared.data.tag_files import is_wide, joined
+from memsup.shared.data.tag_cells import are_as_long, are_several, are_tags, as_list, as_words, hold_spans, span_parts
+from memsup.shared.data.tag_files import grouped, is_wide, joined
 
 _SAMPLE_ROWS = 1000
 _SAMPLE_CHARS = 16 << 20
 _WORDS = ("tokens", "words", "token", "word", "text", "sentence", "chars", "form", "字", "词")
 _TAGS = ("ner_tags", "ner", "tags", "ner_tag", "labels", "label", "tag", "bio_tags", "iob_tags", "entities", "pos_tags", "upos")
 _SPANS = ("entities", "spans", "ents", "entity", "label", "labels", "annotations", "ner", "实体")
-_STARTS, _ENDS = ("start", "begin", "start_offset", "start_char", "from"), ("end", "stop", "end_offset", "end_char", "to")
-_LABELS = ("label", "type", "tag", "entity", "entity_group", "entity_type", "category", "labels")
-_SAID = ("text", "word", "surface", "mention", "value")
+_NUMBERING = re.compile(r"(sentence|sent)\b.*|.*(sentence|sent)[_ -]?(id|no|num\w*|#)")
+"""What a column is called that numbers sentences."""
 OUTSIDE = "O"
 NO_TEXT = "they have no text"
 ONLY = "span"
@@ -74,6 +73,8 @@ class Fields(NamedTuple):
     """The labels of the spans that count; others are no spans. None means that all count."""
     others: tuple[str, ...] = ()
     """Other columns that could hold the tags as well."""
+    sentence: str | None = None
+    """The column that says to which sentence a word belongs, where each row is a word. None means that a row is a sentence."""
 
 
 class Span(NamedTuple):
@@ -140,6 +141,9 @@ def find_fields(source: Source, *, text: str | None, label: str | None, labels: 
         if name is not None and name not in names:
             raise InputError(f"{source} has no column {name!r} (task.{key}). Its columns are {listed(names)}.")
     by_columns = any(file.kind is Kind.TAGGED for file in source.files)
+    sentence = None if by_columns else _sentence_column(sample, names)
+    if sentence is not None:
+        sample = [row.values for row in grouped((Row(Path(), 0, values) for values in sample), sentence)]
     found = _of_words(sample, names, text, label, by_columns=by_columns) or _of_spans(sample, names, text, label)
     if found is None:
         raise NoTaskError(
@@ -148,6 +152,7 @@ def find_fields(source: Source, *, text: str | None, label: str | None, labels: 
             '{"text": "in Paris", "entities": [{"start": 3, "end": 8, "label": "LOC"}]}; a file of columns has a word, a tab '
             "and its tag on each line, and a blank line between sentences. Columns of other names: task.text, task.label."
         )
+    found = found._replace(sentence=sentence, others=tuple(name for name in found.others if name != sentence))
     if found.writing is None:
         return found._replace(only=_only(labels))
     if _are_numbers(sample, found.label):
@@ -173,11 +178,19 @@ def _only(labels: Sequence[str] | None) -> frozenset[str] | None:
     return None if labels is None else frozenset(re.sub(r"^[BIESLUMW]-", "", name) for name in labels if name != OUTSIDE)
 
 
+def _sentence_column(sample: Sequence[Mapping[str, object]], names: Sequence[str]) -> str | None:
+    """The column that numbers sentences, where each row is a word with its tag. None means that there is none."""
+    numbering = [name for name in names if _NUMBERING.match(name.casefold())]
+    words = [[row.get(name) for row in sample] for name in names if name not in numbering]
+    are_words = all(not isinstance(cell, list) and len(str(cell or "").split()) < 2 for cells in words for cell in cells)
+    return numbering[0] if numbering and are_words and any(map(are_tags, words)) else None
+
+
 def _of_words(
     sample: Sequence[Mapping[str, object]], names: Sequence[str], text: str | None, label: str | None, *, by_columns: bool
 ) -> Fields | None:
     """A column of words and one of as many tags. Of a file of columns the first and the last, unless it numbers its words."""
-    lists = [name for name in names if sum(_are_several(row.get(name)) for row in sample) > 0.5 * len(sample)]
+    lists = [name for name in names if sum(are_several(row.get(name)) for row in sample) > 0.5 * len(sample)]
     if text is not None and text not in lists:
         return None
     if by_columns:
@@ -188,14 +201,18 @@ def _of_words(
     words_in = text or next((by_name[name] for name in _WORDS if name in by_name), None)
     if words_in is None:
         return None
-    fits = [name for name in lists if name != words_in and _are_as_long(sample, words_in, name)]
+    fits = [name for name in lists if name != words_in and are_as_long(sample, words_in, name)]
     if label is not None:
         return Fields(words_in, label, Writing.CLASSES) if label in fits else None
     usual = [by_name[name] for name in _TAGS if by_name.get(name) in fits]
     found = usual[0] if usual else fits[0] if len(fits) == 1 else None
     if found is None:
         return None
-    others = () if found.casefold().startswith("ner") else tuple(name for name in fits if name != found)
+    others = tuple(name for name in fits if name != found and are_tags([row.get(name) for row in sample]))
+    if found.casefold().startswith("ner"):
+        others = ()
+    elif not are_tags([row.get(found) for row in sample]):
+        others = tuple(name for name in fits if name != found)
     return Fields(words_in, found, Writing.CLASSES, others=others)
 
 
@@ -203,33 +220,16 @@ def _of_spans(
     sample: Sequence[Mapping[str, object]], names: Sequence[str], text: str | None, label: str | None
 ) -> Fields | None:
     texts = [name for name in names if any(isinstance(row.get(name), str) for row in sample)]
-    spans = [name for name in names if _hold_spans(sample, name)]
+    spans = [name for name in names if hold_spans(sample, name)]
     by_name = {name.strip().casefold(): name for name in spans}
     found = label or next((by_name[name] for name in _SPANS if name in by_name), spans[0] if len(spans) == 1 else None)
     said = text or usual_text([name for name in texts if name != found])
     return Fields(said, found, None) if said is not None and found in spans else None
 
 
-def _hold_spans(sample: Sequence[Mapping[str, object]], name: str) -> bool:
-    cells = [as_list(row.get(name)) for row in sample]
-    spans = [span for cell in cells for span in (cell or ())][:100]
-    return all(cell is not None for cell in cells) and bool(spans) and all(_span_parts(span) is not None for span in spans)
-
-
-def _are_several(cell: object) -> bool:
-    """Whether a cell is a list of words, or text of several."""
-    words = as_words(cell)
-    return words is not None and (len(words) > 1 or as_list(cell) is not None)
-
-
 def _counts_up(cell: object) -> bool:
     words = as_words(cell) or []
     return len(words) > 1 and [word.partition("-")[0] for word in words[:2]] == ["1", "2"]
-
-
-def _are_as_long(sample: Sequence[Mapping[str, object]], one: str, other: str) -> bool:
-    lengths = [(len(as_words(row.get(one)) or ()), len(as_words(row.get(other)) or ())) for row in sample]
-    return sum(first == second for first, second in lengths) > 0.9 * len(lengths)
 
 
 def _are_numbers(sample: Sequence[Mapping[str, object]], name: str) -> bool:
@@ -255,34 +255,6 @@ def writing_of(tags: Sequence[str] | frozenset[str] | set[str]) -> Writing:
     return Writing.INSIDE if OUTSIDE in tags else Writing.CLASSES
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Cells
-
-
-def as_list(cell: object) -> list[object] | None:
-    """The list in a cell, which may be written as a program writes it. None means that there is none."""
-    if isinstance(cell, list | tuple):
-        return list(cell)
-    if not isinstance(cell, str) or cell.strip()[:1] != "[" or cell.strip()[-1:] != "]":
-        return None
-    for read in (json.loads, ast.literal_eval):
-        try:
-            found = read(cell)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        return list(found) if isinstance(found, list | tuple) else None
-    return None
-
-
-def as_words(cell: object) -> list[str] | None:
-    """The words or tags in a cell: a list of them, or text with blanks between. None means that it holds something else."""
-    found = as_list(cell)
-    if found is None:
-        return cell.split() if isinstance(cell, str) else None
-    words = [str(word) if isinstance(word, int) and not isinstance(word, bool) else word for word in found]
-    return [word for word in words if isinstance(word, str)] if all(isinstance(word, str) for word in words) else None
-
-
 def _tags(cell: object, numbers: Sequence[str]) -> list[str] | None:
     """The tags in a cell, by name. A number without a name stays one."""
     tags = as_words(cell)
@@ -291,28 +263,18 @@ def _tags(cell: object, numbers: Sequence[str]) -> list[str] | None:
     return [numbers[int(tag)] if tag.isdecimal() and int(tag) < len(numbers) else tag for tag in tags]
 
 
-def _span_parts(span: object) -> tuple[object, object, object, object] | None:
-    """Start, end, label and, where it is told, the text of a span. None means that it is none."""
-    if isinstance(span, list | tuple):
-        return (*span[:3], None) if len(span) == 3 else None
-    if not isinstance(span, dict):
-        return None
-    start, end, label, said = (
-        next((span[key] for key in keys if span.get(key) is not None), None) for keys in (_STARTS, _ENDS, _LABELS, _SAID)
-    )
-    if isinstance(label, list) and len(label) == 1:
-        label = label[0]
-    return None if start is None or end is None or label is None else (start, end, label, said)
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # Rows
 
 
 def read_sentences(source: Source, fields: Fields) -> Iterator[Sentence]:
     """All rows in their order; a sentence may be blank. Raises InputError at the first that cannot be used."""
-    for file, line, values in read_rows(source, [fields.text, fields.label]):
-        is_columns = isinstance(values.get(fields.text), list) and source.files[0].kind is Kind.TAGGED
+    columns = [fields.text, fields.label, *([] if fields.sentence is None else [fields.sentence])]
+    rows = read_rows(source, columns)
+    for file, line, values in rows if fields.sentence is None else grouped(rows, fields.sentence):
+        is_columns = isinstance(values.get(fields.text), list) and (
+            source.files[0].kind is Kind.TAGGED or fields.sentence is not None
+        )
         if fields.writing is None:
             is_slashed = source.files[0].kind is Kind.SLASHED
             yield _with_spans(values, fields, file, line, joins=is_slashed and fields.only is not None)
@@ -470,7 +432,7 @@ def _span(one: object, text: str, only: frozenset[str] | None) -> Span | None:
     """A span as it is meant, without blanks at its ends. None means that its label does not count. Raises ValueError with what
     is wrong, as the end of a sentence.
     """
-    parts = _span_parts(one)
+    parts = span_parts(one)
     if parts is None:
         raise ValueError(f"holds {str(one)[:60]}, which is no span: write {_EXAMPLE}")
     start, end, label, said = parts

@@ -265,8 +265,9 @@ def check_tags(task: Task, *, budget_s: float) -> tuple[SeenRows, SeenRows | Non
             "task.train is not set: name a file of columns (a word and its tag on each line), JSON or Parquet with lists of "
             "words and tags or with spans."
         )
-    for name, value in (("text_pair", task.text_pair), ("class_weights", task.class_weights)):
-        if value is not None:
+    defaults = type(task)()
+    for name in ("text_pair", "class_weights", "problem_type"):
+        if getattr(task, name) != getattr(defaults, name):
             raise InputError(f"task.{name} is for texts that are classified, and task.kind is {task.kind}: leave it away.")
     located = locate_tagged(task.train)
     evaluated = located.evaluation if task.eval is None else locate_tagged(task.eval, evaluates=True)

@@ -117,6 +117,16 @@ def test_numbers_of_class_labels_are_their_names_and_others_are_asked_for(tmp_pa
     assert spans(read(bare, labels=["O", "B-LOC"])[1][0]) == ["LOC:Rome"]
 
 
+def test_a_word_a_row_belongs_to_the_sentence_that_its_row_says(tmp_path: Path) -> None:
+    content = "Sentence #,Word,POS,Tag\nSentence: 1,Thousands,NNS,O\n,in,IN,O\n,London,NNP,B-geo\nSentence: 2,Iran,NNP,B-gpe\n"
+    fields, found = read(written(tmp_path, "a.csv", content))
+    assert (fields.text, fields.label, fields.sentence) == ("Word", "Tag", "Sentence #")
+    assert [(one.text, spans(one), one.line) for one in found] == [
+        ("Thousands in London", ["geo:London"], 2),
+        ("Iran", ["gpe:Iran"], 5),
+    ]
+
+
 def test_words_with_slashes_are_spans_and_those_that_touch_are_one_name(tmp_path: Path) -> None:
     file = written(tmp_path, "people.txt", "国家/n 主席/n 江/nr 泽民/nr 在/p [中央/n 电台/n]nt 。/w\n" * 2)
     everything = read(file)[1][0]
@@ -183,6 +193,8 @@ def test_other_doubts_have_what_settles_them(tmp_path: Path) -> None:
     (doubt,) = judged(columns).doubts
     assert (doubt.kind, doubt.settle) == (DoubtKind.LABEL_COLUMN, ("task.label=tags", "task.label=chunk"))
     assert judged(columns, label="tags").doubts == ()
+    beside = {"tokens": ["a", "b"], "upos": ["N", "V"], "tags": ["B-NP", "O"]}
+    assert judged(written(tmp_path, "e.jsonl", [beside, beside])).doubts == ()
     train = written(tmp_path, "c.txt", "".join(f"Anna{n} B-PER\nhere O\n\n" for n in range(30)))
     (doubt,) = judged(train, eval=str(train)).doubts
     assert (doubt.kind, doubt.settle) == (DoubtKind.EVALUATION, ("task.eval=auto",))
@@ -255,9 +267,23 @@ def test_evaluation_data_may_know_no_other_labels(tmp_path: Path) -> None:
     assert judged(train, eval=str(tmp_path / "b.txt"), labels=["PER", "O"]).doubts == ()
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.conll", CONLL), ("a.txt", CONLL), ("a.bio", "Anna B-PER\nhere O\n")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.conll", CONLL),
+        ("a.txt", CONLL),
+        ("a.bio", "Anna B-PER\nhere O\n"),
+        ("a.tsv", "Anna\tB-PER\n\nhere\tO\n" * 9),
+        ("slashed.txt", "国家/n 主席/n 江/nr 泽民/nr\n" * 9),
+        ("a.jsonl", '{"tokens": ["in", "Rome"], "ner_tags": ["O", "B-LOC"]}\n' * 9),
+        ("b.jsonl", '{"id": 1, "tokens": ["in", "Rome"], "ner_tags": [0, 1]}\n' * 9),
+        ("c.jsonl", '{"text": "in Rome", "label": [[3, 7, "LOC"]]}\n' * 9),
+        ("d.jsonl", '{"text": "in Rome", "entities": [{"start": 3, "end": 7, "label": "LOC"}]}\n' * 9),
+        ("a.csv", "sentence,tags\n" + "in Rome,O B-LOC\n" * 9),
+    ],
+)
 def test_where_texts_are_wanted_tags_are_offered(name: str, content: str, tmp_path: Path) -> None:
-    with pytest.raises(NoTaskError, match=r"a word and its tag on each line. To learn those: --set task\.kind=token-class"):
+    with pytest.raises(NoTaskError, match=r"To learn those.*: --set task\.kind=token-classification"):
         check_data(str(written(tmp_path, name, content)), budget_s=60)
 
 
@@ -268,3 +294,10 @@ def test_a_scheme_is_named_where_it_is_learnt_as_another(tmp_path: Path) -> None
     evidence = TagEvidence(fields)
     assert all(map(evidence.takes, found))
     assert about_labels(evidence) == "PER 1; the tags are BIOES, learnt as IOB2"
+
+
+def test_settings_of_other_tasks_are_refused(tmp_path: Path) -> None:
+    file = written(tmp_path, "a.txt", CONLL)
+    for named in ({"text_pair": "b"}, {"class_weights": "balanced"}, {"problem_type": "regression"}):
+        with pytest.raises(InputError, match=f"task.{next(iter(named))} is for texts that are classified"):
+            judged(file, **named)
