@@ -238,7 +238,6 @@ class Lifecycle(Standing):
                 self._stopped(worker.leaving)
             return self._follow_up(now_s)
         self.exit_status = worker.own_exit_status(exit_status)
-        self._out += worker.ended()
         death = Death(
             run=self.run,
             exit_status=exit_status,
@@ -255,6 +254,7 @@ class Lifecycle(Standing):
             steps_left=self.steps_left,
         )
         self._judge(now_s, death, worker.leaving, jitter_fraction)
+        self._out += worker.ended(self._what_became())
         return self.on_given_back(now_s, given_back)
 
     def on_given_back(self, now_s: float, given_back: GivenBack | None) -> list[Action]:
@@ -498,6 +498,13 @@ class Lifecycle(Standing):
         self._died(verdict.sentence)
         unsaved = self.unsaved if self.worker.reports else None
         return records.death(verdict, last_words_of(death), death.exit_status, unsaved, then)
+
+    def _what_became(self) -> str:
+        """What has become of a worker that has just ended, for whoever has asked it for something."""
+        if self.terminal is RunState.FINISHED:
+            return "The run is finished."
+        then = " It is started again." if self.terminal is None and self.wanted is Wanted.RUNNING else ""
+        return f"{self.death or 'It has left as it was told.'} {self.unsaved.sentence}{then}"
 
     def _died(self, sentence: str) -> None:
         self.death = sentence

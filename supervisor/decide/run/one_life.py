@@ -32,6 +32,8 @@ SILENT_FOR_EVER_S = 120.0
 """A worker that is silent for this long is killed and started again from its newest checkpoint."""
 LEFTOVER_LEAVES_WITHIN_S = 90.0
 """A worker whose supervisor died checkpoints and leaves; after this time it is killed."""
+ENDS_WITHIN_S = 2.0
+"""A program whose connection has ended is gone itself after so many seconds, with what its end says, or its command goes on."""
 TERM_WITHIN_S = 10.0
 """A command that has not ended this many seconds after SIGTERM is killed."""
 BOUNDARY_WITHIN_S = 100.0
@@ -123,6 +125,9 @@ class OneLife:
     orders: OrderBook = field(default_factory=OrderBook)
     leaving: Leaving = field(default_factory=Leaving)
     tuning: Tuning = field(default_factory=Tuning)
+    _unheard: tuple[int, ...] = ()
+    """The requests that a program has left without an answer, of whose end nothing is known yet."""
+    _unheard_until_s: float = 0.0
     terminated_at_s: float | None = None
     """A command was sent SIGTERM at this time. It is None where it was not."""
     frozen_instead: bool = False
@@ -203,11 +208,11 @@ class OneLife:
         """The process that spoke for a command is gone. The answers to those who wait for it; and where it has left as it was
         told, the rest of the command is told to end.
         """
-        actions = self.ended()
+        self._unheard, self._unheard_until_s = self._left_unheard(), now_s + ENDS_WITHIN_S
         self.attachment, self.held, self.frozen_instead, self._hold_until_s = Attachment.LET_GO, False, False, None
         self.about = None
         self.leaving.told_at_s = None  # what is left of the command is to be told in its own way
-        return actions + (self.terminate(now_s) if isinstance(self.last_words, m.Leaving) else [])
+        return self.terminate(now_s) if isinstance(self.last_words, m.Leaving) else []
 
     def own_exit_status(self, exit_status: int | None) -> int | None:
         """What a person is told of how it ended. It is None where the program has left as it was told, and what has ended then,
@@ -250,10 +255,17 @@ class OneLife:
         record = records.order(pending, outcome, f"{outcome}: {report.detail}", done)
         return [record, *(Answer(token, done is not None, report.detail, path) for token in pending.requests)]
 
-    def ended(self) -> list[Action]:
-        """The answers to those who wait for an order that the worker, which is gone, will not carry out."""
-        text = f"The worker ended before it could do that; see: {command('logs', self.run)}"
-        return [Answer(token, False, text) for pending in self.orders.drop_all() for token in pending.requests]
+    def ended(self, became: str) -> list[Action]:
+        """The answers to those who wait for an order that the worker, which is gone, will not carry out; `became` says what has
+        become of it.
+        """
+        unheard, self._unheard = self._left_unheard(), ()
+        text = f"It ended before it had done that. {became} Its log: {command('logs', self.run)}"
+        return [Answer(token, False, text) for token in unheard]
+
+    def _left_unheard(self) -> tuple[int, ...]:
+        """The requests of those who wait for an order, once nobody is there any more who would carry it out."""
+        return self._unheard + tuple(token for pending in self.orders.drop_all() for token in pending.requests)
 
     def outlived(self, now_s: float, processes: int) -> list[Action]:
         """The ledger's line of what a command has left running, once, where that does not end soon."""
@@ -329,6 +341,8 @@ class OneLife:
     def deadlines(self, now_s: float, *, cannot_wait: bool) -> list[Action]:
         """The actions that follow from silence and from orders without an answer. `cannot_wait`: memory is needed back."""
         actions = self._silence(now_s)
+        if self._unheard and now_s > self._unheard_until_s:
+            actions += self.ended("The rest of its command still runs.")
         if self._hold_until_s is not None and now_s > self._hold_until_s and self.orders.in_flight(m.Pause):
             self.frozen_instead, self._hold_until_s = True, None
             self.orders.forget(m.Pause)

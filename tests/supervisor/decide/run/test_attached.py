@@ -182,6 +182,24 @@ def test_what_is_left_of_a_command_whose_program_has_left_is_ended_too(play: Pla
     assert play.life.exit_status is None, "that of the shell says nothing of the program"
 
 
+def test_who_asked_for_a_checkpoint_of_a_program_that_is_killed_hears_what_became_of_it(play: Play) -> None:
+    play.do("report", beat(step=5, saved=5))
+    play.do("report", beat(step=8))
+    play.do("request", 1, RequestKind.CHECKPOINT)
+    assert not [action for action in play.do("let_go") if isinstance(action, Answer)], "how it has ended is known in a moment"
+    said = answered(play.do("exit", -9, 0))
+    assert not said.ok
+    assert "SIGKILL" in said.text
+    assert "since the checkpoint of step 5 is lost: 3 steps" in said.text
+    assert said.text.endswith("It is started again. Its log: memsup logs")
+
+
+def test_who_asked_for_a_checkpoint_of_a_program_whose_command_goes_on_is_answered_as_well(play: Play) -> None:
+    play.do("request", 1, RequestKind.CHECKPOINT)
+    play.do("let_go")
+    assert "still runs" in answered(play.do("tick", after_s=3)).text
+
+
 def test_a_release_is_an_order_and_the_next_life_follows(play: Play) -> None:
     (release,) = orders(play.do("request", 1, RequestKind.PAUSE_RELEASE))
     assert isinstance(release, m.Pause)
