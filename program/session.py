@@ -78,6 +78,7 @@ class Session:
         self._held = False
         self._duty_fraction = 1.0
         self._busy_since_s = self._saved_s = self._measured_s = time.monotonic()
+        self._left_training_s = self._measured_s
         self._measured_step = 0
         self._loss_s = -LOSS_EVERY_S
         self._postponed: list[Any] = []
@@ -97,6 +98,13 @@ class Session:
 
     def publish(self, **progress: Any) -> None:
         """What heartbeats say from now on; what is not named stays."""
+        phase, before = progress.get("phase"), self.link.progress["phase"]
+        if phase is not None and phase != before:
+            now_s = time.monotonic()
+            if before == "training":
+                self._left_training_s = now_s
+            elif phase == "training":
+                self._measured_s += now_s - self._left_training_s
         self.link.progress = {**self.link.progress, **progress}
 
     def show_loss(self, *losses: Any) -> None:
@@ -156,7 +164,9 @@ class Session:
         return self.link.checkpoint
 
     def _publish_pace(self, step: int, total: int | None) -> None:
-        """The time that is left, by the steps of the last half minute or so; pauses do not count."""
+        """The time that is left, by the steps of the last half minute or so; only the time of training counts."""
+        if self.link.progress["phase"] != "training":
+            return
         now_s = time.monotonic()
         took_s, steps = now_s - self._measured_s, step - self._measured_step
         if steps > 0 and took_s >= SIGN_OF_LIFE_S and total is not None:
@@ -165,7 +175,8 @@ class Session:
             self._measure_anew(step)
 
     def _measure_anew(self, step: int) -> None:
-        self._measured_s, self._measured_step = time.monotonic(), step
+        self._measured_s = self._left_training_s = time.monotonic()
+        self._measured_step = step
 
     # -- boundaries ---------------------------------------------------------------------------------------------------
 
@@ -264,13 +275,11 @@ class Session:
         """
         if self._program is None or not self.about.saves:
             raise CheckpointError("The program has given memsup nothing to save: memsup.guard(save=…, load=…) or its model.")
-        began_s = time.monotonic()
         try:
             with self.phase("saving"):
                 checkpoint = self._program.save()
         finally:
             self._saved_s = time.monotonic()
-            self._measured_s += self._saved_s - began_s
         self._save_s = checkpoint.save_s or self._save_s
         return self.found(checkpoint)
 
@@ -352,7 +361,6 @@ class Session:
             self.publish(phase="holding")
             give_back()  # nothing is computed now, and others may be short
         else:
-            self._measured_s += time.monotonic() - self._held_since_s
             self._saved_s += time.monotonic() - self._held_since_s
             self.publish(phase=self._phase_before)
 

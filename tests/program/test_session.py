@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -220,3 +221,29 @@ def test_a_loss_is_shown_twice_a_second_and_what_is_none_ends_nothing(play: Play
     play.session._loss_s -= 1.0
     play.session.show_loss("whatever")
     assert play.link.progress["loss"] == 0.75
+
+
+def test_the_time_left_is_that_of_training_whatever_evaluations_saves_and_pauses_take(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now_s=1000.0)
+    monkeypatch.setattr("memsup.session.time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    session, program = play.session, play.program
+    session.publish(phase="training")
+    session.begin(program)
+
+    def passes(seconds: float, steps: int = 0) -> Any:
+        clock.now_s, program.step = clock.now_s + seconds, program.step + steps
+        session.boundary()
+        return play.link.progress["eta_s"]
+
+    assert passes(4, steps=2) == 7 * 2.0
+    with session.phase("evaluating"):
+        assert passes(3600) == 7 * 2.0
+        play.order("pause", mode="hold")
+        play.order("resume")
+        assert passes(3600) == 7 * 2.0
+    assert passes(2, steps=1) == 6 * 2.0
+    with session.phase("saving"):
+        clock.now_s += 600
+    assert passes(2, steps=1) == 5 * 2.0
