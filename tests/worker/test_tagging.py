@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from hypothesis import example, given, settings
@@ -225,6 +226,56 @@ def test_the_saved_model_tags_in_a_pipeline(learnt: tuple[Task, Prepared], tmp_p
     kept = json.loads((tmp_path / "config.json").read_text())
     assert kept["architectures"] == ["BertForTokenClassification"]
     assert set(kept["id2label"].values()) == {"O", "B-PER", "I-PER", "B-LOC", "I-LOC"}
+
+
+def test_a_head_that_knows_the_labels_keeps_its_order(learnt: tuple[Task, Prepared], tmp_path: Path) -> None:
+    _, prepared = learnt
+    model = tmp_path / "tagger"
+    names = {0: "I-LOC", 1: "O", 2: "b-per", 3: "B-LOC", 4: "I-PER"}
+    prepared.model.save_pretrained(model)
+    prepared.tokenizer.save_pretrained(model)
+    config = json.loads((model / "config.json").read_text()) | {
+        "id2label": names,
+        "label2id": {name: place for place, name in names.items()},
+    }
+    (model / "config.json").write_text(json.dumps(config))
+    wanted = asked(tmp_path, task__model=model)
+    again = find_task(wanted.task.kind).load(wanted, RunPaths("test", tmp_path, tmp_path), lambda: None)
+    assert again.model.config.id2label == names
+    for row in range(3):
+        former, now = (each.train.batch(np.array([row]))["labels"][0].tolist() for each in (prepared, again))
+        words = [prepared.model.config.id2label[mark] for mark in former if mark != -100]
+        assert words == [names[mark].replace("b-per", "B-PER") for mark in now if mark != -100]
+
+
+def made(model: Any, before: Any, trainer: Any, end: str) -> Any:
+    """A tokenizer of a kind, of a few sentences."""
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = before
+    tokenizer.train_from_iterator(
+        ["Anna Berg saw New York, unbelievably.", "我爱北京天安门 in 2008年", "हिन्दी भाषा"] * 20, trainer
+    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=end, eos_token=end)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
+def test_words_are_found_in_the_pieces_of_other_tokenizers(kind: str) -> None:
+    from tokenizers import models, pre_tokenizers, trainers
+
+    if kind == "bytes":
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer: Any = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["</s>"])
+        pieces = Pieces(made(models.BPE(), pre_tokenizers.ByteLevel(), trainer, "</s>"), 128)
+    else:
+        trainer = trainers.UnigramTrainer(vocab_size=80, special_tokens=["</s>", "<unk>"], unk_token="<unk>")
+        pieces = Pieces(made(models.Unigram(), pre_tokenizers.Metaspace(), trainer, "</s>"), 128)
+    for text, words in (
+        ("Anna Berg saw New York, unbelievably.", "Anna Berg saw New York , unbelievably ."),
+        ("हिन्दी भाषा", "हिन्दी भाषा"),
+        (" in 2008年", "in 2008 年"),
+    ):
+        ((_, window),) = pieces.windows(text)
+        assert [window.text[unit.start : unit.end] for unit in window.units] == words.split()
 
 
 # --------------------------------------------------------------------------------------------------------------------

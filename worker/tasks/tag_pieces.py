@@ -138,6 +138,8 @@ def _units(text: str, offsets: Sequence[tuple[int, int] | None], words: Sequence
             last_word = word
             units.append(Unit(token, *words[word]))
         elif start != last_start and _begins_word(text, start):
+            if units and units[-1].end > start:  # a piece of bytes may reach into the next character
+                units[-1] = units[-1]._replace(end=start)
             units.append(Unit(token, start, end))
         elif units:
             units[-1] = units[-1]._replace(end=max(end, units[-1].end))
