@@ -208,10 +208,14 @@ def _find_label(seen: dict[str, list[str]], source: Source) -> str:
     if (named := _by_name(seen, LABEL_NAMES)) is not None:
         return named
     fits = [name for name, values in seen.items() if fits_label(values)]
-    if not fits and _by_name(seen, _TEXT_NAMES) is not None:  # many classes, beside a column that is surely none
-        fits = [
-            name for name, values in seen.items() if 3 * len(set(values)) <= len(values) and len(max(values, key=len)) <= 64
+    if all(are_marks(name, seen[name]) for name in fits) and _by_name(seen, _TEXT_NAMES) is not None:
+        # Many classes, beside a column that is surely none.
+        others = [
+            name
+            for name, values in seen.items()
+            if values and 3 * len(set(values)) <= len(values) and len(max(values, key=len)) <= 64
         ]
+        fits = [name for name in others if name not in fits] or fits
     if len(fits) > 1:
         fits = [name for name in fits if name.strip().casefold() not in _TEXT_NAMES]
     if len(fits) == len(seen) == 2:  # short texts that repeat, such as names, beside what they are

@@ -66,7 +66,7 @@ def _columns(evidence: Evidence) -> Iterator[Doubt]:
     table = evidence.table
     unused = {name: values for name, values in table.values.items() if name not in table.columns.names()}
     if "label" not in table.given and table.problem_type == "single_label_classification":
-        others = [name for name, values in unused.items() if _is_label_as_well(name, values, evidence)]
+        others = [name for name, values in unused.items() if name != table.marks and _is_label_as_well(name, values, evidence)]
         if others:
             shown = "; ".join(f"{name!r} has {_some(table.values[name])}" for name in others[:3])
             yield Doubt(

@@ -185,7 +185,7 @@ def _stands_for_nothing(label: str, left: dict[str, int]) -> bool:
     if bare in PERHAPS_MISSING or any(part.strip() in PERHAPS_MISSING for part in re.split("[/|]", bare)):
         return 2 * left[label] < rising[len(rising) // 2]
     if not any(map(str.isalnum, label)) and all(unicodedata.category(sign)[0] == "P" for sign in label):
-        return sum(any(map(str.isalnum, other)) for other in others) >= 2
+        return sum(any(sign.isalnum() or unicodedata.category(sign) == "So" for sign in other) for other in others) >= 2
     if bare in MISSING or label.casefold() in MISSING or SAYS_MISSING.fullmatch(bare):
         return True
     if REFUSES.fullmatch(bare) and words(label) > 2 and sum(words(other) <= 2 for other in others) >= 2:

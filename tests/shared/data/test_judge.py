@@ -106,6 +106,7 @@ def test_of_generated_sets_none_that_is_spoilt_is_clear_and_none_that_is_clean_i
         ({"pos": 180, "neg": 180, "429 Too Many Requests": 12}, DoubtKind.NO_LABEL),
         ({"pos": 180, "neg": 180, "As an AI language model": 10}, DoubtKind.NO_LABEL),
         ({"A": 180, "B": 180, "tie/unclear": 20}, DoubtKind.NO_LABEL),
+        ({"👍": 90, "👎": 90, "?": 9}, DoubtKind.NO_LABEL),
         ({"neg": 156, "pos": 156, "-1": 8}, DoubtKind.NO_LABEL),
         ({"neg": 156, "pos": 156, "-100": 8}, DoubtKind.NO_LABEL),
         ({"0": 156, "1": 156, "-1": 8}, DoubtKind.NO_LABEL),
@@ -388,6 +389,8 @@ def test_a_column_of_very_many_classes_is_found_beside_one_that_is_called_text(t
     file = tmp_path / "a.csv"
     file.write_text(table("text,intent", lambda n: f"{said(n)},intent_{n % 150}", 900), encoding="utf-8")
     assert len(check_data(str(file), budget_s=60).labels) == 150
+    answers = table("text,answer,intent", lambda n: f"{said(n)},{'reject' if n % 4 else 'accept'},intent_{n % 150}", 900)
+    assert kinds(judged(file, answers)) == [DoubtKind.REJECTED_ROWS]
 
 
 def test_columns_of_names_dates_and_copies_are_no_second_text(tmp_path: Path) -> None:
