@@ -1,11 +1,18 @@
-"""What a finished run has told of its evaluation (accuracy; of numbers loss and correlation), counted again from its saved
-model: each text that was held out is read from its file once more and asked alone, as somebody would who has nothing of memsup.
+"""What a finished run has told of its evaluation (accuracy; F1 of tags; of numbers loss and correlation), counted again from
+its saved model: each text that was held out is read from its file once more and asked alone, as somebody would who has
+nothing of memsup.
 
-`conftest.py` does that after every test whose process has torch anyway, for each run in its state folder that has a model.
+`conftest.py` does that for every run that a test leaves behind: at once where the test's process has torch anyway, else in
+one process for all of them at the session's end, `python -m kit.asked_again FILE`. Which ones were asked and which were not,
+and why, stands in the summary.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +31,98 @@ from memsup.shared.settings import Settings
 _LINE_BITS = 40
 _MOST_WORK = 1 << 31
 """Rows times parameters. A larger run would take minutes of one core."""
+_TOO_LARGE = "its model and rows are too large to be asked one by one"
 _CLOSE = 0.05
 """With mixed precision the two highest outputs may change places where they are this near to each other."""
+
+
+class Remembered(msgspec.Struct, frozen=True):
+    """A run that a test has left behind."""
+
+    test: str
+    state: str
+    outcome: str | None = None
+    """`_ASKED`, or why it was not asked, or what was wrong. It is None where nobody has tried."""
+    is_wrong: bool = False
+
+
+_ASKED = "asked again"
+
+
+def remember(state: Path, test: str, file: Path) -> None:
+    """Writes down in `file` that `test` has left the run that keeps its state there, if that tells what can be counted again,
+    and counts at once where this process has torch. Raises AssertionError where the run told another one.
+    """
+    if not _tells_accuracy(state):
+        return
+    outcome = (ask_again(state) or _ASKED) if "torch" in sys.modules else None
+    _append(file, Remembered(test, str(state), outcome))
+
+
+def remembered(file: Path) -> Iterator[str]:
+    """The summary of what is written in `file`, a line each."""
+    runs = [msgspec.json.decode(line, type=Remembered) for line in file.read_bytes().splitlines()] if file.exists() else []
+    tried = [run for run in runs if run.outcome is not None]
+    asked = sum(run.outcome == _ASKED for run in tried)
+    left = {run.state for run in runs} - {run.state for run in tried}
+    yield f"{asked} runs told what their saved models say, asked row by row; {len(tried) - asked + len(left)} were not asked"
+    why = Counter(run.outcome for run in tried if run.outcome != _ASKED and not run.is_wrong)
+    yield from (f"  {count}: {reason}" for reason, count in why.most_common())
+    if left:
+        yield f"  {len(left)}: the process that was to ask them has not got there"
+    yield from (f"WRONG {run.test}: {run.outcome}" for run in tried if run.is_wrong)
 
 
 def check_accuracy(state: Path) -> bool:
     """Counts again for the run that keeps its state there, and says whether there was one to count for. Raises AssertionError
     where the run told another one.
     """
+    return _tells_accuracy(state) and ask_again(state) is None
+
+
+def _tells_accuracy(state: Path) -> bool:
+    told = _told(state)
+    return (
+        told is not None and _settings(state) is not None and not {"accuracy", "f1", "exact_match", "pearson"}.isdisjoint(told)
+    )
+
+
+def ask_again(state: Path) -> str | None:
+    """Counts again for a run that tells something, or returns why that cannot be done. Raises AssertionError where it told
+    another one.
+    """
     model, corpora = state / "model", list((state / "cache").glob("corpus-*/evaluation.bin"))
-    if not (model / "config.json").exists() or len(corpora) != 1:
-        return False
     told, settings = _told(state), _settings(state)
-    if told is None or settings is None or settings.task.kind != "text-classification":
-        return False
+    assert told is not None
+    assert settings is not None
+    if not (model / "config.json").exists():
+        return "it ended before its model was saved"
+    if len(corpora) != 1:
+        return "its rows are no longer known, or it has had several sets of them"
     if settings.task.kind == "token-classification":
         return _check_tags(model, corpora[0].parent, settings, told)
     rows = _rows(corpora[0].parent, settings)
     if rows is None:
-        return False
+        return "its data have gone or changed"
     if settings.task.problem_type != "single_label_classification":
         check = _check_scores if settings.task.problem_type == "regression" else _check_several
         return check(model, rows, settings, told)
     right, close = _right(model, rows, settings)
     if right is None:
-        return False
+        return _TOO_LARGE
     said = round(told["accuracy"] * told["rows"])
     assert len(rows) == told["rows"], f"{state}: {told['rows']} rows were told, {len(rows)} were held out"
     assert abs(right - said) <= close, f"{state}: {said} of {len(rows)} were told as right, the saved model has {right}"
-    return True
+    return None
+
+
+def _append(file: Path, run: Remembered) -> None:
+    """A line in one write, as other processes write there as well."""
+    fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(fd, msgspec.json.encode(run) + b"\n")
+    finally:
+        os.close(fd)
 
 
 def _told(state: Path) -> dict[str, float] | None:
@@ -109,25 +179,25 @@ def _is_there(value: str | list[str] | None) -> bool:
     return bool(names) and all(name.startswith("package:") or Path(name).exists() for name in names)
 
 
-def _check_scores(folder: Path, rows: list[Example], settings: Settings, told: dict[str, float]) -> bool:
+def _check_scores(folder: Path, rows: list[Example], settings: Settings, told: dict[str, float]) -> str | None:
     """As `check_accuracy`, for a run that has learnt numbers."""
     outputs = _outputs(folder, rows, settings)
     if outputs is None:
-        return False
+        return _TOO_LARGE
     _, logits = outputs
     said, wanted = np.array([float(row) for row in logits]), np.array([float(row.label) for row in rows])
     off = {"loss": np.mean((said - wanted) ** 2), "pearson": np.corrcoef(said, wanted)[0, 1], "rows": len(rows)}
     for name, value in off.items():
         near = 0.05 if settings.training.amp != "off" else 1e-3
         assert abs(told[name] - value) <= near * max(1.0, abs(value)), f"{folder}: {name} {told[name]}, asked again {value}"
-    return True
+    return None
 
 
-def _check_several(folder: Path, rows: list[Example], settings: Settings, told: dict[str, float]) -> bool:
+def _check_several(folder: Path, rows: list[Example], settings: Settings, told: dict[str, float]) -> str | None:
     """As `check_accuracy`, for a run that has learnt several labels a text: how many rows have just these."""
     outputs = _outputs(folder, rows, settings)
     if outputs is None:
-        return False
+        return _TOO_LARGE
     names, logits = outputs
     exact = close = 0
     for row, of_row in zip(rows, logits, strict=True):
@@ -135,7 +205,7 @@ def _check_several(folder: Path, rows: list[Example], settings: Settings, told: 
         close += bool((of_row.abs() < (_CLOSE if settings.training.amp != "off" else 1e-5)).any())
     assert told["rows"] == len(rows)
     assert abs(told["exact_match"] * len(rows) - exact) <= close + 1e-6, f"{folder}: {told}, {exact} asked again"
-    return True
+    return None
 
 
 def _right(folder: Path, rows: list[Example], settings: Settings) -> tuple[int | None, int]:
@@ -193,7 +263,7 @@ def by_seqeval(tags: list[str]) -> set[tuple[int, int, str]]:
     return found
 
 
-def _check_tags(folder: Path, corpus: Path, settings: Settings, told: dict[str, float]) -> bool:
+def _check_tags(folder: Path, corpus: Path, settings: Settings, told: dict[str, float]) -> str | None:
     """As `check_accuracy`, for a run that tags words: its spans, of each sentence asked alone, by the first piece of each word.
     Nothing is counted where a sentence was divided.
     """
@@ -201,16 +271,20 @@ def _check_tags(folder: Path, corpus: Path, settings: Settings, told: dict[str, 
     from transformers import AutoModelForTokenClassification, AutoTokenizer
 
     task, places = settings.task, _held_out(corpus)
-    if "f1" not in told or len(set(places)) < len(places):
-        return False
+    if len(set(places)) < len(places):
+        return "some of its sentences were divided"
     train = locate_tagged(task.train or "")
     source = (locate_tagged(task.eval, evaluates=True) if task.eval else train.evaluation) or train
     fields = find_fields(train, text=task.text, label=task.label, labels=task.labels)
     held_out = {(str(row.file), row.line): row for row in read_sentences(source, fields)}
     model, tokenizer = AutoModelForTokenClassification.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     spans: list[set[tuple[int, int, int, str]]] = [set(), set()]
-    if model.num_parameters() * len(places) > _MOST_WORK or not all(held_out[place].words for place in places):
-        return False
+    if any(place not in held_out for place in places):
+        return "its data have gone or changed"
+    if model.num_parameters() * len(places) > _MOST_WORK:
+        return _TOO_LARGE
+    if not all(held_out[place].words for place in places):
+        return "its sentences have no words, but spans of characters"
     for row, place in enumerate(places):
         sentence = held_out[place]
         asked = tokenizer(sentence.text, return_tensors="pt", return_offsets_mapping=True)
@@ -237,4 +311,29 @@ def _check_tags(folder: Path, corpus: Path, settings: Settings, told: dict[str, 
     near = 0.02 if settings.training.amp != "off" else 1e-6
     assert abs(told["f1"] - f1) <= near, f"{folder}: F1 {told['f1']} was told, asked again {f1}"
     assert told["spans"] == len(spans[1])
-    return True
+    return None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# At the session's end
+
+
+def main(file: Path) -> None:
+    """Asks all runs in `file` that nobody has tried, and writes there what came of it."""
+    import torch
+
+    torch.set_num_threads(1)
+    runs = [msgspec.json.decode(line, type=Remembered) for line in file.read_bytes().splitlines()]
+    tried = {run.state for run in runs if run.outcome is not None}
+    for run in {run.state: run for run in runs if run.state not in tried}.values():
+        outcome, is_wrong = None, False
+        try:
+            state = Path(run.state)
+            outcome = ask_again(state) if _tells_accuracy(state) else "its folder has gone since"
+        except Exception as error:  # of one run; the others are asked all the same
+            outcome, is_wrong = f"{type(error).__name__}: {error}", True
+        _append(file, msgspec.structs.replace(run, outcome=outcome or _ASKED, is_wrong=is_wrong))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
