@@ -43,13 +43,14 @@ from memsup.manifest import END, PROGRAMS_SEAL
 from memsup.shared import messages as m
 from memsup.shared.data.check import check_data
 from memsup.shared.data.errors import InputError
+from memsup.shared.data.tags_check import check_tags
 from memsup.shared.loading import load
 from memsup.shared.messages import Failed, FailureCause
 from memsup.shared.model.folder import check_model
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RecordError, RunRecord, decode_record, encode_record
 from memsup.shared.run_file import OWED, read_record, settle
-from memsup.shared.settings import Settings, SettingsError, keys
+from memsup.shared.settings import Settings, SettingsError, Task, keys
 from memsup.shared.status import Status, Wanted, encode_status
 from memsup.store import Damaged, verified
 from memsup.supervisor.cli.layout import laid_out
@@ -133,6 +134,23 @@ def data_file(name: str) -> Callable[[bytes, Path], None]:
             _one_sentence(refused)
             return
         assert found.rows == sum(found.labels.values())
+
+    return use
+
+
+def tagged_file(name: str) -> Callable[[bytes, Path], None]:
+    """As sentences with tags to train on, under that name."""
+
+    def use(content: bytes, folder: Path) -> None:
+        (folder / name).write_bytes(content)
+        try:
+            found, _, verdict = check_tags(Task(kind="token-classification", train=str(folder / name)), budget_s=2)
+        except InputError as refused:
+            _one_sentence(refused)
+            return
+        assert found.rows
+        for doubt in verdict.doubts:
+            assert "\n" not in doubt.what
 
     return use
 
@@ -725,6 +743,10 @@ def safetensors(draw: st.DrawFn) -> bytes:
     return length.to_bytes(8, "little") + said + bytes(draw(st.sampled_from([32, 0, 31])))
 
 
+_TAGGED = [b"-DOCSTART- -X- O", b"", b"Anna NNP B-PER", b"Berg NNP I-PER", b"saw VBD O", b"", b"# id 5", b"Rome NNP S-LOC"]
+_SLASHED = "国家/n 主席/n 江/nr 泽民/nr\n[a/b c/d]e 1/m\n"
+_LISTS = [{"tokens": ["in", "Rome"], "ner_tags": ["O", "B-LOC"]}, {"tokens": "in Rome", "ner_tags": "O B-LOC"}]
+_SPANS = [{"text": "in Rome", "entities": [{"start": 3, "end": 7, "label": "LOC", "text": "Rome"}, [0, 2, "X"]]}] * 2
 PARSERS = {
     "settings": Parser(toml(), settings_file, 700),
     "run.json": Parser(json_changed([(OLD / "run.json").read_bytes()]), run_file),
@@ -748,6 +770,10 @@ PARSERS = {
     "a table": Parser(bytes_changed([_CSV, _CSV.decode().encode("utf-16"), b"sep=;\n" + _CSV]), data_file("a.csv")),
     "JSON lines": Parser(lines_changed([json.dumps(row).encode() for row in _ROWS]), data_file("a.jsonl")),
     "an array": Parser(json_changed([json.dumps(_ROWS, indent=1).encode()]), data_file("a.json")),
+    "columns of words": Parser(bytes_changed([b"\n".join(_TAGGED)]), tagged_file("a.conll")),
+    "words with slashes": Parser(bytes_changed([_SLASHED.encode()]), tagged_file("a.txt")),
+    "lists of tags": Parser(lines_changed([json.dumps(row).encode() for row in _LISTS]), tagged_file("a.jsonl")),
+    "spans": Parser(json_changed([json.dumps(_SPANS, indent=1).encode()]), tagged_file("a.json")),
     "packed": Parser(st.deferred(lambda: bytes_changed(_packed())), data_file("packed.csv")),
     "Arrow": Parser(st.deferred(lambda: bytes_changed([_arrow()])), data_file("a.arrow")),
     "a saved data set": Parser(json_changed([_SAVED]), saved_dataset),
