@@ -21,7 +21,7 @@ METRICS = ("f1", "accuracy", "loss")
 
 
 def metric_of(metrics: dict[str, float]) -> str:
-    """The name of the metric that results are compared by: accuracy, or else the evaluation's loss."""
+    """The name of the metric that results are compared by: F1 of spans, accuracy, or else the evaluation's loss."""
     return next(name for name in METRICS if name in metrics)
 
 
