@@ -52,6 +52,14 @@ class NotBefore(msgspec.Struct, frozen=True, kw_only=True):
     """The same as a local time, for people: `Sat 23:00`."""
 
 
+class CommandEnvironment(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of the environment that a command was first started with (`supervisor/decide/variables.py`)."""
+
+    values: dict[str, str]
+    secrets: list[str]
+    """The names of variables that look like secrets, whose values are not remembered."""
+
+
 class RunRecord(msgspec.Struct, kw_only=True):
     """The content of `run.json`."""
 
@@ -85,6 +93,8 @@ class RunRecord(msgspec.Struct, kw_only=True):
     command_folder: str | None = None
     attaches: bool = True
     """Whether a program of the command that has a Trainer is attached without calling memsup (`fence/program.py`)."""
+    command_environment: CommandEnvironment | None = None
+    """It is None for the built-in training, and of runs that were begun before it was remembered."""
     command_umask: Annotated[int, msgspec.Meta(ge=0, le=0o777)] | None = None
     """To whom the files that the command makes are closed: as for whoever started it (umask(2)), but never to that user. None:
     to all others."""

@@ -40,6 +40,7 @@ from memsup.supervisor.daemon.hours import clock_of
 from memsup.supervisor.decide.run.waiting import what_for
 from memsup.supervisor.decide.tier_lines import lines, memory_lines, notes
 from memsup.supervisor.decide.tiers import AS_CREATED
+from memsup.supervisor.decide.variables import Variables
 from memsup.supervisor.words import count
 
 IF_ATTACHED = (
@@ -115,7 +116,27 @@ def _notes(plan: Plan) -> list[str]:
             sentences.append(f"{key} was given anew ({origin}).")
         else:
             sentences.append(f"{key} is now {shown(key, asked)} ({origin}); it was {shown(key, has)}.")
+    return sentences + _on_variables(plan.variables)
+
+
+def _on_variables(variables: Variables) -> list[str]:
+    """What is said of the environment that a command goes on with; no value, which may be nobody else's business."""
+    sentences = []
+    if variables.kept:
+        sentences.append(f"The command has what was set when it was first started, and is not now: {_some(variables.kept)}.")
+    if variables.changed:
+        sentences.append(f"Set otherwise than when it was first started, and used as it is now: {_some(variables.changed)}.")
+    if variables.missing:
+        sentences.append(
+            f"Set when it was first started, and not now: {_some(variables.missing)}. memsup keeps no secrets: set what the "
+            "command needs, and start again."
+        )
     return sentences
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 6:,} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
 
 
 def _document(

@@ -32,6 +32,7 @@ from memsup.supervisor.decide.estimate import Shape, shape_of
 from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.run import hours
 from memsup.supervisor.decide.tiers import Resolution, created_with, resolve, resolve_limits
+from memsup.supervisor.decide.variables import AS_BEFORE, Variables, compared
 from memsup.supervisor.record.earlier_life import newest_checkpoint
 from memsup.supervisor.sense.machine import disk_free_bytes, look
 from memsup.supervisor.words import duration, percent, size
@@ -79,6 +80,8 @@ class Plan:
     command: list[str] | None
     taken: tuple[Difference, ...] = ()
     """What of the settings given now a run that exists takes over."""
+    variables: Variables = AS_BEFORE
+    """How the environment of a command that goes on differs from that of its first start."""
 
 
 DEMOS = {"reviews": JOB_FILE, "ner": "ner.toml"}
@@ -216,6 +219,7 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, beside: B
         task=task,
         command=record.command,
         taken=tuple(taken),
+        variables=compared(record.command_environment, os.environ),
     )
 
 

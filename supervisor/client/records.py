@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from memsup.shared.paths import RunPaths, current_folder, current_umask
@@ -9,6 +10,7 @@ from memsup.shared.record import MemoryEstimate, RunRecord
 from memsup.shared.run_file import new_run_id
 from memsup.shared.status import Wanted
 from memsup.supervisor.client.preparing import Plan
+from memsup.supervisor.decide.variables import joined, to_keep
 
 
 def new_record(paths: RunPaths, plan: Plan) -> RunRecord:
@@ -23,6 +25,7 @@ def new_record(paths: RunPaths, plan: Plan) -> RunRecord:
         estimate=_memory_estimate(plan),
         command=plan.command,
         command_folder=str(current_folder()) if plan.command else None,
+        command_environment=to_keep(os.environ) if plan.command else None,
         command_umask=current_umask() if plan.command else None,
     )
 
@@ -36,6 +39,9 @@ def continued_record(record: RunRecord, plan: Plan) -> RunRecord:
     if record.wanted is not Wanted.PAUSED:
         record.wanted = Wanted.RUNNING
     record.settings = plan.settings
+    if record.command is not None:
+        kept = record.command_environment
+        record.command_environment = to_keep(joined(kept, os.environ), kept)
     return record
 
 

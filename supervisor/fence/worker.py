@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.supervisor.decide.run.last_words import LastWords
+from memsup.supervisor.decide.variables import joined
 from memsup.supervisor.fence.base import Fence
 from memsup.supervisor.fence.kill import Deadman, KillState, TreeKill
 from memsup.supervisor.fence.output import OutputPump
@@ -227,7 +228,7 @@ class WorkerProcess:
         return [sys.executable, "-P", "-m", "memsup.worker", "--run", self._paths.name, "--lifeline-fd", str(lifeline_fd)]
 
     def _environment(self) -> Mapping[str, str]:
-        environment = dict(os.environ)
+        environment = joined(self._record.command_environment, os.environ)
         environment.pop("NOTIFY_SOCKET", None)  # systemd listens to the supervisor only
         environment["PYTHONUNBUFFERED"] = "1"
         # What launches it gives it the mark as well, and is to be found by it meanwhile.

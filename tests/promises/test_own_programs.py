@@ -94,7 +94,7 @@ def test_orders_and_kills_change_nothing_of_what_is_learned(tmp_path: Path) -> N
     assert stands["exit_code"] == 75
     assert stands["checkpoint"]["step"] == stands["progress"]["step"]
     assert memsup("checkpoint", "--list").returncode == 0
-    again = memsup("start", STEP_S="0.02")
+    again = memsup("start", STEP_S="0.02", EVERY_S="0.1")
     assert again.returncode == 0
     assert "checkpoint and stop; start continues" in again.stdout
     assert "anew" not in again.stdout
@@ -329,7 +329,7 @@ def test_what_a_person_has_on_the_path_stays_there_and_another_memsup_within_wor
     assert ended()["state"] == "finished", printed()
 
 
-def test_a_module_behind_a_console_script_of_another_name_is_attached(tmp_path: Path) -> None:
+def test_a_module_behind_a_console_script_is_attached_and_goes_on_with_the_variables_of_its_first_start(tmp_path: Path) -> None:
     """As `llamafactory-cli train`: a script of two lines, which starts `python -m package.cli` as a process of its own."""
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").touch()
@@ -339,12 +339,19 @@ def test_a_module_behind_a_console_script_of_another_name_is_attached(tmp_path: 
     called = [*BARE_PYTHON, "-m", "package.cli", "train"]
     script.write_text(f"#!{sys.executable} -S\nimport subprocess, sys\nsys.exit(subprocess.run({called!r}).returncode)\n")
     script.chmod(0o755)
-    assert memsup("start", "--", str(script), "train", cwd=tmp_path).returncode == 0
+    first = {"EPOCHS": "3", "STEP_S": "0.02", "MY_TOKEN": "not-to-be-written"}
+    assert memsup("start", "--", str(script), "train", cwd=tmp_path, **first).returncode == 0
     trains_beyond(3)
+    assert "not-to-be-written" not in run_paths("default").record.read_text()
     stopped = memsup("stop")
     assert "with the verified checkpoint" in stopped.stdout, stopped.stdout + stopped.stderr
-    assert memsup("start", STEP_S="0").returncode == 0
+    again = memsup("start", STEP_S="0")
+    assert again.returncode == 0
+    assert "what was set when it was first started, and is not now: EPOCHS." in again.stderr
+    assert "used as it is now: STEP_S." in again.stderr
+    assert "and not now: MY_TOKEN. memsup keeps no secrets" in again.stderr
     assert ended()["state"] == "finished", printed()
+    assert status()["progress"]["step"] == 3 * 50
     assert result(tmp_path)
     begun = [int(line.split("begins at step ")[1].split()[0]) for line in printed().splitlines() if "begins at step" in line]
     assert begun[-1] > 3

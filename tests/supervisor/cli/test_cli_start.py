@@ -685,9 +685,9 @@ def test_a_run_that_is_up_takes_over_what_may_change_and_refuses_the_rest(tmp_pa
     refused = memsup("start", *asked, "--set", "training.epochs=5", cwd=tmp_path)
     assert refused.returncode == 2
     assert "training.epochs: 5.0 (flag), but it has 3.0" in refused.stderr
-    small = memsup("start", "--set", "limits.ram=100MiB", cwd=tmp_path)
+    small = memsup("start", "--set", "limits.ram=8MiB", cwd=tmp_path)
     assert small.returncode == 2
-    assert "less than the 512 MiB" in small.stderr
+    assert "less than the 16 MiB" in small.stderr
     assert "Nothing was changed" in small.stderr
     assert status()["memory"]["limit_bytes"] > 2**30
 
