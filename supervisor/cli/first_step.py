@@ -16,7 +16,7 @@ from memsup.shared.status import OVER, RunState, Status, Wanted
 from memsup.supervisor.cli.picture import one_line, progress
 from memsup.supervisor.cli.screen import data, message, moves, moving
 from memsup.supervisor.client.contact import observe
-from memsup.supervisor.words import count, duration, finished_lines, trains
+from memsup.supervisor.words import count, duration, finished_lines, rest_by_hours, trains
 
 LOOK_EVERY_S = 0.2
 WITHIN_S = 900.0
@@ -62,7 +62,8 @@ def _until_it_works(paths: RunPaths, show: Callable[[Status], None], *, from_ste
             if sentence not in told and status.state not in OVER:
                 message(f"! {sentence}")
         told.update(status.attention)
-        if status.state in OVER or works(status, from_step=from_step) or status.wanted is not Wanted.RUNNING:
+        rests = status.wanted is not Wanted.RUNNING or rest_by_hours(status) is not None
+        if status.state in OVER or works(status, from_step=from_step) or rests:
             return status
         if is_command and status.state is RunState.RUNNING and not (status.program and status.program.attached):
             seen_running_s = seen_running_s or now_s

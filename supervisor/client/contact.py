@@ -343,7 +343,8 @@ def _what_is_left(paths: RunPaths, status: Status, was: RunState, *, is_command:
         what += " " + still_there(paths.name, status)
         if is_command:
             return what
-    if status.waiting is not None:
+    goes_on_when_started = status.hours is not None and status.hours.rests and status.hours.until is None
+    if status.waiting is not None and not goes_on_when_started:
         return f"{what} {command('start', paths.name)} has it wait on {status.waiting.what_for}."
     if is_command and status.checkpoint.step is None:
         return f"{what} {command('start', paths.name)} begins the command anew."

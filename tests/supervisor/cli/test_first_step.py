@@ -10,7 +10,7 @@ from kit.cli_process import a_run, control_server, end_supervisors, said, said_o
 from kit.statuses import a_status
 
 from memsup.shared.messages import RequestKind
-from memsup.shared.status import ProgressStatus, RunState, Status, Wanted
+from memsup.shared.status import HoursStatus, ProgressStatus, RunState, Status, Wanted
 from memsup.supervisor.cli.first_step import look_on
 
 
@@ -56,6 +56,9 @@ def test_a_failure_before_the_first_step_is_told_with_what_to_do(capsys: pytest.
 def test_nobody_waits_for_what_was_paused_meanwhile(capsys: pytest.CaptureFixture[str]) -> None:
     seen(at("loading", 0, RunState.STARTING), a_status(RunState.PAUSED, wanted=Wanted.PAUSED))
     assert "No step is done yet (paused)" in capsys.readouterr().err
+    hours = HoursStatus(rests=True, until=9.0, what="paused until Sun 23:00, by its hours (23:00 to 07:00)")
+    seen(at("loading", 0, RunState.STARTING), a_status(RunState.PAUSED, hours=hours))
+    assert "No step is done yet (paused until Sun 23:00, by its hours" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_command_is_looked_at_for_as_long_as_what_ends_at_once_takes(
