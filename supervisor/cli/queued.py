@@ -73,16 +73,22 @@ def waits_for(asked: Asked, record: RunRecord | None, settings: Settings) -> Que
     hours, of these `settings`. `record` is that of a run that goes on; None: it is a new one.
     """
     awaited, not_before = _given(asked, record)
-    rest = rest_now(settings, record.waived_unix_s if record is not None else None)
+    rest = rest_now(settings, waiver(record, settings))
     return Queued(awaited if rest is None else awaited or [], not_before, rest)
 
 
-def rest_now(settings: Settings, waived_unix_s: float | None) -> Rest | None:
-    """How a run that is started now rests by its hours. Returns None where it does not. Hours with an end alone end for the
-    first time after the start.
+def waiver(record: RunRecord | None, settings: Settings) -> float | None:
+    """Since when the hours of a run that is started now are waived: those with an end alone are by the start, and others as
+    they were, where they are the same.
     """
-    clock = clock_of(settings.hours, unix_s())
-    return None if clock is None or clock.begins is None else rest_of(clock, waived_unix_s, WORTH_S)
+    if settings.hours.end != "off" and settings.hours.begin == "off":
+        return unix_s()
+    return record.waived_unix_s if record is not None and record.settings.hours == settings.hours else None
+
+
+def rest_now(settings: Settings, waived_unix_s: float | None) -> Rest | None:
+    """How a run that is started now rests by its hours. Returns None where it does not."""
+    return rest_of(clock_of(settings.hours, unix_s()), waived_unix_s, WORTH_S)
 
 
 def _given(asked: Asked, record: RunRecord | None) -> tuple[list[Awaited] | None, NotBefore | None]:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import click
 
-from memsup.shared.clock import unix_s
 from memsup.shared.commands import command as typed
 from memsup.shared.data.errors import NoTaskError
 from memsup.shared.paths import RunPaths
@@ -46,7 +45,7 @@ from memsup.supervisor.cli.options import (
     setting_names,
     settings_of_flags,
 )
-from memsup.supervisor.cli.queued import hours_of, next_time_of, queue_of, waits_for
+from memsup.supervisor.cli.queued import hours_of, next_time_of, queue_of, waits_for, waiver
 from memsup.supervisor.cli.screen import json_data, message, moves
 from memsup.supervisor.cli.streams import has_input
 from memsup.supervisor.client.contact import is_held, observe
@@ -225,11 +224,11 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
         # Another start may have come first while the data were looked at.
         if is_held(paths) or (not asked.fresh and _run_id(read_record(paths.record)) != _run_id(found)):
             return already(paths, dataclasses.replace(asked, fresh=False))
-        queued = waits_for(asked, record, plan.settings)
+        queued, waived_unix_s = waits_for(asked, record, plan.settings), waiver(record, plan.settings)
         before = copy.deepcopy(record)  # the record that goes on is changed in its place
         fresh_record = new_record(paths, plan) if record is None else continued_record(record, plan)
         fresh_record.queued, fresh_record.not_before = queued.awaited, queued.not_before
-        fresh_record.waived_unix_s = unix_s() if plan.settings.hours.begin == "off" else fresh_record.waived_unix_s
+        fresh_record.waived_unix_s = waived_unix_s
         fresh_record.attaches = fresh_record.attaches if asked.attaches is None else asked.attaches
         with claims.turn(paths):  # or two that are to wait for each other could be written at once
             if queued.awaited:

@@ -97,7 +97,8 @@ class SaveQueued:
 class SaveWaiver:
     """Write to `run.json` since when the run's hours are waived."""
 
-    waived_unix_s: float
+    waived_unix_s: float | None
+    """It is None where they are not waived any more."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def check(hours: Hours) -> None:
         raise SettingsError(f"The hours begin and end at {hours.end}: choose another time for one of them, or off for both.")
 
 
-def lead_s(save_s: float | None, step_s: float | None) -> float:
+def needed_lead_s(save_s: float | None, step_s: float | None) -> float:
     """How long before the hours end the worker is told to leave: `save_s` is what its last save took, and `step_s` what a step
     takes. They are None where that is not known.
     """

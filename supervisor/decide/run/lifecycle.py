@@ -111,14 +111,16 @@ class Lifecycle(Standing):
 
     def on_hours(self, now_s: float, clock: Clock | None, *, given: bool = False) -> list[Action]:
         """What the clock says of the run's hours, which anybody may set; to be called every second or two where it has any.
-        `given`: a person has just given them. Hours with an end alone end for the first time after that.
+        `given`: a person has just given them, and whatever was said of other hours is over. Hours with an end alone end for the
+        first time after that.
         """
         if self.terminal is not None:
             return []
         self.clock = clock
-        if clock is not None:
-            is_new = given and clock.begins is None
-            self._waive(clock.at_unix_s if is_new else kept_waiver(clock, self.waived_unix_s))
+        if given:
+            self._waive(clock.at_unix_s if clock is not None and clock.begins is None else None)
+        elif clock is not None:
+            self._waive(kept_waiver(clock, self.waived_unix_s))
         self._rest(By.HOURS)
         self._take_turn()
         return self._follow_up(now_s)
@@ -400,7 +402,7 @@ class Lifecycle(Standing):
             self._leave_queue()
 
     def _waive(self, waived_unix_s: float | None) -> None:
-        if waived_unix_s is not None and waived_unix_s != self.waived_unix_s:
+        if waived_unix_s != self.waived_unix_s:
             self.waived_unix_s = waived_unix_s
             self._out.append(SaveWaiver(waived_unix_s))
 

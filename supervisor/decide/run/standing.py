@@ -21,7 +21,7 @@ from memsup.supervisor.decide.events import By
 from memsup.supervisor.decide.ladder import HoldReason, Stance, WorkerView
 from memsup.supervisor.decide.run.actions import BY_HOURS, BY_USER, Why
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
-from memsup.supervisor.decide.run.hours import WORTH_S, Clock, Rest, lead_s, rest_of
+from memsup.supervisor.decide.run.hours import WORTH_S, Clock, Rest, needed_lead_s, rest_of
 from memsup.supervisor.decide.run.leaving import Ending, Leaving
 from memsup.supervisor.decide.run.one_life import OneLife, Stage
 from memsup.supervisor.decide.run.requests import RunView, Waiters
@@ -248,8 +248,8 @@ class Standing:
 
     def may_begin(self, now_s: float) -> bool:
         """Whether, where there is no worker, one is to be started now."""
-        is_its_turn = self.queued is None and self.rest is None
-        wanted = self.wanted is Wanted.RUNNING and is_its_turn and not self.stance.holds
+        is_kept = self.queued is not None or self.rest is not None
+        wanted = self.wanted is Wanted.RUNNING and not is_kept and not self.stance.holds
         return wanted and self.given_back is not None and now_s >= self.recovery.not_before_s
 
     @property
@@ -267,7 +267,7 @@ class Standing:
         """How long before its hours end the run is to rest. Where there is no worker, none is started for that little time."""
         speed, batch = self.progress.samples_per_s, self.heartbeat.batch if self.heartbeat else None
         step_s = batch.effective / speed if batch is not None and batch.effective and speed else None
-        needed_s = lead_s(self.checkpoint.save_s if self.checkpoint else None, step_s)
+        needed_s = needed_lead_s(self.checkpoint.save_s if self.checkpoint else None, step_s)
         return needed_s if self.worker.is_alive and self.rest is None else max(needed_s, WORTH_S)
 
     @property

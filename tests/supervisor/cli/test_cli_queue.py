@@ -312,6 +312,8 @@ def test_a_run_with_hours_is_saved_before_they_end_and_goes_on_by_itself_when_th
         assert [line["by"] for line in ledger("n") if line["event"] in ("hours_end", "hours_begin")] == [
             *("hours", "hours", "hours", "user")
         ]
+        assert said(capfd, "start", "--run", "n", *hours)[0] == 0
+        until(lambda seen: seen["state"] == "paused", run="n")
         assert memsup("stop", "--run", "n").returncode == 0
         until(lambda seen: seen["state"] == "running", run="w")
     finally:

@@ -17,7 +17,7 @@ from memsup.shared.settings import Hours, SettingsError
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.events import By, Event
 from memsup.supervisor.decide.run.actions import Answer, ClaimRoom, Freeze, Kill, Record, SaveQueued, SaveWaiver, Spawn, Thaw
-from memsup.supervisor.decide.run.hours import LEAST_LEAD_S, MOST_LEAD_S, Clock, check, lead_s, waived
+from memsup.supervisor.decide.run.hours import LEAST_LEAD_S, MOST_LEAD_S, Clock, check, needed_lead_s, waived
 from memsup.supervisor.decide.run.waiting import Fate
 
 from .test_lifecycle import Play, answers, beat, new_life, note
@@ -90,9 +90,9 @@ def test_it_leaves_before_its_hours_end_gives_up_its_place_and_finds_it_anew() -
 
 def test_it_is_told_so_early_that_the_save_is_done_in_time() -> None:
     """By what the last one took, and a step."""
-    assert lead_s(0.0, 0.0) == LEAST_LEAD_S
-    assert lead_s(100.0, 10.0) == LEAST_LEAD_S + 220
-    assert LEAST_LEAD_S < lead_s(None, None) < lead_s(1e9, None) == MOST_LEAD_S
+    assert needed_lead_s(0.0, 0.0) == LEAST_LEAD_S
+    assert needed_lead_s(100.0, 10.0) == LEAST_LEAD_S + 220
+    assert LEAST_LEAD_S < needed_lead_s(None, None) < needed_lead_s(1e9, None) == MOST_LEAD_S
     play = at_night()
     play.do("report", msgspec.structs.replace(beat(), checkpoint=msgspec.structs.replace(note(4), save_s=600.0)))
     play.do("hours", clock(2 * DAY_S + END_S - 1300))
@@ -220,9 +220,10 @@ def test_hours_with_an_end_alone_end_once_and_a_person_has_it_go_on() -> None:
 
 
 def test_hours_that_are_given_to_a_run_that_is_up_count_at_once() -> None:
-    play = Play(new_life()).training()
+    play = Play(new_life(waived_unix_s=DAY - 60)).training()  # as of a start with other hours, or a person who waived those
     play.do("hours", clock(DAY), given=True)
     assert play.life.state is RunState.PAUSING
+    assert SaveWaiver(None) in play.seen
     has_left(play)
     play.do("hours", None, given=True)
     assert play.seen[-1] == ClaimRoom(), "and are taken away again"
