@@ -67,6 +67,20 @@ def test_what_the_readme_has_typed_exists(readme: Path) -> None:
     assert [line for line in night.splitlines() if line != "…" and line not in recorded] == []
 
 
+def test_a_link_to_a_heading_leads_to_one() -> None:
+    """In the READMEs and all documents, as GitHub names headings."""
+    broken = []
+    for document in [*READMES, *(ROOT / "docs").glob("*.md")]:
+        for file, name in re.findall(r"\]\(([^)#:\s]*)#([^)\s]+)\)", document.read_text(encoding="utf-8")):
+            headings = re.findall(
+                r"^#+ (.*)$", (document.parent / (file or document.name)).read_text(encoding="utf-8"), re.MULTILINE
+            )
+            names = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            if name not in names:
+                broken.append(f"{document.name}: {file}#{name}")
+    assert broken == []
+
+
 def test_both_readmes_have_the_same_typed() -> None:
     """In their own words."""
     shape = re.compile(r"--set [a-z_.]+=\w*|--(?:tier|epochs|batch-size|max-length) \w+")
