@@ -166,6 +166,8 @@ def find_fields(source: Source, *, text: str | None, label: str | None, labels: 
         numbers = ()
     tags = {tag for row in sample for tag in _tags(row.get(found.label), numbers) or ()}
     writing = writing_of(tags)
+    if writing is Writing.CLASSES and labels and not numbers:
+        writing = Writing.INSIDE  # the classes that count are spans, and all others are none
     return found._replace(
         writing=writing,
         numbers=numbers,

@@ -19,6 +19,8 @@ from memsup.shared.data.columns import listed, usual_text
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.rows import read_rows
 from memsup.shared.data.sources import locate
+from memsup.shared.data.tag_cells import as_words
+from memsup.shared.data.tag_files import joined
 from memsup.shared.model.adapters import ADAPTER_CONFIG
 from memsup.shared.paths import RunPaths, absolute
 from memsup.shared.run_file import read_record
@@ -214,6 +216,12 @@ def _columns(file: str, record: RunRecord, text: str | None, text_pair: str | No
     return [name for name in wanted[: 1 + is_pair] if name is not None]
 
 
+def _text_of(cell: object) -> str:
+    """The text of a cell; of a list of words, as data with tags have them, the text that they make."""
+    words = as_words(cell) if isinstance(cell, list) else None
+    return str(cell or "") if words is None else joined(words)[0]
+
+
 def _is_of_lines(file: str) -> bool:
     return file.lower().endswith(".txt")
 
@@ -221,7 +229,7 @@ def _is_of_lines(file: str) -> bool:
 def _tell_file(file: str, texts: list[str] | None, output: str | None, ask: Ask) -> int:
     columns = columns_of(file)
     asked_about: deque[dict[str, Any]] = deque()
-    rows = ([str(row.get(name) or "") for name in texts or ["text"]] for row in _remembered(rows_of(file), asked_about))
+    rows = ([_text_of(row.get(name)) for name in texts or ["text"]] for row in _remembered(rows_of(file), asked_about))
     found = (asked_about.popleft() | {columns.label: p.label, columns.score: p.score and round(p.score, 6)} for p in ask(rows))
     if output is None:
         for row in found:

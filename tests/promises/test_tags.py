@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from pathlib import Path
@@ -63,6 +64,9 @@ def test_tags_are_offered_learnt_told_and_answered(job: Path) -> None:
         (said,) = memsup("predict", "--json", text).document["predictions"]
         assert [(span["label"], span["text"]) for span in said["spans"]] == [("PER", "anna berg"), ("LOC", "new york")]
         assert [text[span["start"] : span["end"]] for span in said["spans"]] == ["anna berg", "new york"]
+        (job / "asked.jsonl").write_text('{"tokens": ["the", "anna", "berg"]}\n')
+        told = memsup("predict", "--text", "tokens", str(job / "asked.jsonl"))
+        assert json.loads(told.stdout)["predicted"] == "PER: anna berg", told.stderr
         assert memsup("predict", text).stdout.strip().startswith("PER: anna berg, LOC: new york")
     finally:
         end_supervisors()

@@ -61,6 +61,8 @@ def test_columns_are_read_as_conll_has_them(tmp_path: Path) -> None:
     assert spans(chunks[0]) == ["NP:EU", "VP:rejects", "NP:German call"]
     classes = read(tmp_path / "eng.train", label="column 2")[1]
     assert classes[1].classes == ("NNP", "NNP")
+    chosen = read(tmp_path / "eng.train", label="column 2", labels=["NNP", "JJ"])[1]
+    assert [spans(each) for each in chosen] == [["NNP:EU", "JJ:German"], ["NNP:Peter Blackburn"]]
 
 
 @pytest.mark.parametrize(
