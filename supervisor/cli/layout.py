@@ -21,8 +21,10 @@ Line = str | tuple[str, ...]
 """What is printed: a line of its own, or a row of a table."""
 
 INDENT, GAP, HANG = 2, 2, 2
-NARROWEST = 22
-"""Cells that a column of sentences is given at least, or it stands below."""
+NARROWEST, NARROW = 22, 10
+"""Cells that a column of sentences is given at least, or it stands below; and one of a table of four columns or more, which has
+names and figures.
+"""
 _COLOUR, _PLAIN = re.compile(r"\x1b\[\d+m"), "\x1b[0m"
 _UNIT = r"( *)([^ ]*\d (?:[KMGT]iB|B|min|ms|h|s|d|%|°C|W)(?![A-Za-z0-9])[^ ]*|[^ ]*)"
 """Blanks and a word. A number and the sign of what it counts are one."""
@@ -94,7 +96,8 @@ def _fitting(rows: Sequence[tuple[str, ...]], widths: Sequence[int], cells: int)
     of them would be too narrow to be read.
     """
     fitting = list(widths)
-    least = [width if i == 0 else min(width, NARROWEST) for i, width in enumerate(widths)]
+    narrowest = NARROWEST if len(widths) < 4 else NARROW
+    least = [width if i == 0 else min(width, narrowest) for i, width in enumerate(widths)]
     if len(widths) > 2:  # between two columns a word that is too long has no place
         words = [max(_longest_word(row[i]) for row in rows if i < len(row)) for i in range(len(widths))]
         least = [max(pair) for pair in zip(least, words, strict=True)]

@@ -78,8 +78,11 @@ def list_runs(as_json: bool) -> int:
 
 
 def rows(found: Iterable[Found], now_unix_s: float) -> list[tuple[str, ...]]:
-    """The table of all runs, with its head."""
-    return [("run", "state", "progress", "time", "result", "on disk"), *(_row(run, now_unix_s) for run in found)]
+    """The table of all runs, with its head; a column of which nothing is known of any run is left out."""
+    table = [_row(run, now_unix_s) for run in found]
+    head = ("run", "state", "progress", "time", "result", "on disk")
+    told = [place for place in range(len(head)) if any(row[place] for row in table)]
+    return [tuple(row[place] for place in told) for row in (head, *table)]
 
 
 def _row(run: Found, now_unix_s: float) -> tuple[str, ...]:
@@ -88,7 +91,7 @@ def _row(run: Found, now_unix_s: float) -> tuple[str, ...]:
         return (run.name, "unreadable", "", "", "", size(run.size_bytes))
     far = reached(status)
     total = status.progress.total_steps
-    steps = "" if far is None else count(far.step) + (f" of {count(total)} ({percent(far.step / total)})" if total else "")
+    steps = "" if far is None else count(far.step) + (f" ({percent(far.step / total)})" if total else "")
     if status.waiting is not None and status.state not in OVER:
         steps = ", ".join(filter(None, [steps, status.waiting.what_for]))
     state = f"{status.state}, unguarded" if run.is_unguarded else str(status.state)

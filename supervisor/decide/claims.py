@@ -134,7 +134,7 @@ def ways_to_share(others: Sequence[Claim], left_bytes: int, wanted_bytes: int | 
     stop, start = command("stop", largest.run), command("start", largest.run)
     if largest.is_left:
         return ("To end it, look after it again and stop it:", f"  {start}", f"  {stop}")
-    wait = f"wait until run {largest.run!r} has ended ({command('wait', largest.run)})"
+    wait = f"queue this run behind it (this start once more, with --after {largest.run})"
     both = left_bytes + (largest.ram_bytes or 0)
     floor = max(least_bytes, int(_SPARE * max(largest.needs_bytes or 0, largest.holds_bytes or 0)))
     again = "this start once more"

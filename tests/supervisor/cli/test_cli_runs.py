@@ -51,7 +51,7 @@ def test_all_runs_are_listed_with_their_state_progress_result_and_size(capfd: py
     assert rows[0][:3] == ["run", "state", "progress"]
     assert rows[1][:2] == ["broken", "unreadable"]
     assert [*rows[2][:2], *rows[2][-5:-2]] == ["default.old-1", "finished", "accuracy", "91.0", "%"]
-    assert "7 of 10 (70 %)" in text
+    assert "7 (70 %)" in text
     assert "2 d ago" in text
     runs = json.loads(said(capfd, "list", "--json")[1])["runs"]
     assert [(run["run"], run["state"], run["is_up"]) for run in runs] == [

@@ -283,7 +283,7 @@ def test_what_other_runs_may_take_is_said_with_numbers_and_the_next_step() -> No
     for flags, words in (
         (["limits.ram=7GiB"], ["limits.ram = 7 GiB (flag)", "leaves 6 GiB", "limits.ram=6GiB", "stop --run night"]),
         (["limits.ram=90%"], ["limits.ram = 90 % of 20 GiB (flag)", "leaves 6 GiB"]),
-        (["limits.ram_reserve=7.6GiB"], ["no room", "12.4 GiB", "wait --run night", "start --run night --set limits.ram=6GiB"]),
+        (["limits.ram_reserve=7.6GiB"], ["no room", "12.4 GiB", "--after night", "start --run night --set limits.ram=6GiB"]),
     ):
         with pytest.raises(SettingsError) as refused:
             beside(*flags)
@@ -332,7 +332,7 @@ def test_who_finds_no_room_is_told_why_and_what_to_type() -> None:
     assert "ends its command" in rest[1]
     assert "--set limits.ram=15GiB" in rest[2]
     (only,) = refusal(msgspec.structs.replace(holds, holds_bytes=17 * GIB))[1:]
-    assert only == "To make room, wait until run 'night' has ended (memsup wait --run night)."
+    assert only == "To make room, queue this run behind it (this start once more, with --after night)."
 
 
 def test_advice_to_share_leaves_room_beside_many() -> None:
