@@ -8,6 +8,8 @@ BASE_BYTES = 340 << 20
 """Python with torch, transformers and the tokenised data, and what the allocator keeps; without the pages of mapped files."""
 BYTES_PER_PARAMETER = 16
 """float32: the weight, its gradient, and Adam's two moments."""
+FROZEN_BYTES = 4
+"""float32: a weight that is not trained."""
 MOST_LANES = 2
 GRADIENT_BYTES = 4
 """Bytes of a weight's gradient, in each lane beyond the first; its copy in a lower precision, where there is one, takes
@@ -18,18 +20,24 @@ MOST_FRACTION, MOST_HELD_FRACTION = 0.1, 0.5
 be what fills the memory. With 0.7 a limit that fell to 60 % cost a death (`benchmarks/squeeze.py --limit 1.5`)."""
 
 
-def lanes_for(*, parameters: int, amp: str, threads: int, limit_bytes: int | None) -> int:
-    """The number of lanes for a model of so many parameters. None of `limit_bytes` means that nobody knows what there is, and
-    one lane is used.
+def lanes_for(*, parameters: int, amp: str, threads: int, limit_bytes: int | None, trained: int | None = None) -> int:
+    """The number of lanes for a model of so many parameters, of which so many are `trained`; None of them means all. None of
+    `limit_bytes` means that nobody knows what there is, and one lane is used.
     """
     if threads % MOST_LANES or limit_bytes is None:
         return 1
-    further_bytes = lane_bytes(parameters=parameters, amp=amp)
-    held_bytes = BASE_BYTES + BYTES_PER_PARAMETER * parameters + further_bytes
+    trained = parameters if trained is None else trained
+    further_bytes = lane_bytes(parameters=trained, amp=amp)
+    held_bytes = BASE_BYTES + weights_bytes(parameters=parameters, trained=trained) + further_bytes
     fits = further_bytes <= MOST_FRACTION * limit_bytes and held_bytes <= MOST_HELD_FRACTION * limit_bytes
     return MOST_LANES if fits else 1
 
 
+def weights_bytes(*, parameters: int, trained: int) -> int:
+    """What weights take with the gradients and moments of those that are trained."""
+    return BYTES_PER_PARAMETER * trained + FROZEN_BYTES * max(0, parameters - trained)
+
+
 def lane_bytes(*, parameters: int, amp: str) -> int:
-    """The bytes that a lane beyond the first takes, activations apart."""
+    """The bytes that a lane beyond the first takes, activations apart, for so many parameters that are trained."""
     return parameters * (GRADIENT_BYTES + (COPY_BYTES if amp != "off" else 0))

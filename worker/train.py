@@ -287,6 +287,7 @@ def _lanes_for(training: Training, welcome: Welcome) -> tuple[int, str | None]:
         return 1, None
     lanes = settings.lanes or lanes_for(
         parameters=model.num_parameters(),
+        trained=model.num_parameters(only_trainable=True),
         amp=settings.amp or "off",
         threads=training.threads,
         limit_bytes=welcome.memory_limit_bytes,

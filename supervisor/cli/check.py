@@ -96,7 +96,8 @@ def check(*, run_name: str, as_json: bool, tier: str | None, assignments: tuple[
     verdict = _look_at_data(loaded.settings, wrong)
     warnings = wrong + _warnings(machine, state)
     try:
-        resolution = resolve(loaded.settings, loaded.origins, machine, model_shape(loaded.settings.task.model), beside(paths))
+        shape = model_shape(loaded.settings.task.model, settings=loaded.settings)
+        resolution = resolve(loaded.settings, loaded.origins, machine, shape, beside(paths))
     except SettingsError as error:
         warnings += [str(error), *error.more]
     else:

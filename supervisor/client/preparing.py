@@ -28,7 +28,7 @@ from memsup.shared.settings import Settings, Share, Written, keys
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.decide.claims import Beside, Claim, sharing
 from memsup.supervisor.decide.disk import disk_floor_bytes
-from memsup.supervisor.decide.estimate import Shape, shape_of
+from memsup.supervisor.decide.estimate import Shape, decoder_shape_of, shape_of
 from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.run import hours
 from memsup.supervisor.decide.tiers import Resolution, created_with, resolve, resolve_limits
@@ -177,7 +177,7 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, beside:
         _check_resume(Path(settings.checkpoint.resume_from))
     _check_curves(settings)
     machine = look_around(paths.state, settings)
-    shape = None if task is None else model_shape(str(task.model.folder or ""), task)
+    shape = None if task is None else model_shape(str(task.model.folder or ""), task, settings)
     resolution = resolve(settings, loaded.origins, machine, shape, beside, is_command=bool(command))
     _check_disk(paths, settings, machine, task)
     return Plan(
@@ -207,7 +207,7 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, beside: B
     if task is not None and accept:
         _accept(settings, task)
     machine = look_around(paths.state, settings)
-    shape = None if task is None else model_shape(str(task.model.folder or ""), task)
+    shape = None if task is None else model_shape(str(task.model.folder or ""), task, settings)
     origins = created_with(settings) | {difference.key: difference.origin for difference in taken}
     resolution = resolve(settings, origins, machine, shape, beside, is_command=bool(record.command))
     _check_disk(paths, settings, machine, None)
@@ -340,14 +340,19 @@ def _check_disk(paths: RunPaths, settings: Settings, machine: Machine, task: Tas
             )
 
 
-def model_shape(model: str | None, task: TaskSummary | None = None) -> Shape | None:
-    """The model's numbers, of which headers are read and no weights. Returns None where its folder does not tell them."""
+def model_shape(model: str | None, task: TaskSummary | None = None, settings: Settings | None = None) -> Shape | None:
+    """The model's numbers as `settings` train it, of which headers are read and no weights. Returns None where its folder does
+    not tell them.
+    """
     folder = Path(model or "")
     try:
         config = read_config(folder)
         weights = parameters(folder) or None
     except (OSError, UnreadableError):
         return None  # whether it can be used is for the worker to say
+    if settings is not None and settings.task.kind == "causal-lm":
+        rank = None if settings.training.method == "full" else settings.lora.rank
+        return decoder_shape_of(config, weights, rank=rank) if isinstance(config, dict) else None
     labels = 2
     if task is not None:
         labels = len(task.train.labels)

@@ -1,9 +1,9 @@
 """What training a model will take of memory, told before anything is loaded, from its folder's numbers. Pure.
 
-Covers encoders in the manner of BERT, trained on a CPU: weights, gradients, optimizer, and the activations of a micro-batch
-with and without activation checkpointing. On a GPU only what is held all the time is told: nothing was measured there. A model
-of another build, or one that is still at a hub, is not known (None). The worker's planner learns the truth as it goes; this is
-for the first word, and for refusing what cannot fit.
+Covers encoders in the manner of BERT, and decoders in that of Llama by adapters as well, trained on a CPU: weights, gradients,
+optimizer, and the activations of a micro-batch with and without activation checkpointing. On a GPU only what is held all the
+time is told: nothing was measured there. A model of another build, or one that is still at a hub, is not known (None). The
+worker's planner learns the truth as it goes; this is for the first word, and for refusing what cannot fit.
 
 The constants were fitted by `benchmarks/estimate.py --fit`, which also shows how far the estimate is off.
 """
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from memsup.shared.lanes import BASE_BYTES, BYTES_PER_PARAMETER, lane_bytes
+from memsup.shared.lanes import BASE_BYTES, BYTES_PER_PARAMETER, lane_bytes, weights_bytes
 
 MIB = 2**20
 MOMENTS_BYTES = 8
@@ -47,6 +47,29 @@ CONSTANTS = {
 CONSTANTS["fp16"] = CONSTANTS["bf16"]
 
 
+class DecoderConstants(NamedTuple):
+    """The bytes that a layer of a decoder keeps for each token, counted by looking at what torch saves
+    (`benchmarks/decoders.py`).
+    """
+
+    hidden: float
+    """For each unit of the hidden size."""
+    key_values: float
+    """For each unit of keys, or of values."""
+    intermediate: float
+    """For each unit of the feed-forward part, of which there are two, their product and the activation between."""
+
+
+DECODERS = {
+    "off": DecoderConstants(hidden=32, key_values=8, intermediate=16),
+    "bf16": DecoderConstants(hidden=30, key_values=4, intermediate=8),
+}
+DECODERS["fp16"] = DECODERS["bf16"]
+SCORES_BYTES = 48 << 20
+"""What the scores of a piece of the tokens take with their gradients (`worker/compute/token_loss.py`), whatever the
+vocabulary."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """A model's numbers, as its config tells them."""
@@ -60,6 +83,11 @@ class Shape:
     intermediate: int
     positions: int | None
     """The longest text that it can take, in tokens. It is None where the config does not tell."""
+    is_decoder: bool = False
+    key_values: int = 0
+    """The units of a decoder's keys, which may be fewer than the hidden size."""
+    trained: int | None = None
+    """How many parameters are trained. None means that all are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +146,30 @@ _NAMES = (
 """The names in a config, BERT's and DistilBERT's."""
 
 
+def decoder_shape_of(config: Mapping[str, Any], weights: int | None, *, rank: int | None) -> Shape | None:
+    """The same of a decoder in the manner of Llama, with adapters of this rank in all layers. No rank means that all weights
+    are trained. Returns None where the config is of another manner, and where there are no weights.
+    """
+    numbers = [_number(config, names[0]) for names in _NAMES]
+    if weights is None or any(number is None for number in numbers):
+        return None
+    vocabulary, hidden, layers, heads, intermediate = (number or 0 for number in numbers)
+    key_values = hidden * (_number(config, "num_key_value_heads") or heads) // heads
+    widths = 2 * (2 * hidden) + 2 * (hidden + key_values) + 3 * (hidden + intermediate)
+    return Shape(
+        parameters=min(weights, MOST_NUMBER**2),
+        embeddings=vocabulary * hidden,
+        layers=layers,
+        hidden=hidden,
+        heads=heads,
+        intermediate=intermediate,
+        positions=_number(config, "max_position_embeddings"),
+        is_decoder=True,
+        key_values=key_values,
+        trained=None if rank is None else layers * rank * widths,
+    )
+
+
 def _number(config: Mapping[str, Any], *names: str) -> int | None:
     found = (config[name] for name in names if name in config)
     return next((min(value, MOST_NUMBER) for value in found if isinstance(value, int) and value > 0), None)
@@ -135,7 +187,7 @@ def estimate(
 ) -> Estimate:
     length = min(max_length, shape.positions or max_length)
     rows = max(1, min(effective_batch, micro_tokens // length))
-    of_lanes = (lanes - 1) * lane_bytes(parameters=shape.parameters, amp=amp)
+    of_lanes = (lanes - 1) * lane_bytes(parameters=_trained(shape), amp=amp)
     return Estimate(
         shape=shape,
         held_bytes=held_bytes(shape),
@@ -149,18 +201,31 @@ def estimate(
 
 
 def held_bytes(shape: Shape) -> int:
-    return BASE_BYTES + BYTES_PER_PARAMETER * shape.parameters
+    return BASE_BYTES + _weights_bytes(shape)
+
+
+def _trained(shape: Shape) -> int:
+    return shape.parameters if shape.trained is None else shape.trained
+
+
+def _weights_bytes(shape: Shape) -> int:
+    adapters = 0 if shape.trained is None else shape.trained
+    return weights_bytes(parameters=shape.parameters + adapters, trained=_trained(shape))
 
 
 def device_bytes(shape: Shape, *, optimizer_on_host: bool) -> int:
     """What a GPU holds all the time; with Adam's moments on the host it still needs room for those of the largest parameter."""
     if not optimizer_on_host:
-        return BYTES_PER_PARAMETER * shape.parameters
+        return _weights_bytes(shape)
+    if shape.trained is not None:
+        return _weights_bytes(shape) - MOMENTS_BYTES * shape.trained
     return (BYTES_PER_PARAMETER - MOMENTS_BYTES) * shape.parameters + MOMENTS_BYTES * shape.embeddings
 
 
 def peak_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing: bool) -> int:
     """What the worker holds while a micro-batch of `rows` texts of `length` tokens is computed."""
+    if shape.is_decoder:
+        return held_bytes(shape) + _decoder_bytes(shape, amp=amp, tokens=rows * length, checkpointing=checkpointing)
     constants, tokens = CONSTANTS[amp], rows * length
     of_a_layer = tokens * (constants.hidden * shape.hidden + constants.intermediate * shape.intermediate)
     of_a_block = constants.attention * min(rows * shape.heads * length**2, max(BLOCK_NUMBERS, length**2))
@@ -171,6 +236,18 @@ def peak_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing:
         activations = max(shape.layers, 2) * of_a_layer + of_a_block
     copies = constants.copies * (shape.parameters - shape.embeddings)
     return held_bytes(shape) + int(activations) + max(0, copies)
+
+
+def _decoder_bytes(shape: Shape, *, amp: str, tokens: int, checkpointing: bool) -> int:
+    """What a decoder takes beyond what it holds. Attention on a CPU keeps no matrices."""
+    constants = DECODERS[amp]
+    of_a_token = constants.hidden * shape.hidden + constants.key_values * shape.key_values
+    of_a_token += constants.intermediate * shape.intermediate
+    # One layer more is at work, with gradients beside what it keeps.
+    layers = 2 if checkpointing else shape.layers + 1
+    kept = 4 * shape.layers * shape.hidden if checkpointing else 0
+    copies = 0 if amp == "off" or shape.trained is not None else 2 * (shape.parameters - shape.embeddings)
+    return int(tokens * (layers * of_a_token + kept)) + SCORES_BYTES + max(0, copies)
 
 
 def least_bytes(shape: Shape, *, amp: str, length: int) -> int:

@@ -17,7 +17,15 @@ from memsup.shared.lanes import BASE_BYTES, lanes_for
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings, SettingsError, Share, TierName, keys
 from memsup.supervisor.decide.claims import ALONE, Beside, Claim, about, rounded, sensible, taken, ways_to_share
-from memsup.supervisor.decide.estimate import MOMENTS_BYTES, Estimate, Shape, device_bytes, estimate, longest_that_fits
+from memsup.supervisor.decide.estimate import (
+    MOMENTS_BYTES,
+    Estimate,
+    Shape,
+    device_bytes,
+    estimate,
+    longest_that_fits,
+    peak_bytes,
+)
 from memsup.supervisor.decide.readings import GpuReading, Machine
 from memsup.supervisor.words import percent, size
 
@@ -34,6 +42,8 @@ LEAST_RESERVE_BYTES = 64 * MIB
 MOST_HELD_FRACTION = 0.75
 """The part of the worker's share of a GPU that weights, gradients and moments may hold before the moments go to the host:
 activations need the rest."""
+FIRST_FRACTION = 0.75
+"""The part of the worker's limit that a decoder's first micro-batch may take as it is estimated."""
 RESERVE_FRACTION = 0.1
 RESERVE_FLOOR_BYTES = 512 * MIB
 CGROUP_RESERVE_FLOOR_BYTES = 96 * MIB
@@ -143,6 +153,9 @@ def resolve(
         _check_fits(needs, limits, filled)
         if settings.training.gradient_checkpointing is None and needs.row_bytes > limits.worker_limit_bytes:
             filled.training.gradient_checkpointing = True
+            needs = _estimate(needs.shape, filled, lanes or 1)
+        if needs.shape.is_decoder and settings.training.micro_tokens is None:
+            filled.training.micro_tokens = _first_tokens(needs, filled, limits, lanes or 1)
             needs = _estimate(needs.shape, filled, lanes or 1)
     return Resolution(
         asked=settings,
@@ -400,6 +413,7 @@ def _lanes(shape: Shape, filled: Settings, limits: Limits, machine: Machine) -> 
     training = filled.training
     return training.lanes or lanes_for(
         parameters=shape.parameters,
+        trained=shape.trained,
         amp=training.amp or "off",
         threads=training.threads or machine.cpus,
         limit_bytes=limits.worker_limit_bytes,
@@ -418,6 +432,22 @@ def _estimate(shape: Shape, filled: Settings, lanes: int) -> Estimate:
         checkpointing=bool(training.gradient_checkpointing),
         lanes=lanes,
     )
+
+
+def _first_tokens(needs: Estimate, filled: Settings, limits: Limits, lanes: int) -> int:
+    """The tokens of the first micro-batch, in each lane: the tier's, or as many as are sure to fit, at least one row. A decoder
+    keeps so much of each token that the tier's would often be far beyond what there is.
+    """
+    training, room_bytes = filled.training, FIRST_FRACTION * limits.worker_limit_bytes - needs.lane_bytes
+    if needs.micro_batch_bytes - needs.lane_bytes <= room_bytes:
+        return training.micro_tokens or 0
+    amp, on = training.amp or "off", bool(training.gradient_checkpointing)
+    fits = (
+        rows
+        for rows in range(needs.rows, 0, -1)
+        if peak_bytes(needs.shape, amp=amp, rows=rows, length=needs.length, checkpointing=on) <= room_bytes
+    )
+    return max(1, next(fits, 1) // lanes) * needs.length
 
 
 def _check_fits(needs: Estimate, limits: Limits, filled: Settings) -> None:

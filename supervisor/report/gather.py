@@ -16,6 +16,7 @@ import msgspec
 
 from memsup.checkpoint.info import Info
 from memsup.checkpoint.store import Store
+from memsup.shared.answers import Answered, read_answers
 from memsup.shared.files import open_regular
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RecordError, RunRecord
@@ -57,6 +58,8 @@ class Material:
     checkpoints: tuple[Info, ...]
     evaluations: tuple[Evaluation, ...] = ()
     """In the order of their steps, of each the newest."""
+    answers: tuple[Answered, ...] = ()
+    """What a language model answered before and after."""
     unreadable: tuple[str, ...]
     """These sentences say what could not be read."""
     now_unix_s: float
@@ -85,6 +88,7 @@ def gather(paths: RunPaths, status: Status | None, now_unix_s: float) -> Materia
         points=tuple(sane),
         checkpoints=tuple(_checkpoints(paths, record, unreadable)),
         evaluations=tuple(_evaluations(paths)),
+        answers=tuple(read_answers(paths.state)),
         unreadable=tuple(unreadable),
         now_unix_s=now_unix_s,
     )

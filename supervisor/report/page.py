@@ -49,6 +49,7 @@ def page(material: Material, account: Account, *, again_s: int | None = None) ->
         *_time(account),
         *_interventions(material.run, account),
         *_plots(account),
+        *_answers(material),
         *_facts(account.facts),
         *_checkpoints(material),
         *_limits(material),
@@ -197,6 +198,21 @@ def _list(rows: Iterable[tuple[str, str]]) -> str:
     return f'<div class="card"><dl>{"".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows)}</dl></div>'
 
 
+def _answers(material: Material) -> Iterator[str]:
+    """What a language model says to questions that were not trained on, before and after."""
+    if not material.answers:
+        return
+    yield "<h2>What it answers</h2>"
+    for answered in material.answers:
+        said = (
+            ("asked", answered.asked),
+            ("in the data", answered.wanted),
+            ("before", answered.before),
+            ("now", answered.after),
+        )
+        yield _list((name, lines(words.strip()) or "nothing") for name, words in said if words is not None)
+
+
 def _checkpoints(material: Material) -> Iterator[str]:
     yield "<h2>Checkpoints kept</h2>"
     if not material.checkpoints:
@@ -232,7 +248,8 @@ def _limits(material: Material) -> Iterator[str]:
 
 
 def _settings(settings: Settings) -> Iterator[tuple[str, str]]:
-    for section_name in ("task", "training", "limits", "checkpoint"):
+    adapts = settings.task.kind == "causal-lm" and settings.training.method != "full"
+    for section_name in ("task", "training", *(["lora"] if adapts else []), "limits", "checkpoint"):
         section = getattr(settings, section_name)
         for name in section.__struct_fields__:
             value = getattr(section, name)

@@ -82,6 +82,9 @@ def test_a_chat_model_is_taught_with_adapters_and_merged(tmp_path: Path) -> None
     shown = json.loads((state / "answers.json").read_bytes())
     assert len(shown) == 3
     assert all(example["before"] != example["after"] for example in shown)
+    page = Path(memsup("report", "--json").document["page"]).read_text(encoding="utf-8")
+    assert "What it answers" in page
+    assert page.count("<dt>before</dt>") == page.count("<dt>now</dt>") == 3
     said = memsup("predict", "--json", question).document["answers"]
     greedy = merged.generate(tokens, do_sample=False, max_new_tokens=200, pad_token_id=tokenizer.pad_token_id)
     answer = tokenizer.decode(greedy[0, tokens.shape[1] :], skip_special_tokens=True)

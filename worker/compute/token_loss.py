@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-PIECE_NUMBERS = 1 << 23
-"""How many scores are computed at a time: 32 MiB in float32, and about three times as much with their gradients."""
+PIECE_NUMBERS = 1 << 22
+"""How many scores are computed at a time: 16 MiB in float32, and about three times as much with their gradients."""
 LEAST_PIECE_TOKENS = 32
 """Fewer tokens at a time would read the head's weights for next to nothing."""
 _SAME_FRACTION = 1e-4

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 import transformers
 
-from memsup.shared.answers import ANSWERS_FILE, Answered
+from memsup.shared.answers import ANSWERS_FILE, Answered, read_answers
 from memsup.shared.data.chat import Form
-from memsup.shared.files import UnreadableError, read_document, replace_file
+from memsup.shared.files import replace_file
 from memsup.shared.model.adapters import ADAPTER_CONFIG
 from memsup.shared.model.folder import ModelSource
 from memsup.worker.tasks.dialogues import alpaca, template_of
@@ -28,6 +28,7 @@ from memsup.worker.tasks.sequences import NOTHING, SequenceRows
 SHOWN, SHOWN_TOKENS, SHOWN_CHARS = 3, 48, 1000
 MOST_TOKENS = 512
 """At most this many are answered to whoever asks a finished model."""
+_LOOKED_AT_ROWS = 100
 _TEXT_TOKENS = 32
 """Of plain text so many tokens are what is asked."""
 
@@ -64,15 +65,24 @@ class Samples:
     """A few rows that are not trained on, with what the model answers before and after."""
 
     def __init__(self, rows: SequenceRows, tokenizer: Any, state: Path) -> None:
-        self._rows, self._tokenizer, self._file = rows, tokenizer, state / ANSWERS_FILE
+        self._rows, self._tokenizer, self._state = rows, tokenizer, state
+
+    def _examples(self) -> list[tuple[list[int], list[int]]]:
+        """What is asked, and what it wants to hear: the first few rows that ask different things."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for row in range(min(_LOOKED_AT_ROWS, len(self._rows))):
+            prompt, wanted = _asked(self._rows, row)
+            found.setdefault(tuple(prompt), wanted)
+            if len(found) == SHOWN:
+                break
+        return [(list(prompt), wanted) for prompt, wanted in found.items()]
 
     def take(self, model: Any, moment: Literal["before", "after"], boundary: Callable[[], None]) -> None:
         """Asks the model, and writes down what it says. Raises OSError, and what `boundary` raises."""
         model.eval()
-        known = {} if moment == "before" else {(seen.asked, seen.wanted): seen for seen in _read(self._file)}
+        known = {} if moment == "before" else {(seen.asked, seen.wanted): seen for seen in read_answers(self._state)}
         found = []
-        for row in range(min(SHOWN, len(self._rows))):
-            prompt, wanted = _asked(self._rows, row)
+        for prompt, wanted in self._examples():
             said = answer(model, prompt, ends_of(model, self._tokenizer), SHOWN_TOKENS, boundary)
             asked, text, meant = (self._tokenizer.decode(part, skip_special_tokens=True) for part in (prompt, said, wanted))
             before = known.get((asked[-SHOWN_CHARS:], meant[:SHOWN_CHARS]))
@@ -84,14 +94,7 @@ class Samples:
                     after=text[:SHOWN_CHARS] if moment == "after" else None,
                 )
             )
-        replace_file(self._file, msgspec.json.encode(found))
-
-
-def _read(file: Path) -> list[Answered]:
-    try:
-        return read_document(file, msgspec.json.Decoder(list[Answered]).decode)
-    except (OSError, UnreadableError):
-        return []
+        replace_file(self._state / ANSWERS_FILE, msgspec.json.encode(found))
 
 
 def _asked(rows: SequenceRows, row: int) -> tuple[list[int], list[int]]:

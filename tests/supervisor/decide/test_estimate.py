@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memsup.shared.lanes import BASE_BYTES
 from memsup.shared.loading import load
 from memsup.shared.settings import Settings, SettingsError
 from memsup.supervisor.client.preparing import model_shape
-from memsup.supervisor.decide.estimate import Shape, estimate, held_bytes, peak_bytes, shape_of
+from memsup.supervisor.decide.estimate import Shape, decoder_shape_of, estimate, held_bytes, peak_bytes, shape_of
 from memsup.supervisor.decide.readings import GpuReading, Machine
 from memsup.supervisor.decide.tier_lines import lines
-from memsup.supervisor.decide.tiers import Resolution, resolve
+from memsup.supervisor.decide.tiers import FIRST_FRACTION, Resolution, resolve
 
 MIB, GIB = 2**20, 2**30
 BASE = {"vocab_size": 21128, "max_position_embeddings": 512, "type_vocab_size": 2}
@@ -185,3 +186,43 @@ def test_settings_passed_in_stay_as_they_were() -> None:
     asked = Settings()
     resolve(asked, {}, Machine(ram_total_bytes=24 * GIB, ram_available_bytes=None), shape(CHINESE))
     assert asked == Settings()
+
+
+SMOL = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "max_position_embeddings": 8192,
+}
+
+
+def test_adapters_beside_frozen_weights_take_little_more_than_these() -> None:
+    """As peft counts them; and what is held of a frozen weight is the weight alone."""
+    whole, adapted = (decoder_shape_of(SMOL, 134_515_008, rank=rank) for rank in (None, 16))
+    assert whole is not None
+    assert adapted is not None
+    assert adapted.trained == 4_884_480
+    assert held_bytes(whole) - BASE_BYTES == 16 * 134_515_008
+    assert held_bytes(adapted) - BASE_BYTES == 4 * 134_515_008 + 16 * 4_884_480
+    assert decoder_shape_of({**SMOL, "hidden_size": None}, 134_515_008, rank=16) is None
+    assert decoder_shape_of(SMOL, None, rank=16) is None
+    for amp in ("off", "bf16"):
+        peaks = [peak_bytes(adapted, amp=amp, rows=rows, length=256, checkpointing=False) for rows in (1, 2, 3)]
+        assert peaks[2] - peaks[1] == pytest.approx(peaks[1] - peaks[0], abs=2)
+        assert peak_bytes(adapted, amp=amp, rows=2, length=256, checkpointing=True) < peaks[1]
+
+
+@pytest.mark.parametrize("limit", ["1100MiB", "1500MiB", "3GiB", "12GiB"])
+def test_a_decoder_begins_with_what_is_sure_to_fit(limit: str) -> None:
+    flags = ["task.model=/model", "task.kind=causal-lm", "training.max_length=256", f"limits.ram={limit}"]
+    loaded = load(job_file=None, flags=flags, environment={})
+    machine = Machine(ram_total_bytes=24 * GIB, ram_available_bytes=None)
+    found = resolve(loaded.settings, loaded.origins, machine, decoder_shape_of(SMOL, 134_515_008, rank=16))
+    assert found.needs is not None
+    fits = found.needs.micro_batch_bytes <= FIRST_FRACTION * found.limits.worker_limit_bytes
+    assert fits or found.settings.training.micro_tokens == 256
+    assert found.needs.least_bytes <= found.limits.worker_limit_bytes
+    assert (found.settings.training.micro_tokens == 4096) == (limit == "12GiB")

@@ -1,0 +1,65 @@
+"""What a layer of a decoder in the manner of Llama keeps of each token: the constants of `decide/estimate.py`.
+
+    python benchmarks/decoders.py
+
+Counts the storages that torch saves for the backward pass, of models of one and of three layers and of several widths, and fits
+a line through them. No time is measured, so a busy machine does not matter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+TOKENS, HEADS = 199, 4
+WIDTHS = [(64, 128, 4), (64, 256, 4), (128, 128, 4), (128, 256, 2), (128, 512, 4)]
+"""The hidden size, the feed-forward part's, and the heads of keys."""
+
+
+def saved_bytes(hidden: int, intermediate: int, keys: int, layers: int, *, lower: bool) -> int:
+    """What is saved of a row of `TOKENS`; what has not a number for each token is a copy of a weight."""
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            num_hidden_layers=layers,
+            num_attention_heads=HEADS,
+            num_key_value_heads=keys,
+        )
+    ).train()
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights and tensor.numel() % TOKENS == 0:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=lower),
+    ):
+        model.model(input_ids=torch.randint(0, 64, (1, TOKENS)), use_cache=False)[0].sum()
+    return sum(seen.values())
+
+
+def main() -> None:
+    print("mixed precision   hidden   keys   intermediate   fixed   furthest off")
+    for lower in (False, True):
+        a_layer = [
+            (saved_bytes(*widths, 3, lower=lower) - saved_bytes(*widths, 1, lower=lower)) / 2 / TOKENS for widths in WIDTHS
+        ]
+        features = np.array([(hidden, hidden * keys / HEADS, intermediate, 1) for hidden, intermediate, keys in WIDTHS])
+        found, *_ = np.linalg.lstsq(features, np.array(a_layer), rcond=None)
+        off = np.abs(features @ found / a_layer - 1).max()
+        numbers = "   ".join(f"{number:8.2f}" for number in found)
+        print(f"{'bf16' if lower else 'off':15}   {numbers}   {off:.2%}")
+
+
+if __name__ == "__main__":
+    main()
