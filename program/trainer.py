@@ -7,7 +7,7 @@ is put on the one trainer for as long as its `train()` runs, around whatever its
     get_batch_samples         the batches of a window, which is one optimizer step, are waited for
     training_step             something is computed, in parts where it has to be (`trainer_cut.py`); so is prediction_step
     _maybe_log_save_evaluate  a step, or an epoch, is over; what it logs, evaluates and saves included: a boundary
-    _save_checkpoint          the user's own saves (`trainer_files.py`)
+    _save_checkpoint          the user's own saves (`trainer_given.py`)
     _load_rng_state           where a training is gone on with, its generators are ours to put back
 
 and a callback, for the boundaries within a window and within an evaluation. Parameters do not change within a window, so a
@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Callable, NamedTuple
 
-from memsup import attach, life, messages, places, trainer_files
+from memsup import attach, life, messages, places, trainer_files, trainer_given
 from memsup.about import About, NotCut, Seam
 from memsup.cut_probe import Refusal
 from memsup.life import Life, TwiceError
@@ -39,6 +39,7 @@ from memsup.session import CannotLimitError, Leave
 from memsup.store import Checkpoint, CheckpointError
 from memsup.trainer_cut import Cutter
 from memsup.trainer_feed import Feed, FeedPlace, states_as_json
+from memsup.trainer_given import Given
 
 SEAMS = ("get_train_dataloader", "get_batch_samples", "training_step", "_maybe_log_save_evaluate", "_save_checkpoint")
 """What a Trainer has to have to be guarded; those of before transformers 4.46 lack some of it."""
@@ -182,11 +183,7 @@ class _Guarded:
         """The model changes in forward passes as well, so in a window's middle it is not what it was at its beginning."""
         self._cutter: Cutter | None = None
         self._losses: list[Any] = []
-        self._given: list[str] = []
-        """The user's own checkpoints of this training, the oldest first."""
-        self._gives: str | None = None
-        """Where the user wants the checkpoint that is being written."""
-        self._stamps: tuple[str, dict[str, tuple[int, int]]] | None = None
+        self._given = Given(trainer, found.told.run_id)
         self._output: list[Any] | None = None
         """What `train()` has returned. It is None while it has not."""
         self._after: dict[str, Any] | None = None
@@ -214,55 +211,11 @@ class _Guarded:
             self._feed = Feed(
                 FeedPlace(feed["passes"], feed["given"], feed["begun_with"], tuple(feed["ahead"])), place.generators
             )
-            self._given = [path for path in more["given"] if os.path.isdir(path)]
-            also = more["gives"]
-            if also is not None and os.path.isdir(also):
-                self._given = [*(path for path in self._given if path != also), also]
-            elif also is not None:  # killed between the two
-                with contextlib.suppress(CheckpointError):
-                    self._give(newest.path, also)
+            self._given.go_on(newest.path, more)
             return
-        self.resumes_from = self._asked(asked)
+        self.resumes_from = trainer_given.asked_for(self.trainer, self.session, asked)
         if not asked and self.session.about.saves:
-            self._take_from_before()
-
-    def _asked(self, asked: Any) -> Any:
-        """What the user asks to go on from. Raises `CheckpointError` where that is memsup's and damaged."""
-        if asked is True:
-            found = [path for _, path in _numbered(self.trainer.args.output_dir)]
-            for path in found:
-                if (why := _damage(path)) is None:
-                    return path
-                detail = f"{path} was not gone on with, although it is the newest that resume_from_checkpoint=True finds: {why}"
-                self.session.decided("checkpoint_damaged", detail, path)
-            return True
-        if isinstance(asked, str) and (why := _damage(asked)) is not None:
-            raise CheckpointError(f"resume_from_checkpoint={asked!r} is damaged: {why} Name another one.")
-        return asked or None
-
-    def _take_from_before(self) -> None:
-        """Goes on from a checkpoint that Trainer has written without memsup, if it is one of this training and not the last."""
-        args = self.trainer.args
-        for _, path in _numbered(args.output_dir):
-            run = trainer_files.run_of(path)
-            if run is not None:
-                if run != self.life.told.run_id:
-                    _say(f"{path} is a checkpoint of another run, so it is not gone on with.")
-                    return
-                continue
-            with contextlib.suppress(OSError, ValueError):
-                state = trainer_files.state_in(path)
-                if not _is_of_this_training(state, self.trainer):
-                    return
-            why = trainer_files.why_damaged(path)
-            if why is None:
-                step = state["global_step"]
-                detail = f"{path} is a checkpoint of step {step:,} from before memsup; it loads, and is gone on with."
-                self.session.decided("checkpoint_used", detail, path, step)
-                _say(detail)
-                self.resumes_from = path
-                return
-            self.session.decided("checkpoint_damaged", f"{path}, from before memsup, is not gone on with: {why}.", path)
+            self.resumes_from = trainer_given.from_before(self.trainer, self.session, self.life.told.run_id)
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
@@ -484,9 +437,8 @@ class _Guarded:
             "pending": point.pending,
             "stops": point.stops,
             "logged": {name: float(value) if name == "_tr_loss" else value for name, value in (point.logged or {}).items()},
-            "given": self._given,
-            "gives": self._gives,
             "output": self._output,
+            **self._given.as_json(),
         }
         place = Place(
             run_id="",
@@ -517,7 +469,7 @@ class _Guarded:
         try:
             with trainer_files.written_into(trainer, folder):
                 self._save_as_ever(trainer.model, None)
-            state.best_model_checkpoint = self._best(best)
+            state.best_model_checkpoint = self._given.best(best)
             state.save_to_json(os.path.join(folder, trainer_files.STATE))
             if self._holds_gradients:
                 trainer_files.write_gradients(trainer.model, folder)
@@ -526,66 +478,27 @@ class _Guarded:
             args.save_only_model, args.push_to_hub = only_model, pushes
             trainer.current_flos, state.num_input_tokens_seen = flops - point.flops, tokens
 
-    def _best(self, before: str | None) -> str | None:
-        """Where the best checkpoint lies, or will in a moment."""
-        step = getattr(self.trainer.state, "best_global_step", None)
-        if step:
-            path = os.path.join(self.trainer._get_output_dir(trial=None), f"checkpoint-{step}")
-            if path == self._gives or os.path.isdir(path):
-                return path
-        return before
-
     def _save_checkpoint(self, whole: Any, *arguments: Any, **named: Any) -> None:
         """The user wants a checkpoint: the same files are ours and the user's."""
         trainer = self.trainer
         if not self.session.about.saves:
             whole(*arguments, **named)
             return
-        self._gives = os.path.join(trainer._get_output_dir(trial=None), f"checkpoint-{trainer.state.global_step}")
         self._point = self._now(self._after)
         try:
-            note = self.session.save_now()
-            self._give(note["path"], self._gives)
-            if trainer.args.push_to_hub:
-                trainer._push_from_checkpoint(self._gives)
+            with self._given.wanted() as target:
+                self._given.give(self.session.save_now()["path"], target)
+                if trainer.args.push_to_hub:
+                    trainer._push_from_checkpoint(target)
         except CheckpointError as error:  # what is computed is worth more than the program's end would be
             step = trainer.state.global_step
             self.session.decided("checkpoint_failed", f"No checkpoint after step {step:,}: {error}", step=step)
-        finally:
-            self._gives = None
-
-    def _give(self, path: str, target: str) -> None:
-        """Has the user find the checkpoint at `path` where it is wanted, and takes away what the user wants no more. Raises
-        `CheckpointError`.
-        """
-        try:
-            moved = trainer_files.give(path, target, self.life.told.run_id)
-        except OSError as error:
-            raise CheckpointError(f"{target} could not be written: {error.strerror or error}.") from error
-        if moved is not None:
-            _say(f"{target} is of an earlier run; that one was moved to {moved}")
-        self._given = [*(each for each in self._given if each != target), target]
-        self._stamps = (path, trainer_files.stamp(path))
-        limit = self.trainer.args.save_total_limit
-        best = getattr(self.trainer.state, "best_model_checkpoint", None)
-        while limit is not None and 0 < limit < len(self._given):
-            oldest = next((each for each in self._given[:-1] if each != best), None)
-            if oldest is None:
-                return
-            self._given.remove(oldest)
-            trainer_files.take_away(oldest, self.life.told.run_id)
 
     def _mend_what_was_written_to(self) -> None:
-        """Where a callback has written to files of the checkpoint that was just given, they were ours as well."""
-        stamps, self._stamps = self._stamps, None
-        if stamps is None:
-            return
-        path, before = stamps
-        with contextlib.suppress(OSError):
-            now = trainer_files.stamp(path)
-            if any(now.get(name) != state for name, state in before.items()):
-                self.training.newest = self._saved = None
-                self.session.save_if_possible()
+        """Where a callback has written to files of the checkpoint that was just given, memsup's own is written anew."""
+        if self._given.was_written_to():
+            self.training.newest = self._saved = None
+            self.session.save_if_possible()
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -686,49 +599,3 @@ def _zero(trainer: Any) -> Any:
 
 def _changes_in_forward(module: Any) -> bool:
     return bool(getattr(module, "track_running_stats", False))
-
-
-def _numbered(folder: str) -> list[tuple[int, str]]:
-    """The checkpoints in an output folder with their steps, the newest first."""
-    found = []
-    with contextlib.suppress(OSError):
-        for name in os.listdir(folder):
-            head, _, step = name.rpartition("-")
-            if head == "checkpoint" and step.isascii() and step.isdigit():
-                found.append((int(step), os.path.join(folder, name)))
-    return sorted(found, reverse=True)
-
-
-def _damage(path: str) -> str | None:
-    """What is wrong with a checkpoint that somebody else may have written; a sentence. It is None where nothing is, and where
-    it has no manifest.
-    """
-    from memsup.store import Damaged, verified
-
-    if trainer_files.run_of(path) is None:
-        return None
-    try:
-        place = places.read_place(path)
-        verified(path, place.offset + place.step)
-    except Damaged as damage:
-        return str(damage)
-    except (OSError, ValueError, TypeError, CheckpointError) as error:
-        return f"It cannot be read: {error}."
-    return None
-
-
-def _is_of_this_training(state: dict[str, Any], trainer: Any) -> bool:
-    """Whether `state`, of an earlier time, is one of this training that is not over, as far as that can be told."""
-    args = trainer.args
-    lasts = state.get("max_steps") == args.max_steps if args.max_steps > 0 else _epochs(state) == _whole(args.num_train_epochs)
-    same = lasts and state.get("train_batch_size") in {None, trainer._train_batch_size}
-    step, most = state.get("global_step"), state.get("max_steps")
-    return same and isinstance(step, int) and isinstance(most, int) and 0 < step < most
-
-
-def _epochs(state: dict[str, Any]) -> Any:
-    return state.get("num_train_epochs")
-
-
-def _whole(epochs: float) -> int:
-    return -int(-epochs // 1)

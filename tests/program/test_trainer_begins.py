@@ -35,7 +35,7 @@ def test_a_checkpoint_that_was_written_to_and_cannot_be_written_anew_ends_nothin
     state = SimpleNamespace(global_step=5, max_steps=9, epoch=0.5)
     guarded = _Guarded(SimpleNamespace(state=state), found)
     found.session.begin(guarded)
-    guarded._stamps = (str(tmp_path), {"model.safetensors": (1, 1)})
+    guarded._given._stamps = (str(tmp_path), {"model.safetensors": (1, 1)})
     guarded._mend_what_was_written_to()
     said = [found.link._outbox.get() for _ in range(found.link._outbox.qsize())]
     assert [(each["kind"], each["what"]) for each in said] == [("decided", "checkpoint_failed")]

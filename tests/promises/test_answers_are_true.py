@@ -175,7 +175,8 @@ def test_a_program_that_does_not_end_by_itself_was_not_stopped_as_asked() -> Non
     """It had no time to save what it has, and nobody may believe that it did."""
     script = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(1000)"
     memsup("start", "--run", "deaf", "--", sys.executable, "-c", script)
-    eventually(lambda: "deaf" in run_paths("deaf").worker_log.read_text())
+    log = run_paths("deaf").worker_log
+    eventually(lambda: log.exists() and "deaf" in log.read_text())
     stopped = memsup("stop", "--run", "deaf")
     assert stopped.returncode == 1
     assert "did not end by itself when it was told to, and was killed" in stopped.stderr
