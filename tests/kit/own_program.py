@@ -13,6 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kit.run_state import step_of, until
+from memsup.shared.paths import run_paths
+
 BARE_PYTHON = [sys.executable, "-S"]
 """No site-packages: nothing of memsup, and nothing else."""
 STEPS = 200
@@ -77,3 +80,27 @@ def undisturbed(folder: Path) -> Any:
 
 def result(folder: Path) -> Any:
     return json.loads((folder / "result.json").read_text())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is seen of one that is guarded
+
+OVER = {"finished", "failed", "stopped"}
+
+
+def is_attached(seen: Any) -> bool:
+    return bool(seen["program"] and seen["program"]["attached"])
+
+
+def trains_beyond(step: int, within_s: float = 30) -> Any:
+    return until(lambda seen: is_attached(seen) and seen["state"] == "running" and step_of(seen) > step, within_s)
+
+
+def ended() -> Any:
+    return until(lambda seen: seen["state"] in OVER, 60)
+
+
+def printed() -> str:
+    """What the program has printed, memsup's own words among it."""
+    log = run_paths("default").worker_log
+    return log.read_text() if log.exists() else ""

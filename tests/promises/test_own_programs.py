@@ -4,7 +4,6 @@ the built-in training, and ends with the same weights; not attached, it is what 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -15,11 +14,22 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kit.cli_process import MEMSUP, end_supervisors, eventually, memsup
-from kit.own_program import BARE_PYTHON, LOOP, STEPS, result, undisturbed, write_loop
+from kit.own_program import (
+    BARE_PYTHON,
+    LOOP,
+    OVER,
+    STEPS,
+    ended,
+    is_attached,
+    printed,
+    result,
+    trains_beyond,
+    undisturbed,
+    write_loop,
+)
 from kit.run_state import ledger, status, step_of, until
 
 from memsup import zmtp
@@ -30,30 +40,11 @@ from memsup.shared.run_file import read_record
 from memsup.supervisor.decide.run.restarts import BUDGET, FAILURES_OF_A_STEP
 from memsup.training import place_in
 
-OVER = {"finished", "failed", "stopped"}
-
 
 @pytest.fixture(autouse=True)
 def nothing_keeps_running() -> Iterator[None]:
     yield
     end_supervisors()
-
-
-def is_attached(seen: Any) -> bool:
-    return bool(seen["program"] and seen["program"]["attached"])
-
-
-def trains_beyond(step: int) -> Any:
-    return until(lambda seen: is_attached(seen) and step_of(seen) > step, 30)
-
-
-def ended() -> Any:
-    return until(lambda seen: seen["state"] in OVER, 60)
-
-
-def printed() -> str:
-    log = run_paths("default").worker_log
-    return log.read_text() if log.exists() else ""
 
 
 @pytest.mark.slow
@@ -511,204 +502,3 @@ def test_a_program_with_nothing_to_save_says_so_and_one_that_is_a_rank_says_that
     seen = until(lambda seen: seen["program"] and seen["program"]["not_attached"] is not None)
     assert seen["program"]["not_attached"] == "several_ranks"
     assert "fenced only, since it is one of several ranks" in memsup("status").stdout
-
-
-def alone_and_guarded(folder: Path, program: str, *options: str, **environment: str) -> None:
-    """Has a program train in a folder of its own each: `alone`, and `guarded` by a run of these options, to their ends."""
-    for name in ("alone", "guarded"):
-        (folder / name).mkdir()
-        (folder / name / "train.py").write_text(program)
-    command = [sys.executable, "train.py"]
-    subprocess.run(command, cwd=folder / "alone", check=True, timeout=60)
-    started = memsup("start", "--wait", *options, "--", *command, cwd=folder / "guarded", **environment)
-    assert started.returncode == 0, started.stderr + printed()
-
-
-TORCH = """
-import os, time, torch
-from torch import nn
-import memsup
-
-torch.manual_seed(1)
-torch.set_num_threads(1)
-x, y = torch.randn(40, 10), torch.randint(0, 3, (40,))
-loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4, shuffle=True)
-model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 3))
-optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 24)
-run = memsup.guard(model=model, optimizer=optimizer, scheduler=scheduler, save_every_s=0.2)
-with open("began", "a") as file:
-    file.write(f"{run.step} ")
-for inputs, labels in run.steps(loader, epochs=3):
-    loss = nn.functional.cross_entropy(model(inputs), labels) / 3
-    loss.backward()
-    if (run.step + 1) % 3 == 0:
-        optimizer.step(); scheduler.step(); optimizer.zero_grad()
-    run.tell(loss=loss)
-    if "DIES_AT" in os.environ and run.step + 1 == int(os.environ["DIES_AT"]):
-        time.sleep(0.25)
-    if os.environ.get("DIES_AT") == str(run.step) and not os.path.exists("died"):
-        open("died", "w").close()
-        os.kill(os.getpid(), 9)
-torch.save(model.state_dict(), "weights.pt")
-run.finish("weights.pt")
-"""
-
-
-@pytest.mark.slow
-def test_a_torch_loop_with_dropout_shuffling_and_accumulation_ends_with_the_same_bits(tmp_path: Path) -> None:
-    """Killed in the middle of an epoch, and of adding up gradients."""
-    alone_and_guarded(tmp_path, TORCH, DIES_AT="17")
-    assert len([line for line in ledger() if line["event"] == "attached"]) == 2
-    assert (tmp_path / "guarded" / "began").read_text() in {"0 16 ", "0 17 "}
-    assert _differ(tmp_path) == 0
-    assert status()["restarts"] == 1
-    assert "Warning" not in printed()
-
-
-COMPUTED_IN_PARTS = """
-import torch
-from torch import nn
-import memsup
-
-torch.manual_seed(1)
-torch.set_num_threads(1)
-x, y = torch.randn(4096, 64), torch.randint(0, 3, (4096,))
-loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=2048, shuffle=True)
-model = nn.Sequential(nn.Linear(64, 8192), nn.GELU(), nn.Linear(8192, 64), nn.Linear(64, 8192), nn.GELU(), nn.Linear(8192, 3))
-optimizer = torch.optim.SGD(model.parameters(), 1e-2)
-run = memsup.guard(model=model, optimizer=optimizer)
-for batch in run.steps(loader, epochs=1):
-    loss = run.backward(lambda part: nn.functional.cross_entropy(model(part[0]), part[1]), batch)
-    optimizer.step()
-    optimizer.zero_grad()
-with torch.no_grad():
-    print(run.predict(lambda part: model(part[0]), (x, y)).shape)
-torch.save(model.state_dict(), "weights.pt")
-run.finish("weights.pt")
-"""
-
-
-@pytest.mark.slow
-def test_a_batch_that_does_not_fit_is_computed_in_parts_by_backward_and_that_is_seen(tmp_path: Path) -> None:
-    alone_and_guarded(tmp_path, COMPUTED_IN_PARTS, "--set", "limits.ram=600MiB")
-    assert [line for line in ledger() if line["event"] == "out_of_memory"], "it fits, so this shows nothing"
-    assert status()["restarts"] == 0
-    assert (status()["batch"]["effective"], status()["batch"]["micro_rows"]) in {(2048, 1024), (2048, 512)}
-    assert _differ(tmp_path) <= 1e-5
-
-
-def _differ(folder: Path) -> float:
-    """By how much the weights differ at most that were learnt alone and guarded."""
-    import torch
-
-    alone, guarded = (torch.load(folder / name / "weights.pt") for name in ("alone", "guarded"))
-    return max(float((alone[name] - guarded[name]).abs().max()) for name in alone)
-
-
-ACCELERATED = """
-import os, time, torch
-from torch import nn
-from accelerate import Accelerator
-import memsup
-
-
-def collate(rows):
-    inputs = torch.stack([row[0] for row in rows])
-    return inputs * (torch.rand_like(inputs) > 0.2), torch.stack([row[1] for row in rows])
-
-
-torch.manual_seed(1)
-torch.set_num_threads(1)
-data = torch.utils.data.TensorDataset(torch.randn(40, 10), torch.randint(0, 3, (40,)))
-loader = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True, collate_fn=collate)
-model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 3))
-optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 24)
-accelerator = Accelerator(gradient_accumulation_steps=3, cpu=True)
-model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
-run = memsup.guard(accelerator, save_every_s=0.2)
-with open("began", "a") as file:
-    print(run.step, file=file)
-for batch in run.steps(loader, epochs=3):
-    with accelerator.accumulate(model):
-        run.backward(lambda part: nn.functional.cross_entropy(model(part[0]), part[1]), batch)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-    if "DIES_AT" in os.environ and run.step + 1 == int(os.environ["DIES_AT"]):
-        time.sleep(0.25)
-    if os.environ.get("DIES_AT") == str(run.step) and not os.path.exists("died"):
-        open("died", "w").close()
-        os.kill(os.getpid(), 9)
-torch.save(model.state_dict(), "weights.pt")
-run.finish("weights.pt")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="NOT RUN: accelerate is not installed here")
-def test_an_accelerate_loop_with_accumulation_and_a_collator_that_draws_ends_with_the_same_bits(tmp_path: Path) -> None:
-    """Killed in the middle of a window, and of an epoch; its loader reads one batch ahead."""
-    alone_and_guarded(tmp_path, ACCELERATED, DIES_AT="17")
-    assert (tmp_path / "guarded" / "began").read_text() in {"0\n16\n", "0\n17\n"}
-    attached = [line["reason"] for line in ledger() if line["event"] == "attached"]
-    assert attached == ["the program is attached by its Accelerator"] * 2
-    assert _differ(tmp_path) == 0
-
-
-LIGHTNING = """
-import os, time, torch
-from torch import nn
-import lightning
-import memsup
-
-
-def collate(rows):
-    inputs = torch.stack([row[0] for row in rows])
-    return inputs * (torch.rand_like(inputs) > 0.2), torch.stack([row[1] for row in rows])
-
-
-class Model(lightning.LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 3))
-
-    def training_step(self, batch, number):
-        at, dies_at = self.trainer.fit_loop.epoch_loop.total_batch_idx, int(os.environ.get("DIES_AT", "-9"))
-        if at == dies_at and not os.path.exists("died"):
-            open("died", "w").close()
-            os.kill(os.getpid(), 9)
-        if at in {dies_at - 2, dies_at - 1}:
-            time.sleep(0.3)
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-    def validation_step(self, batch, number):
-        self.log("val_loss", torch.rand(1)[0] + nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
-
-    def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.parameters(), 1e-2)
-        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 24)]
-
-
-torch.manual_seed(1)
-torch.set_num_threads(1)
-data = torch.utils.data.TensorDataset(torch.randn(40, 10), torch.randint(0, 3, (40,)))
-loader = torch.utils.data.DataLoader(data, batch_size=4, shuffle=True, collate_fn=collate)
-quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-trainer = lightning.Trainer(max_epochs=3, accumulate_grad_batches=3, accelerator="cpu", **quiet)
-model = Model()
-memsup.guard(trainer, save_every_s=0.2).fit(model, loader, torch.utils.data.DataLoader(data, batch_size=8))
-torch.save(model.state_dict(), "weights.pt")
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="NOT RUN: lightning is not installed here")
-@pytest.mark.parametrize("dies_at", ["10", "17"])
-def test_a_lightning_script_with_one_call_added_ends_with_the_same_bits(tmp_path: Path, dies_at: str) -> None:
-    """Killed behind an epoch and its validation, and in the middle of one."""
-    alone_and_guarded(tmp_path, LIGHTNING, DIES_AT=dies_at)
-    assert (status()["restarts"], step_of(status())) == (1, 12)
-    assert "Restored all states from the checkpoint" in printed()
-    assert _differ(tmp_path) == 0

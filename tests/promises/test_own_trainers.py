@@ -10,39 +10,18 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kit import trainer_program
 from kit.cli_process import end_supervisors, memsup
-from kit.own_program import BARE_PYTHON
+from kit.own_program import BARE_PYTHON, ended, is_attached, printed, trains_beyond
 from kit.run_state import ledger, status, step_of, until
-
-from memsup.shared.paths import run_paths
-
-OVER = {"finished", "failed", "stopped"}
 
 
 @pytest.fixture(autouse=True)
 def nothing_keeps_running() -> Iterator[None]:
     yield
     end_supervisors()
-
-
-def is_attached(seen: Any) -> bool:
-    return bool(seen["program"] and seen["program"]["attached"])
-
-
-def ended() -> Any:
-    return until(lambda seen: seen["state"] in OVER, 60)
-
-
-def printed() -> str:
-    return run_paths("default").worker_log.read_text()
-
-
-def trained_beyond(step: int) -> Any:
-    return until(lambda seen: is_attached(seen) and seen["state"] == "running" and step_of(seen) > step, 60)
 
 
 @pytest.mark.slow
@@ -58,7 +37,7 @@ def test_an_unchanged_trainer_script_is_seen_obeys_and_ends_with_the_same_bits(t
     alone = trainer_program.undisturbed(tmp_path / "alone", **environment | {"STEP_S": "0"})
     started = memsup("start", "-d", "--", *trainer_program.write_program(folder), cwd=folder, **environment)
     assert started.returncode == 0, started.stderr
-    seen = trained_beyond(1)
+    seen = trains_beyond(1, 60)
     assert (seen["program"]["seam"], seen["progress"]["total_steps"]) == ("trainer", 15)
     assert seen["progress"]["loss"] is not None
     assert "attached by its Trainer" in memsup("status").stdout
@@ -71,7 +50,7 @@ def test_an_unchanged_trainer_script_is_seen_obeys_and_ends_with_the_same_bits(t
     assert status()["worker_pid"] is None
     assert memsup("resume").returncode == 0
 
-    killed = trained_beyond(step_of(seen) + 2)["worker_pid"]
+    killed = trains_beyond(step_of(seen) + 2, 60)["worker_pid"]
     os.kill(killed, signal.SIGKILL)
     until(lambda now: now["restarts"] == 1 and is_attached(now) and now["worker_pid"] not in {killed, None}, 60)
     stopped = memsup("stop")
@@ -121,7 +100,7 @@ def test_behind_a_launcher_the_process_that_trains_is_attached_and_obeys(tmp_pat
     environment = trainer_program.QUIET | {"IN_A_STEP": "open('pid', 'w').write(str(os.getpid()))", "STEP_S": "0.05"}
     command = [*LAUNCHERS[launcher], "train.py"]
     assert memsup("start", "-d", "--", *command, cwd=tmp_path, **environment).returncode == 0
-    seen = trained_beyond(1)
+    seen = trains_beyond(1, 60)
     assert (tmp_path / "pid").read_text() != str(seen["worker_pid"])
     assert seen["program"]["seam"] == "trainer"
     assert memsup("pause").returncode == 0

@@ -1,0 +1,61 @@
+"""Training programs in torch, with accelerate and with Lightning, under `memsup start --`: killed, or short of memory, they end
+with the weights that they end with by themselves.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit.cli_process import end_supervisors
+from kit.own_program import printed
+from kit.own_torch import ACCELERATED, COMPUTED_IN_PARTS, LIGHTNING, TORCH, alone_and_guarded, most_difference
+from kit.run_state import ledger, status, step_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trainer")]
+
+
+@pytest.fixture(autouse=True)
+def nothing_keeps_running() -> Iterator[None]:
+    yield
+    end_supervisors()
+
+
+def test_a_torch_loop_with_dropout_shuffling_and_accumulation_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Killed in the middle of an epoch, and of adding up gradients."""
+    alone_and_guarded(tmp_path, TORCH, DIES_AT="17")
+    assert len([line for line in ledger() if line["event"] == "attached"]) == 2
+    assert (tmp_path / "guarded" / "began").read_text() in {"0 16 ", "0 17 "}
+    assert most_difference(tmp_path) == 0
+    assert status()["restarts"] == 1
+    assert "Warning" not in printed()
+
+
+def test_a_batch_that_does_not_fit_is_computed_in_parts_by_backward_and_that_is_seen(tmp_path: Path) -> None:
+    alone_and_guarded(tmp_path, COMPUTED_IN_PARTS, "--set", "limits.ram=600MiB")
+    assert [line for line in ledger() if line["event"] == "out_of_memory"], "it fits, so this shows nothing"
+    assert status()["restarts"] == 0
+    assert (status()["batch"]["effective"], status()["batch"]["micro_rows"]) in {(2048, 1024), (2048, 512)}
+    assert most_difference(tmp_path) <= 1e-5
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="NOT RUN: accelerate is not installed here")
+def test_an_accelerate_loop_with_accumulation_and_a_collator_that_draws_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Killed in the middle of a window, and of an epoch; its loader reads one batch ahead."""
+    alone_and_guarded(tmp_path, ACCELERATED, DIES_AT="17")
+    assert (tmp_path / "guarded" / "began").read_text() in {"0\n16\n", "0\n17\n"}
+    attached = [line["reason"] for line in ledger() if line["event"] == "attached"]
+    assert attached == ["the program is attached by its Accelerator"] * 2
+    assert most_difference(tmp_path) == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="NOT RUN: lightning is not installed here")
+@pytest.mark.parametrize("dies_at", ["10", "17"])
+def test_a_lightning_script_with_one_call_added_ends_with_the_same_bits(tmp_path: Path, dies_at: str) -> None:
+    """Killed behind an epoch and its validation, and in the middle of one."""
+    alone_and_guarded(tmp_path, LIGHTNING, DIES_AT=dies_at)
+    assert (status()["restarts"], step_of(status())) == (1, 12)
+    assert "Restored all states from the checkpoint" in printed()
+    assert most_difference(tmp_path) == 0
