@@ -147,12 +147,22 @@ _NAMES: dict[str, tuple[str | None, str]] = {
 }
 
 
+def setting_for(key: str) -> str | None:
+    """The setting of memsup that somebody else calls `key`. Returns None where there is none, or it is not known."""
+    found = _found(key)
+    return None if found is None else found[0]
+
+
 def told(key: str) -> str | None:
     """What memsup has for a setting that somebody else calls `key`, as a sentence. Returns None where that is not known."""
-    found = _NAMES.get(key.rpartition(".")[2].lstrip("-").replace("-", "_").lower())
+    found = _found(key)
     if found is None:
         return None
     setting, what = found
     if setting is None:
         return f"memsup has no such setting: {what}."
     return f"In memsup it is {setting}" + (f": {what}." if what else ".")
+
+
+def _found(key: str) -> tuple[str | None, str] | None:
+    return _NAMES.get(key.rpartition(".")[2].lstrip("-").replace("-", "_").lower())

@@ -189,12 +189,23 @@ def _misused(error: click.UsageError) -> int:
         from memsup.shared import other_names
 
         if (advice := other_names.told(error.option_name)) is not None:
-            message(f"Error: There is no option {error.option_name}. {advice} Its way in: --set, or memsup.toml.")
+            message(f"Error: There is no option {error.option_name}. {advice}{_way_in(error.option_name)}")
             return REFUSED
     if error.ctx is not None:
         message(*error.ctx.get_usage().split("\n"), f"Try '{error.ctx.command_path} --help' for help.", "")
     message(f"Error: {error.format_message()}")
     return REFUSED
+
+
+def _way_in(option: str) -> str:
+    """What to type for an option that is called otherwise here; nothing for what memsup has no setting for."""
+    from memsup.shared import other_names
+    from memsup.supervisor.cli.options import FLAGS
+
+    if (setting := other_names.setting_for(option)) is None:
+        return ""
+    flag = next((f"{flag.option} {flag.metavar}" for flag in FLAGS if flag.setting == setting), f"--set {setting}=…")
+    return f" Write: {flag}"
 
 
 def _as_document(arguments: Sequence[str], text: str, more: Iterable[str | tuple[str, ...]] = ()) -> None:

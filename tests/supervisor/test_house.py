@@ -53,3 +53,12 @@ def test_every_folder_says_what_it_is_for() -> None:
     for package in ("supervisor", "worker", "shared", "checkpoint", "program"):
         for file in (ROOT / package).rglob("__init__.py"):
             assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))), file
+
+
+def test_what_the_page_about_tests_names_is_there() -> None:
+    """Files, and tests that it names in full."""
+    text = (ROOT / "tests/README.md").read_text(encoding="utf-8")
+    sources = {file.name: file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py")}
+    tests = {name for source in sources.values() for name in re.findall(r"^(?:async )?def (test_\w+)", source, re.MULTILINE)}
+    assert set(re.findall(r"\btest_\w+\.py\b", text)) <= set(sources)
+    assert set(re.findall(r"\btest_\w+(?![\w.…])", text)) <= tests

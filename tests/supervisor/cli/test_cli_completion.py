@@ -104,6 +104,21 @@ def test_a_command_that_is_none_is_answered_with_the_one_that_was_meant(
     assert re.findall(r"Did you mean '(\w+)'", text) == ([meant] if meant else [])
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--per_device_train_batch_size", "Write: --batch-size N\n"),
+        ("--early-stopping-patience", "Write: --set training.patience=…\n"),
+        ("--output_dir", "memsup status says where.\n"),
+    ],
+)
+def test_an_option_of_training_scripts_is_answered_with_what_to_type(
+    option: str, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, text = said(capfd, "start", option, "4")
+    assert (code, text.endswith(words)) == (2, True), text
+
+
 def test_the_schema_has_every_setting_and_knows_what_is_none(capfd: pytest.CaptureFixture[str]) -> None:
     document = json.loads(said(capfd, "init", "--schema")[1])
     assert document == schema_of_settings()

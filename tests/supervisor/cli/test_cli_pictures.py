@@ -13,6 +13,7 @@ from kit import ROOT
 
 from memsup.shared.settings import keys
 from memsup.supervisor.cli import memsup as group
+from memsup.supervisor.cli.options import FLAGS, TrainingCommand
 from memsup.supervisor.words import width
 
 PICTURES = ROOT / "docs/pictures"
@@ -53,6 +54,9 @@ def test_what_the_readme_has_typed_exists(readme: Path) -> None:
         if isinstance(command, click.Group):
             name, command = f"{name} {words[0]}", command.commands[words[0]]
         known = {option for parameter in command.params for option in parameter.opts}
+        if isinstance(command, TrainingCommand):  # which takes the spellings of training scripts
+            known |= {spelling for flag in FLAGS for spelling in flag.spellings}
+            words = [word.replace("_", "-") for word in words]
         assert not [word for word in words if word.startswith("-") and word not in known], f"memsup {name}"
     start = group.get_command(click.Context(group), "start")
     assert start is not None
