@@ -175,7 +175,8 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, beside:
     _refuse_shared_folder(paths, settings, beside)
     if settings.checkpoint.resume_from:
         _check_resume(Path(settings.checkpoint.resume_from))
-    _check_curves(settings)
+    if command is None:
+        _check_curves(settings)
     machine = look_around(paths.state, settings)
     shape = None if task is None else model_shape(str(task.model.folder or ""), task, settings)
     resolution = resolve(settings, loaded.origins, machine, shape, beside, is_command=bool(command))
@@ -200,7 +201,8 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, beside: B
     settings, taken, _ = merge(record.settings, loaded, is_command=record.command is not None)
     hours.check(settings.hours)
     _check_folder(settings)
-    _check_curves(settings)
+    if record.command is None:
+        _check_curves(settings)
     _refuse_shared_folder(paths, settings, beside)
     newest = None if record.command else newest_checkpoint(paths, record)
     task = None if record.command else look_at_task(settings, checkpoint=newest.path if newest else None)
