@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -140,11 +139,14 @@ class Trackio:
         for name in _HUBS:
             os.environ.pop(name, None)
         os.environ["TRACKIO_DIR"] = str(folder)  # read once, when it is imported
+        import sqlite3
+
         from trackio import sqlite_storage
 
         sqlite_storage.TRACKIO_DIR = folder  # it may have been imported before
         self._log: Callable[..., None] = sqlite_storage.SQLiteStorage.bulk_log
         self._alert: Callable[..., None] = sqlite_storage.SQLiteStorage.bulk_alert
+        self._busy = sqlite3.OperationalError
         self._run, self._run_id = run, run_id
 
     def begin(self, first_step: int) -> None: ...
@@ -152,7 +154,7 @@ class Trackio:
     def write(self, points: Sequence[Point], markers: Sequence[Marker]) -> None:
         try:
             self._write(points, markers)
-        except sqlite3.OperationalError as error:  # the disk is full, or somebody else reads
+        except self._busy as error:  # the disk is full, or somebody else reads
             raise OSError(str(error)) from error
 
     def _write(self, points: Sequence[Point], markers: Sequence[Marker]) -> None:
