@@ -22,9 +22,10 @@ from typing import Any
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.targets import TaskKind
 from memsup.shared.files import UnreadableError, open_regular, read_document
-from memsup.shared.model import content, hub, libraries, tokenizer, weights
-from memsup.shared.model.config import check_config, replaced
-from memsup.shared.model.tensors import check_tensors
+from memsup.shared.model import content, hub, libraries, pickles, tokenizer, weights
+from memsup.shared.model.config import check_config, check_figures, replaced
+from memsup.shared.model.tensors import check_names, check_tensors, token_rows
+from memsup.shared.model.vocabulary import check_vocabulary
 
 MOST_CONFIG_BYTES = 4 << 20
 """Room for the names of 50,000 labels."""
@@ -125,18 +126,25 @@ def _check_folder(folder: Path, where: str, source: ModelSource, task: TaskKind)
             f"{folder / 'config.json'} cannot be read as JSON ({error}): copy it again from where the model came from."
         ) from None
     config = check_config(where, found, task)
+    check_figures(where, config, libraries.activations(), whole_heads=libraries.wants_whole_heads(str(config["model_type"])))
     tokenizer_config = _read_tokenizer_config(folder, names)
     file = weights.find_weights(where, names, config)
     has_tokenizer = tokenizer.has_tokenizer(names, config, tokenizer_config)
     said: tuple[str, ...] = ()
+    rows: int | None = None
+    kind = str(config["model_type"])
     try:
         if file is not None:
             content.check_weights(folder / file)
             if (has := content.tensors(folder / file)) is not None:
-                said = check_tensors(where, has, config, libraries.words_of(str(config["model_type"])), libraries.families())
+                said = check_tensors(where, has, config, libraries.words_of(kind), libraries.families())
+                rows = token_rows(has)
+            elif file.endswith(".bin") and (pickled := pickles.names_in(folder / file)) is not None:
+                check_names(where, config, pickled, libraries.words_of(kind), libraries.families())
         for name in names:
             if name.endswith("config.json") or any(fnmatchcase(name, pattern) for pattern in tokenizer.FILES):
                 content.check_begin(folder / name)
+        check_vocabulary(folder, names, tokenizer.tokenizer_class(config, tokenizer_config), tokenizer_config, rows)
     except OSError as error:
         raise _unreadable(error, folder) from None
     if file is None and any(any(folder.glob(pattern)) for pattern in _UNFINISHED):

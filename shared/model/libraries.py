@@ -90,6 +90,18 @@ def counts_end_tokens(kind: str) -> bool:
     return "must have the same number of <eos> tokens" in _program(kind)
 
 
+def wants_whole_heads(kind: str) -> bool:
+    """Whether a model of this type has to be as wide as its heads times a whole number."""
+    return "is not a multiple of the number of attention" in _program(kind)
+
+
+@cache
+def activations() -> frozenset[str]:
+    """The names of the functions between layers; empty where transformers' files do not tell."""
+    listed = re.search(r"^ACT2CLS = \{.*?^\}", _source("../../activations.py"), re.DOTALL | re.MULTILINE)
+    return frozenset(re.findall(r'^    "([\w-]+)":', listed.group(), re.MULTILINE)) if listed else frozenset()
+
+
 def _program(kind: str) -> str:
     """The program of a model type in transformers; empty where there is none of that name."""
     folder = kind.replace("-", "_")

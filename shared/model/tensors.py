@@ -45,7 +45,6 @@ def check_tensors(
     """
     if not tensors:
         raise InputError(f"The weights of {where} hold no tensor: {_AGAIN}.")
-    kind = str(config.get("model_type"))
     names = sorted(tensors)
     if 2 * sum(_OF_ADAPTERS.search(name) is not None for name in names) > len(names):
         raise InputError(
@@ -61,12 +60,30 @@ def check_tensors(
             f"({one_line(min(rounded, default=names[0]))}), and cannot "
             "be trained: choose the model that they were made from."
         )
+    check_names(where, config, names, words, families)
+    _check_tokens(where, tensors, config)
+    return _layers(where, names, config)
+
+
+def check_names(
+    where: str,
+    config: Mapping[str, Any],
+    names: list[str],
+    words: Collection[str] | None,
+    families: Mapping[str, Collection[str]],
+) -> None:
+    """The part of `check_tensors` for which the names are enough."""
+    kind = str(config.get("model_type"))
     _check_family(where, kind, config, families)
     is_composed = any(key.endswith("_config") and isinstance(value, dict) for key, value in config.items())
     if words is not None and not is_composed:
         _check_names(where, kind, names, words, {family.casefold() for family in families})
-    _check_tokens(where, tensors, config)
-    return _layers(where, names, config)
+
+
+def token_rows(tensors: Mapping[str, Tensor]) -> int | None:
+    """For how many tokens the weights have numbers. It is None where no table of them is called as such."""
+    found = next((name for name in sorted(tensors) if _TABLE_OF_TOKENS.search(name)), None)
+    return None if found is None or not tensors[found].shape else tensors[found].shape[0]
 
 
 def _check_family(where: str, kind: str, config: Mapping[str, Any], families: Mapping[str, Collection[str]]) -> None:
@@ -107,7 +124,17 @@ def _check_names(where: str, kind: str, names: list[str], words: Collection[str]
 def _check_tokens(where: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     says = config.get("vocab_size")
     found = next((name for name in sorted(tensors) if _TABLE_OF_TOKENS.search(name)), None)
-    if found is not None and isinstance(says, int) and tensors[found].shape and tensors[found].shape[0] != says:
+    if found is None or not tensors[found].shape:
+        return
+    if len(tensors[found].shape) == 2 and tensors[found].shape[1] not in config.values():
+        widths = {key: config[key] for key in ("hidden_size", "d_model", "n_embd", "dim") if isinstance(config.get(key), int)}
+        if widths:
+            key, width = next(iter(widths.items()))
+            raise InputError(
+                f"The weights of {where} are {tensors[found].shape[1]:,} numbers wide ({one_line(found)}), its config.json "
+                f"says {width:,} ({key}): {_AGAIN}."
+            )
+    if isinstance(says, int) and tensors[found].shape[0] != says:
         raise InputError(
             f"The weights of {where} have numbers for {tensors[found].shape[0]:,} tokens ({one_line(found)}), its "
             "config.json says "

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
+import pickle
 import re
 import socket
 import struct
@@ -43,11 +45,11 @@ def safetensors(**tensors: int) -> bytes:
     return struct.pack("<Q", len(text)) + text + bytes(at)
 
 
-def torch_file() -> bytes:
-    """A zip as torch.save writes it, as far as its frame goes."""
+def torch_file(held: object = None) -> bytes:
+    """A zip as torch.save writes it, as far as its frame goes; without tensors, whose places numbers take."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
-        file.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+        file.writestr("archive/data.pkl", pickle.dumps(held or {}, protocol=2))
         file.writestr("archive/data/0", bytes(400))
     return content.getvalue()
 
@@ -73,7 +75,7 @@ def good(tmp_path: Path) -> Path:
         tmp_path / "model",
         config__json=BERT,
         model__safetensors=safetensors(weight=100),
-        tokenizer__json={"version": "1.0"},
+        tokenizer__json={"model": {"type": "WordPiece", "vocab": {"[UNK]": 0}}, "added_tokens": []},
         tokenizer_config__json={"tokenizer_class": "BertTokenizer"},
     )
 
@@ -168,6 +170,14 @@ def spoil(files: dict[str, Any], *, keep: bool = False) -> Callable[[Path], Path
         (spoil({"model__safetensors__index__json": "[1]"}), "does not say which files"),
         (spoil({"checkpoint-500/config__json": BERT, "checkpoint-1500/config__json": BERT}), r"lie in its checkpoint-1500"),
         (spoil({"adapter_config__json": {"base_model_name_or_path": "bert"}}, keep=True), "is an adapter"),
+        # of a program
+        (spoil({"pytorch_model__bin": torch_file(Path("x"))}), r"holds objects of a program \(pathlib.PosixPath\)"),
+        (spoil({"pytorch_model__bin": torch_file({"epoch": 3, "model_state_dict": {}})}), "inside of its 'model_state_dict'"),
+        (
+            spoil({"pytorch_model__bin": torch_file({"module.bert.embeddings.word_embeddings.weight": 0})}),
+            "begin with 'module', as where the model lies inside of another object",
+        ),
+        (spoil({"pytorch_model__bin": torch_file({"roberta.encoder.weight": 0})}), "no model of type bert has"),
     ],
 )
 def test_weights_that_would_not_be_read_are_named(accident: Callable[[Path], Path], says: str, good: Path) -> None:
@@ -311,6 +321,17 @@ def test_what_is_no_models_folder_says_what_it_is(tmp_path: Path) -> None:
         (BERT | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, r"quantized \(bitsandbytes\)"),
         (BERT | {"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantized \(gptq\)"),
         (BERT | {"quantization_config": []}, "quantized, rounded"),
+        (BERT | {"compression_config": {"quant_method": "compressed-tensors"}}, "quantized"),
+        (BERT | {"hidden_size": "768"}, "hidden_size '768', which should be a whole number from 1"),
+        (BERT | {"num_hidden_layers": -2}, "num_hidden_layers -2, which should be"),
+        (BERT | {"max_position_embeddings": 0}, "max_position_embeddings 0"),
+        (BERT | {"hidden_dropout_prob": 10}, "hidden_dropout_prob 10, which should be a share from 0 to 1"),
+        (BERT | {"layer_norm_eps": math.nan}, "layer_norm_eps nan, which should be a number"),
+        (BERT | {"hidden_act": "mygelu"}, "hidden_act 'mygelu', which should be one of those that transformers"),
+        (BERT | {"id2label": ["neg", "pos"]}, "id2label .* should be an object"),
+        (BERT | {"torch_dtype": "float7"}, "torch_dtype 'float7', which should be a type of torch"),
+        (BERT | {"vocab_size": 30, "pad_token_id": 30}, r"pad_token_id 30, which should be below vocab_size \(30\)"),
+        (BERT | {"num_attention_heads": 3}, r"num_attention_heads 3, which should be a divisor of hidden_size \(8\)"),
     ],
 )
 def test_a_model_that_cannot_be_trained_here_is_refused(config: dict[str, Any], says: str, good: Path) -> None:
@@ -385,6 +406,7 @@ def weights_of(
         ({}, weights_of("bert.", inside="attention.self.query.qweight"), "are quantized"),
         ({"quantization": {"bits": 4}}, weights_of("bert."), "quantized"),
         ({"vocab_size": 21128}, weights_of("bert."), r"for 30 tokens \(bert.embeddings.* says 21,128 \(vocab_size\)"),
+        ({"hidden_size": 32}, weights_of("bert."), r"are 8 numbers wide \(bert.embeddings.* says 32 \(hidden_size\)"),
         ({"num_hidden_layers": 12}, weights_of("bert.", layers=6), r"have 6 layers, its config.json says 12"),
         ({}, safetensors(), "hold no tensor"),
     ],
@@ -436,6 +458,32 @@ def test_what_transformers_itself_makes_is_taken(kind: str) -> None:
     [
         ({}, {"tokenizer__json": None}, "has weights but no tokenizer"),
         ({}, {"tokenizer__json": None, "vocab__json": "{}"}, "no merges.txt"),
+        ({}, {"tokenizer__json": "{}"}, "tokenizer.json is not what its name says"),
+        ({}, {"tokenizer__json": "[1]"}, "tokenizer.json is not what its name says"),
+        ({}, {"tokenizer__json": {"model": {"type": "Mine"}, "added_tokens": []}}, r"a model of an unknown type \('Mine'\)"),
+        (
+            {},
+            {"tokenizer__json": {"model": {"type": "BPE", "vocab": {"a": 0}}, "added_tokens": []}},
+            r"tokenizer.json has no \[UNK\]",
+        ),
+        ({}, {"special_tokens_map__json": "{"}, "special_tokens_map.json is"),
+        ({}, {"added_tokens__json": "[]"}, "added_tokens.json is not what its name says"),
+        ({}, {"tokenizer_config__json": "[]"}, "tokenizer_config.json is not what its name says"),
+        ({}, {"tokenizer__json": None, "vocab__txt": b"[UNK]\n\xe4"}, "vocab.txt is no text in UTF-8"),
+        ({}, {"tokenizer__json": None, "vocab__txt": "a\nb"}, r"vocab.txt has no \[UNK\]"),
+        (
+            {},
+            {"tokenizer__json": None, "merges__txt": "a b", "tokenizer_config__json": {"tokenizer_class": "GPT2Tokenizer"}},
+            "is a GPT2Tokenizer and has no vocab.json",
+        ),
+        (
+            {},
+            {
+                "model__safetensors": weights_of("bert."),
+                "tokenizer__json": {"model": {"type": "WordPiece", "vocab": {"[UNK]": 0, "b": 40}}, "added_tokens": []},
+            },
+            "has 41 tokens, the model has numbers for 30",
+        ),
         ({}, {"tokenizer__json": None, "tokenizer_config__json": "{x}"}, "tokenizer_config.json cannot be read as JSON"),
         (
             {},

@@ -173,7 +173,7 @@ def test_what_was_fetched_lies_where_the_hubs_library_finds_it(tmp_path: Path) -
 def test_a_model_that_was_fetched_is_judged_like_a_folder(tmp_path: Path) -> None:
     """One that was fetched in part is not there yet."""
     environment = {"HF_HOME": str(tmp_path)}
-    snapshot = fetched(tmp_path, "some/model", config__json=json.dumps(BERT), tokenizer__json="{}")
+    snapshot = fetched(tmp_path, "some/model", config__json=json.dumps(BERT), vocab__txt="[UNK]")
     assert check_model("some/model", environment).folder is None
     fetched(tmp_path, "some/model", pytorch_model__bin=TORCH_OF_OLD)
     found = check_model("some/model", environment)
