@@ -258,14 +258,18 @@ def _slashed(word: str, path: Path, line: int) -> _Slashed:
 # --------------------------------------------------------------------------------------------------------------------
 # Words become a text
 
-_WIDE = re.compile("[\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]")
-"""Ideographs, kana and what is as wide as they."""
-_HANGUL = re.compile("[\uac00-\ud7a3]")
-
 
 def is_wide(character: str) -> bool:
-    """Whether words are written without blanks around such a character, as in Chinese and Japanese."""
-    return _WIDE.match(character) is not None and _HANGUL.match(character) is None
+    """Whether words are written without blanks around such a character: ideographs, kana, and what is as wide as they, but not
+    the syllables of Korean.
+    """
+    return character >= "\u2e80" and (
+        character <= "\u9fff"
+        or "\uf900" <= character <= "\ufaff"
+        or "\ufe30" <= character <= "\ufe4f"
+        or "\uff00" <= character <= "\uffef"
+        or character >= "\U00020000"
+    )
 
 
 def joined(words: Sequence[str], *, tightly: bool = False) -> tuple[str, list[tuple[int, int]]]:

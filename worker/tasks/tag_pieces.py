@@ -148,10 +148,10 @@ def _units(text: str, offsets: Sequence[tuple[int, int] | None], words: Sequence
 
 
 def _begins_word(text: str, place: int) -> bool:
-    if place == 0:
+    if place == 0 or is_wide(text[place]):
         return True
-    before, here = text[place - 1], text[place]
-    return not (_is_letter(before) and _is_letter(here)) or is_wide(before) or is_wide(here)
+    before = text[place - 1]
+    return is_wide(before) or not (_is_letter(before) and _is_letter(text[place]))
 
 
 def _is_letter(character: str) -> bool:
