@@ -33,7 +33,7 @@ from memsup.supervisor.client.contact import (
     still_there,
 )
 from memsup.supervisor.client.errors import NOT_STARTED, RefusedError
-from memsup.supervisor.client.preparing import Difference, job_file, merge, shown
+from memsup.supervisor.client.preparing import Difference, check_curves, job_file, merge, shown
 from memsup.supervisor.client.trust import refuse_strangers
 from memsup.supervisor.decide.run import hours
 from memsup.supervisor.words import finished_lines, rest_by_hours
@@ -59,6 +59,8 @@ def already(paths: RunPaths, asked: Asked) -> int:
         refuse_queueing(record, asked)
         settings, taken, _ = merge(record.settings, asked.loaded, is_command=record.command is not None)
         hours.check(settings.hours)
+        if any(difference.key == "training.report_to" for difference in taken):
+            check_curves(settings)
         if taken and not asked.trust:
             refuse_strangers(asked.loaded, record.settings, typed("start", paths.name))
         if taken and not asked.dry_run:

@@ -176,7 +176,7 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, beside:
     if settings.checkpoint.resume_from:
         _check_resume(Path(settings.checkpoint.resume_from))
     if command is None:
-        _check_curves(settings)
+        check_curves(settings)
     machine = look_around(paths.state, settings)
     shape = None if task is None else model_shape(str(task.model.folder or ""), task, settings)
     resolution = resolve(settings, loaded.origins, machine, shape, beside, is_command=bool(command))
@@ -202,7 +202,7 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, beside: B
     hours.check(settings.hours)
     _check_folder(settings)
     if record.command is None:
-        _check_curves(settings)
+        check_curves(settings)
     _refuse_shared_folder(paths, settings, beside)
     newest = None if record.command else newest_checkpoint(paths, record)
     task = None if record.command else look_at_task(settings, checkpoint=newest.path if newest else None)
@@ -311,7 +311,7 @@ def _check_resume(folder: Path) -> None:
         raise RefusedError(f"checkpoint.resume_from = {folder} cannot be used: {error}") from None
 
 
-def _check_curves(settings: Settings) -> None:
+def check_curves(settings: Settings) -> None:
     """Raises `RefusedError` where what is to write the curves is not installed."""
     missing = [str(kind) for kind in settings.training.curves if not is_installed(kind)]
     if missing:

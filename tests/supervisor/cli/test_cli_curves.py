@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from kit.cli_process import said_on_a_terminal
+from kit.cli_process import a_run, control_server, said_on_a_terminal
 from kit.lone_supervisor import tiny_job
+from kit.statuses import full_status
 
+from memsup.shared.messages import RequestKind
 from memsup.shared.paths import run_paths
+from memsup.supervisor.daemon.lock import Lock
 
 
 @pytest.fixture
@@ -27,6 +30,21 @@ def test_a_package_that_is_missing_is_named_before_anything_is_started(job: Path
     assert "report_to names tensorboard and trackio, which are not installed" in text
     assert "pip install 'memsup[tensorboard,trackio]'" in text
     assert not run_paths("default").record.exists()
+
+
+def test_so_it_is_where_the_run_is_up(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    (job / "memsup.toml").unlink()
+    paths = a_run()
+    lock = Lock(paths)
+    try:
+        with control_server(paths, lambda _: full_status()) as asked:
+            code, text = said_on_a_terminal(200, "start", "--set", "training.report_to=trackio")
+        assert code == 2
+        assert "pip install 'memsup[trackio]'" in text
+        assert RequestKind.TAKE_OVER not in asked
+    finally:
+        lock.release()
 
 
 def test_start_says_how_curves_are_looked_at(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
