@@ -11,11 +11,12 @@ from typing import Any, Callable
 
 from memsup import messages
 from memsup.about import MOST_DETAIL, NotCut
+from memsup.cut_events import Event, RanOut, Refused
 from memsup.cut_probe import Refusal
 from memsup.life import Life
 from memsup.memory import lift, others_bytes
 from memsup.session import CannotLimitError
-from memsup.step import Event, RanOut, Refused, Step
+from memsup.step import Step
 
 _LOOK_AT_OTHERS_EVERY_S = 20.0
 

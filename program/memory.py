@@ -140,6 +140,10 @@ class SoftLimit:
     def __init__(self, worker_limit_bytes: int | None) -> None:
         self._worker_limit_bytes = worker_limit_bytes
 
+    def limit_to(self, worker_limit_bytes: int | None) -> None:
+        """Takes in that the worker may hold more or less, from the next `renew` on."""
+        self._worker_limit_bytes = worker_limit_bytes
+
     def renew(self) -> None:
         """Measures anew what is reserved and untouched. Costs some ten microseconds.
 

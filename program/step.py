@@ -8,20 +8,20 @@ memory runs out its gradients are dropped, its generators put back, parts halved
 micro-batch on. Without trouble and without a bound nothing is cut, and what is computed is what would have been computed.
 
 How a batch becomes parts is in `cut_batch.py`, how their losses are weighted in `cut_weighting.py` and asked of the program in
-`cut_probe.py`, how large parts are in `cut_plan.py`; `cut_outputs.py` joins what was predicted. Belongs to the main thread.
+`cut_probe.py`, how large parts are in `cut_plan.py`; what is predicted, in `cut_predict.py`. Belongs to the main thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Sequence
-from typing import Any, Callable, NamedTuple, Union
+from typing import Any, Callable
 
 from memsup import cut_generators
-from memsup.cut_batch import Layouts, Rows, trimmed
-from memsup.cut_outputs import NotJoinableError, joined, numbers
+from memsup.cut_batch import Layouts, trimmed
+from memsup.cut_events import Event, RanOut, Refused, Resized
 from memsup.cut_plan import Planner
+from memsup.cut_predict import Prediction
 from memsup.cut_probe import (
     Buffers,
     NotAScalarError,
@@ -54,39 +54,6 @@ _SHOWN_EVERY = 16
 """Where nothing is cut, every so many micro-batches it is looked how large they are."""
 _MARKED = 16
 """Of so many gradients it is remembered how they were left."""
-
-
-class RanOut(NamedTuple):
-    """Memory ran out. What was computed of the window was dropped."""
-
-    where: str
-    """The part of the work: forward, backward or evaluate."""
-    device: str
-    tokens_before: int
-    """Rows × padded length of what did not fit."""
-    tokens_after: int | None
-    """What is not exceeded from now on. None means that nothing smaller can be tried, so the error is raised."""
-    detail: str
-
-
-class Refused(NamedTuple):
-    """No step of this program is computed in parts."""
-
-    refusal: Refusal
-    detail: str
-
-
-class Resized(NamedTuple):
-    """Parts are of another size by themselves."""
-
-    tokens_before: int | None
-    """Rows × padded length. None means no bound."""
-    tokens_after: int | None
-    cause: str
-    """A clause for people."""
-
-
-Event = Union[RanOut, Refused, Resized]
 
 
 def weighted(loss: Any, weight: float) -> Any:
@@ -161,8 +128,10 @@ class Step:
         self._soft_limit = SoftLimit(self._limit_bytes)
         in_powers = is_compiled(part for module in self._modules for part in module.modules())
         self._planner = Planner(limit_bytes=self._limit_bytes, most_tokens=most_tokens, in_powers=in_powers)
-        self._predicting = Planner(in_powers=in_powers)
-        self._layouts, self._predicted_layouts = Layouts(), Layouts()
+        self._layouts = Layouts()
+        self._prediction = Prediction(
+            self._modules, self._soft_limit, self._device(), in_powers=in_powers, boundary=self._boundary, tell=self._tell
+        )
         self._weighting = Weighting()
         self._is_type_known, self._probes, self._counted = False, 0, 0
         self._may_trim: bool | None = None
@@ -215,7 +184,8 @@ class Step:
     def memory_limit(self, limit_bytes: int | None) -> None:
         """Takes in that this process may hold more or less of the host's memory from now on. None means that nobody knows."""
         if self._is_on_host:
-            self._limit_bytes, self._soft_limit = limit_bytes, SoftLimit(limit_bytes)
+            self._limit_bytes = limit_bytes
+            self._soft_limit.limit_to(limit_bytes)
             self._planner.limit_to(limit_bytes)
 
     def limit_memory(self, device_bytes: int) -> None:
@@ -276,6 +246,10 @@ class Step:
         if begins is None:
             self._marks = self._marked()
         return loss
+
+    def predict(self, batch: Any, call: Callable[[Any], Any]) -> Any:
+        """What `call` gives for a batch without gradients, in parts if need be: see `Prediction.of`."""
+        return self._prediction.of(batch, call)
 
     def end_window(self) -> None:
         """The optimizer has stepped, or what was computed is given up: forgets what is remembered of the window."""
@@ -536,91 +510,6 @@ class Step:
                 self._may_trim = abs(with_it - without) <= _CLOSE_WHEN_TRIMMED * abs(with_it)
         return shorter if self._may_trim else part
 
-    # -- evaluation ---------------------------------------------------------------------------------------------------
-
-    def predict(self, batch: Any, call: Callable[[Any], Any]) -> Any:
-        """What `call` gives for a batch without gradients, in parts if need be, whose outputs are joined: tensors along their
-        first dimension, filled up along the second with −100, numbers weighted. Raises what `call` raises; running out of
-        memory only where nothing smaller is left, or where it is not certain how outputs are to be joined.
-        """
-        self._soft_limit.renew()
-        found = self._predicted_layouts.find(batch)
-        split = found if isinstance(found, Rows) else None  # outputs of a packed row lie behind one another in their second
-        count = split.count if split is not None else 1
-        if count == 0:
-            return call(batch)
-        outputs: list[Any] = []
-        sizes: list[int] = []
-        exhausted: Exception | None = None
-        row = 0
-        while row < count:
-            rows = self._predicting.rows(split, row) if split is not None else 1
-            tokens, is_whole = (split.tokens(row, row + rows) if split is not None else 1), rows == count
-            part = batch if is_whole or split is None else split.part(row, row + rows)
-            generators = cut_generators.take()
-            ran_out = None
-            try:
-                output = call(part)
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                ran_out = RanOut("evaluate", self._device(), tokens, None, str(error)[:2000])
-                if split is None or rows < 2 or is_permanent(str(error)):
-                    explained(error, "What is evaluated does not fit into memory, and cannot be made smaller.")
-                    self._tell(ran_out)
-                    raise
-                exhausted = error.with_traceback(None)
-            if ran_out is not None:
-                give_back()
-                self._soft_limit.renew()
-                cut_generators.put_back(generators)
-                self._tell(ran_out._replace(tokens_after=self._predicting.out_of_memory(tokens)))
-                continue
-            if is_whole:
-                self._predicting.window_done()
-                return output
-            outputs.append(output)
-            sizes.append(rows)
-            row += rows
-            if row < count:
-                self._boundary()
-        assert split is not None
-        self._predicting.window_done()
-        return self._joined(split, call, outputs, sizes, exhausted)
-
-    def _joined(
-        self, split: Rows, call: Callable[[Any], Any], outputs: list[Any], sizes: list[int], exhausted: Exception | None
-    ) -> Any:
-        try:
-            weights = self._weights(split, call, len(numbers(outputs[0])), sizes)
-            return joined(outputs, sizes, weights)
-        except NotJoinableError as error:
-            if exhausted is None:
-                raise
-            explained(exhausted, f"What was computed in parts cannot be joined, since {error}.")
-            raise exhausted from error
-
-    def _weights(self, split: Rows, call: Callable[[Any], Any], count: int, sizes: list[int]) -> list[list[float]]:
-        """For each of so many numbers among outputs the weights of parts of so many rows. Raises `NotJoinableError`."""
-        if count == 0:
-            return []
-        precision, weights = Precision(), []
-        try:
-            with precision.of(self._modules):
-                seen = look(split, lambda part: [precision.noted(number) for number in numbers(call(part))], self._modules)
-        except Exception as error:
-            raise NotJoinableError(f"some of its rows cannot be computed by themselves: {error}") from error
-        for one in seen:
-            weighting = Weighting()
-            for observation in one:
-                weighting.learn(observation, close=precision.close)
-            shares = weighting.shares(split, at_best=True)
-            if shares is not None:
-                weights.append(_of_parts(shares, sizes))
-        if len(weights) != count:
-            raise NotJoinableError("it is not known how the numbers in them are weighted")
-        return weights
-
 
 def _nothing(*_: Any) -> None:
     """What is called where nobody wants to be."""
@@ -652,15 +541,6 @@ def _computing(loss_of: LossCall, backward: Callable[[Any], Any] | None) -> Comp
 
 def _added(total: Any, loss: Any) -> Any:
     return loss if total is None else total + loss
-
-
-def _of_parts(shares: list[float], sizes: Sequence[int]) -> list[float]:
-    """The weights of parts of so many rows."""
-    weights, begin = [], 0
-    for rows in sizes:
-        weights.append(sum(shares[begin : begin + rows]) if shares else 1.0)
-        begin += rows
-    return weights
 
 
 def _are_zero(gradients: list[Any]) -> bool:

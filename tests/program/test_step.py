@@ -17,8 +17,9 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
+from memsup.cut_events import RanOut, Refused
 from memsup.cut_probe import Refusal
-from memsup.step import RanOut, Refused, Step, weighted
+from memsup.step import Step, weighted
 
 WORDS, LENGTH = 40, 12
 EXACT = 1e-6

@@ -12,7 +12,8 @@ from kit import ROOT
 CHILD = """
 import json, resource, torch
 from memsup.memory import held
-from memsup.step import RanOut, Step
+from memsup.cut_events import RanOut
+from memsup.step import Step
 
 ROW_BYTES, ROWS = 8 << 20, 16
 torch.set_num_threads(1)
