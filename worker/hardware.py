@@ -69,6 +69,11 @@ def device_memory(device: torch.device, limit: Share | int) -> DeviceMemory | No
     return memory
 
 
+def lower_precision(amp: str | None) -> torch.dtype | None:
+    """The type that `amp` computes in. None means that nothing is lowered."""
+    return _AMP.get(amp or "")
+
+
 def autocast(device: torch.device, amp: str | None) -> AbstractContextManager[Any]:
     """Computes forward passes inside in the lower precision `amp`, if it is one. None means that nothing is lowered, as in a
     backward pass, which has the precision of each forward operation anyway.

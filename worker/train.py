@@ -46,6 +46,7 @@ from memsup.worker.audit import Audit, Step
 from memsup.worker.compute.attention import attend_in_blocks
 from memsup.worker.compute.dropout import draw_by_row
 from memsup.worker.compute.embedding import add_in_place
+from memsup.worker.compute.frozen import round_frozen
 from memsup.worker.compute.lanes import Lanes, draws_elsewhere
 from memsup.worker.compute.randomness import seed_everything, seed_stream
 from memsup.worker.curves import Curves
@@ -55,6 +56,7 @@ from memsup.worker.hardware import (
     choose_device,
     clock_of,
     device_memory,
+    lower_precision,
     make_optimizer,
     place_model,
     read_figures,
@@ -185,6 +187,8 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         prepared = task.load(settings, paths, boundary, checkpoint=start.folder, padding=padding)
         boundary()
         place_model(prepared.model, device)
+        if not prepared.weights.is_whole and (lower := lower_precision(settings.training.amp)) is not None:
+            round_frozen(prepared.model, lower)
         add_in_place(prepared.model)
         optimizer = make_optimizer(
             prepared.model,

@@ -87,7 +87,7 @@ def _seen(source: Source, fields: Fields, template: bool | None, deadline_s: flo
     if not rows:
         why = next(iter(left_out), "there are none")
         raise InputError(f"No row of {source} can be learnt from, since {why}; {fields.in_words()}. Name other columns.")
-    about = [("learnt", fields.in_words())]
+    about: list[tuple[str, str]] = []
     if fields.form is Form.MESSAGES:
         about.append(("messages", f"{turns:,} in all, {answers:,} of them answers"))
     elif fields.form is not Form.TEXT and template is not None:

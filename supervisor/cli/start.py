@@ -49,6 +49,7 @@ from memsup.supervisor.cli.queued import hours_of, next_time_of, queue_of, waits
 from memsup.supervisor.cli.screen import json_data, message, moves
 from memsup.supervisor.cli.streams import has_input
 from memsup.supervisor.client.contact import is_held, observe
+from memsup.supervisor.client.demo_chat import make_demo
 from memsup.supervisor.client.errors import NOT_STARTED, RefusedError
 from memsup.supervisor.client.preparing import (
     DEMOS,
@@ -85,9 +86,9 @@ EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input.
     "--demo",
     is_flag=False,
     flag_value="reviews",
-    metavar="[ner]",
+    metavar="[ner|chat]",
     type=click.Choice(list(DEMOS)),
-    help="A built-in job, a small BERT on real data: reviews, or with `ner` the names in a newspaper.",
+    help="A built-in job on real data: reviews, with `ner` the names in a newspaper, with `chat` a chat model (LoRA).",
 )
 @click.option("--wait", is_flag=True, help="Show progress until the run ends. Ctrl-C leaves it running.")
 @click.option("-d", "--detach", is_flag=True, help="Do not wait for the first step, as on a terminal it does.")
@@ -150,6 +151,8 @@ def start(
     argv = checked_command(command)
     if until is not None:
         assignments, not_before = (*assignments, *hours_of(not_before, until, assignments)), None
+    if demo == "chat":
+        make_demo(message)
     loaded = load_settings(demo=demo, tier=tier, assignments=assignments, environment=os.environ)
     asked = Asked(
         loaded,

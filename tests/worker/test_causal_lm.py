@@ -261,6 +261,27 @@ def test_a_run_that_is_continued_ends_with_the_same_bits_and_only_beside_its_bas
     assert folder.is_dir()
 
 
+def test_frozen_weights_that_are_rounded_once_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under mixed precision, also where the last layer is the table of tokens."""
+    found = []
+    for rounds in (True, False):
+        with monkeypatch.context() as patched:
+            if not rounds:
+                patched.setattr(train, "round_frozen", lambda model, dtype: 0)
+                patched.setattr(token_loss, "rounded_head", lambda model, device: None)
+            model = tiny_chat_model(tmp_path / "model", tie_word_embeddings=True)
+            with one_life(tiny_chat(tmp_path, model=model, training__amp="bf16"), name=f"rounds-{rounds}") as life:
+                frozen = {value.dtype for value in life.prepared.model.parameters() if not value.requires_grad}
+                assert (torch.bfloat16 in frozen) == rounds
+                for _ in range(2):
+                    train.take_step(life)
+                train.evaluate(life)
+                found.append((life.audit.digest, life.evaluated, life.prepared.weights.tensors(life.prepared.model)))
+    (digest, evaluated, tensors), (other_digest, other_evaluated, others) = found
+    assert (digest, evaluated) == (other_digest, other_evaluated)
+    assert all(torch.equal(tensors[name], others[name]) for name in others)
+
+
 def test_an_encoder_that_sees_what_it_is_to_say_is_refused(tmp_path: Path) -> None:
     model = tiny_tokenizer(tmp_path / "bert")
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

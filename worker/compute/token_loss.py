@@ -44,9 +44,12 @@ class Scores:
     cap: float | None = None
     """The bound that they approach softly. None means that there is none."""
 
-    def of(self, model: Any, hidden: torch.Tensor) -> torch.Tensor:
-        """The scores of some tokens, tokens × vocabulary, in float32."""
-        return self.finished(model.get_output_embeddings()(hidden))
+    def of(self, model: Any, hidden: torch.Tensor, rounded: torch.Tensor | None = None) -> torch.Tensor:
+        """The scores of some tokens, tokens × vocabulary, in float32. `rounded` are the head's weights as `rounded_head` has
+        them.
+        """
+        head = model.get_output_embeddings()
+        return self.finished(head(hidden) if rounded is None else functional.linear(hidden, rounded, head.bias))
 
     def finished(self, scores: torch.Tensor) -> torch.Tensor:
         """What the model makes of what its head gives, in float32."""
@@ -139,6 +142,16 @@ def losses_of_rows(model: Any, batch: dict[str, torch.Tensor], scores: Scores) -
     return (of_rows.index_add_(0, rows, losses) / has_target.sum(dim=1).clamp(min=1))[:, None]
 
 
+def rounded_head(model: Any, device: str) -> torch.Tensor | None:
+    """The weights of a frozen linear head in the lower precision that is computed in, so that they are not rounded for each
+    piece again. None means that there is nothing to round.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or head.weight.requires_grad or not torch.is_autocast_enabled(device):
+        return None
+    return head.weight.detach().to(torch.get_autocast_dtype(device))
+
+
 def piece_tokens(vocabulary: int) -> int:
     """How many tokens are computed at a time."""
     return max(LEAST_PIECE_TOKENS, PIECE_NUMBERS // max(1, vocabulary))
@@ -151,9 +164,9 @@ def _pieces(model: Any, hidden: torch.Tensor) -> Iterator[slice]:
 
 
 def _total(model: Any, scores: Scores, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    total = torch.zeros((), device=hidden.device)
+    total, rounded = torch.zeros((), device=hidden.device), rounded_head(model, hidden.device.type)
     for piece in _pieces(model, hidden):
-        total += functional.cross_entropy(scores.of(model, hidden[piece]), targets[piece], reduction="sum")
+        total += functional.cross_entropy(scores.of(model, hidden[piece], rounded), targets[piece], reduction="sum")
     return total
 
 
@@ -170,10 +183,11 @@ class _Pieces(torch.autograd.Function):
             context.save_for_backward(hidden, targets)
             return _total(model, scores, hidden, targets)
         total, gradient = torch.zeros((), device=hidden.device), torch.empty_like(hidden)
+        rounded = rounded_head(model, hidden.device.type)
         for piece in _pieces(model, hidden):
             part = hidden[piece].detach().requires_grad_()
             with torch.enable_grad():
-                loss = functional.cross_entropy(scores.of(model, part), targets[piece], reduction="sum")
+                loss = functional.cross_entropy(scores.of(model, part, rounded), targets[piece], reduction="sum")
             (gradient[piece],) = torch.autograd.grad(loss, part)
             total += loss.detach()
         context.save_for_backward(gradient)
