@@ -38,7 +38,7 @@ def look_on(paths: RunPaths, *, from_step: int, is_command: bool) -> Status:
     if not moves(sys.stderr):
         last = _until_it_works(paths, lambda _: None, from_step=from_step, is_command=is_command)
     else:
-        with moving(sys.stderr) as draw:
+        with moving(sys.stderr, stays=False) as draw:
             last = _until_it_works(paths, lambda s: draw(*_drawn(s)), from_step=from_step, is_command=is_command)
     _tell(paths, last, from_step=from_step)
     return last

@@ -95,14 +95,15 @@ def _columns(stream: Any) -> int:
 
 
 @contextmanager
-def moving(stream: TextIO) -> Iterator[Callable[..., None]]:
+def moving(stream: TextIO, *, stays: bool = True) -> Iterator[Callable[..., None]]:
     """Lines and rows that are drawn in one place again each time when what this yields is called with them; what is printed
-    meanwhile with `data` or `message` scrolls by above. The last ones stay. Asks for a stream that `moves`.
+    meanwhile with `data` or `message` scrolls by above. The last ones stay, or are wiped out. Asks for a stream that `moves`.
     """
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=console(stream), auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+    on = console(stream)
+    with Live(console=on, transient=not stays, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
 
         def draw(*lines: Line) -> None:
             text = "\n".join(drawn(lines, cells(stream), in_colour=colour(stream)))

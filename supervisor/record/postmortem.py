@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from memsup.supervisor.record.blackbox import Frame, Heat, Mark
-from memsup.supervisor.words import VERIFIED, count, duration, size
+from memsup.supervisor.words import VERIFIED, count, duration, percent, size
 
 LIVED_ON_S = 20.0
 """Where the journal of that boot goes on for this long after the last frame, the machine outlived the supervisor."""
@@ -370,7 +370,7 @@ def last_minute(frames: Sequence[Frame]) -> Iterator[str]:
         yield f"RAM available {size(rooms[0] * 2**20)} → {size(rooms[-1] * 2**20)}{total}, at least {size(min(rooms) * 2**20)}"
     pressures = [reading.pressure for reading in traces if reading.pressure is not None]
     if pressures and max(pressures) >= 0.01:
-        yield f"at worst {max(pressures):.0%} of the time somebody waited for RAM"
+        yield f"at worst {percent(max(pressures))} of the time somebody waited for RAM"
     if facts is not None and facts.disk_free_mib is not None:
         yield f"{size(facts.disk_free_mib * 2**20)} free on the disk of the run's state"
     for heat in _heats(last):
