@@ -28,7 +28,7 @@ from memsup.shared.settings import Settings
 from memsup.worker import train
 from memsup.worker.tasks import Prepared, Task, find_task
 from memsup.worker.tasks.tag_pieces import Pieces, names_of
-from memsup.worker.tasks.tagging import SpanMetrics
+from memsup.worker.tasks.tagging import SpanMetrics, Tagger
 
 pytestmark = pytest.mark.slow  # torch and transformers take their seconds
 
@@ -219,10 +219,17 @@ def test_the_saved_model_tags_in_a_pipeline(learnt: tuple[Task, Prepared], tmp_p
     _, prepared = learnt
     prepared.model.save_pretrained(tmp_path)
     prepared.tokenizer.save_pretrained(tmp_path)
-    pipeline = transformers.pipeline("token-classification", model=str(tmp_path), device="cpu", aggregation_strategy="simple")
-    (words, _), *_ = sentences(1)
-    for found in pipeline(" ".join(words)):
-        assert found["entity_group"] in ("PER", "LOC")
+    tagger = Tagger(str(tmp_path), None, "cpu")
+    spoken, told = [" ".join(words) for words, _ in sentences(12)], 0
+    for strategy, texts in (("first", spoken), ("simple", ["我爱北京天安门", "安娜在罗马。"])):
+        pipeline = transformers.pipeline(
+            "token-classification", model=str(tmp_path), device="cpu", aggregation_strategy=strategy
+        )
+        for text, spans in zip(texts, tagger.tagged(texts, 64), strict=True):
+            said = [(one["entity_group"], one["start"], one["end"]) for one in pipeline(text)]
+            assert said == [(span["label"], span["start"], span["end"]) for span in spans or ()]
+            told += len(said)
+    assert told, "a model from nothing says something"
     kept = json.loads((tmp_path / "config.json").read_text())
     assert kept["architectures"] == ["BertForTokenClassification"]
     assert set(kept["id2label"].values()) == {"O", "B-PER", "I-PER", "B-LOC", "I-LOC"}
