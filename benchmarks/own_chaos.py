@@ -1,6 +1,6 @@
 """ckpt-chaos on a training with Hugging Face's Trainer, by itself and under memsup (docs/own-programs.md).
 
-    python benchmarks/own_chaos.py --python PYTHON [--alone] [--part 1/1] [--within-s N] [--jobs 2]
+    python benchmarks/own_chaos.py --python PYTHON [--alone | --forked] [--part 1/1] [--within-s N] [--jobs 2]
 
 `ckpt-chaos` (PyPI) runs a program once and notes each file that it makes, renames or removes; then it kills a fresh run at each
 of these events, once before it and once with the file cut in half, runs the command again, and compares the weights. PYTHON is
@@ -12,21 +12,29 @@ Under memsup the program is ckpt-chaos's own, a tiny GPT-2 that saves every five
 folder of checkpoints lies where ckpt-chaos looks, so that it is killed within memsup's saves as well as within those of the
 user. A program that is killed is started again by memsup, in the same command, which therefore tells by its exit code that it
 was killed; what ckpt-chaos runs then goes on, or finds a run that is finished. Only the program is killed here.
+
+That is two imports of transformers for each instant. `--forked` has no supervisor: each life is forked from a process that has
+imported all, with the same half of memsup in it, which is what saves and goes on. So all instants take a few minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 from kit.cli_process import MEMSUP  # noqa: E402
+from kit.nursery import Nursery  # noqa: E402
+from kit.trainer_program import told  # noqa: E402
 
 PROGRAM = """
 import os, sys
@@ -77,6 +85,24 @@ def of_one_save(events, *given):
 byo._select = of_one_save
 sys.exit(cli.main())
 """
+ARMED = """
+import os, sys
+sys.path.append({chaos!r})
+from ckpt_chaos.targets.common import arm_from_env
+arm_from_env(0)
+del sys.argv[1:]
+sys.argv.append(os.environ["OUT"])
+os.makedirs(sys.argv[1], exist_ok=True)
+"""
+CLIENT = """
+import json, os, socket, sys
+link = socket.socket(socket.AF_UNIX)
+link.connect(sys.argv[1])
+link.sendall(json.dumps([sys.argv[2], dict(os.environ)]).encode())
+link.shutdown(socket.SHUT_WR)
+sys.exit(int(link.makefile().read()) % 256)
+"""
+"""What ckpt-chaos runs for a life that is forked: it asks for one, and ends as that does."""
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -84,6 +110,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", required=True)
     parser.add_argument("--alone", action="store_true")
+    parser.add_argument("--forked", action="store_true")
     parser.add_argument("--part", default="1/1")
     parser.add_argument("--within-s", type=float)
     parser.add_argument("--jobs", default="2")
@@ -94,12 +121,39 @@ def main() -> int:
             return judged([*command, "--jobs", options.jobs, "--work", f"{folder}/w"], folder, options)
         train = Path(folder, "train.py")
         train.write_text(PROGRAM)
-        program = LIFE.format(python=options.python, train=train)
-        guarded = [*MEMSUP, "start", "--wait", "--set", "checkpoint.folder={out}/kept", "--", "sh", "-c", program, "{out}"]
         first, of = options.part.split("/")
         chaos = [options.python, "-c", SOME_POINTS, str(int(first) - 1), of, "run", "--work", f"{folder}/w"]
         chaos += ["--jobs", options.jobs, "--max-points", "1000", "--result-file", "{out}/final.pt", "--"]
+        if options.forked:
+            where = [options.python, "-c", "import ckpt_chaos; print(ckpt_chaos.__path__[0])"]
+            chaos_at = subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()
+            train.write_text(ARMED.format(chaos=os.path.dirname(chaos_at)) + PROGRAM)
+            with Nursery("trainer") as nursery, socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(f"{folder}/lives")
+                listener.listen()
+                threading.Thread(target=serve, args=(listener, nursery, train), daemon=True).start()
+                client = [sys.executable, "-S", "-c", CLIENT, f"{folder}/lives", "{out}"]
+                return judged([*chaos, "env", "CKPT_CHAOS_ARMED=1", *client], folder, options)
+        program = LIFE.format(python=options.python, train=train)
+        guarded = [*MEMSUP, "start", "--wait", "--set", "checkpoint.folder={out}/kept", "--", "sh", "-c", program, "{out}"]
         return judged([*chaos, "sh", "-c", COMMAND, "{out}", *guarded], folder, options)
+
+
+def serve(listener: socket.socket, nursery: Nursery, train: Path) -> None:
+    """Forks a life for each who asks, and tells how it has ended."""
+    while True:
+        asked, _ = listener.accept()
+        threading.Thread(target=live, args=(asked, nursery, train), daemon=True).start()
+
+
+def live(asked: socket.socket, nursery: Nursery, train: Path) -> None:
+    with asked, open(f"{train}.printed", "ab") as printed:
+        out, environment = json.loads(asked.makefile("rb").read())
+        environment |= told(Path(out, "kept")) | {"OUT": out}
+        fd = printed.fileno()
+        life = nursery.fork([str(train)], environment, output_fd=fd, second_fd=fd, cwd=train.parent)
+        status = life.wait(300)
+        asked.sendall(str(status).encode())
 
 
 def judged(chaos: list[str], folder: str, options: argparse.Namespace) -> int:
