@@ -1,6 +1,6 @@
 """ckpt-chaos on a training with Hugging Face's Trainer, by itself and under memsup (docs/own-programs.md).
 
-    python benchmarks/own_chaos.py --python PYTHON [--alone | --forked] [--part 1/1] [--within-s N] [--jobs 2]
+    python benchmarks/own_chaos.py --python PYTHON [--alone] [--forked] [--part 1/1] [--within-s N] [--jobs 2]
 
 `ckpt-chaos` (PyPI) runs a program once and notes each file that it makes, renames or removes; then it kills a fresh run at each
 of these events, once before it and once with the file cut in half, runs the command again, and compares the weights. PYTHON is
@@ -14,7 +14,8 @@ user. A program that is killed is started again by memsup, in the same command, 
 was killed; what ckpt-chaos runs then goes on, or finds a run that is finished. Only the program is killed here.
 
 That is two imports of transformers for each instant. `--forked` has no supervisor: each life is forked from a process that has
-imported all, with the same half of memsup in it, which is what saves and goes on. So all instants take a few minutes.
+imported all, with the same half of memsup in it, which is what saves and goes on. So all instants take a few minutes. With
+`--alone` that is the same program without memsup, which goes on by `resume_from_checkpoint=True` where there is a checkpoint.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ first, of = (int(sys.argv.pop(1)) for _ in range(2))
 points = byo._select
 
 def of_one_save(events, *given):
-    begins = next(at for at, event in enumerate(events) if event[2].startswith(".draft-00000010"))
-    ends = next(at for at, event in enumerate(events) if at > begins and event[1] == "shutil.rmtree")
+    begins = next(at for at, event in enumerate(events) if event[2].startswith((".draft-00000010", "checkpoint-10")))
+    ends = next((at for at, event in enumerate(events) if at > begins and event[1] == "shutil.rmtree"), len(events) - 2)
     return points(events[begins : ends + 1], *given)[first::of]
 
 byo._select = of_one_save
@@ -103,6 +104,9 @@ link.shutdown(socket.SHUT_WR)
 sys.exit(int(link.makefile().read()) % 256)
 """
 """What ckpt-chaos runs for a life that is forked: it asks for one, and ends as that does."""
+RESUMED = """.train(
+    resume_from_checkpoint=any("checkpoint-" in name for name in os.listdir(out + "/trained")) or None
+)"""
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -116,7 +120,7 @@ def main() -> int:
     parser.add_argument("--jobs", default="2")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp") as folder:
-        if options.alone:
+        if options.alone and not options.forked:
             command = [options.python, "-m", "ckpt_chaos", "bench", "hf_trainer"]
             return judged([*command, "--jobs", options.jobs, "--work", f"{folder}/w"], folder, options)
         train = Path(folder, "train.py")
@@ -127,11 +131,12 @@ def main() -> int:
         if options.forked:
             where = [options.python, "-c", "import ckpt_chaos; print(ckpt_chaos.__path__[0])"]
             chaos_at = subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()
-            train.write_text(ARMED.format(chaos=os.path.dirname(chaos_at)) + PROGRAM)
+            program = PROGRAM.replace(".train()", RESUMED) if options.alone else PROGRAM
+            train.write_text(ARMED.format(chaos=os.path.dirname(chaos_at)) + program)
             with Nursery("trainer") as nursery, socket.socket(socket.AF_UNIX) as listener:
                 listener.bind(f"{folder}/lives")
                 listener.listen()
-                threading.Thread(target=serve, args=(listener, nursery, train), daemon=True).start()
+                threading.Thread(target=serve, args=(listener, nursery, train, not options.alone), daemon=True).start()
                 client = [sys.executable, "-S", "-c", CLIENT, f"{folder}/lives", "{out}"]
                 return judged([*chaos, "env", "CKPT_CHAOS_ARMED=1", *client], folder, options)
         program = LIFE.format(python=options.python, train=train)
@@ -139,17 +144,17 @@ def main() -> int:
         return judged([*chaos, "sh", "-c", COMMAND, "{out}", *guarded], folder, options)
 
 
-def serve(listener: socket.socket, nursery: Nursery, train: Path) -> None:
+def serve(listener: socket.socket, nursery: Nursery, train: Path, guarded: bool) -> None:
     """Forks a life for each who asks, and tells how it has ended."""
     while True:
         asked, _ = listener.accept()
-        threading.Thread(target=live, args=(asked, nursery, train), daemon=True).start()
+        threading.Thread(target=live, args=(asked, nursery, train, guarded), daemon=True).start()
 
 
-def live(asked: socket.socket, nursery: Nursery, train: Path) -> None:
+def live(asked: socket.socket, nursery: Nursery, train: Path, guarded: bool) -> None:
     with asked, open(f"{train}.printed", "ab") as printed:
         out, environment = json.loads(asked.makefile("rb").read())
-        environment |= told(Path(out, "kept")) | {"OUT": out}
+        environment |= (told(Path(out, "kept")) if guarded else {}) | {"OUT": out}
         fd = printed.fileno()
         life = nursery.fork([str(train)], environment, output_fd=fd, second_fd=fd, cwd=train.parent)
         status = life.wait(300)
