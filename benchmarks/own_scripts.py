@@ -62,7 +62,7 @@ SCRIPTS = {
     "--lora_target_modules q_proj v_proj --max_length 128 --per_device_train_batch_size 200 --gradient_checkpointing False "
     "--bf16 False " + TRAINER.replace("--do_train ", ""),
     "sft packed": "-m trl.scripts.sft --model_name_or_path llama --dataset_name lines --use_peft --lora_r 8 --lora_dropout 0 "
-    "--lora_target_modules q_proj v_proj --max_length 512 --packing --per_device_train_batch_size 40 "
+    "--lora_target_modules q_proj v_proj --max_length 512 --packing --per_device_train_batch_size 16 "
     "--gradient_checkpointing False --bf16 False " + TRAINER.replace("--do_train ", ""),
     "sentence-transformers": "sentences.py {out} {steps}",
     "loop": "loop.py {out} {steps}",
