@@ -21,7 +21,8 @@ from pathlib import Path
 
 from stage import HERE, ROOT, boot, emulator
 
-NEEDED = ("click", "msgspec", "nvidia-ml-py", "platformdirs", "xxhash")
+NEEDED = ["click", "msgspec", "nvidia-ml-py", "platformdirs", "structlog", "xxhash"]
+NEEDED += ["rich", "markdown-it-py", "mdurl", "pygments"]
 """Besides what the machine has; the command line and the supervisor alone."""
 WITHIN_S = 2400.0
 

@@ -27,6 +27,9 @@ WATCHDOG_S = 60
 """A supervisor that is silent for this long is stuck: it is twenty times the longest stall that is ever to be seen."""
 STOP_S = 150
 """The time for the checkpoint that a stop writes. At a shutdown the system grants less (90 s; `user@.service`: 120 s)."""
+START_S = 900
+"""The time until the supervisor is ready. At a boot several begin at once on a machine that is busy with itself, and one that
+is ended for being late only comes later."""
 SUPERVISOR_MIB = 64
 _PASSED_ON = (
     "MEMSUP_STATE_DIR",
@@ -95,6 +98,7 @@ def unit_text(unit: Unit) -> str:
         "# The supervisor alone is told to end; it has its worker write a checkpoint first.",
         "KillMode=mixed",
         f"TimeoutStopSec={STOP_S}",
+        f"TimeoutStartSec={START_S}",
         "# The worker is meant to die of its own memory limit without taking this unit along.",
         "OOMPolicy=continue",
         f"OOMScoreAdjust={-800 if unit.for_root else 100}",

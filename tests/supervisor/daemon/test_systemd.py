@@ -113,6 +113,7 @@ def test_the_unit_keeps_what_it_promises() -> None:
     assert found["Restart"] == ["always"]
     assert found["RestartPreventExitStatus"] == ["0 3"]
     assert found["OOMPolicy"] == ["continue"]
+    assert found["TimeoutStartSec"] == ["900"]
     assert found["KillMode"] == ["mixed"]
     assert found["WantedBy"] == ["default.target"]
     root = settings_of(unit_text(Unit(run="default", python="/usr/bin/python3", environment={}, for_root=True)))
