@@ -160,7 +160,7 @@ def use_rows(status: Status) -> list[tuple[str, str]]:
     if status.model_path is None or status.state != "finished" or status.is_command:
         return []
     ask = command("predict", status.run)
-    if "perplexity" in (status.result or {}):
+    if status.result is not None and status.result.get("perplexity") is not None:
         return [
             ("use it", f'{ask} "a question"'),
             ("before", f"its answers before and after stand in: {command('report', status.run)}"),
