@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memsup.cut_tree import DOWN, Path, at, children, is_array, is_tensor, leaves, mapped, with_others
+from memsup.cut_tree import DOWN, Path, at, children, is_array, is_tensor, leaves, loaded_torch, mapped, with_others
 
 IGNORED = -100
 """The label that losses ignore, torch's and everybody's default."""
@@ -26,7 +26,7 @@ class Rows:
 
     def __init__(self, batch: Any, count: int, cut: frozenset[Path]) -> None:
         self.batch, self.count = batch, count
-        self._cut = cut
+        self.cut = cut
         """Where there is something that has rows."""
         self.length = _length(batch, cut)
         """The tokens of a row, padding included; 1 where rows have no length."""
@@ -39,17 +39,17 @@ class Rows:
         """The rows from `begin` to before `end`, as a batch of the same type."""
 
         def change(path: Path, node: Any) -> Any:
-            return node[begin:end] if path in self._cut else DOWN
+            return node[begin:end] if path in self.cut else DOWN
 
         return mapped(self.batch, change)
 
     def some(self, begin: int, end: int) -> Rows:
         """The rows from `begin` to before `end`, as what can be cut again."""
-        return Rows(self.part(begin, end), end - begin, self._cut)
+        return Rows(self.part(begin, end), end - begin, self.cut)
 
     def fields(self) -> list[tuple[Path, Any]]:
         """The tensors that have rows."""
-        return [(path, at(self.batch, path)) for path in sorted(self._cut, key=repr) if is_tensor(at(self.batch, path))]
+        return [(path, at(self.batch, path)) for path in sorted(self.cut, key=repr) if is_tensor(at(self.batch, path))]
 
     def by_row(self, values: Any) -> list[float]:
         """The sum of `values`, which has the shape of a field of this batch, in each row."""
@@ -107,9 +107,21 @@ class Layouts:
     def __init__(self) -> None:
         self._passed_on: set[Path] = set()
         self._cut: set[Path] = set()
+        self._last: tuple[Any, int, frozenset[Path]] | None = None
+        """The form of the last batch, its rows, and where they are. It is None where that has to be looked for."""
 
     def find(self, batch: Any) -> Rows | Documents | None:
-        """How `batch` can be cut. It is None where that is not to be seen, or was otherwise in a batch before."""
+        """How `batch` can be cut. It is None where that is not to be seen, or was otherwise in a batch before. Most are of the
+        form of the one before, which takes less than half of the time.
+        """
+        form = _form(batch)
+        if form is not None and self._last is not None and form == self._last[0]:
+            return Rows(batch, self._last[1], self._last[2])
+        found = self._look_for(batch)
+        self._last = (form, found.count, found.cut) if form is not None and isinstance(found, Rows) else None
+        return found
+
+    def _look_for(self, batch: Any) -> Rows | Documents | None:
         if any(is_tensor(leaf) and not _is_plain(leaf) for _, leaf in leaves(batch)):
             return None
         documents = _documents(batch)
@@ -129,8 +141,22 @@ class Layouts:
         return Rows(batch, count, frozenset(cut))
 
 
+def _form(batch: Any) -> Any:
+    """What of a batch decides where its rows are, if it consists of nothing but tensors by their names. It is None where more
+    may decide it.
+    """
+    if isinstance(batch, (list, tuple)):
+        return None
+    form = []
+    for name, value in children(batch) or ():
+        if not is_tensor(value) or not _is_plain(value) or value.dim() == 0 or name == "position_ids":
+            return None
+        form.append((name, value.dim(), value.shape[0]))
+    return form or None
+
+
 def _is_plain(tensor: Any) -> bool:
-    return not tensor.is_nested and str(tensor.layout) == "torch.strided"
+    return not tensor.is_nested and tensor.layout is loaded_torch().strided
 
 
 def _count(batch: Any) -> int | None:

@@ -190,3 +190,30 @@ def test_a_document_whose_first_label_counts_stays_with_the_one_before() -> None
 def test_a_packed_row_that_says_more_than_is_understood_is_not_cut(more: dict[str, Any]) -> None:
     split = Layouts().find(packed(**more))
     assert split is None or (isinstance(split, Rows) and split.count == 1)
+
+
+def test_a_batch_of_the_form_of_the_one_before_is_cut_as_if_it_were_the_first() -> None:
+    """And one of another form is looked at anew."""
+
+    def batch(rows: int, length: int, **more: Any) -> dict[str, Any]:
+        return {"input_ids": torch.arange(rows * length).reshape(rows, length), "table": torch.zeros(3, 2), **more}
+
+    layouts = Layouts()
+    several = [
+        batch(4, 7),
+        batch(4, 9),
+        batch(5, 9),
+        batch(4, 7),
+        batch(4, 7, labels=torch.zeros(4)),
+        batch(4, 7, names=["a"] * 4),
+    ]
+    for one in [*several, *several]:
+        found, fresh = layouts.find(one), Layouts().find(one)
+        assert isinstance(found, Rows)
+        assert isinstance(fresh, Rows)
+        assert (found.count, found.length, found.cut) == (fresh.count, fresh.length, fresh.cut)
+        assert torch.equal(found.part(1, 3)["input_ids"], one["input_ids"][1:3])
+    for _ in range(2):
+        found = layouts.find(batch(3, 7))
+        assert isinstance(found, Rows)
+        assert found.cut == {("input_ids",)}, "the table was passed on before, so it is also where its size happens to fit"
