@@ -55,8 +55,9 @@ _TAGS = re.compile(r"(?:<[^<>\s]+>){2,}")
 _ADDRESS = re.compile(
     r"[^\s@]+@[^\s@]+\.\w{2,}|(\d{1,3}\.){3}\d{1,3}(:\d+)?|(?=.*\d)[0-9a-fA-F]{16,}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
     r"|\+\d[\d\s()/.-]{6,}\d"
+    r"|\S+[\\/]\S+\.(?:txt|csv|json|jpe?g|png|gif|wav|mp3|mp4|pdf|html?|xml|docx?)",
 )
-"""What names a person, a machine or a thing, and no class: of mail, IP, hashes, telephones."""
+"""What names a person, a machine or a thing, and no class: of mail, IP, hashes, telephones, files."""
 _COUNTED = re.compile(
     r"(.*[^\W\d_])\s*(?:[(（\[]\s*[nN×x=]*\s*\d{1,5}(?:\s*[^\W\d_]{1,10})?\s*[)）\]]|[:：=×]\s*\d{1,5}|\s[x×]\d{1,5})"
 )
@@ -82,6 +83,8 @@ _OF_DATES = frozenset((
 _AND = "and|or|und|oder|et|ou|y|e|и|و|og|och|en|ve|dan"
 _JOINS = "&/~^$\\"
 """Signs that join two labels wherever both are labels by themselves."""
+_WITHIN_WORDS = "_-"
+"""Signs that words have inside of them as well: they join only where all of several such labels are made of others."""
 _BEFORE_EACH = "#@"
 """Signs that do so, and may stand before the first label as well."""
 _CLASS_OF_ITS_OWN = 0.7
@@ -265,6 +268,7 @@ def _joined(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
     signs = {
         f" {sign.strip()} " if sign.strip().isalpha() else sign.strip() or ("\n" if "\n" in sign else " ") for sign in found
     }
+    signs |= {sign for sign in _WITHIN_WORDS if any(sign in label for label in left)}
     for sign in sorted(signs, key=lambda sign: (sign == " ", sign)):
         if joined := _joined_by(sign, left):
             name = repr(sign.strip()) if sign.strip() else "a blank" if sign == " " else "a line break"
@@ -302,6 +306,8 @@ def _joined_by(sign: str, rows: dict[str, int]) -> list[str]:
             company[part].add(label)
             places[part].add(place)
     of_known = [label for label, found in parts.items() if all(part in alone for part in found)]
+    if sign in _WITHIN_WORDS:
+        return sorted(of_known) if len(of_known) == len(parts) > 1 else []
     if sign in _JOINS + _BEFORE_EACH and of_known:
         return sorted(whole[label] for label in of_known)
     if sign.strip().isalpha() and len(of_known) == len(parts) == 1:

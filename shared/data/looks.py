@@ -45,6 +45,8 @@ def look(text: str) -> Look:
     head = text[:_HEAD_CHARS].strip()
     if head[:2] in ("b'", 'b"') and text.rstrip()[-1:] == head[1]:
         return Look.DATA  # bytes, as Python prints them
+    if head[:1] in ("{", "[") and len(text) <= _HEAD_CHARS and _LIST.fullmatch(head):
+        return Look.DATA
     tokens = head.split(None, _MOST_TOKENS)[:_MOST_TOKENS]
     if len(tokens) > 3 and sum(token.isalpha() for token in tokens) * 2 > len(tokens):
         return Look.LANGUAGE  # nearly all texts, so they are found first
