@@ -950,7 +950,7 @@ def _licence(draw: random.Random, data: DataSet) -> DataSet | None:
 
 @spoils
 def _money(draw: random.Random, data: DataSet) -> DataSet | None:
-    way = draw.choice(["${:.2f}", "{:.2f} €", "{:.1f}%", "{:.1f}/5"])
+    way = draw.choice(["${:.2f}", "{:.2f} €", "{:.1f}%", "{:.1f}/5"][: 3 if data.form == "folder" else 4])
     return data.labelled(lambda _, __: way.format(draw.randint(2, 30) / 4))
 
 

@@ -396,7 +396,7 @@ def _behind_something(left: dict[str, int]) -> Iterator[list[str]]:
     """Pairs of a label and the same one behind a number or a word and a sign: `1 - negative`, `Label: negative`."""
     folded = {_folded(label): label for label in left}
     numbered = [
-        (label, match[1]) for label in left if (match := re.fullmatch(r"\d{1,3}\s*[-–:.)）、．]\s*(.*[^\W\d_].*)", label))
+        (label, match[1]) for label in left if (match := re.fullmatch(r"\d{1,3}\s*[-–:.)）、．]\s*([^\W\d_].*)", label))
     ]
     worded = [(label, match[1]) for label in left if (match := re.fullmatch(r"[^\W\d_]+\s*[:=：]\s*(.*\w.*)", label))]
     for found in (numbered, worded):

@@ -256,6 +256,7 @@ def test_labels_that_are_no_classes_are_doubtful(labels: dict[str, int], kind: D
         {"true": 50, "false": 50, "unverified": 50, "non-rumor": 50},
         {"yes": 50, "no": 50, "abstain": 50},
         {"A*": 50, "A": 50, "B": 50},
+        {"<1h": 50, "1-4h": 50, "4-8h": 50, ">8h": 50},
         {"card": 50, "arrival": 50, "card_arrival": 50, "top_up": 50},
         {"News/World/Asia": 50, "News/World/Europe": 50, "Sport/Ball/Tennis": 50},
         {"+": 50, "-": 50, "0": 50},
