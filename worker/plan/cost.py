@@ -16,8 +16,8 @@ import numpy as np
 from memsup.worker.plan.footprint import Shape, non_negative_least_squares
 
 _REMEMBERED = 512
-_LEAST_SEEN = 16
-_LEAST_SPREAD = 4
+LEAST_SEEN = 16
+LEAST_SPREAD = 4
 """Micro-batches of nearly one size tell nothing about other sizes: the largest has so many times the tokens of the smallest."""
 
 
@@ -67,7 +67,7 @@ class Stopwatch:
         relative errors, those far above the line counting less and less (iteratively reweighted, Holland and Welsch 1977).
         """
         smallest, largest = self.tokens_seen
-        if len(self._seen) < _LEAST_SEEN or largest < _LEAST_SPREAD * smallest:
+        if len(self._seen) < LEAST_SEEN or largest < LEAST_SPREAD * smallest:
             return None
         shapes = [shape.heaviest for shape, _ in self._seen]
         features = np.array([(1.0, s.tokens, s.tokens * s.length, float(s.tokens) ** 2) for s in shapes])
