@@ -163,7 +163,7 @@ def use_rows(status: Status) -> list[tuple[str, str]]:
     if status.result is not None and status.result.get("perplexity") is not None:
         return [
             ("use it", f'{ask} "a question"'),
-            ("before", f"its answers before and after stand in: {command('report', status.run)}"),
+            ("answers", f"before and after, to compare: {command('report', status.run)}"),
             ("in Python", f'transformers.pipeline("text-generation", model={status.model_path!r})'),
         ]
     python = f'transformers.pipeline("text-classification", model={status.model_path!r})'

@@ -79,6 +79,8 @@ class Samples:
 
     def take(self, model: Any, moment: Literal["before", "after"], boundary: Callable[[], None]) -> None:
         """Asks the model, and writes down what it says. Raises OSError, and what `boundary` raises."""
+        if moment == "before" and read_answers(self._state):
+            return  # a life before this one has asked the same model
         model.eval()
         known = {} if moment == "before" else {(seen.asked, seen.wanted): seen for seen in read_answers(self._state)}
         found = []
