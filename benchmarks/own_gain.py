@@ -63,7 +63,7 @@ def main() -> None:
         print("| batch | most memory | rows a second of processor time |\n|---|---|---|")
         batch, limit = options.batch, 0
         while batch:
-            took_s, peak = ran(f"by hand {batch}", batch, STEPS)
+            took_s, peak = ran(f"by-hand-{batch}", batch, STEPS)
             limit = limit or peak * options.share // 100
             survives = peak < limit
             rate = batch * STEPS / (took_s - begin_s)
