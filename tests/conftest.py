@@ -134,7 +134,8 @@ def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvml: dict[
 def accuracy_is_counted_again(private_folders: Path, request: pytest.FixtureRequest) -> Iterator[None]:
     """Whatever run a test has trained to its end told the accuracy that its saved model has (`kit/asked_again.py`)."""
     yield
-    for state in {private_folders / "state", Path(os.environ["MEMSUP_STATE_DIR"])}:
+    own = private_folders / "state"
+    for state in {own, Path(os.environ.get("MEMSUP_STATE_DIR", own))}:
         if state.is_dir() and any(state.glob("*/checkpoints/step-*")):
             from kit.asked_again import remember
 
