@@ -64,7 +64,8 @@ def predict(
     """Ask the model that a run has made, with the tokenizer, the length and the labels of its training.
 
     Each TEXT gets its label with its score; a run that was trained on two texts a row takes two. `-` reads a text a line from
-    stdin. A FILE gives its rows with a label and a score each, as JSON lines, or in --output.
+    stdin. A FILE gives its rows with a label and a score each, as JSON lines, or in --output. A language model is asked a
+    question with each TEXT, or line, and its answer is printed.
     Exit code: 0 done, 1 the model could not be asked, 2 bad input, 3 the run is not finished, 4 unknown run.
     """
     paths = paths_of(run_name)
