@@ -23,8 +23,18 @@ _OF_A_LOGIN = re.compile(
     r"INVOCATION_ID|JOURNAL_STREAM|NOTIFY_SOCKET|WATCHDOG_.*|MANAGERPID|SYSTEMD_.*|LISTEN_.*|MAINPID|SUDO_.*|PYTEST.*|"
     r"_?MEMSUP.*|PYTHONUNBUFFERED"
 )
-_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|SIGNATURE|DSN|WEBHOOK|PRIVATE", re.IGNORECASE)
-_SECRET_VALUE = re.compile(r"://[^/\s]*:[^/\s]*@|^(?:hf|sk|ghp|gho|glpat|xox.)[_-]")
+_SECRET = re.compile(
+    r"KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL|AUTH|BEARER|COOKIE|SIGNATURE|DSN|WEBHOOK|PRIVATE|CONN(?:ECTION)?_?STR|"
+    r"(?:^|_)(?:PAT|PW|SAS|JWT)(?:_|$)",
+    re.IGNORECASE,
+)
+_SECRET_VALUE = re.compile(
+    r"://[^/\s]*:[^/\s]*@|://[^/\s:@]{16,}@|-----BEGIN|^(?:hf|sk|gh[a-z]|glpat|xox.)[_-]|"
+    r"(?<![A-Za-z0-9])(?:hf_|sk[-_]|gh[a-z]_|github_pat_|glpat-|xox[a-z]-|npm_|pypi-|AKIA|AIza|eyJ)(?=[A-Za-z_-]*[0-9])[\w-]{16,}|"
+    r"(?:^|[?&;,\s-])[\w-]{0,40}(?i:key|token(?!s)|secret|passw|pwd|signature|credential)[\w-]{0,20}=|"
+    r"(?:^|[?&])sig=|--[\w-]{0,40}(?:key|token(?!s)|secret|passw)[\w-]{0,20}\s"
+)
+"""An address with a password, a key of a kind that is known, and what is called one within a value: `AccountKey=…`."""
 _WHERE_PROGRAMS_ARE = (
     "PATH",
     "VIRTUAL_ENV",
@@ -61,7 +71,7 @@ def to_keep(environment: Mapping[str, str], before: CommandEnvironment | None = 
     for name, value in sorted(environment.items(), key=lambda item: len(item[1])):
         if _OF_A_LOGIN.fullmatch(name) or not _is_text(name + value):
             continue
-        if _SECRET.search(name) or _SECRET_VALUE.search(value):
+        if _SECRET.search(name) or _SECRET_VALUE.search(value[:MOST_VALUE_BYTES]):
             secrets.add(name[:100])
             continue
         size = len(name.encode()) + len(value.encode())

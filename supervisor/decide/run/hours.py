@@ -57,8 +57,16 @@ def check(hours: Hours) -> None:
     """Raises `SettingsError` where a run with these hours would never rest, or never do anything else."""
     if hours.end == "off" and hours.begin != "off":
         raise SettingsError(f"hours.begin = {hours.begin} needs hours.end as well, such as 07:00: by then it is paused.")
-    if hours.end != "off" and hours.begin == hours.end:
+    if hours.end != "off" and _minute_of_day(hours.begin) == _minute_of_day(hours.end):
         raise SettingsError(f"The hours begin and end at {hours.end}: choose another time for one of them, or off for both.")
+
+
+def _minute_of_day(time: str) -> int | None:
+    """Which minute of the day a time is: `7:00` and `07:00` are one, `24:00` and `0:00` as well. Returns None for `off`."""
+    if time == "off":
+        return None
+    hour, minute = time.split(":")
+    return int(hour) % 24 * 60 + int(minute)
 
 
 def needed_lead_s(save_s: float | None, step_s: float | None) -> float:

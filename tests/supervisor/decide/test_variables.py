@@ -56,6 +56,34 @@ def test_it_is_remembered_from_one_start_to_the_next_what_the_first_had() -> Non
     assert joined(None, {"A": "1"}) == {"A": "1"}
 
 
+def test_a_secret_is_known_by_its_name_or_by_what_it_looks_like() -> None:
+    secrets = {
+        "MYSQL_PWD": "mine",
+        "GITHUB_PAT": "mine",
+        "AZURE_STORAGE_CONNECTION_STRING": "mine",
+        "STORE": "DefaultEndpointsProtocol=https;AccountName=me;AccountKey=mine==",
+        "INDEX": "https://abcdef0123456789@pypi.example/simple",
+        "BLOB": "https://me.blob.example/c?sv=2024&sig=mine",
+        "HOOK": "https://hooks.example/?api_key=mine",
+        "DB": "host=db password=mine",
+        "EXTRA": "--epochs 3 --hub-token mine",
+        "HEADER": "Bearer hf_abcdefgh0123456789",
+        "JSON_OF": '{"id": "ghp_abcdefgh0123456789"}',
+        "PEM": "-----BEGIN PRIVATE",
+    }
+    plain = {
+        "EXTRA_ARGS": "--max-tokens=512 --seed 3",
+        "REPO": "ssh://git@example.org/me/it",
+        "DATA": "/data/disk-1/sk-learn",
+        "OLD_MODELS": "/models/hf_cache",
+        "NUMBERS": "a=1,b=2",
+        "LOG": "-" * 4000,
+    }
+    kept = to_keep(secrets | plain)
+    assert kept.secrets == sorted(secrets)
+    assert kept.values == plain
+
+
 @given(st.dictionaries(st.text(max_size=20), st.text(max_size=3000), max_size=20))
 def test_it_has_a_bound_and_keeps_no_value_of_what_looks_like_a_secret(environment: dict[str, str]) -> None:
     kept = to_keep(environment | {"MY_PASSWORD": "mine", "my_api_key": "mine", "URL": "ftp://a:mine@b"})

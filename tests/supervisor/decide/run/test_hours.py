@@ -298,6 +298,10 @@ def test_hours_that_make_no_sense_are_refused() -> None:
     for hours, why in ((Hours(begin="23:00"), "needs hours.end"), (Hours(begin="7:00", end="7:00"), "begin and end at 7:00")):
         with pytest.raises(SettingsError, match=why):
             check(hours)
+    for begin, end in (("7:00", "07:00"), ("24:00", "0:00")):
+        with pytest.raises(SettingsError, match=f"begin and end at {end}"):
+            check(Hours(begin=begin, end=end))
+    check(Hours(begin="23:00", end="24:00"))
     check(Hours())
     check(Hours(end="07:00"))
     assert waived(clock(DAY), 60.0) == DAY
