@@ -8,6 +8,7 @@ are `gpu/`'s.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,13 +133,17 @@ class _CpuUse:
 
 
 def _find(root: Path) -> Iterable[_Sensor]:
+    """The sensors, each by a name of its own: of two sockets, or two disks, the second is `k10temp Tctl (2)`."""
+    named: Counter[str] = Counter()
     for chip_folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
         chip = text_of(chip_folder / "name") or chip_folder.name
         for file in sorted(chip_folder.glob("temp*_input")):
             stem = file.name.removesuffix("_input")
             label = text_of(chip_folder / f"{stem}_label") or stem
+            name = f"{chip} {label}"
+            named[name] += 1
             yield _Sensor(
-                name=f"{chip} {label}",
+                name=name if named[name] == 1 else f"{name} ({named[name]})",
                 file=KernelFile(file, size_bytes=64),
                 high_c=_sensible(number_of(chip_folder / f"{stem}_max"), _LEAST_LIMIT_C),
                 critical_c=_sensible(number_of(chip_folder / f"{stem}_crit"), _LEAST_LIMIT_C),

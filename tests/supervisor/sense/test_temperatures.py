@@ -50,6 +50,15 @@ def test_every_sensor_is_read_with_its_own_limits(tmp_path: Path) -> None:
     )
 
 
+def test_sensors_of_the_same_kind_are_told_apart(tmp_path: Path) -> None:
+    """Two sockets, each with its own track of how warm it gets; Prometheus takes no name twice."""
+    write(tmp_path, chip(0, "k10temp", temp1_label="Tctl", temp1_input="95000", temp1_crit="100000"))
+    write(tmp_path, chip(1, "k10temp", temp1_label="Tctl", temp1_input="60000", temp1_crit="100000"))
+    first, second = TemperatureSensors(tmp_path).read(5.0)
+    assert [(one.name, one.celsius) for one in (first, second)] == [("k10temp Tctl", 95), ("k10temp Tctl (2)", 60)]
+    assert cpu_limits(second, None) == cpu_limits(first, None) is not None
+
+
 def test_a_machine_without_sensors_is_a_normal_machine(tmp_path: Path) -> None:
     assert TemperatureSensors(tmp_path).read(0) == ()
 
