@@ -32,7 +32,7 @@ class Refusal(enum.Enum):
     CHANGES_ITSELF = "the model changes its own buffers in each forward pass"
     AUXILIARY_LOSS = "its loss has a part that belongs to the whole batch, as for the experts of a mixture"
     DATA_PARALLEL = "DataParallel shares batches out to several devices; torchrun would do it so that they can be cut"
-    SEVERAL_RANKS = "several processes compute one step together"
+    SEVERAL_RANKS = "it is set up for several processes that compute one step together, as torchrun does even for one"
     DRAWN_COMPLETIONS = "it learns from completions that it draws for the whole batch"
     STEPS_IN_BACKWARD = "its optimizer steps during the backward pass, so a step cannot be done again"
     NOT_A_SCALAR = "its loss is not one number in a tensor"

@@ -70,7 +70,7 @@ def already(paths: RunPaths, asked: Asked) -> int:
         json_data({"schema": 1, "run": paths.name, "already_running": True, "taken": documents(taken), "text": text})
     elif status is not None:
         is_queued = status.state is RunState.WAITING
-        data(f"Run {paths.name!r} {'is queued' if is_queued else 'already runs'}: {one_line(status)}.")
+        data(f"Run {paths.name!r} {'is queued' if is_queued else 'is up already'}: {one_line(status)}.")
         _tell_taken(taken, text, asked)
         paused = status.wanted is Wanted.PAUSED or rest_by_hours(status) is not None
         message(f"Look at it: {typed('status', paths.name)}" + (f"   Go on: {typed('resume', paths.name)}" if paused else ""))

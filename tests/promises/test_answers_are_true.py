@@ -125,7 +125,7 @@ def test_a_program_that_ends_as_it_was_told_goes_on_and_one_that_ends_by_itself_
         assert (refused.returncode, refused.stdout) == (2, ""), refused
         assert named in refused.stderr
         assert "memsup stop" in refused.stderr
-    assert "already runs" in memsup("start", *program, cwd=tmp_path).stdout
+    assert "is up already" in memsup("start", *program, cwd=tmp_path).stdout
 
     (tmp_path / "finish").touch()
     until(lambda seen: seen["state"] == "finished")

@@ -109,7 +109,7 @@ def test_a_worker_that_stands_still_is_dumped_killed_and_started_again(tmp_path:
     life.on_start(0.0, leftover=False)
     worker.start()
     try:
-        eventually(lambda: "stands" in paths.worker_log.read_text())
+        eventually(lambda: paths.worker_log.exists() and "stands" in paths.worker_log.read_text())
         life.on_spawned(0.0)
         life.on_report(0.0, m.Hello(pid=worker.pid or 0, run_id=record.run_id))
         now_s, hang = 0.0, None

@@ -318,7 +318,7 @@ class Planner:
             price = _price(after, coming, costs)
             if price < best * (1 - worth):
                 largest_used = max(shape.tokens for lengths in coming for shape in _shapes(lengths, after))
-                is_known, share = largest_used <= largest, f"{1 - price / now:.0%} faster".replace("%", " %")
+                is_known, share = largest_used <= largest, f"{100 * (1 - price / now):.0f} % faster"
                 cause = f"measured: {share}" if is_known else f"tried: expected to be {share}"
                 best, found = price, Change(better | {"start": largest_used}, cause, is_known)  # further would only take memory
         return found

@@ -344,12 +344,12 @@ def _beside(counts: Counts) -> dict[str, float]:
 def _data_facts(corpus: Corpus, target: Target, max_length: int, tokenizer: Any) -> dict[str, str]:
     train, evaluation, counts = corpus.train, corpus.evaluation, corpus.counts
     lengths = np.concatenate([train.lengths, evaluation.lengths])
-    cut = float(np.mean(lengths >= max_length))
+    reach = f"{100 * np.mean(lengths >= max_length):.1f} % of the texts reach"
     facts = {
         "data": f"{len(train):,} rows to train on, text in {_text_columns(corpus.columns)}, label in {corpus.columns.label!r}",
         "labels": target.about(corpus.labels, train.labels(np.arange(len(train)))),
         "evaluation": f"{len(evaluation):,} rows held out, equal texts all on one side",
-        "length": f"median {np.median(lengths):.0f} tokens; {cut:.1%} of the texts reach {max_length}, where they are cut",
+        "length": f"median {np.median(lengths):.0f} tokens; {reach} {max_length}, where they are cut",
     }
     if not corpus.is_held_out:
         facts["evaluation"] = f"{len(evaluation):,} rows of their own; the texts of {counts.shared:,} are trained on too"

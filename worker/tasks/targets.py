@@ -72,7 +72,7 @@ class OneClass:
     def about(self, names: Sequence[str], stored: Stored) -> str:
         of_label = np.bincount(stored, minlength=len(names))
         most = [(names[place], of_label[place] / len(stored)) for place in np.argsort(-of_label, kind="stable")[:8]]
-        return f"{len(names)}: " + ", ".join(f"{name} {share:.0%}" for name, share in most)
+        return f"{len(names)}: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in most)
 
 
 class ClassMetrics:
@@ -124,7 +124,7 @@ class SeveralLabels:
 
     def about(self, names: Sequence[str], stored: Stored) -> str:
         of_label = np.unpackbits(stored, axis=1, count=len(names)).mean(axis=0)
-        most = ", ".join(f"{names[place]} {of_label[place]:.0%}" for place in np.argsort(-of_label, kind="stable")[:8])
+        most = ", ".join(f"{names[place]} {100 * of_label[place]:.0f} %" for place in np.argsort(-of_label, kind="stable")[:8])
         return f"{len(names)}, several a text: {most}"
 
 

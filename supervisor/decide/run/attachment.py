@@ -64,7 +64,7 @@ NOT_CUT = {
     NotCut.CHANGES_ITSELF: "the model changes its own buffers in each forward pass",
     NotCut.AUXILIARY_LOSS: "its loss has a part that belongs to the whole batch, as for the experts of a mixture",
     NotCut.DATA_PARALLEL: "DataParallel shares batches out to several devices",
-    NotCut.SEVERAL_RANKS: "several processes compute one step together",
+    NotCut.SEVERAL_RANKS: "it is set up for several processes that compute one step together, as torchrun does even for one",
     NotCut.DRAWN_COMPLETIONS: "it learns from completions that it draws for the whole batch",
     NotCut.STEPS_IN_BACKWARD: "its optimizer steps during the backward pass",
     NotCut.NOT_A_SCALAR: "its loss is not one number in a tensor",

@@ -389,7 +389,7 @@ def test_a_second_start_says_that_it_runs_and_succeeds(tmp_path: Path) -> None:
     before = status()
     done = memsup("start", *WAIT_FOREVER, cwd=tmp_path)
     assert done.returncode == 0
-    assert "already runs" in done.stdout
+    assert "is up already" in done.stdout
     assert memsup("start", "--json", cwd=tmp_path).document["already_running"] is True
     after = status()
     assert (before["pid"], before["run_id"]) == (after["pid"], after["run_id"])
@@ -410,7 +410,7 @@ def test_many_starts_at_once_make_one_run(tmp_path: Path) -> None:
     outputs = [process.communicate(timeout=120) for process in starts]
     assert [process.returncode for process in starts] == [0, 0, 0, 0], outputs
     assert sum("Started" in out for out, _ in outputs) == 1, outputs
-    assert sum("already runs" in out for out, _ in outputs) == 3, outputs
+    assert sum("is up already" in out for out, _ in outputs) == 3, outputs
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["default"]
 
 
@@ -737,5 +737,5 @@ def test_start_tells_of_a_run_that_another_session_guards(tmp_path: Path) -> Non
         done = memsup("start", cwd=tmp_path)
     os.close(fd)
     assert done.returncode == 0
-    assert "already runs: paused" in done.stdout
+    assert "is up already: paused" in done.stdout
     assert "memsup resume" in done.stderr
