@@ -125,7 +125,7 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     text_pair: str | None = None
     """The column with a second text, such as the hypothesis to a premise. None means that each row has one text."""
     labels: Annotated[Names | None, _write("two labels or more with commas between them, such as neg,pos")] = None
-    """The labels that count: a row with another one is refused. None means that all count that are there."""
+    """The labels that count: a row with another one is left out. None means that all count that are there."""
     class_weights: Annotated[Weights | None, _write("balanced, or numbers above 0 such as neg:2,pos:1")] = None
     """How much a row counts by its class: `balanced` gives each class the same share, whatever its rows; a table has the number
     for each class, 1 for one that it does not name. None means that each row counts the same."""
