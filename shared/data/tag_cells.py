@@ -14,6 +14,9 @@ _TAG = re.compile(r"O|[BIESLUMW]-\S{1,40}")
 _ENOUGH = 0.9
 _WORDS = ("tokens", "words", "token", "word", "chars", "sentence_tokens")
 """What a column with lists of words is called."""
+_ONE = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d+)"""
+_WITHOUT_COMMAS = re.compile(rf"\[\s*{_ONE}(?:\s+{_ONE})*\s*\]", re.DOTALL)
+"""A list of words or numbers as numpy prints it, in which Python would read neighbouring words as a single one."""
 
 
 def as_list(cell: object) -> list[object] | None:
@@ -22,13 +25,20 @@ def as_list(cell: object) -> list[object] | None:
         return list(cell)
     if not isinstance(cell, str) or cell.strip()[:1] != "[" or cell.strip()[-1:] != "]":
         return None
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, _without_commas, ast.literal_eval):
         try:
             found = read(cell)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         return list(found) if isinstance(found, list | tuple) else None
     return None
+
+
+def _without_commas(cell: str) -> list[object]:
+    """The list that numpy has printed there. Raises ValueError where that is not how it is written."""
+    if _WITHOUT_COMMAS.fullmatch(cell.strip()) is None:
+        raise ValueError(cell[:20])
+    return [ast.literal_eval(one) for one in re.findall(_ONE, cell)]
 
 
 def as_words(cell: object) -> list[str] | None:

@@ -305,6 +305,12 @@ def _with_tags(values: Mapping[str, object], fields: Fields, writing: Writing, f
                 f"{at(file, line + step * place)}: the word {word[:40]!r} has no tag: write O where it is no name."
             )
     text, places = joined(words, tightly=fields.are_characters)
+    if fields.numbers and (nameless := set(tags).difference(fields.numbers)):
+        place = next(place for place, tag in enumerate(tags) if tag in nameless)
+        raise InputError(
+            f"{at(file, line + step * place)}: the tag {tags[place][:40]!r} has no name, since task.labels names the numbers "
+            f"from 0 to {len(fields.numbers) - 1}: name all of them, or correct it."
+        )
     if writing is Writing.CLASSES:
         return Sentence(text, (), tuple(places), tuple(tags), file, line)
     parts = []
@@ -414,8 +420,8 @@ def _with_spans(values: Mapping[str, object], fields: Fields, file: Path, line: 
     for one, other in pairwise(spans):
         if other.start < one.end:
             raise InputError(
-                f"{at(file, line)}: the spans {one.label} ({one.start} to {one.end}) and {other.label} ({other.start} to "
-                f"{other.end}) overlap, and a place in a text has one label here: keep one of them."
+                f"{at(file, line)}: the spans {one.label!r} ({one.start} to {one.end}) and {other.label!r} ({other.start} "
+                f"to {other.end}) overlap, and a place in a text has one label here: keep one of them."
             )
     if joins:
         whole: list[Span] = []

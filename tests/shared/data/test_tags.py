@@ -94,6 +94,7 @@ def test_schemes_and_columns_of_many_kinds_say_the_same_spans(
         {"id": "1", "words": ["in", "New", "York"], "pos_tags": ["IN", "NNP", "NNP"], "ner": ["O", "B-LOC", "I-LOC"]},
         {"sentence": "in New York", "tags": "O B-LOC I-LOC"},
         {"text": "['in', 'New', 'York']", "labels": '["O", "B-LOC", "I-LOC"]'},
+        {"tokens": "['in' 'New'\n 'York']", "ner_tags": "['O' 'B-LOC' \"I-LOC\"]"},  # as pandas writes numpy's lists
         {"text": "in New York", "entities": [{"start": 3, "end": 11, "label": "LOC"}]},
         {"text": "in New York", "entities": [{"start_offset": 3, "end_offset": 11, "entity_group": "LOC", "word": "New York"}]},
         {"text": "in New York ", "label": [[3, 12, "LOC"]]},
@@ -117,6 +118,10 @@ def test_numbers_of_class_labels_are_their_names_and_others_are_asked_for(tmp_pa
     with pytest.raises(NoTaskError, match=r"are numbers without names: .* --set task\.labels=O,B-PER"):
         read(bare)
     assert spans(read(bare, labels=["O", "B-LOC"])[1][0]) == ["LOC:Rome"]
+    (tmp_path / "pandas.csv").write_text("tokens,ner_tags\n" + "in Rome,[0 1]\n" * 2)
+    assert spans(read(tmp_path / "pandas.csv", labels=["O", "B-LOC"])[1][0]) == ["LOC:Rome"]
+    with pytest.raises(InputError, match=r"line 1: the tag '1' has no name, since task.labels names the numbers from 0 to 0"):
+        read(bare, labels=["NOUN"])
 
 
 def test_a_word_a_row_belongs_to_the_sentence_that_its_row_says(tmp_path: Path) -> None:
@@ -234,7 +239,7 @@ def test_what_would_be_trained_is_shown(tmp_path: Path) -> None:
         (
             "a.jsonl",
             [{"text": "é b c", "entities": [{"start": 0, "end": 3, "label": "X"}, {"start": 2, "end": 5, "label": "Y"}]}],
-            r"line 1: the spans X \(0 to 3\) and Y \(2 to 5\) overlap",
+            r"line 1: the spans 'X' \(0 to 3\) and 'Y' \(2 to 5\) overlap",
         ),
         (
             "a.jsonl",
