@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
 _STARTS, _ENDS = ("start", "begin", "start_offset", "start_char", "from"), ("end", "stop", "end_offset", "end_char", "to")
 _LABELS = ("label", "type", "tag", "entity", "entity_group", "entity_type", "category", "labels")
@@ -84,8 +85,8 @@ def span_parts(span: object) -> tuple[object, object, object, object] | None:
 
 def hold_spans(rows: Sequence[Mapping[str, object]], name: str) -> bool:
     """Whether a column has lists of spans, some of which have any."""
-    cells = [as_list(row.get(name)) for row in rows]
-    spans = [span_parts(span) for cell in cells for span in (cell or ())][:100]
+    cells = (as_list(row.get(name)) for row in rows)
+    spans = [span_parts(span) for span in islice((span for cell in cells for span in cell or ()), 100)]
     return bool(spans) and all(parts is not None and isinstance(parts[0], int) for parts in spans)
 
 

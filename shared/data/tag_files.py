@@ -247,6 +247,10 @@ class _Slashed(NamedTuple):
 
 def _slashed(word: str, path: Path, line: int) -> _Slashed:
     """Raises InputError."""
+    if "[" not in word and "]" not in word:  # as nearly all
+        said, _, tag = word.rpartition("/")
+        if said and tag:
+            return _Slashed(said, tag, opens=False, closes_as="")
     opens = word.startswith("[") and not word.startswith("[/")
     inner, closed, outer = word.partition("]") if word.rfind("]") > word.rfind("/") else (word, "", "")
     said, slash, tag = inner.removeprefix("[" if opens else "").rpartition("/")

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from memsup.shared.data.columns import listed, usual_text
 from memsup.shared.data.errors import InputError, NoTaskError
@@ -273,13 +273,13 @@ def read_sentences(source: Source, fields: Fields) -> Iterator[Sentence]:
     """All rows in their order; a sentence may be blank. Raises InputError at the first that cannot be used."""
     columns = [fields.text, fields.label, *([] if fields.sentence is None else [fields.sentence])]
     rows = read_rows(source, columns)
+    slashed = {each.path for each in source.files if each.kind is Kind.SLASHED}
     for file, line, values in rows if fields.sentence is None else grouped(rows, fields.sentence):
         is_columns = isinstance(values.get(fields.text), list) and (
             source.files[0].kind is Kind.TAGGED or fields.sentence is not None
         )
         if fields.writing is None:
-            is_slashed = source.files[0].kind is Kind.SLASHED
-            yield _with_spans(values, fields, file, line, joins=is_slashed and fields.only is not None)
+            yield _with_spans(values, fields, file, line, are_words=file in slashed)
         else:
             yield _with_tags(values, fields, fields.writing, file, line, step=int(is_columns))
 
@@ -400,8 +400,10 @@ def spans_of(parts: Sequence[tuple[str, str]]) -> Found:
     return Found(spans, begun_inside, left_open, has_fresh)
 
 
-def _with_spans(values: Mapping[str, object], fields: Fields, file: Path, line: int, *, joins: bool) -> Sentence:
-    """With `joins` spans that touch and have the same label are one, as the two words of a Chinese name are."""
+def _with_spans(values: Mapping[str, object], fields: Fields, file: Path, line: int, *, are_words: bool) -> Sentence:
+    """With `are_words` every word is a span. Where some labels count, those of them that touch and have the same one are one
+    span, as the two words of a Chinese name are.
+    """
     text = values.get(fields.text)
     if text is None:
         text = ""
@@ -412,6 +414,8 @@ def _with_spans(values: Mapping[str, object], fields: Fields, file: Path, line: 
     found = [] if cell in (None, "") else as_list(cell)
     if found is None:
         raise InputError(f"{at(file, line)}: column {fields.label!r} holds no list of spans: write {_EXAMPLE}")
+    if are_words and fields.only is not None:  # most are of none
+        found = [one for one in found if cast(list[str], one)[2] in fields.only]
     try:
         spans = sorted(span for span in (_span(one, text, fields.only) for one in found) if span is not None)
     except ValueError as error:
@@ -423,7 +427,7 @@ def _with_spans(values: Mapping[str, object], fields: Fields, file: Path, line: 
                 f"{at(file, line)}: the spans {one.label!r} ({one.start} to {one.end}) and {other.label!r} ({other.start} "
                 f"to {other.end}) overlap, and a place in a text has one label here: keep one of them."
             )
-    if joins:
+    if are_words and fields.only is not None:
         whole: list[Span] = []
         for span in spans:
             if whole and whole[-1].end == span.start and whole[-1].label == span.label:

@@ -140,6 +140,15 @@ def test_words_with_slashes_are_spans_and_those_that_touch_are_one_name(tmp_path
     assert everything.text == "国家主席江泽民在中央电台。"
     assert spans(everything)[:4] == ["n:国家", "n:主席", "nr:江", "nr:泽民"]
     assert spans(read(file, labels=["nr", "nt"])[1][0]) == ["nr:江泽民", "nt:中央电台"]
+    beside = written(tmp_path, "more.jsonl", [{"text": "江泽民", "spans": [[0, 1, "nr"], [1, 3, "nr"], [9, 9, "n"]]}])
+    both = locate_tagged([str(file), str(beside)])
+    with pytest.raises(
+        InputError, match=r"more\.jsonl, line 1: column 'spans' has a span from 9 to 9"
+    ):  # of no label that counts
+        list(read_sentences(both, find_fields(both, text=None, label=None, labels=["nr", "nt"])))
+    written(tmp_path, "more.jsonl", [{"text": "江泽民", "spans": [[0, 1, "nr"], [1, 3, "nr"]]}])
+    found = list(read_sentences(both, find_fields(both, text=None, label=None, labels=["nr", "nt"])))
+    assert [spans(each) for each in found[1:]] == [["nr:江泽民", "nt:中央电台"], ["nr:江", "nr:泽民"]]
     with pytest.raises(InputError, match="line 3: '好' is no word with a slash"):
         read(
             written(
