@@ -21,6 +21,7 @@ from memsup.shared.data.rows import names_columns_in_first_line, read_rows
 from memsup.shared.data.sources import Source
 
 _SAMPLE_ROWS = 100
+_SAMPLE_CHARS = 16 << 20
 MOST_TURNS = 10_000
 _MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns", "对话")
 _PROMPTS = ("prompt", "question", "query", "user", "human", "问题", "提问")
@@ -122,7 +123,13 @@ def find_fields(
     """The form of the rows: by the columns that a person named, or by their usual names and what the first rows hold. Raises
     InputError with what was seen where that tells none.
     """
-    sample = [row.values for row in islice(read_rows(source), _SAMPLE_ROWS)]
+    sample: list[dict[str, object]] = []
+    left = _SAMPLE_CHARS
+    for row in islice(read_rows(source), _SAMPLE_ROWS):
+        sample.append(row.values)
+        left -= sum(len(str(value)) for value in row.values.values())
+        if left < 0:
+            break
     if not sample:
         raise InputError(
             f"{source} has no rows{' below the names of its columns' * names_columns_in_first_line(source)}: add some."
@@ -136,16 +143,16 @@ def find_fields(
         raise InputError(f"task.{has} is set and task.{lacks} is not: name the other column with task.{lacks}.")
     if sum(name is not None for name in (messages, prompt, text)) > 1:
         raise InputError("task.messages, task.prompt and task.text are different forms of rows: leave all but one away.")
-    if messages is not None:
-        return Fields(Form.MESSAGES, messages)
     system = _by_name(names, _SYSTEMS)
+    if messages is not None:
+        return Fields(Form.MESSAGES, messages, system=system)
     if prompt is not None:
         return Fields(Form.PROMPT, prompt, completion, system=system)
     if text is not None:
         return Fields(Form.TEXT, text)
     found = _by_name(names, _MESSAGES)
     if found is not None and any(_is_list(row.get(found)) for row in sample):
-        return Fields(Form.MESSAGES, found)
+        return Fields(Form.MESSAGES, found, system=system)
     asked, answered = _by_name(names, _INSTRUCTIONS), _by_name(names, _COMPLETIONS)
     if asked is not None and answered is not None:
         return Fields(Form.INSTRUCTION, asked, answered, _by_name(names, _INPUTS), system)
@@ -167,7 +174,7 @@ def read_dialogues(source: Source, fields: Fields) -> Iterator[Dialogue]:
     for file, line, values in read_rows(source, fields.names()):
         cell = values.get(fields.asked)
         if fields.form is Form.MESSAGES:
-            turns = _turns(cell, fields.asked, file, line)
+            turns = _led(_turns(cell, fields.asked, file, line), values, fields, file, line)
         elif fields.form is Form.TEXT:
             turns = [Turn("text", as_text(cell, fields.asked, file, line))]
         elif isinstance(cell, list) or isinstance(values.get(fields.answered or ""), list):  # as TRL has a dialogue's parts
@@ -182,6 +189,7 @@ def read_dialogues(source: Source, fields: Fields) -> Iterator[Dialogue]:
                     else [Turn(role, as_text(part, column, file, line))]
                 )
             ]
+            turns = _led(turns, values, fields, file, line)
         else:
             turns = _two(values, fields, file, line)
         yield Dialogue(tuple(turns), file, line)
@@ -192,12 +200,15 @@ def _two(values: Mapping[str, object], fields: Fields, file: Path, line: int) ->
         return "" if column is None else as_text(values.get(column), column, file, line)
 
     asked = "\n\n".join(part for part in (said(fields.asked), said(fields.more)) if part.strip())
-    system = said(fields.system)
-    return [
-        *([Turn("system", system)] if system.strip() else []),
-        Turn("user", asked),
-        Turn("assistant", said(fields.answered)),
-    ]
+    return _led([Turn("user", asked), Turn("assistant", said(fields.answered))], values, fields, file, line)
+
+
+def _led(turns: list[Turn], values: Mapping[str, object], fields: Fields, file: Path, line: int) -> list[Turn]:
+    """The turns behind what the column of the system says, if it says anything and they do not begin so themselves."""
+    said = values.get(fields.system or "")
+    if not turns or turns[0].role == "system" or not isinstance(said, str) or not said.strip():
+        return turns
+    return [Turn("system", as_text(said, fields.system or "", file, line)), *turns]
 
 
 def _turns(cell: object, column: str, file: Path, line: int) -> list[Turn]:

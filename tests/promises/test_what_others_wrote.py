@@ -41,12 +41,13 @@ from memsup.checkpoint.reading import read_json
 from memsup.link import Link, Told
 from memsup.manifest import END, PROGRAMS_SEAL
 from memsup.shared import messages as m
+from memsup.shared.data.chat_check import check_dialogues
 from memsup.shared.data.check import check_data
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.tags_check import check_tags
 from memsup.shared.loading import load
 from memsup.shared.messages import Failed, FailureCause
-from memsup.shared.model.folder import check_model
+from memsup.shared.model.folder import ModelSource, ModelSummary, check_model
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RecordError, RunRecord, decode_record, encode_record
 from memsup.shared.run_file import OWED, read_record, settle
@@ -151,6 +152,22 @@ def tagged_file(name: str) -> Callable[[bytes, Path], None]:
         assert found.rows
         for doubt in verdict.doubts:
             assert "\n" not in doubt.what
+
+    return use
+
+
+def chat_file(name: str) -> Callable[[bytes, Path], None]:
+    """As dialogues to train on, under that name."""
+
+    def use(content: bytes, folder: Path) -> None:
+        (folder / name).write_bytes(content)
+        model = ModelSummary(source=ModelSource.HUB, folder=None, config=None, has_tokenizer=True)
+        try:
+            found, _ = check_dialogues(Task(kind="causal-lm", model="m", train=str(folder / name)), model, budget_s=2)
+        except InputError as refused:
+            _one_sentence(refused)
+            return
+        assert found.rows
 
     return use
 
@@ -747,6 +764,15 @@ _TAGGED = [b"-DOCSTART- -X- O", b"", b"Anna NNP B-PER", b"Berg NNP I-PER", b"saw
 _SLASHED = "国家/n 主席/n 江/nr 泽民/nr\n[a/b c/d]e 1/m\n"
 _LISTS = [{"tokens": ["in", "Rome"], "ner_tags": ["O", "B-LOC"]}, {"tokens": "in Rome", "ner_tags": "O B-LOC"}]
 _SPANS = [{"text": "in Rome", "entities": [{"start": 3, "end": 7, "label": "LOC", "text": "Rome"}, [0, 2, "X"]]}] * 2
+_SAID = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": [{"type": "text", "text": "Me."}]}]
+_DIALOGUES = [
+    {"messages": _SAID, "system": "Be kind."},
+    {"messages": json.dumps(_SAID)},
+    {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]},
+    {"prompt": _SAID[:1], "completion": _SAID[1:]},
+    {"instruction": "Add.", "input": "1 1", "output": 2, "system": "Be brief."},
+    {"text": "Once upon a time."},
+]
 PARSERS = {
     "settings": Parser(toml(), settings_file, 700),
     "run.json": Parser(json_changed([(OLD / "run.json").read_bytes()]), run_file),
@@ -774,6 +800,8 @@ PARSERS = {
     "words with slashes": Parser(bytes_changed([_SLASHED.encode()]), tagged_file("a.txt")),
     "lists of tags": Parser(lines_changed([json.dumps(row).encode() for row in _LISTS]), tagged_file("a.jsonl")),
     "spans": Parser(json_changed([json.dumps(_SPANS, indent=1).encode()]), tagged_file("a.json")),
+    "dialogues": Parser(json_changed([json.dumps([row] * 3).encode() for row in _DIALOGUES]), chat_file("a.json"), 250),
+    "lines of dialogues": Parser(lines_changed([json.dumps(row).encode() for row in _DIALOGUES[:2]]), chat_file("a.jsonl")),
     "packed": Parser(st.deferred(lambda: bytes_changed(_packed())), data_file("packed.csv")),
     "Arrow": Parser(st.deferred(lambda: bytes_changed([_arrow()])), data_file("a.arrow")),
     "a saved data set": Parser(json_changed([_SAVED]), saved_dataset),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from kit.chat import CHATML, MARKED, tiny_chat, tiny_chat_model, tiny_tokenizer, written
 from kit.one_life import one_life
 
+from memsup.shared.data.chat import find_fields
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.sources import locate
 from memsup.worker import train
@@ -190,6 +193,41 @@ def test_rows_without_anything_to_learn_are_left_out_and_cut_ones_counted(tmp_pa
     assert (long_question.is_cut, set(long_question.marks)) == (True, {NOTHING})
     assert (long_answer.is_cut, len(long_answer.tokens), long_answer.marks[-1]) == (True, 60, 0)
     assert not fits.is_cut
+
+
+def test_a_column_says_what_the_system_says_where_the_messages_do_not(tmp_path: Path) -> None:
+    """As ShareGPT's files have it."""
+    reader, tokenizer = reader_of(tmp_path)
+    prompts = [{"prompt": [TALK[1]], "completion": [TALK[2]], "system": "Be brief."}]
+    for rows in ([{"conversations": TALK[number:3], "system": "Be brief."} for number in (1, 0)], prompts):
+        rows.append({**rows[0], "system": {"a": 1}})
+        made = list(reader.read(locate(str(written(tmp_path / "rows.jsonl", rows))), trains=True))
+        texts = [tokenizer.decode(row.tokens) for row in made if isinstance(row, Sequence)]
+        begins = (
+            ["system\nBe brief.", "system\nBe kind.", "user\nHello"] if len(rows) == 3 else ["system\nBe brief.", "user\nHello"]
+        )
+        assert [text.startswith(f"<|im_start|>{begin}") for text, begin in zip(texts, begins, strict=True)] == [True] * len(
+            rows
+        )
+
+
+def test_a_dialogue_of_thousands_of_messages_is_read_as_far_as_it_is_kept(tmp_path: Path) -> None:
+    reader, _ = reader_of(tmp_path)
+    turns = [{"role": ("user", "assistant")[number % 2], "content": "hello there"} for number in range(4000)]
+    began_s = time.process_time()
+    short, long = reader.read(
+        locate(str(written(tmp_path / "rows.jsonl", [{"messages": turns[:400]}, {"messages": turns}]))), trains=True
+    )
+    assert time.process_time() - began_s < 10  # each answer in turn takes two minutes
+    assert isinstance(short, Sequence)
+    assert isinstance(long, Sequence)
+    assert (long.tokens, long.marks, long.is_cut) == (short.tokens, short.marks, True)
+
+
+def test_not_more_of_the_rows_is_held_than_it_takes_to_know_their_columns(tmp_path: Path) -> None:
+    long = json.dumps({"messages": [{"role": "user", "content": "x" * (9 << 20)}]})
+    (tmp_path / "rows.jsonl").write_text(f"{long}\n{long}\nbroken\n")
+    assert find_fields(locate(str(tmp_path / "rows.jsonl"))).asked == "messages"
 
 
 FORGETFUL = (

@@ -98,6 +98,8 @@ class DialogueReader:
             if turn.role != "assistant":
                 continue
             before = self._tokens(self._rendered(dialogue, dialogue.turns[:number], asks=True))
+            if len(before) >= self._max_length:
+                break  # the rest is cut off, and to look at each answer of thousands would take minutes
             after = self._tokens(self._rendered(dialogue, dialogue.turns[: number + 1]))
             if tokens[: len(before)] != before or tokens[: len(after)] != after:
                 raise InputError(
