@@ -121,8 +121,8 @@ class Lifecycle(Standing):
             self._waive(clock.at_unix_s if clock is not None and clock.begins is None else None)
         elif clock is not None:
             self._waive(kept_waiver(clock, self.waived_unix_s))
-        self._rest(By.HOURS)
-        self._take_turn()
+        if self._rest(By.HOURS):  # else `on_awaited` looks for room, as often
+            self._take_turn()
         return self._follow_up(now_s)
 
     def on_room(self, now_s: float, why_not: str | None) -> list[Action]:
@@ -406,11 +406,13 @@ class Lifecycle(Standing):
             self.waived_unix_s = waived_unix_s
             self._out.append(SaveWaiver(waived_unix_s))
 
-    def _rest(self, by: By) -> None:
-        """Sees whether the run is outside of its hours now."""
+    def _rest(self, by: By) -> bool:
+        """Sees whether the run is outside of its hours now. Returns whether that is new."""
         before, self.rest = self.rest, rest_of(self.clock, self.waived_unix_s, self.lead_s)
-        if (before is None) is not (self.rest is None):
+        is_new = (before is None) is not (self.rest is None)
+        if is_new:
             self._out.append(records.hours(self.rest, by))
+        return is_new
 
     def _take_turn(self) -> None:
         if self.is_its_turn and self.stage is Stage.NONE and not self.worker.leaving.for_good:

@@ -35,6 +35,7 @@ from memsup.shared.status import (
     Wanted,
     encode_status,
 )
+from memsup.supervisor.cli.board import Board, board
 from memsup.supervisor.cli.picture import one_line, picture
 from memsup.supervisor.client.contact import Presence, observe
 
@@ -294,6 +295,21 @@ def test_the_picture_says_what_a_person_asks_first() -> None:
         assert words in done.stdout
     assert "\x1b" not in done.stdout
     assert len(done.stdout.splitlines()) < 16
+
+
+@pytest.mark.parametrize("is_command", [False, True])
+def test_what_it_does_beside_training_is_said_in_every_form(is_command: bool) -> None:
+    """The state is `running` while it evaluates or saves, be it the built-in training or a program that is attached."""
+    status = full_status()
+    status.is_command = is_command
+    for phase in ("evaluating", "saving"):
+        status.progress = msgspec.structs.replace(status.progress, phase=phase)
+        seen = [line for line in picture(status, time.time()) if line[0] == "progress"]
+        assert [text.split(", ")[0] for _, text in seen] == [phase]
+        assert f", {phase}, " in one_line(status)
+        assert any(f"{phase}, loss" in line for line in board(Board(status), 80, 24, in_colour=False))
+    status.progress = msgspec.structs.replace(status.progress, phase="training")
+    assert "training" not in one_line(status), "the state says it"
 
 
 def test_a_step_is_shown_also_where_nobody_knows_how_many_there_are() -> None:

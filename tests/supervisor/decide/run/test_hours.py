@@ -83,7 +83,10 @@ def test_it_leaves_before_its_hours_end_gives_up_its_place_and_finds_it_anew() -
     assert play.life.state is RunState.WAITING
     play.do("room", "There is none.")
     assert (play.life.state, play.life.waits) == (RunState.WAITING, "for room beside other runs")
-    play.do("awaited", {}, NEXT_NIGHT)
+    play.seen.clear()
+    play.do("hours", clock(NEXT_NIGHT + 1))
+    play.do("awaited", {}, NEXT_NIGHT + 1)
+    assert play.seen.count(ClaimRoom()) == 1, "it looks at the machine once a second"
     play.do("room", None)
     assert play.seen[-1] == Spawn()
 
