@@ -50,6 +50,12 @@ class Tail:
                 continue
             yield from self._cut(piece)
 
+    def let_go(self) -> None:
+        """Keeps no file open until it is read on, which it is from where it was, if it is the same file by then."""
+        if self._fd is not None and not self._skips:
+            self._after = Place(self._inode, self._offset - len(self._rest))
+            self.close()
+
     def close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)

@@ -110,7 +110,7 @@ class Runs:
                     continue
                 seen.add(paths.name)
                 _tell(gauges, status, answers=answers)
-                for kind, times in self._count(paths, status).items():
+                for kind, times in self._count(paths, status, is_guarded=answers).items():
                     done.add_metric([paths.name, kind], times)
         for name in self._counted.keys() - seen:
             self._counted.pop(name).close()
@@ -118,13 +118,13 @@ class Runs:
         if done.samples:
             yield done
 
-    def _count(self, paths: RunPaths, status: Status) -> Counter[Intervention]:
+    def _count(self, paths: RunPaths, status: Status, *, is_guarded: bool) -> Counter[Intervention]:
         counted = self._counted.get(paths.name)
         if counted is None or counted.run_id != status.run_id:  # another run has the name now
             if counted is not None:
                 counted.close()
             counted = self._counted[paths.name] = _Counted(paths, status.run_id)
-        return counted.so_far()
+        return counted.so_far(is_guarded=is_guarded)
 
 
 class _Counted:
@@ -140,8 +140,11 @@ class _Counted:
             tail.close()
         self._tail = Tail(paths.ledger, most_line_bytes=MOST_LINE_BYTES)
 
-    def so_far(self) -> Counter[Intervention]:
+    def so_far(self, *, is_guarded: bool) -> Counter[Intervention]:
+        """Of a run that nobody guards the ledger is not kept open: there may be more of them than files that may be."""
         self._add(self._tail)
+        if not is_guarded:
+            self._tail.let_go()
         return self._counts
 
     def _add(self, tail: Tail) -> None:
