@@ -304,8 +304,8 @@ def test_what_it_does_beside_training_is_said_in_every_form(is_command: bool) ->
     status.is_command = is_command
     for phase in ("evaluating", "saving"):
         status.progress = msgspec.structs.replace(status.progress, phase=phase)
-        seen = [line for line in picture(status, time.time()) if line[0] == "progress"]
-        assert [text.split(", ")[0] for _, text in seen] == [phase]
+        seen = [line[1] for line in picture(status, time.time()) if line[0] == "progress"]
+        assert [text.split(", ")[0] for text in seen] == [phase]
         assert f", {phase}, " in one_line(status)
         assert any(f"{phase}, loss" in line for line in board(Board(status), 80, 24, in_colour=False))
     status.progress = msgspec.structs.replace(status.progress, phase="training")
