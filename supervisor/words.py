@@ -187,12 +187,12 @@ def evaluation_text(found: Evaluation) -> str:
     """What the last evaluation found, and how that is beside the best: `accuracy 79.0 % at step 400; best 81.0 % at step 320,
     1 of 3 evaluations without a better one`.
     """
-    text = f"{printable(found.metric)} {_measured(found, found.value)} at step {count(found.step)}"
+    text = f"{printable(found.metric)} {measured(found.metric, found.value)} at step {count(found.step)}"
     if not found.without_rise or found.best_step is None:
         return text
     of = "" if found.patience is None else f" of {found.patience:,}"
     since = plural(found.without_rise, "evaluation") if not of else f"{found.without_rise:,}{of} evaluations"
-    return f"{text}; best {_measured(found, found.best)} at step {count(found.best_step)}, {since} without a better one"
+    return f"{text}; best {measured(found.metric, found.best)} at step {count(found.best_step)}, {since} without a better one"
 
 
 def stopped_early_text(found: Evaluation, model_step: int | None) -> str:
@@ -201,7 +201,7 @@ def stopped_early_text(found: Evaluation, model_step: int | None) -> str:
     why = f"stopped early: {printable(found.metric)} has not {moved} for {plural(found.without_rise, 'evaluation')}"
     if found.best_step is None:
         return why
-    best = f"best {_measured(found, found.best)} at step {count(found.best_step)}"
+    best = f"best {measured(found.metric, found.best)} at step {count(found.best_step)}"
     if model_step == found.best_step:
         return f"{why}; {best}, whose weights the model has"
     return f"{why}; {best}, while the model has the weights of step {count(model_step)}, the last one"
@@ -219,8 +219,9 @@ def ending_line(status: Status) -> str | None:
     return None
 
 
-def _measured(found: Evaluation, value: float | None) -> str:
-    return "?" if value is None else share_right(value) if found.metric == "accuracy" else f"{value:.4g}"
+def measured(metric: str, value: float | None) -> str:
+    """What a metric came to: an accuracy in per cent, any other one as a number. None is a question mark."""
+    return "?" if value is None else share_right(value) if metric == "accuracy" else f"{value:.4g}"
 
 
 def rest_by_hours(status: Status) -> HoursStatus | None:

@@ -20,7 +20,7 @@ from memsup.supervisor.client.contact import Presence, observe
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.client.removal import remove, size_bytes
 from memsup.supervisor.client.runs import all_runs
-from memsup.supervisor.words import count, duration, percent, plural, reached, share_right, size
+from memsup.supervisor.words import count, duration, measured, percent, plural, reached, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -112,7 +112,7 @@ def _metric(status: Status) -> str:
     if not status.result:
         return ""
     name, value = next(iter(status.result.items()))
-    return f"{name} {share_right(value) if name == 'accuracy' else f'{value:.4g}'}"
+    return f"{name} {measured(name, value)}"
 
 
 def _document(run: Found) -> dict[str, Any]:

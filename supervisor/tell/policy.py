@@ -16,7 +16,7 @@ import msgspec
 
 from memsup.shared.commands import command
 from memsup.shared.status import OVER, RunState, Status, TroubleKind, Wanted
-from memsup.supervisor.words import count, duration, ending_line, plural, rest_by_hours, size, steps
+from memsup.supervisor.words import count, duration, ending_line, plural, rest_by_hours, result_line, size, steps
 
 PAUSED_LONG_S = 15 * 60.0
 ATTENTION_HOLDS_S = 60.0
@@ -226,9 +226,8 @@ def _progress(status: Status) -> str:
 
 
 def _result(status: Status) -> str:
-    metrics = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in (status.result or {}).items()]
-    ending = ending_line(status)
-    return _sentences(f"{', '.join(metrics)}." if metrics else "", f"{ending[0].upper()}{ending[1:]}." if ending else "")
+    result, ending = result_line(status), ending_line(status)
+    return _sentences(f"{result}." if result else "", f"{ending[0].upper()}{ending[1:]}." if ending else "")
 
 
 def _checkpoint(status: Status) -> str:

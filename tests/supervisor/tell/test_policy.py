@@ -68,10 +68,10 @@ def test_a_quiet_night_is_a_digest_and_an_end() -> None:
     """From evening to noon: good morning at eight, then finished; nothing else."""
     person = Person(begin_s=DAY + 20 * 3600)
     person.sees(status_of(), minutes=14 * 60)
-    person.sees(status_of(RunState.FINISHED, result={"accuracy": 0.93}), minutes=300)
+    person.sees(status_of(RunState.FINISHED, result={"accuracy": 0.931, "majority_accuracy": 0.5, "f1": 0.9}), minutes=300)
     assert person.kinds == [Kind.DIGEST, Kind.FINISHED]
     assert "Step 1,240 of 6,585" in person.got[0].text
-    assert "accuracy 0.93" in person.got[1].text
+    assert "accuracy 93.1 % (always the most frequent label: 50.0 %), f1 0.9." in person.got[1].text
 
 
 def test_the_end_of_a_command_is_told_in_words_although_it_has_no_metrics() -> None:
