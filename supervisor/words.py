@@ -153,6 +153,10 @@ VERIFIED = {True: "verified", False: "to be verified when it is loaded", None: "
 """What is said of a checkpoint, by whether every byte of it was compared with its manifest since it was written."""
 
 
+_OF_WORDS = {"spans", "words"}
+"""What only the result of a model that tags words counts."""
+
+
 def use_rows(status: Status) -> list[tuple[str, str]]:
     """How the model of a finished run is used, in two rows. There is none of any other run; what a command has made is its own
     affair.
@@ -160,13 +164,16 @@ def use_rows(status: Status) -> list[tuple[str, str]]:
     if status.model_path is None or status.state != "finished" or status.is_command:
         return []
     ask = command("predict", status.run)
-    if status.result is not None and status.result.get("perplexity") is not None:
+    result = status.result or {}
+    if "perplexity" in result:
         return [
             ("use it", f'{ask} "a question"'),
             ("answers", f"before and after, to compare: {command('report', status.run)}"),
             ("in Python", f'transformers.pipeline("text-generation", model={status.model_path!r})'),
         ]
     python = f'transformers.pipeline("text-classification", model={status.model_path!r})'
+    if not _OF_WORDS.isdisjoint(result):
+        python = f'transformers.pipeline("token-classification", model={status.model_path!r}, aggregation_strategy="first")'
     return [("use it", f'{ask} "a text"   or a file: {ask} FILE.csv --output labels.csv'), ("in Python", python)]
 
 

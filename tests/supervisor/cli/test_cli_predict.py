@@ -144,6 +144,9 @@ def test_a_finished_run_says_how_its_model_is_used() -> None:
     status = a_status(RunState.FINISHED, model_path="/x/model")
     assert [name for name, _ in use_rows(status)] == ["use it", "in Python"]
     assert 'memsup predict "a text"' in use_rows(status)[0][1]
+    for counted in ("spans", "words"):  # a head of another kind would be made at random
+        status.result = {"f1": 0.9, counted: 5.0}
+        assert 'pipeline("token-classification"' in use_rows(status)[1][1]
     assert use_rows(a_status()) == []
     status.is_command = True
     assert use_rows(status) == [], "what a command has made is its own affair"
