@@ -1,6 +1,6 @@
-"""What a finished run has told of its evaluation (accuracy; F1 of tags; of numbers loss and correlation), counted again from
-its saved model: each text that was held out is read from its file once more and asked alone, as somebody would who has
-nothing of memsup.
+"""What a finished run has told of its evaluation (accuracy; F1 of tags; loss of answers; of numbers loss and correlation),
+counted again from its saved model: each text that was held out is read from its file once more and asked alone, as somebody
+would who has nothing of memsup.
 
 `conftest.py` does that for every run that a test leaves behind: at once where the test's process has torch anyway, else in
 one process for all of them at the session's end, `python -m kit.asked_again FILE`. Which ones were asked and which were not,
@@ -19,6 +19,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from memsup.shared.data.chat import Form, read_dialogues
+from memsup.shared.data.chat_check import fields_of
 from memsup.shared.data.columns import find_columns
 from memsup.shared.data.examples import Example, read_examples
 from memsup.shared.data.sources import locate
@@ -83,7 +85,9 @@ def check_accuracy(state: Path) -> bool:
 def _tells_accuracy(state: Path) -> bool:
     told = _told(state)
     return (
-        told is not None and _settings(state) is not None and not {"accuracy", "f1", "exact_match", "pearson"}.isdisjoint(told)
+        told is not None
+        and _settings(state) is not None
+        and not {"accuracy", "f1", "exact_match", "pearson", "perplexity"}.isdisjoint(told)
     )
 
 
@@ -95,12 +99,14 @@ def ask_again(state: Path) -> str | None:
     told, settings = _told(state), _settings(state)
     assert told is not None
     assert settings is not None
-    if not (model / "config.json").exists():
+    if not any((model / name).exists() for name in ("config.json", "adapter_config.json")):
         return "it ended before its model was saved"
     if len(corpora) != 1:
         return "its rows are no longer known, or it has had several sets of them"
     if settings.task.kind == "token-classification":
         return _check_tags(model, corpora[0].parent, settings, told)
+    if settings.task.kind == "causal-lm":
+        return _check_answers(model, corpora[0].parent, settings, told)
     rows = _rows(corpora[0].parent, settings)
     if rows is None:
         return "its data have gone or changed"
@@ -311,6 +317,74 @@ def _check_tags(folder: Path, corpus: Path, settings: Settings, told: dict[str, 
     near = 0.02 if settings.training.amp != "off" else 1e-6
     assert abs(told["f1"] - f1) <= near, f"{folder}: F1 {told['f1']} was told, asked again {f1}"
     assert told["spans"] == len(spans[1])
+    return None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Dialogues
+
+
+def loss_of_answers(model: Any, tokenizer: Any, rows: list[list[dict[str, str]]], most_tokens: int) -> tuple[float, int]:
+    """The mean loss of what the assistant says in rows of messages, by transformers' own scores and as the template writes it,
+    and of how many tokens.
+    """
+    import torch
+
+    total, count = 0.0, 0
+    for messages in rows:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        tokens = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+        labels = torch.full_like(tokens, -100)
+        for number, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before, after = (
+                    len(tokenizer(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=asks))["input_ids"])
+                    for said, asks in ((messages[:number], True), (messages[: number + 1], False))
+                )
+                labels[0, before:after] = tokens[0, before:after]
+        tokens, labels = tokens[:, :most_tokens], labels[:, :most_tokens]
+        with torch.no_grad():
+            scores = model(tokens).logits[0, :-1].float()
+        total += float(torch.nn.functional.cross_entropy(scores, labels[0, 1:], reduction="sum"))
+        count += int((labels != -100).sum())
+    return total / count, count
+
+
+def _check_answers(folder: Path, corpus: Path, settings: Settings, told: dict[str, float]) -> str | None:
+    """As `check_accuracy`, for a run that learns answers: the mean loss of each of their tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    task, places, tokenizer = settings.task, _held_out(corpus), AutoTokenizer.from_pretrained(folder)
+    if task.train is None or not _is_there(task.train) or (task.eval and not _is_there(task.eval)):
+        return "its data have gone or changed"
+    train = locate(task.train)
+    source = (locate(task.eval, evaluates=True) if task.eval else train.evaluation) or train
+    fields = fields_of(source, task)
+    if fields.form is Form.TEXT or tokenizer.chat_template is None or "{% generation" in tokenizer.chat_template:
+        return "its rows are plain text, or what of them is learnt is marked by the template"
+    held_out = {(str(row.file), row.line): row for row in read_dialogues(source, fields)}
+    if any(place not in held_out for place in places):
+        return "its data have gone or changed"
+    if (folder / "adapter_config.json").exists():
+        import peft
+
+        if not _is_there(task.model):
+            return "the model that its adapters belong to has gone"
+        base = AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32)
+        model = peft.PeftModel.from_pretrained(base, folder).eval()
+    else:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    if sum(parameter.numel() for parameter in model.parameters()) * len(places) > _MOST_WORK:
+        return _TOO_LARGE
+    rows = [[{"role": turn.role, "content": turn.content} for turn in held_out[place].turns] for place in places]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    most = min(settings.training.max_length or 512, positions or 512, tokenizer.model_max_length)
+    loss, targets = loss_of_answers(model, tokenizer, rows, most)
+    near = 0.05 if settings.training.amp != "off" else 1e-4
+    assert (told["rows"], told["targets"]) == (len(rows), targets)
+    assert abs(told["loss"] - loss) <= near * max(1.0, loss), f"{folder}: loss {told['loss']} was told, asked again {loss}"
+    assert abs(told["perplexity"] - np.exp(loss)) <= 2 * near * max(1.0, loss) * np.exp(loss)
     return None
 
 

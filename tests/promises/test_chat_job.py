@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
+from kit.asked_again import check_accuracy, loss_of_answers
 from kit.chat import dialogues, tiny_chat_model, written
 from kit.cli_process import memsup
 
@@ -25,27 +28,6 @@ def start(folder: Path, *more: str) -> Any:
     settings = ["task.kind=causal-lm", "training.device=cpu", "training.amp=off", "training.learning_rate=0.02", *more]
     flags = [word for setting in settings for word in ("--set", setting)]
     return memsup("start", "--model", "base", "--train", "chat.jsonl", "--wait", *flags, cwd=folder, within_s=300)
-
-
-def mean_loss(model: Any, tokenizer: Any, rows: list[dict[str, Any]]) -> tuple[float, int]:
-    """The mean loss of what the assistant says, by transformers' own scores and as its template writes it."""
-    total, count = 0.0, 0
-    for row in rows:
-        text = tokenizer.apply_chat_template(row["messages"], tokenize=False)
-        tokens = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
-        labels = torch.full_like(tokens, -100)
-        for number, message in enumerate(row["messages"]):
-            if message["role"] == "assistant":
-                before, after = (
-                    len(tokenizer(tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=asks))["input_ids"])
-                    for said, asks in ((row["messages"][:number], True), (row["messages"][: number + 1], False))
-                )
-                labels[0, before:after] = tokens[0, before:after]
-        with torch.no_grad():
-            scores = model(tokens).logits[0, :-1]
-        total += float(torch.nn.functional.cross_entropy(scores, labels[0, 1:], reduction="sum"))
-        count += int((labels != -100).sum())
-    return total / count, count
 
 
 def test_a_chat_model_is_taught_with_adapters_and_merged(tmp_path: Path) -> None:
@@ -65,12 +47,14 @@ def test_a_chat_model_is_taught_with_adapters_and_merged(tmp_path: Path) -> None
     tokenizer = transformers.AutoTokenizer.from_pretrained(seen["model_path"])
     plain = transformers.AutoModelForCausalLM.from_pretrained(base).eval()
     adapted = peft.PeftModel.from_pretrained(plain, seen["model_path"]).eval()
-    loss, targets = mean_loss(adapted, tokenizer, rows[50:])
+    asked_again = [row["messages"] for row in rows[50:]]
+    loss, targets = loss_of_answers(adapted, tokenizer, asked_again, 512)
     assert told["targets"] == targets
     assert told["loss"] == pytest.approx(loss, rel=1e-5)
     assert told["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+    assert check_accuracy(state)
     with adapted.disable_adapter():
-        assert mean_loss(adapted, tokenizer, rows[50:])[0] > loss  # it has learnt something
+        assert loss_of_answers(adapted, tokenizer, asked_again, 512)[0] > loss  # it has learnt something
 
     exported = memsup("export", "--merge", "--json", str(tmp_path / "merged"))
     assert exported.document == {"schema": 1, "folder": str(tmp_path / "merged"), "merged": True, "dtype": "float32"}
@@ -93,6 +77,14 @@ def test_a_chat_model_is_taught_with_adapters_and_merged(tmp_path: Path) -> None
     answer = tokenizer.decode(greedy[0, tokens.shape[1] :], skip_special_tokens=True)
     assert said[0]["text"] == question
     assert said[0]["answer"].startswith(answer) or answer.startswith(said[0]["answer"])
+
+    # What every test is held to afterwards would see other adapters.
+    weights = state / "model" / "adapter_model.safetensors"
+    tensors = {name: torch.zeros_like(tensor) for name, tensor in safetensors.torch.load_file(weights).items()}
+    safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(AssertionError, match="was told, asked again"):
+        check_accuracy(state)
+    shutil.rmtree(state / "model")
 
 
 @pytest.mark.parametrize(
