@@ -68,7 +68,7 @@ class Fields(NamedTuple):
     """The column of messages, prompts, instructions or texts."""
     answered: str | None = None
     more: str | None = None
-    """The column of what an instruction is about."""
+    """The column of what an instruction or a question is about."""
     system: str | None = None
 
     def names(self) -> list[str]:
@@ -91,6 +91,8 @@ class Turn(NamedTuple):
     role: str
     """As chat templates name it: system, user, assistant, tool."""
     content: str
+    is_learnt: bool = True
+    """Whether it is learnt where the assistant says it; a message may say that it is not (`weight` 0, as OpenAI's files do)."""
 
 
 class Dialogue(NamedTuple):
@@ -109,7 +111,11 @@ class Dialogue(NamedTuple):
         """Why there is nothing to learn in it. None means that there is."""
         if len(self.turns) == 1 and self.turns[0].role == "text":
             return NO_TEXT if not self.turns[0].content.strip() else None
-        return None if any(turn.role == "assistant" and turn.content.strip() for turn in self.turns) else NO_ANSWER
+        return (
+            None
+            if any(turn.role == "assistant" and turn.is_learnt and turn.content.strip() for turn in self.turns)
+            else NO_ANSWER
+        )
 
 
 def find_fields(
@@ -158,7 +164,12 @@ def find_fields(
         return Fields(Form.INSTRUCTION, asked, answered, _by_name(names, _INPUTS), system)
     asked = _by_name(names, (*_PROMPTS, *_INPUTS))
     if asked is not None and answered is not None:
-        return Fields(Form.PROMPT, asked, answered, system=system)
+        more = _by_name(names, _INPUTS)
+        if more == asked or any(
+            isinstance(row.get(asked), list) or isinstance(row.get(more or ""), list | dict) for row in sample
+        ):
+            more = None
+        return Fields(Form.PROMPT, asked, answered, more, system)
     if (alone := usual_text(names)) is not None:
         return Fields(Form.TEXT, alone)
     raise InputError(
@@ -250,7 +261,12 @@ def _turn(message: object, where: str, column: str, file: Path, line: int) -> Tu
         raise InputError(f"{where} calls tools, which memsup does not train: delete the row, or write the call as its content.")
     if isinstance(content, list):
         content = _parts(content, where)
-    return Turn(known, as_text(content, column, file, line))
+    weight = message.get("weight") if known == "assistant" else None
+    if weight not in (None, 0, 1):
+        raise InputError(
+            f"{where} has a weight of {str(weight)[:40]!r}: write 1 for one that is learnt, and 0 for one that is not."
+        )
+    return Turn(known, as_text(content, column, file, line), is_learnt=weight != 0 and message.get("train") is not False)
 
 
 def _parts(parts: Sequence[object], where: str) -> str:

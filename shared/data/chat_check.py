@@ -79,7 +79,7 @@ def _seen(source: Source, fields: Fields, template: bool | None, deadline_s: flo
             chars[dialogue.chars] += 1
             tokens[_tokens(dialogue)] += 1
             turns += len(dialogue.turns)
-            answers += sum(turn.role == "assistant" for turn in dialogue.turns)
+            answers += sum(turn.role == "assistant" and turn.is_learnt for turn in dialogue.turns)
         if number % _LOOKED_AT_TOGETHER == 0 and monotonic_s() > deadline_s:
             complete = False
             break

@@ -366,6 +366,8 @@ def _check_answers(folder: Path, corpus: Path, settings: Settings, told: dict[st
     held_out = {(str(row.file), row.line): row for row in read_dialogues(source, fields)}
     if any(place not in held_out for place in places):
         return "its data have gone or changed"
+    if not all(turn.is_learnt for place in places for turn in held_out[place].turns):
+        return "some of its answers are not to be learnt"
     if (folder / "adapter_config.json").exists():
         import peft
 

@@ -164,6 +164,15 @@ def test_only_answers_are_learnt(tmp_path: Path) -> None:
             assert learnt(reader, tokenizer, file) == [["Hi." + ends, "Me, 小明." + ends]]
         file = written(tmp_path / "prompts.jsonl", [{"question": "Who?", "answer": "Me."}])
         assert learnt(reader, tokenizer, file) == [["Me." + ends]]
+        for unlearnt in ({"weight": 0}, {"train": False}):
+            turns = [*TALK[:2], {**TALK[2], **unlearnt}, TALK[3], {**TALK[4], "weight": 1}]
+            assert learnt(reader, tokenizer, written(tmp_path / "some.jsonl", [{"messages": turns}])) == [
+                ["Me, 小明.<|im_end|>\n"]
+            ]
+    file = written(tmp_path / "passages.jsonl", [{"question": "Who?", "context": "Ann sings.", "answer": "Ann."}] * 2)
+    (row, _) = reader.read(locate(str(file)), trains=True)
+    assert isinstance(row, Sequence)
+    assert "Who?\n\nAnn sings.<|im_end|>" in tokenizer.decode(row.tokens)
     reader, tokenizer = reader_of(tmp_path / "plain", template=None)
     rows: list[dict[str, Any]] = [{"instruction": "Add.", "input": "1 1", "output": "2"}]
     assert learnt(reader, tokenizer, written(tmp_path / "alpaca.jsonl", rows)) == [["2<|im_end|>"]]
@@ -250,6 +259,7 @@ STRICT = (
         ),
         (None, [{"messages": TALK}], "has no chat template that says how to write them"),
         (CHATML, [{"messages": [{"role": "pirate", "content": "Arr"}]}], "line 1: .* message 1 is of the role 'pirate'"),
+        (CHATML, [{"messages": [{**TALK[2], "weight": 0.5}]}], "message 1 has a weight of '0.5': write 1 for"),
         (CHATML, [{"messages": [{"content": "Arr"}]}], "message 1 does not say whose it is"),
         (CHATML, [{"messages": [{"role": "user", "content": [{"type": "image"}]}]}], "message 1 has a part that is no text"),
         (CHATML, [{"a": 1, "b": "x"}], "not clear what of .* is to be learnt; its columns are 'a', 'b'"),

@@ -89,13 +89,13 @@ class DialogueReader:
         """All tokens of a dialogue with their marks."""
         if self._template is None:
             return self._plain(dialogue, form)
-        if self._marks_answers:
+        if self._marks_answers and all(turn.is_learnt for turn in dialogue.turns):
             found = self._rendered(dialogue, dialogue.turns, marked=True)
             return found["input_ids"], [_LEARNT if is_answer else NOTHING for is_answer in found["assistant_masks"]]
         tokens = self._tokens(self._rendered(dialogue, dialogue.turns))
         marks = [NOTHING] * len(tokens)
         for number, turn in enumerate(dialogue.turns):
-            if turn.role != "assistant":
+            if turn.role != "assistant" or not turn.is_learnt:
                 continue
             before = self._tokens(self._rendered(dialogue, dialogue.turns[:number], asks=True))
             if len(before) >= self._max_length:
