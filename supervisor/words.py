@@ -164,15 +164,15 @@ def use_rows(status: Status) -> list[tuple[str, str]]:
     if status.model_path is None or status.state != "finished" or status.is_command:
         return []
     ask = command("predict", status.run)
-    result = status.result or {}
-    if "perplexity" in result:
+    metrics = dict(status.result or {})
+    if "perplexity" in metrics:
         return [
             ("use it", f'{ask} "a question"'),
             ("answers", f"before and after, to compare: {command('report', status.run)}"),
             ("in Python", f'transformers.pipeline("text-generation", model={status.model_path!r})'),
         ]
     python = f'transformers.pipeline("text-classification", model={status.model_path!r})'
-    if not _OF_WORDS.isdisjoint(result):
+    if not _OF_WORDS.isdisjoint(metrics):
         python = f'transformers.pipeline("token-classification", model={status.model_path!r}, aggregation_strategy="first")'
     return [("use it", f'{ask} "a text"   or a file: {ask} FILE.csv --output labels.csv'), ("in Python", python)]
 
