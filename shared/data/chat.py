@@ -8,7 +8,6 @@ plain text, all of which is learnt. How turns become tokens is the worker's busi
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -19,6 +18,7 @@ from memsup.shared.data.errors import InputError
 from memsup.shared.data.examples import as_text, at
 from memsup.shared.data.rows import names_columns_in_first_line, read_rows
 from memsup.shared.data.sources import Source
+from memsup.shared.data.tag_cells import as_list
 
 _SAMPLE_ROWS = 100
 _SAMPLE_CHARS = 16 << 20
@@ -228,10 +228,12 @@ def _turns(cell: object, column: str, file: Path, line: int) -> list[Turn]:
     if isinstance(cell, str):
         if not cell.strip():
             return []
-        try:
-            cell = json.loads(cell)
-        except (ValueError, RecursionError):
-            raise InputError(f"{where} holds text and no list of messages: name a column of texts with task.text.") from None
+        said, cell = cell, as_list(cell)
+        if cell is None:
+            raise InputError(
+                f"{where} holds text and no list of messages ({said[:40]!r}): write {_EXAMPLE}, or name a column of texts with "
+                "task.text."
+            )
     if cell is None:
         return []
     if not isinstance(cell, list):

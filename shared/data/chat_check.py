@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from memsup.shared.clock import monotonic_s
 from memsup.shared.data.chat import Dialogue, Fields, Form, find_fields, read_dialogues
 from memsup.shared.data.errors import InputError
+from memsup.shared.data.layout import is_text
 from memsup.shared.data.rows import notes_on
 from memsup.shared.data.seen import SeenRows, estimate_tokens, quantile
-from memsup.shared.data.sources import Source, locate
+from memsup.shared.data.sources import Source, locate, paths_of
 from memsup.shared.model.chat_template import has_chat_template
 from memsup.shared.model.folder import ModelSource, ModelSummary
 
@@ -36,8 +37,8 @@ def check_dialogues(task: Task, model: ModelSummary, *, budget_s: float) -> tupl
         raise InputError(
             f"{model.folder} has no tokenizer, and a model that goes on with texts needs one: copy a tokenizer.json there."
         )
-    located = locate(task.train)
-    evaluated = located.evaluation if task.eval is None else locate(task.eval, evaluates=True)
+    located = locate_dialogues(task.train)
+    evaluated = located.evaluation if task.eval is None else locate_dialogues(task.eval, evaluates=True)
     fields = fields_of(located, task)
     template = None if model.folder is None else has_chat_template(model.folder)
     refuse_without_template(located, fields, task.model or "", template)
@@ -48,6 +49,20 @@ def check_dialogues(task: Task, model: ModelSummary, *, budget_s: float) -> tupl
             raise InputError(f"{located} has too few rows to hold some out for evaluation: add rows, or set task.eval.")
         return train, None
     return train, _seen(evaluated, fields, template, deadline_s + 0.3 * budget_s)
+
+
+def locate_dialogues(value: str | list[str], *, evaluates: bool = False) -> Source:
+    """As `sources.locate`, for rows of dialogues or texts. Raises InputError."""
+    try:
+        return locate(value, evaluates=evaluates)
+    except InputError:
+        paths = [path for each in ([value] if isinstance(value, str) else value) for path in paths_of(each)]
+        if (plain := next((path for path in paths if is_text(path.name) and path.is_file()), None)) is None:
+            raise
+        raise InputError(
+            f"{plain} is plain text, of which it cannot be told where a row ends: write the texts as JSON lines, "
+            f'{{"text": "…"}} on each, to {plain.with_suffix(".jsonl").name}.'
+        ) from None
 
 
 def fields_of(source: Source, task: Task) -> Fields:

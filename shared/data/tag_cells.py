@@ -1,4 +1,4 @@
-"""What stands in the cells of sentences with tags: lists of words, and spans. Pure."""
+"""What stands in cells that hold several things: lists, written in whichever way, of words or of messages, and spans. Pure."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from kit.chat import CHATML, MARKED, tiny_chat, tiny_chat_model, tiny_tokenizer,
 from kit.one_life import one_life
 
 from memsup.shared.data.chat import find_fields
+from memsup.shared.data.chat_check import locate_dialogues
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.sources import locate
 from memsup.worker import train
@@ -237,6 +239,22 @@ def test_not_more_of_the_rows_is_held_than_it_takes_to_know_their_columns(tmp_pa
     long = json.dumps({"messages": [{"role": "user", "content": "x" * (9 << 20)}]})
     (tmp_path / "rows.jsonl").write_text(f"{long}\n{long}\nbroken\n")
     assert find_fields(locate(str(tmp_path / "rows.jsonl"))).asked == "messages"
+
+
+def test_messages_may_be_written_as_pandas_writes_them(tmp_path: Path) -> None:
+    reader, tokenizer = reader_of(tmp_path)
+    with (tmp_path / "rows.csv").open("w") as file:
+        csv.writer(file).writerows([["id", "messages"], [1, str(TALK)]])
+    assert learnt(reader, tokenizer, tmp_path / "rows.csv") == [["Hi.<|im_end|>\n", "Me, 小明.<|im_end|>\n"]]
+
+
+def test_plain_text_is_refused_with_what_makes_rows_of_it(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("Once upon a time.\nThere was a bike.\n")
+    for value in (str(tmp_path / "train.txt"), str(tmp_path / "*.txt")):
+        with pytest.raises(InputError, match=r'train\.txt is plain text.*JSON lines, {"text": "…"} on each, to train\.jsonl'):
+            locate_dialogues(value)
+    with pytest.raises(InputError, match=r"There is no .*none\.txt"):
+        locate_dialogues(str(tmp_path / "none.txt"))
 
 
 FORGETFUL = (

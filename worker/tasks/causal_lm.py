@@ -18,6 +18,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from memsup.shared.data.chat_check import locate_dialogues
 from memsup.shared.data.errors import InputError
 from memsup.shared.model.adapters import trains_adapters
 from memsup.shared.model.folder import ModelSource, check_model
@@ -89,6 +90,7 @@ class CausalLM:
             boundary,
             padding_token=int(tokenizer.pad_token_id),
             labels_are_tokens=True,
+            find=locate_dialogues,
         )
         boundary()
         model, new = load_model(transformers.AutoModelForCausalLM, origin, kind, config, tokenizer, training.seed)
