@@ -135,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. With `arguments` it returns the exit code; without, as the program `memsup`, it ends the process with it,
     unless threads are still at work. Data is on stdout by then, messages are on stderr.
     """
-    gc.set_threshold(_ALLOCATIONS)
+    if arguments is None:  # else the process is somebody else's, whose garbage may hold files
+        gc.set_threshold(_ALLOCATIONS)
     streams.take_over()
     guard()
     os.umask(os.umask(0o077) & 0o077)  # what memsup makes, and whom it starts, is never closed to its own user

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from kit.cli_process import MEMSUP, a_run, end_supervisors, eventually, memsup
 from kit.run_state import until
 
 from memsup.shared.paths import run_paths
-from memsup.supervisor.cli import LEAST_DESCRIPTORS
+from memsup.supervisor.cli import LEAST_DESCRIPTORS, main
 from memsup.supervisor.client.contact import is_held
 from memsup.supervisor.daemon.sockets import LEAST_PEERS, RESERVED_DESCRIPTORS
 
@@ -205,3 +206,10 @@ def test_what_is_on_standard_input_is_not_lost_without_a_word(tmp_path: Path) ->
     assert "! What is on standard input does not reach the command" in told.stderr
     silent = shell("m start --run a --dry-run -- sh - < /dev/null", cwd=tmp_path)
     assert silent.returncode == 0, silent.stderr
+
+
+def test_who_calls_it_from_python_keeps_what_is_his() -> None:
+    """How often that process looks for garbage: what holds files open in it would else be there for long."""
+    before = gc.get_threshold()
+    assert main(["--version"]) == 0
+    assert gc.get_threshold() == before
