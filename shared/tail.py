@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -58,7 +59,7 @@ class Tail:
 
     def close(self) -> None:
         if self._fd is not None:
-            os.close(self._fd)
+            self._closes()
         self._fd, self._rest, self._skips = None, b"", False
 
     def _open(self) -> bool:
@@ -66,6 +67,7 @@ class Tail:
             self._fd, size_bytes = open_regular(self._file, follow_links=False)
         except OSError:
             return False
+        self._closes = weakref.finalize(self, os.close, self._fd)
         self._inode, self._offset = os.fstat(self._fd).st_ino, 0
         after, self._after = self._after, None
         if after is not None and after.inode == self._inode and after.offset <= size_bytes:

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import os
 import struct
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -94,6 +95,7 @@ class Audit:
         self.digest = BEFORE_FIRST
         self._complained = False
         self._fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        weakref.finalize(self, os.close, self._fd)
 
     def last_step(self) -> int:
         """How far the run had come when the file was last written, as far as the file knows."""

@@ -35,6 +35,8 @@ def test_each_line_is_read_once_also_where_the_file_is_let_go_between(tmp_path: 
     tail.let_go()
     file.write_bytes(b"5\n")
     assert read(tail) == [b"5"], "a shorter one is another"
+    del tail
+    assert str(file) not in [os.readlink(f"/proc/self/fd/{fd}") for fd in open_fds()], "nobody has it any more"
 
 
 def test_what_is_too_long_is_passed_over_whether_or_not_it_is_let_go_in_its_middle(tmp_path: Path) -> None:

@@ -160,6 +160,7 @@ def test_garbage_is_no_history(tmp_path_factory: pytest.TempPathFactory, garbage
     box = BlackBox(path, BOOT)
     box.flush(1.0, 2.0)
     assert [frame.at for frame in read_blackbox(path).frames] == [2.0]
+    box.close_cleanly(2.0, 3.0, "the test is over")
 
 
 def test_a_block_torn_by_a_power_cut_is_left_out(tmp_path: Path) -> None:
