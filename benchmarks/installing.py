@@ -4,7 +4,8 @@
     python benchmarks/installing.py venv|pipx|uv [--tool PROGRAM] [--folder FOLDER]
 
 The second installs for real as the README says, into a folder that is removed afterwards, and runs `memsup --version` of it.
-Which build of torch comes is for the configuration of pip and uv on this machine to say; the output names it.
+Which build of torch comes is for the configuration of pip and uv on this machine to say, such as PIP_CONSTRAINT=FILE, with
+`torch==2.13.0+cpu`; the sizes of `nvidia` and `triton` tell it.
 """
 
 from __future__ import annotations
