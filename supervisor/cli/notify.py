@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 
 import click
 
 from memsup.shared.commands import command
+from memsup.shared.descriptors import wait_ready
 from memsup.shared.paths import run_paths
 from memsup.supervisor.cli.options import json_option, run_option
 from memsup.supervisor.cli.screen import data, json_data, message
@@ -50,7 +50,7 @@ def notify(run_name: str, as_json: bool, test: bool, trust: bool, flags: tuple[s
     messenger.ping()
     came, deadline_s = messenger.answers(), time.monotonic() + ARRIVES_WITHIN_S
     while len(came) < expected and (left_s := deadline_s - time.monotonic()) > 0 and messenger.fd is not None:
-        select.select([messenger.fd], [], [], min(1.0, left_s))
+        wait_ready([messenger.fd], min(1.0, left_s))
         came += messenger.answers()
     messenger.close()
     reached = len(came) == expected and all(sent.ok for sent in came)

@@ -11,13 +11,13 @@ import errno
 import fcntl
 import io
 import os
-import select
 import stat
 import struct
 import sys
 import termios
 from typing import TYPE_CHECKING, TextIO
 
+from memsup.shared.descriptors import wait_ready
 from memsup.supervisor.cli.screen import message, unguarded
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class _Stream(io.FileIO):
                 break
             if written is not None:
                 return written
-            select.select([], [self], [])  # whoever called us made the pipe non-blocking, and it is full
+            wait_ready([], None, writes=[self])  # whoever called us made the pipe non-blocking, and it is full
         return len(memoryview(content).cast("B"))
 
 

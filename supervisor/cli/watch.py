@@ -10,7 +10,6 @@ import contextlib
 import os
 import queue
 import re
-import select
 import signal
 import sys
 import termios
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from memsup.shared.commands import command
+from memsup.shared.descriptors import wait_ready
 from memsup.shared.messages import RequestKind
 from memsup.shared.paths import PathError, RunPaths, run_paths
 from memsup.shared.record import RecordError
@@ -221,7 +221,7 @@ def _keys() -> Iterator[Callable[[float, int], list[str]]]:
     signal.set_wakeup_fd(resized_w, warn_on_full_buffer=False)
 
     def wait(seconds: float, woken: int) -> list[str]:
-        readable, _, _ = select.select([woken, resized_r, *([] if fd is None else [fd])], [], [], seconds)
+        readable = wait_ready([woken, resized_r, *([] if fd is None else [fd])], seconds)
         for descriptor in (woken, resized_r):
             if descriptor in readable:
                 os.read(descriptor, 4096)

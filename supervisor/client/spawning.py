@@ -10,7 +10,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import select
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import NoReturn
 
 import msgspec
 
+from memsup.shared.descriptors import wait_ready
 from memsup.shared.files import open_regular
 from memsup.shared.loading import variable_of
 from memsup.shared.paths import PathError, RunPaths, check_private, open_private, prepare
@@ -208,7 +208,7 @@ def _first_line(fd: int, deadline_s: float) -> bytes | None:
     """What comes before the line or the writer ends. Returns None when neither happens in time."""
     text = b""
     while not text.endswith(b"\n"):
-        if not select.select([fd], [], [], max(0.0, deadline_s - time.monotonic()))[0]:
+        if not wait_ready([fd], deadline_s - time.monotonic()):
             return None
         more = os.read(fd, 64 * 1024)
         if not more:

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from memsup import zmtp
 from memsup.shared.clock import monotonic_s
+from memsup.shared.descriptors import wait_ready
 from memsup.shared.messages import MAX_FRAME_BYTES
 from memsup.supervisor.decide.allowance import Allowance
 
@@ -153,7 +154,7 @@ class Door:
         self._stop_listening()
         give_up_s = monotonic_s() + within_s
         while (slow := [peer for peer in self._peers.values() if peer.unsent]) and (left_s := give_up_s - monotonic_s()) > 0:
-            select.select([], [peer.connection for peer in slow], [], left_s)
+            wait_ready([], left_s, writes=[peer.connection for peer in slow])
             for peer in slow:
                 self._flush(peer)
         for peer in list(self._peers.values()):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memsup.shared.clock import monotonic_s
+from memsup.shared.descriptors import wait_ready
 from memsup.supervisor.fence.base import Fence, FenceError, Kind
 from memsup.supervisor.fence.cgroup1 import Cgroup1Fence
 from memsup.supervisor.fence.cgroup2 import DelegatedFence
@@ -83,7 +83,7 @@ def rehearse(fence: Fence) -> float:
     problem = _problem(fence, child, _line(answers))
     kill = TreeKill(fence, child, now_s=monotonic_s(), give_up_s=_PATIENCE_S)
     while kill.step(monotonic_s()) is KillState.KILLING:
-        _readable(child.pidfd if child.exit_code() is None else None, 0.005)
+        wait_ready([child.pidfd] if child.exit_code() is None else [], 0.005)
     os.close(answers)
     os.close(keep_open)
     child.close()
@@ -110,27 +110,17 @@ def _problem(fence: Fence, child: Child, answer: str) -> str | None:
     while not fence.frozen():
         if monotonic_s() > deadline_s:
             return "a process inside could not be frozen"
-        _readable(None, 0.002)
+        wait_ready([], 0.002)
     return None
 
 
 def _line(descriptor: int) -> str:
     """The last line that comes before the writer waits for its input or is gone. Empty when none comes in time."""
     text, deadline_s = b"", monotonic_s() + _PATIENCE_S
-    while not text.endswith(b"\n") and _readable(descriptor, deadline_s - monotonic_s()):
+    while not text.endswith(b"\n") and wait_ready([descriptor], deadline_s - monotonic_s()):
         more = os.read(descriptor, 4096)
         if not more:
             break
         text += more
     lines = text.decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else ""
-
-
-def _readable(descriptor: int | None, within_s: float) -> bool:
-    """Waits until there is something to read, of a process its end; for all of the time where there is no descriptor. Whoever
-    calls us may have more files open than `select` knows numbers for.
-    """
-    poll = select.poll()
-    if descriptor is not None:
-        poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(max(0.0, within_s) * 1000))

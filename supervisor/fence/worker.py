@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import select
 import signal
 import sys
 import time
 from collections.abc import Mapping
 
+from memsup.shared.descriptors import wait_ready
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.supervisor.decide.run.last_words import LastWords
@@ -174,7 +174,7 @@ class WorkerProcess:
         """Waits until all that workers have printed is in their log; False when it is not in time."""
         until_s = time.monotonic() + within_s
         while self._pumps and (left_s := until_s - time.monotonic()) > 0:
-            select.select([pump.pidfd for pump in self._pumps], [], [], left_s)
+            wait_ready([pump.pidfd for pump in self._pumps], left_s)
             self._pumps = [pump for pump in self._pumps if not pump.step(time.monotonic())]
         return not self._pumps
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from memsup.shared.clock import monotonic_s, unix_s
+from memsup.shared.descriptors import wait_ready
 from memsup.shared.files import UnreadableError, read_document
 from memsup.shared.settings import Notify
 from memsup.shared.status import Status
@@ -67,7 +67,7 @@ class Notices:
         yield from self.step(now_s, status)
         until_s = now_s + FAREWELL_S
         while self._messenger.on_its_way and self._messenger.fd is not None and (left_s := until_s - monotonic_s()) > 0:
-            select.select([self._messenger.fd], [], [], min(1.0, left_s))
+            wait_ready([self._messenger.fd], min(1.0, left_s))
             yield from self._answers()
         self._messenger.close()
 

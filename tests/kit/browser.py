@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import select
 import shutil
 import subprocess
 import time
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from memsup.shared.descriptors import wait_ready
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WHY_NOT = "not run: no Chromium here (Debian: apt-get install chromium)"
@@ -129,7 +130,7 @@ class Browser:
     def _message(self) -> dict[str, Any]:
         until_s = time.monotonic() + ANSWERS_WITHIN_S
         while b"\0" not in self._read:
-            ready, _, _ = select.select([self._from_it], [], [], max(0.0, until_s - time.monotonic()))
+            ready = wait_ready([self._from_it], until_s - time.monotonic())
             assert ready, "the browser does not answer"
             part = os.read(self._from_it, 1 << 20)
             assert part, "the browser has gone"

@@ -15,7 +15,6 @@ import gc
 import json
 import os
 import pkgutil
-import select
 import signal
 import socket
 import subprocess
@@ -26,6 +25,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from memsup.shared.descriptors import wait_ready
 
 TAKEN_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "TZ", "FAULT_CLOCK", "OMP_")
 """What begins so in the environment counts when Python or a library is loaded."""
@@ -90,11 +91,11 @@ class NurseryChild:
         self._pidfd = os.pidfd_open(pid)
 
     def poll(self) -> int | None:
-        return self.wait(0) if self.returncode is None and select.select([self._pidfd], [], [], 0)[0] else self.returncode
+        return self.wait(0) if self.returncode is None and wait_ready([self._pidfd], 0.0) else self.returncode
 
     def wait(self, timeout: float) -> int:
         if self.returncode is None:
-            if not select.select([self._pidfd], [], [], timeout)[0]:
+            if not wait_ready([self._pidfd], timeout):
                 raise TimeoutError(f"process {self.pid} still runs after {timeout} s")
             self.returncode, self.cpu_s = self._nursery.wait(self.pid)
             os.close(self._pidfd)

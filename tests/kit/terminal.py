@@ -7,13 +7,14 @@ import fcntl
 import os
 import pty
 import re
-import select
 import signal
 import struct
 import termios
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
+
+from memsup.shared.descriptors import wait_ready
 
 EVIL = "\x1b]0;PWN\x07\x1b[2J\x9b31mred\x7f\u202eevil\u2066\u2028\u200b\rgone"
 """A title, an empty screen, a colour by way of C1, DEL, text turned round, a line of its own, nothing, and a new beginning."""
@@ -100,7 +101,7 @@ class Terminal:
 
     def _read(self) -> bool:
         """Reads what has come, and waits a moment for it. False: nothing will come any more."""
-        readable, _, _ = select.select([self._fd], [], [], 0.1)
+        readable = wait_ready([self._fd], 0.1)
         if not readable:
             return self.code is None
         try:

@@ -189,7 +189,9 @@ def assert_small(seen: Any) -> None:
 
 def test_bad_input_met_late_ends_the_run_with_the_sentence(job: Path) -> None:
     """What only the worker can know, it says, and nothing is tried again and again."""
-    (job / "tiny-bert" / "config.json").write_text('{"model_type": "bert", "hidden_act": "no-such-function"}')
+    config = job / "tiny-bert" / "config.json"
+    fields = json.loads(config.read_text()) | {"initializer_range": -1.0}
+    config.write_text(json.dumps(fields))
     ok(memsup("start", cwd=job))
     failed = until(lambda seen: seen["state"] == "failed", 120)
     assert "tiny-bert cannot be loaded" in failed["failure"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import select
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from kit import fake_nvml
 from kit.fake_nvml import FakeNvml, Fault
 
+from memsup.shared.descriptors import wait_ready
 from memsup.shared.settings import Limits
 from memsup.shared.status import RunState, Status, Trouble, TroubleKind, Wanted
 from memsup.supervisor.decide.battery import HOLD_AFTER_S, RESUME_AFTER_S
@@ -56,7 +56,7 @@ def pass_second(devices: Devices, fake: FakeNvml, now_s: float, load: Load = AT_
     devices.on_tick(now_s)
     give_up_s = time.monotonic() + PATIENCE_S
     while devices.client.state is ProbeState.ASKED and time.monotonic() < give_up_s:
-        if select.select([devices.client.fileno()], [], [], 1.0)[0]:
+        if wait_ready([devices.client], 1.0):
             devices.on_readable(now_s)
     return devices.step(now_s, load, calm=True)
 

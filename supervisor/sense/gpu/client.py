@@ -24,6 +24,7 @@ import msgspec
 from msgspec.structs import replace
 
 from memsup.shared.clock import monotonic_s
+from memsup.shared.descriptors import wait_ready
 from memsup.shared.log import log
 from memsup.supervisor.decide.readings import GpuReading
 from memsup.supervisor.decide.stuck_sensor import StuckSensorWatch
@@ -204,9 +205,9 @@ class GpuClient:
         self._awake = False
         self._hang_up()
         if self._child is not None:
-            if not select.select([self._child.pidfd], [], [], within_s)[0]:
+            if not wait_ready([self._child.pidfd], within_s):
                 self._child.send(signal.SIGKILL)
-                select.select([self._child.pidfd], [], [], 0.5)
+                wait_ready([self._child.pidfd], 0.5)
             self._child.exit_code()
             self._child.close()
             self._child = None
@@ -375,7 +376,7 @@ def facts(deadline_s: float) -> tuple[tuple[GpuReading, ...], str | None]:
         client.wake()
         while (now_s := monotonic_s()) < began_s + deadline_s:
             client.on_tick(now_s)
-            if select.select([client.fileno()], [], [], began_s + deadline_s - now_s)[0]:
+            if wait_ready([client], began_s + deadline_s - now_s):
                 fresh = client.on_readable(monotonic_s())
                 if fresh:
                     return tuple(fresh), None

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import select
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kit.fake_nvml import FakeNvml, Fault
+from memsup.shared.descriptors import wait_ready
 from memsup.supervisor.decide.heat import HeatControl, HeatDecision
 from memsup.supervisor.sense.gpu.client import GpuClient, ProbeState
 from memsup.supervisor.sense.gpu.devices import heat_sources
@@ -66,7 +66,7 @@ def _ask(fake: FakeNvml, client: GpuClient, now_s: float) -> None:
     patience_s = 0.005 if fake[0].fault == Fault.HANG else PATIENCE_S
     give_up_s = time.monotonic() + patience_s
     while client.state in (ProbeState.ASKED, ProbeState.LEAVING) and (left_s := give_up_s - time.monotonic()) > 0:
-        if select.select([client.fileno()], [], [], left_s)[0]:
+        if wait_ready([client], left_s):
             client.on_readable(now_s)
 
 

@@ -135,6 +135,7 @@ def test_a_start_that_comes_to_nothing_leaves_the_run_as_it_was() -> None:
         paths = run_paths(run)
         paths.runtime.mkdir(parents=True, exist_ok=True, mode=0o700)
         paths.runtime.chmod(0o700)
+        eventually(lambda socket=paths.runtime / "control.sock": not socket.exists())  # who was stopped takes its sockets along
         (paths.runtime / "control.sock").mkdir()
     before = memsup("status", "--json", "--run", "old").document
     record = run_paths("old").record.read_bytes()

@@ -464,21 +464,19 @@ def test_ctrl_c_ends_the_waiting_and_not_the_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_in_the_foreground_stops_the_run(tmp_path: Path) -> None:
     """The supervisor is this very process: what systemd or a container starts is what guards."""
-    foreground = subprocess.Popen(
-        [*MEMSUP, "start", "--foreground", *WAIT_FOREVER],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    said = tmp_path / "said"
+    with said.open("w") as stderr:
+        foreground = subprocess.Popen(
+            [*MEMSUP, "start", "--foreground", *WAIT_FOREVER], cwd=tmp_path, stderr=stderr, start_new_session=True
+        )
     assert until(lambda seen: seen["state"] == "running")["pid"] == foreground.pid
+    eventually(lambda: "\nrunning" in said.read_text())  # it shows how far it is
     os.killpg(foreground.pid, signal.SIGINT)
-    _, err = foreground.communicate(timeout=60)
+    foreground.wait(60)
+    eventually(lambda: "Continue with: memsup start" in said.read_text())
+    err = said.read_text()
     assert "Traceback" not in err
     assert "In the foreground" in err
-    assert "\nrunning" in err, "and it shows how far it is"
-    assert "Continue with: memsup start" in err
     assert memsup("status").returncode == 3
 
 

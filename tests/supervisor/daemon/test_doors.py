@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import random
-import select
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 
 from memsup import zmtp
 from memsup.shared import messages as m
+from memsup.shared.descriptors import wait_ready
 from memsup.shared.endpoints import CONTROL_SOCKET, WORKER_SOCKET
 from memsup.shared.messages import RequestKind
 from memsup.shared.paths import RunPaths
@@ -69,7 +69,7 @@ def turns(door: Door, seconds: float = 0.3) -> list[list[bytes]]:
     while (now_s := time.monotonic()) < until_s:
         heard += [parts for _, parts in door.messages(now_s)]
         due_s = min(until_s, door.due_s())
-        select.select([door], [], [], max(0.0, due_s - time.monotonic()))
+        wait_ready([door], due_s - time.monotonic())
     return heard
 
 
@@ -99,7 +99,7 @@ def test_a_process_has_so_many_connections_and_others_their_place(door: Door, fi
                 [sys.executable, "-c", CROWD, file, "40"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )))  # fmt: skip
         for one in crowd:
-            while one.stdout is not None and not select.select([one.stdout], [], [], 0)[0]:
+            while one.stdout is not None and not wait_ready([one.stdout], 0.0):
                 turns(door, 0.02)
         turns(door)
         assert len(door._peers) == 24
@@ -229,7 +229,7 @@ def test_all_together_take_a_part_of_the_time(door: Door, file: str) -> None:
             until_s = time.monotonic() + 0.001
             while time.monotonic() < until_s:
                 pass
-        select.select([door], [], [], max(0.0, min(0.05, door.due_s() - time.monotonic())))
+        wait_ready([door], min(0.05, door.due_s() - time.monotonic()))
     assert [b"a real question"] in heard
     took_s = time.monotonic() - began_s
     assert len(heard) <= (WORK_S + WORK_SHARE * took_s) / 0.001 + 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kit.fenced import kill, misbehave, subreaper, wait_for
 
+from memsup.shared.descriptors import wait_ready
 from memsup.supervisor.fence.kill import KillState, TreeKill
 from memsup.supervisor.fence.rlimit import NoFence
 from memsup.supervisor.kernel import processes
@@ -41,7 +41,7 @@ def ended(child: Child) -> int:
 
 def test_the_pidfd_tells_of_the_exit_and_the_code_is_kept() -> None:
     child = spawn(["sh", "-c", "exit 3"])
-    assert select.select([child.pidfd], [], [], 30)[0] == [child.pidfd]
+    assert wait_ready([child.pidfd], 30) == {child.pidfd}
     assert ended(child) == 3
     child.send(signal.SIGKILL)
     assert child.exit_code() == 3

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import resource
-import select
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from kit import fake_nvml
 from kit.fake_nvml import UNSUPPORTED, FakeNvml, Fault
 from kit.yardstick import Sleeper
 
+from memsup.shared.descriptors import wait_ready
 from memsup.supervisor.decide.readings import GpuReading
 from memsup.supervisor.sense.gpu import client as client_module
 from memsup.supervisor.sense.gpu.client import ANSWER_S, BACKOFF_S, REOPENED_S, GpuClient, ProbeState, facts
@@ -69,7 +69,7 @@ class Loop:
 
     def turn(self) -> None:
         self._measured(lambda: self.client.on_tick(self.now_s))
-        if select.select([self.client.fileno()], [], [], 0.02)[0]:
+        if wait_ready([self.client], 0.02):
             self._measured(lambda: self.client.on_readable(self.now_s))
 
     def pass_time(self, seconds: float) -> None:
@@ -317,7 +317,7 @@ def test_an_answer_that_comes_after_its_deadline_is_not_taken_for_another(loop: 
     before = loop.client.readings(loop.now_s)
     loop.client._asked = None  # as after a deadline
     loop.client._link.send(client_module.frames.encode(client_module.frames.Look(99_999, fully=True)))  # type: ignore[union-attr]
-    assert select.select([loop.client.fileno()], [], [], PATIENCE_S)[0]
+    assert wait_ready([loop.client], PATIENCE_S)
     assert loop.client.on_readable(loop.now_s) is None
     assert loop.client.readings(loop.now_s) == before
 
@@ -539,14 +539,15 @@ def test_the_power_limit_is_given_back_when_the_client_closes(fake: FakeNvml, tm
 
 
 SUPERVISOR = """
-import pathlib, select, sys, time
+import pathlib, sys, time
+from memsup.shared.descriptors import wait_ready
 from memsup.supervisor.sense.gpu.client import GpuClient
 client = GpuClient(pathlib.Path(sys.argv[1]))
 client.wake()
 told = False
 while True:
     client.on_tick(time.monotonic())
-    select.select([client.fileno()], [], [], 0.05)
+    wait_ready([client], 0.05)
     client.on_readable(time.monotonic())
     gpus = client.readings(time.monotonic())
     if gpus and gpus[0].uuid:
@@ -697,7 +698,7 @@ def test_in_real_time_a_hanging_probe_never_holds_the_loop_up(fake: FakeNvml, ca
             due_s = loop.now_s + 0.01
             loop._measured(lambda: loop.client.on_tick(loop.now_s))
             while (left_s := due_s - time.monotonic()) > 0:
-                if select.select([loop.client.fileno()], [], [], left_s)[0]:
+                if wait_ready([loop.client], left_s):
                     loop._measured(lambda: loop.client.on_readable(loop.now_s))
             ticks += 1
             if loop.client.readings(loop.now_s):
