@@ -150,6 +150,14 @@ def same_draws() -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def same_signals() -> Iterator[None]:
+    """A guarded program takes a signal for as long as its process lives, which here is that of other tests as well."""
+    yield
+    if (session := sys.modules.get("memsup.session")) is not None:
+        signal.signal(session.URGE, signal.SIG_DFL)
+
+
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """The built-in training waits more than it computes, where it only has to go on while something else is tried."""

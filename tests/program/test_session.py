@@ -4,10 +4,8 @@ is waited for. The link is a real one that was not opened, so that orders are pu
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +15,7 @@ from memsup.about import About, Seam
 from memsup.link import Link, Lost, Told
 from memsup.memory import read_memory
 from memsup.messages import Message
-from memsup.session import URGE, CannotLimitError, Leave, Session
+from memsup.session import CannotLimitError, Leave, Session
 from memsup.store import Checkpoint
 
 TOLD = '{"socket": "/nowhere", "run_id": "r", "checkpoints": "/nowhere", "every_s": 1000.0, "keep": 2}'
@@ -74,9 +72,8 @@ class Play:
 
 
 @pytest.fixture
-def play() -> Iterator[Play]:
-    yield Play()
-    signal.signal(URGE, signal.SIG_DFL)
+def play() -> Play:
+    return Play()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from memsup.supervisor.cli import memsup as group
 HEAVY = {"torch", "transformers", "numpy", "datasets", "rich", "psutil", "asyncio", "pyarrow", "safetensors"}
 OWN = {
     "shared",
+    "shared.descriptors",
     "shared.printable",
     *(f"supervisor{name}" for name in ("", ".cli", ".cli.screen", ".cli.streams", ".client", ".client.errors")),
 }
