@@ -66,6 +66,7 @@ def test_two_seconds_of_silence_end_the_whole_tree(fence: NoFence, worker: Child
     assert guard.beat()
     wait_for("it killed the tree", lambda: not fence.pids())
     assert time.monotonic() - began_s > 1.9
+    wait_for("its end can be collected", lambda: worker.exit_code() is not None)  # who dies has lost its mark before
     assert worker.exit_code() == -signal.SIGKILL
     wait_for("its work is done", lambda: not guard.beat())
 
