@@ -17,6 +17,7 @@ import transformers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kit.asked_again import by_seqeval
+from kit.gradients import check_any_cut
 from kit.lone_supervisor import tiny_settings
 from kit.one_life import StarvedTask, exhaustions, one_life, whole_life, without_dropout
 
@@ -70,30 +71,10 @@ def learnt(tmp_path_factory: pytest.TempPathFactory) -> tuple[Task, Prepared]:
 
 def test_any_cut_gives_the_gradient_of_transformers_own_loss_of_the_whole(learnt: tuple[Task, Prepared]) -> None:
     task, prepared = learnt
-    rows = np.arange(len(prepared.train))
-    prepared.model.zero_grad()
-    batch = prepared.train.batch(rows)
+    batch = prepared.train.batch(np.arange(len(prepared.train)))
     assert (batch["labels"] == -100).any()
     assert (batch["attention_mask"] == 0).any()
-    whole = prepared.model(**batch).loss
-    whole.backward()
-    parameters = [value for value in prepared.model.parameters() if value.grad is not None]
-    wanted = torch.cat([value.grad.flatten() for value in parameters])
-
-    @given(st.sets(st.integers(1, len(rows) - 1)))
-    @settings(max_examples=15)
-    def cut(places: set[int]) -> None:
-        prepared.model.zero_grad()
-        weight, total = task.weight(prepared.train, rows), 0.0
-        for part in np.split(rows, sorted(places)):
-            loss = task.loss(prepared.model, prepared.train.batch(part)) / weight
-            loss.backward()
-            total += loss.item()
-        assert total == pytest.approx(whole.item(), rel=1e-5)
-        found = torch.cat([value.grad.flatten() for value in parameters])
-        assert (found - wanted).norm() <= 1e-6 * wanted.norm()
-
-    cut()
+    check_any_cut(task, prepared)
 
 
 def test_a_row_weighs_as_much_as_it_has_words(learnt: tuple[Task, Prepared]) -> None:

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from kit.gradients import check_any_cut
 from kit.lone_supervisor import tiny_settings
 
 from memsup.shared.data.targets import ProblemType
@@ -60,28 +59,7 @@ def all_of(prepared: Prepared) -> Any:
 
 
 def test_any_cut_gives_the_gradient_of_transformers_own_loss_of_the_whole(learnt: tuple[Task, Prepared]) -> None:
-    task, prepared = learnt
-    rows = np.arange(len(prepared.train))
-    prepared.model.zero_grad()
-    whole = prepared.model(**all_of(prepared)).loss
-    whole.backward()
-    parameters = [value for value in prepared.model.parameters() if value.grad is not None]
-    wanted = torch.cat([value.grad.flatten() for value in parameters])
-
-    @given(st.sets(st.integers(1, len(rows) - 1)))
-    @settings(max_examples=15)
-    def cut(places: set[int]) -> None:
-        prepared.model.zero_grad()
-        weight, total = task.weight(prepared.train, rows), 0.0
-        for part in np.split(rows, sorted(places)):
-            loss = task.loss(prepared.model, prepared.train.batch(part)) / weight
-            loss.backward()
-            total += loss.item()
-        assert total == pytest.approx(whole.item(), rel=1e-5)
-        found = torch.cat([value.grad.flatten() for value in parameters])
-        assert (found - wanted).norm() <= 1e-6 * wanted.norm()
-
-    cut()
+    check_any_cut(*learnt)
 
 
 def ranks(values: Any) -> list[float]:

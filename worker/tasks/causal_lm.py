@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from memsup.shared.data.chat_check import locate_dialogues
 from memsup.shared.data.errors import InputError
 from memsup.shared.model.adapters import trains_adapters
-from memsup.shared.model.folder import ModelSource, check_model
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
 from memsup.worker.compute.token_loss import Scores, find_scores, losses_of_rows, summed_loss
@@ -35,11 +34,8 @@ from memsup.worker.tasks.lora import attach, base_of, load_adapters, refuse_othe
 from memsup.worker.tasks.pretrained import (
     about_model,
     find_padding,
-    load_config,
     load_model,
-    load_tokenizer,
-    longest_of,
-    quiet_libraries,
+    open_origin,
     refuse_mixing,
     tokenizer_name,
 )
@@ -66,14 +62,10 @@ class CausalLM:
         checkpoint: Path | None = None,
         padding: Padding | None = None,
     ) -> Prepared:
-        quiet_libraries()
         task, training = settings.task, settings.training
         adapts = trains_adapters(task.kind, training.method)
-        origin = str(checkpoint) if checkpoint is not None and not adapts else str(task.model)
-        kind = ModelSource.FOLDER if origin != task.model else check_model(task.model, task="causal-lm").source
-        config = load_config(origin)
-        tokenizer = load_tokenizer(origin)
-        max_length = longest_of(training.max_length, config, tokenizer)
+        origin, kind, config, tokenizer, max_length = open_origin(settings, None if adapts else checkpoint)
+        assert tokenizer is not None  # `chat_check` has refused a model without one
 
         boundary()
         corpus = open_sequences(
@@ -119,8 +111,8 @@ class CausalLM:
                 load_adapters(model, adapters, checkpoint)
         if padding is None:
             # Tokens count their places from the left, so the other side is tried first.
-            says, sides = partial(losses_of_rows, scores=self._scores), [Padding.RIGHT, Padding.LEFT]
-            padding, found = find_padding(model, says, train if np.ptp(train.lengths) else evaluation, sides, boundary)
+            says = partial(losses_of_rows, scores=self._scores)
+            padding, found = find_padding(model, says, train, evaluation, Padding.RIGHT, boundary)
             about_cuts += found
         train.padding = evaluation.padding = padding
         model.config.use_cache = True  # as it came, for whoever asks the result

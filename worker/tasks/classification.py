@@ -7,9 +7,7 @@ is, its loss and its measures are in `targets.py`.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from inspect import signature
 from operator import attrgetter
@@ -22,23 +20,21 @@ import transformers
 from numpy.typing import NDArray
 
 from memsup.memory import is_out_of_memory
-from memsup.shared.commands import command
 from memsup.shared.data.check import refuse_unknown_weights
 from memsup.shared.data.columns import Columns
-from memsup.shared.data.doubts import DoubtKind
-from memsup.shared.data.errors import DoubtfulError, InputError
-from memsup.shared.data.targets import ProblemType, TaskKind
+from memsup.shared.data.errors import InputError
+from memsup.shared.data.targets import ProblemType
 from memsup.shared.log import log
-from memsup.shared.model.folder import ModelSource, check_model
-from memsup.shared.model.head import Fit, head_labels, match
-from memsup.shared.model.judge import judge_head
+from memsup.shared.model.folder import ModelSource
+from memsup.shared.model.head import Fit
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
 from memsup.worker.plan.padding import Padding
 from memsup.worker.tasks import Boundary, Examples, Metrics, Prepared
-from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
 from memsup.worker.tasks.corpus import Corpus, Counts, Rows, Source, Text, open_corpus
+from memsup.worker.tasks.heads import begin_head_anew, doubts_refused, give_labels
 from memsup.worker.tasks.pretrained import (
+    Origin,
     about_model,
     find_padding,
     from_pretrained,
@@ -46,10 +42,10 @@ from memsup.worker.tasks.pretrained import (
     load_model,
     load_tokenizer,
     longest_of,
-    positions_of,
-    quiet_libraries,
+    open_origin,
     refuse_mixing,
     tokenizer_name,
+    tokenizer_of_characters,
 )
 from memsup.worker.tasks.targets import TARGETS, WEIGHTS, Stored, Target, logits_of
 from memsup.worker.tasks.tokens import Tokens
@@ -132,17 +128,12 @@ class TextClassification:
         checkpoint: Path | None = None,
         padding: Padding | None = None,
     ) -> Prepared:
-        quiet_libraries()
         task, training = settings.task, settings.training
-        found = check_model(task.model) if checkpoint is None else None
-        kind = found.source if found else ModelSource.FOLDER
-        origin = str(checkpoint or task.model)
-        config = load_config(origin)
-        tokenizer = load_tokenizer(origin) if found is None or found.has_tokenizer else None
-        max_length = longest_of(training.max_length, config, tokenizer)
+        origin = open_origin(settings, checkpoint)
+        _, kind, config, tokenizer, max_length = origin
 
         boundary()
-        try:
+        with doubts_refused(paths.name):
             corpus = open_corpus(
                 paths.cache,
                 Source(
@@ -156,24 +147,18 @@ class TextClassification:
                     accept=task.accept,
                     eval_share=training.eval_share,
                     seed=training.seed,
-                    encoder=f"{tokenizer_name(task.model or origin)}, {max_length}",
+                    encoder=f"{tokenizer_name(task.model or origin.name)}, {max_length}",
                 ),
-                partial(_make_encoder, tokenizer, config, max_length),
+                partial(_make_encoder, origin),
                 boundary,
             )
             has_weights = kind is not ModelSource.CONFIG_ONLY
             fit, label_places = give_labels(config, corpus.labels, task.kind, has_weights=has_weights, accept=task.accept)
             config.problem_type = self._problem_type
-        except DoubtfulError as doubtful:
-            kinds = shlex.quote(f"task.accept={' '.join(doubt.kind for doubt in doubtful.doubts)}")
-            raise InputError(
-                f"The data are doubtful, so nothing was trained. {doubtful} If they are right as they are: "
-                f"{command('start', paths.name)} --set {kinds}"
-            ) from None
         if tokenizer is None:
             tokenizer = from_pretrained(transformers.AutoTokenizer, str(corpus.tokenizer_folder))
         boundary()
-        model, new = load_model(_CLASSIFIER, origin, kind, config, tokenizer, training.seed)
+        model, new = load_model(_CLASSIFIER, origin.name, kind, config, tokenizer, training.seed)
         if fit is Fit.DOUBTFUL:
             begin_head_anew(model, _CLASSIFIER, training.seed)
         refuse_mixing(model)
@@ -185,10 +170,7 @@ class TextClassification:
             train.class_weights = _class_weights(task.class_weights, corpus)
         about_cuts: list[str] = []
         if padding is None:
-            sides = [train.padding, Padding.LEFT if train.padding is Padding.RIGHT else Padding.RIGHT]
-            padding, about_cuts = find_padding(
-                model, logits_of, train if np.ptp(train.lengths) else evaluation, sides, boundary
-            )
+            padding, about_cuts = find_padding(model, logits_of, train, evaluation, train.padding, boundary)
         train.padding = evaluation.padding = padding
         if padding is not Padding.NONE:
             tokenizer.padding_side = padding.value  # it is saved with the model, for whoever pads its rows
@@ -204,7 +186,7 @@ class TextClassification:
             beside=_beside(corpus.counts),
             facts={
                 **_data_facts(corpus, self._target, max_length, tokenizer),
-                "model": f"{about_model(model, origin, new)}; {len(tokenizer):,} tokens",
+                "model": f"{about_model(model, origin.name, new)}; {len(tokenizer):,} tokens",
             },
         )
 
@@ -243,52 +225,12 @@ def load_finished(folder: str, max_length: int | None) -> tuple[Any, Tokens, boo
 # Tokenizer
 
 
-def _make_encoder(tokenizer: Any | None, config: Any, max_length: int, texts: Iterator[list[Text]], folder: Path) -> Tokens:
-    if tokenizer is None:
-        vocabulary = character_vocabulary(texts, at_most=config.vocab_size)
-        write_tokenizer(vocabulary, folder, max_length=positions_of(config) or max_length)
-        tokenizer = from_pretrained(transformers.AutoTokenizer, str(folder))
-    return Tokens(tokenizer, max_length)
+def _make_encoder(origin: Origin, texts: Iterator[list[Text]], folder: Path) -> Tokens:
+    return Tokens(origin.tokenizer or tokenizer_of_characters(texts, origin, folder), origin.max_length)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Model
-
-
-def give_labels(
-    config: Any, labels: list[str], task: TaskKind, *, has_weights: bool, accept: Sequence[DoubtKind]
-) -> tuple[Fit, NDArray[np.int64]]:
-    """Puts the labels into the model's configuration, in the order and spelling of its head where that knows
-    just these. Returns how they fit, and the place of each of `labels` among the outputs. Raises DoubtfulError for a doubt
-    that nobody has accepted.
-    """
-    named = head_labels({"id2label": config.id2label, "architectures": config.architectures}, task)
-    found = match(named, labels)
-    if has_weights:
-        doubts, _ = judge_head(named, labels)
-        if unsettled := [doubt for doubt in doubts if doubt.kind not in accept]:
-            raise DoubtfulError(unsettled)
-    config.id2label = dict(enumerate(found.names))
-    config.label2id = {name: place for place, name in config.id2label.items()}
-    return found.fit if has_weights else Fit.UNNAMED, np.array(found.places, np.int64)
-
-
-def begin_head_anew(model: Any, auto: Any, seed: int) -> None:
-    """Draws the weights anew of which there is a row for each label, as `seed` says. What is before them stays."""
-    wider = deepcopy(model.config)
-    wider.id2label = dict(enumerate([*wider.id2label.values(), ""]))
-    with torch.device("meta"):
-        other = auto.from_config(wider)
-    shapes = {name: parameter.shape for name, parameter in other.named_parameters()}
-    draws = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if shapes.get(name) == parameter.shape:
-                continue
-            if parameter.dim() > 1:
-                parameter.normal_(std=getattr(model.config, "initializer_range", None) or 0.02, generator=draws)
-            else:
-                parameter.zero_()
 
 
 def refuse_special_tokens(model: Any, corpus: Corpus, tokenizer: Any, rows_of: Callable[[Rows], TextRows]) -> None:

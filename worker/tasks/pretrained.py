@@ -9,9 +9,9 @@ import hashlib
 import os
 import pickle
 import re
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,8 +24,10 @@ from memsup.shared.files import read_small
 from memsup.shared.log import log
 from memsup.shared.model import tokenizer as tokenizer_files
 from memsup.shared.model.config import OWN_ATTENTION
-from memsup.shared.model.folder import MOST_TEXT_BYTES, ModelSource
+from memsup.shared.model.folder import MOST_TEXT_BYTES, ModelSource, check_model
+from memsup.shared.settings import Settings
 from memsup.worker.plan.padding import Padding, choose, in_words
+from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
 from memsup.worker.tasks.probe import Probe, Says
 
 _MOST_SPECIAL_TOKENS = 1000
@@ -39,6 +41,31 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_default_handler()
     transformers.utils.logging.enable_propagation()
+
+
+class Origin(NamedTuple):
+    """Where a training's model comes from, and what was loaded of it before its weights."""
+
+    name: str
+    """The folder or hub id that everything is loaded from."""
+    kind: ModelSource
+    config: Any
+    tokenizer: Any | None
+    """None means that it has none, so that one is made of the training's texts."""
+    max_length: int
+    """The length in tokens at which texts are cut."""
+
+
+def open_origin(settings: Settings, checkpoint: Path | None) -> Origin:
+    """What the task's settings name, or a checkpoint that is gone on from. Raises InputError."""
+    quiet_libraries()
+    model = settings.task.model
+    found = check_model(model, task=settings.task.kind) if checkpoint is None else None
+    name = str(checkpoint or model)
+    config = load_config(name)
+    tokenizer = load_tokenizer(name) if found is None or found.has_tokenizer else None
+    kind = found.source if found else ModelSource.FOLDER
+    return Origin(name, kind, config, tokenizer, longest_of(settings.training.max_length, config, tokenizer))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -82,6 +109,13 @@ def tokenizer_name(model: str) -> str:
             except OSError as error:
                 raise InputError(f"{file} cannot be read: {error.strerror}: copy it again.") from None
     return digest.hexdigest()
+
+
+def tokenizer_of_characters(texts: Iterable[Sequence[str | tuple[str, str]]], origin: Origin, folder: Path) -> Any:
+    """A tokenizer for a model that has none, made of these texts, which is left in `folder`. Raises InputError."""
+    vocabulary = character_vocabulary(texts, at_most=origin.config.vocab_size)
+    write_tokenizer(vocabulary, folder, max_length=positions_of(origin.config) or origin.max_length)
+    return from_pretrained(transformers.AutoTokenizer, str(folder))
 
 
 def positions_of(config: Any) -> int | None:
@@ -239,11 +273,13 @@ class Padded(Protocol):
 
 
 def find_padding(
-    model: Any, says: Says, rows: Padded, sides: Sequence[Padding], boundary: Callable[[], None]
+    model: Any, says: Says, train: Padded, evaluation: Padded, expected: Padding, boundary: Callable[[], None]
 ) -> tuple[Padding, list[str]]:
-    """Where rows are padded so that the model says of each what it says of it alone, and what is to be told of that; the first
-    of `sides` is tried first, which is where people expect it. Raises InputError where it depends on other rows anyway.
+    """Where rows are padded so that the model says of each what it says of it alone, and what is to be told of that. The side
+    that people expect is tried first. Raises InputError where it depends on other rows anyway.
     """
+    rows = train if np.ptp(train.lengths) else evaluation
+    sides = [expected, Padding.LEFT if expected is Padding.RIGHT else Padding.RIGHT]
     probe = Probe(model, says, rows.padded, rows.lengths, boundary)
     try:
         same = probe.same(sides)

@@ -7,9 +7,9 @@ folder with a `config.json` alone it is trained from nothing, by characters. How
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,21 @@ import transformers
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from memsup.shared.commands import command
 from memsup.shared.data import sources
-from memsup.shared.data.errors import DoubtfulError, InputError
+from memsup.shared.data.errors import DoubtfulError
 from memsup.shared.data.tag_files import locate_tagged
 from memsup.shared.data.tags import NO_TEXT, OUTSIDE, Fields, Sentence, find_fields, read_sentences, spans_of
 from memsup.shared.data.tags_check import MOST_LABELS, TagEvidence, check_rows, judge, output_names
 from memsup.shared.log import log
-from memsup.shared.model.folder import ModelSource, check_model
+from memsup.shared.model.folder import ModelSource
 from memsup.shared.model.head import Fit
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
 from memsup.worker.plan.padding import Padding
 from memsup.worker.tasks import Boundary, Examples, Metrics, Prepared
-from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
-from memsup.worker.tasks.classification import begin_head_anew, give_labels
+from memsup.worker.tasks.heads import begin_head_anew, doubts_refused, give_labels
 from memsup.worker.tasks.pretrained import (
+    Origin,
     about_model,
     find_padding,
     from_pretrained,
@@ -42,10 +41,10 @@ from memsup.worker.tasks.pretrained import (
     load_model,
     load_tokenizer,
     longest_of,
-    positions_of,
-    quiet_libraries,
+    open_origin,
     refuse_mixing,
     tokenizer_name,
+    tokenizer_of_characters,
 )
 from memsup.worker.tasks.sequences import IGNORED, LeftOut, SequenceCorpus, Source, open_sequences
 from memsup.worker.tasks.sequences import Sequence as Row
@@ -136,18 +135,13 @@ class TokenClassification:
         checkpoint: Path | None = None,
         padding: Padding | None = None,
     ) -> Prepared:
-        quiet_libraries()
         task, training = settings.task, settings.training
-        found = check_model(task.model, task=task.kind) if checkpoint is None else None
-        kind = found.source if found else ModelSource.FOLDER
-        origin = str(checkpoint or task.model)
-        config = load_config(origin)
-        tokenizer = load_tokenizer(origin) if found is None or found.has_tokenizer else None
-        max_length = longest_of(training.max_length, config, tokenizer)
+        origin = open_origin(settings, checkpoint)
+        _, kind, config, tokenizer, max_length = origin
         chosen = [task.kind, task.text, task.label, task.labels, task.accept]
 
         boundary()
-        try:
+        with doubts_refused(paths.name):
             corpus = open_sequences(
                 paths.cache,
                 Source(
@@ -156,9 +150,9 @@ class TokenClassification:
                     evaluation=task.eval,
                     eval_share=training.eval_share,
                     seed=training.seed,
-                    encoder=f"{tokenizer_name(task.model or origin)}, {max_length}",
+                    encoder=f"{tokenizer_name(task.model or origin.name)}, {max_length}",
                 ),
-                lambda draft, parts: _reader(draft, parts, tokenizer, config, max_length, settings, boundary),
+                partial(_reader, origin, settings, boundary),
                 boundary,
                 padding_token=0 if tokenizer is None else int(tokenizer.pad_token_id),
                 labels_are_tokens=False,
@@ -166,17 +160,11 @@ class TokenClassification:
             )
             has_weights = kind is not ModelSource.CONFIG_ONLY
             fit, places = give_labels(config, corpus.names, task.kind, has_weights=has_weights, accept=task.accept)
-        except DoubtfulError as doubtful:
-            kinds = shlex.quote(f"task.accept={' '.join(doubt.kind for doubt in doubtful.doubts)}")
-            raise InputError(
-                f"The data are doubtful, so nothing was trained. {doubtful} If they are right as they are: "
-                f"{command('start', paths.name)} --set {kinds}"
-            ) from None
         config.problem_type = None
         if tokenizer is None:
             tokenizer = from_pretrained(transformers.AutoTokenizer, str(corpus.folder / _TOKENIZER))
         boundary()
-        model, new_layers = load_model(_TAGGER, origin, kind, config, tokenizer, training.seed)
+        model, new_layers = load_model(_TAGGER, origin.name, kind, config, tokenizer, training.seed)
         if fit is Fit.DOUBTFUL:
             begin_head_anew(model, _TAGGER, training.seed)
         refuse_mixing(model)
@@ -186,9 +174,7 @@ class TokenClassification:
         train.padding = evaluation.padding = Padding(tokenizer.padding_side)
         about_cuts: list[str] = []
         if padding is None:
-            rows = train if np.ptp(train.lengths) else evaluation
-            sides = [train.padding, Padding.LEFT if train.padding is Padding.RIGHT else Padding.RIGHT]
-            padding, about_cuts = find_padding(model, _mean_logits, rows, sides, boundary)
+            padding, about_cuts = find_padding(model, _mean_logits, train, evaluation, train.padding, boundary)
         train.padding = evaluation.padding = padding
         if padding is not Padding.NONE:
             tokenizer.padding_side = padding.value  # it is saved with the model, for whoever pads its rows
@@ -204,7 +190,7 @@ class TokenClassification:
             beside={"shared_rows": float(corpus.counts.shared)} if corpus.counts.shared else {},
             facts={
                 **_facts(corpus, max_length),
-                "model": f"{about_model(model, origin, new_layers)}; {len(tokenizer):,} tokens",
+                "model": f"{about_model(model, origin.name, new_layers)}; {len(tokenizer):,} tokens",
             },
         )
 
@@ -219,23 +205,13 @@ class TokenClassification:
         return SpanMetrics(self._outputs) if OUTSIDE in self._outputs else ClassMetrics()
 
 
-def _reader(
-    draft: Path,
-    parts: Sequence[sources.Source],
-    tokenizer: Any | None,
-    config: Any,
-    max_length: int,
-    settings: Settings,
-    boundary: Boundary,
-) -> TagReader:
+def _reader(origin: Origin, settings: Settings, boundary: Boundary, draft: Path, parts: Sequence[sources.Source]) -> TagReader:
     def make_pieces(texts: Iterator[list[str]]) -> Pieces:
-        if tokenizer is not None:
-            return Pieces(tokenizer, max_length)
+        if origin.tokenizer is not None:
+            return Pieces(origin.tokenizer, origin.max_length)
         folder = draft / _TOKENIZER
         folder.mkdir()
-        vocabulary = character_vocabulary(texts, at_most=config.vocab_size)
-        write_tokenizer(vocabulary, folder, max_length=positions_of(config) or max_length)
-        return Pieces(from_pretrained(transformers.AutoTokenizer, str(folder)), max_length)
+        return Pieces(tokenizer_of_characters(texts, origin, folder), origin.max_length)
 
     reader = TagReader(make_pieces, settings, boundary)
     reader.look(parts)
