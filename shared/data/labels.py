@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import math
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -17,6 +16,7 @@ from memsup.shared.data.examples import sorted_labels
 from memsup.shared.data.layout import counted_in
 from memsup.shared.data.looks import Look, is_broken, look, words
 from memsup.shared.data.missing import MISSING, PERHAPS_MISSING, REFUSES, SAYS_MISSING
+from memsup.shared.data.spellings import TAG, number_of, several_spellings
 from memsup.shared.data.targets import SEPARATORS, as_score
 
 _FEW_ROWS = 8
@@ -36,11 +36,6 @@ _LEAST_LOOKED_AT = 8
 """A share says something of so many texts and more."""
 _FEWEST_YEARS = 4
 """So many years in a row are no numbers of classes."""
-_ACCENTED_CHARS = 5
-"""So long words and longer are no others without their accents."""
-_SLIP_CHARS = 6
-_SLIP_FEWER_BY = 5
-"""A slip is in few of the rows; two classes whose names differ by one letter have more."""
 _ERROR = re.compile(r"#\W?[A-ZÄÖÜÉÈÍÓÚ/]+[\d_/]*[A-Z]*[!?]?")
 """What a spreadsheet shows where it cannot compute a cell, in whatever language: `#NAME?`, `#NV`, `#¡VALOR!`."""
 _PRINTED = re.compile(
@@ -49,7 +44,6 @@ _PRINTED = re.compile(
 )
 _FORMULA = re.compile(r"=\s*(?:[A-Z][A-Z0-9.]*\(.*|(?:[\w' .]+!)?\$?[A-Z]{1,3}\$?\d+(?:\W.*)?)", re.DOTALL)
 """What a cell of a spreadsheet is computed by: `=IF(B2>3,"pos","neg")`, `=B2`."""
-_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _TAGS = re.compile(r"(?:<[^<>\s]+>){2,}")
 """Several labels as some sites export them: `<python><pandas>`."""
 _ADDRESS = re.compile(
@@ -295,7 +289,7 @@ def _joined_by(sign: str, rows: dict[str, int]) -> list[str]:
     whole = {label.strip(sign) if sign in _BEFORE_EACH else label: label for label in rows}
     labels = set(whole)
     parts = {label: [part.strip() for part in (label.split(sign) if sign != " " else label.split())] for label in labels}
-    parts = {label: found for label, found in parts.items() if len(found) > 1 and all(found) and _number(label) is None}
+    parts = {label: found for label, found in parts.items() if len(found) > 1 and all(found) and number_of(label) is None}
     if not parts:
         return []
     alone = labels - set(parts)
@@ -323,18 +317,7 @@ def _joined_by(sign: str, rows: dict[str, int]) -> list[str]:
 
 
 def _spellings(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
-    by_folded: dict[str, list[str]] = defaultdict(list)
-    plain_numbers = {_folded(label) for label in left if re.fullmatch(r"[\d.,+-]+", label)}
-    for label in left:
-        by_folded[_folded(label, plain_numbers)].append(label)
-    groups = sorted(sorted(names, key=lambda name: -left[name]) for names in by_folded.values() if len(names) > 1)
-    for label in sorted(left):
-        base = re.match(r"(.*?\w)\s*[?!(*（？！]", label)
-        if base and base[1] in left and 10 * left[label] < left[base[1]] and not any(label in group for group in groups):
-            groups.append([base[1], label])
-    in_groups = {name for group in groups for name in group}
-    groups += [pair for pair in (*_behind_something(left), *_in_two_scripts(left)) if not in_groups.intersection(pair)]
-    groups += _nearly_the_same([label for label in left if not any(label in group for group in groups)], left)
+    groups = several_spellings(left)
     if groups:
         shown = "; ".join(" and ".join(f"{name!r} ({left[name]:,})" for name in group[:3]) for group in groups[:3])
         yield Doubt(
@@ -345,7 +328,7 @@ def _spellings(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             tuple(name for group in groups for name in group[1:]),
         )
         return
-    marked_up = [label for label in left if _TAG.sub("", label) not in ("", label)]
+    marked_up = [label for label in left if TAG.sub("", label) not in ("", label)]
     if marked_up and len(marked_up) == len(left):
         yield Doubt(
             DoubtKind.SPELLINGS,
@@ -375,7 +358,7 @@ def _spellings(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             (printed[0],),
         )
         return
-    numbers = [label for label in left if _number(label) is not None]
+    numbers = [label for label in left if number_of(label) is not None]
     names = [label for label in left if any(map(str.isalpha, label)) and not any(map(str.isdigit, label))]
     if len(numbers) >= 2 and len(names) >= 2 and len(numbers) + len(names) == len(left):
         yield Doubt(
@@ -390,109 +373,6 @@ def _spellings(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
 def _is_printed(label: str) -> bool:
     """Whether it reads as a program prints an object: `tensor(0)`, `np.int64(1)`, `b'neg'`, `<Label.NEG: 0>`."""
     return _PRINTED.fullmatch(label) is not None
-
-
-def _behind_something(left: dict[str, int]) -> Iterator[list[str]]:
-    """Pairs of a label and the same one behind a number or a word and a sign: `1 - negative`, `Label: negative`."""
-    folded = {_folded(label): label for label in left}
-    numbered = [
-        (label, match[1]) for label in left if (match := re.fullmatch(r"\d{1,3}\s*[-–:.)）、．]\s*([^\W\d_].*)", label))
-    ]
-    worded = [(label, match[1]) for label in left if (match := re.fullmatch(r"[^\W\d_]+\s*[:=：]\s*(.*\w.*)", label))]
-    for found in (numbered, worded):
-        pairs = [[folded[_folded(rest)], label] for label, rest in found if _folded(rest) in folded]
-        yield from pairs if len(pairs) > (found is worded) else ()
-
-
-def _in_two_scripts(left: dict[str, int]) -> Iterator[list[str]]:
-    """Pairs of a label in simplified and one in traditional Chinese: 体育 and 體育."""
-    traditional = [label for label in left if any(map(_is_traditional, label))]
-    for there in traditional:
-        for here in left:
-            differ = [(one, other) for one, other in zip(here, there, strict=False) if one != other]
-            if (
-                len(here) == len(there)
-                and differ
-                and all(
-                    _is_traditional(other)
-                    and _has_sign("gb2312", one)
-                    and (len(differ) < len(here) or not _has_sign("big5", one))
-                    for one, other in differ
-                )
-            ):
-                yield [here, there]
-
-
-def _is_traditional(sign: str) -> bool:
-    return _has_sign("big5", sign) and not _has_sign("gb2312", sign)
-
-
-def _has_sign(codec: str, sign: str) -> bool:
-    try:
-        sign.encode(codec)
-    except UnicodeError:
-        return False
-    return True
-
-
-def _nearly_the_same(labels: Sequence[str], left: dict[str, int]) -> list[list[str]]:
-    """Pairs of words of which one is a slip of the other, the more frequent one first: `postive`, `complaints`. Where all
-    labels are pairs of a word and its beginning (neg, negative, pos, positive), those as well.
-    """
-    plain = [label for label in labels if label.isalpha() and 3 <= len(label) <= 40]
-    by_rest: dict[str, set[str]] = defaultdict(set)
-    for label in plain:
-        if len(label) >= _SLIP_CHARS - 1:
-            by_rest[label.casefold()].add(label)
-        if len(label) >= _SLIP_CHARS:
-            for place in range(1, len(label)):
-                by_rest[(label[:place] + label[place + 1 :]).casefold()].add(label)
-    pairs = {tuple(sorted(names, key=lambda name: (-left[name], name))) for names in by_rest.values() if len(names) == 2}
-    slips = sorted([many, few] for many, few in pairs if _SLIP_FEWER_BY * left[few] <= left[many])
-    if slips:
-        return slips
-    words_only = [label for label in labels if label.isalpha() and len(label) <= 40]
-    beginnings = [
-        [long, short]
-        for short in words_only
-        for long in words_only
-        if len(long) > len(short) and long.casefold().startswith(short.casefold())
-    ]
-    paired = {label for pair in beginnings for label in pair}
-    return sorted(beginnings) if len(beginnings) >= 2 and len(paired) == 2 * len(beginnings) == len(left) else []
-
-
-_ALIKE = str.maketrans("АВЕЅІЈКМНОРСТХУΑΒΕΖΗΙΚΜΝΟΡΤΥΧаеѕіјорсхуο", "ABESIJKMHOPCTXYABEZHIKMNOPTYXaesijopcxyo")
-"""Letters of Cyrillic and Greek that look like Latin ones."""
-_QUOTES = " \t\"'`“”‘’"
-_STOPS = ".,;:!?。，；：！？"
-
-
-def _folded(label: str, plain_numbers: Collection[str] = ()) -> str:
-    """The label without what hardly tells one from another: case, width, blanks, quotation marks, brackets around it, invisible
-    signs. A number is the same with and without its unit where it stands among `plain_numbers`.
-    """
-    text = html.unescape(_TAG.sub("", label)).strip() or label
-    if emphasized := re.fullmatch(r"([*_~`]{1,3})(.*\w.*)\1", text):
-        text = emphasized[2]
-    if any(map(str.isascii, filter(str.isalpha, text))) or len(text) == 1:
-        text = text.translate(_ALIKE)
-    text = unicodedata.normalize("NFKC", text).casefold()
-    text = "".join(
-        sign for sign in text if unicodedata.category(sign) not in ("Cf", "Mn") or sign.isalnum() or ord(sign) < 0x2000
-    )
-    if inner := re.fullmatch(r"\s*[(\[<【「『]([^()\[\]<>]+)[)\]>】」』]\s*", text):
-        text = inner[1]
-    text = text.lstrip(_QUOTES).rstrip(_QUOTES + _STOPS) or text
-    if sum(map(str.isalpha, text)) >= _ACCENTED_CHARS and any("\u00c0" <= sign < "\u0250" for sign in text):
-        text = "".join(sign for sign in unicodedata.normalize("NFD", text) if unicodedata.category(sign) != "Mn")
-    number = _number(text)
-    if number is not None:
-        folded = repr(float(number))
-        unit = "".join(filter(str.isalpha, text))
-        return folded if not unit or folded in plain_numbers else f"{folded} {unit}"
-    bare = re.sub(r"(?<=\w)[\s_\-–—]+(?=\w)", "", text).strip(_QUOTES + _STOPS)
-    return bare or text
 
 
 def _scale(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
@@ -534,7 +414,7 @@ def _scale(_: Evidence, left: dict[str, int]) -> Iterator[Doubt]:
             what = f"{len(found):,} labels are {like.format(found[0])} and not classes."
             yield Doubt(DoubtKind.SCALE, what, (), tuple(found))
             return
-    numbers = {label: number for label in left if (number := _number(label)) is not None}
+    numbers = {label: number for label in left if (number := number_of(label)) is not None}
     if len(numbers) < max(2, 0.8 * len(left)):
         return
     values = sorted(set(numbers.values()))
@@ -696,14 +576,6 @@ def _is_note(label: str) -> bool:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Figures and words
-
-
-def _number(label: str) -> float | None:
-    """The number that a label is, with a sign of money, a percentage or a unit at most. None means that it is none."""
-    match = re.fullmatch(
-        r"[^\w\s.,+-]?\s*([+-]?\d{1,12}(?:[.,]\d{1,12})?(?:[eE][+-]?\d{1,3})?)\s*(\W?[^\W\d_]{1,8}\.?|/\s*\d+|\W)?", label
-    )
-    return float(match[1].replace(",", ".")) if match else None
 
 
 def _year(label: str) -> int:
