@@ -29,6 +29,9 @@ _COMPLETIONS = ("completion", "response", "answer", "output", "assistant", "repl
 _INSTRUCTIONS = ("instruction", "instructions", "指令")
 _INPUTS = ("input", "context", "输入")
 _SYSTEMS = ("system", "system_prompt")
+_HISTORIES = ("history", "历史")
+_NOT_TAUGHT = ("tools", "functions", "image", "images", "video", "videos", "audio", "audios")
+"""What an answer depends on and nothing here can learn from: a model that is taught without it is taught to guess."""
 _ROLES = {
     "system": "system",
     "developer": "developer",
@@ -70,9 +73,16 @@ class Fields(NamedTuple):
     more: str | None = None
     """The column of what an instruction or a question is about."""
     system: str | None = None
+    history: str | None = None
+    """The column of questions and answers before this one, as Alpaca has them: a list of pairs."""
+    not_taught: tuple[str, ...] = ()
+    """Columns that have to be empty in every row, since an answer would depend on them."""
+    unused: tuple[str, ...] = ()
+    """The other columns, which nothing is done with."""
 
     def names(self) -> list[str]:
-        return [name for name in self[1:] if name is not None]
+        parts = (self.asked, self.answered, self.more, self.system, self.history, *self.not_taught)
+        return [name for name in parts if name is not None]
 
     def in_words(self) -> str:
         """What is learnt of which columns, as a part of a sentence."""
@@ -149,19 +159,38 @@ def find_fields(
         raise InputError(f"task.{has} is set and task.{lacks} is not: name the other column with task.{lacks}.")
     if sum(name is not None for name in (messages, prompt, text)) > 1:
         raise InputError("task.messages, task.prompt and task.text are different forms of rows: leave all but one away.")
-    system = _by_name(names, _SYSTEMS)
+    found = _form_of(sample, names, source, messages=messages, prompt=prompt, completion=completion, text=text)
+    if found.form is not Form.TEXT:
+        found = found._replace(
+            system=_by_name(names, _SYSTEMS),
+            history=None if found.form is Form.MESSAGES else _by_name(names, _HISTORIES),
+            not_taught=tuple(name for name in names if name.strip().casefold() in _NOT_TAUGHT),
+        )
+    return found._replace(unused=tuple(name for name in names if name not in found.names()))
+
+
+def _form_of(
+    sample: Sequence[Mapping[str, object]],
+    names: Sequence[str],
+    source: Source,
+    *,
+    messages: str | None,
+    prompt: str | None,
+    completion: str | None,
+    text: str | None,
+) -> Fields:
     if messages is not None:
-        return Fields(Form.MESSAGES, messages, system=system)
+        return Fields(Form.MESSAGES, messages)
     if prompt is not None:
-        return Fields(Form.PROMPT, prompt, completion, system=system)
+        return Fields(Form.PROMPT, prompt, completion)
     if text is not None:
         return Fields(Form.TEXT, text)
     found = _by_name(names, _MESSAGES)
     if found is not None and any(_is_list(row.get(found)) for row in sample):
-        return Fields(Form.MESSAGES, found, system=system)
+        return Fields(Form.MESSAGES, found)
     asked, answered = _by_name(names, _INSTRUCTIONS), _by_name(names, _COMPLETIONS)
     if asked is not None and answered is not None:
-        return Fields(Form.INSTRUCTION, asked, answered, _by_name(names, _INPUTS), system)
+        return Fields(Form.INSTRUCTION, asked, answered, _by_name(names, _INPUTS))
     asked = _by_name(names, (*_PROMPTS, *_INPUTS))
     if asked is not None and answered is not None:
         more = _by_name(names, _INPUTS)
@@ -169,7 +198,7 @@ def find_fields(
             isinstance(row.get(asked), list) or isinstance(row.get(more or ""), list | dict) for row in sample
         ):
             more = None
-        return Fields(Form.PROMPT, asked, answered, more, system)
+        return Fields(Form.PROMPT, asked, answered, more)
     if (alone := usual_text(names)) is not None:
         return Fields(Form.TEXT, alone)
     raise InputError(
@@ -183,6 +212,12 @@ def read_dialogues(source: Source, fields: Fields) -> Iterator[Dialogue]:
     template knows.
     """
     for file, line, values in read_rows(source, fields.names()):
+        for column in fields.not_taught:
+            if values.get(column) not in (None, "", "[]", "null", [], {}):
+                raise InputError(
+                    f"{at(file, line)}: column {column!r} holds what the answer depends on, and memsup trains on texts alone: "
+                    "delete the rows that have it, or the column if the answers do not need it."
+                )
         cell = values.get(fields.asked)
         if fields.form is Form.MESSAGES:
             turns = _led(_turns(cell, fields.asked, file, line), values, fields, file, line)
@@ -211,7 +246,21 @@ def _two(values: Mapping[str, object], fields: Fields, file: Path, line: int) ->
         return "" if column is None else as_text(values.get(column), column, file, line)
 
     asked = "\n\n".join(part for part in (said(fields.asked), said(fields.more)) if part.strip())
-    return _led([Turn("user", asked), Turn("assistant", said(fields.answered))], values, fields, file, line)
+    before = _before(values.get(fields.history or ""), fields.history or "", file, line)
+    return _led([*before, Turn("user", asked), Turn("assistant", said(fields.answered))], values, fields, file, line)
+
+
+def _before(cell: object, column: str, file: Path, line: int) -> Iterator[Turn]:
+    """The turns that a cell of pairs of question and answer stands for; its answers are learnt too. Raises InputError."""
+    pairs = as_list(cell) if isinstance(cell, str) and cell.strip() else cell or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise InputError(
+            f"{at(file, line)}: column {column!r} holds no list of pairs of question and answer ({str(cell)[:40]!r}): write "
+            '[["…", "…"]], or [] where nothing was said before.'
+        )
+    for pair in pairs[:MOST_TURNS]:
+        for role, said in zip(("user", "assistant"), pair, strict=True):
+            yield Turn(role, as_text(said, column, file, line))
 
 
 def _led(turns: list[Turn], values: Mapping[str, object], fields: Fields, file: Path, line: int) -> list[Turn]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from memsup.shared.clock import monotonic_s
 from memsup.shared.data.chat import Dialogue, Fields, Form, find_fields, read_dialogues
+from memsup.shared.data.columns import listed
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.layout import is_text
 from memsup.shared.data.rows import notes_on
@@ -112,6 +113,8 @@ def _seen(source: Source, fields: Fields, template: bool | None, deadline_s: flo
             else f"as plain text{_plainly(fields)}: the tokenizer has no template"
         )
         about.append(("written", how))
+    if fields.unused:
+        about.append(("not used", f"the columns {listed(fields.unused)}"))
     return SeenRows(
         source=source,
         notes=notes_on(source),

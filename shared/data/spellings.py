@@ -1,4 +1,4 @@
-"""Labels that are several spellings of one, told by case, width, accents, marks, look-alike letters, slips and scripts. Pure."""
+"""Labels that are several spellings of one: by case, width, accents, look-alike letters, slips and scripts. Pure."""
 
 from __future__ import annotations
 

@@ -222,6 +222,14 @@ def test_a_column_says_what_the_system_says_where_the_messages_do_not(tmp_path: 
         )
 
 
+def test_what_was_said_before_is_told_and_learnt_with_the_question(tmp_path: Path) -> None:
+    reader, tokenizer = reader_of(tmp_path)
+    row = {"instruction": "And now?", "output": "Rome.", "history": [["Where?", "Paris."]], "tools": [], "id": 7}
+    file = written(tmp_path / "rows.jsonl", [row, {**row, "history": []}])
+    assert learnt(reader, tokenizer, file) == [["Paris.<|im_end|>\n", "Rome.<|im_end|>\n"], ["Rome.<|im_end|>\n"]]
+    assert find_fields(locate(str(file))).unused == ("id",)
+
+
 def test_a_dialogue_of_thousands_of_messages_is_read_as_far_as_it_is_kept(tmp_path: Path) -> None:
     reader, _ = reader_of(tmp_path)
     turns = [{"role": ("user", "assistant")[number % 2], "content": "hello there"} for number in range(4000)]
@@ -280,6 +288,14 @@ STRICT = (
         (CHATML, [{"messages": [{**TALK[2], "weight": 0.5}]}], "message 1 has a weight of '0.5': write 1 for"),
         (CHATML, [{"messages": [{"content": "Arr"}]}], "message 1 does not say whose it is"),
         (CHATML, [{"messages": [{"role": "user", "content": [{"type": "image"}]}]}], "message 1 has a part that is no text"),
+        (
+            CHATML,
+            [{"messages": TALK, "tools": [{"name": "search"}]}],
+            "line 1: column 'tools' holds what the answer",
+        ),
+        (CHATML, [{"prompt": "a", "completion": "b", "images": ["a.png"]}], "column 'images' holds what the answer"),
+        (CHATML, [{"prompt": "a", "completion": "b", "history": ["c"]}], "column 'history' holds no list of pairs"),
+        (None, [{"prompt": "a", "completion": "b", "history": [["c", "d"]]}], "line 1 has several messages"),
         (CHATML, [{"a": 1, "b": "x"}], "not clear what of .* is to be learnt; its columns are 'a', 'b'"),
     ],
 )

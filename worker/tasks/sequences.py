@@ -43,7 +43,7 @@ NOTHING = -1
 """The mark of a token at which there is nothing to learn."""
 IGNORED = -100
 """What torch's losses take for it."""
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK_TOKENS, _CHUNK_ROWS = 1 << 18, 1000
 
 Ints = NDArray[np.int64]

@@ -10,6 +10,7 @@ import hypothesis.strategies as st
 import intake
 import pytest
 from hypothesis import given
+from intake_sets import CLEAN, SPOILT, cases
 
 from memsup.shared.data import evidence as evidence_module
 from memsup.shared.data.check import check_data, refuse_unknown_weights
@@ -67,7 +68,7 @@ def test_labels_of_any_length_are_judged_at_once(unit: str) -> None:
 def test_of_generated_sets_none_that_is_spoilt_is_clear_and_none_that_is_clean_is_doubted(tmp_path: Path) -> None:
     """Each family and each way of spoiling once; `benchmarks/intake.py` does a thousand."""
     wrong = []
-    for number, case in enumerate(intake.cases(2 * max(len(intake.CLEAN), len(intake.SPOILT)), seed=1)):
+    for number, case in enumerate(cases(2 * max(len(CLEAN), len(SPOILT)), seed=1)):
         folder = tmp_path / str(number)
         folder.mkdir()
         found, why = intake.answer(case.data, folder)
