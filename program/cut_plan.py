@@ -59,20 +59,28 @@ class Move(NamedTuple):
 class Planner:
     """The plan of one life of a program."""
 
-    def __init__(self, *, limit_bytes: int | None = None, most_tokens: int | None = None, in_powers: bool = False) -> None:
-        """`limit_bytes` is what the process may hold; None means that nobody knows. `most_tokens` is the bound to begin with;
-        None means none. `in_powers` has parts be of 1, 2, 4, 8 … rows, of which a compiled model sees few.
+    def __init__(
+        self,
+        *,
+        limit_bytes: int | None = None,
+        most_tokens: int | None = None,
+        fitted_tokens: int | None = None,
+        in_powers: bool = False,
+    ) -> None:
+        """`limit_bytes` is what the process may hold; None means that nobody knows. `most_tokens` is the bound to begin with,
+        and `fitted_tokens` the ceiling; None means none. `in_powers` has parts be of 1, 2, 4, 8 … rows, of which a compiled
+        model sees few.
         """
         self._limit_bytes, self._in_powers = limit_bytes, in_powers
         self._ordered = most_tokens
         self._may_grow = True
-        self._ceiling: int | None = None
+        self._ceiling = fitted_tokens
         self._largest = 0
         """The most tokens that a whole batch had."""
         self._line = _Line()
         self._windows = self._parts = 0
         self._wait_windows = FIRST_WAIT_WINDOWS
-        self._grows_at = 0
+        self._grows_at = FIRST_WAIT_WINDOWS if fitted_tokens is not None else 0
         """The window from which on the ceiling may rise."""
         self._has_grown = False
         """Whether the ceiling rose since memory ran out last."""

@@ -51,6 +51,7 @@ class JoinedStep:
             tell=self._told,
             memory_limit_bytes=self._own_limit_bytes(),
             most_tokens=life.micro_tokens_limit,
+            fitted_tokens=life.training.fitted(life.memory_limit_bytes),
         )
         os.register_at_fork(after_in_child=lift)  # a loader process has a memory of its own
         self._session.describe(cuts=False, not_cut=NotCut.NOT_PROBED)
@@ -71,6 +72,7 @@ class JoinedStep:
         if is_cut and not self._has_said_cuts:
             self._session.describe(cuts=True, not_cut=None)
         self._has_said_cuts = is_cut
+        self._life.training.bound = step.most_tokens, self._life.memory_limit_bytes
         rows, tokens = step.part_rows, step.most_tokens or step.part_tokens
         batch = (self.effective or step.rows or rows, tokens, rows)
         if batch != self._batch and rows is not None and tokens is not None:

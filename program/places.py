@@ -58,6 +58,10 @@ class Place(NamedTuple):
     """Time in which it was computing."""
     more: dict[str, Any] | None = None
     """What an adapter adds, as JSON has it."""
+    most_tokens: int | None = None
+    """The bound of rows × padded length of a part that was found by running out of memory, or ordered. None means none."""
+    limit_bytes: int | None = None
+    """What the program was allowed to hold meanwhile. It is None where nobody knew."""
 
 
 def this_program() -> list[str]:
@@ -99,7 +103,9 @@ def read_place(folder: str) -> Place:
     place = Place(**read_document(folder))
     numbers = (place.step, place.epoch, place.in_epoch, place.offset, place.loop, place.loop_from)
     texts = (place.run_id, place.training, *place.program)
-    if not all(type(number) is int for number in numbers) or not all(isinstance(text, str) for text in texts):
+    bounds = (place.most_tokens, place.limit_bytes)
+    are_ours = all(type(number) is int for number in numbers) and all(isinstance(text, str) for text in texts)
+    if not are_ours or not all(bound is None or type(bound) is int for bound in bounds):
         raise TypeError("it is not what memsup writes")
     return place
 

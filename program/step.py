@@ -111,11 +111,13 @@ class Step:
         tell: Callable[[Event], None] | None = None,
         memory_limit_bytes: int | None = None,
         most_tokens: int | None = None,
+        fitted_tokens: int | None = None,
     ) -> None:
         """`modules` compute the loss, a model or several; `optimizers` change their parameters. `scaler` is a GradScaler, whose
         state is dropped with a window. `boundary` is called between two parts, `tell` with each event. `memory_limit_bytes` is
         what this process may hold of the host's memory; None means that nobody knows. `most_tokens` bounds rows × padded length
-        of a part from the beginning; None means that nothing does.
+        of a part from the beginning; None means that nothing does. `fitted_tokens` is a bound that was found to fit, from which
+        parts grow again; None means that nobody has looked for one.
         """
         self._modules = _several(modules)
         self._optimizers = [innermost(optimizer) for optimizer in _several(optimizers)]
@@ -127,7 +129,9 @@ class Step:
         self._limit_bytes = memory_limit_bytes if self._is_on_host else None
         self._soft_limit = SoftLimit(self._limit_bytes)
         in_powers = is_compiled(part for module in self._modules for part in module.modules())
-        self._planner = Planner(limit_bytes=self._limit_bytes, most_tokens=most_tokens, in_powers=in_powers)
+        self._planner = Planner(
+            limit_bytes=self._limit_bytes, most_tokens=most_tokens, fitted_tokens=fitted_tokens, in_powers=in_powers
+        )
         self._layouts = Layouts()
         self._prediction = Prediction(
             self._modules, self._soft_limit, self._device(), in_powers=in_powers, boundary=self._boundary, tell=self._tell

@@ -48,6 +48,8 @@ class Training:
         """The newest checkpoint, where it holds all that was computed: whoever computes sets it to None."""
         self.is_complete = False
         """Whether it has ended as it should, in this life of the program or in one before."""
+        self.bound: tuple[int | None, int | None] = (None, None)
+        """`Place.most_tokens` and `Place.limit_bytes`, as they are now."""
 
     @property
     def _name(self) -> str:
@@ -91,12 +93,25 @@ class Training:
         self.newest = newest
         return newest
 
+    def fitted(self, limit_bytes: int | None) -> int | None:
+        """The bound with which the life before got on, where it had as much room as there is now, or more. None means none."""
+        resumed = self.resumed
+        if resumed is None or limit_bytes is None or resumed.limit_bytes is None or resumed.limit_bytes < limit_bytes:
+            return None
+        return resumed.most_tokens
+
     def save(self, place: Place, write: Callable[[str], None]) -> Checkpoint:
         """Makes a checkpoint of what `write` puts into the folder that it is given, and `place`. Raises `CheckpointError`, and
         what `write` raises.
         """
         stands = place._replace(
-            run_id=self.run_id, program=self.program, training=self.key, offset=self.offset, is_complete=self.is_complete
+            run_id=self.run_id,
+            program=self.program,
+            training=self.key,
+            offset=self.offset,
+            is_complete=self.is_complete,
+            most_tokens=self.bound[0],
+            limit_bytes=self.bound[1],
         )
 
         def write_all(folder: str) -> None:

@@ -42,7 +42,7 @@ run.finish("weights.pt")
 """
 
 COMPUTED_IN_PARTS = """
-import torch
+import os, torch
 from torch import nn
 import memsup
 
@@ -52,8 +52,11 @@ x, y = torch.randn(4096, 64), torch.randint(0, 3, (4096,))
 loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=2048, shuffle=True)
 model = nn.Sequential(nn.Linear(64, 8192), nn.GELU(), nn.Linear(8192, 64), nn.Linear(64, 8192), nn.GELU(), nn.Linear(8192, 3))
 optimizer = torch.optim.SGD(model.parameters(), 1e-2)
-run = memsup.guard(model=model, optimizer=optimizer)
+run = memsup.guard(model=model, optimizer=optimizer, save_every_s=0)
 for batch in run.steps(loader, epochs=1):
+    if os.environ.get("DIES_AT") == str(run.step) and not os.path.exists("died"):
+        open("died", "w").close()
+        os.kill(os.getpid(), 9)
     loss = run.backward(lambda part: nn.functional.cross_entropy(model(part[0]), part[1]), batch)
     optimizer.step()
     optimizer.zero_grad()

@@ -76,6 +76,13 @@ def test_running_out_halves_and_what_failed_is_tried_again_later_each_time() -> 
     assert parts(planner, batch) == [16]
 
 
+def test_what_a_life_before_has_found_to_fit_is_begun_with_and_larger_parts_are_tried_as_after_running_out() -> None:
+    planner, batch = Planner(fitted_tokens=40), Batch(16, 10)
+    assert parts(planner, batch) == [4] * 4
+    assert windows(planner, FIRST_WAIT_WINDOWS - 1) == []
+    assert windows(planner, 1) == [80]
+
+
 def test_it_grows_while_ordered_to_only_as_far_as_it_may() -> None:
     planner, batch = Planner(most_tokens=40), Batch(16, 10)
     assert parts(planner, batch) == [4] * 4
