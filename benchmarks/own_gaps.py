@@ -1,8 +1,9 @@
 """What a program with Hugging Face's Trainer gets where it went without before: the tables of docs/own-programs.md.
 
-    python benchmarks/own_gaps.py [orders] [damage] [resume]
+    python benchmarks/own_gaps.py [orders] [ends] [damage] [resume]
 
-*Orders*: an unchanged script under `memsup start --`: seen, held, released, saved, stopped, killed. *Damage*:
+*Orders*: an unchanged script under `memsup start --`: seen, held, released, saved, stopped, killed. *Ends*: one that
+ends early, dies often, wants more memory than it may have, or trains in two ranks of which one dies. *Damage*:
 the newest of two checkpoints is damaged between two lives; Trainer by itself, told to go on from the newest, beside Trainer
 under memsup. *Resume*: killed in the middle of an epoch and begun again, both ways. Weights and each number of the
 log are compared with a training that was left alone. Prints Markdown.
@@ -16,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ MIB = 1 << 20
 
 
 def main() -> None:
-    parts = {"orders": orders, "damage": damage, "resume": resume}
+    parts = {"orders": orders, "ends": ends, "damage": damage, "resume": resume}
     with tempfile.TemporaryDirectory(prefix="gaps-", dir="/tmp") as folder:
         for name in sys.argv[1:] or parts:
             parts[name](Path(folder))
@@ -56,6 +57,7 @@ def orders(folder: Path) -> None:
         slow = quick | {"STEP_S": "0.05"}
         started = memsup("start", "-d", "--", *trainer_program.write_program(home), cwd=home, **slow)
         assert started.returncode == 0, started.stderr
+        row("`start`", " ".join(started.stdout.split()))
         seen = trained_beyond(2)
         of = seen["progress"]
         shown = {name: of[name] for name in ("phase", "step", "total_steps", "loss", "eta_s")}
@@ -105,6 +107,82 @@ def orders(folder: Path) -> None:
         row("its end", f"{ended['state']} at step {step_of(ended)} of {ended['progress']['total_steps']}; {found}")
     finally:
         end_supervisors()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Ends
+
+
+ONCE = "if self.state.global_step == {step} and not os.path.exists('{name}'):\n    open('{name}', 'w').close()\n    {does}\n"
+DIES = "os.kill(os.getpid(), 9)"
+
+
+def ends(folder: Path) -> None:
+    print("\n| what happens | and what comes of it |\n|---|---|")
+    quick = trainer_program.QUIET | {"STEP_S": "0", "MEMSUP_CHECKPOINT_EVERY": "0s"}
+    alone = trainer_program.undisturbed(folder / "ends-alone", **quick)
+
+    early = quick | {"IN_A_STEP": ONCE.format(step=5, name="ended", does="sys.exit(0)")}
+    home, first = run_to_its_end(folder, "early", **early)
+    memsup("start", "--wait", **early)
+    row("exit code 0 with steps left", f"{end_of(first)}; `start` again: {end_of(status())}, {what_differs(alone, home)}")
+
+    often = "".join(ONCE.format(step=step, name=f"died{step}", does=DIES) for step in range(1, 15, 2))
+    home, last = run_to_its_end(folder, "often", IN_A_STEP=often, **quick)
+    row(f"{last['restarts']} deaths, each after a newer checkpoint", f"{end_of(last)}, {what_differs(alone, home)}")
+
+    never = "if self.state.global_step == 5: os.kill(os.getpid(), 9)"
+    _, last = run_to_its_end(folder, "never", IN_A_STEP=never, **quick)
+    row("each life dies in the same step", f"{end_of(last)} after {last['restarts']} restarts")
+
+    shape = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0, "intermediate_size": 4096, "hidden_size": 64}
+    arguments = {"per_device_train_batch_size": 512, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
+    large = quick | {"ROWS": "1024", "SHAPE": json.dumps(shape), "ARGUMENTS": json.dumps(arguments)}
+    alone = trainer_program.undisturbed(folder / "large-alone", **large)
+    home, last = run_to_its_end(folder, "large", "--set", "limits.ram=560MiB", **large)
+    ran_out = sum(line["event"] == "out_of_memory" for line in ledger())
+    row(
+        "`limits.ram=560MiB`, which a batch exceeds",
+        f"ran out {ran_out} times within the program, {last['restarts']} deaths, {last['batch']['micro_rows']} rows of "
+        f"{last['batch']['effective']} at a time, {end_of(last)}, weights differ by {most_difference(alone, home):.1e} at most",
+    )
+
+    dies = ONCE.format(step=5, name="died", does=f"if os.environ['RANK'] == '1': {DIES}")
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2"]
+    _, last = run_to_its_end(folder, "ranked", launcher=torchrun, IN_A_STEP=dies, **quick)
+    told = [line["event"] for line in ledger() if line["event"] in {"death", "recovered", "rank_died", "attached"}]
+    row(
+        "`torchrun` with two ranks, one dies",
+        f"attached: {bool(last['program'] and last['program']['attached'])}; {last['restarts']} restarts, in the ledger: "
+        f"{', '.join(told) or 'nothing'}; {end_of(last)}",
+    )
+
+
+def run_to_its_end(
+    folder: Path, name: str, *options: str, launcher: Sequence[str] = (), **environment: str
+) -> tuple[Path, Any]:
+    """A run of the script that nobody disturbs from outside: its folder, and its last status."""
+    os.environ |= {"MEMSUP_STATE_DIR": f"{folder}/{name}-s", "MEMSUP_RUNTIME_DIR": f"{folder}/{name}-r"}
+    home = folder / f"ends-{name}"
+    home.mkdir()
+    python, *script = trainer_program.write_program(home)
+    memsup("start", "--wait", *options, "--", python, *launcher, *script, cwd=home, **environment)
+    return home, status()
+
+
+def end_of(seen: Any) -> str:
+    return f"{seen['state']} at step {step_of(seen)} of {seen['progress']['total_steps']}"
+
+
+def what_differs(alone: Path, home: Path) -> str:
+    return ", ".join(each for each in differences(alone, home) if not each.startswith("out")) or "the same bits and log"
+
+
+def most_difference(alone: Path, home: Path) -> float:
+    import torch
+
+    first, second = torch.load(alone / "weights1.pt"), torch.load(home / "weights1.pt")
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
 def row(*cells: str) -> None:
