@@ -29,6 +29,31 @@ class KnownProgress(msgspec.Struct, frozen=True, kw_only=True):
     """The seconds that are left."""
 
 
+class Computing(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the time of one step went, as parts of it. What is missing to 1 are operations that are no matrix products, and
+    products that are slower than they can be.
+    """
+
+    step: int
+    """The step that was looked at."""
+    peak_per_s: float
+    """The operations (multiplications and additions) a second that this machine makes of matrix products like the model's."""
+    useful: float
+    """What the products of the rows' own tokens take at that speed: the share of the peak at which the run computes."""
+    padding: float
+    """What the products of padding take at that speed."""
+    attention: float
+    """What attention took beyond its useful products."""
+    optimizer: float
+    """Adding, clipping and applying gradients."""
+    loading: float
+    """Making tensors of rows."""
+    waiting: float
+    """Lanes waiting for one another."""
+    starting: float | None
+    """Starting operations, as the planner learnt it from micro-batches of many sizes. None means that it has not yet."""
+
+
 class KnownBatch(msgspec.Struct, frozen=True, kw_only=True):
     """How an optimizer step is computed."""
 
@@ -42,6 +67,8 @@ class KnownBatch(msgspec.Struct, frozen=True, kw_only=True):
     """The most that the training process alone, or its device, held in the last step."""
     predicted_bytes: int | None = None
     """What the memory model said of that step before it was done."""
+    computing: Computing | None = None
+    """Where the time of a step goes. It is None before the first look, on a GPU, and where a model's work is not known."""
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ from memsup.shared.commands import command
 from memsup.shared.printable import printable
 
 if TYPE_CHECKING:
-    from memsup.shared.readings import Evaluation, KnownGpu
+    from memsup.shared.readings import Computing, Evaluation, KnownGpu
     from memsup.shared.status import HoursStatus, Status
 
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
@@ -51,6 +51,23 @@ def percent(fraction: float | None) -> str:
     if fraction is None:
         return "?"
     return "under 1 %" if 0 < fraction < 0.01 else f"{100 * fraction:.0f} %"
+
+
+def computing_text(computing: Computing) -> str:
+    """At which share of the machine's peak a step was computed, and what took the rest of its time, the most first."""
+    parts = {
+        "padding": computing.padding,
+        "attention": computing.attention,
+        "the optimizer": computing.optimizer,
+        "loading": computing.loading,
+        "waiting": computing.waiting,
+        "starting operations": computing.starting or 0.0,
+    }
+    parts["all other operations"] = max(0.0, 1 - computing.useful - sum(parts.values()))
+    most_first = sorted((part for part in parts.items() if part[1] >= 0.005), key=lambda part: -part[1])
+    rest = ", ".join(f"{name} {percent(fraction)}" for name, fraction in most_first)
+    peak = f"{percent(computing.useful)} of the peak, which is {computing.peak_per_s / 1e9:.3g} billion operations a second"
+    return f"{peak}; the rest is {rest} (step {count(computing.step)})" if rest else f"{peak} (step {count(computing.step)})"
 
 
 def share_right(fraction: float | None) -> str:

@@ -49,6 +49,8 @@ from memsup.worker.compute.embedding import add_in_place
 from memsup.worker.compute.frozen import round_frozen
 from memsup.worker.compute.lanes import Lanes, draws_elsewhere
 from memsup.worker.compute.randomness import seed_everything, seed_stream
+from memsup.worker.compute.spent import Part, Spent, noted, spent_on
+from memsup.worker.computing import Looking
 from memsup.worker.curves import Curves
 from memsup.worker.exhaustion import has_to_fit, report_out_of_memory, shrink, shrink_evaluation
 from memsup.worker.hardware import (
@@ -67,7 +69,7 @@ from memsup.worker.hardware import (
 )
 from memsup.worker.memory import DeviceMemory, Peak, hand_back, limit_device, read_memory
 from memsup.worker.micro_batch_limit import limit_micro_batch
-from memsup.worker.plan.batches import Order, Rows, Schedule, cut, learning_rate, split
+from memsup.worker.plan.batches import Order, Rows, Schedule, cut, learning_rate, split, starting_fraction
 from memsup.worker.plan.footprint import shape_of
 from memsup.worker.plan.journal import Plan
 from memsup.worker.plan.measuring import Measuring
@@ -230,6 +232,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
             decided=session.decided,
         ),
         measuring=_measuring(prepared, welcome, device, memory, settings.training),
+        looking=Looking(prepared.model, device, lower_precision(settings.training.amp)),
         deaths=welcome.deaths,
     )
     lanes, why_fewer = _lanes_for(training, welcome)
@@ -360,10 +363,14 @@ def take_step(training: Training) -> None:
     done = None
     while done is None:
         with _named(training, step, rows):
-            gradient = _try_gradient(training, step, rows)
-            if gradient is not None:
-                _apply_gradient(training, step, rate, gradient)
-                done = _judged(training, step, rows, gradient)
+            with training.looking.step(training.lanes) as spent:
+                tried_s = training.work_s()
+                gradient = _try_gradient(training, step, rows)
+                if gradient is not None:
+                    _apply_gradient(training, step, rate, gradient)
+                    done = _judged(training, step, rows, gradient)
+            if spent is not None and done is not None:
+                _account_for(training, step, rows, spent, took_s=training.work_s() - tried_s)
 
     training.step = step
     training.loss = done.loss
@@ -382,6 +389,13 @@ def take_step(training: Training) -> None:
     training.curves.step(taken, tokens=int(training.prepared.train.lengths[rows].sum()), took_s=took_s)
     _plan_ahead(training)
     training.publish()
+
+
+def _account_for(training: Training, step: int, rows: Rows, spent: Spent, *, took_s: float) -> None:
+    """Tells where the time of a step went that was looked at."""
+    lengths, plan = training.prepared.train.lengths[rows], training.plan.at(step)
+    targets = training.task.weight(training.prepared.train, rows)
+    training.looking.take(step, spent, lengths.tolist(), targets, took_s, starting_fraction(lengths, plan))
 
 
 @dataclass(frozen=True, eq=False)
@@ -478,8 +492,9 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
             if not training.plan.at(step).same_cuts(plan):
                 return None
     training.measuring.end_step()
-    lanes.gather()
-    return _finish_gradient(training, weight, total_loss)
+    with spent_on(Part.OPTIMIZER):
+        lanes.gather()
+        return _finish_gradient(training, weight, total_loss)
 
 
 def _add_gradient(training: Training, rows: Rows, weight: float, seed: Callable[..., None], model: Any) -> torch.Tensor:
@@ -487,7 +502,10 @@ def _add_gradient(training: Training, rows: Rows, weight: float, seed: Callable[
     where, examples = "forward", training.prepared.train
     try:
         seed(rows, examples.lengths[rows], is_left=training.prepared.padding is Padding.LEFT)
-        batch = to_device(examples.batch(rows), training.device)
+        with spent_on(Part.LOADING):
+            batch = to_device(examples.batch(rows), training.device)
+        if (spent := noted()) is not None:
+            spent.padded_tokens.append(len(rows) * int(examples.lengths[rows].max()))
         loss = training.task.loss(model, batch) / weight
         where = "backward"
         with autocast(training.device, None):
@@ -537,7 +555,8 @@ def _apply_gradient(training: Training, step: int, rate: float, gradient: Gradie
         group["lr"] = rate
     skip_step_where(gradient.is_bad, training.optimizer)
     try:
-        training.optimizer.step()
+        with spent_on(Part.OPTIMIZER):
+            training.optimizer.step()
     except Exception as error:
         if not is_out_of_memory(error):
             raise

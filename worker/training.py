@@ -20,6 +20,7 @@ from memsup.shared.record import RunRecord
 from memsup.shared.settings import Training as TrainingSettings
 from memsup.worker.audit import Audit
 from memsup.worker.compute.lanes import Lanes
+from memsup.worker.computing import Looking
 from memsup.worker.curves import Curves
 from memsup.worker.memory import DeviceMemory
 from memsup.worker.plan.batches import Lengths, Order, Rows, Schedule
@@ -58,6 +59,7 @@ class Training:
     audit: Audit
     curves: Curves
     measuring: Measuring
+    looking: Looking
     lanes: Lanes = field(init=False)
     """The lanes that compute; made when weights and plan are where they belong."""
     deaths: int = 0
@@ -174,6 +176,7 @@ class Training:
                 micro_rows=len(self.micro_rows) or None,
                 peak_bytes=self.measuring.last.peak_bytes,
                 predicted_bytes=self.measuring.last.predicted_bytes,
+                computing=self.looking.found,
             ),
             digest=self.audit.digest,
             evaluation=self.evaluation(),

@@ -16,6 +16,7 @@ from memsup.supervisor.cli.screen import paint
 from memsup.supervisor.decide.uses import COLOUR_BELOW_C, HOLD_BELOW_C, HOLD_USE, SHRINK_USE
 from memsup.supervisor.words import (
     VERIFIED,
+    computing_text,
     count,
     duration,
     ending_line,
@@ -46,8 +47,10 @@ _COLOURS = {
 }
 
 
-def picture(status: Status, now_unix_s: float) -> list[Line]:
-    """Lines and rows with colours in them; whoever prints takes them out where there is no terminal."""
+def picture(status: Status, now_unix_s: float, *, verbose: bool = False) -> list[Line]:
+    """Lines and rows with colours in them; whoever prints takes them out where there is no terminal. Where it is `verbose`, it
+    says as well what few people ask for.
+    """
     lines: list[Line] = [head(status, now_unix_s)]
     lines += attention(status)
     if (drawn := _bar(status)) is not None:
@@ -57,6 +60,7 @@ def picture(status: Status, now_unix_s: float) -> list[Line]:
         ("hours", _hours(status)),
         ("progress", speed(status)),
         ("batch", _batch(status)),
+        ("computes at", _computing(status) if verbose else None),
         ("memory", _memory(status)),
         *([] if status.state in OVER else _readings(status)),
         ("program", _program(status)),
@@ -199,6 +203,14 @@ def _batch(status: Status) -> str | None:
     # A program of one's own may add up several batches for a step, which only it knows.
     whole = f"{samples} a batch" if status.is_command else f"{samples} a step, always"
     return whole + at_once + rows
+
+
+def _computing(status: Status) -> str:
+    """What training makes of this machine's arithmetic."""
+    found = status.batch.computing
+    if found is None:
+        return "not known: no step was looked at yet, or a GPU or another program computes"
+    return computing_text(found)
 
 
 def _memory(status: Status) -> str | None:

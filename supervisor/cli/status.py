@@ -24,8 +24,9 @@ WATCH_LOG_EVERY_S = 10.0
 @click.command(short_help="Show state, progress, limits and the last action.")
 @run_option
 @json_option
+@click.option("--verbose", "-v", is_flag=True, help="Also what training makes of this machine's arithmetic.")
 @click.option("--watch", is_flag=True, help="On a screen of its own, with keys, until the run ends.")
-def status(run_name: str, as_json: bool, watch: bool) -> int:
+def status(run_name: str, as_json: bool, verbose: bool, watch: bool) -> int:
     """Show what the run does, how far it is, and what was done last and why.
 
     Exit code: 0 alive or finished, 1 needs attention, 3 stopped, 4 unknown run.
@@ -36,9 +37,9 @@ def status(run_name: str, as_json: bool, watch: bool) -> int:
         message(f"There is no run {run_name!r} in {paths.state.parent}. Start it with: {command('start', run_name)}")
         return UNKNOWN
     if watch:
-        found = _watch(run_name, found, as_json)
+        found = _watch(run_name, found, as_json, verbose)
     else:
-        _print(found, as_json)
+        _print(found, as_json, verbose)
     return exit_code(found)
 
 
@@ -50,19 +51,19 @@ def exit_code(found: Status) -> int:
     return STOPPED if found.state is RunState.STOPPED else ALIVE
 
 
-def _print(found: Status, as_json: bool) -> None:
+def _print(found: Status, as_json: bool, verbose: bool) -> None:
     if as_json:
         json_data(encode_status(found))
     else:
-        data(*picture(found, time.time()))
+        data(*picture(found, time.time(), verbose=verbose))
 
 
-def _watch(run_name: str, found: Status, as_json: bool) -> Status:
+def _watch(run_name: str, found: Status, as_json: bool, verbose: bool) -> Status:
     """Shows the run until it is over, and gives back what was seen last, which is left on the screen."""
     paths = paths_of(run_name)
     if as_json or not moves(sys.stdout):
         while True:
-            _print(found, as_json)
+            _print(found, as_json, verbose)
             must_be_read()
             if found.state in OVER:
                 return found
@@ -72,5 +73,5 @@ def _watch(run_name: str, found: Status, as_json: bool) -> Status:
         from memsup.supervisor.cli.watch import watch
 
         found = watch(paths, found)
-    _print(found, as_json)
+    _print(found, as_json, verbose)
     return found

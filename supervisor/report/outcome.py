@@ -12,6 +12,7 @@ from memsup.supervisor.report.gather import Material
 from memsup.supervisor.report.interventions import Kind
 from memsup.supervisor.report.marks import clock
 from memsup.supervisor.words import (
+    computing_text,
     count,
     duration,
     ending_line,
@@ -147,6 +148,8 @@ def details(material: Material) -> Iterator[Figure]:
     errors = sorted(p.prediction_error for p in material.points if p.prediction_error is not None)
     if errors:
         yield Figure(percent(errors[len(errors) // 2]), "off, the prediction of a step's memory; the median")
+    if material.status is not None and (computing := material.status.batch.computing) is not None:
+        yield Figure(computing_text(computing), "what training makes of this machine's arithmetic")
 
 
 def _against_estimate(material: Material, most_bytes: int) -> str:

@@ -12,12 +12,13 @@ from kit.statuses import EVALUATION, a_status
 from kit.terminal import obeyed
 
 from memsup.shared.printable import printable, printable_json, printable_lines
-from memsup.shared.readings import KnownGpu
+from memsup.shared.readings import Computing, KnownBatch, KnownGpu
 from memsup.shared.settings import parse_size
 from memsup.shared.status import HoursStatus, RunState, Status, WaitingStatus, Wanted
-from memsup.supervisor.cli.picture import one_line
+from memsup.supervisor.cli.picture import one_line, picture
 from memsup.supervisor.words import (
     columns,
+    computing_text,
     cut,
     duration,
     ending_line,
@@ -178,3 +179,24 @@ def test_a_gpu_is_told_as_far_as_it_is_known() -> None:
     assert gpu_line(known) == "A\ufffdcard, 1 GiB of 2 GiB used, 71.5 °C (slows itself down at 93), 88 W"
     assert gpu_line(known, str.upper).count("71.5 °C") == 1
     assert gpu_line(KnownGpu(index=1)) == "a GPU, ? of ? used"
+
+
+def test_what_training_makes_of_the_machine_is_said_with_what_takes_the_rest() -> None:
+    known = Computing(
+        step=1032,
+        peak_per_s=414e9,
+        useful=0.39,
+        padding=0.07,
+        attention=0.12,
+        optimizer=0.08,
+        loading=0.001,
+        waiting=0.05,
+        starting=None,
+    )
+    assert computing_text(known) == (
+        "39 % of the peak, which is 414 billion operations a second; the rest is all other operations 29 %, attention 12 %, "
+        "the optimizer 8 %, padding 7 %, waiting 5 % (step 1,032)"
+    )
+    status = a_status(batch=KnownBatch(computing=known))
+    assert ("computes at", computing_text(known)) in picture(status, 0, verbose=True)
+    assert ("computes at", computing_text(known)) not in picture(status, 0)

@@ -20,6 +20,7 @@ from kit.one_life import StarvedTask, decisions, exhaustions, one_life, reports
 from memsup.memory import held
 from memsup.shared.messages import DecisionKind, Done, FailureCause, LimitMicroBatch, Pause, PauseMode, Resume
 from memsup.worker import exhaustion, train
+from memsup.worker.computing import FIRST_STEP
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.planner import Planner
 from memsup.worker.saving import save_if_due, save_if_possible
@@ -507,6 +508,12 @@ def test_a_tuned_run_changes_its_cuts_and_learns_the_same(tmp_path: Path) -> Non
                 peak_bytes, predicted_bytes = life.measuring.last
                 assert peak_bytes is not None
                 assert predicted_bytes == pytest.approx(peak_bytes, rel=0.1)
+                computing = life.looking.found
+                assert computing is not None
+                assert computing.step == FIRST_STEP
+                assert 0 < computing.useful < 1
+                assert 0 < computing.optimizer + computing.loading + computing.attention < 1
+                assert 0 < (computing.starting or 0) < 1
     assert ends[0][0] == ends[1][0]
     assert torch.allclose(ends[0][1], ends[1][1], atol=1e-4)
 

@@ -25,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 
 from memsup.worker.compute.dropout import Draws, can_draw
 from memsup.worker.compute.randomness import draws_nothing
+from memsup.worker.compute.spent import Part, spent_on
 
 BLOCK_NUMBERS = 1 << 20
 """How many numbers of a matrix are computed at a time: with 2 MiB in bfloat16 it is as fast as it gets where the second cache
@@ -98,6 +99,7 @@ class _Attention(torch.autograd.Function):
     """Attention with dropout, of which the backward pass computes each block anew."""
 
     @staticmethod
+    @spent_on(Part.ATTENTION)
     def forward(
         context: Any,
         query: torch.Tensor,
@@ -119,6 +121,7 @@ class _Attention(torch.autograd.Function):
         return found.transpose(1, 2)
 
     @staticmethod
+    @spent_on(Part.ATTENTION)
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, mask = context.saved_tensors
         scale, draws = context.scale, context.draws.again()

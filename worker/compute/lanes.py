@@ -14,12 +14,16 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
+
+from memsup.worker.compute.spent import noted
 
 Model = Any
 Result = TypeVar("Result")
@@ -61,6 +65,12 @@ class Lanes:
         assert len(parts) <= len(self), "a part without a lane would be left out"
         if len(parts) == 1:
             return [parts[0](self.models[0])]
+        if (spent := noted()) is not None:
+            with spent.side_by_side(len(parts)) as ended_s:
+                return self._run([partial(_until, part, ended_s) for part in parts])
+        return self._run(parts)
+
+    def _run(self, parts: Sequence[Callable[[Model], Result]]) -> list[Result]:
         futures: list[Future[Result]] = []
         torch.set_num_threads(self._threads // len(self))
         try:
@@ -86,6 +96,13 @@ class Lanes:
         """Forgets all gradients."""
         for model in self.models:
             model.zero_grad(set_to_none=True)
+
+
+def _until(part: Callable[[Model], Result], ended_s: list[float], model: Model) -> Result:
+    try:
+        return part(model)
+    finally:
+        ended_s.append(time.perf_counter())
 
 
 def draws_elsewhere(forward: Callable[[], object]) -> bool:

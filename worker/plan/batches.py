@@ -160,6 +160,20 @@ def _allowed(longest: list[int], begin: int, plan: Entry) -> Iterator[_Reach]:
         yield reach
 
 
+def starting_fraction(lengths: Lengths, plan: Entry) -> float | None:
+    """The part of a step's cost that is the starting of its micro-batches. None means that the plan does not know what they
+    cost.
+    """
+    if plan.costs is None:
+        return None
+    longest, cost, begin = sorted(np.maximum(lengths, 1).tolist(), reverse=True), 0.0, 0
+    ends = _cheapest(longest, plan)
+    for end in ends:
+        cost += next(reach.cost for reach in _reaches(longest, begin, plan) if reach.end == end)
+        begin = end
+    return len(ends) * plan.costs.start / cost
+
+
 def _greedy(longest: list[int], plan: Entry) -> list[int]:
     """The rows with which micro-batches end if each takes as many rows as it may."""
     ends, end = [], 0
