@@ -183,10 +183,14 @@ class StarvedTask:
             raise RuntimeError(self._error)
 
         def watch(_module: Any, _inputs: Any, output: Any) -> None:
+            if isinstance(output, tuple):
+                output = output[0]
             output.register_hook(exhausted)
 
-        # When the embeddings' output gets its gradient, the layers above have theirs already.
-        handle = model.get_input_embeddings().register_forward_hook(watch)
+        # When the embeddings' output gets its gradient, the layers above have theirs already. Frozen ones get none.
+        embeddings = model.get_input_embeddings()
+        first = embeddings if embeddings.weight.requires_grad else model.model.layers[0]
+        handle = first.register_forward_hook(watch)
         try:
             return self._task.loss(model, batch)
         finally:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import safetensors.torch
 import torch
@@ -16,17 +18,20 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.chat import CHATML, MARKED, tiny_chat, tiny_chat_model, tiny_tokenizer, written
-from kit.one_life import one_life
+from kit.one_life import StarvedTask, exhaustions, one_life, whole_life
 
+from memsup.checkpoint.reading import verify
 from memsup.shared.data.chat import find_fields
 from memsup.shared.data.chat_check import locate_dialogues
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.sources import locate
+from memsup.shared.paths import run_paths
 from memsup.worker import train
 from memsup.worker.compute import token_loss
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.padding import Padding
 from memsup.worker.saving import save
+from memsup.worker.tasks.answering import load_answering
 from memsup.worker.tasks.dialogues import DialogueReader
 from memsup.worker.tasks.sequences import IGNORED, NOTHING, LeftOut, Sequence
 from memsup.worker.training import Training
@@ -343,6 +348,29 @@ def test_a_run_that_is_continued_ends_with_the_same_bits_and_only_beside_its_bas
     assert folder.is_dir()
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_on_the_table_of_tokens_load_in_peft_and_are_merged_alike(tmp_path: Path, tied: bool) -> None:
+    """Also where the table is the last layer as well: what is added to the one is not added to the other."""
+    model = tiny_chat_model(tmp_path / "model", tie_word_embeddings=tied)
+    wanted = tiny_chat(tmp_path, model=model, lora__targets="embed_tokens,q_proj", training__epochs=0.4)
+    finished, _ = whole_life(wanted)
+    assert finished is not None
+    folder = str(run_paths("life").model)
+    tokens = torch.arange(40, 60)[None]
+    with torch.no_grad():
+        plain = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
+        before = plain(tokens).logits
+        adapted = peft.PeftModel.from_pretrained(plain, folder).eval()
+        learnt = adapted(tokens).logits
+        assert not torch.allclose(before, learnt, atol=1e-2)
+        assert all(value.abs().sum() > 0 for name, value in adapted.named_parameters() if "lora_" in name), "all are loaded"
+        answering = load_answering(folder)
+        assert torch.allclose(answering.model(tokens).logits, learnt, atol=1e-4, rtol=0)
+        answering.model.save_pretrained(tmp_path / "merged")
+        merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+        assert torch.allclose(merged(tokens).logits, learnt, atol=1e-4, rtol=0)
+
+
 def test_frozen_weights_that_are_rounded_once_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under mixed precision, also where the last layer is the table of tokens."""
     found = []
@@ -370,3 +398,47 @@ def test_an_encoder_that_sees_what_it_is_to_say_is_refused(tmp_path: Path) -> No
     transformers.BertLMHeadModel(transformers.BertConfig(vocab_size=259, **sizes)).save_pretrained(model)
     with pytest.raises(InputError, match="sees the tokens that it is to say"), one_life(tiny_chat(tmp_path, model=model)):
         pass
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# In the loop
+
+
+def test_running_out_of_memory_in_the_loss_changes_nothing_that_is_learnt(tmp_path: Path) -> None:
+    ends = []
+    for fails in ((), ((1, "forward"), (3, "backward"))):
+        with one_life(tiny_chat(tmp_path, training__micro_tokens=4000), name=f"starved-{len(fails)}") as life:
+            life.task = StarvedTask(life.task, lambda where, rows, call, fails=fails: rows > 1 and (call, where) in fails)
+            for _ in range(3):
+                train.take_step(life)
+            assert len(exhaustions(life)) == len(fails)
+            ends.append((life.audit.digest.split(".")[0], torch.cat([*map(torch.flatten, tensors_of(life).values())])))
+    assert ends[0][0] == ends[1][0], "rows, loss weights and learning rates are those of the plan"
+    assert torch.linalg.vector_norm(ends[0][1] - ends[1][1]) <= 1e-4 * torch.linalg.vector_norm(ends[0][1])
+
+
+def tensors_of(life: Training) -> dict[str, torch.Tensor]:
+    return life.prepared.weights.tensors(life.prepared.model)
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.nightly)])
+def test_a_chat_model_that_is_killed_ends_with_the_bits_of_the_undisturbed_run(kills: int, tmp_path: Path) -> None:
+    """With dropout; by signals `promises/test_chat_job.py` does it."""
+    draw = random.Random(kills)
+    wanted = tiny_chat(tmp_path, lora__dropout=0.2, checkpoint__every="1ms", training__epochs=1.0 if kills < 40 else 8.0)
+    ends = []
+    for name, lives in (("undisturbed", [None]), ("killed", [*(draw.randint(5, 60) for _ in range(kills)), None])):
+        finished, lived = None, 0
+        for killed_after in lives:
+            if finished is None:
+                finished, _ = whole_life(wanted, name=name, killed_after=killed_after)
+                lived += 1
+        assert finished is not None
+        newest = max(run_paths(name).checkpoints.glob("step-*"))
+        verify(newest)
+        audit = (run_paths(name).state / "audit.txt").read_bytes()
+        tensors = {part.name: part.read_bytes() for part in newest.glob("*.safetensors")}
+        assert tensors, "there are adapters to compare"
+        ends.append((audit, finished.metrics, tensors))
+    assert lived > kills // 2, "most of the kills came before the end"
+    assert ends[0] == ends[1]

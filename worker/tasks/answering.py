@@ -21,7 +21,7 @@ from memsup.shared.files import replace_file
 from memsup.shared.model.adapters import ADAPTER_CONFIG
 from memsup.shared.model.folder import ModelSource
 from memsup.worker.tasks.dialogues import alpaca, template_of
-from memsup.worker.tasks.lora import base_of, read_base, refuse_other_base
+from memsup.worker.tasks.lora import base_of, merged, read_base, refuse_other_base
 from memsup.worker.tasks.pretrained import load_config, load_model, load_tokenizer, quiet_libraries
 from memsup.worker.tasks.sequences import NOTHING, SequenceRows
 
@@ -143,8 +143,6 @@ def load_answering(folder: str) -> Answering:
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     model, _ = load_model(transformers.AutoModelForCausalLM, origin, ModelSource.FOLDER, config, tokenizer, seed=0)
     if adapts:
-        import peft
-
         refuse_other_base(base_of(origin, lambda: None), place)
-        model = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
+        model = merged(model, folder)
     return Answering(model.eval(), tokenizer, dtype)

@@ -10,6 +10,7 @@ files, and is gone on with only beside the same ones. A checkpoint is a folder t
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from memsup.worker.state import Tick
 BASE_FILE = "base.json"
 ADAPTER = "adapter_model"
 _NAME = "default"
+_OF_NAME = re.compile(rf"\.{_NAME}(?=\.|$)")
+"""Within the name of a weight; of a table of tokens at its end."""
 _PREFIX = "base_model.model."
 _HASHED_BYTES = 8 << 20
 
@@ -52,7 +55,7 @@ class Adapters:
     def tensors(self, model: Any) -> dict[str, torch.Tensor]:
         """The weights that learn, by peft's names."""
         trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
-        return {_PREFIX + name.replace(f".{_NAME}.", "."): tensor.detach() for name, tensor in trained.items()}
+        return {_PREFIX + _OF_NAME.sub("", name): tensor.detach() for name, tensor in trained.items()}
 
     def describe(self, model: Any, folder: Path) -> None:  # noqa: ARG002 - the configuration is the adapters'
         """Writes what belongs beside the tensors. Raises OSError."""
@@ -137,6 +140,21 @@ def load_adapters(model: Any, adapters: Adapters, checkpoint: Path) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(found[name])
+
+
+def merged(model: Any, folder: str) -> Any:
+    """The model with the adapters in `folder` added to its weights."""
+    import peft
+
+    adapted = peft.PeftModel.from_pretrained(model, folder)
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    adapts_one = any(hasattr(each, "base_layer") for each in (table, head))
+    if adapts_one and head is not None and head.weight is table.weight:
+        # What is added to the one would else be added to the other as well, and twice where both learn.
+        of_head = getattr(head, "base_layer", head)
+        of_head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
+    return adapted.merge_and_unload()
 
 
 def _hash(file: Path, tick: Tick) -> str:
