@@ -195,6 +195,13 @@ def slashed_rows(path: Path) -> Iterator[Row]:
         is_empty = False
         if len(words) > MOST_WORDS:
             raise InputError(f"{path}, line {number} has more than {MOST_WORDS:,} words: put a sentence on each line.")
+        if "[" not in line and "]" not in line:
+            parted = [word.rpartition("/") for word in words]
+            if all(said and tag for said, _, tag in parted):
+                text, places = joined([said for said, _, _ in parted])
+                named = [[start, end, tag] for (start, end), (_, _, tag) in zip(places, parted, strict=True)]
+                yield Row(path, number, {"text": text, "spans": named})
+                continue
         found = [_slashed(word, path, number) for word in words]
         text, places = joined([word.said for word in found])
         spans: list[tuple[int, int, str]] = []
@@ -281,13 +288,17 @@ def joined(words: Sequence[str], *, tightly: bool = False) -> tuple[str, list[tu
     without one, or with `tightly` never.
     """
     text, places, length = [], [], 0
-    before = ""
+    is_apart = False  # whether the word before is one that is written apart
     for word in words:
-        if before and word and not tightly and not (is_wide(before[-1]) or is_wide(word[0])):
+        if not word:
+            places.append((length, length))
+            continue
+        if is_apart and not is_wide(word[0]):
             text.append(" ")
             length += 1
-        places.append((length, length + len(word)))
+        end = length + len(word)
+        places.append((length, end))
         text.append(word)
-        length += len(word)
-        before = word or before
+        length = end
+        is_apart = not tightly and not is_wide(word[-1])
     return "".join(text), places

@@ -77,17 +77,26 @@ class TagReader:
         self._fields = find_fields(parts[0], text=task.text, label=task.label, labels=task.labels)
         for part in parts:
             evidence = TagEvidence(self._fields)
-            for sentence in self._sentences(part):
-                evidence.takes(sentence)
-                if len(evidence.labels) > MOST_LABELS:
-                    break
+            texts = self._taken(part, evidence)
+            if self._pieces is None:
+                self._pieces = self._make_pieces(texts)
+            for _ in texts:  # what a tokenizer that is there already has not asked for
+                pass
             check_rows(part, evidence, self._seen[0] if self._seen else None)
             self._seen.append(evidence)
         if doubts := judge(*self._seen).unsettled(task.accept):
             raise DoubtfulError(doubts)
         self._names = {name: number for number, name in enumerate(output_names(self._seen[0]))}
-        self._pieces = self._make_pieces([sentence.text] for sentence in self._sentences(parts[0]))
+        assert self._pieces is not None
         self.vocabulary_size = self._pieces.vocabulary_size
+
+    def _taken(self, part: sources.Source, evidence: TagEvidence) -> Iterator[list[str]]:
+        """The texts of a part, each of which `evidence` takes in as it is asked for: a file is read once for both."""
+        for sentence in self._sentences(part):
+            evidence.takes(sentence)
+            yield [sentence.text]
+            if len(evidence.labels) > MOST_LABELS:
+                return
 
     def read(self, part: sources.Source, *, trains: bool) -> Iterator[Row | LeftOut]:
         assert self._pieces is not None
