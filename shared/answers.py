@@ -16,7 +16,9 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True):
     """A question that was not trained on."""
 
     asked: str
-    """All that stands before the answer, as the model sees it; only the end of what is long."""
+    """The question; where more than one message stands before the answer, all of it as the model sees it. Only the end of what
+    is long.
+    """
     wanted: str
     """The answer in the data; only its beginning."""
     before: str | None

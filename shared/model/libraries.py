@@ -7,6 +7,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+from memsup.shared.data.errors import InputError
 from memsup.shared.data.targets import TaskKind
 from memsup.shared.files import read_small
 
@@ -32,6 +33,14 @@ def is_installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):
         return False
+
+
+def folder_of_package(package: str) -> Path:
+    """Where an installed package lies, which is not imported. Raises InputError."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"The package {package} is not installed.")
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def transformers_version() -> str:

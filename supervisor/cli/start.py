@@ -49,10 +49,9 @@ from memsup.supervisor.cli.queued import hours_of, next_time_of, queue_of, waits
 from memsup.supervisor.cli.screen import json_data, message, moves
 from memsup.supervisor.cli.streams import has_input
 from memsup.supervisor.client.contact import is_held, observe
-from memsup.supervisor.client.demo_chat import make_demo
+from memsup.supervisor.client.demos import DEMOS, make_demo
 from memsup.supervisor.client.errors import NOT_STARTED, RefusedError
 from memsup.supervisor.client.preparing import (
-    DEMOS,
     DoubtfulDataError,
     Plan,
     as_claimed,
@@ -86,9 +85,9 @@ EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input.
     "--demo",
     is_flag=False,
     flag_value="reviews",
-    metavar="[ner|chat]",
-    type=click.Choice(list(DEMOS)),
-    help="A built-in job on real data: reviews, with `ner` the names in a newspaper, with `chat` a chat model (LoRA).",
+    metavar="[ner|chat|english]",
+    type=click.Choice(DEMOS),
+    help="A built-in job on real data: reviews, `ner` names in a newspaper, `chat` a chat model, `english` film reviews.",
 )
 @click.option("--wait", is_flag=True, help="Show progress until the run ends. Ctrl-C leaves it running.")
 @click.option("-d", "--detach", is_flag=True, help="Do not wait for the first step, as on a terminal it does.")
@@ -151,8 +150,8 @@ def start(
     argv = checked_command(command)
     if until is not None:
         assignments, not_before = (*assignments, *hours_of(not_before, until, assignments)), None
-    if demo == "chat":
-        make_demo(message)
+    if demo is not None:
+        make_demo(demo, message)
     loaded = load_settings(demo=demo, tier=tier, assignments=assignments, environment=os.environ)
     asked = Asked(
         loaded,

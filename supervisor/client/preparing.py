@@ -25,7 +25,7 @@ from memsup.shared.model.libraries import is_installed
 from memsup.shared.paths import RunPaths, current_folder
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings, Share, Written, keys
-from memsup.supervisor.client.demo_chat import folder_of_demo
+from memsup.supervisor.client.demos import JOB_FILE, file_of_demo
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.decide.claims import Beside, Claim, sharing
 from memsup.supervisor.decide.disk import disk_floor_bytes
@@ -38,7 +38,6 @@ from memsup.supervisor.record.earlier_life import newest_checkpoint
 from memsup.supervisor.sense.machine import disk_free_bytes, look
 from memsup.supervisor.words import duration, percent, size
 
-JOB_FILE = "memsup.toml"
 DATA_BUDGET_S = 1.0
 """How long the data may be looked at: `start` answers within two seconds, whatever their size."""
 GPU_BUDGET_S = 10.0
@@ -85,17 +84,10 @@ class Plan:
     """How the environment of a command that goes on differs from that of its first start."""
 
 
-DEMOS = {"reviews": JOB_FILE, "ner": "ner.toml", "chat": None}
-"""The built-in jobs, and the files that describe them. It is None where that is made first (`demo_chat.py`)."""
-
-
 def job_file(*, demo: str | None = None) -> Path | None:
     """The file that describes the job: that of a built-in one, or `memsup.toml` in this folder, if there is one."""
     if demo is not None:
-        import memsup.shared
-
-        name = DEMOS[demo]
-        return folder_of_demo() / JOB_FILE if name is None else Path(memsup.shared.__file__).parent / "demo" / name
+        return file_of_demo(demo)
     here = current_folder() / JOB_FILE
     return here if os.path.lexists(here) else None
 

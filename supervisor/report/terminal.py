@@ -34,6 +34,7 @@ def screen(material: Material, account: Account) -> list[Line]:
     out += _time(account)
     out += _interventions(account)
     out += _facts(account)
+    out += _answers(material)
     return out
 
 
@@ -98,6 +99,15 @@ def _interventions(account: Account) -> Iterator[Line]:
     )
     if left:
         yield f"… and {left} more, which cost less"
+
+
+def _answers(material: Material) -> Iterator[Line]:
+    """What a language model says to questions that were not trained on."""
+    for answered in material.answers:
+        yield ""
+        for name, words in (("asked", answered.asked), ("before", answered.before), ("now", answered.after)):
+            if words is not None:
+                yield name, printable(" ".join(words.split())) or "nothing"
 
 
 def _facts(account: Account) -> Iterator[Line]:

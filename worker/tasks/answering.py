@@ -29,6 +29,8 @@ SHOWN, SHOWN_TOKENS, SHOWN_CHARS = 3, 48, 1000
 MOST_TOKENS = 512
 """At most this many are answered to whoever asks a finished model."""
 _LOOKED_AT_ROWS = 100
+_PLACE = "?\ue000?"
+"""What stands where a question would, in a prompt; no person asks it."""
 _TEXT_TOKENS = 32
 """Of plain text so many tokens are what is asked."""
 
@@ -86,7 +88,10 @@ class Samples:
         found = []
         for prompt, wanted in self._examples():
             said = answer(model, prompt, ends_of(model, self._tokenizer), SHOWN_TOKENS, boundary)
-            asked, text, meant = (self._tokenizer.decode(part, skip_special_tokens=True) for part in (prompt, said, wanted))
+            text, meant = (self._tokenizer.decode(part, skip_special_tokens=True) for part in (said, wanted))
+            asked = _without_template(self._tokenizer.decode(prompt), self._tokenizer) or self._tokenizer.decode(
+                prompt, skip_special_tokens=True
+            )
             before = known.get((asked[-SHOWN_CHARS:], meant[:SHOWN_CHARS]))
             found.append(
                 Answered(
@@ -97,6 +102,24 @@ class Samples:
                 )
             )
         replace_file(self._state / ANSWERS_FILE, msgspec.json.encode(found))
+
+
+def _without_template(prompt: str, tokenizer: Any) -> str | None:
+    """What a person asks in a prompt that the chat template has made of a single message. It is None for any other."""
+    if template_of(tokenizer) is None:
+        return None
+    try:
+        around = str(
+            tokenizer.apply_chat_template([{"role": "user", "content": _PLACE}], tokenize=False, add_generation_prompt=True)
+        )
+    except Exception:  # whatever a stranger's template raises
+        return None
+    before, _, after = around.partition(_PLACE)
+    asked = prompt.removeprefix(before).removesuffix(after)
+    is_alone = len(before) + len(asked) + len(after) == len(prompt) and not any(
+        map(asked.__contains__, tokenizer.get_added_vocab())
+    )
+    return asked if is_alone else None
 
 
 def _asked(rows: SequenceRows, row: int) -> tuple[list[int], list[int]]:
