@@ -83,6 +83,8 @@ class FailureCause(enum.StrEnum):
     NOT_FINITE = "not_finite"
     """The loss or the gradient is NaN or infinite."""
     DISK_FULL = "disk_full"
+    AFTER_SLEEP = "after_sleep"
+    """The machine slept, and CUDA is dead in the process since then. Nobody's fault: a new process goes on."""
     CRASH = "crash"
 
 

@@ -93,6 +93,9 @@ class RunRecord(msgspec.Struct, kw_only=True):
     command_folder: str | None = None
     attaches: bool = True
     """Whether a program of the command that has a Trainer is attached without calling memsup (`fence/program.py`)."""
+    off_card_pids: list[int] | None = None
+    """The processes of the command whose GPU memory the driver was asked to move into RAM, and has not brought back yet. It is
+    None where there are none (`supervisor/decide/run/card.py`)."""
     command_environment: CommandEnvironment | None = None
     """It is None for the built-in training, and of runs that were begun before it was remembered."""
     command_umask: Annotated[int, msgspec.Meta(ge=0, le=0o777)] | None = None

@@ -71,6 +71,8 @@ class TroubleKind(enum.StrEnum):
     """The driver reported an Xid, or memory that could not be corrected."""
     POWER_LIMIT = "power_limit"
     """A power limit is not in force."""
+    VRAM_SPILLS = "vram_spills"
+    """On WSL, GPU memory that does not fit is in RAM, and training is slow."""
     SENSOR = "sensor"
     """A sensor is not watched any more."""
     HEAT = "heat"
@@ -84,6 +86,8 @@ class TroubleKind(enum.StrEnum):
     FAILED = "failed"
     CANNOT_LEAVE = "cannot_leave"
     """What the worker has computed cannot be saved, so it does not leave."""
+    CARD_STUCK = "card_stuck"
+    """What a program had on the GPU could not be brought back."""
     NOT_GIVEN_BACK = "not_given_back"
     """Memory of a worker that is gone did not come back."""
     CHECKPOINT = "checkpoint"
@@ -102,10 +106,12 @@ PASSING = frozenset(
     {
         TroubleKind.HEAT,
         TroubleKind.BATTERY,
+        TroubleKind.VRAM_SPILLS,
         TroubleKind.SENSOR,
         TroubleKind.DISK,
         TroubleKind.UNDEAD,
         TroubleKind.CANNOT_LEAVE,
+        TroubleKind.CARD_STUCK,
         TroubleKind.UNRESPONSIVE,
         TroubleKind.RESTARTS,
         TroubleKind.UNREACHABLE,

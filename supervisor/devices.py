@@ -19,14 +19,15 @@ from memsup.shared.status import Trouble, TroubleKind
 from memsup.supervisor.decide.after_power_loss import UNRESTRAINED, Restraint
 from memsup.supervisor.decide.battery import BatteryControl
 from memsup.supervisor.decide.heat import LEAST_CAP, HeatControl, HeatDecision
-from memsup.supervisor.decide.ladder import HoldReason, Proposal
+from memsup.supervisor.decide.ladder import HoldReason, MemoryLimits, Proposal
 from memsup.supervisor.decide.readings import GpuReading, MemoryReading, TemperatureReading
+from memsup.supervisor.decide.run.card import MOVING, CardView, Place, room_bytes
 from memsup.supervisor.decide.run.freed import PROOF_WITHIN_S, GivenBack, Held, Proof, held_by
-from memsup.supervisor.decide.vram import VramControl, VramDecision
+from memsup.supervisor.decide.vram import CardControl, SpillWatch, VramControl, VramDecision
 from memsup.supervisor.sense.gpu.client import GpuClient
 from memsup.supervisor.sense.gpu.devices import XID_LOST, XIDS, heat_sources, of_worker, power_limits
 from memsup.supervisor.sense.power_supply import PowerSupply
-from memsup.supervisor.sense.temperatures import TemperatureSensors, cpu_sources
+from memsup.supervisor.sense.temperatures import TemperatureSensors, sensor_sources
 from memsup.supervisor.words import plural
 
 MOST_LASTING = 3
@@ -47,6 +48,10 @@ class Load:
     """Whether the worker would compute now if heat let it."""
     pids: tuple[int, ...]
     memory: WorkerMemory | None
+    samples_per_s: float | None = None
+    """How fast it trains. It is None where it does not, or that is not known."""
+    place: Place | None = None
+    """Where a command that takes no orders has its GPU memory. It is None where the worker does take them."""
 
 
 @dataclass
@@ -59,6 +64,7 @@ class Devices:
     limits: Limits
     watches_gpus: bool
     power_record: Path
+    is_wsl: bool = False
     restraint: Restraint = UNRESTRAINED
     gpus: tuple[GpuReading, ...] = ()
     workers: tuple[GpuReading, ...] = ()
@@ -82,6 +88,8 @@ class Devices:
     _crowded: str | None = None
     _crowded_at_its_end: str | None = None
     """What the worker that gives up saw of others, until it is gone."""
+    _spills: str | None = None
+    """That GPU memory lies in RAM, a sentence. It is None where that is not so, or not known."""
     _on_battery: bool = False
     _asked_until_s: float = -math.inf
     _calm: bool = True
@@ -90,7 +98,7 @@ class Devices:
         self.client = GpuClient(self.power_record)
         self._sensors, self._supply = TemperatureSensors(), PowerSupply()
         self._heat, self._battery = HeatControl(), BatteryControl()
-        self._vram = VramControl(self.limits.vram)
+        self._vram, self._card, self._spill = VramControl(self.limits.vram), CardControl(), SpillWatch()
         self._visible = os.environ.get("CUDA_VISIBLE_DEVICES")
 
     @property
@@ -138,13 +146,13 @@ class Devices:
         self.temperatures = self._sensors.read(now_s)
         self.workers = workers = of_worker(self.gpus, self._visible)
         sources = heat_sources(workers, self.limits.gpu_temperature_c)
-        sources += cpu_sources(self.temperatures, self._sensors.cpu_use, self.limits.cpu_temperature_c)
+        sources += sensor_sources(self.temperatures, self._sensors.cpu_use, self.limits.cpu_temperature_c)
         sources = [replace(source, limits=source.limits.cooler(self.restraint.cooler_by_c)) for source in sources]
         self.is_cool = not workers and all(
             source.temperature_c is not None and source.temperature_c < source.limits.pace_c - FAR_C for source in sources
         )
         self.heat = self._heat.step(now_s, sources, computing=load.computing, may_cap=self.client.may_cap)
-        self._note_trouble(workers)
+        self._note_trouble(now_s, workers, load)
         power_fraction = max(LEAST_CAP, self.restraint.power_fraction * self.heat.power_fraction)
         self.client.cap(power_limits(workers, power_fraction, self.limits.power_w))
         return tuple(self._proposals(now_s, workers, load))
@@ -169,6 +177,20 @@ class Devices:
             self.client.ask(now_s)
         return given_back
 
+    def card_view(self, now_s: float, memory: MemoryReading, limits: MemoryLimits) -> CardView:
+        """What the worker has on GPUs, and the room in RAM for that."""
+        holders = self.client.holders(now_s) if self.watches_gpus else {}
+        return CardView(holders=holders, room_bytes=room_bytes(memory, limits))
+
+    def card_leaves(self, now_s: float, held_bytes: int) -> None:
+        """Keeps what a program holds on the card that it is about to leave, to be compared with what is there afterwards."""
+        used = {gpu.index: gpu.used_bytes for gpu in self.client.readings(now_s) if gpu.used_bytes is not None}
+        self._held = Held(vram_bytes=held_bytes, used_bytes=used)
+
+    def card_left(self, now_s: float) -> GivenBack | None:
+        """What came back of the card that a program has left, which is still there. Returns None as `worker_gone` does."""
+        return self.worker_gone(now_s, None)
+
     def given_back(self, now_s: float) -> GivenBack | None:
         """What came back, once the device itself says so or has had its time. Returns None before that, and where nothing is
         open.
@@ -188,7 +210,8 @@ class Devices:
         """What a person should look at now."""
         heat = [Trouble(TroubleKind.HEAT, sentence, about) for about, sentence in self.heat.troubles]
         gently = [] if self.restraint.sentence is None else [Trouble(TroubleKind.GENTLE, self.restraint.sentence)]
-        return (*gently, *self._lasting[-MOST_LASTING:], *heat, *([ON_BATTERY] if self._on_battery else []))
+        spills = [] if self._spills is None else [Trouble(TroubleKind.VRAM_SPILLS, self._spills)]
+        return (*gently, *self._lasting[-MOST_LASTING:], *spills, *heat, *([ON_BATTERY] if self._on_battery else []))
 
     def close(self) -> None:
         self.client.close()
@@ -201,7 +224,7 @@ class Devices:
         else:
             self.client.rest(now_s)
 
-    def _note_trouble(self, workers: tuple[GpuReading, ...]) -> None:
+    def _note_trouble(self, now_s: float, workers: tuple[GpuReading, ...], load: Load) -> None:
         for gpu in workers:
             if gpu.lost and self.lost is None:
                 self.lost = f"GPU {gpu.index} ({gpu.name or 'name unknown'}) is lost: {XIDS[XID_LOST]}."
@@ -217,6 +240,10 @@ class Devices:
         for sensor in self._sensors.left_out:
             sentence = f"The temperature sensor {sensor} answers too slowly and is not watched any more."
             self._note(TroubleKind.SENSOR, sentence, sensor)
+        spills = self._spill.step(now_s, workers[0], load.samples_per_s) if self.is_wsl and workers else None
+        if spills is not None and self._spills is None:
+            self._news.append(spills)
+        self._spills = spills
         if self.heat.tell is not None:
             self._news.append(self.heat.tell)
 
@@ -233,6 +260,11 @@ class Devices:
         self._on_battery = on_battery and self.limits.on_battery == "pause"
         if self._on_battery:
             yield Proposal(hold=HoldReason.POWER, reason="the machine runs on its battery")
+        if load.alive and load.place is not None:
+            at = {"on_card": load.place is Place.ON_CARD, "moves": load.place in MOVING}
+            card = self._card.step(now_s, self.gpus, **at)
+            if card.leave:
+                yield Proposal(leave_card=True, reason=card.reason)
         vram = self._vram_decision(now_s, workers, load)
         if vram is not None:
             self._crowded = vram.crowded

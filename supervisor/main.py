@@ -45,14 +45,17 @@ from memsup.supervisor.decide.events import By, Event
 from memsup.supervisor.decide.guard import Guard, would_compute
 from memsup.supervisor.decide.ladder import Ladder, MemoryLimits
 from memsup.supervisor.decide.run.actions import (
+    AbandonMove,
     Action,
     Answer,
     ClaimRoom,
     Freeze,
     Kill,
+    MoveCard,
     Quit,
     Record,
     SaveBudget,
+    SaveOffCard,
     SaveQueued,
     SaveWaiver,
     SaveWish,
@@ -61,6 +64,8 @@ from memsup.supervisor.decide.run.actions import (
     Terminate,
     Thaw,
 )
+from memsup.supervisor.decide.run.card import Moved, Place, Whole
+from memsup.supervisor.decide.run.freed import NOTHING_KNOWN
 from memsup.supervisor.decide.run.hours import WORTH_S, rest_of
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import Attachment, Stage
@@ -139,6 +144,7 @@ class Supervisor:
             record.settings.limits,
             watches_gpus=on_gpu,
             power_record=paths.state.parent / ".power-limits.json",
+            is_wsl=machine.is_wsl,
             restraint=restraint,
         )
         # After all that can fail, so that nobody has to take it away again.
@@ -189,7 +195,7 @@ class Supervisor:
         become_subreaper()
         protections = protect()
         self.scribe.start()
-        for watched in (self.sockets.worker, self.sockets.control, self.signals.fd, self.devices):
+        for watched in (self.sockets.worker, self.sockets.control, self.signals.fd, self.devices, self.worker.card):
             self.poller.register(watched, selectors.EVENT_READ)
         now_s = monotonic_s()
         self.schedule = Schedule(now_s)  # the time until here is not the loop's lateness
@@ -203,7 +209,14 @@ class Supervisor:
         if death is not None and death.waits is not None:
             self._perform(now_s, self.life.on_machine_died(now_s, death.waits))
         leftover, was_attached = self.worker.fence.populated() is True, was_attached_before(self.paths, self.record)
-        self._perform(now_s, self.life.on_start(now_s, leftover=leftover, was_attached=was_attached))
+        begun = self.life.on_start(
+            now_s,
+            leftover=leftover,
+            was_attached=was_attached,
+            stands=leftover and self.worker.fence.frozen() is True,
+            off_card_pids=tuple(sorted(set(self.record.off_card_pids or ()) & set(self.worker.fence.pids()))),
+        )
+        self._perform(now_s, begun)
         self.notifier.ready()
 
     def main_loop(self) -> None:
@@ -232,6 +245,8 @@ class Supervisor:
         self.devices.on_tick(now_s)
         if (given_back := self.devices.given_back(now_s)) is not None:
             self._perform(now_s, self.life.on_given_back(now_s, given_back))
+        if self.worker.card.fileno() in woken and (moved := self.worker.card.answer()) is not None:
+            self.on_card_moved(now_s, moved)
         self.on_worker_end(now_s, woken)
         if self.schedule.is_slow_look_due(now_s):
             self.on_slow_look(now_s)
@@ -296,7 +311,10 @@ class Supervisor:
 
         load = self._load()
         self.guard.proposals = self.devices.step(now_s, load, calm=self.guard.is_calm)
-        if load.alive and self.life.leaving.ending is None:
+        if any(proposal.leave_card for proposal in self.guard.proposals) and not self.life.stance.leave_card:
+            self.schedule.look_soon(now_s)
+        self._see_card(now_s)
+        if load.alive and self.life.leaving.ending is None and load.place in (None, Place.ON_CARD):
             self.devices.note_held(self.guard.memory, load.memory)
         for sentence in self.devices.take_news():
             self.journal.record(now_s, Record(event=Event.ATTENTION, reason=sentence, by=By.SUPERVISOR))
@@ -350,6 +368,7 @@ class Supervisor:
                 case RequestKind.TAKE_OVER:
                     self._perform(now_s, [self.take_over(now_s, token, request.settings_json)])
                 case what:
+                    self._see_card(now_s)
                     self._perform(now_s, self.life.on_request(now_s, token, what))
 
     def take_over(self, now_s: float, token: int, settings_json: bytes) -> Answer:
@@ -423,6 +442,12 @@ class Supervisor:
     def _checkpoints(self) -> str:
         return os.path.realpath(checkpoint_folder(self.paths, self.record))
 
+    def on_card_moved(self, now_s: float, moved: Moved) -> None:
+        """Sees what came of having the driver move what a command has on the GPU; what it gave back is measured."""
+        is_away = moved.whole is Whole.CHECKPOINTED and self.life.worker.card.place is Place.LEAVING
+        given_back = self.devices.card_left(now_s) if is_away else NOTHING_KNOWN
+        self._perform(now_s, self.life.on_card_moved(now_s, moved, given_back))
+
     def on_worker_end(self, now_s: float, woken: Set[int]) -> None:
         """Sees the end of a worker through: its own exit, what it left behind, and a kill that was ordered."""
         state = self.worker.step(now_s, owes_words=self.life.owes_last_words)
@@ -434,7 +459,7 @@ class Supervisor:
             self.schedule.look_soon(now_s)
         elif state is KillState.GONE:
             self.on_exit(now_s, *self.worker.collect())
-        elif self.life.stage is Stage.LEFTOVER and state is None and self.worker.fence.populated() is False:
+        elif self.life.is_of_another and state is None and self.worker.fence.populated() is False:
             self.on_exit(now_s, None)
 
     def on_exit(self, now_s: float, status: int | None, oom_kills: int = 0, rest_status: int = 0) -> None:
@@ -466,6 +491,13 @@ class Supervisor:
                 case Thaw():
                     self.worker.fence.thaw()
                     self.schedule.look_soon(now_s)
+                case MoveCard(pids=pids, to_ram=to_ram):
+                    if to_ram:
+                        self.devices.card_leaves(now_s, self.life.worker.card.held_bytes)
+                    if (moved := self.worker.card.start(pids, to_ram=to_ram)) is not None:
+                        self.on_card_moved(now_s, moved)
+                case AbandonMove():
+                    self.worker.card.abandon()
                 case Kill():
                     self.worker.kill(now_s)
                     self.worker.step(now_s)
@@ -493,6 +525,9 @@ class Supervisor:
                     self.journal.save_run(self.record)
                 case ClaimRoom():
                     self.claim_room(now_s)
+                case SaveOffCard(pids=pids):
+                    self.record.off_card_pids = list(pids) or None
+                    self.journal.save_run(self.record)
                 case SaveBudget(budget=budget):
                     self.journal.save_budget(budget)
                 case Record():
@@ -546,7 +581,13 @@ class Supervisor:
             computing=would_compute(worker, self.life.stance),
             pids=tuple(self.worker.fence.pids()) if worker.alive and self.devices.watches_gpus else (),
             memory=self.life.heartbeat.memory if self.life.heartbeat else None,
+            samples_per_s=self.life.progress.samples_per_s if self.life.worker.computes else None,
+            place=self.life.worker.card.place if self.life.is_command and not self.life.worker.obeys else None,
         )
+
+    def _see_card(self, now_s: float) -> None:
+        """Sees what the worker has on the GPU, and what room there is for that in RAM."""
+        self.life.on_card_seen(self.devices.card_view(now_s, self.guard.memory, self.guard.ladder.limits))
 
     def _show(self, now_s: float, status: Status, *, durable: bool) -> None:
         self.schedule.status_shown(now_s)

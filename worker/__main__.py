@@ -16,6 +16,8 @@ import sys
 import traceback
 
 from memsup.checkpoint.errors import DiskFull
+from memsup.memory import is_out_of_memory
+from memsup.shared.clock import asleep_s
 from memsup.shared.commands import command
 from memsup.shared.data.errors import InputError
 from memsup.shared.log import FromLibraries, json_lines, log, log_to, plain_words, to_standard_error
@@ -28,6 +30,8 @@ from memsup.worker.link import Link, MustLeave
 from memsup.worker.session import GiveUp, Leave, Session
 
 WELCOME_S = 60.0
+LEAST_SLEEP_S = 1.0
+"""The machine slept where its two clocks parted by this much."""
 
 LIBRARIES = {
     # A thread that waits for the others spins a moment, then sleeps. With 30,000 turns a step takes a tenth less on an idle
@@ -81,7 +85,7 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
     if welcome is None:
         log.error(f"No supervisor answered; the worker trains only under one. Start it with: {command('start', record.run)}")
         return 1
-    session = Session(link)
+    session, asleep_before_s = Session(link), asleep_s()
     last_words: AnyReport
     try:
         with session.phase(Phase.LOADING):
@@ -94,16 +98,22 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
         last_words = Leaving(reason=leave.reason, checkpoint=leave.checkpoint)
     except Exception as error:
         log.exception("The training ends here")
-        last_words = _failed(error, record.run)
+        last_words = _failed(error, record.run, slept_s=asleep_s() - asleep_before_s)
     link.report(last_words)
     return 1 if isinstance(last_words, Failed) else 0
 
 
-def _failed(error: Exception, run: str) -> Failed:
-    """Whose fault it is, in one sentence. `run` is the run's name."""
+def _failed(error: Exception, run: str, *, slept_s: float = 0.0) -> Failed:
+    """Whose fault it is, in one sentence. `run` is the run's name; the machine has slept for `slept_s` in this life."""
     cause, message = FailureCause.CRASH, f"The worker crashed: {type(error).__name__}: {error}"
     step = device_others_bytes = None
-    if isinstance(error, GiveUp):
+    if slept_s >= LEAST_SLEEP_S and is_cuda_dead(error):
+        cause, crash = FailureCause.AFTER_SLEEP, error.__cause__ or error
+        message = (
+            f"The machine slept, and CUDA is dead in the worker since then ({_first_line(crash)}): a new one goes on from the "
+            "newest checkpoint."
+        )
+    elif isinstance(error, GiveUp):
         cause, message = error.cause, str(error)
         step, device_others_bytes = error.step, error.device_others_bytes
     elif isinstance(error, InputError):
@@ -113,13 +123,27 @@ def _failed(error: Exception, run: str) -> Failed:
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         cause, message = FailureCause.DISK_FULL, f"The disk is full: {error}. Free some space, then: {command('start', run)}"
     crash = error.__cause__ or error  # not the sentence that was made of it
+    has_trace = cause in (FailureCause.CRASH, FailureCause.AFTER_SLEEP)
     return Failed(
         cause=cause,
         message=message,
-        traceback="".join(traceback.format_exception(crash))[-60_000:] if cause is FailureCause.CRASH else None,
+        traceback="".join(traceback.format_exception(crash))[-60_000:] if has_trace else None,
         step=step,
         device_others_bytes=device_others_bytes,
     )
+
+
+def is_cuda_dead(error: BaseException) -> bool:
+    """Whether a call of CUDA's failed, for another reason than memory: then all that follow in this process do as well. torch
+    has a class for that since 2.8; cuBLAS and its like have a RuntimeError with these words.
+    """
+    found = error.__cause__ or error
+    is_of_cuda = type(found).__name__ == "AcceleratorError" or str(found).startswith("CUDA error")
+    return isinstance(found, RuntimeError) and is_of_cuda and not is_out_of_memory(found)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 if __name__ == "__main__":

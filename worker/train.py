@@ -540,8 +540,7 @@ def _finish_gradient(training: Training, weight: float, loss: torch.Tensor) -> G
     """Undoes the loss scale and clips the gradient, without waiting for the device."""
     parameters = [parameter for parameter in training.prepared.model.parameters() if parameter.grad is not None]
     if training.loss_scale != 1:
-        for parameter in parameters:
-            parameter.grad.mul_(1 / training.loss_scale)  # a power of two: exact
+        torch._foreach_mul_([parameter.grad for parameter in parameters], 1 / training.loss_scale)  # a power of two: exact
     norm = torch.nn.utils.clip_grad_norm_(parameters, training.settings.most_norm)
     figures = torch.stack((loss, norm))
     return Gradient(weight=weight, figures=figures, is_bad=(~figures.isfinite().all()).float())

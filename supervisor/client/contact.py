@@ -360,6 +360,8 @@ def _what_is_left(paths: RunPaths, status: Status, was: RunState, *, is_command:
 def still_there(run: str, status: Status) -> str:
     """What is so of a worker whose supervisor is gone, and what to do about it. `status` is what that one last said."""
     if status.is_command and not (status.program is not None and status.program.attached):
+        if status.wanted is Wanted.PAUSED:
+            return f"Its command stands still, and nobody guards it: {command('start', run)} has it guarded again."
         return f"Its command still runs, and nobody guards it: {command('start', run)} ends it and begins it anew."
     return "Its worker is still there; it saves what it has learned, and leaves."
 

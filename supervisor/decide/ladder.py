@@ -124,6 +124,8 @@ class Proposal:
     shrink: bool = False
     may_grow: bool = True
     vram_limit_bytes: int | None = None
+    leave_card: bool = False
+    """Whether a program that cannot be made smaller is to leave the whole card to others."""
     reason: str = ""
 
     @property
@@ -133,7 +135,7 @@ class Proposal:
             return self.hold
         if self.duty_fraction < 1.0:
             return HoldReason.HEAT
-        return HoldReason.MEMORY if self.shrink or not self.may_grow else None
+        return HoldReason.MEMORY if self.shrink or self.leave_card or not self.may_grow else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +149,8 @@ class Stance:
     vram_limit_bytes: int | None = None
     """What torch may reserve of the GPU. It is None where nothing has to be said about that."""
     holds: frozenset[HoldReason] = frozenset()
+    leave_card: bool = False
+    """Others need the card that a program computes on which takes no orders."""
     release: bool = False
     """Holding did not help: the worker is to checkpoint, exit, and come back when there is room."""
     freeze: bool = False
@@ -233,6 +237,7 @@ class Ladder:
             duty_fraction=duty,
             vram_limit_bytes=min((p.vram_limit_bytes for p in proposals if p.vram_limit_bytes is not None), default=None),
             holds=holds,
+            leave_card=any(p.leave_card for p in proposals),
             release=release,
             freeze=freeze,
             kill=kill,

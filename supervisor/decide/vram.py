@@ -14,11 +14,12 @@ the middle of the last ones.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from memsup.shared.settings import Share
 from memsup.supervisor.decide.readings import GpuReading
-from memsup.supervisor.words import size
+from memsup.supervisor.words import percent, size
 
 FULL_FRACTION = 0.95
 """A device is full when more than this part of it is used, unless `limits.vram` names a part."""
@@ -31,6 +32,10 @@ NEWCOMER_BYTES = 256 << 20
 """Others who took this much more, on a device that is full, want more than they got."""
 CONTEXT_BYTES = 400 << 20
 """What CUDA itself takes in a process, assumed where the driver does not tell what the process holds in all."""
+BACK_AFTER_S = 10.0
+"""A card that was left to others is taken back when there has been room on it for this long."""
+SPILLS_FROM_FRACTION, SPILLED_SPEED, SPILLED_FOR_S = 0.97, 0.5, 60.0
+"""A device is so full, and training so slow beside its best, for so long, where memory has been moved into RAM."""
 LIMIT_STEP_BYTES = 128 << 20
 """The soft limit follows changes of at least this much."""
 
@@ -136,6 +141,104 @@ class VramControl:
         if self._limit_bytes is None or abs(least - self._limit_bytes) >= LIMIT_STEP_BYTES:
             self._limit_bytes = least
         return self._limit_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CardDecision:
+    leave: bool = False
+    """Whether the program is to be off its card."""
+    reason: str = ""
+
+
+@dataclass
+class CardControl:
+    """Follows the GPUs of a program that takes no orders: it cannot be made smaller, so where somebody else needs its card it
+    leaves that as a whole (`run/card.py`), and comes back when there is room for all that it had.
+    """
+
+    _held: dict[int, int] = field(default_factory=dict)
+    """What it held last on each GPU, by index."""
+    _fitted_others: dict[int, int] = field(default_factory=dict)
+    """What others held on each when all of them last fitted there."""
+    _others: dict[int, deque[int]] = field(default_factory=dict)
+    _room_since_s: float | None = None
+    _made_way: bool = False
+    """Whether it is away, or is to go, for others."""
+    _last: CardDecision = field(default_factory=CardDecision)
+
+    def step(self, now_s: float, gpus: Iterable[GpuReading], *, on_card: bool, moves: bool) -> CardDecision:
+        """Whether the program is to be off its card. While it `moves`, what was decided last holds: nobody can tell whose the
+        memory is.
+        """
+        if moves:
+            self._others.clear()
+        elif on_card:
+            self._last = self._while_there(gpus)
+        else:
+            self._last = self._while_away(now_s, {gpu.index: gpu for gpu in gpus})
+        return self._last
+
+    def _while_there(self, gpus: Iterable[GpuReading]) -> CardDecision:
+        self._room_since_s, wants = None, ""
+        for gpu in gpus:
+            total, used, own = gpu.total_bytes, gpu.used_bytes, gpu.worker_bytes
+            if total is None or used is None or not own:
+                continue
+            looks = self._others.setdefault(gpu.index, deque(maxlen=2))
+            looks.append(max(0, used - own))
+            others, self._held[gpu.index] = min(looks), own
+            if len(looks) < 2:
+                continue
+            is_full = used > FULL_FRACTION * total
+            fitted = min(others, self._fitted_others.get(gpu.index, others)) if is_full else others
+            self._fitted_others[gpu.index], more = fitted, others - fitted
+            if is_full and more >= NEWCOMER_BYTES:
+                wants = f"{_crowded(gpu.index, others, more)}, and it is full"
+        self._made_way = bool(wants)
+        return CardDecision(bool(wants), wants)
+
+    def _while_away(self, now_s: float, gpus: Mapping[int, GpuReading]) -> CardDecision:
+        missing = ""
+        for index, held in self._held.items():
+            gpu = gpus.get(index)
+            if gpu is None or gpu.total_bytes is None or gpu.used_bytes is None:
+                missing = missing or (f"what is free on GPU {index} is not known" if self._made_way else "")
+            elif (free := int(FULL_FRACTION * gpu.total_bytes) - gpu.used_bytes) < held:
+                missing = f"it needs {size(held)} of GPU {index}, and other programs leave {size(max(0, free))}"
+        if missing:
+            self._room_since_s = None
+            return CardDecision(True, missing)
+        if self._room_since_s is None:
+            self._room_since_s = now_s
+        waits = self._made_way and now_s - self._room_since_s < BACK_AFTER_S
+        self._fitted_others.clear()  # what they hold when it is back is what it fits beside
+        return CardDecision(waits, "other programs have just left the card" if waits else "")
+
+
+@dataclass
+class SpillWatch:
+    """Sees by its speed that a worker's GPU memory lies in RAM, where the driver puts it on WSL instead of refusing it."""
+
+    _best: float = 0.0
+    """The best speed so far, in samples a second."""
+    _since_s: float | None = None
+
+    def step(self, now_s: float, gpu: GpuReading, samples_per_s: float | None) -> str | None:
+        """The sentence for a person while it is so. Returns None while it is not, or not known."""
+        if samples_per_s is None or gpu.total_bytes is None or gpu.used_bytes is None:
+            return None
+        self._best = max(self._best, samples_per_s)
+        if gpu.used_bytes < SPILLS_FROM_FRACTION * gpu.total_bytes or samples_per_s >= SPILLED_SPEED * self._best:
+            self._since_s = None
+            return None
+        self._since_s = now_s if self._since_s is None else self._since_s
+        if now_s - self._since_s < SPILLED_FOR_S:
+            return None
+        return (
+            f"GPU {gpu.index} is full, and training runs at {percent(samples_per_s / self._best)} of its best speed: on WSL "
+            "the driver moves into RAM what does not fit. Close what else uses the GPU, or give the worker less: "
+            "--set limits.vram=80%"
+        )
 
 
 def _reason(index: int, holds: int, allowance: int, newcomers: int) -> str:

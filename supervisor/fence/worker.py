@@ -21,6 +21,7 @@ from memsup.shared.record import RunRecord
 from memsup.supervisor.decide.run.last_words import LastWords
 from memsup.supervisor.decide.variables import joined
 from memsup.supervisor.fence.base import Fence
+from memsup.supervisor.fence.card import CardMover
 from memsup.supervisor.fence.kill import Deadman, KillState, TreeKill
 from memsup.supervisor.fence.output import OutputPump
 from memsup.supervisor.fence.program import make_findable, told_to_program
@@ -37,6 +38,8 @@ class WorkerProcess:
         """
         self._paths, self._record, self._cpus = paths, record, cpus
         self.fence, self._deadman = fence, deadman
+        self.card = CardMover()
+        """Has the driver move what a command has on the GPU."""
         self._next_beat_s = -math.inf
         self._last_words = LastWords()
         self._child: Child | None = None
@@ -116,6 +119,8 @@ class WorkerProcess:
         self._is_told = True
         if self._child:
             self._child.send(signal.SIGTERM)
+        else:  # an earlier supervisor has started it
+            self._tell_the_rest()
 
     def _tell_the_rest(self) -> None:
         """Tells what a command that obeyed has left to end as well: of a shell's script it is what has something to save."""
@@ -151,6 +156,7 @@ class WorkerProcess:
         that is done and its last words, where it `owes_words`, have come or had their time.
         """
         orphans = reap_orphans()
+        self.card.reap()
         self._pumps = [pump for pump in self._pumps if not pump.step(now_s)]
         if self._end is None:
             if self._child is None or self._child.exit_code() is None:
@@ -185,6 +191,7 @@ class WorkerProcess:
         The first is None for a worker that this supervisor has not started.
         """
         status, rest_status = self.exit_status, self._rest_status
+        self.card.abandon()
         if self._child:
             self._child.close()
         if self._lifeline is not None:
@@ -217,6 +224,7 @@ class WorkerProcess:
 
     def close(self) -> None:
         """Takes the fence away and ends the deadman's duty; to be called after the worker's end."""
+        self.card.close()
         self.fence.remove()
         if self._deadman is not None:
             self._deadman.goodbye()

@@ -245,6 +245,8 @@ def _of_the_worker(run: str, life: Lifecycle) -> Iterator[Trouble]:
         yield Trouble(TroubleKind.FAILED, life.failure)
     if (why := life.leaving.sentence(life.checkpoint, run)) is not None:
         yield Trouble(TroubleKind.CANNOT_LEAVE, why)
+    if (why := life.worker.card.sentence(run)) is not None:
+        yield Trouble(TroubleKind.CARD_STUCK, why)
     if life.given_back is not None:
         for number, missing in enumerate(life.given_back.missing):
             yield Trouble(TroubleKind.NOT_GIVEN_BACK, missing, str(number))

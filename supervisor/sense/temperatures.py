@@ -1,9 +1,9 @@
 """CPU and board temperatures, from the kernel's hwmon files (kernel docs, hwmon/sysfs-interface: millidegrees).
 
-Covers finding the sensors once, reading them again and again through kept descriptors, and which limits follow for those of the
-CPU. psutil reads the same files but opens each of them every time. A sensor that is missing, absurd or never moves is unknown;
-one that takes long to read (some firmware answers slowly) is left out, since the loop that reads it has more urgent work. GPUs
-are `gpu/`'s.
+Covers finding the sensors once, reading them again and again through kept descriptors, and which limits follow for them. psutil
+reads the same files but opens each of them every time. A sensor that is missing, absurd or never moves is unknown; one that
+takes long to read (some firmware answers slowly) is left out, since the loop that reads it has more urgent work. GPUs are
+`gpu/`'s.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ SLOW_READ_S = 0.01
 SLOW_READS = 3
 """A sensor that took longer than this so many times in a row is read no more."""
 CPU_CHIPS = ("coretemp", "k10temp", "k8temp", "zenpower", "fam15h_power", "cpu_thermal", "cpu", "soc_thermal", "x86_pkg_temp")
-CPU_PACE_BELOW_C = 3.0
+CRITICAL_PACE_BELOW_C = 3.0
 """Pacing begins this much below the critical temperature: CPUs are made to run right up to it (a Ryzen 7000 sits at 95 by
-design), so nothing is done before, and nothing at all where the sensor names no critical temperature and the user no limit."""
+design), so nothing is done before, and nothing at all where the sensor names no critical temperature and the user no limit.
+Boards are watched as well: one reset its machine at 95 °C while its GPU was at 80."""
 _LEAST_LIMIT_C, _MOST_C = 40.0, 150.0
 
 
@@ -39,6 +40,8 @@ class _Sensor:
     critical_c: float | None
     watch: StuckSensorWatch
     slow_reads: int = 0
+    is_seen: bool = False
+    """Whether it has told a temperature once."""
 
 
 class TemperatureSensors:
@@ -70,6 +73,10 @@ class TemperatureSensors:
             self._sensors.remove(sensor)
             sensor.file.close()
             self.left_out.append(sensor.name)
+        if not sensor.is_seen and celsius is not None:
+            sensor.is_seen = True
+            if sensor.critical_c is not None and celsius >= sensor.critical_c and not _is_of_cpu(sensor.name):
+                sensor.critical_c = None  # the machine runs all the same, so it is not what it says
         if not sensor.watch.trusts(now_s, celsius, use):
             celsius = None
         return TemperatureReading(
@@ -77,31 +84,38 @@ class TemperatureSensors:
         )
 
 
-def cpu_limits(reading: TemperatureReading, chosen_c: float | None) -> HeatLimits | None:
-    """The temperatures at which to act for a CPU's sensor. Returns None where nothing is done about this sensor, as about all
-    sensors of the board that are not a CPU's.
+def sensor_limits(reading: TemperatureReading, chosen_c: float | None) -> HeatLimits | None:
+    """The temperatures at which to act for a sensor: its own critical one, and for a CPU's also what the user has chosen.
+    Returns None where nothing is done about this sensor.
 
     `high` is not used: k10temp called 70 high for years, and laptops name there what they run at all day.
     """
-    if not reading.name.split(" ", 1)[0].startswith(CPU_CHIPS):
-        return None
-    if chosen_c is not None:
+    if chosen_c is not None and _is_of_cpu(reading.name):
         return heat_limits((reading.critical_c or chosen_c) + HOLD_BELOW_C, chosen_c)  # never past the critical one
     if reading.critical_c is None:
         return None
-    return heat_limits(reading.critical_c - CPU_PACE_BELOW_C + PACE_BELOW_C)
+    return heat_limits(reading.critical_c - CRITICAL_PACE_BELOW_C + PACE_BELOW_C)
 
 
-def cpu_sources(
+def sensor_sources(
     readings: Iterable[TemperatureReading], cpu_use: float | None, chosen_c: float | None = None
 ) -> list[HeatSource]:
-    """The sources of heat that are to be kept cool besides GPUs. `chosen_c` is the user's `limits.cpu_temperature_c`."""
+    """The sources of heat that are to be kept cool besides GPUs. `chosen_c` is the user's `limits.cpu_temperature_c`.
+
+    What a sensor of the board measures may come from anything, so the CPU's use says nothing of it; and one of which nothing is
+    known, since it has never moved, keeps nothing back.
+    """
     sources = []
     for reading in readings:
-        limits = cpu_limits(reading, chosen_c)
-        if limits is not None:
-            sources.append(HeatSource(name=reading.name, temperature_c=reading.celsius, limits=limits, heat=cpu_use))
+        limits, of_cpu = sensor_limits(reading, chosen_c), _is_of_cpu(reading.name)
+        if limits is not None and (of_cpu or reading.celsius is not None):
+            heat = cpu_use if of_cpu else None
+            sources.append(HeatSource(name=reading.name, temperature_c=reading.celsius, limits=limits, heat=heat))
     return sources
+
+
+def _is_of_cpu(name: str) -> bool:
+    return name.split(" ", 1)[0].startswith(CPU_CHIPS)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ supervisor.on_wake(monotonic_s(), set())  # its end is found by looking, not by 
 while supervisor.worker.pid == first:
     turn()
 assert supervisor.life.stage is Stage.NONE, supervisor.life.stage
-ours = (supervisor.sockets.worker, supervisor.sockets.control, supervisor.devices)
+ours = (supervisor.sockets.worker, supervisor.sockets.control, supervisor.devices, supervisor.worker.card)
 print(set(supervisor.poller.get_map()) == {supervisor.signals.fd, *(one.fileno() for one in ours)})
 print(supervisor.guard.look_again_in_s(worker_is_gone=True, at_most_s=supervisor.worker.beat_every_s))
 supervisor.shutdown()

@@ -54,6 +54,26 @@ class Thaw:
 
 
 @dataclass(frozen=True)
+class MoveCard:
+    """Have the driver move what these processes have on the GPU into RAM, or back onto the card."""
+
+    pids: tuple[int, ...]
+    to_ram: bool
+
+
+@dataclass(frozen=True)
+class SaveOffCard:
+    """Write to `run.json` which processes have what they had on the GPU in RAM, or are about to; none where it is empty."""
+
+    pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class AbandonMove:
+    """End what asks the driver, which has taken too long."""
+
+
+@dataclass(frozen=True)
 class Terminate:
     """Send SIGTERM to a foreign command, which takes no orders."""
 
@@ -187,6 +207,9 @@ Action = (
     | Send
     | Freeze
     | Thaw
+    | MoveCard
+    | SaveOffCard
+    | AbandonMove
     | Terminate
     | Kill
     | Answer

@@ -26,12 +26,15 @@ from memsup.supervisor.decide.ladder import HoldReason, LadderState, Stance
 from memsup.supervisor.decide.run import records
 from memsup.supervisor.decide.run.actions import (
     BY_USER,
+    AbandonMove,
     Action,
     Answer,
     ClaimRoom,
+    MoveCard,
     Quit,
     Record,
     SaveBudget,
+    SaveOffCard,
     SaveQueued,
     SaveWaiver,
     SaveWish,
@@ -40,6 +43,7 @@ from memsup.supervisor.decide.run.actions import (
     Why,
 )
 from memsup.supervisor.decide.run.attachment import HAS_ENDED, why_not_attached
+from memsup.supervisor.decide.run.card import TOO_LATE, Card, CardView, Moved, Place
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
 from memsup.supervisor.decide.run.hours import Clock, kept_waiver, rest_of, waived
 from memsup.supervisor.decide.run.leaving import Ending, Leaving
@@ -63,6 +67,8 @@ class Lifecycle(Standing):
     """The life of one run under one supervisor: where it stands, and the events that change that."""
 
     _out: list[Action] = field(default_factory=list)
+    _before_release: tuple[Wanted, PauseMode] | None = None
+    """What was wanted before a person wanted a program's card back. It is None where nobody did."""
     _last_state: RunState = field(init=False)
 
     def __post_init__(self, budget: Budget | None) -> None:
@@ -71,9 +77,18 @@ class Lifecycle(Standing):
 
     # -- events -------------------------------------------------------------------------------------------------------
 
-    def on_start(self, now_s: float, *, leftover: bool, was_attached: bool = False) -> list[Action]:
+    def on_start(
+        self,
+        now_s: float,
+        *,
+        leftover: bool,
+        was_attached: bool = False,
+        stands: bool = False,
+        off_card_pids: tuple[int, ...] = (),
+    ) -> list[Action]:
         """The supervisor begins its work. `leftover`: a worker of an earlier supervisor still lives. `was_attached`: it is a
-        command that was attached to that one, of whose end it knows.
+        command that was attached to that one, of whose end it knows. `stands`: it stands still by force, so that nothing has
+        happened in it meanwhile. `off_card_pids`: what these processes had on the GPU may be in RAM.
         """
         if self.waits is not None:
             self._out.append(records.waits(self.waits))
@@ -81,7 +96,11 @@ class Lifecycle(Standing):
             self._out.append(records.hours(self.rest, By.HOURS))
         if leftover:
             self._begin(Stage.LEFTOVER, now_s)
-        if leftover and self.is_command and not was_attached:  # it knows no lifeline, and nobody guarded it since
+        if leftover and self.is_command and stands:
+            self.worker.take_over(now_s, Card.found(off_card_pids))
+            text = "a command that a supervisor which died had stand still is still here, and is guarded again"
+            self._out.append(Record(event=Event.FOUND, reason=text))
+        elif leftover and self.is_command and not was_attached:  # it knows no lifeline, and nobody guarded it since
             why = Why("a command that a supervisor which died had started is still here")
             self._out += self.worker.kill(now_s, Cause.LEFT, why)
         elif leftover:
@@ -265,6 +284,20 @@ class Lifecycle(Standing):
         self._out += records.given_back(given_back) if given_back is not None else []
         return self._follow_up(now_s)
 
+    def on_card_seen(self, seen: CardView) -> None:
+        """What the worker has on the GPU, and what room there is for that in RAM."""
+        self.card_seen = seen
+
+    def on_card_moved(self, now_s: float, moved: Moved, given_back: GivenBack | None = NOTHING_KNOWN) -> list[Action]:
+        """This came of having the driver move what a program has on the GPU. `given_back` is what came back of the card where
+        it is in RAM now; it is None where `on_given_back` will follow.
+        """
+        if self.worker.card.moves:
+            self._card_moved(now_s, moved)
+        if self.worker.card.place is Place.IN_RAM:
+            return self.on_given_back(now_s, given_back)
+        return self._follow_up(now_s)
+
     def on_stance(self, now_s: float, stance: Stance, *, decided_on: LadderState | None = None) -> list[Action]:
         """The ladder has looked. `decided_on` is what it judged besides the readings, and goes into the records of its
         decisions.
@@ -276,6 +309,9 @@ class Lifecycle(Standing):
 
     def on_tick(self, now_s: float) -> list[Action]:
         """Time has passed, which deadlines are made of; to be called every second or two."""
+        if self.worker.card.is_late(now_s, stands=self.worker.frozen):
+            self._out.append(AbandonMove())
+            self._card_moved(now_s, TOO_LATE)
         self._out += self.worker.deadlines(now_s, cannot_wait=HoldReason.MEMORY in self.stance.holds)
         self._out += self.waiters.overdue(now_s, self.run)
         return self._follow_up(now_s)
@@ -333,11 +369,11 @@ class Lifecycle(Standing):
             case RequestKind.PAUSE_HOLD:
                 self._want(Wanted.PAUSED, PauseMode.HOLD)
                 self.waiters.add(token, Goal.HELD, now_s)
-            case RequestKind.PAUSE_RELEASE if self.worker.is_alive and not self.worker.obeys and not self._comes_again:
-                instead = f"{command('pause', self.run)}, or {command('stop', self.run)}"
-                text = f"{self._not_attached}, so it cannot give its memory back and go on later; use: {instead}"
-                self._out.append(Answer(token, False, text))
+            case RequestKind.PAUSE_RELEASE if self._is_fenced_only and (kept := self._why_kept) is not None:
+                self._out.append(Answer(token, False, kept))
             case RequestKind.PAUSE_RELEASE:
+                if not self.wants_release:
+                    self._before_release = (self.wanted, self.pause_mode)
                 self._want(Wanted.PAUSED, PauseMode.RELEASE)
                 leaving.asked_again()
                 self.waiters.add(token, Goal.RELEASED, now_s)
@@ -393,11 +429,11 @@ class Lifecycle(Standing):
             self.work_s, self.not_saved = 0.0, None
         self.checkpoint = newest or self.checkpoint
 
-    def _want(self, wanted: Wanted, mode: PauseMode | None = None) -> None:
+    def _want(self, wanted: Wanted, mode: PauseMode | None = None, why: Why = BY_USER) -> None:
         mode = mode or self.pause_mode
         if (wanted, mode) != (self.wanted, self.pause_mode):
             self.wanted, self.pause_mode = wanted, mode
-            self._out += [SaveWish(wanted, mode), records.wanted(wanted, mode, BY_USER)]
+            self._out += [SaveWish(wanted, mode), records.wanted(wanted, mode, why)]
         if wanted is Wanted.STOPPED and self.queued is not None:
             self._leave_queue()
 
@@ -429,12 +465,34 @@ class Lifecycle(Standing):
         return f"{NOT_ATTACHED}, since {why_not_attached(self.worker.not_attached, came_before=self.came_before)}"
 
     @property
-    def _comes_again(self) -> bool:
-        """Whether a command is on its way to being attached again: it has computed nothing yet that its end would lose."""
-        return self.came_before and self.worker.is_alive and self.worker.not_attached is None
+    def _is_fenced_only(self) -> bool:
+        """Whether there is a command that takes no orders, and is not about to."""
+        return self.worker.is_alive and not self.worker.obeys and not self.comes_again
+
+    @property
+    def _why_kept(self) -> str | None:
+        """Why the memory of a command that takes no orders is not given back, a sentence. It is None where the driver is to
+        move what it has on the GPU, or has.
+        """
+        card, seen = self.worker.card, self.card_seen
+        if not self.worker.is_ready or (card.place is Place.ON_CARD and seen.holders == {}):
+            return self._kept(None)
+        if card.place is Place.LOST:
+            return self._kept(card.trouble)
+        if card.place is not Place.ON_CARD:
+            return None
+        return self._kept(card.cannot if card.never else seen.why_not) if card.never or seen.why_not else None
+
+    def _kept(self, why: str | None) -> str:
+        """What a person is told whose command gives no memory back. `why` says why the driver does not move what it has on the
+        GPU either. It is None where it has nothing there.
+        """
+        nor = "" if why is None else f", nor can its GPU memory be moved into RAM: {why}"
+        instead = f"{command('pause', self.run)}, or {command('stop', self.run)}"
+        return f"{self._not_attached}, so it cannot give its memory back and go on later{nor}; use: {instead}"
 
     def _checkpoint(self, now_s: float, token: int) -> None:
-        if self._comes_again:
+        if self.comes_again:
             text = "The command was started again, and has not come to where it trains yet; try again in a few seconds."
             self._out.append(Answer(token, False, text))
         elif self.worker.is_alive and not self.worker.obeys:
@@ -559,7 +617,8 @@ class Lifecycle(Standing):
                 # Frozen or held for good it would keep its memory from everybody.
                 self._out += self.worker.kill(now_s, Cause.MEMORY, self.stance_why)
             case Stage.SPAWNED | Stage.READY:
-                self._out += worker.freeze(self.why_frozen, emergency=self.stance.freeze)
+                move = self._move_card(now_s)
+                self._out += [*worker.freeze(self.why_frozen, emergency=self.stance.freeze), *move]
                 if worker.is_ready:
                     self._reconcile_ready(now_s)
 
@@ -569,12 +628,57 @@ class Lifecycle(Standing):
             worker.leaving.begin(why)
         if worker.leaving.cannot is not None and not self.must_leave:
             worker.leaving = Leaving()
-        self._out += worker.leave(now_s, self.stance_why)
+        if not worker.card.moves and not worker.card.is_off:  # what CUDA is to do for it while it ends needs the card
+            self._out += worker.leave(now_s, self.stance_why)
         if not worker.obeys or worker.leaving.told:
             return
         self._out += worker.hold(now_s, self.why_held, save=self.wanted is Wanted.RUNNING)
         if worker.leaving.ending is None:
             self._out += worker.tune(now_s, self.stance)
+
+    def _move_card(self, now_s: float) -> list[Action]:
+        """The actions that have the driver move what a command has on the GPU to where it is to be."""
+        card, why = self.worker.card, self.why_off_card
+        if why is None:
+            card.cannot = card.cannot if card.never else None
+        if not self.worker.is_ready or self.stance.freeze:
+            return []
+        may_leave = card.place is Place.STUCK or (card.place is Place.ON_CARD and self.card_seen.holders)
+        if why is not None and may_leave and card.cannot is None:
+            if card.place is Place.ON_CARD and (why_not := self.card_seen.why_not) is not None:
+                card.cannot = why_not
+                self._stays_on_card(why, why_not)
+                return []
+            card.leave(now_s, self.card_seen)
+            return [SaveOffCard(card.pids), MoveCard(card.pids, to_ram=True)]
+        if why is None and card.place in (Place.IN_RAM, Place.STUCK) and now_s >= card.again_at_s:
+            card.come_back(now_s)
+            return [MoveCard(card.pids, to_ram=False)]
+        return []
+
+    def _card_moved(self, now_s: float, moved: Moved) -> None:
+        card, was, why = self.worker.card, self.worker.card.place, self.why_off_card or Why("it was to be moved")
+        if card.moved(now_s, moved):
+            self._out.append(MoveCard(card.pids, to_ram=False))
+        if was is Place.LEAVING and card.cannot is not None:
+            self._stays_on_card(why, card.cannot)
+        if card.place is Place.ON_CARD:
+            self._out.append(SaveOffCard())
+        if card.trouble is not None:
+            self._out.append(records.card_stuck(card.trouble, lost=card.place is Place.LOST))
+        elif card.place is Place.IN_RAM:
+            self._out.append(records.card_left(why, card.held_bytes))
+        elif was is Place.RETURNING:
+            self.given_back = NOTHING_KNOWN
+            self._out.append(records.card_back(card.held_bytes))
+
+    def _stays_on_card(self, why: Why, cannot: str) -> None:
+        """What a program has on the GPU is not moved: who asked for that is told so, and all is as it was before."""
+        if self.worker.card.place is not Place.LOST:
+            self._out.append(records.card_kept(why, cannot))
+        if self.wants_release and self._before_release is not None:
+            self._want(*self._before_release, Why("its GPU memory stays on the card"))
+            self._out += self.waiters.not_released(self._kept(cannot))
 
     def _can_give_back(self) -> bool:
         """Whether the worker can be asked to leave its memory to others and come back."""

@@ -19,6 +19,7 @@ from memsup.supervisor.decide.events import By, Outcome
 from memsup.supervisor.decide.ladder import Stance
 from memsup.supervisor.decide.run import records
 from memsup.supervisor.decide.run.actions import Action, Answer, Freeze, Kill, Send, Terminate, Thaw, Why
+from memsup.supervisor.decide.run.card import Card
 from memsup.supervisor.decide.run.leaving import Leaving
 from memsup.supervisor.decide.run.orders import OrderBook, OrderMaker
 from memsup.supervisor.decide.run.restarts import Cause
@@ -66,7 +67,7 @@ class Stage(enum.Enum):
 
 MOVES = {
     Stage.NONE: frozenset({Stage.LEFTOVER, Stage.SPAWNED}),
-    Stage.LEFTOVER: frozenset({Stage.NONE}),
+    Stage.LEFTOVER: frozenset({Stage.READY, Stage.NONE}),
     Stage.SPAWNED: frozenset({Stage.READY, Stage.ENDING, Stage.NONE}),
     Stage.READY: frozenset({Stage.ENDING, Stage.NONE}),
     Stage.ENDING: frozenset({Stage.NONE}),
@@ -116,12 +117,16 @@ class OneLife:
     unresponsive: bool = False
     """The worker leaves orders without an answer, or is silent."""
     last_words: m.Finished | m.Failed | m.Leaving | None = None
+    is_taken_over: bool = False
+    """An earlier supervisor has started the command. How it ends, nobody will know."""
     killed_by_us: Cause | None = None
     """Why the worker is killed: `LEFT` where a person asked for that. It is None where the worker is not."""
     outlived_since_s: float | None = None
     """What the command has left running was seen first at this time. It is None while the command itself runs."""
     outlived_for_s: float = 0.0
     """It has been seen for so long."""
+    card: Card = field(default_factory=Card)
+    """Where a command that is not attached has its GPU memory."""
     orders: OrderBook = field(default_factory=OrderBook)
     leaving: Leaving = field(default_factory=Leaving)
     tuning: Tuning = field(default_factory=Tuning)
@@ -193,6 +198,12 @@ class OneLife:
         """The worker comes into `stage`, which must be a legal move."""
         assert stage in MOVES[self.stage], f"{self.stage} → {stage}"
         self.stage, self.since_s, self.heard_at_s = stage, now_s, now_s
+
+    def take_over(self, now_s: float, card: Card) -> None:
+        """The command, which a supervisor that died had stand still, is this one's from now on."""
+        self.enter(Stage.READY, now_s)
+        self.has_begun, self.is_taken_over, self.card = True, True, card
+        self._frozen = Why("a supervisor that died had it stand still")
 
     def attach(self, about: m.About) -> None:
         """A process of a command speaks for it from now on, and says what it is."""

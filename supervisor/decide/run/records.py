@@ -25,7 +25,7 @@ from memsup.supervisor.decide.run.orders import Pending, kind_of, name_of
 from memsup.supervisor.decide.run.restarts import Cause, Verdict
 from memsup.supervisor.decide.run.unsaved import Unsaved
 from memsup.supervisor.decide.run.waiting import Fate, how_they_ended
-from memsup.supervisor.words import plural, stopped_early_text
+from memsup.supervisor.words import plural, size, stopped_early_text
 
 
 def rung(stance: Stance, before: Stance) -> list[Record]:
@@ -138,6 +138,30 @@ def freeze(why: Why, *, emergency: bool) -> Record:
 def thaw(why: Why) -> Record:
     """The whole tree goes on; `why` is what it was frozen for."""
     return Record(event=Event.THAW, reason="it may go on", action="thaw", by=why.by)
+
+
+def card_left(why: Why, held_bytes: int) -> Record:
+    """What a program had on the GPU, so many bytes, is in RAM now."""
+    action = f"the driver moved {size(held_bytes)} of GPU memory into RAM"
+    return Record(event=Event.CARD_LEFT, reason=why.reason, action=action, by=why.by, pressures=why.pressures)
+
+
+def card_kept(why: Why, cannot: str) -> Record:
+    """It was to be moved into RAM, and could not be."""
+    result = f"its GPU memory stays on the card: {cannot}"
+    return Record(event=Event.CARD_KEPT, reason=why.reason, result=result, by=why.by, pressures=why.pressures)
+
+
+def card_back(held_bytes: int) -> Record:
+    """It is on the card again."""
+    action = f"the driver moved {size(held_bytes)} from RAM back onto the card"
+    return Record(event=Event.CARD_BACK, reason="it may go on", action=action, by=By.SUPERVISOR)
+
+
+def card_stuck(trouble: str, *, lost: bool) -> Record:
+    """It could not be moved back."""
+    then = "CUDA is dead in the program" if lost else "it is tried again"
+    return Record(event=Event.CARD_STUCK, reason=trouble, result=then, by=By.SUPERVISOR)
 
 
 def kill(why: Why, cause: Cause | None) -> Record:

@@ -56,6 +56,12 @@ class RunView:
     """Whether the worker was started and does not train yet."""
     runs: bool
     """Whether the worker does not stand still, and is not about to."""
+    off_card: bool
+    """Whether the worker stands still and what it had on the GPU is in RAM."""
+    off_card_because: str | None
+    """Why others have the worker's card, whatever people want. It is None where they do not."""
+    card_trouble: str | None
+    """That what the worker had on the GPU could not be brought back, a sentence. It is None where it could."""
     is_silent: bool
     """Whether the worker leaves what it is asked without an answer."""
     held_because: str | None
@@ -105,6 +111,12 @@ class Waiters:
         for waiter in self._all:
             waiter.death = sentence
 
+    def not_released(self, text: str) -> list[Answer]:
+        """The answers to those who wait for memory that is not given back, and wait no more."""
+        refused = [waiter for waiter in self._all if waiter.goal is Goal.RELEASED]
+        self._all = [waiter for waiter in self._all if waiter.goal is not Goal.RELEASED]
+        return [Answer(waiter.token, False, text) for waiter in refused]
+
     def overdue(self, now_s: float, run: str) -> list[Answer]:
         """The answers to those who have waited too long, and wait no more. `run` is the run's name."""
         late = [waiter for waiter in self._all if now_s >= waiter.due_s]
@@ -151,6 +163,10 @@ def _reached(goal: Goal, death: str | None, run: RunView) -> tuple[bool, str] | 
             return True, f"It waits {run.waits}, and begins by itself."
         case Goal.RUNNING if run.held_because is not None:
             return True, f"No longer paused by you, but still held: {run.held_because}."
+        case Goal.RUNNING if run.off_card_because is not None:
+            return True, f"No longer paused by you, but it waits for the GPU, and goes on by itself: {run.off_card_because}."
+        case Goal.RUNNING if run.card_trouble is not None:
+            return False, run.card_trouble
         case Goal.RUNNING if run.is_silent:
             return False, f"No longer paused, but the worker does not answer; see: {command('status', run.run)}"
         case Goal.RUNNING if run.loads:
@@ -198,6 +214,9 @@ def _paused(goal: Goal, death: str | None, run: RunView) -> tuple[bool, str] | N
         if run.rests:
             return True, f"Paused{run.where}; its memory is kept. {go_on}"
         return (True, f"Paused{run.where}; no worker is there that could hold memory. {go_on}") if run.is_gone else None
+    if run.off_card and run.given_back is not None:
+        said = run.given_back.text or "its GPU memory is given back"
+        return True, f"Paused{run.where}; {said}. The program itself stays, in RAM, with what it had on the GPU. {go_on}"
     if run.is_gone and run.given_back is not None:
         said = run.given_back.text or "its memory is given back"
         return True, f"Paused{run.where}{_saved(run)}; {said}. {go_on}"

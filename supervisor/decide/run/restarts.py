@@ -53,6 +53,8 @@ class Cause(enum.StrEnum):
     ONE_ROW_TOO_LARGE = "one_row_too_large"
     NOT_FINITE = "not_finite"
     DISK_FULL = "disk_full"
+    AFTER_SLEEP = "after_sleep"
+    """The machine slept, and CUDA was dead in the worker afterwards."""
     CROWDED_OUT = "crowded_out"
     """Other programs took the GPU memory that it needs."""
     GPU_LOST = "gpu_lost"
@@ -61,12 +63,15 @@ class Cause(enum.StrEnum):
     """A supervised command ended with an exit code of its own."""
 
 
+_NO_FAULT = {Cause.CROWDED_OUT: CROWDED_DELAY_S, Cause.AFTER_SLEEP: FIRST_DELAY_S}
+"""What is no fault of the run's does not count, and another life follows after so many seconds."""
 _GIVE_UP = {Cause.GPU_LOST, Cause.BAD_INPUT, Cause.ONE_ROW_TOO_LARGE, Cause.NOT_FINITE, Cause.COMMAND_FAILED}
 _OF_FAILURE = {
     FailureCause.BAD_INPUT: Cause.BAD_INPUT,
     FailureCause.OUT_OF_MEMORY: Cause.ONE_ROW_TOO_LARGE,
     FailureCause.NOT_FINITE: Cause.NOT_FINITE,
     FailureCause.DISK_FULL: Cause.DISK_FULL,
+    FailureCause.AFTER_SLEEP: Cause.AFTER_SLEEP,
     FailureCause.CRASH: Cause.CRASH,
 }
 
@@ -202,9 +207,9 @@ def judge(death: Death, budget: Budget, durable_step: int | None, jitter_fractio
     sentence = sentence_of(cause, death)
     if cause in (Cause.FINISHED, Cause.LEFT):
         return Verdict(cause=cause, again=False, smaller=False, delay_s=0.0, sentence=sentence, budget=budget)
-    if cause is Cause.CROWDED_OUT:  # the other program may stay for hours, and that is no fault of the run's
-        budget = _refilled(budget, durable_step)
-        return Verdict(cause=cause, again=True, smaller=False, delay_s=CROWDED_DELAY_S, sentence=sentence, budget=budget)
+    if cause in _NO_FAULT:  # another program may stay for hours, and a laptop sleep each night
+        budget, wait_s = _refilled(budget, durable_step), _NO_FAULT[cause]
+        return Verdict(cause=cause, again=True, smaller=False, delay_s=wait_s, sentence=sentence, budget=budget)
     budget = _charged(_refilled(budget, durable_step), cause, death)
     if cause in _GIVE_UP and not (cause is Cause.GPU_LOST and death.continues_on_cpu):
         why_not = ""
@@ -322,6 +327,8 @@ def sentence_of(cause: Cause, death: Death) -> str:
         case Cause.COMMAND_FAILED if death.exit_status == 0:
             rest = f"what it had left running ended after it with {how_it_ended(death.rest_status)}"
             return f"The command itself ended with exit code 0, but {rest} ({log})."
+        case Cause.COMMAND_FAILED if death.exit_status is None:
+            return f"The command has ended; how, only the supervisor would have known that had started it, and died ({log})."
         case Cause.COMMAND_FAILED:
             return f"The command ended with exit code {death.exit_status} ({log})."
         case _:

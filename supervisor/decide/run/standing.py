@@ -20,6 +20,7 @@ from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.decide.events import By
 from memsup.supervisor.decide.ladder import HoldReason, Stance, WorkerView
 from memsup.supervisor.decide.run.actions import BY_HOURS, BY_USER, Why
+from memsup.supervisor.decide.run.card import CardView, Place
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
 from memsup.supervisor.decide.run.hours import WORTH_S, Clock, Rest, needed_lead_s, rest_of
 from memsup.supervisor.decide.run.leaving import Ending, Leaving
@@ -93,6 +94,8 @@ class Standing:
     given_back: GivenBack | None = NOTHING_KNOWN
     """What the last worker gave back. It is None while we still wait for the GPU's own count; no worker is started until
     then."""
+    card_seen: CardView = field(default_factory=CardView)
+    """What was seen last of what the worker has on the GPU, and of the room for that in RAM."""
     worker: OneLife = field(init=False)
     recovery: Restarts = field(init=False)
     work_s: float | None = 0.0
@@ -138,6 +141,11 @@ class Standing:
     def stage(self) -> Stage:
         """What the worker is."""
         return self.worker.stage
+
+    @property
+    def is_of_another(self) -> bool:
+        """Whether an earlier supervisor has started the worker, so that its end is seen by its fence alone."""
+        return self.stage is Stage.LEFTOVER or (self.worker.is_taken_over and self.worker.is_alive)
 
     @property
     def held(self) -> bool:
@@ -280,11 +288,29 @@ class Standing:
         """Why the worker is to give its memory back and come again later: for the user, since the run is outside of its hours,
         or for the ladder. It is None where the worker is not to.
         """
-        if self.wants_release:
+        if self.wants_release and (self.worker.obeys or self.comes_again):
             return Ending.RELEASE
         if self.rest is not None and self.worker.obeys:
             return Ending.HOURS
         return Ending.MAKE_ROOM if self.stance.release else None
+
+    @property
+    def comes_again(self) -> bool:
+        """Whether a command is on its way to being attached again: it has computed nothing yet that its end would lose."""
+        return self.came_before and self.worker.is_alive and self.worker.not_attached is None
+
+    @property
+    def why_off_card(self) -> Why | None:
+        """Why a program that takes no orders is to leave the GPU: for the user, since the run is outside of its hours, or for
+        others who need the card. It is None where the program is to have it.
+        """
+        if not self.is_command or self.worker.obeys or self.worker.leaving.ending is not None:
+            return None
+        if self.wants_release:
+            return BY_USER
+        if self.rest is not None:
+            return BY_HOURS
+        return self.stance_why if self.stance.leave_card else None
 
     @property
     def must_leave(self) -> bool:
@@ -306,6 +332,10 @@ class Standing:
         """
         if self.stance.freeze:
             return self.stance_why
+        if self.worker.card.moves:  # the driver works inside of its processes
+            return None
+        if self.worker.card.is_off and self.worker.leaving.ending is None:
+            return self.why_off_card
         cannot_hold = not self.worker.obeys or self.worker.frozen_instead
         return self.why_held if cannot_hold and self.worker.leaving.ending is None else None
 
@@ -332,6 +362,7 @@ class Standing:
     def run_view(self) -> RunView:
         """What those who wait for the run must know of it."""
         worker = self.worker
+        on_card = worker.card.place is Place.ON_CARD
         return RunView(
             run=self.run,
             keeps_nothing=self.keeps_nothing,
@@ -343,7 +374,10 @@ class Standing:
             is_gone=worker.stage is Stage.NONE,
             rests=worker.rests,
             loads=worker.is_alive and worker.has_begun and not self.is_command and not worker.trains,
-            runs=worker.is_ready and not worker.rests and not worker.orders.in_flight(m.Pause),
+            runs=worker.is_ready and not worker.rests and on_card and not worker.orders.in_flight(m.Pause),
+            off_card=worker.card.is_off and worker.frozen,
+            off_card_because=self.stance.reason if self.stance.leave_card and not on_card else None,
+            card_trouble=worker.card.sentence(self.run),
             is_silent=worker.unresponsive,
             held_because=self.stance.reason if self.stance.holds else None,
             cannot_leave=worker.leaving.sentence(self.checkpoint, self.run),

@@ -30,7 +30,7 @@ from memsup.supervisor.decide.readings import GpuReading
 from memsup.supervisor.decide.stuck_sensor import StuckSensorWatch
 from memsup.supervisor.kernel.children import Child, spawn
 from memsup.supervisor.sense.gpu import frames
-from memsup.supervisor.sense.gpu.devices import reading_of, unknown
+from memsup.supervisor.sense.gpu.devices import holders_of, reading_of, unknown
 from memsup.supervisor.words import plural
 
 MEMORY_EVERY_S = 0.25
@@ -85,6 +85,7 @@ class GpuClient:
         self._wanted_caps: dict[str, float] = {}
         self._sent_caps: dict[str, float] = {}
         self._known: dict[int, GpuReading] = {}
+        self._holders: dict[int, int | None] | None = None
         self._watches: dict[int, StuckSensorWatch] = {}
         self._xids: list[tuple[int, int]] = []
         self._memory_errors = 0
@@ -165,6 +166,12 @@ class GpuClient:
         """The reading of every GPU seen so far, by index; what cannot be asked now is unknown but for its name and size."""
         current = now_s - self._seen_s <= STALE_S
         return tuple(gpu if current else unknown(gpu) for _, gpu in sorted(self._known.items()))
+
+    def holders(self, now_s: float) -> Mapping[int, int | None] | None:
+        """What each of the worker's processes holds on all GPUs together, in bytes; None where the driver does not tell how
+        much. Returns None where it is not known now which of the driver's processes are the worker's.
+        """
+        return self._holders if now_s - self._seen_s <= STALE_S else None
 
     @property
     def note(self) -> str | None:
@@ -348,6 +355,7 @@ class GpuClient:
 
     def _see(self, now_s: float, seen: frames.Seen) -> list[GpuReading]:
         self._seen_s = now_s
+        self._holders = holders_of(seen.devices, self.worker_pids)
         self._may_cap = seen.may_cap
         if now_s - self._spawned_s >= FORGIVEN_AFTER_S:
             self.failures, self.why = 0, None

@@ -79,6 +79,21 @@ def reading_of(
     )
 
 
+def holders_of(devices: Iterable[Device], worker_pids: Collection[int]) -> dict[int, int | None] | None:
+    """What each of the worker's processes holds on all devices together; None where the driver does not tell how much. Returns
+    None where a device does not name its processes.
+    """
+    held: dict[int, int | None] = {}
+    for device in devices:
+        if device.processes is None:
+            return None
+        for pid, size in device.processes:
+            if pid in worker_pids:
+                known, before = size is not None and 0 <= size <= (device.total_bytes or 0), held.get(pid, 0)
+                held[pid] = before + (size or 0) if known and before is not None else None
+    return held
+
+
 def unknown(reading: GpuReading) -> GpuReading:
     """The same device, of which nothing is known just now."""
     return GpuReading(

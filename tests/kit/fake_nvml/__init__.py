@@ -44,7 +44,7 @@ class Device(ctypes.Structure):
         ("uuid", ctypes.c_char * 64),
         *_doubles("fault slowdown_c shutdown_c max_operating_c limit_c slowdown_margin_c shutdown_margin_c"),
         *_doubles("has_temperature has_power has_processes has_old_temperature_only"),
-        *_doubles("total_bytes others_bytes worker_bytes worker_pid frees_of_dead"),
+        *_doubles("total_bytes others_bytes worker_bytes worker_pid counts_processes frees_of_dead"),
         ("processes", Process * MOST_PROCESSES),
         *_doubles("ambient_c ambient_c_per_h duty idle_w full_w degrees_per_w cooler_s die_s die_fraction noise_c"),
         *_doubles("power_limit_w power_least_w power_default_w may_cap xid ecc_errors"),
@@ -133,9 +133,13 @@ def compiler() -> str | None:
 
 def build(folder: Path, *extra: str) -> Path:
     """Compiles the library into `folder`, which is what LD_LIBRARY_PATH must name. Raises `subprocess.CalledProcessError`."""
+    return compiled(SOURCE, folder / "libnvidia-ml.so.1", "-lm", *extra)
+
+
+def compiled(source: Path, library: Path, *options: str) -> Path:
+    """Makes a library of one file in C; returns its folder. Raises `subprocess.CalledProcessError`."""
     cc = compiler()
     assert cc is not None
-    library = folder / "libnvidia-ml.so.1"
-    command = [cc, "-std=gnu11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", *extra]
-    subprocess.run([*command, "-o", str(library), str(SOURCE), "-lm"], check=True)
-    return folder
+    command = [cc, "-std=gnu11", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-o", str(library), str(source)]
+    subprocess.run([*command, *options], check=True)
+    return library.parent

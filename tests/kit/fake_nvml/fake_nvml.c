@@ -53,39 +53,7 @@ enum { NVML_FI_DEV_TEMPERATURE_SHUTDOWN_TLIMIT = 193, NVML_FI_DEV_TEMPERATURE_SL
 #define nvmlEventTypeXidCriticalError 8ULL
 #endif
 
-#define MAGIC 0x6d656d7375703131ULL
-#define MOST_DEVICES 4
-#define MOST_PROCESSES 8
-#define UNSUPPORTED (-1000000.0)
-
-enum fault { FAULT_NONE, FAULT_LOST, FAULT_HANG, FAULT_CRASH, FAULT_GARBAGE, FAULT_FROZEN, FAULT_ERROR };
-
-struct process { double pid, bytes; };
-
-struct device {
-    char name[64], uuid[64];
-    double fault;
-    /* What it answers; UNSUPPORTED where it does not. */
-    double slowdown_c, shutdown_c, max_operating_c, limit_c, slowdown_margin_c, shutdown_margin_c;
-    double has_temperature, has_power, has_processes, has_old_temperature_only;
-    double total_bytes, others_bytes, worker_bytes, worker_pid;
-    double frees_of_dead; /* the worker is a real process, and what a dead one had is free again, as with a real driver */
-    struct process processes[MOST_PROCESSES];
-    /* How it warms up: `full_w` at duty 1, `degrees_per_w` at rest of the cooler, of which `die_fraction` follows at once. */
-    double ambient_c, ambient_c_per_h, duty, idle_w, full_w, degrees_per_w, cooler_s, die_s, die_fraction, noise_c;
-    double power_limit_w, power_least_w, power_default_w, may_cap;
-    double xid; /* taken once, then 0 */
-    double ecc_errors; /* that cannot be corrected; one event each */
-    /* The library's own. */
-    double cooler_c, die_c, at_s, slowdowns, frozen_c, power_sets;
-};
-
-struct control {
-    uint64_t magic;
-    double clock_s; /* the devices' time; below 0: the machine's own, times `speed` */
-    double speed, devices, init_result, init_hangs, opens, calls, random;
-    struct device device[MOST_DEVICES];
-};
+#include "control.h"
 
 static struct control *control;
 static int opened;
@@ -141,6 +109,16 @@ static double temperature(struct device *d) {
 
 static double workers_bytes(const struct device *d) {
     return d->frees_of_dead && kill((pid_t)d->worker_pid, 0) ? 0 : d->worker_bytes;
+}
+
+static double process_bytes(const struct device *d, int i) {
+    return d->counts_processes && kill((pid_t)d->processes[i].pid, 0) ? 0 : d->processes[i].bytes;
+}
+
+static double counted_bytes(const struct device *d) { /* of processes that nobody counts among the others */
+    double sum = 0;
+    for (int i = 0; d->counts_processes && i < MOST_PROCESSES; i++) sum += d->processes[i].pid > 0 ? process_bytes(d, i) : 0;
+    return sum;
 }
 
 static void misbehave(const struct device *d) {
@@ -228,7 +206,7 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) 
     REACH(device);
     NEED(d->total_bytes);
     memory->total = (unsigned long long)d->total_bytes;
-    memory->used = (unsigned long long)(d->others_bytes + workers_bytes(d));
+    memory->used = (unsigned long long)(d->others_bytes + workers_bytes(d) + counted_bytes(d));
     memory->free = memory->total - memory->used;
     if (d->fault == FAULT_GARBAGE) memory->free = ~0ULL;
     return NVML_SUCCESS;
@@ -332,7 +310,7 @@ nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsign
     if (!d->has_processes) return NVML_ERROR_NOT_SUPPORTED;
     unsigned int found = 0;
     for (int i = -1; i < MOST_PROCESSES; i++) {
-        double pid = i < 0 ? d->worker_pid : d->processes[i].pid, bytes = i < 0 ? workers_bytes(d) : d->processes[i].bytes;
+        double pid = i < 0 ? d->worker_pid : d->processes[i].pid, bytes = i < 0 ? workers_bytes(d) : process_bytes(d, i);
         if (pid <= 0 || bytes == 0) continue;
         if (found < *count && infos) {
             infos[found].pid = (unsigned int)pid;

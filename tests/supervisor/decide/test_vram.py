@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memsup.shared.settings import Share
 from memsup.supervisor.decide.readings import GpuReading
-from memsup.supervisor.decide.vram import CALM_S, CONTEXT_BYTES, SETTLE_S, VramControl, VramDecision
+from memsup.supervisor.decide.vram import CALM_S, CONTEXT_BYTES, SETTLE_S, SpillWatch, VramControl, VramDecision
 
 GIB = 1 << 30
 TOTAL = 10 * GIB
@@ -173,3 +173,22 @@ def test_growth_is_never_allowed_while_it_is_to_shrink_and_shrinks_are_apart(
             assert decision.reason
             assert second - shrunk_at >= SETTLE_S
             shrunk_at = second
+
+
+def test_memory_that_wsl_has_moved_into_ram_is_seen_by_the_speed() -> None:
+    """It raises no error there (microsoft/WSL#11050): the device is full, and training slow beside its best."""
+    watch = SpillWatch()
+
+    def seen(at_s: float, used: float, samples_per_s: float | None) -> str | None:
+        gpu = GpuReading(at_s=at_s, index=0, total_bytes=10 * GIB, used_bytes=int(used * GIB))
+        return watch.step(at_s, gpu, samples_per_s)
+
+    assert seen(0, 9.9, 100) is None
+    assert seen(100, 8, 30) is None, "it is slow for another reason"
+    assert seen(200, 9.9, 30) is None
+    assert seen(259, 9.9, 30) is None
+    assert "runs at 30 % of its best speed" in str(seen(260, 9.9, 30))
+    assert seen(261, 9.9, None) is None, "it does not train"
+    assert "in" in str(seen(262, 9.9, 40))
+    assert seen(263, 9.9, 60) is None
+    assert seen(300, 9.9, 30) is None, "a minute begins anew"

@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsup.supervisor.decide.battery import HOLD_AFTER_S, RESUME_AFTER_S, BatteryControl
+from memsup.supervisor.decide.heat import HeatControl, HeatDecision
 from memsup.supervisor.decide.readings import TemperatureReading, limit_c
 from memsup.supervisor.decide.stuck_sensor import BELIEVED_FROM_C, STILL_S, StuckSensorWatch
 from memsup.supervisor.sense import temperatures
 from memsup.supervisor.sense.power_supply import PowerSupply
-from memsup.supervisor.sense.temperatures import TemperatureSensors, cpu_limits, cpu_sources
+from memsup.supervisor.sense.temperatures import TemperatureSensors, sensor_limits, sensor_sources
 
 
 def write(root: Path, files: dict[str, str]) -> None:
@@ -56,7 +57,7 @@ def test_sensors_of_the_same_kind_are_told_apart(tmp_path: Path) -> None:
     write(tmp_path, chip(1, "k10temp", temp1_label="Tctl", temp1_input="60000", temp1_crit="100000"))
     first, second = TemperatureSensors(tmp_path).read(5.0)
     assert [(one.name, one.celsius) for one in (first, second)] == [("k10temp Tctl", 95), ("k10temp Tctl (2)", 60)]
-    assert cpu_limits(second, None) == cpu_limits(first, None) is not None
+    assert sensor_limits(second, None) == sensor_limits(first, None) is not None
 
 
 def test_a_machine_without_sensors_is_a_normal_machine(tmp_path: Path) -> None:
@@ -138,13 +139,13 @@ def reading(
 def test_a_ryzen_at_95_by_design_is_no_alarm() -> None:
     """Its sensor names no limit, and 95 is where it is made to run."""
     ryzen = reading("k10temp Tctl", 95)
-    assert cpu_limits(ryzen, None) is None
-    assert cpu_sources([ryzen], 1.0) == []
+    assert sensor_limits(ryzen, None) is None
+    assert sensor_sources([ryzen], 1.0) == []
     assert limit_c(ryzen) is None
 
 
 def test_an_intel_cpu_is_paced_just_below_its_critical_temperature() -> None:
-    limits = cpu_limits(reading("coretemp Package id 0", high=84, critical=100), None)
+    limits = sensor_limits(reading("coretemp Package id 0", high=84, critical=100), None)
     assert limits is not None
     assert (limits.pace_c, limits.hold_c) == (97, 100)
 
@@ -153,23 +154,63 @@ def test_high_alone_is_shown_but_nothing_is_done_for_it() -> None:
     """k10temp called 70 high for years."""
     old = reading("k10temp temp1", high=70)
     assert limit_c(old) == 70
-    assert cpu_limits(old, None) is None
+    assert sensor_limits(old, None) is None
 
 
 def test_the_users_limit_counts_where_the_sensor_has_none_and_never_beyond_a_critical_one() -> None:
-    assert cpu_limits(reading("k10temp Tctl"), 85).pace_c == 85  # type: ignore[union-attr]
-    assert cpu_limits(reading("coretemp Package id 0", critical=100), 85).pace_c == 85  # type: ignore[union-attr]
-    assert cpu_limits(reading("coretemp Package id 0", critical=100), 120).pace_c == 100  # type: ignore[union-attr]
+    assert sensor_limits(reading("k10temp Tctl"), 85).pace_c == 85  # type: ignore[union-attr]
+    assert sensor_limits(reading("coretemp Package id 0", critical=100), 85).pace_c == 85  # type: ignore[union-attr]
+    assert sensor_limits(reading("coretemp Package id 0", critical=100), 120).pace_c == 100  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", ["nvme Composite", "acpitz temp1", "iwlwifi_1 temp1", "nct6798 SYSTIN"])
-def test_sensors_of_the_board_are_shown_and_pace_nothing(name: str) -> None:
-    assert cpu_limits(reading(name, critical=84.85), 60) is None
+@pytest.mark.parametrize("name", ["nvme Composite", "acpitz temp1", "nct6798 SYSTIN"])
+def test_a_sensor_of_the_board_counts_by_its_own_critical_value_alone(name: str) -> None:
+    """A machine was reset twice at 95 °C of its board, its GPU at 80."""
+    limits = sensor_limits(reading(name, critical=84.85), 60)
+    assert limits is not None
+    assert (limits.pace_c, limits.hold_c) == pytest.approx((81.85, 84.85))
+    assert sensor_limits(reading(name, high=60), 60) is None, "shown only"
 
 
-def test_a_cpu_becomes_a_source_of_heat_with_its_use() -> None:
-    (source,) = cpu_sources([reading("coretemp Package id 0", 80, critical=100), reading("nvme Composite")], 0.5)
-    assert (source.name, source.temperature_c, source.heat, source.cappable) == ("coretemp Package id 0", 80, 0.5, False)
+def test_a_cpu_becomes_a_source_of_heat_with_its_use_and_a_board_without() -> None:
+    cpu, board = sensor_sources(
+        [
+            reading("coretemp Package id 0", 80, critical=100),
+            reading("nvme Composite"),
+            reading("acpitz temp1", 90, critical=95),
+        ],
+        0.5,
+    )
+    assert (cpu.name, cpu.temperature_c, cpu.heat, cpu.cappable) == ("coretemp Package id 0", 80, 0.5, False)
+    assert (board.name, board.temperature_c, board.heat) == ("acpitz temp1", 90, None)
+
+
+def test_a_hot_board_is_paced_then_held_and_one_that_never_moves_keeps_nothing_back(tmp_path: Path) -> None:
+    write(tmp_path, BOARD | {"proc/stat": "cpu  1000 0 1000 8000 0 0 0 0 0 0\n"})
+    sensors, control = TemperatureSensors(tmp_path), HeatControl()
+
+    def decided(nvme_c: float, seconds: range) -> HeatDecision:
+        for second in seconds:
+            use = 400 * second * (second % 2)
+            write(tmp_path, {"proc/stat": f"cpu  {1000 + use} 0 1000 {8000 + 500 * second} 0 0 0 0 0 0\n"})
+            write(tmp_path, {"sys/class/hwmon/hwmon2/temp1_input": f"{1000 * nvme_c + second % 2 * 100:.0f}\n"})
+            decision = control.step(float(second), sensor_sources(sensors.read(second), sensors.cpu_use))
+        return decision
+
+    assert decided(46, range(20)).duty_fraction == 1
+    paced = decided(83.5, range(20, 50))
+    assert paced.duty_fraction < 1
+    assert "nvme Composite" in paced.reason
+    assert decided(86, range(50, 65)).hold
+    assert not decided(50, range(65, 200)).hold
+    assert decided(46, range(200, 600)).duty_fraction == 1, "acpitz has said 27.8 all the time"
+
+
+def test_one_beyond_its_critical_value_while_the_machine_runs_names_none(tmp_path: Path) -> None:
+    write(tmp_path, INTEL | BOARD | {"sys/class/hwmon/hwmon1/temp1_input": "119000\n"})
+    write(tmp_path, {"sys/class/hwmon/hwmon0/temp1_input": "100000\n"})
+    cpu, acpi, _ = TemperatureSensors(tmp_path).read(5.0)
+    assert (cpu.critical_c, acpi.critical_c) == (100, None)
 
 
 # -- distrust ------------------------------------------------------------------------------------------------------------
