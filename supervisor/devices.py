@@ -98,7 +98,8 @@ class Devices:
         self.client = GpuClient(self.power_record)
         self._sensors, self._supply = TemperatureSensors(), PowerSupply()
         self._heat, self._battery = HeatControl(), BatteryControl()
-        self._vram, self._card, self._spill = VramControl(self.limits.vram), CardControl(), SpillWatch()
+        self._vram, self._card = VramControl(self.limits.vram), CardControl(self.limits.vram)
+        self._spill = SpillWatch()
         self._visible = os.environ.get("CUDA_VISIBLE_DEVICES")
 
     @property
@@ -132,7 +133,7 @@ class Devices:
     def take_over(self, limits: Limits) -> None:
         """Other limits count from now on."""
         if limits.vram != self.limits.vram:
-            self._vram = VramControl(limits.vram)
+            self._vram, self._card.limit = VramControl(limits.vram), limits.vram
         self.limits = limits
 
     def step(self, now_s: float, load: Load, *, calm: bool) -> tuple[Proposal, ...]:

@@ -156,6 +156,8 @@ class CardControl:
     leaves that as a whole (`run/card.py`), and comes back when there is room for all that it had.
     """
 
+    limit: Share | int
+    """`limits.vram`. A part of the device says from where on it is full, so that one that may have all makes way for nobody."""
     _held: dict[int, int] = field(default_factory=dict)
     """What it held last on each GPU, by index."""
     _fitted_others: dict[int, int] = field(default_factory=dict)
@@ -178,6 +180,10 @@ class CardControl:
             self._last = self._while_away(now_s, {gpu.index: gpu for gpu in gpus})
         return self._last
 
+    @property
+    def _full_fraction(self) -> float:
+        return self.limit.fraction if isinstance(self.limit, Share) else FULL_FRACTION
+
     def _while_there(self, gpus: Iterable[GpuReading]) -> CardDecision:
         self._room_since_s, wants = None, ""
         for gpu in gpus:
@@ -189,7 +195,7 @@ class CardControl:
             others, self._held[gpu.index] = min(looks), own
             if len(looks) < 2:
                 continue
-            is_full = used > FULL_FRACTION * total
+            is_full = used > self._full_fraction * total
             fitted = min(others, self._fitted_others.get(gpu.index, others)) if is_full else others
             self._fitted_others[gpu.index], more = fitted, others - fitted
             if is_full and more >= NEWCOMER_BYTES:
@@ -203,7 +209,7 @@ class CardControl:
             gpu = gpus.get(index)
             if gpu is None or gpu.total_bytes is None or gpu.used_bytes is None:
                 missing = missing or (f"what is free on GPU {index} is not known" if self._made_way else "")
-            elif (free := int(FULL_FRACTION * gpu.total_bytes) - gpu.used_bytes) < held:
+            elif (free := int(self._full_fraction * gpu.total_bytes) - gpu.used_bytes) < held:
                 missing = f"it needs {size(held)} of GPU {index}, and other programs leave {size(max(0, free))}"
         if missing:
             self._room_since_s = None

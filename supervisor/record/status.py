@@ -138,6 +138,7 @@ def _hours(life: Lifecycle) -> HoursStatus | None:
         return None
     if rest is not None:
         kept = "; its memory is kept, since memsup cannot have it saved" if life.worker.frozen else ""
+        kept = "; what it had on the GPU is in RAM, and kept" if life.worker.card.is_off else kept
         return HoursStatus(rests=True, until=rest.until_unix_s, what=f"paused {rest.until}{kept}")
     again = "goes on when you resume it" if clock.begins is None else f"goes on at {clock.begins}"
     is_of_person = clock.began_unix_s is not None and clock.began_unix_s < clock.ended_unix_s

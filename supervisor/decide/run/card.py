@@ -141,6 +141,8 @@ class Card:
     """The processes whose memory was moved, in the order in which they are locked."""
     held_bytes: int = 0
     """What they had on the card."""
+    has_come_back: bool = False
+    """Whether it was moved away and back once, so that the driver can do that with this program."""
     cannot: str | None = None
     """Why it could not leave the card, a clause. It is None where that was not tried since there was a reason to."""
     never: bool = False
@@ -173,6 +175,16 @@ class Card:
         """The GPU memory of a program that an earlier supervisor has left, which was at moving that of these processes."""
         return Card(Place.STUCK, pids) if pids else Card()
 
+    def why_not_unasked(self, view: CardView) -> str | None:
+        """Why nobody but a person may have it moved, a clause. It is None where others may as well.
+
+        A program does not always survive a move that the driver gives up half-way. What several processes share is what it
+        most often cannot move.
+        """
+        if self.has_come_back or self.place is not Place.ON_CARD or len(view.holders or ()) < 2:
+            return None
+        return "several of its processes have memory there, and the driver might lose one of them; a person may have it tried"
+
     def come_back(self, now_s: float) -> None:
         """The driver is asked to move it back, or to undo what was begun."""
         self._enter(Place.RETURNING, now_s)
@@ -192,7 +204,7 @@ class Card:
             self._enter(Place.ON_CARD if moved.whole is Whole.RUNNING else Place.RETURNING, now_s)
             return self.place is Place.RETURNING
         elif moved.whole is Whole.RUNNING:
-            self.trouble = None
+            self.trouble, self.has_come_back = None, self.has_come_back or self.cannot is None
             self._enter(Place.ON_CARD, now_s)
         else:
             self.trouble, self.again_at_s = moved.why or "the driver did not do it", now_s + AGAIN_AFTER_S

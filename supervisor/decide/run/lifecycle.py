@@ -628,7 +628,8 @@ class Lifecycle(Standing):
             worker.leaving.begin(why)
         if worker.leaving.cannot is not None and not self.must_leave:
             worker.leaving = Leaving()
-        if not worker.card.moves and not worker.card.is_off:  # what CUDA is to do for it while it ends needs the card
+        returns = worker.card.moves or (worker.card.is_off and worker.card.trouble is None)
+        if not returns:  # what it does about its end may need the card
             self._out += worker.leave(now_s, self.stance_why)
         if not worker.obeys or worker.leaving.told:
             return
@@ -645,7 +646,9 @@ class Lifecycle(Standing):
             return []
         may_leave = card.place is Place.STUCK or (card.place is Place.ON_CARD and self.card_seen.holders)
         if why is not None and may_leave and card.cannot is None:
-            if card.place is Place.ON_CARD and (why_not := self.card_seen.why_not) is not None:
+            unasked = None if why.by is By.USER else card.why_not_unasked(self.card_seen)
+            why_not = unasked or (self.card_seen.why_not if card.place is Place.ON_CARD else None)
+            if why_not is not None:
                 card.cannot = why_not
                 self._stays_on_card(why, why_not)
                 return []

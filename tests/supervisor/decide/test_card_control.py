@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from memsup.shared.settings import Share
 from memsup.supervisor.decide.readings import GpuReading
 from memsup.supervisor.decide.vram import BACK_AFTER_S, CardControl, CardDecision
 
 GIB = 1 << 30
+MOST = Share(0.95)
 
 
 class Play:
     """A card of 10 GiB that is looked at twice a second."""
 
-    def __init__(self) -> None:
-        self.control, self.now_s, self.away, self.moves = CardControl(), 0.0, False, False
+    def __init__(self, limit: Share | int = MOST) -> None:
+        self.control, self.now_s, self.away, self.moves = CardControl(limit), 0.0, False, False
 
     def look(self, others: float | None, own: float = 6.0, *, times: int = 4, after_s: float = 0.5) -> CardDecision:
         for _ in range(times):
@@ -79,3 +81,12 @@ def test_what_is_unknown_keeps_it_away_that_has_made_way() -> None:
     play.look(3.9)
     play.away = True
     assert "not known" in play.look(None, times=100).reason
+
+
+def test_one_that_may_have_all_of_the_card_makes_way_for_nobody() -> None:
+    play = Play(Share(1.0))
+    play.look(1)
+    assert not play.look(3.9).leave
+    bytes_only = Play(6 * GIB)
+    bytes_only.look(1)
+    assert bytes_only.look(3.9).leave

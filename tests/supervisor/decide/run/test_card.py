@@ -20,6 +20,7 @@ from memsup.supervisor.decide.run.lifecycle import Lifecycle
 
 GIB = 1 << 30
 SEEN = CardView(holders={42: 6 * GIB, 43: 2 * GIB}, room_bytes=16 * GIB)
+ALONE = CardView(holders={42: 8 * GIB}, room_bytes=16 * GIB)
 OUT, BACK = MoveCard((42, 43), to_ram=True), MoveCard((42, 43), to_ram=False)
 IN_RAM, ON_CARD = Moved(whole=Whole.CHECKPOINTED), Moved(whole=Whole.RUNNING)
 REFUSED = Moved(whole=Whole.RUNNING, why="this driver cannot", never=True)
@@ -209,6 +210,14 @@ def test_a_stop_brings_it_back_first_since_its_end_may_need_the_card(play: Play)
     assert Terminate() in play.do("card_moved", ON_CARD)
 
 
+def test_a_stop_does_not_wait_for_a_card_that_others_have(play: Play) -> None:
+    play.in_ram()
+    play.do("request", 2, RequestKind.STOP)
+    full = play.do("card_moved", Moved(whole=Whole.CHECKPOINTED, why="there is not enough memory for it"))
+    assert Terminate() in full
+    assert not play.life.frozen
+
+
 def test_a_stop_at_once_does_not(play: Play) -> None:
     play.in_ram()
     assert Kill() in play.do("request", 2, RequestKind.STOP_NOW)
@@ -216,16 +225,27 @@ def test_a_stop_at_once_does_not(play: Play) -> None:
 
 
 def test_for_others_it_leaves_unasked_and_comes_back_when_they_have_gone(play: Play) -> None:
-    assert OUT in play.do("stance", LEAVE)
+    play.life.on_card_seen(ALONE)
+    assert MoveCard((42,), to_ram=True) in play.do("stance", LEAVE)
     assert Freeze() in play.do("card_moved", IN_RAM)
     assert play.life.state is RunState.RECOVERING
     assert "waits for the GPU" in answer(play.do("request", 1, RequestKind.RESUME)).text
-    assert BACK in play.do("stance", Stance(), after_s=60)
+    assert MoveCard((42,), to_ram=False) in play.do("stance", Stance(), after_s=60)
     play.do("card_moved", ON_CARD)
     assert play.life.state is RunState.RUNNING
 
 
+def test_one_with_several_processes_there_leaves_unasked_only_once_a_person_has_tried_it(play: Play) -> None:
+    assert events(play.do("stance", LEAVE)) == [Event.CARD_KEPT]
+    play.do("stance", Stance())
+    play.in_ram()
+    play.do("request", 2, RequestKind.RESUME)
+    play.do("card_moved", ON_CARD)
+    assert OUT in play.do("stance", LEAVE)
+
+
 def test_what_cannot_leave_for_others_stays_and_that_is_told_once(play: Play) -> None:
+    play.life.on_card_seen(ALONE)
     play.do("stance", LEAVE)
     assert events(play.do("card_moved", REFUSED)) == [Event.CARD_KEPT]
     assert play.life.state is RunState.RUNNING
