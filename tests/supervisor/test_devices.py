@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,15 @@ from memsup.shared.settings import Limits
 from memsup.shared.status import RunState, Status, Trouble, TroubleKind, Wanted
 from memsup.supervisor.decide.battery import HOLD_AFTER_S, RESUME_AFTER_S
 from memsup.supervisor.decide.heat import TELL_HOLD_S
-from memsup.supervisor.decide.ladder import HoldReason, Proposal
+from memsup.supervisor.decide.ladder import HoldReason, MemoryLimits, Proposal
+from memsup.supervisor.decide.readings import MemoryReading
+from memsup.supervisor.decide.run.card import CardView, Place
 from memsup.supervisor.devices import Devices, Load
 from memsup.supervisor.sense.gpu.client import ProbeState
 from memsup.supervisor.sense.power_supply import PowerSupply
 from memsup.supervisor.tell.policy import ATTENTION_HOLDS_S, Kind, Policy, Told
 
+GIB = 1 << 30
 PATIENCE_S = 60.0
 AT_WORK = Load(alive=True, computing=True, pids=(), memory=None)
 
@@ -90,6 +94,36 @@ def test_a_gpu_that_stays_too_hot_for_ten_minutes_is_told_to_a_person_once_and_a
     for second in range(200):
         pass_second(devices, fake, float(now_s + second))
     assert devices.troubles == ()
+
+
+def test_on_wsl_memory_that_was_moved_into_ram_is_told_once_and_as_long_as_it_is_so(fake: FakeNvml, tmp_path: Path) -> None:
+    devices = Devices(Limits(), watches_gpus=True, power_record=tmp_path / "power-limits.json", is_wsl=True)
+    fake.set(0, others_bytes=9.9 * GIB)
+    try:
+        news = []
+        for now_s in range(1, 100):
+            pass_second(devices, fake, float(now_s), replace(AT_WORK, samples_per_s=80.0 if now_s < 10 else 20.0))
+            news += devices.take_news()
+        assert len(news) == 1
+        assert devices.troubles == (Trouble(TroubleKind.VRAM_SPILLS, news[0]),)
+        pass_second(devices, fake, 100.0, replace(AT_WORK, samples_per_s=70.0))
+        assert devices.troubles == ()
+    finally:
+        devices.close()
+
+
+def test_what_each_process_of_a_program_holds_is_known_and_the_room_for_it(devices: Devices, fake: FakeNvml) -> None:
+    fake.set(0, worker_pid=41, worker_bytes=3 * GIB)
+    memory = MemoryReading(at_s=1, ram_total_bytes=40 * GIB, ram_available_bytes=30 * GIB, worker_bytes=GIB)
+    limits = MemoryLimits(worker_bytes=20 * GIB, reserve_bytes=0)
+    load = replace(AT_WORK, pids=(41, 42), place=Place.ON_CARD)
+    for now_s in (1.0, 2.0):
+        pass_second(devices, fake, now_s, load)
+    assert devices.card_view(2.0, memory, limits) == CardView(holders={41: 3 * GIB}, room_bytes=16 * GIB)
+    assert devices.card_view(9.0, memory, limits).holders is None, "that was long ago"
+    fake.set(0, has_processes=0)
+    pass_second(devices, fake, 10.0, load)
+    assert devices.card_view(10.0, memory, limits).why_not is not None
 
 
 def test_a_temperature_that_stands_still_is_shown_as_unknown_and_the_duty_does_not_rise_on_it(

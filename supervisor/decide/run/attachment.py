@@ -44,7 +44,7 @@ HOLDS = {
 _WITHOUT = {
     Promise.PROGRESS: "its steps, loss and time left are not known",
     Promise.ORDERS: "it cannot be ordered to hold between two steps, or to compute more slowly: it is frozen",
-    Promise.SAVES: "it cannot be ordered to save, to give its memory back, or to stop without losing work",
+    Promise.SAVES: "it cannot be ordered to save, to give its RAM back, or to stop without losing work",
     Promise.CUTS: "a batch that does not fit into memory is not computed in parts",
     Promise.HANGS: "a hang is not noticed",
 }

@@ -40,6 +40,7 @@ from memsup.supervisor.decide.run.actions import (
     SaveWish,
     Send,
     Spawn,
+    Thaw,
     Why,
 )
 from memsup.supervisor.decide.run.attachment import HAS_ENDED, why_not_attached
@@ -96,7 +97,7 @@ class Lifecycle(Standing):
             self._out.append(records.hours(self.rest, By.HOURS))
         if leftover:
             self._begin(Stage.LEFTOVER, now_s)
-        if leftover and self.is_command and stands:
+        if leftover and self.is_command and stands and not was_attached:
             self.worker.take_over(now_s, Card.found(off_card_pids))
             text = "a command that a supervisor which died had stand still is still here, and is guarded again"
             self._out.append(Record(event=Event.FOUND, reason=text))
@@ -105,7 +106,7 @@ class Lifecycle(Standing):
             self._out += self.worker.kill(now_s, Cause.LEFT, why)
         elif leftover:
             text = "a worker of a supervisor that died is still here; it is given time to checkpoint and leave"
-            self._out.append(Record(event=Event.FOUND, reason=text))
+            self._out += [Record(event=Event.FOUND, reason=text), *([Thaw()] if stands else [])]
         return self._follow_up(now_s)
 
     def on_awaited(self, now_s: float, fates: Mapping[str, Fate], at_unix_s: float) -> list[Action]:

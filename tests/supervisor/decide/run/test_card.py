@@ -17,6 +17,7 @@ from memsup.supervisor.decide.run.actions import AbandonMove, Action, Answer, Fr
 from memsup.supervisor.decide.run.card import AGAIN_AFTER_S, GONE, MOVES, Card, CardView, Moved, Place, Whole, room_bytes
 from memsup.supervisor.decide.run.freed import GivenBack
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
+from memsup.supervisor.decide.run.one_life import Stage
 
 GIB = 1 << 30
 SEEN = CardView(holders={42: 6 * GIB, 43: 2 * GIB}, room_bytes=16 * GIB)
@@ -202,6 +203,14 @@ def test_what_is_lost_is_lost(play: Play) -> None:
     assert play.place is Place.ON_CARD, "another life has a card of its own"
 
 
+def test_a_program_that_ends_in_the_middle_of_a_move_takes_it_along(play: Play) -> None:
+    play.do("request", 1, RequestKind.PAUSE_RELEASE)
+    gone = play.do("exit", -9, 0)
+    assert not answer(gone).ok
+    assert play.place is Place.ON_CARD
+    assert play.do("card_moved", GONE) == [], "the answer of a child that asked for the one before"
+
+
 def test_a_stop_brings_it_back_first_since_its_end_may_need_the_card(play: Play) -> None:
     play.in_ram()
     stopped = play.do("request", 2, RequestKind.STOP)
@@ -325,3 +334,12 @@ def test_one_that_ends_under_another_supervisor_is_not_begun_anew(play: Play) ->
     assert life.state is RunState.FAILED
     assert "only the supervisor would have known" in str(life.failure)
     assert not play.do("tick", after_s=1000)
+
+
+def test_one_that_was_attached_is_thawed_to_save_what_it_has_and_leave() -> None:
+    life = Lifecycle(
+        wanted=Wanted.RUNNING, pause_mode=PauseMode.HOLD, run_id="r", lease_s=10, memory_limit_bytes=None, is_command=True
+    )
+    found = Play(life).do("start", leftover=True, stands=True, was_attached=True)
+    assert Thaw() in found
+    assert life.stage is Stage.LEFTOVER
