@@ -4,13 +4,14 @@
 
 Each is started as a person starts it, in a state folder of its own and with its own settings. With `--kill` its worker is
 killed with SIGKILL once, when a third of the steps is done. Prints a Markdown table: how long it took, until the first step and
-altogether, and what the evaluation says; below it what a language model answered before and after. What the jobs need has to be
-installed.
+altogether, the processor time of its workers, and what the evaluation says; below it what a language model answered before and
+after. What the jobs need has to be installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -18,15 +19,17 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from kit.cli_process import end_supervisors, memsup
-from kit.run_state import status, step_of, until
+from kit.run_state import status, step_of
 
 from memsup.shared.answers import read_answers
 from memsup.shared.paths import run_paths
 from memsup.supervisor.client.demos import DEMOS
 
-MOST_S = 3600
+LOOK_EVERY_S = 0.5
 LEFT_AWAY = ("loss", "rows", "spans", "targets")
 
 
@@ -36,7 +39,7 @@ def main() -> int:
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--ram", default="4GiB")
     options = parser.parse_args()
-    print("| job | minutes | first step after, s | result |\n|---|---|---|---|", flush=True)
+    print("| job | minutes | first step after, s | processor, min | result |\n|---|---|---|---|---|", flush=True)
     answers = []
     with tempfile.TemporaryDirectory(prefix="memsup-demos-", dir="/tmp") as folder:
         os.environ |= {"MEMSUP_STATE_DIR": f"{folder}/s", "MEMSUP_RUNTIME_DIR": f"{folder}/r"}
@@ -56,17 +59,23 @@ def to_its_end(job: str, ram: str, *, kill: bool) -> str:
     began = time.monotonic()
     done = memsup("start", "--demo", job, "--run", job, "--detach", "--set", f"limits.ram={ram}", within_s=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    until(lambda seen: step_of(seen) > 0, MOST_S, run=job)
-    first_s = time.monotonic() - began
-    if kill:
-        seen = until(lambda seen: 3 * step_of(seen) > seen["progress"]["total_steps"], MOST_S, run=job)
-        os.kill(seen["worker_pid"], signal.SIGKILL)
-    ended = memsup("wait", "--run", job, within_s=MOST_S)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    result = status(job)["result"]
+    spent_s: dict[int, float] = {}
+    first_s: float | None = None
+    while (seen := status(job))["state"] not in ("finished", "failed", "stopped"):
+        if first_s is None and step_of(seen) > 0:
+            first_s = time.monotonic() - began
+        if (worker := seen["worker_pid"]) is not None:
+            with contextlib.suppress(psutil.Error):
+                spent_s[worker] = sum(psutil.Process(worker).cpu_times()[:2])
+            if kill and step_of(seen) and 3 * step_of(seen) > seen["progress"]["total_steps"]:
+                os.kill(worker, signal.SIGKILL)
+                kill = False
+        time.sleep(LOOK_EVERY_S)
+    assert first_s is not None, seen
+    result = seen["result"]
     said = ", ".join(f"{name} {value:.3g}" for name, value in result.items() if name not in LEFT_AWAY)
     took_s = time.monotonic() - began
-    return f"| {job} | {took_s / 60:.1f} | {first_s:.0f} | {said} |"
+    return f"| {job} | {took_s / 60:.1f} | {first_s:.0f} | {sum(spent_s.values()) / 60:.1f} | {said} |"
 
 
 if __name__ == "__main__":

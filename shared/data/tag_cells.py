@@ -11,6 +11,8 @@ from itertools import islice
 _STARTS, _ENDS = ("start", "begin", "start_offset", "start_char", "from"), ("end", "stop", "end_offset", "end_char", "to")
 _LABELS = ("label", "type", "tag", "entity", "entity_group", "entity_type", "category", "labels")
 _SAID = ("text", "word", "surface", "mention", "value")
+ROLE_KEYS, CONTENT_KEYS = ("role", "from", "speaker"), ("content", "value", "text")
+"""What in a message says who speaks, and what is said."""
 _TAG = re.compile(r"O|[BIESLUMW]-\S{1,40}")
 _ENOUGH = 0.9
 _WORDS = ("tokens", "words", "token", "word", "chars", "sentence_tokens")
@@ -88,6 +90,16 @@ def hold_spans(rows: Sequence[Mapping[str, object]], name: str) -> bool:
     cells = (as_list(row.get(name)) for row in rows)
     spans = [span_parts(span) for span in islice((span for cell in cells for span in cell or ()), 100)]
     return bool(spans) and all(parts is not None and isinstance(parts[0], int) for parts in spans)
+
+
+def hold_messages(rows: Sequence[Mapping[str, object]], name: str) -> bool:
+    """Whether the first rows of a column have lists of messages, each with who says it and what."""
+    cells = [as_list(row.get(name)) for row in rows[:10]]
+    messages = [message for cell in cells for message in cell or ()]
+    return bool(messages) and all(
+        isinstance(message, dict) and any(key in message for key in ROLE_KEYS) and any(key in message for key in CONTENT_KEYS)
+        for message in messages
+    )
 
 
 def hold_tags(rows: Sequence[Mapping[str, object]]) -> bool:

@@ -23,6 +23,7 @@ from kit.one_life import StarvedTask, exhaustions, one_life, whole_life
 from memsup.checkpoint.reading import verify
 from memsup.shared.data.chat import find_fields
 from memsup.shared.data.chat_check import locate_dialogues
+from memsup.shared.data.columns import find_columns
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.sources import locate
 from memsup.shared.paths import run_paths
@@ -259,6 +260,32 @@ def test_messages_may_be_written_as_pandas_writes_them(tmp_path: Path) -> None:
     with (tmp_path / "rows.csv").open("w") as file:
         csv.writer(file).writerows([["id", "messages"], [1, str(TALK)]])
     assert learnt(reader, tokenizer, tmp_path / "rows.csv") == [["Hi.<|im_end|>\n", "Me, 小明.<|im_end|>\n"]]
+
+
+def test_a_table_of_one_column_is_read_as_what_its_cells_hold(tmp_path: Path) -> None:
+    """Messages by any name, or text; elsewhere it is said how such rows can be learnt."""
+    dialogue = json.dumps(TALK)
+    for column, cell, form in (
+        ("messages", dialogue, "messages"),
+        ("Zeile", str(TALK), "messages"),
+        ("text", "Hi, you.", "text"),
+    ):
+        with (tmp_path / "one.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([[column], [cell], [cell]])
+        fields = find_fields(locate_dialogues(str(tmp_path / "one.csv")))
+        assert (fields.form, fields.asked) == (form, column)
+        with pytest.raises(InputError, match=r"task\.kind=causal-lm") as refused:
+            find_columns(locate(str(tmp_path / "one.csv")))
+        assert ("has dialogues in column" in str(refused.value)) == (form == "messages")
+
+    with (tmp_path / "one.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([[json.dumps([*TALK, turn])] for turn in TALK])
+    with pytest.raises(InputError, match="is a row and names no column: put one above it that says messages"):
+        find_fields(locate_dialogues(str(tmp_path / "one.csv")))
+
+    written(tmp_path / "alpaca.jsonl", [{"instruction": f"Say {n}", "input": "", "output": f"It is {n}"} for n in range(9)])
+    with pytest.raises(InputError, match=r"To learn 'output' as the answer to 'instruction': --set task\.kind=causal-lm"):
+        find_columns(locate(str(tmp_path / "alpaca.jsonl")))
 
 
 def test_plain_text_is_refused_with_what_makes_rows_of_it(tmp_path: Path) -> None:
