@@ -119,7 +119,7 @@ DIES = "os.kill(os.getpid(), 9)"
 
 def ends(folder: Path) -> None:
     print("\n| what happens | and what comes of it |\n|---|---|")
-    quick = trainer_program.QUIET | {"STEP_S": "0", "MEMSUP_CHECKPOINT_EVERY": "0s"}
+    quick = trainer_program.QUIET | {"STEP_S": "0", "MEMSUP_CHECKPOINT_EVERY": "0.01s"}
     alone = trainer_program.undisturbed(folder / "ends-alone", **quick)
 
     early = quick | {"IN_A_STEP": ONCE.format(step=5, name="ended", does="sys.exit(0)")}
@@ -166,7 +166,8 @@ def run_to_its_end(
     home = folder / f"ends-{name}"
     home.mkdir()
     python, *script = trainer_program.write_program(home)
-    memsup("start", "--wait", *options, "--", python, *launcher, *script, cwd=home, **environment)
+    started = memsup("start", "--wait", *options, "--", python, *launcher, *script, cwd=home, **environment)
+    assert status() is not None, started.stderr
     return home, status()
 
 

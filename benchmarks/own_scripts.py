@@ -47,9 +47,11 @@ from kit.run_state import ledger, status, step_of, until  # noqa: E402
 
 MIB = 1 << 20
 OVER = {"finished", "failed", "stopped"}
-IN_TRAINING = 0.75
+IN_TRAINING = 0.5
 """The part of the kills that come while it trains; the others come at whatever it is, its imports mostly."""
 MOST_BEGUN_AGAIN = 20
+BAR = 1e-5
+"""A larger difference is told with the weight that has it."""
 
 
 class OutOfTimeError(Exception):
@@ -82,8 +84,6 @@ class Run:
     """How often memsup, or the kernel at its fence, killed it."""
     parts_made_smaller: int = 0
     """How often memory ran out within the program and its batches were computed in smaller parts."""
-    first_part: str = ""
-    """Rows at a time, of how many, when it ended."""
     state: str = ""
     step: int = 0
     steps: int = 0
@@ -105,7 +105,7 @@ def main() -> int:
     parser.add_argument("--kills-free", type=int, default=20, help="of the run whose memory is not limited")
     parser.add_argument("--share", type=int, default=60, help="of the memory that it wants, in percent; 0: not limited")
     parser.add_argument("--most-s", type=float, default=1e9, help="stop a call after so long")
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--not-free", action="store_true", help="leave out the run that is not limited")
     given = sys.argv[1:]
@@ -114,6 +114,7 @@ def main() -> int:
     options.folder = options.folder.absolute()
     options.folder.mkdir(parents=True, exist_ok=True)
     options.ends_s = time.monotonic() + options.most_s
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
     if options.table:
         print_table(options.folder / "results.jsonl")
         return 0
@@ -375,7 +376,7 @@ def row(run: Run) -> str:
         f"{run.died_for_memory}" if run.limit_bytes else "–",
         f"{run.parts_made_smaller}" if run.limit_bytes else "–",
         f"{run.state}, step {run.step} of {run.steps}",
-        differs or f"{run.largest_difference:.1e}",
+        differs or f"{run.largest_difference:.1e}" + (f" of {run.where}" if run.largest_difference > BAR else ""),
         f"{mib(run.held_bytes - run.left_bytes)} of {mib(run.held_bytes)}" if run.held_bytes else "–",
         f"{run.stopped_at} → {run.went_on_at}" if run.stopped_at >= 0 else "–",
     ]
