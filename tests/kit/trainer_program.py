@@ -122,7 +122,9 @@ def undisturbed(folder: Path, **environment: str) -> Path:
     """Runs the program by itself, without `memsup start`; returns its folder."""
     folder.mkdir()
     (folder / "train.py").write_text(PROGRAM)
-    subprocess.run([sys.executable, "train.py"], cwd=folder, env=os.environ | QUIET | environment, check=True, timeout=120)
+    subprocess.run(
+        [sys.executable, "train.py"], cwd=folder, env=os.environ | QUIET | environment, stdout=2, check=True, timeout=120
+    )
     return folder
 
 
