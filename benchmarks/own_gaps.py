@@ -166,7 +166,8 @@ def run_to_its_end(
     home = folder / f"ends-{name}"
     home.mkdir()
     python, *script = trainer_program.write_program(home)
-    started = memsup("start", "--wait", *options, "--", python, *launcher, *script, cwd=home, **environment)
+    words = ["start", "--wait", *options, "--", python, *launcher, *script]
+    started = memsup(*words, cwd=home, within_s=1000, **environment)
     assert status() is not None, started.stderr
     return home, status()
 
