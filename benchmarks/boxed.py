@@ -147,7 +147,7 @@ def make_job(folder: Path, rows: int, config: Mapping[str, Any] = CONFIG, *, hel
     for name, held in (("train", False), ("eval", True)):
         part = [review for place, review in enumerate(chosen) if (place in apart) is held]
         with (folder / f"{name}.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("text", "label"), *part])
+            csv.writer(file).writerows([("text", "label"), *((review.text, review.label) for review in part)])
     model = folder / "model"
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -159,7 +159,8 @@ def make_job(folder: Path, rows: int, config: Mapping[str, Any] = CONFIG, *, hel
 def memsup_start(folder: Path, *settings: str) -> list[str]:
     """The command: tier auto, no tuning; the job of `make_job`."""
     job = [f"task.model={folder}/model", f"task.train={folder}/train.csv", f"task.eval={folder}/eval.csv", *settings]
-    return [*MEMSUP, "start", "--tier", "auto", "--wait", "--run", "bench", *itertools.chain(*(("--set", s) for s in job))]
+    asked = ["start", "--tier", "auto", "--wait", "--accept", "--run", "bench"]  # random weights are meant
+    return [*MEMSUP, *asked, *itertools.chain(*(("--set", s) for s in job))]
 
 
 def environment(folder: Path) -> dict[str, str]:

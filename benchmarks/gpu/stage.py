@@ -81,25 +81,42 @@ class Stage:
         """One run of memsup, not started yet. `job` None is the built-in one. `settings` are `section.key=value`."""
         return Run(name, job, settings, environment or {}, self.patience)
 
+    def program(
+        self, name: str, command: Iterable[str], folder: Path, *settings: str, environment: Mapping[str, str] | None = None
+    ) -> Run:
+        """One run of a program of a person's own, not started yet; it runs in `folder`."""
+        return Run(name, None, settings, environment or {}, self.patience, command=command, folder=folder)
+
 
 class Run:
     """One run of memsup, as a person starts it and looks at it."""
 
     def __init__(
-        self, name: str, job: Path | None, settings: Iterable[str], environment: Mapping[str, str], patience: float
+        self,
+        name: str,
+        job: Path | None,
+        settings: Iterable[str],
+        environment: Mapping[str, str],
+        patience: float,
+        *,
+        command: Iterable[str] = (),
+        folder: Path | None = None,
     ) -> None:
         self.paths = run_paths(name)
         self._patience = patience
         self._environment = os.environ | dict(environment)
         files = [] if job is None else [f"task.model={job}/model", f"task.train={job}/train.csv", f"task.eval={job}/eval.csv"]
         self._settings = [word for setting in (*files, *settings) for word in ("--set", setting)]
-        self._demo = ["--demo"] if job is None else []
+        self._words, self._folder = list(command), folder
+        self._what = ["--accept"] if job is not None else [] if self._words else ["--demo"]
+        """A model of random weights is doubted where nobody has said that it is meant."""
         self.steps = Steps(self.paths.state / "audit.txt")
         self.began_s = 0.0
 
     def start(self) -> None:
         self.began_s = time.monotonic()
-        self.command("start", "--tier", "auto", *self._demo, *self._settings)
+        command = ["--", *self._words] if self._words else []
+        self.command("start", "--tier", "auto", *self._what, *self._settings, *command)
 
     def command(self, *words: str, within_s: float = 90.0) -> str:
         """What `memsup WORDS` said on stdout. Raises `Unproved` where it was refused."""
@@ -107,7 +124,7 @@ class Run:
             done = subprocess.run(
                 [*MEMSUP, words[0], "--run", self.paths.name, *words[1:]],
                 env=self._environment,
-                cwd=self.paths.state.parent.parent,
+                cwd=self._folder or self.paths.state.parent.parent,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

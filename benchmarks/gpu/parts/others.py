@@ -84,7 +84,8 @@ class RehearsedProgram:
 
     def look(self) -> tuple[int, bool]:
         device = self._device
-        device.others_bytes = min(self._wanted, device.total_bytes - device.worker_bytes)
+        counted = sum(process.bytes for process in device.processes if process.pid) if device.counts_processes else 0
+        device.others_bytes = min(self._wanted, device.total_bytes - device.worker_bytes - counted)
         return int(device.others_bytes), device.others_bytes >= self._wanted
 
     def leave(self) -> None:
@@ -148,7 +149,7 @@ def _large_run(stage: Stage) -> Run:
 def _crowded(run: Run, stage: Stage, before: Status) -> Iterator[Finding]:
     tokens_before = before.batch.micro_tokens
     used_before = before.gpus[0].used_bytes
-    with _second_program(stage) as other:
+    with second_program(stage) as other:
         seen, began_s = Seen(), time.monotonic()
 
         def look(status: Status) -> None:
@@ -196,7 +197,7 @@ def _crowded(run: Run, stage: Stage, before: Status) -> Iterator[Finding]:
 
 
 @contextmanager
-def _second_program(stage: Stage) -> Iterator[SecondProgram]:
+def second_program(stage: Stage) -> Iterator[SecondProgram]:
     other = RehearsedProgram(stage.fake.device[0]) if stage.rehearses else RealProgram()
     try:
         yield other
