@@ -41,7 +41,7 @@ class Prediction:
         first dimension, filled up along the second with −100, numbers weighted. Raises what `call` raises; running out of
         memory only where nothing smaller is left, or where it is not certain how outputs are to be joined.
         """
-        self._soft_limit.renew()
+        self._soft_limit.keep()
         found = self._layouts.find(batch)
         split = found if isinstance(found, Rows) else None  # outputs of a packed row lie behind one another in their second
         count = split.count if split is not None else 1

@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,7 +22,13 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MIB = 1 << 20
 
 SPARE_BYTES = 64 * _MIB
-"""The room between the soft limit and the worker's limit: what a save may need beyond what training holds."""
+"""The least room between the soft limit and the worker's limit: what a save may need beyond what training holds."""
+SOFT_FRACTION = 0.89
+"""The soft limit lies at this part of the worker's limit, or lower: below `FREEZE_FROM_USE` of the supervisor's ladder. A step
+that is too large is to be told that memory ran out, and done again, before it is frozen for how fast it grows.
+"""
+_MEASURED_EVERY_S = 0.1
+"""What is reserved and untouched changes seldom, and looking takes as long as some thousandths of a quick step."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -125,13 +133,15 @@ def _private_bytes(pid: int) -> int:
 
 
 def soft_limit_bytes(worker_limit_bytes: int, now: Held) -> int:
-    """What `RLIMIT_DATA` has to be for resident memory to stay `SPARE_BYTES` below the worker's limit. Pure.
+    """What `RLIMIT_DATA` has to be for resident memory to stay below the ladder's freeze line, and `SPARE_BYTES` below the
+    worker's limit. Pure.
 
     The kernel counts what was reserved and never touched as well (stacks of threads, pools of libraries: 100 MiB and more with
     torch), which takes nothing from anybody; so that comes on top.
     """
     untouched_bytes = max(0, now.data_bytes - now.anonymous_bytes)
-    return max(worker_limit_bytes - SPARE_BYTES, 0) + untouched_bytes
+    most_bytes = min(worker_limit_bytes - SPARE_BYTES, int(worker_limit_bytes * SOFT_FRACTION))
+    return max(most_bytes, 0) + untouched_bytes
 
 
 class SoftLimit:
@@ -139,10 +149,12 @@ class SoftLimit:
 
     def __init__(self, worker_limit_bytes: int | None) -> None:
         self._worker_limit_bytes = worker_limit_bytes
+        self._soft_bytes, self._measured_s = 0, -math.inf
 
     def limit_to(self, worker_limit_bytes: int | None) -> None:
-        """Takes in that the worker may hold more or less, from the next `renew` on."""
-        self._worker_limit_bytes = worker_limit_bytes
+        """Takes in that the worker may hold more or less, from the next `renew` or `keep` on."""
+        if worker_limit_bytes != self._worker_limit_bytes:
+            self._worker_limit_bytes, self._measured_s = worker_limit_bytes, -math.inf
 
     def renew(self) -> None:
         """Measures anew what is reserved and untouched. Costs some ten microseconds.
@@ -150,7 +162,16 @@ class SoftLimit:
         First to be called when torch's threads run: a library that cannot start a thread aborts.
         """
         if self._worker_limit_bytes is not None:
-            self._set(soft_limit_bytes(self._worker_limit_bytes, held()))
+            self._measured_s = time.monotonic()
+            self._soft_bytes = soft_limit_bytes(self._worker_limit_bytes, held())
+            self._set(self._soft_bytes)
+
+    def keep(self) -> None:
+        """As `renew`, with what was measured a moment ago; for each micro-batch."""
+        if time.monotonic() - self._measured_s >= _MEASURED_EVERY_S:
+            self.renew()
+        elif self._worker_limit_bytes is not None:
+            self._set(self._soft_bytes)
 
     @contextlib.contextmanager
     def spare(self) -> Iterator[None]:

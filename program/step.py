@@ -237,7 +237,7 @@ class Step:
             self._ask(micro.split, loss_of)
         if self.refusal is not None:
             return self._whole(batch, run)
-        self._soft_limit.renew()
+        self._soft_limit.keep()
         self._window.append(micro)
         self.is_amid = True
         try:

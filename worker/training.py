@@ -150,9 +150,9 @@ class Training:
         return self.prepared.train.lengths[self.order.batch(step)]
 
     def boundary(self) -> None:
-        """Ends a piece of work: carries out what was ordered, and measures the soft limit anew. Raises `Leave`."""
+        """Ends a piece of work: carries out what was ordered, and has the soft limit lie where it has to. Raises `Leave`."""
         self.session.boundary()
-        self.soft_limit.renew()
+        self.soft_limit.keep()
 
     def work_s(self) -> float:
         """Seconds of this life since training was prepared, pauses left out."""

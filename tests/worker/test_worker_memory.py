@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memsup.memory import SPARE_BYTES, Held, held, is_out_of_memory, soft_limit_bytes
+from memsup.memory import SOFT_FRACTION, SPARE_BYTES, Held, held, is_out_of_memory, soft_limit_bytes
+from memsup.supervisor.decide.ladder import FREEZE_FROM_USE
 from memsup.worker.memory import fraction_of, hand_back, read_memory
 
 
@@ -55,12 +56,16 @@ def test_torchs_own_error_is_recognised() -> None:
 
 @given(st.integers(0, 1 << 44), st.integers(0, 1 << 44), st.integers(0, 1 << 44))
 def test_what_is_reserved_and_untouched_does_not_count(limit: int, anonymous: int, data: int) -> None:
-    """Touching all that the soft limit still allows leaves the spare room below the worker's limit."""
+    """Touching all that the soft limit still allows leaves the spare room below the worker's limit, and does not come to where
+    the ladder freezes what grows fast.
+    """
+    most = min(limit - SPARE_BYTES, int(limit * SOFT_FRACTION))
+    assert most < FREEZE_FROM_USE * limit or limit == 0
     soft = soft_limit_bytes(limit, Held(resident_bytes=anonymous, anonymous_bytes=anonymous, data_bytes=data))
     may_still_grow = max(0, soft - max(data, anonymous))
-    assert anonymous + may_still_grow <= max(limit - SPARE_BYTES, anonymous)
-    if data >= anonymous and limit - SPARE_BYTES >= anonymous:
-        assert anonymous + may_still_grow == limit - SPARE_BYTES
+    assert anonymous + may_still_grow <= max(most, anonymous)
+    if data >= anonymous and most >= anonymous:
+        assert anonymous + may_still_grow == most
 
 
 def test_what_is_held_is_what_the_kernel_says() -> None:
@@ -105,6 +110,7 @@ def test_handing_back_empties_the_devices_cache() -> None:
 CHILD = """
 import json
 from memsup.memory import SoftLimit, held, is_out_of_memory
+from memsup.supervisor.decide.ladder import FREEZE_FROM_USE
 from memsup.worker.memory import hand_back
 limit = SoftLimit(held().anonymous_bytes + (256 << 20))
 limit.renew()
@@ -144,6 +150,7 @@ import json
 from memsup.worker.plan.footprint import Shape
 from memsup.worker.plan.measuring import Measuring
 from memsup.memory import held, trim
+from memsup.supervisor.decide.ladder import FREEZE_FROM_USE
 from memsup.worker.memory import Peak
 from memsup.worker.plan.planner import Planner
 peak = Peak(None)
