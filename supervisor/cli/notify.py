@@ -55,7 +55,8 @@ def notify(run_name: str, as_json: bool, test: bool, trust: bool, flags: tuple[s
     messenger.close()
     reached = len(came) == expected and all(sent.ok for sent in came)
     if as_json:
-        json_data({"reached": reached, "answers": [{"ping": sent.ping, "ok": sent.ok, "text": sent.text} for sent in came]})
+        answers = [{"ping": sent.ping, "ok": sent.ok, "text": sent.text} for sent in came]
+        json_data({"schema": 1, "reached": reached, "answers": answers})
         return REACHED if reached else NOT_REACHED
     for sent in came:
         (data if sent.ok else message)(f"{'ping' if sent.ping else 'message'}: {sent.text}")

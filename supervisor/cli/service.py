@@ -127,11 +127,12 @@ def status(run_name: str, as_json: bool) -> int:
     return DONE if known["installed"] else NOT_INSTALLED
 
 
-def _document(run_name: str) -> dict[str, str | bool | None]:
+def _document(run_name: str) -> dict[str, str | bool | int | None]:
     """What `--json` prints: the unit as it lies there, and what systemd says of it, which is None where it does not answer."""
     file = _unit_file(run_name)
     installed = file.is_file()
     return {
+        "schema": 1,
         "unit": file.name,
         "file": str(file),
         "installed": installed,
