@@ -11,7 +11,7 @@ import enum
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from memsup.shared.data.columns import ANSWER_NAMES, INSTRUCTION_NAMES, PROMPT_NAMES, listed, usual_text
 from memsup.shared.data.errors import InputError
@@ -195,16 +195,34 @@ def _form_of(
         ):
             more = None
         return Fields(Form.PROMPT, asked, answered, more)
-    if (holding := next((name for name in names if hold_messages(sample, name)), None)) is not None:
-        if _is_list(holding):
+    if (chosen := _by_name(names, ("chosen",))) is not None and _by_name(names, ("rejected",)) is not None:
+        asked = None if _are_whole(sample, chosen) else _by_name(names, PROMPT_NAMES)
+        how = f"task.messages={chosen}" if asked is None else f"task.prompt={asked} --set task.completion={chosen}"
+        raise InputError(
+            f"{source} says which of two answers is preferred, which memsup does not learn. To learn those that were chosen: "
+            f"--set {how}"
+        )
+    holding = [name for name in names if hold_messages(sample, name)]
+    if len(holding) == 1:
+        if _is_list(holding[0]):
             raise InputError(f"The first line of {source} is a row and names no column: put one above it that says messages.")
-        return Fields(Form.MESSAGES, holding)
+        return Fields(Form.MESSAGES, holding[0])
     if (alone := usual_text(names)) is not None:
         return Fields(Form.TEXT, alone)
     raise InputError(
         f"It is not clear what of {source} is to be learnt; its columns are {listed(names)}. Name the column of messages with "
         "task.messages, those of question and answer with task.prompt and task.completion, or that of texts with task.text."
     )
+
+
+def _are_whole(sample: Sequence[Mapping[str, object]], name: str) -> bool:
+    """Whether a column has lists of messages that begin with somebody else than the assistant."""
+    if not hold_messages(sample, name):
+        return False
+    begins = (as_list(row.get(name)) for row in sample)
+    first = next(cast(dict[str, object], messages[0]) for messages in begins if messages)
+    said_by = next(first[key] for key in ROLE_KEYS if key in first)
+    return _ROLES.get(str(said_by).strip().casefold()) != "assistant"
 
 
 def read_dialogues(source: Source, fields: Fields) -> Iterator[Dialogue]:

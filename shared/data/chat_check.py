@@ -114,7 +114,7 @@ def _seen(source: Source, fields: Fields, template: bool | None, deadline_s: flo
         )
         about.append(("written", how))
     if fields.unused:
-        about.append(("not used", f"the columns {listed(fields.unused)}"))
+        about.append(("not used", f"the column{'s' * (len(fields.unused) > 1)} {listed(fields.unused)}"))
     return SeenRows(
         source=source,
         notes=notes_on(source),

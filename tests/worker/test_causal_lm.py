@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,20 @@ def test_a_table_of_one_column_is_read_as_what_its_cells_hold(tmp_path: Path) ->
         csv.writer(file).writerows([[json.dumps([*TALK, turn])] for turn in TALK])
     with pytest.raises(InputError, match="is a row and names no column: put one above it that says messages"):
         find_fields(locate_dialogues(str(tmp_path / "one.csv")))
+
+    preferred, answer = {"chosen": TALK, "rejected": TALK, "prompt": "Who?"}, [TALK[-1]]
+    by_prompt = "task.prompt=prompt --set task.completion=chosen"
+    for row, how in (
+        (preferred, "task.messages=chosen"),
+        ({**preferred, "chosen": answer}, by_prompt),
+        ({**preferred, "chosen": "Me."}, by_prompt),
+    ):
+        written(tmp_path / "preferred.jsonl", [row, row])
+        with pytest.raises(InputError, match=f"which of two answers is preferred.*: --set {re.escape(how)}"):
+            find_fields(locate_dialogues(str(tmp_path / "preferred.jsonl")))
+    written(tmp_path / "two.jsonl", [{"one": TALK, "other": TALK}] * 2)
+    with pytest.raises(InputError, match="It is not clear what of"):
+        find_fields(locate_dialogues(str(tmp_path / "two.jsonl")))
 
     written(tmp_path / "alpaca.jsonl", [{"instruction": f"Say {n}", "input": "", "output": f"It is {n}"} for n in range(9)])
     with pytest.raises(InputError, match=r"To learn 'output' as the answer to 'instruction': --set task\.kind=causal-lm"):
