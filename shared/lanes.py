@@ -8,8 +8,8 @@ BASE_BYTES = 340 << 20
 """Python with torch, transformers and the tokenised data, and what the allocator keeps; without the pages of mapped files."""
 BYTES_PER_PARAMETER = 16
 """float32: the weight, its gradient, and Adam's two moments."""
-FROZEN_BYTES = 4
-"""float32: a weight that is not trained."""
+FROZEN_BYTES, ROUNDED_BYTES = 4, 2
+"""A weight that is not trained, in float32, and where mixed precision has it rounded (`worker/compute/frozen.py`)."""
 MOST_LANES = 2
 GRADIENT_BYTES = 4
 """Bytes of a weight's gradient, in each lane beyond the first; its copy in a lower precision, where there is one, takes
@@ -33,9 +33,10 @@ def lanes_for(*, parameters: int, amp: str, threads: int, limit_bytes: int | Non
     return MOST_LANES if fits else 1
 
 
-def weights_bytes(*, parameters: int, trained: int) -> int:
-    """What weights take with the gradients and moments of those that are trained."""
-    return BYTES_PER_PARAMETER * trained + FROZEN_BYTES * max(0, parameters - trained)
+def weights_bytes(*, parameters: int, trained: int, rounded: int = 0) -> int:
+    """What weights take with the gradients and moments of those that are trained; of the others so many are `rounded`."""
+    frozen = max(0, parameters - trained)
+    return BYTES_PER_PARAMETER * trained + FROZEN_BYTES * frozen - (FROZEN_BYTES - ROUNDED_BYTES) * min(rounded, frozen)
 
 
 def lane_bytes(*, parameters: int, amp: str) -> int:

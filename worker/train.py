@@ -188,9 +188,9 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         padding = start.state.padding if start.state else None
         prepared = task.load(settings, paths, boundary, checkpoint=start.folder, padding=padding)
         boundary()
-        place_model(prepared.model, device)
         if not prepared.weights.is_whole and (lower := lower_precision(settings.training.amp)) is not None:
-            round_frozen(prepared.model, lower)
+            round_frozen(prepared.model, lower)  # while the weights are still the file's: all in float32 may be too much
+        place_model(prepared.model, device)
         add_in_place(prepared.model)
         optimizer = make_optimizer(
             prepared.model,

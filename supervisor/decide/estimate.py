@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from memsup.shared.lanes import BASE_BYTES, BYTES_PER_PARAMETER, lane_bytes, weights_bytes
+from memsup.shared.lanes import BASE_BYTES, BYTES_PER_PARAMETER, ROUNDED_BYTES, lane_bytes, weights_bytes
 
 MIB = 2**20
 MOMENTS_BYTES = 8
@@ -65,9 +65,9 @@ DECODERS = {
     "bf16": DecoderConstants(hidden=30, key_values=4, intermediate=8),
 }
 DECODERS["fp16"] = DECODERS["bf16"]
-SCORES_BYTES = 48 << 20
-"""What the scores of a piece of the tokens take with their gradients (`worker/compute/token_loss.py`), whatever the
-vocabulary."""
+SCORES_BYTES = {"off": 48 << 20, "bf16": 64 << 20, "fp16": 64 << 20}
+"""What the scores of a piece of the tokens take with their gradients (`worker/compute/token_loss.py`) in each lane, whatever
+the vocabulary: three times 4 bytes a score, and twice 2 more in a lower precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,8 @@ class Shape:
     """The units of a decoder's keys, which may be fewer than the hidden size."""
     trained: int | None = None
     """How many parameters are trained. None means that all are."""
+    is_tied: bool = False
+    """Whether a decoder's last layer is its table of tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,7 @@ def decoder_shape_of(config: Mapping[str, Any], weights: int | None, *, rank: in
         is_decoder=True,
         key_values=key_values,
         trained=None if rank is None else layers * rank * widths,
+        is_tied=config.get("tie_word_embeddings") is True,
     )
 
 
@@ -187,10 +190,10 @@ def estimate(
 ) -> Estimate:
     length = min(max_length, shape.positions or max_length)
     rows = max(1, min(effective_batch, micro_tokens // length))
-    of_lanes = (lanes - 1) * lane_bytes(parameters=_trained(shape), amp=amp)
+    of_lanes = (lanes - 1) * (lane_bytes(parameters=_trained(shape), amp=amp) + (SCORES_BYTES[amp] if shape.is_decoder else 0))
     return Estimate(
         shape=shape,
-        held_bytes=held_bytes(shape),
+        held_bytes=held_bytes(shape, amp=amp),
         length=length,
         rows=rows,
         lane_bytes=of_lanes,
@@ -200,32 +203,38 @@ def estimate(
     )
 
 
-def held_bytes(shape: Shape) -> int:
-    return BASE_BYTES + _weights_bytes(shape)
+def held_bytes(shape: Shape, *, amp: str) -> int:
+    return BASE_BYTES + _weights_bytes(shape, amp)
 
 
 def _trained(shape: Shape) -> int:
     return shape.parameters if shape.trained is None else shape.trained
 
 
-def _weights_bytes(shape: Shape) -> int:
-    adapters = 0 if shape.trained is None else shape.trained
-    return weights_bytes(parameters=shape.parameters + adapters, trained=_trained(shape))
+def _weights_bytes(shape: Shape, amp: str) -> int:
+    """Under mixed precision frozen weights are held rounded, but for the table of tokens; where it is the last layer as well, a
+    rounded copy lies beside it.
+    """
+    if shape.trained is None:
+        return weights_bytes(parameters=shape.parameters, trained=shape.parameters)
+    rounded = 0 if amp == "off" else max(0, shape.parameters - shape.embeddings)
+    copy_bytes = ROUNDED_BYTES * shape.embeddings if rounded and shape.is_tied else 0
+    return copy_bytes + weights_bytes(parameters=shape.parameters + shape.trained, trained=shape.trained, rounded=rounded)
 
 
-def device_bytes(shape: Shape, *, optimizer_on_host: bool) -> int:
+def device_bytes(shape: Shape, *, amp: str, optimizer_on_host: bool) -> int:
     """What a GPU holds all the time; with Adam's moments on the host it still needs room for those of the largest parameter."""
     if not optimizer_on_host:
-        return _weights_bytes(shape)
+        return _weights_bytes(shape, amp)
     if shape.trained is not None:
-        return _weights_bytes(shape) - MOMENTS_BYTES * shape.trained
+        return _weights_bytes(shape, amp) - MOMENTS_BYTES * shape.trained
     return (BYTES_PER_PARAMETER - MOMENTS_BYTES) * shape.parameters + MOMENTS_BYTES * shape.embeddings
 
 
 def peak_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing: bool) -> int:
     """What the worker holds while a micro-batch of `rows` texts of `length` tokens is computed."""
     if shape.is_decoder:
-        return held_bytes(shape) + _decoder_bytes(shape, amp=amp, tokens=rows * length, checkpointing=checkpointing)
+        return held_bytes(shape, amp=amp) + _decoder_bytes(shape, amp=amp, tokens=rows * length, checkpointing=checkpointing)
     constants, tokens = CONSTANTS[amp], rows * length
     of_a_layer = tokens * (constants.hidden * shape.hidden + constants.intermediate * shape.intermediate)
     of_a_block = constants.attention * min(rows * shape.heads * length**2, max(BLOCK_NUMBERS, length**2))
@@ -235,7 +244,7 @@ def peak_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing:
     else:
         activations = max(shape.layers, 2) * of_a_layer + of_a_block
     copies = constants.copies * (shape.parameters - shape.embeddings)
-    return held_bytes(shape) + int(activations) + max(0, copies)
+    return held_bytes(shape, amp=amp) + int(activations) + max(0, copies)
 
 
 def _decoder_bytes(shape: Shape, *, amp: str, tokens: int, checkpointing: bool) -> int:
@@ -247,7 +256,7 @@ def _decoder_bytes(shape: Shape, *, amp: str, tokens: int, checkpointing: bool) 
     layers = 2 if checkpointing else shape.layers + 1
     kept = 4 * shape.layers * shape.hidden if checkpointing else 0
     copies = 0 if amp == "off" or shape.trained is not None else 2 * (shape.parameters - shape.embeddings)
-    return int(tokens * (layers * of_a_token + kept)) + SCORES_BYTES + max(0, copies)
+    return int(tokens * (layers * of_a_token + kept)) + SCORES_BYTES[amp] + max(0, copies)
 
 
 def least_bytes(shape: Shape, *, amp: str, length: int) -> int:

@@ -143,7 +143,7 @@ def _needs_lines(found: Resolution) -> Iterator[Line]:
     origin = f"estimated: {needs.shape.parameters / 1e6:,.3g} million parameters"
     if found.on_gpu:
         on_host = bool(found.settings.training.optimizer_on_host)
-        held = size(device_bytes(needs.shape, optimizer_on_host=on_host))
+        held = size(device_bytes(needs.shape, amp=found.settings.training.amp or "off", optimizer_on_host=on_host))
         moments = f"the optimizer's {size(MOMENTS_BYTES * needs.shape.parameters)} on the host" if on_host else "optimizer"
         yield Line("memory needed", f"{held} of VRAM, and its activations", f"{origin}, with gradients and {moments}")
         return

@@ -474,8 +474,9 @@ def _fit_gpu(needs: Estimate, limits: Limits, gpu: GpuReading, filled: Settings)
     has, asked = limits.vram_bytes, filled.training.optimizer_on_host
     if has is None or gpu.total_bytes is None:
         return bool(asked)
-    on_host = device_bytes(needs.shape, optimizer_on_host=False) > MOST_HELD_FRACTION * has if asked is None else asked
-    held, on_the_host = device_bytes(needs.shape, optimizer_on_host=on_host), MOMENTS_BYTES * needs.shape.parameters
+    amp = filled.training.amp or "off"
+    on_host = device_bytes(needs.shape, amp=amp, optimizer_on_host=False) > MOST_HELD_FRACTION * has if asked is None else asked
+    held, on_the_host = device_bytes(needs.shape, amp=amp, optimizer_on_host=on_host), MOMENTS_BYTES * needs.shape.parameters
     millions, name = f"{needs.shape.parameters / 1e6:,.3g} million", gpu.name or "this GPU"
     if held > has:
         what = "weights and gradients alone" if on_host else "weights, gradients and optimizer state"

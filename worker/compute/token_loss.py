@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from memsup.worker.compute.frozen import ROUNDED
+
 PIECE_NUMBERS = 1 << 22
 """How many scores are computed at a time: 16 MiB in float32, and about three times as much with their gradients."""
 LEAST_PIECE_TOKENS = 32
@@ -149,7 +151,8 @@ def rounded_head(model: Any, device: str) -> torch.Tensor | None:
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear or head.weight.requires_grad or not torch.is_autocast_enabled(device):
         return None
-    return head.weight.detach().to(torch.get_autocast_dtype(device))
+    lower, kept = torch.get_autocast_dtype(device), getattr(head, ROUNDED, None)
+    return kept if kept is not None and kept.dtype is lower else head.weight.detach().to(lower)
 
 
 def piece_tokens(vocabulary: int) -> int:

@@ -109,7 +109,7 @@ shapes = st.builds(
 def test_more_work_never_takes_less(model: Shape, amp: str, rows: int, length: int, checkpointing: bool) -> None:
     """Of rows or of tokens; and nothing takes less than what is held anyway."""
     peak = peak_bytes(model, amp=amp, rows=rows, length=length, checkpointing=checkpointing)
-    assert held_bytes(model) < peak
+    assert held_bytes(model, amp=amp) < peak
     assert peak <= peak_bytes(model, amp=amp, rows=rows + 1, length=length, checkpointing=checkpointing)
     assert peak <= peak_bytes(model, amp=amp, rows=rows, length=length + 1, checkpointing=checkpointing)
 
@@ -196,6 +196,7 @@ SMOL = {
     "num_key_value_heads": 3,
     "intermediate_size": 1536,
     "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
 }
 
 
@@ -205,14 +206,29 @@ def test_adapters_beside_frozen_weights_take_little_more_than_these() -> None:
     assert whole is not None
     assert adapted is not None
     assert adapted.trained == 4_884_480
-    assert held_bytes(whole) - BASE_BYTES == 16 * 134_515_008
-    assert held_bytes(adapted) - BASE_BYTES == 4 * 134_515_008 + 16 * 4_884_480
+    table = 49152 * 576
+    for amp, frozen_bytes in (("off", 4 * 134_515_008), ("bf16", 2 * (134_515_008 + 2 * table))):
+        assert held_bytes(whole, amp=amp) - BASE_BYTES == 16 * 134_515_008
+        assert held_bytes(adapted, amp=amp) - BASE_BYTES == frozen_bytes + 16 * 4_884_480
     assert decoder_shape_of({**SMOL, "hidden_size": None}, 134_515_008, rank=16) is None
     assert decoder_shape_of(SMOL, None, rank=16) is None
     for amp in ("off", "bf16"):
         peaks = [peak_bytes(adapted, amp=amp, rows=rows, length=256, checkpointing=False) for rows in (1, 2, 3)]
         assert peaks[2] - peaks[1] == pytest.approx(peaks[1] - peaks[0], abs=2)
         assert peak_bytes(adapted, amp=amp, rows=2, length=256, checkpointing=True) < peaks[1]
+
+
+def test_each_lane_of_a_decoder_has_scores_of_its_own() -> None:
+    """They are computed at the same time, and are most of what a small decoder takes."""
+    adapted = decoder_shape_of(SMOL, 134_515_008, rank=16)
+    assert adapted is not None
+    one, two = (
+        estimate(
+            adapted, amp="bf16", max_length=256, micro_tokens=512, effective_batch=16, checkpointing=False, lanes=lanes
+        ).micro_batch_bytes
+        for lanes in (1, 2)
+    )
+    assert 64 * MIB < two - one < 64 * MIB + 8 * 4_884_480
 
 
 @pytest.mark.parametrize("limit", ["1100MiB", "1500MiB", "3GiB", "12GiB"])
