@@ -67,9 +67,11 @@ class Crowd:
                 raise torch.OutOfMemoryError("CUDA out of memory. (There is no CUDA: the proof is rehearsed.)")
 
     def _is_due(self, place: str) -> bool:
-        """Also after the worker has died in between: a place is crowded once in a run's life."""
+        """Also after the worker has died in between: a place is crowded once in a run's life. What is computed before the first
+        step is no evaluation: a model is asked there what it does with padding.
+        """
         step = self._places.get(place)
-        due = step is not None and (place == EVALUATION or self._steps + 1 >= step)
+        due = step is not None and (self._steps > 0 if place == EVALUATION else self._steps + 1 >= step)
         if due:
             del self._places[place]
         return due
