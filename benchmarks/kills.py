@@ -1,9 +1,12 @@
 """Bit-identity under fire: runs killed with SIGKILL at random instants, compared with one that was left alone.
 
-    python benchmarks/kills.py [--kills 200] [--seed N]
+    python benchmarks/kills.py [--kills 200] [--seed N] [--back on|off]
 
 Each run of the tiny job is killed up to ten times (worker, supervisor or both) and must end with exactly the weights, optimizer
 state and audit digest of the undisturbed run. Prints a Markdown table of the kills and the verdict; exit code 1 if one differs.
+
+With `--back` only workers are killed, while they train, in one long run, with a process that stands by (on) or without (off):
+how long it takes from each kill to the next step that is done, how much work it cost, and what stands by took of the processor.
 """
 
 from __future__ import annotations
@@ -11,25 +14,35 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from kit.cli_process import eventually, memsup
 from kit.killed_runs import Tally, disturbed, end_supervisors, make_job, undisturbed
+from kit.run_state import ledger, status, until
+
+from memsup.shared.paths import run_paths
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32)
+    parser.add_argument("--back", choices=("on", "off"))
     options = parser.parse_args()
     print(f"Seed {options.seed}.", flush=True)
     draw, tally, runs, different = random.Random(options.seed), Tally(), 0, 0
     with tempfile.TemporaryDirectory(prefix="memsup-kills-") as folder:
         os.environ |= {"MEMSUP_STATE_DIR": f"{folder}/state", "MEMSUP_RUNTIME_DIR": f"{folder}/runtime"}
         job = Path(folder) / "job"
+        if options.back is not None:
+            return back(job, draw, options.kills, options.back)
         make_job(job, epochs=60, amp="auto")
         try:
             expected = undisturbed(job, "undisturbed")
@@ -48,6 +61,52 @@ def main() -> int:
         print(f"| {phase} | {count} |")
     print(f"\n{runs} runs, {tally.total} kills, {different} with other bits than the undisturbed run.")
     return 1 if different else 0
+
+
+def back(job: Path, draw: random.Random, kills: int, standby: str) -> int:
+    """Kills the worker of one run again and again, and prints how soon it trained again."""
+    make_job(job, epochs=4000, every="1s", lanes=1)
+    took_s: list[float] = []
+    born = 0
+    try:
+        memsup("start", "--run", "back", "--set", f"recovery.standby={standby}", cwd=job)
+        if standby == "on":
+            eventually(lambda: any(line["event"] == "standby" for line in ledger("back")), 60)
+        while len(took_s) < kills:
+            seen = until(lambda seen: seen["state"] == "running" and seen["checkpoint"], run="back")
+            saved = seen["checkpoint"]["step"]
+            until(lambda seen: seen["checkpoint"]["step"] > saved, run="back")  # noqa: B023 - deaths in a row wait longer
+            time.sleep(draw.uniform(0, 1))
+            seen = status("back")
+            os.kill(seen["worker_pid"], signal.SIGKILL)
+            took_s.append(seconds_to_next_step(run_paths("back").state / "audit.txt"))
+            born += "--warm-fd" in psutil.Process(status("back")["worker_pid"]).cmdline()
+        supervisor = psutil.Process(status("back")["pid"])
+        of_warm = [sum(child.cpu_times()[:2]) for child in supervisor.children() if "--warm-fd" in child.cmdline()][:1]
+        deaths = [line for line in ledger("back") if line["event"] == "death"]
+    finally:
+        end_supervisors()
+    lost_s = [line.get("lost_s", 0.0) for line in deaths]
+    delays_s = [line["delay_s"] for line in deaths]
+    print(f"{len(took_s)} kills, {born} workers forked from what stood by; it took {of_warm} s of a core.")
+    print("\n| seconds | p50 | p99 | max |\n|---|---|---|---|")
+    for what, values in (("kill → next step", took_s), ("of that, waiting", delays_s), ("work lost", lost_s)):
+        ordered = sorted(values)
+        p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+        print(f"| {what} | {ordered[len(ordered) // 2]:.2f} | {p99:.2f} | {ordered[-1]:.2f} |")
+    return 0
+
+
+def seconds_to_next_step(audit: Path) -> float:
+    """The time until the audit of a run, whose worker was killed just now, has a step more than the next worker began with."""
+    began_s, least = time.monotonic(), audit.stat().st_size
+    while time.monotonic() < began_s + 120:
+        size = audit.stat().st_size
+        if size > least:
+            return time.monotonic() - began_s
+        least = min(least, size)
+        time.sleep(0.002)
+    raise TimeoutError("the worker did not come back")
 
 
 if __name__ == "__main__":

@@ -249,6 +249,9 @@ class Recovery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Whether a run whose GPU is lost goes on on the CPU: much slower, and with other rounding."""
     after_power_loss: Literal["ask", "gentle", "same"] = "gentle"
     """How the run goes on when the whole machine has died (`supervisor/decide/after_power_loss.py`)."""
+    standby: Literal["auto", "on", "off"] = "auto"
+    """Whether a process stands by that has everything imported, to take the place of a worker that dies
+    (`supervisor/decide/run/warm.py`)."""
 
 
 TimeOfDay = Annotated[

@@ -49,6 +49,7 @@ from memsup.supervisor.decide.run.actions import (
     Action,
     Answer,
     ClaimRoom,
+    CoolDown,
     Freeze,
     Kill,
     MoveCard,
@@ -63,12 +64,14 @@ from memsup.supervisor.decide.run.actions import (
     Spawn,
     Terminate,
     Thaw,
+    WarmUp,
 )
 from memsup.supervisor.decide.run.card import Moved, Place, Whole
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN
 from memsup.supervisor.decide.run.hours import WORTH_S, rest_of
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import Attachment, Stage
+from memsup.supervisor.decide.run.warm import NEEDS_BYTES, Standby
 from memsup.supervisor.decide.tiers import Limits, claim_of, created_with, deciding_gpu, resolve, resolve_limits
 from memsup.supervisor.devices import Devices, Load
 from memsup.supervisor.fence import choose_fence
@@ -168,6 +171,7 @@ class Supervisor:
             memory_limit_bytes=limits.worker_limit_bytes,
             is_command=record.command is not None,
             continue_on_cpu=record.settings.recovery.continue_on_cpu,
+            standby=Standby(asked=record.settings.recovery.standby),
             queued=None if record.queued is None else tuple(record.queued),
             not_before=record.not_before,
             clock=clock,
@@ -328,6 +332,7 @@ class Supervisor:
             self._perform(now_s, self.life.on_outlived(now_s, len(self.worker.fence.pids())))
 
         self._perform(now_s, self.life.on_tick(now_s))
+        self._look_at_standby(now_s)
         if self.life.clock is not None:
             self._perform(now_s, self.life.on_hours(now_s, clock_of(self.record.settings.hours, unix_s())))
         if self.life.queued is not None:
@@ -389,6 +394,7 @@ class Supervisor:
         self.journal.save_run(self.record)
         self._keep_to(limits)
         self.life.continue_on_cpu = settings.recovery.continue_on_cpu
+        self.life.standby.asked = settings.recovery.standby
         self.devices.take_over(settings.limits)
         self.journal.record(now_s, *self.night.take_over(now_s, settings, limits))
         if taking_over.concerns_hours(differ):
@@ -434,7 +440,8 @@ class Supervisor:
                 raise SettingsError(why)
             origins = created_with(settings) | dict.fromkeys(differ, "given now")
             limits = resolve_limits(settings, origins, machine, gpu, beside, is_command=bool(asked.command))
-            taking_over.check_room(self.paths.name, limits, self.guard.memory.worker_bytes if self.worker.pid else None)
+            held_bytes = self.worker.without_standby(self.guard.memory.worker_bytes) if self.worker.pid else None
+            taking_over.check_room(self.paths.name, limits, held_bytes)
             claim = claim_of(asked, limits, on_gpu=self.devices.watches_gpus, checkpoints=checkpoints)
             self.scribe.carry_out(str(self.paths.claim), partial(claims.claim_and_end, self.paths, claim, turn.pop_all()))
         return limits
@@ -451,8 +458,12 @@ class Supervisor:
     def on_worker_end(self, now_s: float, woken: Set[int]) -> None:
         """Sees the end of a worker through: its own exit, what it left behind, and a kill that was ordered."""
         state = self.worker.step(now_s, owes_words=self.life.owes_last_words)
+        if self.worker.is_being_born:
+            self.schedule.look_soon(now_s)
         # Its end stays readable while the rest of the tree is ended, and a closed descriptor would wake the loop for ever.
         pidfd = self.worker.pidfd
+        if pidfd is not None and pidfd not in self.poller.get_map() and self.worker.exit_status is None:  # it was just forked
+            self.poller.register(pidfd, selectors.EVENT_READ)
         if pidfd is not None and (pidfd in woken or (state is KillState.GONE and pidfd in self.poller.get_map())):
             self.poller.unregister(pidfd)
         if state is KillState.KILLING:
@@ -461,6 +472,18 @@ class Supervisor:
             self.on_exit(now_s, *self.worker.collect())
         elif self.life.is_of_another and state is None and self.worker.fence.populated() is False:
             self.on_exit(now_s, None)
+
+    def _look_at_standby(self, now_s: float) -> None:
+        """Sees what stands by for the next worker, and whether there is room for it."""
+        batch = self.life.heartbeat.batch if self.life.heartbeat else None
+        actions = self.life.on_warmth(
+            now_s,
+            self.worker.warmth,
+            use_with=self.guard.use_with(NEEDS_BYTES, batch.peak_bytes if batch else None),
+            is_at_rest=self.guard.is_at_rest,
+            why_refused=self.worker.why_cold,
+        )
+        self._perform(now_s, actions)
 
     def on_exit(self, now_s: float, status: int | None, oom_kills: int = 0, rest_status: int = 0) -> None:
         self.sockets.forget_worker()
@@ -506,6 +529,11 @@ class Supervisor:
                     self.sockets.send(message)
                 case Spawn():
                     self._spawn(now_s)
+                case WarmUp():
+                    with contextlib.suppress(OSError):  # it is seen that there is none
+                        self.worker.warm_up()
+                case CoolDown():
+                    self.worker.cool_down()
                 case Terminate():
                     self.worker.terminate()
                 case Answer():
@@ -562,7 +590,7 @@ class Supervisor:
         self._keep_folders(now_s)
         self._look_at_checkpoints(now_s)
         try:
-            self.worker.start()
+            self.worker.start(now_s)
         except OSError as error:
             why, may_pass = why_not_started(error)
             self._perform(now_s, self.life.on_spawn_failed(now_s, why, may_pass=may_pass))

@@ -1,7 +1,8 @@
 """`python -m memsup.worker --run NAME --lifeline-fd N`: one life of the worker, from the first word to the last.
 
 Everything heavy is imported after the supervisor has answered: it knows the worker's process, and the worker its limits,
-before anything large is allocated. Exit status: 0 finished or left as told; 1 failed.
+before anything large is allocated. Only a worker that takes the place of one that died has everything from the process that
+stood by (`warm.py`). Exit status: 0 finished or left as told; 1 failed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import signal
 import sys
 import traceback
+from functools import partial
 
 from memsup.checkpoint.errors import DiskFull
 from memsup.memory import is_out_of_memory
@@ -28,6 +30,7 @@ from memsup.shared.run_file import read_record
 from memsup.worker.imports import quick_scan_of_transformers, without_search_for_garbage
 from memsup.worker.link import Link, MustLeave
 from memsup.worker.session import GiveUp, Leave, Session
+from memsup.worker.warm import stand_by
 
 WELCOME_S = 60.0
 LEAST_SLEEP_S = 1.0
@@ -44,12 +47,17 @@ LIBRARIES = {
     # come in hundreds of shapes: BERT 6 x 384 grew by 490 MiB in 60 steps. With 64 it grows by 35 MiB, at the same speed.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "LRU_CACHE_CAPACITY": "64",
+    # numpy starts its threads when it is imported. Nothing here multiplies large matrices with it, and a process that has
+    # threads cannot be forked (`warm.py`).
+    "OPENBLAS_NUM_THREADS": "1",
 }
 """Environment of torch's libraries, where the user has not set it."""
 
 
 def main() -> int:
     arguments = _arguments()
+    if arguments.warm_fd is not None:
+        arguments.lifeline_fd = stand_by(arguments.warm_fd, partial(_load_for, arguments.run))
     log_to(arguments.run, (plain_words if sys.stderr.isatty() else json_lines)(to_standard_error))
     logging.basicConfig(level=logging.INFO, handlers=[FromLibraries()])
     logging.captureWarnings(True)
@@ -76,7 +84,9 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m memsup.worker", description=__doc__)
     parser.add_argument("--run", required=True)
-    parser.add_argument("--lifeline-fd", required=True, type=int)
+    whose = parser.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--lifeline-fd", type=int)
+    whose.add_argument("--warm-fd", type=int, help="stand by instead, until a worker is wanted")
     return parser.parse_args()
 
 
@@ -89,9 +99,8 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
     last_words: AnyReport
     try:
         with session.phase(Phase.LOADING):
-            os.environ.update(LIBRARIES | os.environ)  # read once, when torch is loaded
-            with without_search_for_garbage(), quick_scan_of_transformers():
-                from memsup.worker.train import train
+            _load()
+            from memsup.worker.train import train
         last_words = train(record, paths, welcome, session)
     except Leave as leave:
         log.info("Leaving", reason=leave.reason)
@@ -101,6 +110,25 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
         last_words = _failed(error, record.run, slept_s=asleep_s() - asleep_before_s)
     link.report(last_words)
     return 1 if isinstance(last_words, Failed) else 0
+
+
+def _load() -> None:
+    os.environ.update(LIBRARIES | os.environ)  # read once, when torch is loaded
+    with without_search_for_garbage(), quick_scan_of_transformers():
+        import memsup.worker.train  # noqa: F401
+
+
+def _load_for(run: str) -> None:
+    """Imports what the workers of this run need, before any of them is there. Raises `PathError`, `RecordError` and
+    `InputError`.
+    """
+    record = read_record(run_paths(run).record)
+    _load()
+    if record is not None:
+        from memsup.worker.tasks import find_task
+
+        with without_search_for_garbage():
+            find_task(record.settings.task.kind)
 
 
 def _failed(error: Exception, run: str, *, slept_s: float = 0.0) -> Failed:

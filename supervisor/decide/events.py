@@ -28,6 +28,8 @@ class Event(enum.StrEnum):
     """The worker is gone without having been told to go."""
     SMALLER = "smaller"
     """The next life begins with smaller micro-batches."""
+    STANDBY = "standby"
+    """A process stands by to take the place of a worker that dies, or none can, or it had to go."""
     RECOVERED = "recovered"
     """The worker trains again after a death."""
     WANTED = "wanted"

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from memsup.supervisor.decide.disk import disk_floor_bytes
-from memsup.supervisor.decide.ladder import HoldReason, Ladder, Proposal, Rung, Stance, WorkerView
+from memsup.supervisor.decide.ladder import HoldReason, Ladder, Proposal, Rung, Stance, WorkerView, memory_use
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
 
 REST_S = 1.0
@@ -62,6 +64,18 @@ class Guard:
         """
         self.disk = disk
         self.ladder.disk_floor_bytes = disk_floor_bytes(checkpoint_bytes)
+
+    def use_with(self, more_bytes: int, peak_bytes: int | None) -> float | None:
+        """The part of memory that would be used, in the worse of the two views, if the worker's tree took `more_bytes` beside
+        what it takes now, or beside `peak_bytes` where its steps take more. Returns None where that is not known.
+        """
+        memory, limits = self.memory, self.ladder.limits
+        if memory.worker_bytes is None or memory.ram_available_bytes is None:
+            return None
+        more_bytes += max(0, (peak_bytes or 0) - memory.worker_bytes)
+        available = memory.ram_available_bytes - more_bytes
+        worker = memory.worker_bytes + more_bytes
+        return memory_use(msgspec.structs.replace(memory, worker_bytes=worker, ram_available_bytes=available), limits)
 
     @property
     def is_calm(self) -> bool:

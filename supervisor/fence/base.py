@@ -44,6 +44,9 @@ class Fence(ABC):
 
     def __init__(self, run: str, limit_bytes: int) -> None:
         self.name = fence_name(run)
+        self.spared: int | None = None
+        """The process inside that stands by for the next worker (`fence/warm.py`), and is none of this one's: it is frozen with
+        it, but neither listed nor killed. It is None where there is none."""
         self.limit_bytes = limit_bytes
         self.why_no_better = ""
         """Why no better kind can be had here; empty where this is the best."""
@@ -56,6 +59,10 @@ class Fence(ABC):
     @abstractmethod
     def launch_prefix(self) -> list[str]:
         """What to put before a command so that it starts inside, `oom_score_adj` raised. Exit code 125: it could not."""
+
+    def warm_prefix(self) -> list[str]:
+        """What to put before the command of a process that stands by, so that it and its forks are inside."""
+        return self.launch_prefix()
 
     @abstractmethod
     def renew(self) -> None:
@@ -81,12 +88,18 @@ class Fence(ABC):
         return None
 
     @abstractmethod
-    def pids(self) -> list[int]:
+    def everyone(self) -> list[int]:
         """Every process inside."""
+
+    def pids(self) -> list[int]:
+        """Every process inside but the one that is spared."""
+        return [pid for pid in self.everyone() if pid != self.spared]
 
     @abstractmethod
     def populated(self) -> bool | None:
-        """Whether anything inside still runs; the dead that nobody reaped do not count. Returns None where that is unknown."""
+        """Whether anything inside still runs but the one that is spared; the dead that nobody reaped do not count. Returns None
+        where that is unknown.
+        """
 
     @abstractmethod
     def freeze(self) -> None: ...
@@ -100,7 +113,7 @@ class Fence(ABC):
 
     @abstractmethod
     def kill(self) -> None:
-        """Sends SIGKILL to everything inside and returns at once; to be called again while `populated` (`kill.TreeKill`)."""
+        """Sends SIGKILL to all `pids` and returns at once; to be called again while `populated` (`kill.TreeKill`)."""
 
     @abstractmethod
     def remove(self) -> bool:

@@ -82,7 +82,7 @@ class Cgroup1Fence(Fence):
         count = self._kill_count()
         return None if count is None else max(0, count - self._kills_before)
 
-    def pids(self) -> list[int]:
+    def everyone(self) -> list[int]:
         return sorted({*pids_below(self._folder), *pids_below(self._freezer)})
 
     def populated(self) -> bool | None:

@@ -50,10 +50,12 @@ class Cgroup2(Fence):
     def pressure_total_us(self) -> int | None:
         return self._pressure.number_after(b"total=") if self._pressure.read() else None
 
-    def pids(self) -> list[int]:
+    def everyone(self) -> list[int]:
         return pids_below(self._folder)
 
     def populated(self) -> bool | None:
+        if self.spared is not None:
+            return bool(self.pids())
         answer = self._event("populated")
         return False if answer is None and not self._folder.exists() else answer
 
@@ -67,7 +69,7 @@ class Cgroup2(Fence):
         return self._event("frozen")
 
     def kill(self) -> None:
-        if not put(self._folder / "cgroup.kill", "1"):  # Linux before 5.14
+        if self.spared is not None or not put(self._folder / "cgroup.kill", "1"):  # the latter: Linux before 5.14
             self.freeze()
             send_listed(self.pids, signal.SIGKILL)
         self.thaw()

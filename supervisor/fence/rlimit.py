@@ -46,7 +46,7 @@ class NoFence(Fence):
             total += 0 if resident is None else max(0, proportional + resident - resident_then)
         return total
 
-    def pids(self) -> list[int]:
+    def everyone(self) -> list[int]:
         return sorted(pid for pid, process in processes.members(self.name).items() if not process.dead)
 
     def populated(self) -> bool:
@@ -62,14 +62,16 @@ class NoFence(Fence):
         return all(process.state in "TtZX" for process in processes.members(self.name).values())
 
     def kill(self) -> None:
-        processes.kill_all(self.name)
+        processes.kill_all(self.name, spared=self.spared)
+        if self.spared is not None:  # it was stopped with the others, if they were
+            self.thaw()
 
     def remove(self) -> bool:
         return not self.populated()
 
     def _walk(self) -> None:
         self._at_walk = {}
-        for pid in self.pids():
+        for pid in self.everyone():
             resident = processes.resident_bytes(pid)
             if resident is not None:
                 proportional = processes.proportional_bytes(pid)
@@ -85,7 +87,7 @@ class RlimitFence(NoFence):
         return launcher(self.name, data_limit_bytes=self.limit_bytes)
 
     def renew(self) -> None:
-        for pid in self.pids():
+        for pid in self.everyone():
             try:
                 _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
                 resource.prlimit(pid, resource.RLIMIT_DATA, (min(self.limit_bytes, hard), hard))

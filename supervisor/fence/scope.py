@@ -30,15 +30,24 @@ class ScopeFence(Cgroup2):
     def __init__(self, run: str, limit_bytes: int) -> None:
         """Makes the slice, or takes over the one that an earlier supervisor of the same run left. Raises `FenceError`."""
         super().__init__(run, limit_bytes, _make_slice(fence_name(run)))
+        self._warm = 0
         self.renew()
         if not put(self._folder / "memory.max", str(limit_bytes)):
             raise FenceError(f"{self._folder / 'memory.max'} cannot be written")
 
     def launch_prefix(self) -> list[str]:
+        return self._prefix(self.name)
+
+    def warm_prefix(self) -> list[str]:
+        """A scope beside the worker's, with a name of its own each time: forks of an earlier one may still be in theirs."""
+        self._warm += 1
+        return self._prefix(f"{self.name}_warm{self._warm}")
+
+    def _prefix(self, unit: str) -> list[str]:
         limits = {"MemoryMax": str(self.limit_bytes), "MemorySwapMax": "0", "OOMPolicy": "continue"}
-        scope = self._folder / f"{self.name}.scope"
+        scope = self._folder / f"{unit}.scope"
         return [
-            *_scope_command(self.name, self.name, limits),
+            *_scope_command(self.name, unit, limits),
             # What happens at the scope's own limit, which is met first, is the scope's to say.
             *launcher(
                 self.name, writes=[(scope / "memory.oom.group", "1"), (self._folder / "memory.max", str(self.limit_bytes))]

@@ -1,8 +1,9 @@
 """The worker as a process: started inside the fence with its lifeline, output and environment, and ended for certain.
 
 Covers the built-in worker and a foreign command alike, and the deadman that stands behind the supervisor where no cgroup does.
-What the worker prints goes through `output.py`. When to start and end it is decided in `decide/run/lifecycle.py`; how a tree is
-killed, in `kill.py`.
+A worker takes the place of a dead one by a fork where a process stands by for that (`warm.py`), else it is started as the first
+one was. What the worker prints goes through `output.py`. When to start and end it is decided in `decide/run/lifecycle.py`; how
+a tree is killed, in `kill.py`.
 """
 
 from __future__ import annotations
@@ -14,21 +15,37 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
 from memsup.shared.descriptors import wait_ready
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.supervisor.decide.run.last_words import LastWords
+from memsup.supervisor.decide.run.warm import Warmth
 from memsup.supervisor.decide.variables import joined
 from memsup.supervisor.fence.base import Fence
 from memsup.supervisor.fence.card import CardMover
 from memsup.supervisor.fence.kill import Deadman, KillState, TreeKill
 from memsup.supervisor.fence.output import OutputPump
 from memsup.supervisor.fence.program import make_findable, told_to_program
+from memsup.supervisor.fence.warm import WarmProcess
 from memsup.supervisor.kernel.children import Child, reap_orphans, spawn
-from memsup.supervisor.kernel.processes import MARK
+from memsup.supervisor.kernel.processes import MARK, private_bytes
 
 DEADMAN_BEAT_S = 0.5
+BORN_WITHIN_S = 5.0
+"""A fork that is not there by then is given up."""
+
+
+@dataclass(frozen=True)
+class Birth:
+    """What a worker that is not there yet will have: descriptors, which are kept until it has its own of them."""
+
+    lifeline_fd: int
+    output_fd: int
+    until_s: float
+    """It is given up at this time."""
 
 
 class WorkerProcess:
@@ -42,6 +59,10 @@ class WorkerProcess:
         """Has the driver move what a command has on the GPU."""
         self._next_beat_s = -math.inf
         self._last_words = LastWords()
+        self._warm: WarmProcess | None = None
+        """The process that stands by, until it is dead and collected. It is None where there is none."""
+        self._birth: Birth | None = None
+        """What a worker that is just being forked gets. It is None where none is."""
         self._child: Child | None = None
         self._pumps: list[OutputPump] = []
         """The pumps of this worker, and of those before it that still have something to write."""
@@ -81,31 +102,107 @@ class WorkerProcess:
         """How many processes of the worker could not be ended."""
         return len(self._end.left()) if self._end is not None and self._end.state is KillState.UNDEAD else 0
 
-    def start(self) -> None:
-        """Starts the worker. What it prints goes to `worker.log`; the lifeline's other end dies with this process.
+    def start(self, now_s: float) -> None:
+        """Starts the worker. What it prints goes to `worker.log`; the lifeline's other end dies with this process. Where a
+        process stands by, the worker is there, and has a `pid`, after some steps.
 
         Raises OSError.
         """
         pump = OutputPump(self._paths.worker_log, self._paths.name)
         self._pumps.append(pump)
-        read_end, write_end = os.pipe()
+        read_end, self._lifeline = os.pipe()
         self._kills_before = self.fence.oom_kills() or 0
+        self._birth = Birth(read_end, pump.write_end, now_s + BORN_WITHIN_S)
+        if self._warm is not None and self._warm.warmth is Warmth.READY:
+            with contextlib.suppress(OSError):
+                self._warm.bear(read_end, pump.write_end)
+                return
+        self._launch(self._birth)
+
+    def _launch(self, birth: Birth) -> None:
+        """Starts the worker as a new process. Raises OSError, after which there is none."""
         try:
             self._child = spawn(
-                self.fence.launch_prefix() + self._command(read_end),
+                self.fence.launch_prefix() + self._command("--lifeline-fd", birth.lifeline_fd),
                 environment=self._environment(),
                 folder=self._record.command_folder or str(self._paths.state),
-                keep_fds=[read_end],
-                output=pump.write_end,
+                keep_fds=[birth.lifeline_fd],
+                output=birth.output_fd,
                 umask=self._record.command_umask,
             )
         except OSError:
-            os.close(write_end)
+            self._close_lifeline()
             raise
         finally:
-            os.close(read_end)
-            os.close(pump.write_end)
-        self._lifeline = write_end
+            self._end_birth()
+
+    def _end_birth(self) -> None:
+        if self._birth is not None:
+            os.close(self._birth.lifeline_fd)
+            os.close(self._birth.output_fd)
+            self._birth = None
+
+    def _close_lifeline(self) -> None:
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+
+    # -- the process that stands by -----------------------------------------------------------------------------------
+
+    @property
+    def warmth(self) -> Warmth:
+        """What the process that stands by is."""
+        return self._warm.warmth if self._warm is not None else Warmth.NONE
+
+    @property
+    def why_cold(self) -> str | None:
+        """Why the last process that was to stand by does not, as it said itself. It is None where it said nothing."""
+        return self._warm.why_refused if self._warm is not None else None
+
+    @property
+    def is_being_born(self) -> bool:
+        """Whether a fork was asked for that is not there yet."""
+        return self._birth is not None
+
+    def warm_up(self) -> None:
+        """Has a process stand by, unless the last one is not gone yet. Raises OSError."""
+        if self._warm is None or self._warm.is_gone:
+            command, folder = partial(self._command, "--warm-fd"), str(self._paths.state)
+            self._warm = WarmProcess(self.fence, command, self._environment(), folder)
+
+    def cool_down(self) -> None:
+        """Ends the process that stands by."""
+        if self._warm is not None:
+            self._warm.dismiss()
+
+    def without_standby(self, used_bytes: int | None) -> int | None:
+        """Of what the fence says is used, what would be without the process that stands by, since that goes first. Returns None
+        where that is not known.
+        """
+        if self._warm is None or self.warmth is Warmth.NONE or used_bytes is None:
+            return used_bytes
+        return max(0, used_bytes - (private_bytes(self._warm.pid) or 0))
+
+    def _take_born(self) -> None:
+        """Takes what the process that stands by has said, and the worker that it has forked."""
+        born = self._warm.step() if self._warm is not None and not self._warm.is_gone else None
+        if born is not None and self._birth is not None:
+            self._child = born
+            self._end_birth()
+
+    def _see_birth(self, now_s: float) -> None:
+        """Sees a birth through: where no worker came in time, what there is of it is ended, and one is started anew."""
+        self._take_born()
+        if self._birth is None or self._end is not None:
+            return
+        if self.warmth is not Warmth.BEARING or now_s > self._birth.until_s:
+            self.cool_down()
+            self.fence.kill()
+            if self.fence.populated() is False:
+                try:
+                    self._launch(self._birth)
+                except OSError:
+                    self.kill(now_s)
 
     def keep_findable(self) -> None:
         """Makes anew what a command's programs find memsup by, where somebody removed it."""
@@ -136,6 +233,8 @@ class WorkerProcess:
         """
         if said_pid != pid:
             return False
+        if self._birth is not None:  # it may say Hello before it was seen that it is there
+            self._take_born()
         return pid in self.fence.pids() if self._record.command is not None else pid == self.pid
 
     def dump_stacks(self) -> None:
@@ -144,7 +243,12 @@ class WorkerProcess:
             self._child.send(signal.SIGUSR1)
 
     def kill(self, now_s: float) -> None:
-        """Begins the end of the whole tree; `step` sees it through."""
+        """Begins the end of the whole tree and of what stands by; `step` sees it through."""
+        self.cool_down()
+        self._end_all(now_s)
+
+    def _end_all(self, now_s: float) -> None:
+        """Begins the end of the worker's own tree."""
         if self._end is None:
             self._end = TreeKill(self.fence, self._child, now_s=now_s)
 
@@ -155,7 +259,8 @@ class WorkerProcess:
         ends by itself, or `kill` comes; of one that was told to end, what is left is told so first. The worker is gone once
         that is done and its last words, where it `owes_words`, have come or had their time.
         """
-        orphans = reap_orphans()
+        self._see_birth(now_s)
+        orphans = reap_orphans() if self._birth is None else []  # a worker that dies at once is to be collected as one
         self.card.reap()
         self._pumps = [pump for pump in self._pumps if not pump.step(now_s)]
         if self._end is None:
@@ -170,7 +275,7 @@ class WorkerProcess:
                 self._rest_status = next(filter(None, [self._rest_status, *orphans]), 0)
                 if is_outlived:
                     return None
-            self.kill(now_s)
+            self._end_all(now_s)
         state = self._end.step(now_s) if self._end else None
         if state is KillState.GONE and self._last_words.may_come(now_s, self.exit_status, owed=owes_words):
             return KillState.KILLING
@@ -194,9 +299,9 @@ class WorkerProcess:
         self.card.abandon()
         if self._child:
             self._child.close()
-        if self._lifeline is not None:
-            os.close(self._lifeline)
-        self._child = self._lifeline = self._end = None
+        self._close_lifeline()
+        self._end_birth()
+        self._child = self._end = None
         self._is_told = self._rest_is_told = False
         self._rest_status = 0
         self._last_words = LastWords()
@@ -229,11 +334,12 @@ class WorkerProcess:
         if self._deadman is not None:
             self._deadman.goodbye()
 
-    def _command(self, lifeline_fd: int) -> list[str]:
+    def _command(self, option: str, fd: int) -> list[str]:
+        """The command line of the worker, or of what stands by for it; `option` says what its descriptor `fd` is."""
         if self._record.command is not None:
             return self._record.command
         # -P: a `random.py` in the user's folder must not shadow the standard library's.
-        return [sys.executable, "-P", "-m", "memsup.worker", "--run", self._paths.name, "--lifeline-fd", str(lifeline_fd)]
+        return [sys.executable, "-P", "-m", "memsup.worker", "--run", self._paths.name, option, str(fd)]
 
     def _environment(self) -> Mapping[str, str]:
         environment = joined(self._record.command_environment, os.environ)

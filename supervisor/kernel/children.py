@@ -6,12 +6,13 @@ it, by `processes.py`.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from memsup.supervisor.kernel.processes import is_orphan, no_longer_here, scan, send, started_here
 
@@ -58,22 +59,20 @@ def why_not_started(error: OSError) -> tuple[str, bool]:
 
 
 class Child:
-    """A process started here, in a session of its own. `pidfd` becomes readable when it has exited (pidfd_open(2))."""
+    """A process started here or adopted, in a session of its own. `pidfd` becomes readable when it has exited
+    (pidfd_open(2)).
+    """
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self.pid = process.pid
-        try:
-            self.pidfd = os.pidfd_open(self.pid)  # safe: the number cannot come again before we reap it
-        except OSError:  # no descriptor left: a process that cannot be watched must not run
-            process.kill()
-            process.wait()
-            raise
-        started_here(self.pid)
+    def __init__(self, pid: int, poll: Callable[[], int | None]) -> None:
+        """`poll` collects the exit and returns it as `exit_code` does. Raises OSError."""
+        self._poll = poll
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)  # safe: the number cannot come again before we reap it
+        started_here(pid)
 
     def exit_code(self) -> int | None:
         """The exit code, or minus the number of the signal that ended it. Returns None while it runs. Reaps it."""
-        code = self._process.poll()
+        code = self._poll()
         if code is not None:
             no_longer_here(self.pid)
         return code
@@ -106,16 +105,34 @@ def spawn(
     All other descriptors except `keep_fds` are closed in it. It does not count as the worker's by itself: what is started with
     a fence's `launch_prefix` does, and every orphan that comes to this process.
     """
-    return Child(
-        subprocess.Popen(
-            command,
-            env=environment,
-            cwd=folder,
-            pass_fds=tuple(keep_fds),
-            stdin=stdin,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-            umask=-1 if umask is None else umask,
-        )
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        cwd=folder,
+        pass_fds=tuple(keep_fds),
+        stdin=stdin,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        umask=-1 if umask is None else umask,
     )
+    try:
+        return Child(process.pid, process.poll)
+    except OSError:  # no descriptor left: a process that cannot be watched must not run
+        process.kill()
+        process.wait()
+        raise
+
+
+def adopt(pid: int) -> Child:
+    """Watches an orphan that has come to this process as its subreaper, or is about to. Raises OSError."""
+    exited: list[int] = []
+
+    def poll() -> int | None:
+        if not exited:
+            with contextlib.suppress(ChildProcessError):  # who has forked it is just about to end
+                its, status = os.waitpid(pid, os.WNOHANG)
+                exited.extend([os.waitstatus_to_exitcode(status)] if its else [])
+        return exited[0] if exited else None
+
+    return Child(pid, poll)

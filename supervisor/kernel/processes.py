@@ -150,6 +150,13 @@ def proportional_bytes(pid: int) -> int | None:
     return _kib_sum(_content(f"/proc/{pid}/smaps_rollup"), b"\nPss_Anon:", b"\nPss_Shmem:")
 
 
+def private_bytes(pid: int) -> int | None:
+    """The memory that comes back if this process alone ends: what it has written to and shares with none. Returns None as
+    `proportional_bytes` does.
+    """
+    return _kib_sum(_content(f"/proc/{pid}/smaps_rollup"), b"\nPrivate_Dirty:")
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Signals
 
@@ -194,11 +201,14 @@ def send_listed(list_pids: Callable[[], Iterable[int]], number: signal.Signals) 
         os.close(pidfd)
 
 
-def stop_all(mark: str) -> dict[int, Process]:
-    """Stops all members, again until a look finds nobody new, since they fork meanwhile. Returns the living that it met."""
+def stop_all(mark: str, spared: int | None = None) -> dict[int, Process]:
+    """Stops all members but the one that is spared, again until a look finds nobody new, since they fork meanwhile. Returns the
+    living that it met.
+    """
     met: dict[int, Process] = {}
     for _ in range(5):
-        fresh = {pid: process for pid, process in members(mark).items() if pid not in met and not process.dead}
+        known = {*met, spared}
+        fresh = {pid: process for pid, process in members(mark).items() if pid not in known and not process.dead}
         if not fresh:
             break
         for process in fresh.values():
@@ -213,11 +223,11 @@ def continue_all(mark: str) -> None:
         send_to(process, signal.SIGCONT)
 
 
-def kill_all(mark: str) -> int:
-    """Sweeps once: stops all members, so that none forks away, then kills them. Returns how many it met; to be called until
-    it meets nobody.
+def kill_all(mark: str, spared: int | None = None) -> int:
+    """Sweeps once: stops all members but the one that is spared, so that none forks away, then kills them. Returns how many it
+    met; to be called until it meets nobody.
     """
-    met = stop_all(mark)
+    met = stop_all(mark, spared)
     for process in met.values():
         send_to(process, signal.SIGKILL)  # ends a stopped process as well
     return len(met)

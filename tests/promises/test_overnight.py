@@ -107,7 +107,7 @@ def test_a_worker_that_stands_still_is_dumped_killed_and_started_again(tmp_path:
         wanted=record.wanted, pause_mode=record.pause_mode, run_id=record.run_id, lease_s=10.0, memory_limit_bytes=None
     )
     life.on_start(0.0, leftover=False)
-    worker.start()
+    worker.start(time.monotonic())
     try:
         eventually(lambda: paths.worker_log.exists() and "stands" in paths.worker_log.read_text())
         life.on_spawned(0.0)

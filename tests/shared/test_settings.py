@@ -89,6 +89,7 @@ SAMPLE = {
     "limits.on_battery": "run",
     "recovery.continue_on_cpu": "true",
     "recovery.after_power_loss": "ask",
+    "recovery.standby": "on",
     "training.max_length": "128",
 }
 

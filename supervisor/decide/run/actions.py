@@ -37,6 +37,16 @@ class Spawn:
 
 
 @dataclass(frozen=True)
+class WarmUp:
+    """Have a process stand by with everything imported."""
+
+
+@dataclass(frozen=True)
+class CoolDown:
+    """End the process that stands by."""
+
+
+@dataclass(frozen=True)
 class Send:
     """Send a message to the worker."""
 
@@ -204,6 +214,8 @@ class Quit:
 
 Action = (
     Spawn
+    | WarmUp
+    | CoolDown
     | Send
     | Freeze
     | Thaw

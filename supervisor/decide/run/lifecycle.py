@@ -30,6 +30,8 @@ from memsup.supervisor.decide.run.actions import (
     Action,
     Answer,
     ClaimRoom,
+    CoolDown,
+    Kill,
     MoveCard,
     Quit,
     Record,
@@ -41,6 +43,7 @@ from memsup.supervisor.decide.run.actions import (
     Send,
     Spawn,
     Thaw,
+    WarmUp,
     Why,
 )
 from memsup.supervisor.decide.run.attachment import HAS_ENDED, why_not_attached
@@ -54,6 +57,7 @@ from memsup.supervisor.decide.run.restarts import Budget, Cause, Death, Verdict,
 from memsup.supervisor.decide.run.standing import Standing
 from memsup.supervisor.decide.run.tuning import Tuning
 from memsup.supervisor.decide.run.waiting import ENDED, Fate, why_never
+from memsup.supervisor.decide.run.warm import AGAIN_S, Warmth, why_no_room
 
 MOST_UNHEARD_S = 2.0
 """A worker says twice a second that it computes; what it does in a longer silence is not known, and not counted as work."""
@@ -307,6 +311,33 @@ class Lifecycle(Standing):
         self.worker.tuning.ask(stance)
         self.stance = stance
         return [records.with_ladder(action, decided_on) for action in self._follow_up(now_s)]
+
+    def on_warmth(
+        self, now_s: float, warmth: Warmth, *, use_with: float | None, is_at_rest: bool, why_refused: str | None = None
+    ) -> list[Action]:
+        """What stands by for the next worker is `warmth`; to be called every second or two. `use_with` is the part of memory
+        that would be used with it. It is None where that is not known. `is_at_rest`: memory is not short in any way.
+        `why_refused` is what a process said that does not stand by. It is None where it said nothing.
+        """
+        standby, before = self.standby, self.standby.warmth
+        if standby.saw(now_s, warmth):
+            self._out.append(records.no_standby(why_refused or "it has ended"))
+        elif before is Warmth.LOADING and warmth is Warmth.READY:
+            self._out.append(records.stands_by())
+        if not is_at_rest and warmth is not Warmth.NONE:
+            self._cool_down(now_s + AGAIN_S)
+            self._out.append(records.no_standby("memory gets short", By.LADDER))
+        eta_s = self.heartbeat.progress.eta_s if self.heartbeat is not None else None
+        trains = self.worker.is_ready and self.worker.trains and is_at_rest
+        up_s = now_s - self.worker.since_s
+        if trains and self.may_stand_by and standby.is_due(now_s, up_s=up_s, eta_s=eta_s):
+            before_told, standby.told = standby.told, why_no_room(use_with)
+            if standby.told is None:
+                standby.warmth = Warmth.LOADING
+                self._out.append(WarmUp())
+            elif before_told is None:
+                self._out.append(records.no_standby(standby.told))
+        return self._follow_up(now_s)
 
     def on_tick(self, now_s: float) -> list[Action]:
         """Time has passed, which deadlines are made of; to be called every second or two."""
@@ -596,12 +627,21 @@ class Lifecycle(Standing):
         """The actions of an event: what it caused, what makes real what is wanted, and the answers that follow."""
         if self.terminal is None:
             self._reconcile(now_s)
+        if not self.may_stand_by:
+            self._cool_down(now_s)
         if self.waiters:
             self._out += self.waiters.answers(self.run_view())
         before, self._last_state = self._last_state, self.state
         assert self._last_state is before or self._last_state in STATE_MOVES[before], f"{before} → {self._last_state}"
         out, self._out = self._out, []
+        if any(isinstance(action, Kill) for action in out):  # what is killed is killed with all that stands by
+            self.standby.warmth = Warmth.NONE
         return out
+
+    def _cool_down(self, not_before_s: float) -> None:
+        if self.standby.warmth is not Warmth.NONE:
+            self.standby.warmth, self.standby.not_before_s = Warmth.NONE, not_before_s
+            self._out.append(CoolDown())
 
     def _reconcile(self, now_s: float) -> None:
         worker = self.worker

@@ -226,6 +226,18 @@ def outlived(processes: int) -> Record:
     )
 
 
+def stands_by() -> Record:
+    """A process has everything imported, and stands by."""
+    reason = "a process stands by with everything imported, and takes the worker's place should it die"
+    return Record(event=Event.STANDBY, reason=reason, outcome=Outcome.DONE, by=By.SUPERVISOR)
+
+
+def no_standby(why: str, by: By = By.SUPERVISOR) -> Record:
+    """No process stands by; `why` is a clause."""
+    reason = f"no process stands by to take the worker's place should it die: {why}"
+    return Record(event=Event.STANDBY, reason=reason, outcome=Outcome.FAILED, by=by)
+
+
 def smaller(why: Why, tokens: tuple[int, int]) -> Record:
     """The next life begins with smaller micro-batches."""
     action = f"micro-batch {tokens[0]:,} → {tokens[1]:,} tokens"

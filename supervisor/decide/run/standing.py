@@ -29,6 +29,7 @@ from memsup.supervisor.decide.run.requests import RunView, Waiters
 from memsup.supervisor.decide.run.restarts import Budget, Restarts, how_it_ended
 from memsup.supervisor.decide.run.unsaved import Unsaved
 from memsup.supervisor.decide.run.waiting import what_for
+from memsup.supervisor.decide.run.warm import Standby
 
 MOST_DAMAGE_TOLD = 5
 """`attention` has at most this many sentences about damaged checkpoints; the ledger has all."""
@@ -70,6 +71,8 @@ class Standing:
     """How far the run was when this supervisor began, of which its newest checkpoint tells."""
     budget: InitVar[Budget | None] = None
     """What is left of the restarts. None means all of them."""
+
+    standby: Standby = field(default_factory=Standby)
 
     rest: Rest | None = field(init=False, default=None)
     """How the run rests outside of its hours. It is None where it is within them, or has none."""
@@ -251,6 +254,13 @@ class Standing:
             held=worker.rests,
             frozen=worker.frozen,
         )
+
+    @property
+    def may_stand_by(self) -> bool:
+        """Whether a process may stand by for the next worker: one would follow, and no memory is to be given back."""
+        goes_on = self.terminal is None and self.wanted is not Wanted.STOPPED and self.queued is None and self.rest is None
+        gives_back = self.wants_release or self.stance.release or self.worker.leaving.ending is not None
+        return goes_on and not gives_back and not self.is_command and self.standby.asked != "off"
 
     # -- what is to follow --------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ def test_a_worker_is_known_by_its_mark_from_its_first_moment() -> None:
     record = read_record(paths.record)
     assert record is not None
     worker = WorkerProcess(paths, record, NoFence(record.run_id, 1 << 30), 1)
-    worker.start()
+    worker.start(time.monotonic())
     try:
         assert worker.fence.name in marks()
     finally:
