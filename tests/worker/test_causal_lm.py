@@ -463,7 +463,7 @@ def tensors_of(life: Training) -> dict[str, torch.Tensor]:
     return life.prepared.weights.tensors(life.prepared.model)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("kills", [4, pytest.param(40, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
 def test_a_chat_model_that_is_killed_ends_with_the_bits_of_the_undisturbed_run(kills: int, tmp_path: Path) -> None:
     """With dropout; by signals `promises/test_chat_job.py` does it."""
     draw = random.Random(kills)
