@@ -178,7 +178,6 @@ class Progress(KnownProgress, frozen=True, forbid_unknown_fields=True):
 
     phase: Phase
     ticks: Count
-    epoch: float
     step: Count
     samples: Count | None
     """It is None for a person's own program, of whose batches nothing is known."""

@@ -118,6 +118,10 @@ class Task(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     `<label>/` of texts for each label."""
     eval: PathTexts | None = None
     """The same for evaluation. None means what lies beside `train` for that, or else a share of `train` that is held out."""
+    stream: bool = False
+    """Whether the training data are read in their order as training goes on, in place of all of them before it."""
+    shuffle_buffer: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] | None = None
+    """How many rows of a stream are shuffled together. None means as many as have some four million tokens."""
     text: str | None = None
     """The column with the text. None means that it is found by its name or content."""
     label: str | None = None
@@ -145,6 +149,8 @@ class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold w
     method: Literal["full", "lora"] | None = None
     """Whether all weights learn, or adapters beside them. None means adapters for `causal-lm` and all weights elsewhere."""
     epochs: Annotated[float, msgspec.Meta(gt=0, le=10_000)] = 3.0
+    max_steps: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] | None = None
+    """The optimizer steps of the run, however many passes these are. None means that `epochs` says it."""
     effective_batch: Annotated[int, msgspec.Meta(gt=0, le=1_000_000)] | None = None
     """Samples of one optimizer step, fixed for the run."""
     max_length: Annotated[int, msgspec.Meta(ge=4, le=1_000_000)] | None = None

@@ -20,7 +20,7 @@ from memsup.worker.memory import DeviceMemory, hand_back, read_memory
 from memsup.worker.plan.batches import Rows
 from memsup.worker.plan.entry import Entry
 from memsup.worker.session import GiveUp
-from memsup.worker.tasks import Examples
+from memsup.worker.tasks import Trained
 from memsup.worker.training import Training
 
 _NEW_PROCESS = (
@@ -92,7 +92,7 @@ def shrink(training: Training, step: int, exhausted: str) -> None:
         training.session.leave(_NEW_PROCESS)
 
 
-def _row(examples: Examples, row: int) -> str:
+def _row(examples: Trained, row: int) -> str:
     return f"The text at {examples.where(np.array([row]))}"
 
 
@@ -104,7 +104,7 @@ def _one_row_too_large(training: Training, step: int, row: int, tokens: int) -> 
     numbers = f"{(held or 0) >> 20} MiB are held" + (f" of at most {limit >> 20} MiB" if limit else "")
     return _no_room(
         training.device_memory,
-        f"{_row(training.prepared.train, row)} has {tokens} tokens and does not fit in memory, alone and with activation "
+        f"{_row(training.examples, row)} has {tokens} tokens and does not fit in memory, alone and with activation "
         f"checkpointing: {numbers}. Lower training.max_length, choose a smaller model, or raise "
         f"{_setting_of_limit(training.device_memory)}.",
         step=step,

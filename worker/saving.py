@@ -30,6 +30,7 @@ from memsup.shared.messages import CheckpointNote, DecisionKind, FailureCause, W
 from memsup.shared.record import RunRecord
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.padding import Padding
+from memsup.worker.plan.position import Position
 from memsup.worker.plan.stopping import merit_of
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import (
@@ -42,6 +43,7 @@ from memsup.worker.state import (
     read_tensors,
     write_state,
 )
+from memsup.worker.tasks.stream import Stream
 from memsup.worker.training import Training
 
 OTHER_BITS = "The results will be right, but not bit for bit what they would have been"
@@ -146,6 +148,8 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int) ->
         if state.run_id == training.record.run_id:  # another run's results are not of weights that this run has kept
             training.evaluated, training.best, training.without_rise = state.evaluated, state.best, state.without_rise
         training.trained_s = state.trained_s
+        if training.prepared.stream is not None and state.stream is not None:
+            training.prepared.stream.go_on(state.stream)
         training.audit.resume(state.step, state.digest)
     if state is not None and state.run_id == training.record.run_id:
         training.newest, training.newest_state = start.note, state
@@ -196,6 +200,7 @@ def _refuse_other_training(training: Training, state: State, folder: Path) -> No
         what
         for what, differs in {
             "the data, its split or its length limit changed": state.fingerprint != training.prepared.fingerprint,
+            "task.stream or task.shuffle_buffer was another": _of_stream(state.stream) != _of_stream(training.prepared.stream),
             f"training.seed was {state.seed}": state.seed != schedule.seed,
             f"training.effective_batch was {state.effective_batch}": state.effective_batch != schedule.effective_batch,
             f"all of its {state.step} steps are done already, set more training.epochs": _has_nothing_left(training, state),
@@ -219,6 +224,11 @@ def _refuse_other_training(training: Training, state: State, folder: Path) -> No
         what = "; ".join(what for what, differs in others.items() if differs)
         sentence = f"It goes on after step {state.step:,} with {what}: right, but not bit for bit what it would have been."
         training.session.decided(DecisionKind.OTHER_BITS, sentence, step=state.step)
+
+
+def _of_stream(stream: Position | Stream | None) -> int | None:
+    """How many rows of it are shuffled together. None means that there is none."""
+    return None if stream is None else stream.rows
 
 
 def _has_nothing_left(training: Training, state: State) -> bool:
@@ -343,7 +353,13 @@ def _state(training: Training) -> State:
         best=training.best,
         without_rise=training.without_rise,
         trained_s=round(training.trained_s + training.work_s(), 1),
+        stream=_position(training),
     )
+
+
+def _position(training: Training) -> Position | None:
+    stream, schedule = training.prepared.stream, training.schedule
+    return stream.position(schedule.pass_of(training.step + 1)) if stream is not None else None
 
 
 def _means_the_same(state: State, other: State | None) -> bool:

@@ -27,6 +27,7 @@ from memsup.checkpoint.reading import read_json
 from memsup.checkpoint.tensors import Tensor, open_tensors
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.padding import Padding
+from memsup.worker.plan.position import Position
 
 FORMAT = 1
 STATE_FILE = "state.json"
@@ -88,6 +89,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How many evaluations in a row there were since the best one."""
     trained_s: float
     """The time of work in all lives of the run, pauses left out."""
+    stream: Position | None = None
+    """Where the run is in data that are read as a stream. None means that they are not."""
 
 
 class Weights(Protocol):

@@ -26,6 +26,7 @@ from memsup.checkpoint.durable import PIECE_BYTES
 from memsup.checkpoint.errors import CheckpointError
 from memsup.checkpoint.store import Store
 from memsup.memory import SoftLimit, is_out_of_memory, trim
+from memsup.shared.data.streams import refuse_endless
 from memsup.shared.lanes import lanes_for
 from memsup.shared.log import log
 from memsup.shared.messages import (
@@ -69,7 +70,17 @@ from memsup.worker.hardware import (
 )
 from memsup.worker.memory import DeviceMemory, Peak, hand_back, limit_device, read_memory
 from memsup.worker.micro_batch_limit import limit_micro_batch
-from memsup.worker.plan.batches import Order, Rows, Schedule, cut, learning_rate, split, starting_fraction
+from memsup.worker.plan.batches import (
+    EndlessOrder,
+    EndlessSchedule,
+    Order,
+    Rows,
+    Schedule,
+    cut,
+    learning_rate,
+    split,
+    starting_fraction,
+)
 from memsup.worker.plan.footprint import shape_of
 from memsup.worker.plan.journal import Plan
 from memsup.worker.plan.measuring import Measuring
@@ -180,6 +191,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
 
     # -----------------------------------------------------------------------------------------------------------------
     # Task: data, tokenizer and model; then the optimizer with all of its state
+    refuse_endless(settings)
     task = find_task(settings.task.kind, settings.task.problem_type)
     draw_by_row()
     attend_in_blocks()
@@ -198,14 +210,18 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
             on_host=bool(settings.training.optimizer_on_host) and memory is not None,
         )
     log.info("Prepared", **prepared.facts)
+    if prepared.stream is not None:
+        log.info("What was told of the data is of the first rows of a stream", shuffled_together=prepared.stream.rows)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Plan: which rows which step sees, and where in it the run is
-    schedule = Schedule(
-        rows=len(prepared.train),
+    stream = prepared.stream
+    schedule = (Schedule if stream is None else EndlessSchedule)(
+        rows=len(prepared.train) if stream is None else stream.rows,
         effective_batch=settings.training.effective_batch or 16,
         epochs=settings.training.epochs,
         seed=settings.training.seed,
+        max_steps=settings.training.max_steps,
     )
     training = Training(
         record=record,
@@ -219,7 +235,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         task=task,
         prepared=prepared,
         schedule=schedule,
-        order=Order(schedule),
+        order=(Order if stream is None else EndlessOrder)(schedule),
         optimizer=optimizer,
         store=store,
         plan=plan,
@@ -330,7 +346,7 @@ def _measuring(
     first_tokens = settings.micro_tokens
     planner = Planner(
         limit_bytes=planned_bytes,
-        longest=int(prepared.train.lengths.max()),
+        longest=int(prepared.train.lengths.max()) if prepared.stream is None else prepared.stream.longest,
         may_checkpoint=bool(prepared.model.supports_gradient_checkpointing),
         initial=Initial(first_tokens, initial_bytes) if first_tokens and limit_bytes else None,
         layers=getattr(prepared.model.config, "num_hidden_layers", None),
@@ -353,7 +369,10 @@ def take_step(training: Training) -> None:
     """Does the next step, again and again if memory or an order has it so, until it is done once."""
     began_s = training.work_s()
     step = training.step + 1
+    if training.prepared.stream is not None:
+        training.prepared.stream.forget_before(training.schedule.pass_of(step))
     rows = training.order.batch(step)
+    training.lengths_of(step)  # reads them, if they are of a stream
     rate = learning_rate(
         step,
         peak=training.settings.learning_rate,
@@ -386,15 +405,15 @@ def take_step(training: Training) -> None:
     training.audit.record(taken)
     took_s = training.work_s() - began_s
     training.count_rate(len(rows), took_s)
-    training.curves.step(taken, tokens=int(training.prepared.train.lengths[rows].sum()), took_s=took_s)
+    training.curves.step(taken, tokens=int(training.examples.lengths[rows].sum()), took_s=took_s)
     _plan_ahead(training)
     training.publish()
 
 
 def _account_for(training: Training, step: int, rows: Rows, spent: Spent, *, took_s: float) -> None:
     """Tells where the time of a step went that was looked at."""
-    lengths, plan = training.prepared.train.lengths[rows], training.plan.at(step)
-    targets = training.task.weight(training.prepared.train, rows)
+    lengths, plan = training.examples.lengths[rows], training.plan.at(step)
+    targets = training.task.weight(training.examples, rows)
     training.looking.take(step, spent, lengths.tolist(), targets, took_s, starting_fraction(lengths, plan))
 
 
@@ -431,7 +450,7 @@ def _named(training: Training, step: int, rows: Rows) -> Iterator[None]:
     except (GiveUp, CheckpointError, OSError):  # of these the step is not the cause
         raise
     except Exception as error:
-        where = training.prepared.train.where(rows if training.at_rows is None else training.at_rows)
+        where = training.examples.where(rows if training.at_rows is None else training.at_rows)
         what = f"Step {step} crashed: {type(error).__name__}: {error}; look at what it was computed from: {where}"
         raise GiveUp(FailureCause.CRASH, what, step=step) from error
 
@@ -460,7 +479,7 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
     """Adds up the gradients of the step's micro-batches. Returns None, as `_try_gradient` does, where the plan has changed
     meanwhile.
     """
-    examples, lanes = training.prepared.train, training.lanes
+    examples, lanes = training.examples, training.lanes
     plan = training.plan.at(step)
     cuts = [split(micro, examples.lengths[micro], plan) for micro in cut(rows, examples.lengths[rows], plan)]
     shapes = [shape_of([examples.lengths[part] for part in parts]) for parts in cuts]
@@ -499,7 +518,7 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
 
 def _add_gradient(training: Training, rows: Rows, weight: float, seed: Callable[..., None], model: Any) -> torch.Tensor:
     """Adds the gradient of these rows, in one lane, to the gradients of its `model`; returns their share of the step's loss."""
-    where, examples = "forward", training.prepared.train
+    where, examples = "forward", training.examples
     try:
         seed(rows, examples.lengths[rows], is_left=training.prepared.padding is Padding.LEFT)
         with spent_on(Part.LOADING):
@@ -590,7 +609,7 @@ def _judged(training: Training, step: int, rows: Rows, gradient: Gradient) -> Do
     raise GiveUp(
         FailureCause.NOT_FINITE,
         f"{what} at step {step}: lower training.learning_rate, train without AMP, or look at what it was computed from: "
-        f"{training.prepared.train.where(rows)}",
+        f"{training.examples.where(rows)}",
         step=step,
     )
 

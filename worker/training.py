@@ -30,7 +30,7 @@ from memsup.worker.plan.measuring import Measuring
 from memsup.worker.plan.stopping import ends_after, metric_of
 from memsup.worker.session import Session
 from memsup.worker.state import Evaluated, State
-from memsup.worker.tasks import Prepared, Task
+from memsup.worker.tasks import Prepared, Task, Trained
 
 _RATE_OVER_S = 30.0
 """The time over which samples per second are counted."""
@@ -109,6 +109,11 @@ class Training:
     _recent_s: float = 0.0
 
     @property
+    def examples(self) -> Trained:
+        """What is trained on."""
+        return self.prepared.stream or self.prepared.train
+
+    @property
     def settings(self) -> TrainingSettings:
         return self.record.settings.training
 
@@ -147,7 +152,7 @@ class Training:
 
     def lengths_of(self, step: int) -> Lengths:
         """The lengths of the rows that `step` sees."""
-        return self.prepared.train.lengths[self.order.batch(step)]
+        return self.examples.lengths[self.order.batch(step)]
 
     def boundary(self) -> None:
         """Ends a piece of work: carries out what was ordered, and has the soft limit lie where it has to. Raises `Leave`."""

@@ -15,6 +15,7 @@ from memsup.shared.data.layout import is_text
 from memsup.shared.data.rows import notes_on
 from memsup.shared.data.seen import SeenRows, estimate_tokens, quantile
 from memsup.shared.data.sources import Source, locate, paths_of
+from memsup.shared.data.streams import head_of
 from memsup.shared.model.chat_template import has_chat_template
 from memsup.shared.model.folder import ModelSource, ModelSummary
 
@@ -39,6 +40,8 @@ def check_dialogues(task: Task, model: ModelSummary, *, budget_s: float) -> tupl
             f"{model.folder} has no tokenizer, and a model that goes on with texts needs one: copy a tokenizer.json there."
         )
     located = locate_dialogues(task.train)
+    if task.stream:
+        located = head_of(located)
     evaluated = located.evaluation if task.eval is None else locate_dialogues(task.eval, evaluates=True)
     fields = fields_of(located, task)
     template = None if model.folder is None else has_chat_template(model.folder)
@@ -120,7 +123,7 @@ def _seen(source: Source, fields: Fields, template: bool | None, deadline_s: flo
         notes=notes_on(source),
         rows=rows,
         left_out=left_out,
-        complete=complete,
+        complete=complete and not source.is_head,
         learnt=fields.in_words(),
         about=tuple(about),
         text_chars=(quantile(chars, 0.5), quantile(chars, 0.9), quantile(chars, 0.99), max(chars)),

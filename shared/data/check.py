@@ -26,6 +26,7 @@ from memsup.shared.data.looks import words
 from memsup.shared.data.rows import names_columns_in_first_line, notes_on
 from memsup.shared.data.seen import SeenRows, estimate_tokens, quantile
 from memsup.shared.data.sources import Source, locate
+from memsup.shared.data.streams import head_of
 from memsup.shared.data.tags_check import check_tags
 from memsup.shared.data.targets import ProblemType, as_score
 from memsup.shared.model.folder import ModelSummary, check_model
@@ -101,6 +102,8 @@ def check_task(task: Task, *, budget_s: float, max_length: int | None = None, ch
         )
     deadline_s = monotonic_s() + budget_s
     located = locate(task.train)
+    if task.stream:
+        located = head_of(located)
     evaluated = located.evaluation if task.eval is None else locate(task.eval, evaluates=True)
     share = 1.0 if evaluated is None else 0.7
     train = check_data(
@@ -207,6 +210,7 @@ def check_data(
         ):
             evidence.complete = False
             break
+    evidence.complete = evidence.complete and not located.is_head
     check_rows(located, evidence, labels, trains=train is None)
     return DataSummary(
         source=located,

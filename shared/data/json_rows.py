@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from memsup.shared.data.errors import InputError
-from memsup.shared.data.lines import MAX_LINE_BYTES, lines, pieces
+from memsup.shared.data.lines import FIRST, MAX_LINE_BYTES, Begin, lines, pieces
 from memsup.shared.data.packing import PIECE_BYTES
 from memsup.shared.data.row import Row
 
@@ -21,16 +21,20 @@ _BETWEEN = re.compile(r"[\s,]*")
 _EXAMPLE = '{"text": "…", "label": "…"}'
 
 
-def json_rows(path: Path) -> Iterator[Row]:
-    """All rows. Raises InputError."""
+def json_rows(path: Path, begin: Begin = FIRST) -> Iterator[Row]:
+    """All rows, or those from `begin` on of a file with an object a line. Raises InputError."""
+    return _spread_rows(path) if is_spread(path) else _line_rows(path, begin)
+
+
+def is_spread(path: Path) -> bool:
+    """Whether the file does not have one object a line. Raises InputError."""
     head = next(pieces(path), None)
     if head is None:
         raise InputError(f"{path} is empty: put the data into it.")
-    return _spread_rows(path) if _is_spread(head) else _line_rows(path)
+    return _is_spread(head)
 
 
 def _is_spread(head: str) -> bool:
-    """Whether the file does not have one object a line."""
     if re.match(r"\s*\[\s*(\{|\]|\Z)", head):
         return True
     first, _, more = head.lstrip().partition("\n")
@@ -43,8 +47,8 @@ def _is_spread(head: str) -> bool:
     return False
 
 
-def _line_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(lines(path), start=1):
+def _line_rows(path: Path, begin: Begin) -> Iterator[Row]:
+    for number, line in enumerate(lines(path, begin), start=begin.line):
         if line.isspace():
             continue
         try:

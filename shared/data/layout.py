@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from memsup.shared.data.errors import InputError
-from memsup.shared.data.lines import lines
+from memsup.shared.data.lines import FIRST, Begin, lines
 from memsup.shared.data.packing import ENDINGS
 from memsup.shared.files import UnreadableError, read_document
 from memsup.shared.printable import printable
@@ -58,6 +58,8 @@ class DataFile:
     """The label of all its rows. It is None where each row has its own."""
     label_names: tuple[str, ...] = ()
     """What the numbers of a numbered file stand for."""
+    begin: Begin = FIRST
+    """Where its rows are read from."""
 
 
 class Part(enum.Enum):

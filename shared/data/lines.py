@@ -31,10 +31,32 @@ _MOST_BLANK_LINES = 1 << 20
 """So many of them in a row are no file of texts; they make no rows, at which a reader could look at the clock."""
 
 
-def lines(path: Path) -> Iterator[str]:
-    """The lines of a file, each with its end. Raises InputError."""
+class Begin(NamedTuple):
+    """A place in a file from which its lines are read."""
+
+    line: int = 1
+    """The number of the line that comes next."""
+    byte: int = 0
+    """How many bytes of UTF-8 the lines before it have, whatever they are packed in."""
+
+
+FIRST = Begin()
+
+
+def lines(path: Path, begin: Begin = FIRST) -> Iterator[str]:
+    """The lines of a file from `begin` on, each with its end. Raises InputError."""
+    for number, raw in enumerate(raw_lines(path, begin), start=begin.line):
+        try:
+            yield raw.decode()
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, number, error.start, raw) from None
+
+
+def raw_lines(path: Path, begin: Begin = FIRST) -> Iterator[bytes]:
+    """As `lines`, in bytes of UTF-8, which are decoded by nobody yet. Raises InputError."""
     with _opened(path) as text:
-        number = blank = 0
+        _skip(text.file, begin.byte)
+        number, blank = begin.line - 1, 0
         while True:
             try:
                 raw = text.file.readline(MAX_LINE_BYTES + 1)
@@ -48,10 +70,16 @@ def lines(path: Path) -> Iterator[str]:
                 raise InputError(f"{path}, line {number} is longer than {MAX_LINE_BYTES >> 20} MiB: it is no text file.")
             if blank > _MOST_BLANK_LINES:
                 raise InputError(f"{path} has {blank:,} blank lines up to line {number:,}: it is no file of texts.")
-            try:
-                yield raw.decode()
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, number, error.start, raw) from None
+            yield raw
+
+
+def _skip(file: BinaryIO, count: int) -> None:
+    """Passes over so many bytes, which takes as long as to unpack them where they are packed."""
+    if file.seekable():
+        file.seek(count, os.SEEK_CUR)
+        return
+    while count > 0 and (passed := file.read(min(count, PIECE_BYTES))):
+        count -= len(passed)
 
 
 def pieces(path: Path) -> Iterator[str]:

@@ -61,6 +61,8 @@ class Source:
 
     alone: str = ""
     """What names these files without what lies beside them; set where something does."""
+    is_head: bool = False
+    """Whether only its first rows are meant, as of what is read as a stream (`streams.py`)."""
 
     def __str__(self) -> str:
         return self.name
@@ -121,6 +123,11 @@ def paths_of(value: str) -> list[Path]:
             if found := [Path(match) for match in matches]:
                 return found
             raise InputError(f"Nothing matches {value[:300]}: check the path of the data.")
+        if path.is_fifo() or path.is_socket() or path.is_char_device():
+            raise InputError(
+                f"{path} is neither a file nor a folder, and what it says can be read once only, so a run that is killed could "
+                "not go on: write it to a file. One that still grows is read as a stream (task.stream=true)."
+            )
         problem = f"{path} is neither a file nor a folder" if path.exists() else f"There is no {str(path)[:300]}"
     except OSError as error:
         problem = f"{str(path)[:300]} cannot be looked at: {error.strerror}"

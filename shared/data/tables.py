@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from memsup.shared.data.errors import InputError
-from memsup.shared.data.lines import MAX_LINE_BYTES, lines, something_else
+from memsup.shared.data.lines import FIRST, MAX_LINE_BYTES, Begin, lines, something_else
 from memsup.shared.data.row import Row
 
 MOST_COLUMNS = 4096
@@ -22,9 +22,9 @@ _SEVERAL_NAMES = re.compile(r"\w+(?:\s*[^\w\s.-]+\s*\w+)+")
 _PLAIN_TSV_PROBE_CHARS = 1 << 20
 
 
-def table_rows(path: Path, columns: Sequence[str] | None, *, tsv: bool) -> Iterator[Row]:
-    """All rows. Where `columns` has names such as `column 2` that the first line has not, that is a row as well. Raises
-    InputError.
+def table_rows(path: Path, columns: Sequence[str] | None, *, tsv: bool, begin: Begin = FIRST) -> Iterator[Row]:
+    """All rows, or those from `begin` on. Where `columns` has names such as `column 2` that the first line has not, that is a
+    row as well. Raises InputError.
     """
     first = next(lines(path), None)
     if first is None:
@@ -32,12 +32,12 @@ def table_rows(path: Path, columns: Sequence[str] | None, *, tsv: bool) -> Itera
     header = _Header(path, columns)
     # Excel says the sign between the columns in a line of its own.
     if said := re.fullmatch(r'"?sep=(.)"?[,;\t|]*', first.rstrip("\r\n"), re.IGNORECASE):
-        return _csv_rows(path, said[1], header, skipped=1)
+        return _csv_rows(path, said[1], header, begin, skipped=1)
     signs = "\t,;|" if tsv else ",;\t|"  # a later one only where the first line has none of the earlier
     delimiter = next((sign for sign in signs if sign in first), signs[0])
     if tsv and delimiter == "\t" and _is_plain_tsv(path):
-        return _plain_tsv_rows(path, header)
-    return _csv_rows(path, delimiter, header)
+        return _plain_tsv_rows(path, header, begin)
+    return _csv_rows(path, delimiter, header, begin)
 
 
 def is_place(name: str) -> bool:
@@ -96,13 +96,16 @@ def _column_names(path: Path, fields: list[str], *, are_names: bool) -> list[str
     return names
 
 
-def _csv_rows(path: Path, delimiter: str, header: _Header, skipped: int = 0) -> Iterator[Row]:
+def _csv_rows(path: Path, delimiter: str, header: _Header, begin: Begin, skipped: int = 0) -> Iterator[Row]:
+    if begin != FIRST:  # what the first row says of all others is read there
+        next(_csv_rows(path, delimiter, header, FIRST, skipped), None)
+        skipped = 0
     csv.field_size_limit(MAX_LINE_BYTES)
-    reader = csv.reader(islice(lines(path), skipped, None), delimiter=delimiter, strict=True)
+    reader = csv.reader(islice(lines(path, begin), skipped, None), delimiter=delimiter, strict=True)
     advice = f"put a text that contains {delimiter!r} in quotation marks"
     empty = 0
     while True:
-        line = reader.line_num + 1 + skipped
+        line = reader.line_num + begin.line + skipped
         try:
             fields = next(reader)
         except StopIteration:
@@ -136,8 +139,10 @@ def _is_plain_tsv(path: Path) -> bool:
     return True
 
 
-def _plain_tsv_rows(path: Path, header: _Header) -> Iterator[Row]:
-    for number, line in enumerate(lines(path), start=1):
+def _plain_tsv_rows(path: Path, header: _Header, begin: Begin) -> Iterator[Row]:
+    if begin != FIRST:
+        next(_plain_tsv_rows(path, header, FIRST), None)
+    for number, line in enumerate(lines(path, begin), start=begin.line):
         line = line.rstrip("\r\n")
         if line.strip():
             fields = [_unquoted(field) for field in line.split("\t")]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.layout import COLUMN_ENDINGS, DataFile, Kind, Part, kind_by_name, part_of, stem_of
-from memsup.shared.data.lines import lines
+from memsup.shared.data.lines import FIRST, Begin, lines
 from memsup.shared.data.row import Row
 from memsup.shared.data.sources import Source, locate, paths_of
 
@@ -126,16 +126,14 @@ def _part(file: Path) -> Part | None:
 # Rows
 
 
-def tagged_rows(path: Path) -> Iterator[Row]:
-    """The sentences of a file of columns: for each column the list of its cells, named by the first line or by its place.
-    Raises InputError.
+def tagged_rows(path: Path, begin: Begin = FIRST) -> Iterator[Row]:
+    """The sentences of a file of columns, or those from `begin` on: for each column the list of its cells, named by the first
+    line or by its place. Raises InputError.
     """
-    names: list[str] = []
+    names, separator, first_row = _named_columns(path)
     sentence: list[list[str]] = []
-    first = separator_known = 0
-    separator: str | None = None
-    is_empty = True
-    for number, line in enumerate(lines(path), start=1):
+    first = 0
+    for number, line in enumerate(lines(path, begin), start=begin.line):
         line = line.rstrip("\r\n")
         if not line.strip():
             if sentence:
@@ -144,21 +142,9 @@ def tagged_rows(path: Path) -> Iterator[Row]:
             continue
         if line.startswith(_DOCUMENT) or (not sentence and _COMMENT.match(line)):
             continue
-        if not separator_known:
-            separator, separator_known = ("\t" if "\t" in line else None), 1
+        if number < first_row:
+            continue
         fields = line.split(separator)
-        if not names:
-            if len(fields) < 2:
-                raise InputError(
-                    f"{path}, line {number} has one column: write a word, a tab and its tag on each line, and a blank line "
-                    "between sentences."
-                )
-            names = [f"column {place}" for place in range(1, len(fields) + 1)]
-            if fields[-1].strip().casefold() in _NAMES:
-                names = [field.strip() or names[place] for place, field in enumerate(fields)]
-                if len(set(names)) == len(names):
-                    continue
-                names = [f"column {place}" for place in range(1, len(fields) + 1)]
         if len(fields) != len(names):
             raise InputError(
                 f"{path}, line {number} has {len(fields)} column{'s' * (len(fields) != 1)} and the first line has "
@@ -167,7 +153,6 @@ def tagged_rows(path: Path) -> Iterator[Row]:
         if not sentence:
             first = number
         sentence.append(fields)
-        is_empty = False
         if len(sentence) > MOST_WORDS:
             raise InputError(
                 f"{path} has more than {MOST_WORDS:,} words from line {first} on without a blank line: put one between "
@@ -175,20 +160,44 @@ def tagged_rows(path: Path) -> Iterator[Row]:
             )
     if sentence:
         yield _sentence(path, first, names, sentence)
-    if is_empty:
+    elif not first and begin == FIRST:
         raise InputError(f"{path} is empty: put the data into it.")
+
+
+def _named_columns(path: Path) -> tuple[list[str], str | None, int]:
+    """The names of the columns; what is between them, of which None means any blanks; and the number of the first line that is
+    none of names. Raises InputError.
+    """
+    for number, line in enumerate(lines(path), start=1):
+        line = line.rstrip("\r\n")
+        if not line.strip() or line.startswith(_DOCUMENT) or _COMMENT.match(line):
+            continue
+        separator = "\t" if "\t" in line else None
+        fields = line.split(separator)
+        if len(fields) < 2:
+            raise InputError(
+                f"{path}, line {number} has one column: write a word, a tab and its tag on each line, and a blank line "
+                "between sentences."
+            )
+        places = [f"column {place}" for place in range(1, len(fields) + 1)]
+        if fields[-1].strip().casefold() in _NAMES:
+            names = [field.strip() or places[place] for place, field in enumerate(fields)]
+            if len(set(names)) == len(names):
+                return names, separator, number + 1
+        return places, separator, number
+    raise InputError(f"{path} is empty: put the data into it.")
 
 
 def _sentence(path: Path, line: int, names: list[str], sentence: list[list[str]]) -> Row:
     return Row(path, line, {name: list(cells) for name, cells in zip(names, zip(*sentence, strict=True), strict=True)})
 
 
-def slashed_rows(path: Path) -> Iterator[Row]:
-    """The sentences of a file of words with slashes, as texts with a span for each word. What stands in square brackets is one
-    name of several words. Raises InputError.
+def slashed_rows(path: Path, begin: Begin = FIRST) -> Iterator[Row]:
+    """The sentences of a file of words with slashes from `begin` on, as texts with a span for each word. What stands in square
+    brackets is one name of several words. Raises InputError.
     """
-    is_empty = True
-    for number, line in enumerate(lines(path), start=1):
+    is_empty = begin == FIRST
+    for number, line in enumerate(lines(path, begin), start=begin.line):
         words = line.split()
         if not words:
             continue

@@ -19,6 +19,7 @@ from memsup.shared.data.examples import at
 from memsup.shared.data.rows import notes_on
 from memsup.shared.data.seen import SeenRows, estimate_tokens, quantile
 from memsup.shared.data.sources import Source
+from memsup.shared.data.streams import head_of
 from memsup.shared.data.tag_files import is_wide, locate_tagged
 from memsup.shared.data.tags import NO_TEXT, OUTSIDE, FaultKind, Fields, Sentence, Writing, find_fields, read_sentences
 
@@ -139,7 +140,7 @@ def output_names(evidence: TagEvidence) -> list[str]:
     """What the model's outputs are called: the classes of words, or `O` and for each label of spans where one begins and where
     it goes on, as transformers' pipeline reads them.
     """
-    labels = sorted(evidence.labels)
+    labels = sorted(evidence.labels.keys() | (evidence.fields.only or ()))  # of a head not all are seen that are named
     if evidence.fields.writing is Writing.CLASSES:
         return labels
     return [OUTSIDE, *(f"{letter}-{label}" for label in labels for letter in "BI")]
@@ -270,6 +271,8 @@ def check_tags(task: Task, *, budget_s: float) -> tuple[SeenRows, SeenRows | Non
         if getattr(task, name) != getattr(defaults, name):
             raise InputError(f"task.{name} is for texts that are classified, and task.kind is {task.kind}: leave it away.")
     located = locate_tagged(task.train)
+    if task.stream:
+        located = head_of(located)
     evaluated = located.evaluation if task.eval is None else locate_tagged(task.eval, evaluates=True)
     fields = find_fields(located, text=task.text, label=task.label, labels=task.labels)
     deadline_s = monotonic_s() + budget_s * (1.0 if evaluated is None else 0.7)
@@ -291,6 +294,7 @@ def _looked_at(source: Source, fields: Fields, deadline_s: float) -> TagEvidence
         if len(evidence.labels) > MOST_LABELS or (number % _LOOKED_AT_TOGETHER == 0 and monotonic_s() > deadline_s):
             evidence.complete = False
             break
+    evidence.complete = evidence.complete and not source.is_head
     return evidence
 
 

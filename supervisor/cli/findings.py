@@ -59,6 +59,8 @@ def brief_rows(task: TaskSummary | None, resolution: Resolution, settings: Setti
         gpu = resolution.gpu
         device = (gpu.name or "the GPU") if gpu is not None else "the GPU" if resolution.on_gpu else "the CPU"
         passes = "1 pass" if training.epochs == 1 else f"{training.epochs:g} passes"
+        if training.max_steps is not None:
+            passes = plural(training.max_steps, "step")
         how = f"{passes}, {training.effective_batch} samples a step, texts of up to {count(training.max_length)} tokens"
         rows.append(("training", f"{how}, on {device} (tier {tier})"))
     return [*rows, ("kept in", folder)]

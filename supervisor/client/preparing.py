@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from memsup.shared.data.check import TaskSummary, check_task
 from memsup.shared.data.doubts import Doubt
+from memsup.shared.data.streams import refuse_endless
 from memsup.shared.files import UnreadableError
 from memsup.shared.loading import Loaded, load, user_settings_file
 from memsup.shared.model.adapters import trains_adapters
@@ -126,6 +127,7 @@ def look_at_task(settings: Settings, *, checkpoint: Path | None = None) -> TaskS
     `checkpoint` goes on with the model in it. Raises `InputError`.
     """
     trains_adapters(settings.task.kind, settings.training.method)
+    refuse_endless(settings)
     task = check_task(settings.task, budget_s=DATA_BUDGET_S, max_length=settings.training.max_length, checkpoint=checkpoint)
     if checkpoint is not None:
         return task

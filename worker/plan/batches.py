@@ -31,6 +31,8 @@ class Schedule:
     effective_batch: int
     epochs: float
     seed: int
+    max_steps: int | None = None
+    """All steps of the run. None means that `epochs` says it."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -40,11 +42,15 @@ class Schedule:
     @property
     def total_steps(self) -> int:
         """All steps of the run. A part of an epoch is rounded up to whole steps."""
-        return max(1, math.ceil(self.epochs * self.steps_per_epoch - 1e-9))
+        return self.max_steps or max(1, math.ceil(self.epochs * self.steps_per_epoch - 1e-9))
 
-    def epoch_of(self, step: int) -> float:
+    def epoch_of(self, step: int) -> float | None:
         """The epochs completed after `step` steps, as a fraction."""
         return step / self.steps_per_epoch
+
+    def pass_of(self, step: int) -> int:
+        """The pass over the rows that `step` (from 1) is in, counted from 0; of a stream the block."""
+        return (step - 1) // self.steps_per_epoch
 
     def samples_after(self, step: int) -> int:
         """Samples seen after `step` steps, those of earlier epochs included."""
@@ -54,6 +60,25 @@ class Schedule:
     def ends_epoch(self, step: int) -> bool:
         """Whether `step` is the last one of an epoch or of the run."""
         return step > 0 and (step % self.steps_per_epoch == 0 or step == self.total_steps)
+
+
+@dataclass(frozen=True)
+class EndlessSchedule(Schedule):
+    """The steps of a run over a stream, of which it is not known how many rows a pass has. `rows` are shuffled together: a
+    block of them, of whole steps. So all steps see as many samples, and what a step sees follows from seed and step alone.
+    """
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a block that is not of whole steps, and where no number of steps is given."""
+        if self.max_steps is None or self.rows % self.effective_batch:
+            raise ValueError("a stream is trained on for a number of steps, in blocks of whole steps")
+
+    def epoch_of(self, step: int) -> None:
+        """It is None: nobody knows."""
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether `step` is the last one of the run."""
+        return step == self.total_steps
 
 
 class Order:
@@ -72,6 +97,14 @@ class Order:
             self._epoch = epoch
         begin = place * self._schedule.effective_batch
         return self._shuffled[begin : begin + self._schedule.effective_batch]
+
+
+class EndlessOrder(Order):
+    """The effective batches of a stream, whose rows are counted over all blocks."""
+
+    def batch(self, step: int) -> Rows:
+        """The rows that `step` (from 1) sees."""
+        return super().batch(step) + self._schedule.pass_of(step) * self._schedule.rows
 
 
 def shuffled(rows: int, seed: int, epoch: int) -> Rows:

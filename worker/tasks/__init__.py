@@ -27,20 +27,23 @@ if TYPE_CHECKING:
     from memsup.shared.paths import RunPaths
     from memsup.shared.settings import Settings
     from memsup.worker.plan.padding import Padding
+    from memsup.worker.tasks.stream import Stream
 
 Boundary = Callable[[], None]
 """Called between bounded pieces of work while loading, so that orders are answered; what it raises goes through unchanged."""
 
 
-class Examples(Protocol):
+class Lengths(Protocol):
+    """The tokens of rows after truncation, special tokens included, by their numbers."""
+
+    def __getitem__(self, indices: NDArray[np.int64], /) -> NDArray[np.int32]: ...
+
+
+class Trained(Protocol):
     """Rows by number, memory-mapped: holding them costs (nearly) no memory."""
 
     @property
-    def lengths(self) -> NDArray[np.int32]:
-        """Tokens of each row after truncation, special tokens included; read-only, shape (rows,)."""
-        ...
-
-    def __len__(self) -> int: ...
+    def lengths(self) -> Lengths: ...
 
     def weight(self, indices: NDArray[np.int64]) -> float:
         """What these rows count together in the loss: their number, unless some count more than others; where tokens are
@@ -61,6 +64,17 @@ class Examples(Protocol):
         ...
 
 
+class Examples(Trained, Protocol):
+    """All rows that there are of a kind."""
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Read-only, shape (rows,)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A task, ready to train."""
@@ -70,6 +84,9 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     """The tokenizer, which goes into every checkpoint and into the result beside the model."""
     train: Examples
+    """The rows to train on; of a stream its head, by which everything is looked at and judged."""
+    stream: Stream | None = None
+    """What is trained on where that is a stream. None means that it is `train`."""
     evaluation: Examples
     padding: Padding
     """Where `train` and `evaluation` pad, as the model was found to allow it."""
@@ -136,7 +153,7 @@ class Task(Protocol):
         """
         ...
 
-    def weight(self, examples: Examples, indices: NDArray[np.int64]) -> float:
+    def weight(self, examples: Trained, indices: NDArray[np.int64]) -> float:
         """The share of these rows: their number or the sum of their weights; target tokens for a task that predicts tokens."""
         ...
 

@@ -19,6 +19,7 @@ import msgspec
 from memsup.shared.data import sources
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.layout import Kind, documents
+from memsup.shared.data.streams import head_of
 from memsup.shared.files import UnreadableError, flush_folder, open_regular, read_document, replace_file
 from memsup.worker.tasks import origins
 
@@ -69,6 +70,18 @@ def locate(train: str | list[str], evaluation: str | list[str] | None, find: Fin
     return Located(found, found.evaluation if evaluation is None else find(evaluation, evaluates=True))
 
 
+def heads(find: Find) -> Find:
+    """As `find`, but of training data only the first rows are meant: the others are read as a stream. Raises InputError for
+    what is not written in lines.
+    """
+
+    def found(value: str | list[str], *, evaluates: bool = False) -> sources.Source:
+        source = find(value, evaluates=evaluates)
+        return source if evaluates else head_of(source)
+
+    return found
+
+
 def made_once(
     cache: Path,
     source: msgspec.Struct,
@@ -84,7 +97,10 @@ def made_once(
 
     Raises what `make` raises, OSError for a disk that is full, and whatever `boundary` raises.
     """
-    key = digest(msgspec.json.encode([number, source, [_identity(part) for part in located.all()]]))[:16]
+    seen: list[object] = [_identity(part) for part in located.all()]
+    if located.train.is_head:
+        seen.append("the first rows of the training data")
+    key = digest(msgspec.json.encode([number, source, seen]))[:16]
     folder = cache / f"corpus-{key}"
     cache.mkdir(exist_ok=True, mode=0o700)
     note = _whole(folder, source, number, decode, boundary)
@@ -92,6 +108,7 @@ def made_once(
         if note is None or other != folder:
             shutil.rmtree(other)
     if note is None:
+        _refuse_without_room(cache, located)
         draft = cache / f"corpus-{key}.draft"
         draft.mkdir(mode=0o700)
         try:
@@ -113,6 +130,20 @@ def fingerprint(names: Sequence[str], note: Note) -> str:
 
 def digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _refuse_without_room(cache: Path, located: Located) -> None:
+    """Raises InputError where the disk surely has no room for what is made of the training data."""
+    if located.train.is_head:
+        return
+    size_bytes = sum(file.path.stat().st_size for file in located.train.files if file.kind is not Kind.DOCUMENTS)
+    needed, free = size_bytes >> 1, shutil.disk_usage(cache).free
+    if needed > free:
+        raise InputError(
+            f"What is made of {located.train} takes {needed >> 20:,} MiB and more in {cache}, where {free >> 20:,} MiB are "
+            "free: make room, or read the data as a stream, which keeps a few thousand rows only: --set task.stream=true "
+            "--set training.max_steps=10000 --set task.eval=FILE"
+        )
 
 
 def _identity(source: sources.Source) -> list[object]:

@@ -18,7 +18,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from memsup.shared.data.chat_check import locate_dialogues
+from memsup.shared.data.chat_check import fields_of, locate_dialogues
 from memsup.shared.data.errors import InputError
 from memsup.shared.model.adapters import trains_adapters
 from memsup.shared.paths import RunPaths
@@ -26,9 +26,9 @@ from memsup.shared.settings import Settings
 from memsup.worker.compute.token_loss import Scores, find_scores, losses_of_rows, summed_loss
 from memsup.worker.plan.padding import Padding
 from memsup.worker.state import Weights, WholeModel
-from memsup.worker.tasks import Boundary, Examples, Metrics, Prepared
+from memsup.worker.tasks import Boundary, Metrics, Prepared, Trained
 from memsup.worker.tasks.answering import Samples
-from memsup.worker.tasks.cache import digest
+from memsup.worker.tasks.cache import digest, heads
 from memsup.worker.tasks.dialogues import DialogueReader, template_of
 from memsup.worker.tasks.lora import attach, base_of, load_adapters, refuse_other_base
 from memsup.worker.tasks.pretrained import (
@@ -39,7 +39,15 @@ from memsup.worker.tasks.pretrained import (
     refuse_mixing,
     tokenizer_name,
 )
-from memsup.worker.tasks.sequences import IGNORED, SequenceCorpus, SequenceRows, Source, open_sequences
+from memsup.worker.tasks.sequences import (
+    IGNORED,
+    SequenceCorpus,
+    SequenceRows,
+    Source,
+    StreamedSequences,
+    open_sequences,
+)
+from memsup.worker.tasks.stream import open_stream
 
 _LOOKED_AT_TOKENS = 64
 """Of a row so many tokens are asked for what a model sees, and how it makes its scores."""
@@ -68,6 +76,7 @@ class CausalLM:
         assert tokenizer is not None  # `chat_check` has refused a model without one
 
         boundary()
+        find = heads(locate_dialogues) if task.stream else locate_dialogues
         corpus = open_sequences(
             paths.cache,
             Source(
@@ -82,7 +91,7 @@ class CausalLM:
             boundary,
             padding_token=int(tokenizer.pad_token_id),
             labels_are_tokens=True,
-            find=locate_dialogues,
+            find=find,
         )
         boundary()
         model, new = load_model(transformers.AutoModelForCausalLM, origin, kind, config, tokenizer, training.seed)
@@ -116,10 +125,16 @@ class CausalLM:
             about_cuts += found
         train.padding = evaluation.padding = padding
         model.config.use_cache = True  # as it came, for whoever asks the result
+        stream = None
+        if task.stream:
+            source = find(task.train or "")
+            reader = DialogueReader(tokenizer, task, max_length, fields_of(source, task))
+            stream = open_stream(source, StreamedSequences(reader, train), settings, paths, boundary, longest=max_length)
         return Prepared(
             model=model.eval(),
             tokenizer=tokenizer,
             train=train,
+            stream=stream,
             evaluation=evaluation,
             padding=padding,
             about_cuts=about_cuts,
@@ -134,7 +149,7 @@ class CausalLM:
     def loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return summed_loss(model, batch, self._scores, IGNORED)
 
-    def weight(self, examples: Examples, indices: NDArray[np.int64]) -> float:
+    def weight(self, examples: Trained, indices: NDArray[np.int64]) -> float:
         return examples.weight(indices)
 
     def new_metrics(self) -> Metrics:

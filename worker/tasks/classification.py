@@ -23,6 +23,7 @@ from memsup.memory import is_out_of_memory
 from memsup.shared.data.check import refuse_unknown_weights
 from memsup.shared.data.columns import Columns
 from memsup.shared.data.errors import InputError
+from memsup.shared.data.sources import locate
 from memsup.shared.data.targets import ProblemType
 from memsup.shared.log import log
 from memsup.shared.model.folder import ModelSource
@@ -30,8 +31,9 @@ from memsup.shared.model.head import Fit
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
 from memsup.worker.plan.padding import Padding
-from memsup.worker.tasks import Boundary, Examples, Metrics, Prepared
-from memsup.worker.tasks.corpus import Corpus, Counts, Rows, Source, Text, open_corpus
+from memsup.worker.tasks import Boundary, Metrics, Prepared, Trained
+from memsup.worker.tasks.cache import heads
+from memsup.worker.tasks.corpus import Corpus, Counts, Rows, Source, StreamedTexts, Text, open_corpus
 from memsup.worker.tasks.heads import begin_head_anew, doubts_refused, give_labels
 from memsup.worker.tasks.pretrained import (
     Origin,
@@ -47,6 +49,7 @@ from memsup.worker.tasks.pretrained import (
     tokenizer_name,
     tokenizer_of_characters,
 )
+from memsup.worker.tasks.stream import open_stream
 from memsup.worker.tasks.targets import TARGETS, WEIGHTS, Stored, Target, logits_of
 from memsup.worker.tasks.tokens import Tokens
 
@@ -134,24 +137,21 @@ class TextClassification:
 
         boundary()
         with doubts_refused(paths.name):
-            corpus = open_corpus(
-                paths.cache,
-                Source(
-                    train=task.train or "",
-                    evaluation=task.eval,
-                    text=task.text,
-                    label=task.label,
-                    problem_type=self._problem_type,
-                    text_pair=task.text_pair,
-                    labels=task.labels,
-                    accept=task.accept,
-                    eval_share=training.eval_share,
-                    seed=training.seed,
-                    encoder=f"{tokenizer_name(task.model or origin.name)}, {max_length}",
-                ),
-                partial(_make_encoder, origin),
-                boundary,
+            source = Source(
+                train=task.train or "",
+                evaluation=task.eval,
+                text=task.text,
+                label=task.label,
+                problem_type=self._problem_type,
+                text_pair=task.text_pair,
+                labels=task.labels,
+                accept=task.accept,
+                eval_share=training.eval_share,
+                seed=training.seed,
+                encoder=f"{tokenizer_name(task.model or origin.name)}, {max_length}",
             )
+            find = heads(locate) if task.stream else locate
+            corpus = open_corpus(paths.cache, source, partial(_make_encoder, origin), boundary, find)
             has_weights = kind is not ModelSource.CONFIG_ONLY
             fit, label_places = give_labels(config, corpus.labels, task.kind, has_weights=has_weights, accept=task.accept)
             config.problem_type = self._problem_type
@@ -174,10 +174,15 @@ class TextClassification:
         train.padding = evaluation.padding = padding
         if padding is not Padding.NONE:
             tokenizer.padding_side = padding.value  # it is saved with the model, for whoever pads its rows
+        stream = None
+        if task.stream:
+            texts = StreamedTexts(corpus, source, Tokens(tokenizer, max_length), lambda rows: _alike(rows_of(rows), train))
+            stream = open_stream(find(task.train or ""), texts, settings, paths, boundary, longest=max_length)
         return Prepared(
             model=model.eval(),
             tokenizer=tokenizer,
             train=train,
+            stream=stream,
             evaluation=evaluation,
             padding=padding,
             about_cuts=about_cuts,
@@ -194,11 +199,17 @@ class TextClassification:
         losses = self._target.losses(logits_of(model, batch), batch["labels"])
         return (losses * batch[WEIGHTS]).sum() if WEIGHTS in batch else losses.sum()
 
-    def weight(self, examples: Examples, indices: NDArray[np.int64]) -> float:
+    def weight(self, examples: Trained, indices: NDArray[np.int64]) -> float:
         return examples.weight(indices)
 
     def new_metrics(self) -> Metrics:
         return self._target.new_metrics()
+
+
+def _alike(rows: TextRows, others: TextRows) -> TextRows:
+    """The rows, padded and weighed as others are."""
+    rows.padding, rows.class_weights = others.padding, others.class_weights
+    return rows
 
 
 def _class_weights(wanted: Literal["balanced"] | Mapping[str, float], corpus: Corpus) -> NDArray[np.float64]:

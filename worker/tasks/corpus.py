@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -40,12 +40,12 @@ from memsup.shared.data.columns import Columns, Table, look_at_columns, look_for
 from memsup.shared.data.doubts import DoubtKind
 from memsup.shared.data.errors import DoubtfulError, InputError
 from memsup.shared.data.evidence import MOST_LABELS, Evidence
-from memsup.shared.data.examples import Example, read_examples, sorted_labels
+from memsup.shared.data.examples import Example, at, is_blank, read_examples, sorted_labels
 from memsup.shared.data.judge import judge
 from memsup.shared.data.targets import ProblemType
 from memsup.worker.imports import without_search_for_garbage
 from memsup.worker.tasks import origins
-from memsup.worker.tasks.cache import Boundary, Located, Note, fingerprint, locate, made_once
+from memsup.worker.tasks.cache import Boundary, Find, Located, Note, fingerprint, locate, made_once
 
 _FORMAT = 4
 _TYPES = "types.bin"
@@ -53,6 +53,7 @@ _CHUNK_ROWS = 1000
 _CHUNK_CHARS = 1 << 18
 
 T = TypeVar("T")
+R = TypeVar("R")
 Ints = NDArray[np.int64]
 Labels = NDArray[Any]
 """The labels of rows: places among the labels' names, or scores, or bits for several (uint8, a row's bytes each)."""
@@ -242,12 +243,14 @@ class Corpus:
         return None
 
 
-def open_corpus(cache: Path, source: Source, make_encoder: MakeEncoder, boundary: Boundary) -> Corpus:
-    """The corpus of `source` from the cache, or made now. Other corpora in the cache are removed.
+def open_corpus(
+    cache: Path, source: Source, make_encoder: MakeEncoder, boundary: Boundary, find: Find = sources.locate
+) -> Corpus:
+    """The corpus of `source` from the cache, or made now. Other corpora in the cache are removed. `find` finds the files.
 
     Raises InputError for data that cannot be used, OSError for a disk that is full, and whatever `boundary` raises.
     """
-    located = locate(source.train, source.evaluation)
+    located = locate(source.train, source.evaluation, find)
     make = partial(_make, source=source, located=located, make_encoder=make_encoder, boundary=boundary)
     folder, note = made_once(cache, source, located, make, _notes.decode, number=_FORMAT, boundary=boundary)
     return Corpus(folder, note)
@@ -307,7 +310,13 @@ def _make(draft: Path, source: Source, located: Located, make_encoder: MakeEncod
     offsets, tokenless, special_rows, special = _write_tokens(draft, every_row, encoder)
     trained, evaluated = trained[~tokenless[trained]], evaluated[~tokenless[evaluated]]
     for part, rows in zip((located.train, located.evaluation or located.train), (trained, evaluated), strict=True):
-        if not len(rows) or (rows is trained and len(np.unique(table.label_of_row[rows])) < 2):
+        same = rows is trained and source.labels is None and len(np.unique(table.label_of_row[rows])) < 2
+        if same and part.is_head:
+            raise InputError(
+                f"The first {len(rows):,} rows of {part} have one label, and by them it is decided which labels a stream has: "
+                "name all of them with task.labels."
+            )
+        if not len(rows) or same:
             raise InputError(
                 f"{tokenless.sum():,} texts make no token at all, and without them too little is left of {part}: choose a "
                 "model whose tokenizer knows the characters that they are written in."
@@ -364,7 +373,7 @@ def _read(arrow: Path, source: Source, located: Located, boundary: Boundary) -> 
             known = None if trains or only else frozenset(of_part[0].labels)
             columns, marks = evidence.table.columns, evidence.table.marks
             examples = read_examples(part, columns, known, only=only, problem_type=source.problem_type, marks=marks)
-            for chunk in _chunks(examples, _text_of):
+            for chunk in _chunks(examples, _chars_of_example):
                 boundary()
                 rows = [row for row in chunk if evidence.takes(row)]
                 if len(evidence.labels) > MOST_LABELS:
@@ -378,7 +387,7 @@ def _read(arrow: Path, source: Source, located: Located, boundary: Boundary) -> 
                 hash_parts.append(np.array([text_hash(_text_of(row)) for row in rows], np.uint64))
                 written.add(rows)
                 table.write_batch(pyarrow.record_batch({name: [getattr(row, name) for row in rows] for name in kept}))
-            evidence.complete = True
+            evidence.complete = not part.is_head
             check_rows(part, evidence, source.labels, trains=trains)
             of_part.append(evidence)
     if doubts := judge(*of_part).unsettled(source.accept):
@@ -421,17 +430,21 @@ def _packed(several: Sequence[Sequence[int]], in_order: Ints) -> Labels:
     return packed
 
 
+def _chars_of_example(example: Example) -> int:
+    return chars_of(_text_of(example))
+
+
 def _text_of(example: Example) -> Text:
     return example.text if example.text_pair is None else (example.text, example.text_pair)
 
 
-def _chunks(examples: Iterable[T], text_of: Callable[[T], Text]) -> Iterator[list[T]]:
-    """The examples in chunks of bounded rows and characters; a single text may be longer."""
-    chunk: list[T] = []
+def _chunks(examples: Iterable[R], size_of: Callable[[R], int]) -> Iterator[list[R]]:
+    """The examples in chunks of bounded rows and size, such as characters; a single one may be larger."""
+    chunk: list[R] = []
     chars = 0
     for example in examples:
         chunk.append(example)
-        chars += chars_of(text_of(example))
+        chars += size_of(example)
         if len(chunk) >= _CHUNK_ROWS or chars >= _CHUNK_CHARS:
             yield chunk
             chunk, chars = [], 0
@@ -451,7 +464,7 @@ def _texts(table: Any, rows: Ints, boundary: Boundary) -> Iterator[list[Text]]:
         texts: list[Text] = columns["text"]
         if "text_pair" in columns:
             texts = list(zip(columns["text"], columns["text_pair"], strict=True))
-        yield from _chunks(texts, lambda text: text)
+        yield from _chunks(texts, chars_of)
 
 
 class _Written(NamedTuple):
@@ -496,6 +509,89 @@ def _write_tokens(folder: Path, texts: Iterator[list[Text]], encoder: Encoder) -
         special_rows=special_rows,
         special=[SpecialToken(token, rows, first_row_of[token]) for token, rows in rows_of.items()],
     )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Rows of a stream
+
+
+class StreamedRow(NamedTuple):
+    """A row as numbers."""
+
+    tokens: Sequence[int]
+    token_types: Sequence[int] | None
+    label: Any
+    """As `Labels` have it of one row."""
+    file: Path
+    line: int
+
+
+class StreamedTexts(Generic[T]):
+    """The rows of a stream whose head is a corpus (`stream.Reader`)."""
+
+    def __init__(self, corpus: Corpus, source: Source, encoder: Encoder, mapped: Callable[[Rows], T]) -> None:
+        """`mapped` makes of rows what is trained on."""
+        self._corpus, self._source, self._encoder, self._mapped = corpus, source, encoder, mapped
+        self._numbers = {name: number for number, name in enumerate(corpus.labels)}
+
+    def read(self, part: sources.Source) -> Iterator[StreamedRow]:
+        source = self._source
+        only = None if source.labels is None else frozenset(source.labels)
+        examples = read_examples(part, self._corpus.columns, only=only, problem_type=source.problem_type)
+        for chunk in _chunks(examples, _chars_of_example):
+            rows = [row for row in chunk if not is_blank(row.text, row.text_pair) and self._counts(row)]
+            if not rows:
+                continue
+            labels = self._labels_of(rows)
+            encoded = self._encoder.encode([_text_of(row) for row in rows])
+            for place in np.flatnonzero(~encoded.tokenless).tolist():
+                types = None if encoded.token_types is None else encoded.token_types[place]
+                yield StreamedRow(encoded.tokens[place], types, labels[place], rows[place].file, rows[place].line)
+
+    def write(self, folder: Path, rows: Iterator[StreamedRow]) -> T:
+        kind = token_type(self._encoder.vocabulary_size)
+        lengths, labels, has_types, count = [0], [], False, 0
+        written = origins.OriginsWriter(folder)
+        with (folder / "tokens.bin").open("wb") as out, (folder / _TYPES).open("wb") as types_out:
+            for chunk in _chunks(rows, lambda row: len(row.tokens)):
+                lengths += [len(row.tokens) for row in chunk]
+                labels += [row.label for row in chunk]
+                written.add(chunk)
+                out.write(np.concatenate([np.asarray(row.tokens, kind) for row in chunk]).data)
+                types = np.concatenate([np.asarray(row.token_types or [0] * len(row.tokens), np.uint8) for row in chunk])
+                has_types |= bool(types.any())
+                types_out.write(types.data)
+                count += len(chunk)
+        written.finish()
+        return self._mapped(
+            Rows(
+                np.asarray(np.memmap(folder / "tokens.bin", dtype=kind, mode="r")),
+                np.cumsum(np.array(lengths, np.int64)),
+                np.array(labels, _label_type(self._source.problem_type)),
+                np.arange(count),
+                types=np.asarray(np.memmap(folder / _TYPES, dtype=np.uint8, mode="r")) if has_types else None,
+                origins_of_all=origins.Origins(folder),
+            )
+        )
+
+    def _counts(self, row: Example) -> bool:
+        is_class = self._source.problem_type == "single_label_classification"
+        return not is_class or self._source.labels is None or row.label in self._source.labels
+
+    def _labels_of(self, rows: Sequence[Example]) -> Labels:
+        """Raises InputError for a label that is not known."""
+        if self._source.problem_type == "regression":
+            return np.array([float(row.label) for row in rows], np.float64)
+        several = self._source.problem_type == "multi_label_classification"
+        names = [row.labels if several else (row.label,) for row in rows]
+        for row, of_row in zip(rows, names, strict=True):
+            if unknown := [name for name in of_row if name not in self._numbers]:
+                raise InputError(
+                    f"{at(row.file, row.line)}: the label {unknown[0]!r} is none of the first rows, by which it is decided "
+                    "what is learnt of a stream: correct it, or name all labels that count with task.labels."
+                )
+        numbers = [[self._numbers[name] for name in of_row] for of_row in names]
+        return _packed(numbers, np.arange(len(self._numbers))) if several else np.array(numbers, np.int64)[:, 0]
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -37,14 +37,16 @@ _MOST_SAID = 200
 class DialogueReader:
     """Makes sequences of the rows of dialogues (`sequences.Reader`)."""
 
-    def __init__(self, tokenizer: Any, task: Task, max_length: int) -> None:
+    def __init__(self, tokenizer: Any, task: Task, max_length: int, fields: Fields | None = None) -> None:
+        """None of `fields` means that each part of the data says by its first rows which columns it has."""
+        self._fields = fields
         self._tokenizer, self._task, self._max_length = tokenizer, task, max_length
         self._template: str | None = template_of(tokenizer)
         self._marks_answers = bool(self._template and _MARKS_ANSWERS.search(self._template)) and tokenizer.is_fast
         self.vocabulary_size = 1 + max(tokenizer.get_vocab().values()) if tokenizer.is_fast else 1 << 32
 
     def read(self, part: Source, *, trains: bool) -> Iterator[Sequence | LeftOut]:  # noqa: ARG002 - the columns are the same
-        fields = fields_of(part, self._task)
+        fields = self._fields or fields_of(part, self._task)
         refuse_without_template(part, fields, self._task.model or "", self._template is not None)
         for dialogue in read_dialogues(part, fields):
             yield from self._sequences(dialogue, fields)

@@ -72,6 +72,12 @@ class LeftOut(NamedTuple):
 NO_TARGET = LeftOut("they have nothing to learn in the tokens that are kept")
 
 
+def judged(sequence: Sequence | LeftOut) -> Sequence | LeftOut:
+    """The row, unless there is nothing to learn in it."""
+    is_empty = isinstance(sequence, Sequence) and all(mark == NOTHING for mark in sequence.marks)
+    return NO_TARGET if is_empty else sequence
+
+
 class Reader(Protocol):
     """Makes sequences of the rows of the data. There is a new one each time that the data have to be read."""
 
@@ -140,6 +146,18 @@ class SequenceRows:
     def __len__(self) -> int:
         return len(self._chosen)
 
+    def written(self, folder: Path, rows: Iterator[Sequence]) -> SequenceRows:
+        """Other rows in the same form, which are put into `folder`. Raises OSError."""
+        writer = _Writer(folder, self._files.vocabulary_size)
+        for row in rows:
+            writer.add(row)
+        writer.finish().write(folder)
+        files = _Files(folder, self._files.vocabulary_size)
+        every = np.arange(writer.rows)
+        made = SequenceRows(files, every, self._padding_token, labels_are_tokens=self._labels_are_tokens)
+        made.padding, made.places = self.padding, self.places
+        return made
+
     def weight(self, indices: Ints) -> float:
         """The targets of these rows."""
         return float(self.targets[indices].sum(dtype=np.int64))
@@ -182,23 +200,25 @@ class SequenceRows:
 class _Files:
     """The mapped files of a corpus."""
 
-    def __init__(self, folder: Path, note: _Note) -> None:
-        def mapped(name: str, kind: Any) -> NDArray[Any]:
-            return np.asarray(np.memmap(folder / f"{name}.bin", dtype=kind, mode="r"))
-
-        self.tokens = mapped("tokens", token_type(note.vocabulary_size))
-        self.marks, self.targets = mapped("marks", np.int16), mapped("targets", np.int32)
-        self.offsets, self.train, self.evaluation = (mapped(name, np.int64) for name in ("offsets", "train", "evaluation"))
+    def __init__(self, folder: Path, vocabulary_size: int) -> None:
+        self.vocabulary_size = vocabulary_size
+        self.tokens = _mapped(folder, "tokens", token_type(vocabulary_size))
+        self.marks, self.targets = _mapped(folder, "marks", np.int16), _mapped(folder, "targets", np.int32)
+        self.offsets = _mapped(folder, "offsets", np.int64)
         self.origins = origins.Origins(folder)
+
+
+def _mapped(folder: Path, name: str, kind: Any) -> NDArray[Any]:
+    return np.asarray(np.memmap(folder / f"{name}.bin", dtype=kind, mode="r"))
 
 
 class SequenceCorpus:
     """What `open_sequences` found or made."""
 
     def __init__(self, folder: Path, note: _Note, padding_token: int, *, labels_are_tokens: bool) -> None:
-        files = _Files(folder, note)
+        files = _Files(folder, note.vocabulary_size)
         rows = partial(SequenceRows, files, padding_token=padding_token, labels_are_tokens=labels_are_tokens)
-        self.train, self.evaluation = rows(files.train), rows(files.evaluation)
+        self.train, self.evaluation = (rows(_mapped(folder, name, np.int64)) for name in ("train", "evaluation"))
         self._marks = files.marks
         self.folder = folder
         self.names, self.counts, self.is_held_out = note.names, note.counts, note.is_held_out
@@ -211,6 +231,21 @@ class SequenceCorpus:
             part = self._marks[start : start + _CHUNK_TOKENS]
             counts += np.bincount(part[part != NOTHING], minlength=len(counts))
         return counts
+
+
+class StreamedSequences:
+    """The rows that `reader` makes of a stream, in the form of others (`stream.Reader`)."""
+
+    def __init__(self, reader: Reader, alike: SequenceRows) -> None:
+        self._reader, self._alike = reader, alike
+
+    def read(self, part: sources.Source) -> Iterator[Sequence]:
+        for sequence in map(judged, self._reader.read(part, trains=True)):
+            if isinstance(sequence, Sequence):
+                yield sequence
+
+    def write(self, folder: Path, rows: Iterator[Sequence]) -> SequenceRows:
+        return self._alike.written(folder, rows)
 
 
 def open_sequences(
@@ -265,10 +300,9 @@ def _make(draft: Path, source: Source, located: Located, reader: Reader, boundar
             raise InputError(
                 f"{part} has too few different rows to hold some out for evaluation{left_out}: add rows, or set task.eval."
             )
-    arrays = {"offsets": found.offsets, "train": trained, "evaluation": evaluated}
-    for name, values in arrays.items():
+    found.write(draft)
+    for name, values in {"train": trained, "evaluation": evaluated}.items():
         (draft / f"{name}.bin").write_bytes(values.astype(np.int64, copy=False).data)
-    (draft / "targets.bin").write_bytes(found.targets.data)
     return _Note(
         source=source,
         names=reader.names(),
@@ -288,6 +322,11 @@ class _Found(NamedTuple):
     targets: NDArray[np.int32]
     hashes: NDArray[np.uint64]
 
+    def write(self, folder: Path) -> None:
+        """Raises OSError."""
+        (folder / "offsets.bin").write_bytes(self.offsets.data)
+        (folder / "targets.bin").write_bytes(self.targets.data)
+
 
 class _Writer:
     """Writes rows down as they come, a chunk at a time."""
@@ -304,8 +343,7 @@ class _Writer:
 
     def add(self, sequence: Sequence | LeftOut) -> bool:
         """Takes in a row. Returns True where a chunk was written. Raises OSError."""
-        if isinstance(sequence, Sequence) and all(mark == NOTHING for mark in sequence.marks):
-            sequence = NO_TARGET
+        sequence = judged(sequence)
         if isinstance(sequence, LeftOut):
             self.left_out[sequence.why] += 1
             return self.left_out.total() % _CHUNK_ROWS == 0

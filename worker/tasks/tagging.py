@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from memsup.shared.data import sources
-from memsup.shared.data.errors import DoubtfulError
+from memsup.shared.data.errors import DoubtfulError, InputError
+from memsup.shared.data.examples import at
 from memsup.shared.data.tag_files import locate_tagged
 from memsup.shared.data.tags import NO_TEXT, OUTSIDE, Fields, Sentence, find_fields, read_sentences, spans_of
 from memsup.shared.data.tags_check import MOST_LABELS, TagEvidence, check_rows, judge, output_names
@@ -30,7 +31,8 @@ from memsup.shared.model.head import Fit
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
 from memsup.worker.plan.padding import Padding
-from memsup.worker.tasks import Boundary, Examples, Metrics, Prepared
+from memsup.worker.tasks import Boundary, Metrics, Prepared, Trained
+from memsup.worker.tasks.cache import heads
 from memsup.worker.tasks.heads import begin_head_anew, doubts_refused, give_labels
 from memsup.worker.tasks.pretrained import (
     Origin,
@@ -46,8 +48,9 @@ from memsup.worker.tasks.pretrained import (
     tokenizer_name,
     tokenizer_of_characters,
 )
-from memsup.worker.tasks.sequences import IGNORED, LeftOut, SequenceCorpus, Source, open_sequences
+from memsup.worker.tasks.sequences import IGNORED, LeftOut, SequenceCorpus, Source, StreamedSequences, open_sequences
 from memsup.worker.tasks.sequences import Sequence as Row
+from memsup.worker.tasks.stream import open_stream
 from memsup.worker.tasks.tag_pieces import NOTHING, Pieces, Window, names_of
 from memsup.worker.tasks.targets import logits_of
 
@@ -69,6 +72,12 @@ class TagReader:
         self._seen: list[TagEvidence] = []
         self._names: dict[str, int] = {}
 
+    def go_on(self, part: sources.Source, names: Sequence[str], pieces: Pieces) -> None:
+        """Reads on with what was found out before, of the rows that were judged. Raises InputError."""
+        task = self._task
+        self._fields = find_fields(part, text=task.text, label=task.label, labels=task.labels)
+        self._names, self._pieces = {name: number for number, name in enumerate(names)}, pieces
+
     def look(self, parts: Sequence[sources.Source]) -> None:
         """Reads and judges all rows, and finds out what makes tokens of them. Raises InputError, and DoubtfulError for a doubt
         that nobody has accepted.
@@ -82,6 +91,7 @@ class TagReader:
                 self._pieces = self._make_pieces(texts)
             for _ in texts:  # what a tokenizer that is there already has not asked for
                 pass
+            evidence.complete = evidence.complete and not part.is_head
             check_rows(part, evidence, self._seen[0] if self._seen else None)
             self._seen.append(evidence)
         if doubts := judge(*self._seen).unsettled(task.accept):
@@ -112,6 +122,8 @@ class TagReader:
                 begun += sum(name.startswith("B-") for name in names)
                 marks = [NOTHING] * len(window.tokens)
                 for unit, name in zip(window.units, names, strict=True):
+                    if name not in self._names:
+                        raise _unknown(sentence, name)
                     marks[unit.token] = self._names[name]
                 yield Row(window.tokens, marks, sentence.text, sentence.file, sentence.line, is_cut=len(windows) > 1)
             lost["spans"] += len(sentence.spans) - min(begun, len(sentence.spans))
@@ -150,6 +162,7 @@ class TokenClassification:
         chosen = [task.kind, task.text, task.label, task.labels, task.accept]
 
         boundary()
+        find = heads(locate_tagged) if task.stream else locate_tagged
         with doubts_refused(paths.name):
             corpus = open_sequences(
                 paths.cache,
@@ -165,7 +178,7 @@ class TokenClassification:
                 boundary,
                 padding_token=0 if tokenizer is None else int(tokenizer.pad_token_id),
                 labels_are_tokens=False,
-                find=locate_tagged,
+                find=find,
             )
             has_weights = kind is not ModelSource.CONFIG_ONLY
             fit, places = give_labels(config, corpus.names, task.kind, has_weights=has_weights, accept=task.accept)
@@ -187,10 +200,17 @@ class TokenClassification:
         train.padding = evaluation.padding = padding
         if padding is not Padding.NONE:
             tokenizer.padding_side = padding.value  # it is saved with the model, for whoever pads its rows
+        stream = None
+        if task.stream:
+            source, pieces = find(task.train or ""), Pieces(tokenizer, max_length)
+            reader = TagReader(lambda _: pieces, settings, boundary)
+            reader.go_on(source, corpus.names, pieces)
+            stream = open_stream(source, StreamedSequences(reader, train), settings, paths, boundary, longest=max_length)
         return Prepared(
             model=model.eval(),
             tokenizer=tokenizer,
             train=train,
+            stream=stream,
             evaluation=evaluation,
             padding=padding,
             about_cuts=about_cuts,
@@ -207,7 +227,7 @@ class TokenClassification:
         logits = logits_of(model, batch)
         return functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum")
 
-    def weight(self, examples: Examples, indices: NDArray[np.int64]) -> float:
+    def weight(self, examples: Trained, indices: NDArray[np.int64]) -> float:
         return examples.weight(indices)
 
     def new_metrics(self) -> Metrics:
@@ -225,6 +245,14 @@ def _reader(origin: Origin, settings: Settings, boundary: Boundary, draft: Path,
     reader = TagReader(make_pieces, settings, boundary)
     reader.look(parts)
     return reader
+
+
+def _unknown(sentence: Sentence, name: str) -> InputError:
+    return InputError(
+        f"{at(sentence.file, sentence.line)}: the label {name.removeprefix('B-').removeprefix('I-')!r} is none of the first "
+        "rows, by which it is decided what is learnt of a stream: choose labels with task.labels, or put a row of each label "
+        "among the first."
+    )
 
 
 def _mean_logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
