@@ -65,9 +65,8 @@ DECODERS = {
     "bf16": DecoderConstants(hidden=30, key_values=4, intermediate=8),
 }
 DECODERS["fp16"] = DECODERS["bf16"]
-SCORES_BYTES = {"off": 48 << 20, "bf16": 64 << 20, "fp16": 64 << 20}
-"""What the scores of a piece of the tokens take with their gradients (`worker/compute/token_loss.py`) in each lane, whatever
-the vocabulary: three times 4 bytes a score, and twice 2 more in a lower precision."""
+SCORES = 1 << 22
+"""How many scores of tokens for words are computed at a time, in each lane (`worker/compute/token_loss.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +189,7 @@ def estimate(
 ) -> Estimate:
     length = min(max_length, shape.positions or max_length)
     rows = max(1, min(effective_batch, micro_tokens // length))
-    of_lanes = (lanes - 1) * (lane_bytes(parameters=_trained(shape), amp=amp) + (SCORES_BYTES[amp] if shape.is_decoder else 0))
+    of_lanes = (lanes - 1) * (lane_bytes(parameters=_trained(shape), amp=amp) + _scores_bytes(shape, amp))
     return Estimate(
         shape=shape,
         held_bytes=held_bytes(shape, amp=amp),
@@ -255,8 +254,19 @@ def _decoder_bytes(shape: Shape, *, amp: str, tokens: int, checkpointing: bool) 
     # One layer more is at work, with gradients beside what it keeps.
     layers = 2 if checkpointing else shape.layers + 1
     kept = 4 * shape.layers * shape.hidden if checkpointing else 0
-    copies = 0 if amp == "off" or shape.trained is not None else 2 * (shape.parameters - shape.embeddings)
-    return int(tokens * (layers * of_a_token + kept)) + SCORES_BYTES[amp] + max(0, copies)
+    rounded = shape.parameters - (0 if shape.is_tied else shape.embeddings)
+    copies = 0 if amp == "off" or shape.trained is not None else ROUNDED_BYTES * rounded
+    return int(tokens * (layers * of_a_token + kept)) + _scores_bytes(shape, amp) + max(0, copies)
+
+
+def _scores_bytes(shape: Shape, amp: str) -> int:
+    """What the scores of a piece of the tokens take in a lane: themselves, the softmax and the gradient in float32; in a lower
+    precision also what the last layer gives and gets, and in float32 once more what it learns from.
+    """
+    if not shape.is_decoder:
+        return 0
+    lowered = 0 if amp == "off" else 2 * ROUNDED_BYTES + (4 if shape.trained is None else 0)
+    return SCORES * (3 * 4 + lowered)
 
 
 def least_bytes(shape: Shape, *, amp: str, length: int) -> int:
