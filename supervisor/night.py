@@ -99,7 +99,8 @@ def explain(paths: RunPaths, record: RunRecord, boot: str, checkpoint: Info | No
     if verdict is None:
         return None
     why = waits(record) if verdict.machine else None
-    lines = told(evidence, verdict, waits=why is not None, is_command=record.command is not None)
+    is_paused = record.wanted is Wanted.PAUSED
+    lines = told(evidence, verdict, waits=why is not None, is_command=record.command is not None, is_paused=is_paused)
     return EarlierDeath(
         sentence=verdict.sentence,
         lines=(*lines, *filter(None, [why])),

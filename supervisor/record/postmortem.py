@@ -378,9 +378,11 @@ def last_minute(frames: Sequence[Frame]) -> Iterator[str]:
             yield f"{_named(heat)} {heat.celsius:.0f} °C" + ("" if heat.power_w is None else f", {heat.power_w:.0f} W")
 
 
-def told(evidence: Evidence, verdict: Verdict, *, waits: bool = False, is_command: bool = False) -> list[str]:
+def told(
+    evidence: Evidence, verdict: Verdict, *, waits: bool = False, is_command: bool = False, is_paused: bool = False
+) -> list[str]:
     """The next start's first words, for a terminal and a message. `waits` tells that nothing is started before a person
-    says so, `is_command` that what the run saves may be its own affair.
+    says so, `is_command` that what the run saves may be its own affair, `is_paused` that it is to stand still.
     """
     lines = [verdict.sentence]
     if verdict.is_bad:
@@ -389,7 +391,9 @@ def told(evidence: Evidence, verdict: Verdict, *, waits: bool = False, is_comman
         lines += [f"Then: {text}" for text in last_minute(evidence.frames)]
         lines += [f"For it: {text}" for text in verdict.evidence_for]
         lines += [f"Against it: {text}" for text in verdict.evidence_against]
-        if is_command and verdict.checkpoint_step is None:
+        if is_command and is_paused and not verdict.machine and verdict.checkpoint_step is None:
+            lines.append("The command is guarded again where it still stands, as it was paused; else it is begun anew.")
+        elif is_command and verdict.checkpoint_step is None:
             lines.append(f"The command {'would be' if waits else 'is'} begun anew.")
         else:
             lines.append(_left(evidence, verdict, "It would go on" if waits else "It goes on"))

@@ -200,6 +200,8 @@ def test_the_work_that_is_lost_is_told() -> None:
     assert verdict is not None
     assert told(none, verdict)[-1] == "There is no checkpoint yet: it begins again."
     assert told(none, verdict, is_command=True)[-1] == "The command is begun anew."
+    paused = told(none, replace(verdict, machine=False), is_command=True, is_paused=True)[-1]
+    assert paused == "The command is guarded again where it still stands, as it was paused; else it is begun anew."
 
 
 def test_the_last_minute_is_shown() -> None:
