@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from memsup.worker.plan.batches import Lengths, Rows, cut, split
@@ -151,6 +151,54 @@ def test_a_small_job_finds_its_cut_within_twenty_steps_and_does_not_flutter(star
     assert len(night.changes) <= 4
     assert all(one < 8 * other and other < 8 * one for one, other in itertools.pairwise(used)), used
     assert night.seconds(night.entry) <= 1.05 * night.best_fixed_s()
+
+
+@dataclass
+class Unsteady(Machine):
+    """A machine whose first micro-batches are a tenth slower, and all of them off by up to 15 %, whichever way."""
+
+    slow_first: int = 60
+    computed: int = 0
+
+    def took_s(self, shape: Shape, *, checkpointed: bool = False) -> float:
+        self.computed += 1
+        slower = 1.1 if self.computed <= self.slow_first else 1.0
+        return super().took_s(shape, checkpointed=checkpointed) * slower * self.random.uniform(0.85, 1.15)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    start_s=st.floats(-4, -1.5).map(lambda power: 10**power),
+    token_s=st.floats(-5, -3).map(lambda power: 10**power),
+    size=st.sampled_from([0.0, 1e-5, 1e-4, 1e-3]),
+    start=st.sampled_from([64, 257, 1024]),
+    longest=st.sampled_from([48, 128, 512]),
+    lanes=st.sampled_from([1, 2]),
+    slow_first=st.sampled_from([20, 60, 200]),
+    seed=st.integers(0, 99),
+)
+@example(start_s=0.027, token_s=3.4e-5, size=7e-5, start=257, longest=48, lanes=2, slow_first=60, seed=30)
+def test_on_an_unsteady_machine_it_settles_within_twenty_steps_and_stays_there(
+    start_s: float, token_s: float, size: float, start: int, longest: int, lanes: int, slow_first: int, seed: int
+) -> None:
+    """It moves by more than a factor of 2 later only where that is really faster, and tries nothing that takes many times as
+    long as what it has.
+    """
+    machine = Unsteady(start_s=start_s, token_s=token_s, size_s=size * token_s, slow_first=slow_first, seed=seed)
+    night = Night(machine, limit_bytes=16 << 30, entry=plan(start, lanes=lanes), longest=longest, seed=seed)
+    used, then_s = [start], night.seconds(night.entry)
+    for _ in range(20):
+        night.run(1)
+        used.append(night.entry.micro_tokens)
+        if night.changes and night.changes[-1] == night.step + 1:
+            before_s, then_s = then_s, night.seconds(night.entry)
+            assert then_s <= 4.5 * before_s, used
+    assert then_s <= 1.15 * night.best_fixed_s(), used
+    for _ in range(40):
+        night.run(1)
+        used.append(night.entry.micro_tokens)
+    settled = [min(tokens, EFFECTIVE * longest) for tokens in used[20:]]
+    assert max(settled) <= 2 * min(settled) or night.seconds(night.entry) <= 0.985 * then_s, used
 
 
 @pytest.mark.parametrize("seed", range(8))

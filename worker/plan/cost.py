@@ -17,6 +17,8 @@ from memsup.worker.plan.footprint import Shape, non_negative_least_squares
 
 _REMEMBERED = 512
 LEAST_SEEN = 16
+_LEAST_PART = 0.01
+"""A token takes at least this part of what a token takes with all that is beside it."""
 LEAST_SPREAD = 4
 """Micro-batches of nearly one size tell nothing about other sizes: the largest has so many times the tokens of the smallest."""
 
@@ -80,8 +82,8 @@ class Stopwatch:
             above = np.maximum(seconds / line - 1, 0)
             importance = 1 / (line * (1 + (above / 0.1) ** 2) ** 0.5)
         start, per_token, per_square, per_size = (float(weight) for weight in weights)
-        if per_token <= 0:
-            return None
+        # Where starting is nearly all, or noise bends the line, a token seems to take nothing; it is the unit of the costs.
+        per_token = max(per_token, _LEAST_PART * float(np.median(seconds / features[:, 1])))
         return Costs(
             start=_two_digits(start / per_token),
             per_square=_two_digits(per_square / per_token),

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from memsup.worker.plan.batches import Lengths, Rows, cut, split
-from memsup.worker.plan.cost import LEAST_SEEN, LEAST_SPREAD, Costs, Stopwatch
+from memsup.worker.plan.cost import LEAST_SPREAD, Costs, Stopwatch
 from memsup.worker.plan.entry import Entry, band_length, band_of
 from memsup.worker.plan.footprint import MANY_TOKENS, Fit, Footprint, Shape, shape_of
 from memsup.worker.plan.leak import Floor
@@ -310,7 +310,7 @@ class Planner:
         watch = max(self._stopwatch.values(), key=len)  # computing activations twice makes all of them slower alike
         costs, (smallest, largest) = watch.fit(), watch.tokens_seen
         if costs is None:
-            return self._wider(plan, coming, smallest, largest, len(watch))
+            return self._wider(plan, coming, smallest, largest)
         now = _price(plan, coming, costs)
         best, found = now, None
         for better in ({"costs": costs}, {"costs": costs, "start": 2 * largest}):
@@ -323,16 +323,15 @@ class Planner:
                 best, found = price, Change(better | {"start": largest_used}, cause, is_known)  # further would only take memory
         return found
 
-    def _wider(self, plan: Entry, coming: Sequence[Lengths], smallest: int, largest: int, count: int) -> Change | None:
+    def _wider(self, plan: Entry, coming: Sequence[Lengths], smallest: int, largest: int) -> Change | None:
         """Another size to try where all micro-batches were of nearly one: larger if memory allows it, or else just as much
         smaller as tells something.
         """
-        differ = largest >= LEAST_SPREAD * smallest
-        if differ and count < LEAST_SEEN:
+        if largest >= LEAST_SPREAD * smallest:
             self.look_soon()  # they tell it by themselves, as soon as there are enough of them
             return None
         now = [len(_cut(lengths, plan)) for lengths in coming]
-        for start in (2 * largest, smallest // LEAST_SPREAD if differ else largest // LEAST_SPREAD):
+        for start in (2 * largest, largest // LEAST_SPREAD):
             others = [_cut(lengths, _with(plan, {"start": start})) for lengths in coming]
             if any(len(rows) > 1 for cut in others for rows in cut) and [len(cut) for cut in others] != now:
                 return Change({"start": start}, "tried: what another size costs is not known yet", False)
