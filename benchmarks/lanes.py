@@ -117,7 +117,7 @@ class Way:
 
     def part(self, rows: list[list[int]], model: Any) -> None:
         lengths = [len(row) for row in rows]
-        seed_stream(1, 1, range(len(rows)), lengths)
+        seed_stream(1, 1, range(len(rows)), lengths, packs=self.plan.packed)
         longest = max(lengths)
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         loss = model(input_ids=ids, attention_mask=(ids != 0).long(), labels=torch.zeros(len(rows), dtype=torch.long)).loss

@@ -126,9 +126,9 @@ def _readable_state(folder: Path, run: str) -> State:
         ) from None
 
 
-def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int) -> None:
+def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int, packs: bool) -> None:
     """Puts `training` where `start` says, and the plan where the journal and the supervisor say; a new run begins in so many
-    `lanes`. Raises `GiveUp`.
+    `lanes`, and without padding where the model `packs`. Raises `GiveUp`.
     """
     state, plan = start.state, training.plan
     training.done_before = done_before = training.audit.last_step()
@@ -155,9 +155,11 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int) ->
         training.newest, training.newest_state = start.note, state
         plan.begin(state.plan, saved=True)
     else:
-        plan.begin(_first_plan(training, lanes), saved=False)
+        plan.begin(_first_plan(training, lanes, packs=packs), saved=False)
     if training.prepared.padding is Padding.NONE and not plan.at(training.step + 1).equal_lengths:  # an earlier version's
         plan.change(training.step + 1, "the model sees padding", equal_lengths=True)
+    if plan.at(training.step + 1).packed and not packs:
+        plan.change(training.step + 1, "the model's layers see padding here", packed=False)
     _limit_plan(training, welcome, done_before)
     training.publish()
     training.session.publish(checkpoint=start.note)
@@ -179,7 +181,7 @@ def _limit_plan(training: Training, welcome: Welcome, done_before: int) -> None:
         plan.change(first, "a limit of an earlier life ends", limit=None, one_lane=False)
 
 
-def _first_plan(training: Training, lanes: int) -> Entry:
+def _first_plan(training: Training, lanes: int, *, packs: bool) -> Entry:
     return Entry(
         step=1,
         start=(training.settings.micro_tokens or 1024) * (lanes if training.settings.tune else 1),
@@ -188,6 +190,7 @@ def _first_plan(training: Training, lanes: int) -> Entry:
         threads=training.threads,
         lanes=lanes,
         equal_lengths=training.prepared.padding is Padding.NONE,
+        packed=packs,
         cause="the settings",
         at_unix_s=unix_s(),
     )

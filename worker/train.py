@@ -49,6 +49,7 @@ from memsup.worker.compute.dropout import draw_by_row
 from memsup.worker.compute.embedding import add_in_place
 from memsup.worker.compute.frozen import round_frozen
 from memsup.worker.compute.lanes import Lanes, draws_elsewhere
+from memsup.worker.compute.packing import pack
 from memsup.worker.compute.randomness import seed_everything, seed_stream
 from memsup.worker.compute.spent import Part, Spent, noted, spent_on
 from memsup.worker.computing import Looking
@@ -256,7 +257,8 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         session.decided(DecisionKind.CUT_REFUSED, sentence)
     if start.state is None:  # otherwise an earlier life has said so
         _tell_what_is_not_done(training, why_fewer)
-    resume(training, start, welcome, lanes=lanes)
+    packs = prepared.padding is Padding.RIGHT and pack(prepared.model)
+    resume(training, start, welcome, lanes=lanes, packs=packs)
     if plan.last_change.lanes > lanes:
         redone = training.done_before if device.type == "cpu" else 0  # another device has other bits anyway
         plan.change(max(training.step, redone) + 1, "there is no room for so many lanes any more", lanes=lanes)
@@ -482,7 +484,7 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
     examples, lanes = training.examples, training.lanes
     plan = training.plan.at(step)
     cuts = [split(micro, examples.lengths[micro], plan) for micro in cut(rows, examples.lengths[rows], plan)]
-    shapes = [shape_of([examples.lengths[part] for part in parts]) for parts in cuts]
+    shapes = [shape_of([examples.lengths[part] for part in parts], packed=plan.packed) for parts in cuts]
     training.largest = max(shapes, key=lambda shape: shape.tokens)
     weight = training.task.weight(examples, rows)
     total_loss = torch.zeros((), device=training.device)
@@ -499,8 +501,8 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
                 for one in lanes.models:
                     set_activation_checkpointing(one, checkpointed)
                 training.activation_checkpointing = checkpointed
-            seed = partial(seed_stream if len(parts) > 1 else seed_everything, training.settings.seed, step)
-            work = [partial(_add_gradient, training, part, weight, seed) for part in parts]
+            seed = partial(seed_stream if len(parts) > 1 else seed_everything, training.settings.seed, step, packs=plan.packed)
+            work = [partial(_add_gradient, training, step, part, weight, seed) for part in parts]
             uses_all_lanes = len(parts) == plan.lanes_used
             with training.measuring.micro_batch(shape, checkpointed=checkpointed, timed=uses_all_lanes):
                 for loss in lanes.run(work):
@@ -516,7 +518,9 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
         return _finish_gradient(training, weight, total_loss)
 
 
-def _add_gradient(training: Training, rows: Rows, weight: float, seed: Callable[..., None], model: Any) -> torch.Tensor:
+def _add_gradient(
+    training: Training, step: int, rows: Rows, weight: float, seed: Callable[..., None], model: Any
+) -> torch.Tensor:
     """Adds the gradient of these rows, in one lane, to the gradients of its `model`; returns their share of the step's loss."""
     where, examples = "forward", training.examples
     try:
@@ -524,7 +528,7 @@ def _add_gradient(training: Training, rows: Rows, weight: float, seed: Callable[
         with spent_on(Part.LOADING):
             batch = to_device(examples.batch(rows), training.device)
         if (spent := noted()) is not None:
-            spent.padded_tokens.append(len(rows) * int(examples.lengths[rows].max()))
+            spent.padded_tokens.append(shape_of([examples.lengths[rows]], packed=training.plan.at(step).packed).tokens)
         loss = training.task.loss(model, batch) / weight
         where = "backward"
         with autocast(training.device, None):

@@ -156,21 +156,18 @@ def test_in_two_lanes_every_row_is_computed_once_and_both_parts_stay_within_the_
         assert len(micro) == 1 or tokens <= micro_tokens
 
 
-@given(batches(), known)
+@given(batches(), known, st.booleans())
 def test_the_parts_of_a_micro_batch_cost_as_nearly_the_same_as_can_be(
-    batch: tuple[np.ndarray, np.ndarray, int], costs: Costs
+    batch: tuple[np.ndarray, np.ndarray, int], costs: Costs, packed: bool
 ) -> None:
     rows, lengths, _ = batch
     rows, lengths = rows, np.sort(lengths)[::-1]
 
     def longer(middle: int) -> float:
-        return max(
-            costs.of(count * int(lengths[first]), int(lengths[first]))
-            for first, count in ((0, middle), (middle, len(rows) - middle))
-            if count
-        )
+        shapes = [shape_of([part], packed=packed) for part in (lengths[:middle], lengths[middle:]) if len(part)]
+        return max(costs.of(shape.tokens, shape.squares) for shape in shapes)
 
-    parts = split(rows, lengths, plan(10**9, lanes=2, costs=costs))
+    parts = split(rows, lengths, plan(10**9, lanes=2, costs=costs, packed=packed))
     best = min(longer(middle) for middle in range(1, max(len(rows), 2)))
     assert longer(len(parts[0])) == pytest.approx(best)
 

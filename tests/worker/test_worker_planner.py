@@ -362,7 +362,7 @@ def test_no_cut_of_the_sorted_rows_is_cheaper(lengths: list[int], most: int, cos
             tokens = (end - begin) * ordered[begin]
             if end - begin > 1 and tokens > most:
                 return None
-            total += costs.of(tokens, ordered[begin])
+            total += costs.of(tokens, tokens * ordered[begin])
         return total
 
     places = range(1, len(ordered))
@@ -390,7 +390,7 @@ def test_no_measurements_make_a_line_that_lets_more_tokens_need_less(seen: list[
         assert 0 <= fit.peak_bytes(Shape(1, 10)) <= fit.peak_bytes(Shape(2, 10)) <= fit.peak_bytes(Shape(1, 20))
         assert fit.most_tokens(16, 2 << 30) >= fit.most_tokens(512, 2 << 30) >= 0
     if costs is not None:
-        assert costs.of(100, 10) <= costs.of(200, 10) <= costs.of(200, 20)
+        assert costs.of(100, 1000) <= costs.of(200, 2000) <= costs.of(200, 4000)
 
 
 def test_peaks_that_hide_behind_an_earlier_one_do_not_bend_the_line() -> None:

@@ -18,18 +18,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from memsup.worker.compute.dropout import Draws, can_draw
-from memsup.worker.compute.randomness import draws_nothing
+from memsup.worker.compute.randomness import draws_nothing, rows_of_pass
 from memsup.worker.compute.spent import Part, spent_on
 
 BLOCK_NUMBERS = 1 << 20
 """How many numbers of a matrix are computed at a time: with 2 MiB in bfloat16 it is as fast as it gets where the second cache
 has 1 MiB a core."""
+WORTH_PAIRS = 1 << 13
+"""How many pairs of tokens, for each head, may be computed for nothing so that rows are computed together."""
 _HIDDEN = -30_000.0
 """The number that is added to a score that does not count: e to that is 0, and where no score counts all are alike, instead of
 not a number."""
@@ -75,6 +78,9 @@ def _attend(
     """
     if draws_nothing():
         dropout = 0.0
+    rows = rows_of_pass()
+    if rows is not None and rows.is_packed:
+        return _attend_packed(rows.lengths, query, key, value, attention_mask, dropout, scaling), None
     groups = getattr(module, "num_key_value_groups", 1)
     is_plain = query.shape == (key.shape[0], groups * key.shape[1], *key.shape[2:]) and key.shape == value.shape
     is_plain = is_plain and all(more.get(name) is None for name in _ONLY_TORCHS)
@@ -93,6 +99,128 @@ def _attend(
     with torch.autocast("cpu", enabled=False):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return _Attention.apply(query, key, value, attention_mask, scale, dropout), None
+
+
+def _attend_packed(
+    lengths: list[int],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention of rows that stand one behind the other, each by itself. Raises ValueError where it would be another one."""
+    if mask is not None or query.shape != key.shape or key.shape != value.shape or query.shape[2] != sum(lengths):
+        raise ValueError("rows that are packed attend to their own tokens, and nothing else")
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
+    with torch.autocast("cpu", enabled=False):
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        found: torch.Tensor = _PackedAttention.apply(query, key, value, lengths, scale, dropout if can_draw(dropout) else 0.0)
+        return found
+
+
+class _PackedAttention(torch.autograd.Function):
+    """As `_Attention`, of rows without padding. Rows of like length are padded to one another for it, a group at a time, since
+    many small products take longer than a few that are a little too large.
+    """
+
+    @staticmethod
+    @spent_on(Part.ATTENTION)
+    def forward(
+        context: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        lengths: list[int],
+        scale: float,
+        probability: float,
+    ) -> torch.Tensor:
+        context.save_for_backward(query, key, value)
+        context.scale, context.groups = scale, _groups(lengths)
+        context.draws = Draws.new(probability) if probability else None
+        draws = context.draws
+        found = _like(query)
+        for group in context.groups:
+            query_of, key_of, value_of = (group.padded(part) for part in (query, key, value))
+            bias, put = group.bias(query_of), _like(query_of)
+            for block in _blocks(query_of.shape):
+                queries, keys, values = (_matrices(part[block]) for part in (query_of, key_of, value_of))
+                weights = _weights(queries * scale, keys, bias, block)
+                if draws is not None:
+                    weights.mul_(draws.kept_of_pairs(*block, query_of.shape, weights.dtype, group.first_row))
+                _put(put[block], weights @ values, draws.scale if draws is not None else 1.0)
+            group.put(found, put)
+        return found.transpose(1, 2)
+
+    @staticmethod
+    @spent_on(Part.ATTENTION)
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        parts, of_found = context.saved_tensors, gradients[0].transpose(1, 2)
+        scale, draws = context.scale, context.draws.again() if context.draws is not None else None
+        found = [_like(part) for part in parts]
+        for group in context.groups:
+            query, key, value, of_sums_of = (group.padded(part) for part in (*parts, of_found))
+            bias, (of_query, of_key, of_value) = group.bias(query), (_like(query) for _ in range(3))
+            for block in _blocks(query.shape):
+                queries, keys, values, of_sums = (_matrices(part[block]) for part in (query, key, value, of_sums_of))
+                queries = queries * scale
+                weights = _weights(queries, keys, bias, block)
+                kept = None
+                if draws is not None:
+                    of_sums = of_sums * draws.scale
+                    kept = draws.kept_of_pairs(*block, query.shape, weights.dtype, group.first_row)
+                of_weights = of_sums @ values.transpose(1, 2)
+                used = weights if kept is None else kept * weights
+                if kept is not None:
+                    of_weights.mul_(kept)
+                _put(of_value[block], used.transpose(1, 2) @ of_sums)
+                of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+                _put(of_query[block], of_scores @ keys, scale)
+                _put(of_key[block], of_scores.transpose(1, 2) @ queries)
+            for whole, part in zip(found, (of_query, of_key, of_value), strict=True):
+                group.put(whole, part)
+        return *found, None, None, None
+
+
+class _Group:
+    """Some rows that stand one behind the other, and are padded to the longest of them for attention."""
+
+    def __init__(self, first_row: int, first_token: int, lengths: list[int]) -> None:
+        self.first_row, self._rows, self._longest = first_row, len(lengths), max(lengths)
+        self._tokens = slice(first_token, first_token + sum(lengths))
+        is_own = np.arange(self._longest) < np.array(lengths)[:, None]
+        self._own = None if is_own.all() else torch.from_numpy(is_own)
+        self._places = None if self._own is None else torch.from_numpy(np.flatnonzero(is_own))
+
+    def padded(self, part: torch.Tensor) -> torch.Tensor:
+        """Of 1 × heads × tokens × width the group's rows × heads × longest × width, zeros where they are padded."""
+        tokens = part[0].transpose(0, 1)[self._tokens]
+        if self._places is not None:
+            tokens = tokens.new_zeros(self._rows * self._longest, *tokens.shape[1:]).index_copy_(0, self._places, tokens)
+        return tokens.reshape(self._rows, self._longest, *tokens.shape[1:]).transpose(1, 2)
+
+    def put(self, whole: torch.Tensor, rows: torch.Tensor) -> None:
+        """Puts the rows' own tokens where they belong in `whole`, which is as `padded` takes it."""
+        tokens = rows.transpose(1, 2).flatten(0, 1)
+        whole[0].transpose(0, 1)[self._tokens] = tokens if self._places is None else tokens[self._places]
+
+    def bias(self, query: torch.Tensor) -> torch.Tensor | None:
+        """What is to be added to the scores of padding. None means that there is none."""
+        return None if self._own is None else _bias(self._own[:, None, None, :], query)
+
+
+def _groups(lengths: list[int]) -> list[_Group]:
+    """The rows in groups, as long as little is padded."""
+    groups, first, token = [], 0, 0
+    for end in range(1, len(lengths) + 1):
+        longest = max(lengths[first : end + 1])
+        pairs = sum(longest**2 - length**2 for length in lengths[first : end + 1])
+        if end == len(lengths) or pairs > WORTH_PAIRS:
+            groups.append(_Group(first, token, lengths[first:end]))
+            first, token = end, token + sum(lengths[first:end])
+    return groups
 
 
 class _Attention(torch.autograd.Function):

@@ -58,7 +58,10 @@ class Draws:
     def kept(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """1 for kept and 0 for dropped. They are no booleans, by which torch multiplies ten times as slowly."""
         rows = self._call.rows
-        if rows is None or len(rows.keys) not in shape[:2]:
+        if rows is not None and rows.is_packed:
+            is_of_rows = shape[:2] == (1, sum(rows.lengths))
+            bits = (self._of_tokens(rows, prod(shape[2:])) if is_of_rows else self._of_none(prod(shape))).reshape(shape)
+        elif rows is None or len(rows.keys) not in shape[:2]:
             bits = self._of_none(prod(shape)).reshape(shape)
         elif shape[0] == len(rows.keys):
             bits = self._of_rows(rows, shape)
@@ -68,13 +71,18 @@ class Draws:
             bits = self._of_none(prod(shape)).reshape(shape)
         return self._decided(bits, dtype)
 
-    def kept_of_pairs(self, rows: slice, heads: slice, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    def kept_of_pairs(
+        self, rows: slice, heads: slice, shape: torch.Size, dtype: torch.dtype, first_row: int = 0
+    ) -> torch.Tensor:
         """As `kept`, for what tokens take of each other: (rows and heads) × length × length, some of the matrices that are
-        rows × heads × length × … in `shape`. They are asked for in the order of rows and, within a row, of heads.
+        rows × heads × length × … in `shape`. They are asked for in the order of rows and, within a row, of heads. Where rows
+        are packed, `shape` is that of some of them, which begin at `first_row`.
         """
         known, (count, all_heads, length, *_) = self._call.rows, shape
-        chosen, of_heads = range(count)[rows], range(all_heads)[heads]
-        if known is None or len(known.keys) != count or known.longest != length:
+        chosen, of_heads = range(first_row, first_row + count)[rows], range(all_heads)[heads]
+        if known is not None and known.is_packed:
+            bits = self._of_pairs(known._replace(longest=length), chosen, of_heads)
+        elif known is None or len(known.keys) != count or known.longest != length:
             bits = self._of_none(len(chosen) * len(of_heads) * length**2)
         else:
             bits = self._of_pairs(known, chosen, of_heads)
@@ -86,6 +94,14 @@ class Draws:
             self._stream = self._call.stream(None)
         words: NDArray[np.uint64] = self._stream.random_raw(_words(count))
         return words.view(np.int16)[:count]
+
+    def _of_tokens(self, rows: Rows, width: int) -> Bits:
+        """What `_of_rows` draws for the rows' own tokens, one behind the other."""
+        bits, end = np.empty(sum(rows.lengths) * width, np.int16), 0
+        for row, length in enumerate(rows.lengths):
+            begin, end = end, end + length * width
+            bits[begin:end] = self._call.stream(row).random_raw(_words(length * width)).view(np.int16)[: length * width]
+        return bits
 
     def _of_rows(self, rows: Rows, shape: torch.Size) -> Bits:
         if len(shape) == 4 and shape[2] == shape[3] == rows.longest:  # attention in a way of the model's own

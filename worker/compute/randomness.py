@@ -42,6 +42,10 @@ class Rows(NamedTuple):
     """The tokens of each row, padding included."""
     is_left: bool
     """Whether the padding is in front."""
+    packs: bool = False
+    """Whether layers may do without the padding (`packing.py`)."""
+    is_packed: bool = False
+    """Whether the tokens of all rows stand one behind the other now, without padding, as one row."""
 
 
 class Call(NamedTuple):
@@ -82,20 +86,42 @@ class _Stream(threading.local):
 _stream = _Stream()
 
 
-def seed_stream(seed: int, step: int, rows: Sequence[int] = (), lengths: Sequence[int] = (), *, is_left: bool = False) -> None:
+def seed_stream(
+    seed: int,
+    step: int,
+    rows: Sequence[int] = (),
+    lengths: Sequence[int] = (),
+    *,
+    is_left: bool = False,
+    packs: bool = False,
+) -> None:
     """Begins this thread's stream anew, for a forward pass of these `rows` of the data, of so many tokens each, which are
-    padded to the longest of them; with `is_left` in front. No rows means that nobody knows which they are.
+    padded to the longest of them; with `is_left` in front. No rows means that nobody knows which they are. With `packs` layers
+    may do without the padding.
     """
     _stream.key, _stream.rows, _stream.taken = _derived(seed, step), None, 0
     if len(rows):
         keys = [_derived(int(row), key=_stream.key) for row in rows]
-        _stream.rows = Rows(keys, [*map(int, lengths)], int(max(lengths)), is_left)
+        _stream.rows = Rows(keys, [*map(int, lengths)], int(max(lengths)), is_left, packs)
 
 
-def seed_everything(seed: int, step: int, rows: Sequence[int], lengths: Sequence[int], *, is_left: bool = False) -> None:
+def seed_everything(
+    seed: int, step: int, rows: Sequence[int], lengths: Sequence[int], *, is_left: bool = False, packs: bool = False
+) -> None:
     """Begins this thread's stream anew, as `seed_stream` does, and torch's generators of the CPU and every CUDA device."""
-    seed_stream(seed, step, rows, lengths, is_left=is_left)
+    seed_stream(seed, step, rows, lengths, is_left=is_left, packs=packs)
     torch.manual_seed(int.from_bytes(_derived(int(rows[0]), key=_stream.key)[:8], "little") >> 1)
+
+
+def rows_of_pass() -> Rows | None:
+    """The rows that this thread computes. None means that they are not known."""
+    return _stream.rows
+
+
+def pack_rows(packed: bool) -> None:
+    """Tells that the tokens of this thread's rows stand one behind the other from now on, or that they are padded again."""
+    assert _stream.rows is not None
+    _stream.rows = _stream.rows._replace(is_packed=packed)
 
 
 def next_call() -> Call:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memsup.worker.plan.cost import BY_TOKENS, Costs
+from memsup.worker.plan.cost import BY_TOKENS
 from memsup.worker.plan.entry import Entry
 
 Rows = NDArray[np.int64]
@@ -133,7 +133,8 @@ def cut(rows: Rows, lengths: Lengths, plan: Entry) -> list[Rows]:
     """
     by_length = np.lexsort((rows, -lengths.astype(np.int64)))
     longest = np.maximum(lengths[by_length], 1).tolist()
-    ends = _greedy(longest, plan) if plan.costs is None else _cheapest(longest, plan)
+    sums = _sums(longest)
+    ends = _greedy(sums, plan) if plan.costs is None else _cheapest(sums, plan)
     return [rows[by_length[begin:end]] for begin, end in itertools.pairwise([0, *ends])]
 
 
@@ -143,7 +144,7 @@ def split(rows: Rows, lengths: Lengths, plan: Entry) -> list[Rows]:
     Each is padded to its own longest row, so that a long row is no waste beside many short ones. They cost as nearly the same
     as can be: the one waits for the other. A single row is one part.
     """
-    *_, whole = _reaches(np.maximum(lengths, 1).tolist(), 0, plan)
+    *_, whole = _reaches(_sums(np.maximum(lengths, 1).tolist()), 0, plan)
     return [part for part in (rows[: whole.middle], rows[whole.middle :]) if len(part)]
 
 
@@ -158,34 +159,55 @@ class _Reach(NamedTuple):
     """The cost of the part that takes longer, in tokens."""
 
 
-def _reaches(longest: list[int], begin: int, plan: Entry) -> Iterator[_Reach]:
+def _reaches(sums: _Sums, begin: int, plan: Entry) -> Iterator[_Reach]:
     """Every micro-batch that begins at `begin`, one row more each time, whatever its size."""
-    costs, middle = plan.costs or BY_TOKENS, begin + 1
-    for end in range(begin + 1, len(longest) + 1):
+    middle = begin + 1
+    for end in range(begin + 1, len(sums.longest) + 1):
         if plan.lanes_used == 1:
             middle = end
-        cost, tokens = _of_parts(longest, begin, middle, end, costs)
+        cost, tokens = _of_parts(sums, begin, middle, end, plan)
         while middle + 1 < end:
-            further, tokens_further = _of_parts(longest, begin, middle + 1, end, costs)
+            further, tokens_further = _of_parts(sums, begin, middle + 1, end, plan)
             if further >= cost:
                 break
             middle, cost, tokens = middle + 1, further, tokens_further
         yield _Reach(end, middle, tokens, cost)
 
 
-def _of_parts(longest: list[int], begin: int, middle: int, end: int, costs: Costs) -> tuple[float, int]:
+class _Sums(NamedTuple):
+    """What the sorted rows are together, up to each of them."""
+
+    longest: list[int]
+    tokens: list[int]
+    squares: list[int]
+
+    def part(self, begin: int, end: int, plan: Entry) -> tuple[int, int]:
+        """The tokens of rows that one lane computes, and the sum of the lengths to which each is padded."""
+        if plan.packed:
+            return self.tokens[end] - self.tokens[begin], self.squares[end] - self.squares[begin]
+        tokens = (end - begin) * self.longest[begin]
+        return tokens, tokens * self.longest[begin]
+
+
+def _sums(longest: list[int]) -> _Sums:
+    squares = [length * length for length in longest]
+    return _Sums(longest, [0, *itertools.accumulate(longest)], [0, *itertools.accumulate(squares)])
+
+
+def _of_parts(sums: _Sums, begin: int, middle: int, end: int, plan: Entry) -> tuple[float, int]:
     """What the two parts of a micro-batch cost together, and their tokens."""
-    first = (middle - begin) * longest[begin]
+    costs, first = plan.costs or BY_TOKENS, sums.part(begin, middle, plan)
     if middle == end:
-        return costs.of(first, longest[begin]), first
-    second = (end - middle) * longest[middle]
-    return max(costs.of(first, longest[begin]), costs.of(second, longest[middle])), first + second
+        return costs.of(*first), first[0]
+    second = sums.part(middle, end, plan)
+    return max(costs.of(*first), costs.of(*second)), first[0] + second[0]
 
 
-def _allowed(longest: list[int], begin: int, plan: Entry) -> Iterator[_Reach]:
+def _allowed(sums: _Sums, begin: int, plan: Entry) -> Iterator[_Reach]:
     """Those of `_reaches` that `plan` allows; the first, of one row, always is."""
+    longest = sums.longest
     most = plan.most_tokens(longest[begin])
-    for reach in _reaches(longest, begin, plan):
+    for reach in _reaches(sums, begin, plan):
         if reach.tokens > most and reach.end > begin + 1:
             return
         if plan.equal_lengths and longest[reach.end - 1] < longest[begin]:
@@ -199,34 +221,32 @@ def starting_fraction(lengths: Lengths, plan: Entry) -> float | None:
     """
     if plan.costs is None:
         return None
-    longest, cost, begin = sorted(np.maximum(lengths, 1).tolist(), reverse=True), 0.0, 0
-    ends = _cheapest(longest, plan)
+    sums, cost, begin = _sums(sorted(np.maximum(lengths, 1).tolist(), reverse=True)), 0.0, 0
+    ends = _cheapest(sums, plan)
     for end in ends:
-        cost += next(reach.cost for reach in _reaches(longest, begin, plan) if reach.end == end)
+        cost += next(reach.cost for reach in _reaches(sums, begin, plan) if reach.end == end)
         begin = end
     return len(ends) * plan.costs.start / cost
 
 
-def _greedy(longest: list[int], plan: Entry) -> list[int]:
+def _greedy(sums: _Sums, plan: Entry) -> list[int]:
     """The rows with which micro-batches end if each takes as many rows as it may."""
     ends, end = [], 0
-    while end < len(longest):
-        *_, furthest = _allowed(longest, end, plan)
+    while end < len(sums.longest):
+        *_, furthest = _allowed(sums, end, plan)
         end = furthest.end
         ends.append(end)
     return ends
 
 
-def _cheapest(longest: list[int], plan: Entry) -> list[int]:
+def _cheapest(sums: _Sums, plan: Entry) -> list[int]:
     """The rows with which micro-batches end in the cheapest cut. It is found from the back: the rows from `begin` on cost what
     their best first micro-batch and the best cut of the rest cost.
     """
-    count = len(longest)
+    count = len(sums.longest)
     price, end_of = [0.0] * (count + 1), [0] * count
     for begin in reversed(range(count)):
-        price[begin], end_of[begin] = min(
-            (reach.cost + price[reach.end], reach.end) for reach in _allowed(longest, begin, plan)
-        )
+        price[begin], end_of[begin] = min((reach.cost + price[reach.end], reach.end) for reach in _allowed(sums, begin, plan))
     ends, begin = [], 0
     while begin < count:
         begin = end_of[begin]

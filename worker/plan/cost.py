@@ -33,9 +33,9 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     per_size: float
     """What a token costs more for each token of its micro-batch."""
 
-    def of(self, tokens: int, length: int) -> float:
-        """The cost of a micro-batch of `tokens` that is padded to `length`, in tokens."""
-        return self.start + tokens * (1 + self.per_square * length + self.per_size * tokens)
+    def of(self, tokens: int, squares: int) -> float:
+        """The cost of a micro-batch of `tokens`, in tokens. `squares` is the sum of the lengths to which each is padded."""
+        return self.start + tokens * (1 + self.per_square * (squares / tokens) + self.per_size * tokens)
 
 
 BY_TOKENS = Costs(start=0.0, per_square=0.0, per_size=0.0)
@@ -72,7 +72,7 @@ class Stopwatch:
         if len(self._seen) < LEAST_SEEN or largest < LEAST_SPREAD * smallest:
             return None
         shapes = [shape.heaviest for shape, _ in self._seen]
-        features = np.array([(1.0, s.tokens, s.tokens * s.length, float(s.tokens) ** 2) for s in shapes])
+        features = np.array([(1.0, s.tokens, s.squares, float(s.tokens) ** 2) for s in shapes])
         seconds = np.array([took_s for _, took_s in self._seen])
         importance = 1 / np.maximum(seconds, 1e-9)
         weights = np.zeros(4)

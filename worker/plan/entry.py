@@ -41,6 +41,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Memory is short, so one lane has to do."""
     equal_lengths: bool = False
     """Whether only rows of one length are computed together, since the model sees padding (`padding.py`)."""
+    packed: bool = False
+    """Whether layers see no padding (`compute/packing.py`): tokens are the rows' own then, and a micro-batch padded to a length
+    is one whose longest row has it."""
     cause: str
     at_unix_s: float
 
@@ -69,7 +72,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def _cuts(self) -> tuple[object, ...]:
         bounds = tuple(self.most_tokens(band_length(band)) for band in range(max(len(self.bands), 1)))
-        return self.costs, bounds, self.activation_checkpointing, self.checkpointed_from, self.lanes_used, self.equal_lengths
+        checkpoints = self.activation_checkpointing, self.checkpointed_from
+        return self.costs, bounds, checkpoints, self.lanes_used, self.equal_lengths, self.packed
 
 
 def band_of(length: int) -> int:

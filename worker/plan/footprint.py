@@ -33,6 +33,8 @@ class Shape(NamedTuple):
     rows: int
     length: int
     """The length of the longest row, to which all are padded."""
+    packed: tuple[int, int] | None = None
+    """The sums of the rows' own lengths and of their squares, where layers see no padding. None means that rows are padded."""
     beside: Shape | None = None
     """The part that is computed at the same time in another lane; its rows are no longer than these. None means that there is
     none."""
@@ -44,13 +46,15 @@ class Shape(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Rows × padded length, all parts together."""
-        return self.rows * self.length + (self.beside.tokens if self.beside else 0)
+        """Rows × padded length, or where nothing is padded the rows' own tokens, all parts together."""
+        own = self.packed[0] if self.packed else self.rows * self.length
+        return own + (self.beside.tokens if self.beside else 0)
 
     @property
     def squares(self) -> int:
-        """The sum over all tokens of the length to which each is padded."""
-        return self.rows * self.length**2 + (self.beside.squares if self.beside else 0)
+        """The sum over all tokens of the length to which each is padded, or of that of its row."""
+        own = self.packed[1] if self.packed else self.rows * self.length**2
+        return own + (self.beside.squares if self.beside else 0)
 
     @property
     def heaviest(self) -> Shape:
@@ -59,10 +63,13 @@ class Shape(NamedTuple):
         return max(alone, self.beside.heaviest, key=lambda part: part.tokens) if self.beside else alone
 
 
-def shape_of(parts: Sequence[NDArray[np.integer[Any]]]) -> Shape:
-    """The shape of a micro-batch whose `parts` are the lengths of the rows that each lane computes, the longest first."""
+def shape_of(parts: Sequence[NDArray[np.integer[Any]]], *, packed: bool = False) -> Shape:
+    """The shape of a micro-batch whose `parts` are the lengths of the rows that each lane computes, the longest first, padded
+    or `packed`.
+    """
     first, *others = parts
-    return Shape(len(first), int(first[0]), shape_of(others) if others else None)
+    own = (int(first.sum()), int((first.astype(np.int64) ** 2).sum())) if packed else None
+    return Shape(len(first), int(first[0]), own, shape_of(others, packed=packed) if others else None)
 
 
 class Fit(NamedTuple):

@@ -346,13 +346,13 @@ def _price(plan: Entry, coming: Sequence[Lengths], costs: Costs) -> float:
     for lengths in coming:
         for shape in _shapes(lengths, plan):
             part = shape.heaviest
-            price += costs.of(part.tokens, part.length)
+            price += costs.of(part.tokens, part.squares)
     return price
 
 
 def _shapes(lengths: Lengths, plan: Entry) -> Iterator[Shape]:
     for rows in _cut(lengths, plan):
-        yield shape_of([lengths[part] for part in split(rows, lengths[rows], plan)])
+        yield shape_of([lengths[part] for part in split(rows, lengths[rows], plan)], packed=plan.packed)
 
 
 def _cut(lengths: Lengths, plan: Entry) -> list[Rows]:

@@ -1,0 +1,128 @@
+"""Rows of unequal length in one matrix product: a model's layers see the tokens of all rows of a micro-batch, and no padding.
+
+Rows that are computed together are padded to the longest of them, and layers compute padding like any token. Cutting a step
+into many micro-batches saves padding, but each starts a thousand operations and adds to all gradients. Here the tokens of all
+rows stand one behind the other, as one long row, from the embeddings to the last layer; attention takes each row by itself
+(`attention.py`), dropout draws for each row as ever (`dropout.py`), and behind the last layer rows are padded again, for
+whatever head there is. The gradient is the same but for rounding (`benchmarks/packing.py` has the difference in time).
+
+Covers models that take the numbers of positions, keep their layers in one stack, and call attention by transformers' interface
+(BERT, RoBERTa, ELECTRA and their like), on a CPU. Whether one is of that kind is found out by asking it (`pack`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+
+from memsup.worker.compute import randomness
+from memsup.worker.compute.randomness import nothing_drawn, seed_stream
+
+SAME_FRACTION = 1e-4
+"""The difference that counts as rounding, as a part of the largest number."""
+_TRIED_LENGTHS = (7, 3, 5)
+
+
+def pack(model: Any) -> bool:
+    """Has `model` compute its layers without padding in training from now on; returns whether it can. Otherwise it stays as it
+    is.
+    """
+    base, offset = model.base_model, _first_position(model)
+    stack = _stack_of(base)
+    if stack is None or "position_ids" not in inspect.signature(base.forward).parameters:
+        return False
+    base.first_position = offset
+    hooks = [
+        base.register_forward_pre_hook(_pack, with_kwargs=True),
+        stack.register_forward_hook(_unpack),
+    ]
+    try:
+        works = _says_the_same(model)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):  # its layers know rows
+        works = False
+    if not works:
+        for hook in hooks:
+            hook.remove()
+    return works
+
+
+def _stack_of(base: Any) -> torch.nn.Module | None:
+    """The part of the model that has all of its layers, and nothing else. None means that there is none."""
+    config = base.config
+    count = getattr(config, "num_hidden_layers", None)
+    if base.device.type != "cpu" or getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
+        return None
+    for child in base.children():
+        parts = list(child.children())
+        if len(parts) == 1 and isinstance(parts[0], torch.nn.ModuleList) and len(parts[0]) == count:
+            return child
+    return None
+
+
+def _first_position(model: Any) -> int:
+    """The number of the first position: a table with a place for padding has it behind that."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
+
+
+def _says_the_same(model: Any) -> bool:
+    """Whether the layers say the same of rows with padding and without."""
+    base, lengths = model.base_model, np.array(_TRIED_LENGTHS)
+    was_training = model.training
+    ids = torch.arange(3, 3 + len(lengths) * int(lengths.max())).reshape(len(lengths), -1) % model.config.vocab_size
+    mask = torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None])
+    batch = {"input_ids": ids, "attention_mask": mask.long()}
+    model.eval()  # what counts how often it was trained does not count this
+    try:
+        with nothing_drawn():
+            seed_stream(0, 0)
+            padded = base(**batch)[0].detach()
+            seed_stream(0, 0, range(len(lengths)), lengths.tolist(), packs=True)
+            packed = base(**batch)[0].detach()
+    finally:
+        seed_stream(0, 0)
+        model.train(was_training)
+    if padded.shape != packed.shape:
+        return False
+    return bool((padded - packed)[mask].abs().max() <= SAME_FRACTION * padded[mask].abs().max())
+
+
+def _pack(base: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Puts the tokens of all rows one behind the other, and leaves the mask out, before the model sees them."""
+    rows, ids = randomness.rows_of_pass(), arguments[0] if arguments else named.get("input_ids")
+    if rows is None or not rows.packs or not torch.is_grad_enabled() or ids is None:
+        return None
+    if ids.shape != (len(rows.lengths), rows.longest) or len(rows.lengths) == 1 or named.get("position_ids") is not None:
+        return None
+    places = _places(rows)
+
+    def packed(value: Any) -> Any:
+        is_of_tokens = isinstance(value, torch.Tensor) and value.shape[:2] == ids.shape
+        return value.flatten(0, 1)[places].unsqueeze(0) if is_of_tokens else value
+
+    positions = torch.from_numpy(np.concatenate([np.arange(length) for length in rows.lengths])) + base.first_position
+    named = {name: packed(value) for name, value in named.items() if name != "attention_mask"}
+    randomness.pack_rows(True)
+    return tuple(map(packed, arguments[:1])), named | {"position_ids": positions.unsqueeze(0)}
+
+
+def _unpack(_stack: Any, _arguments: tuple[Any, ...], output: Any) -> Any:
+    """Pads what the last layer gives again."""
+    rows = randomness.rows_of_pass()
+    if rows is None or not rows.is_packed:
+        return output
+    randomness.pack_rows(False)
+    last = output[0].squeeze(0)
+    padded = last.new_zeros(len(rows.lengths) * rows.longest, last.shape[-1]).index_copy(0, _places(rows), last)
+    output.last_hidden_state = padded.view(len(rows.lengths), rows.longest, -1)
+    return output
+
+
+def _places(rows: randomness.Rows) -> torch.Tensor:
+    """Where the tokens lie among those of padded rows."""
+    return torch.from_numpy(np.flatnonzero(np.arange(rows.longest) < np.array(rows.lengths)[:, None]))
