@@ -153,7 +153,7 @@ def test_a_pause_that_gives_memory_back_and_a_lower_limit_change_nothing_that_is
 @pytest.mark.timeout(3600)
 def test_a_chat_model_that_is_killed_ends_with_the_bits_of_the_undisturbed_run(tiny_job: Path) -> None:
     """By signals; by day `worker/test_causal_lm.py` does it in one process."""
-    kills, epochs = 40, 200
+    kills, epochs = 40, 600
     file = tiny_job / "memsup.toml"
     file.write_text(file.read_text(encoding="utf-8").replace("epochs = 8", f"epochs = {epochs}"), encoding="utf-8")
     seed = random.SystemRandom().randrange(2**32)
