@@ -16,6 +16,7 @@ import signal
 import sys
 import traceback
 from functools import partial
+from pathlib import Path
 
 from memsup.checkpoint.errors import DiskFull
 from memsup.memory import is_out_of_memory
@@ -27,7 +28,7 @@ from memsup.shared.messages import AnyReport, Failed, FailureCause, Leaving, Pha
 from memsup.shared.paths import PathError, RunPaths, run_paths
 from memsup.shared.record import RecordError, RunRecord
 from memsup.shared.run_file import read_record
-from memsup.worker.imports import quick_scan_of_transformers, without_search_for_garbage
+from memsup.worker.imports import import_code_of, quick_scan_of_transformers, without_search_for_garbage
 from memsup.worker.link import Link, MustLeave
 from memsup.worker.session import GiveUp, Leave, Session
 from memsup.worker.warm import stand_by
@@ -129,6 +130,7 @@ def _load_for(run: str) -> None:
 
         with without_search_for_garbage():
             find_task(record.settings.task.kind)
+            import_code_of(Path(record.settings.task.model or ""))
 
 
 def _failed(error: Exception, run: str, *, slept_s: float = 0.0) -> Failed:

@@ -7,12 +7,20 @@ import gc
 import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
+
+from memsup.shared.files import read_small
+
 _SCANNER = "transformers.utils.import_utils"
 """The module with which transformers looks through the sources of all its models, to learn what each of them offers."""
+
+_MOST_CONFIG_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -41,6 +49,23 @@ def quick_scan_of_transformers() -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(finder)
+
+
+def import_code_of(folder: Path) -> None:
+    """Imports what transformers reads the model and the tokenizer in this folder with, which otherwise happens only when they
+    are read. Where it cannot be told by `config.json`, nothing is imported.
+    """
+    try:
+        config = msgspec.json.decode(read_small(folder / "config.json", _MOST_CONFIG_BYTES))
+        kind = config["model_type"]
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
+        return
+    if not isinstance(kind, str) or not kind.isidentifier():
+        return
+    for part in ("configuration", "modeling", "tokenization"):
+        with contextlib.suppress(Exception):  # it is called otherwise, is somebody else's, or wants what is not installed
+            import_module(f"transformers.models.{kind}.{part}_{kind}")
+    import_module("transformers.models.auto.tokenization_auto")
 
 
 class _ScannerFinder:

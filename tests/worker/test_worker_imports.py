@@ -53,3 +53,27 @@ with quick_scan_of_transformers():
 print(found)
 """
     assert started(program, folder=tmp_path).communicate()[0] == "1\n"
+
+
+@pytest.mark.slow
+def test_the_code_of_a_model_is_told_by_its_folder_and_nothing_else_is_imported(tmp_path: Path) -> None:
+    """In a process of its own, since others here have imported it already."""
+    code = """\
+import os, sys
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+from pathlib import Path
+from memsup.worker.imports import import_code_of, quick_scan_of_transformers
+folder = Path(sys.argv[1])
+config = folder / "config.json"
+import_code_of(folder)
+for nonsense in ("", "[]", "{}", '{"model_type": 3}', '{"model_type": "../bert"}', "[" * 100_000):
+    config.write_text(nonsense)
+    import_code_of(folder)
+assert "transformers" not in sys.modules
+config.write_text('{"model_type": "bert"}')
+with quick_scan_of_transformers():
+    import_code_of(folder)
+assert {"modeling_bert", "tokenization_bert"} <= {name.rpartition(".")[2] for name in sys.modules}
+assert len(os.listdir("/proc/self/task")) == 1
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
