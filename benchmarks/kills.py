@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -73,9 +74,8 @@ def back(job: Path, draw: random.Random, kills: int, standby: str) -> int:
         if standby == "on":
             eventually(lambda: any(line["event"] == "standby" for line in ledger("back")), 60)
         while len(took_s) < kills:
-            seen = until(lambda seen: seen["state"] == "running" and seen["checkpoint"], run="back")
-            saved = seen["checkpoint"]["step"]
-            until(lambda seen: seen["checkpoint"]["step"] > saved, run="back")  # noqa: B023 - deaths in a row wait longer
+            saved = saved_step(until(lambda seen: seen["state"] == "running", run="back"))
+            until(lambda seen: saved_step(seen) > saved, run="back")  # noqa: B023 - deaths without a checkpoint wait longer
             time.sleep(draw.uniform(0, 1))
             seen = status("back")
             os.kill(seen["worker_pid"], signal.SIGKILL)
@@ -95,6 +95,10 @@ def back(job: Path, draw: random.Random, kills: int, standby: str) -> int:
         p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
         print(f"| {what} | {ordered[len(ordered) // 2]:.2f} | {p99:.2f} | {ordered[-1]:.2f} |")
     return 0
+
+
+def saved_step(seen: Any) -> int:
+    return (seen["checkpoint"] or {}).get("step") or 0
 
 
 def seconds_to_next_step(audit: Path) -> float:
