@@ -14,17 +14,20 @@ one lane with all threads. Prints Markdown.
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import os
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from boxed import CONFIG
 from lanes import CPU, EFFECTIVE, Way, reviews
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from memsup.worker.hardware import start_threads
 
@@ -39,7 +42,11 @@ def main() -> None:
     parser.add_argument("--amp", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--operations", type=int, default=0)
+    parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.job:
+        of_job(Path(options.job[0]), int(options.job[1]), options.job[2])
+        return
     threads = len(os.sched_getaffinity(0))
     start_threads(threads, CPU)
     rows = reviews(EFFECTIVE * (options.steps + WARM_UP_STEPS))
@@ -69,6 +76,15 @@ def main() -> None:
         for length in options.lengths:
             for amp in options.amp:
                 operations(amp, [row[:length] for row in rows], options.operations)
+
+
+def of_job(folder: Path, length: int, amp: str) -> None:
+    """Prints the useful operations of a sample of `tiers.py`'s rows, cut at `length`, and the peak now."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    with (folder / "train.csv").open(encoding="utf-8", newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    lengths = [len(row) for row in tokenizer(texts, truncation=True, max_length=length)["input_ids"]]
+    print(json.dumps([useful_operations(lengths) / len(lengths), max(peak(PRECISIONS[amp], len(os.sched_getaffinity(0))))]))
 
 
 def peak(dtype: torch.dtype, threads: int) -> tuple[float, float, float]:

@@ -15,7 +15,8 @@ rows, cut at the same length, 16 samples a step, each run alone in a cgroup of i
   two whole passes counts, without its first step, into which the evaluation between the passes falls.
 
 Loading, evaluation and saving are not counted. What died at a limit, or took more than a smaller one has, is dead there.
-`--results` takes one line of JSON for each run; started again, what is in there is not run again.
+`--results` takes one line of JSON for each run; started again, what is in there is not run again. Beside samples/s stands the
+share of the machine's peak (`peak.py`), measured right after each run: useful operations, without padding, / seconds / peak.
 """
 
 from __future__ import annotations
@@ -183,6 +184,11 @@ def run(contestant: str, amp: str, length: int, limit_gib: float, rows: int, wor
     else:
         a_pass = len(steps.done_at_s) // 2
         result["samples_per_s"] = EFFECTIVE * steps.per_s(a_pass + 1, 2 * a_pass)
+    if result["samples_per_s"] is not None:
+        asked = [sys.executable, str(Path(__file__).with_name("peak.py")), "--job", str(work), str(length)]
+        told = subprocess.run([*asked, "off" if amp == "off" else "bf16"], capture_output=True, text=True, check=True).stdout
+        useful, peak_per_s = json.loads(told.strip().splitlines()[-1])
+        result["share"] = useful * result["samples_per_s"] / peak_per_s
     shutil.rmtree(home)
     return result
 
@@ -290,8 +296,11 @@ def best_trainers(results: Results, amp: str, length: int, limit: float, top: fl
 
 
 def table(results: Results, limits: list[float], lengths: list[int]) -> Iterator[str]:
-    yield "| limit | cut at | who | samples/s | of the best float32 Trainer | peak RSS | peak with page cache | deaths, trips |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield (
+        "| limit | cut at | who | samples/s | share of the peak | of the best float32 Trainer | peak RSS "
+        "| peak with page cache | deaths, trips |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|"
     for limit in sorted(limits):
         for name, (_, length) in SCRIPTS.items():
             yield _row(results, name, "off", length, limit, None)
@@ -300,7 +309,7 @@ def table(results: Results, limits: list[float], lengths: list[int]) -> Iterator
             against = None if best["off"] is None else results.speed(best["off"], "off", length, limit)
             for amp in ("off", "bf16"):
                 if best[amp] is None:
-                    yield f"| {limit} GiB | {length} | Trainer, {amp} | every batch died | | | | {len(TRAINER_ROWS)} |"
+                    yield f"| {limit} GiB | {length} | Trainer, {amp} | every batch died | | | | | {len(TRAINER_ROWS)} |"
                 else:
                     yield _row(results, best[amp] or "", amp, length, limit, against)
             for amp in ("auto", "off"):
@@ -316,15 +325,18 @@ def _best(results: Results, amp: str, length: int, limit: float) -> str | None:
 def _row(results: Results, contestant: str, amp: str, length: int, limit: float, against: float | None) -> str:
     found = results.of(contestant, amp, length, limit)
     if not found:
-        return f"| {limit} GiB | {length} | {contestant}, {amp} | not run | | | | |"
+        return f"| {limit} GiB | {length} | {contestant}, {amp} | not run | | | | | |"
     speed = results.speed(contestant, amp, length, limit)
     died = [r["death"] for r in found if r["death"]]
     trips = sum((r["restarts"] or 0) + r["oom_kills"] for r in found)
     spread = f" ({len(found)} runs)" if speed is not None else ""
     rate = died[0] if speed is None else f"{speed:.1f}{spread}"
+    shares = [r["share"] for r in found if r.get("share") is not None]
+    share = f"{statistics.median(shares):.0%}" if speed is not None and shares else ""
     ratio = f"{speed / against:.2f}" if speed is not None and against else ""
     rss, usage = (f"{max(r[name] for r in found) / GIB:.2f} GiB" for name in ("peak_rss_bytes", "peak_usage_bytes"))
-    return f"| {limit} GiB | {length} | {contestant}, {amp} | {rate} | {ratio} | {rss} | {usage} | {len(died)}, {trips} |"
+    speeds = f"{rate} | {share} | {ratio}"
+    return f"| {limit} GiB | {length} | {contestant}, {amp} | {speeds} | {rss} | {usage} | {len(died)}, {trips} |"
 
 
 def main() -> None:
