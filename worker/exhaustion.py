@@ -1,4 +1,5 @@
-"""What follows from running out of memory: smaller micro-batches, one lane, activations computed twice, or a sentence.
+"""What follows from running out of memory: smaller micro-batches, one lane, activations computed twice or, on a GPU, kept in
+host memory, or a sentence.
 
 Covers it while loading, training and evaluating, always outside of the `except` that caught the error: an exception keeps its
 frames alive, and with them the graph. How exhaustion is recognised and memory handed back is in `memory.py`, what the
@@ -73,7 +74,7 @@ def shrink(training: Training, step: int, exhausted: str) -> None:
     before = training.plan.at(step)
     model, rows, shape = training.prepared.model, training.micro_rows, training.micro_shape
     assert shape is not None
-    tokens = shape.tokens
+    tokens, on_host = shape.tokens, before.keeps_on_host(shape.length)
     training.measuring.planner.out_of_memory(shape, checkpointed=training.activation_checkpointing, step=step)
     with training.soft_limit.spare():
         if len(rows) > 1:
@@ -82,9 +83,12 @@ def shrink(training: Training, step: int, exhausted: str) -> None:
         elif before.lanes_used > 1:
             cause = f"out of memory in {training.where} at one row of {tokens} tokens, with a second lane's gradients"
             after = training.plan.change(step, cause, one_lane=True)
-        elif not training.activation_checkpointing and model.supports_gradient_checkpointing:
+        elif not (training.activation_checkpointing or on_host) and model.supports_gradient_checkpointing:
             cause = f"out of memory in {training.where} at one row of {tokens} tokens"
             after = training.plan.change(step, cause, activation_checkpointing=True)
+        elif training.device_memory is not None and not on_host:
+            cause = f"out of memory in {training.where} at one row of {tokens} tokens, with activations computed twice"
+            after = training.plan.change(step, cause, on_host_from=shape.length)
         else:
             raise _one_row_too_large(training, step, int(rows[0]), tokens)
         report_out_of_memory(training, training.where, before, after.micro_tokens, exhausted)

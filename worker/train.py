@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,7 @@ from memsup.worker.compute.dropout import draw_by_row
 from memsup.worker.compute.embedding import add_in_place
 from memsup.worker.compute.frozen import round_frozen
 from memsup.worker.compute.lanes import Lanes, draws_elsewhere
+from memsup.worker.compute.on_host import kept_on_host
 from memsup.worker.compute.packing import pack
 from memsup.worker.compute.randomness import seed_everything, seed_stream
 from memsup.worker.compute.spent import Part, Spent, noted, spent_on
@@ -518,6 +520,14 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
         return _finish_gradient(training, weight, total_loss)
 
 
+def _keeping(training: Training, step: int, rows: Rows) -> AbstractContextManager[None]:
+    """The context in which a forward pass over these rows keeps its activations where the plan has them."""
+    memory, length = training.device_memory, int(training.examples.lengths[rows].max())
+    if memory is None or not training.plan.at(step).keeps_on_host(length):
+        return contextlib.nullcontext()
+    return kept_on_host(training.prepared.model, memory.page_locked)
+
+
 def _add_gradient(
     training: Training, step: int, rows: Rows, weight: float, seed: Callable[..., None], model: Any
 ) -> torch.Tensor:
@@ -529,7 +539,8 @@ def _add_gradient(
             batch = to_device(examples.batch(rows), training.device)
         if (spent := noted()) is not None:
             spent.padded_tokens.append(shape_of([examples.lengths[rows]], packed=training.plan.at(step).packed).tokens)
-        loss = training.task.loss(model, batch) / weight
+        with _keeping(training, step, rows):
+            loss = training.task.loss(model, batch) / weight
         where = "backward"
         with autocast(training.device, None):
             (loss * training.loss_scale).backward()

@@ -27,6 +27,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Whether all micro-batches compute their activations twice instead of keeping them."""
     checkpointed_from: int | None = None
     """The padded length from which on micro-batches compute their activations twice. None means that length decides nothing."""
+    on_host_from: int | None = None
+    """On a GPU, the padded length from which on micro-batches keep their activations in host memory. None means that none
+    do."""
     bands: tuple[int, ...] = ()
     """The most tokens that fit, as predicted, of a micro-batch padded to at most 16, 32, 64, … tokens. The last one speaks of
     all longer ones, too. Empty means that nothing is predicted yet."""
@@ -62,8 +65,14 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """The number of lanes that micro-batches are computed in now."""
         return 1 if self.one_lane else self.lanes
 
+    def keeps_on_host(self, length: int) -> bool:
+        """Whether a micro-batch padded to `length` keeps its activations in host memory."""
+        return self.on_host_from is not None and length >= self.on_host_from
+
     def checkpoints_activations(self, length: int) -> bool:
         """Whether a micro-batch padded to `length` computes its activations twice instead of keeping them."""
+        if self.keeps_on_host(length):
+            return False
         return self.activation_checkpointing or (self.checkpointed_from is not None and length >= self.checkpointed_from)
 
     def same_cuts(self, other: Entry) -> bool:
@@ -72,8 +81,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     def _cuts(self) -> tuple[object, ...]:
         bounds = tuple(self.most_tokens(band_length(band)) for band in range(max(len(self.bands), 1)))
-        checkpoints = self.activation_checkpointing, self.checkpointed_from
-        return self.costs, bounds, checkpoints, self.lanes_used, self.equal_lengths, self.packed
+        activations = self.activation_checkpointing, self.checkpointed_from, self.on_host_from
+        return self.costs, bounds, activations, self.lanes_used, self.equal_lengths, self.packed
 
 
 def band_of(length: int) -> int:
