@@ -307,6 +307,8 @@ class OutOfMemory(Report, frozen=True, tag="out_of_memory"):
     micro_tokens_before: Count
     micro_tokens_after: Count
     detail: Text
+    rank: Count | None = None
+    """The rank that it ran out in. It is None for the worker itself."""
 
 
 class Finished(Report, frozen=True, tag="finished"):
@@ -331,6 +333,8 @@ class Failed(Report, frozen=True, tag="failed"):
     """The worker gives up. `message` is one plain sentence with the next step; `traceback` for crashes, `step` for what
     happened within one. `device_others_bytes` is what was taken of the device that memory ran out on, when it gave up, by
     others and by this process's context on it. It is None where it gave up for another reason, or computes on the CPU.
+    `exit_status` is how another rank ended without a word: its exit code, or minus the signal's number. It is None where none
+    did.
     """
 
     cause: FailureCause
@@ -338,6 +342,7 @@ class Failed(Report, frozen=True, tag="failed"):
     traceback: Text | None = None
     step: int | None = None
     device_others_bytes: Count | None = None
+    exit_status: int | None = None
 
 
 class DecisionKind(enum.StrEnum):

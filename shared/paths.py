@@ -67,6 +67,10 @@ class RunPaths:
     def plan(self) -> Path:
         return self.state / "plan.jsonl"
 
+    def plan_of_rank(self, rank: int) -> Path:
+        """The plan of a rank beside the first."""
+        return self.state / f"plan.rank{rank}.jsonl"
+
     @cached_property
     def cache(self) -> Path:
         """The data set, tokenised; may be deleted at any time."""

@@ -54,6 +54,21 @@ class Computing(msgspec.Struct, frozen=True, kw_only=True):
     """Starting operations, as the planner learnt it from micro-batches of many sizes. None means that it has not yet."""
 
 
+class RankReading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of several ranks (docs/ranks.md); rank 0 is the worker itself."""
+
+    share: float
+    """The part of a step's tokens that it computes."""
+    pid: int
+    micro_tokens: int | None = None
+    """The most that rows × padded length of its micro-batches may be. It is None for rank 0, of which more is told, and not
+    known of another that has not begun."""
+    resident_bytes: int | None = None
+    """It is None for rank 0, and not known of another that has not begun."""
+    waits: bool = False
+    """Whether it has done its part of the step, and waits for the others."""
+
+
 class KnownBatch(msgspec.Struct, frozen=True, kw_only=True):
     """How an optimizer step is computed."""
 
@@ -67,6 +82,8 @@ class KnownBatch(msgspec.Struct, frozen=True, kw_only=True):
     """The most that the training process alone, or its device, held in the last step."""
     predicted_bytes: int | None = None
     """What the memory model said of that step before it was done."""
+    ranks: tuple[RankReading, ...] | None = None
+    """The ranks that compute it together. It is None where one does."""
     computing: Computing | None = None
     """Where the time of a step goes. It is None before the first look, on a GPU, and where a model's work is not known."""
 

@@ -108,7 +108,7 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
         last_words = Leaving(reason=leave.reason, checkpoint=leave.checkpoint)
     except Exception as error:
         log.exception("The training ends here")
-        last_words = _failed(error, record.run, slept_s=asleep_s() - asleep_before_s)
+        last_words = failed(error, record.run, slept_s=asleep_s() - asleep_before_s)
     link.report(last_words)
     return 1 if isinstance(last_words, Failed) else 0
 
@@ -133,10 +133,10 @@ def _load_for(run: str) -> None:
             import_code_of(Path(record.settings.task.model or ""))
 
 
-def _failed(error: Exception, run: str, *, slept_s: float = 0.0) -> Failed:
+def failed(error: Exception, run: str, *, slept_s: float = 0.0) -> Failed:
     """Whose fault it is, in one sentence. `run` is the run's name; the machine has slept for `slept_s` in this life."""
     cause, message = FailureCause.CRASH, f"The worker crashed: {type(error).__name__}: {error}"
-    step = device_others_bytes = None
+    step = device_others_bytes = exit_status = None
     if slept_s >= LEAST_SLEEP_S and is_cuda_dead(error):
         cause, crash = FailureCause.AFTER_SLEEP, error.__cause__ or error
         message = (
@@ -145,7 +145,7 @@ def _failed(error: Exception, run: str, *, slept_s: float = 0.0) -> Failed:
         )
     elif isinstance(error, GiveUp):
         cause, message = error.cause, str(error)
-        step, device_others_bytes = error.step, error.device_others_bytes
+        step, device_others_bytes, exit_status = error.step, error.device_others_bytes, error.exit_status
     elif isinstance(error, InputError):
         cause, message = FailureCause.BAD_INPUT, str(error)
     elif isinstance(error, DiskFull):
@@ -153,13 +153,14 @@ def _failed(error: Exception, run: str, *, slept_s: float = 0.0) -> Failed:
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         cause, message = FailureCause.DISK_FULL, f"The disk is full: {error}. Free some space, then: {command('start', run)}"
     crash = error.__cause__ or error  # not the sentence that was made of it
-    has_trace = cause in (FailureCause.CRASH, FailureCause.AFTER_SLEEP)
+    has_trace = cause in (FailureCause.CRASH, FailureCause.AFTER_SLEEP) and exit_status is None
     return Failed(
         cause=cause,
         message=message,
         traceback="".join(traceback.format_exception(crash))[-60_000:] if has_trace else None,
         step=step,
         device_others_bytes=device_others_bytes,
+        exit_status=exit_status,
     )
 
 

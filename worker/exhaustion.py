@@ -22,7 +22,7 @@ from memsup.worker.plan.batches import Rows
 from memsup.worker.plan.entry import Entry
 from memsup.worker.session import GiveUp
 from memsup.worker.tasks import Trained
-from memsup.worker.training import Training
+from memsup.worker.training import OneRank
 
 _NEW_PROCESS = (
     "memory ran out while code for the processor was generated, which a process does not get over: a new one goes on from here "
@@ -63,7 +63,7 @@ def _setting_of_limit(device: DeviceMemory | None) -> str:
     return "limits.ram" if device is None else "limits.vram"
 
 
-def shrink(training: Training, step: int, exhausted: str) -> None:
+def shrink(training: OneRank, step: int, exhausted: str) -> None:
     """Makes room for `step` to be done again: smaller micro-batches, or if it was one row, activations computed twice.
 
     Raises `Leave` where only a new process gets over it.
@@ -100,7 +100,7 @@ def _row(examples: Trained, row: int) -> str:
     return f"The text at {examples.where(np.array([row]))}"
 
 
-def _one_row_too_large(training: Training, step: int, row: int, tokens: int) -> GiveUp:
+def _one_row_too_large(training: OneRank, step: int, row: int, tokens: int) -> GiveUp:
     memory = read_memory(training.device_memory)
     held, limit = memory.resident_bytes, memory.data_limit_bytes
     if training.device_memory is not None:
@@ -115,7 +115,7 @@ def _one_row_too_large(training: Training, step: int, row: int, tokens: int) -> 
     )
 
 
-def report_out_of_memory(training: Training, where: str, before: Entry, tokens_after: int, exhausted: str) -> None:
+def report_out_of_memory(training: OneRank, where: str, before: Entry, tokens_after: int, exhausted: str) -> None:
     """Tells the supervisor that memory ran out, and with what it goes on."""
     step = training.step + 1
     log.warning("Out of memory", where=where, step=step, why=exhausted)
@@ -131,7 +131,7 @@ def report_out_of_memory(training: Training, where: str, before: Entry, tokens_a
     )
 
 
-def shrink_evaluation(training: Training, rows: Rows, longest: int, exhausted: str) -> int:
+def shrink_evaluation(training: OneRank, rows: Rows, longest: int, exhausted: str) -> int:
     """Makes room for the evaluation to go on; returns the tokens for its rest. The plan of the training is not concerned."""
     hand_back(training.device_memory)
     training.soft_limit.renew()

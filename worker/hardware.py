@@ -20,13 +20,15 @@ from memsup.worker.session import GiveUp
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def start_threads(wanted: int | None, device: torch.device) -> int:
+def start_threads(wanted: int | None, device: torch.device, *, ranks: int = 1) -> int:
     """Fixes the number of threads that compute on the host, and starts them; returns it. None means of at most
     `OMP_NUM_THREADS` the fastest number, found out by trying; where a GPU computes there is nothing to try, and it is all.
+    Each of several ranks has its part of them: what they do to each other cannot be tried by one.
+
     Call it before memory is limited: a library that cannot start a thread aborts.
     """
-    most = torch.get_num_threads()
-    threads = wanted or (find_threads(most) if device.type == "cpu" else most)
+    most = max(1, torch.get_num_threads() // ranks)
+    threads = wanted or (find_threads(most) if device.type == "cpu" and ranks == 1 else most)
     torch.set_num_threads(threads)
     if torch.get_num_interop_threads() != 1:  # may be set once only
         torch.set_num_interop_threads(1)

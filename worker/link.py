@@ -59,6 +59,13 @@ class MustLeave:
 
 
 @dataclass(frozen=True, slots=True)
+class MustFail:
+    """Comes out of the queue of orders where the run cannot go on in this life, though this process is well: a rank is gone."""
+
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """What the heartbeats say until the main thread publishes the next one: always of one moment, never half updated."""
 
@@ -111,7 +118,7 @@ class Link:
 
     def __init__(self, paths: RunPaths, *, run_id: str, lifeline_fd: int) -> None:
         """`lifeline_fd` is the read end of a pipe whose other end only the supervisor holds. Raises `PathError`."""
-        self.orders: queue.SimpleQueue[AnyOrder | MustLeave] = queue.SimpleQueue()
+        self.orders: queue.SimpleQueue[AnyOrder | MustLeave | MustFail] = queue.SimpleQueue()
         self.snapshot = STARTING
         self.read_memory: Callable[[], WorkerMemory] = read_memory
         self._hello = Hello(pid=os.getpid(), run_id=run_id)

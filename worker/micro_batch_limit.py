@@ -9,10 +9,10 @@ from typing import Any
 from memsup.shared.messages import LimitMicroBatch
 from memsup.worker.memory import hand_back
 from memsup.worker.plan.entry import Entry
-from memsup.worker.training import Training
+from memsup.worker.training import OneRank
 
 
-def limit_micro_batch(training: Training, order: LimitMicroBatch) -> int:
+def limit_micro_batch(training: OneRank, order: LimitMicroBatch) -> int:
     """Takes the order into the plan, from the step in hand on, which is done again if its cuts change. Returns the most tokens
     of a micro-batch from now on.
     """
@@ -39,7 +39,7 @@ def limit_micro_batch(training: Training, order: LimitMicroBatch) -> int:
     return after.micro_tokens
 
 
-def _halved(training: Training, before: Entry) -> dict[str, Any]:
+def _halved(training: OneRank, before: Entry) -> dict[str, Any]:
     """What to change so that about half of the memory of a micro-batch is used."""
     # What is used, not what is allowed: halving what is not used would change nothing.
     in_use = min(before.micro_tokens, training.largest_tokens or before.micro_tokens)

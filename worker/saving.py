@@ -44,7 +44,7 @@ from memsup.worker.state import (
     write_state,
 )
 from memsup.worker.tasks.stream import Stream
-from memsup.worker.training import Training
+from memsup.worker.training import OneRank, Training
 
 OTHER_BITS = "The results will be right, but not bit for bit what they would have been"
 
@@ -155,7 +155,7 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int, pa
         training.newest, training.newest_state = start.note, state
         plan.begin(state.plan, saved=True)
     else:
-        plan.begin(_first_plan(training, lanes, packs=packs), saved=False)
+        plan.begin(first_plan(training, lanes, packs=packs), saved=False)
     if training.prepared.padding is Padding.NONE and not plan.at(training.step + 1).equal_lengths:  # an earlier version's
         plan.change(training.step + 1, "the model sees padding", equal_lengths=True)
     if plan.at(training.step + 1).packed and not packs:
@@ -181,13 +181,14 @@ def _limit_plan(training: Training, welcome: Welcome, done_before: int) -> None:
         plan.change(first, "a limit of an earlier life ends", limit=None, one_lane=False)
 
 
-def _first_plan(training: Training, lanes: int, *, packs: bool) -> Entry:
+def first_plan(training: OneRank, lanes: int, *, packs: bool) -> Entry:
     return Entry(
         step=1,
         start=(training.settings.micro_tokens or 1024) * (lanes if training.settings.tune else 1),
         activation_checkpointing=bool(training.settings.gradient_checkpointing)
         and training.prepared.model.supports_gradient_checkpointing,
         threads=training.threads,
+        ranks=len(training.shares),
         lanes=lanes,
         equal_lengths=training.prepared.padding is Padding.NONE,
         packed=packs,
@@ -218,7 +219,9 @@ def _refuse_other_training(training: Training, state: State, folder: Path) -> No
             f"{command('start', training.record.run)} --fresh --set {weights}",
         )
     _refuse_other_device(training, state)
+    before = state.plan.ranks
     others = {
+        f"{training.ranks.count} ranks instead of {before}": before != training.ranks.count,
         f"{training.threads} threads instead of {state.threads}": state.threads != training.threads,
         f"torch {torch.__version__} instead of {state.torch_version}": state.torch_version != torch.__version__,
         f"{training.device.type} instead of {state.device}": state.device not in (None, training.device.type),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from memsup.shared.clock import monotonic_s
 from memsup.shared.log import log
 from memsup.shared.messages import (
     AnyOrder,
+    AnyReport,
     BatchShape,
     Checkpoint,
     CheckpointNote,
@@ -39,7 +40,7 @@ from memsup.shared.messages import (
     WorkerMemory,
 )
 from memsup.shared.readings import Evaluation
-from memsup.worker.link import Link, MustLeave, Snapshot
+from memsup.worker.link import MustFail, MustLeave, Snapshot
 from memsup.worker.memory import hand_back
 
 SIGN_OF_LIFE_S = 1.0
@@ -59,12 +60,31 @@ class GiveUp(Exception):  # noqa: N818 - what it says to do, like SystemExit
     """The run cannot go on. The text is one plain sentence with the next step; the rest is as in `Failed`."""
 
     def __init__(
-        self, cause: FailureCause, message: str, *, step: int | None = None, device_others_bytes: int | None = None
+        self,
+        cause: FailureCause,
+        message: str,
+        *,
+        step: int | None = None,
+        device_others_bytes: int | None = None,
+        exit_status: int | None = None,
     ) -> None:
         super().__init__(message)
         self.cause = cause
         self.step = step
         self.device_others_bytes = device_others_bytes
+        self.exit_status = exit_status
+
+
+class Upstream(Protocol):
+    """Whoever a session answers to, as it knows it: the supervisor (`link.Link`), or rank 0 (`ranks/link.py`)."""
+
+    orders: queue.SimpleQueue[AnyOrder | MustLeave | MustFail]
+    snapshot: Snapshot
+    read_memory: Callable[[], WorkerMemory]
+
+    def report(self, message: AnyReport) -> None:
+        """Says something, from any thread."""
+        ...
 
 
 class Program(Protocol):
@@ -93,6 +113,10 @@ class Program(Protocol):
         """What is held now; quick, and called from the link's thread. Raises OSError."""
         ...
 
+    def pass_on(self, order: Pace | Pause | Resume) -> None:
+        """Has whatever computes beside this process obey the order as well."""
+        ...
+
     def finish_queued(self) -> None:
         """Waits until all that was begun is computed, where a device computes it later than it is told to."""
         ...
@@ -101,7 +125,7 @@ class Program(Protocol):
 class Session:
     """One life of a worker under its supervisor. Belongs to the main thread."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Upstream) -> None:
         self.link = link
         self._program: Program | None = None
         self.held_s = 0.0
@@ -112,12 +136,14 @@ class Session:
         self._duty_fraction = 1.0
         self._rest_until_s = 0.0
         self._busy_since_s = monotonic_s()
-        self._postponed: list[AnyOrder | MustLeave] = []
+        self._postponed: list[AnyOrder | MustLeave | MustFail] = []
 
     def begin(self, program: Program) -> None:
         """Has orders go to `program` from now on. Those that came before have waited for it."""
         assert self._program is None, "a session has one program"
         self._program = program
+        if self._duty_fraction < 1:
+            program.pass_on(Pace(order_id=0, reason="the pace before", duty_fraction=self._duty_fraction))
         self.link.read_memory = program.read_memory
 
     @property
@@ -188,14 +214,17 @@ class Session:
         """Saves and leaves without an order. Nobody decides then what a failed save means, so it leaves all the same, and the
         newest checkpoint holds. Raises `Leave`.
         """
-        note = self.link.snapshot.checkpoint
+        raise Leave(reason, self._last_checkpoint())
+
+    def _last_checkpoint(self) -> CheckpointNote | None:
+        """The newest checkpoint, of the state as it is where that can be saved."""
         if self._loaded is not None:
             try:
-                note = self.checkpoint_now(last=True)
+                return self.checkpoint_now(last=True)
             except Exception as error:
                 log.exception("Leaving without a new checkpoint")
                 self.save_failed(error)
-        raise Leave(reason, note)
+        return self.link.snapshot.checkpoint
 
     def save_failed(self, error: Exception) -> None:
         """Puts on record that a checkpoint that nobody ordered could not be written."""
@@ -220,6 +249,12 @@ class Session:
         self._obey()
         self._busy_since_s = monotonic_s()
 
+    def obey(self) -> None:
+        """Carries out what was ordered, where nothing was finished meanwhile: it is waited for others. Raises as `boundary`."""
+        self._rest_until_s = 0.0
+        self._obey()
+        self._busy_since_s = monotonic_s()
+
     def _obey(self) -> None:
         postponed, self._postponed = self._postponed, []
         for order in postponed:
@@ -235,10 +270,13 @@ class Session:
             else:
                 self._carry_out(order)
 
-    def _carry_out(self, order: AnyOrder | MustLeave) -> None:
+    def _carry_out(self, order: AnyOrder | MustLeave | MustFail) -> None:
         match order:
             case MustLeave(reason):
                 self.leave(reason)
+            case MustFail(error):
+                self._last_checkpoint()  # the state of this process is whole at every boundary
+                raise error
             case Checkpoint():
                 self._checkpoint(order)
             case LimitMicroBatch():
@@ -246,19 +284,26 @@ class Session:
             case LimitMemory():
                 self._limit_memory(order)
             case Pace(duty_fraction=duty_fraction):
+                self._pass_on(order)
                 self._duty_fraction = duty_fraction
                 self._rest_until_s = 0.0  # this gap was measured for the pace before
                 self._done(order, f"computing {100 * duty_fraction:.0f} % of the time")
             case Pause(mode=PauseMode.HOLD):
+                self._pass_on(order)
                 self._hold()
                 self._done(order, "holding")
             case Pause(mode=PauseMode.RELEASE):
                 self._leave(order, checkpoint=True)
             case Resume():
+                self._pass_on(order)
                 self._resume()
                 self._done(order, "continuing")
             case Stop(checkpoint=checkpoint):
                 self._leave(order, checkpoint=checkpoint)
+
+    def _pass_on(self, order: Pace | Pause | Resume) -> None:
+        if self._program is not None:
+            self._program.pass_on(order)
 
     def _hold(self) -> None:
         if not self._held:

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import torch
 
@@ -37,12 +38,16 @@ from memsup.shared.messages import (
     Finished,
     LimitMemory,
     LimitMicroBatch,
+    Pace,
+    Pause,
     Phase,
+    Resume,
     Welcome,
     WorkerMemory,
 )
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
+from memsup.shared.settings import Settings as AllSettings
 from memsup.shared.settings import Training as Settings
 from memsup.worker.audit import Audit, Step
 from memsup.worker.compute.attention import attend_in_blocks
@@ -90,11 +95,13 @@ from memsup.worker.plan.measuring import Measuring
 from memsup.worker.plan.padding import Padding
 from memsup.worker.plan.planner import Initial, Planner
 from memsup.worker.plan.stopping import evaluates_after, is_better, merit_of
+from memsup.worker.ranks.first import Ranks
+from memsup.worker.ranks.shares import equal
 from memsup.worker.saving import chosen, export_model, find_start, resume, save, save_evaluated, save_if_due
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import Evaluated, read_tensors
 from memsup.worker.tasks import Prepared, find_task
-from memsup.worker.training import Training
+from memsup.worker.training import OneRank, Training
 
 _STEPS_TO_DOUBLE_SCALE = 2000
 PLANNED_FRACTION, INITIAL_FRACTION = 0.84, 0.88
@@ -108,7 +115,8 @@ def train(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session
     """Trains the run to its end, from wherever it is. Raises `Leave`, `GiveUp`, `InputError`."""
     with session.phase(Phase.LOADING):
         training = prepare(record, paths, welcome, session)
-    with training.curves.written(after_step=training.step, evaluated=training.evaluated):
+    curves = training.curves.written(after_step=training.step, evaluated=training.evaluated)
+    with contextlib.closing(training.ranks), curves:
         return _train(training)
 
 
@@ -181,10 +189,16 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         session.decided(DecisionKind.OTHER_BITS, f"{damage} Steps that are redone may be cut in another way than they were.")
     may_move = settings.recovery.continue_on_cpu and start.state is not None
     device = choose_device(settings.training.device, on_cpu=welcome.on_cpu, or_cpu=may_move)
-    wanted = settings.training.threads or plan.threads or (start.state.threads if start.state else None)
-    threads = start_threads(wanted, device)
+    ranks = Ranks(_count_of_ranks(settings.training, device))
+    wanted, before = settings.training.threads, plan.last or (start.state.plan if start.state else None)
+    if wanted is None and before is not None and before.ranks == ranks.count:
+        wanted = before.threads or (start.state.threads if start.state else None)
+    threads = start_threads(wanted, device, ranks=ranks.count)
     memory = device_memory(device, settings.limits.vram)
-    program = _Program(memory)
+    if welcome.memory_limit_bytes is not None:  # each rank has its part of what all of them may take
+        welcome = msgspec.structs.replace(welcome, memory_limit_bytes=welcome.memory_limit_bytes // ranks.count)
+    ranks.start(paths, session, threads)
+    program = _Program(memory, ranks)
     session.begin(program)
     soft_limit = SoftLimit(welcome.memory_limit_bytes if memory is None else None)
 
@@ -203,29 +217,14 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         padding = start.state.padding if start.state else None
         prepared = task.load(settings, paths, boundary, checkpoint=start.folder, padding=padding)
         boundary()
-        if not prepared.weights.is_whole and (lower := lower_precision(settings.training.amp)) is not None:
-            round_frozen(prepared.model, lower)  # while the weights are still the file's: all in float32 may be too much
-        place_model(prepared.model, device)
-        add_in_place(prepared.model)
-        optimizer = make_optimizer(
-            prepared.model,
-            weight_decay=settings.training.weight_decay,
-            on_host=bool(settings.training.optimizer_on_host) and memory is not None,
-        )
+        optimizer = built(prepared, settings, device, memory)
     log.info("Prepared", **prepared.facts)
     if prepared.stream is not None:
         log.info("What was told of the data is of the first rows of a stream", shuffled_together=prepared.stream.rows)
 
     # -----------------------------------------------------------------------------------------------------------------
     # Plan: which rows which step sees, and where in it the run is
-    stream = prepared.stream
-    schedule = (Schedule if stream is None else EndlessSchedule)(
-        rows=len(prepared.train) if stream is None else stream.rows,
-        effective_batch=settings.training.effective_batch or 16,
-        epochs=settings.training.epochs,
-        seed=settings.training.seed,
-        max_steps=settings.training.max_steps,
-    )
+    schedule = schedule_of(prepared, settings)
     training = Training(
         record=record,
         paths=paths,
@@ -238,10 +237,12 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         task=task,
         prepared=prepared,
         schedule=schedule,
-        order=(Order if stream is None else EndlessOrder)(schedule),
+        order=(Order if prepared.stream is None else EndlessOrder)(schedule),
         optimizer=optimizer,
         store=store,
         plan=plan,
+        ranks=ranks,
+        shares=equal(ranks.count),
         audit=Audit(paths.state / "audit.txt"),
         curves=Curves(
             paths,
@@ -250,7 +251,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
             total_steps=schedule.total_steps,
             decided=session.decided,
         ),
-        measuring=_measuring(prepared, welcome, device, memory, settings.training),
+        measuring=measuring_of(prepared, welcome, device, memory, settings.training),
         looking=Looking(prepared.model, device, lower_precision(settings.training.amp)),
         deaths=welcome.deaths,
     )
@@ -261,21 +262,63 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         _tell_what_is_not_done(training, why_fewer)
     packs = prepared.padding is Padding.RIGHT and pack(prepared.model)
     resume(training, start, welcome, lanes=lanes, packs=packs)
+    if plan.last_change.ranks != ranks.count:
+        cause = f"another number of ranks: {ranks.count}"  # which has other bits anyway, also of steps that are redone
+        plan.change(training.step + 1, cause, ranks=ranks.count, shares=(), threads=threads, lanes=lanes)
     if plan.last_change.lanes > lanes:
         redone = training.done_before if device.type == "cpu" else 0  # another device has other bits anyway
         plan.change(max(training.step, redone) + 1, "there is no room for so many lanes any more", lanes=lanes)
     training.lanes = Lanes(prepared.model, plan.at(training.step + 1).lanes, threads)
     log.info("Computing", threads=threads, lanes=len(training.lanes))
     program.training = training
+    ranks.begin(training, start.folder, welcome.memory_limit_bytes)
     boundary()
     return training
+
+
+def _count_of_ranks(settings: Settings, device: torch.device) -> int:
+    """How many ranks compute. Raises `GiveUp`."""
+    if settings.ranks > 1 and device.type != "cpu":
+        what = f"training.ranks is {settings.ranks}: several ranks compute on CPUs only, and this run computes on {device}"
+        raise GiveUp(FailureCause.BAD_INPUT, f"{what}. Set training.ranks to 1, or training.device to cpu.")
+    if settings.ranks > (settings.effective_batch or 16):
+        what = f"training.ranks is {settings.ranks}, more than the {settings.effective_batch or 16} samples of a step"
+        raise GiveUp(FailureCause.BAD_INPUT, f"{what}, so some would have nothing to do. Choose fewer.")
+    return settings.ranks
+
+
+def schedule_of(prepared: Prepared, settings: AllSettings) -> Schedule:
+    """The steps of the run."""
+    stream = prepared.stream
+    return (Schedule if stream is None else EndlessSchedule)(
+        rows=len(prepared.train) if stream is None else stream.rows,
+        effective_batch=settings.training.effective_batch or 16,
+        epochs=settings.training.epochs,
+        seed=settings.training.seed,
+        max_steps=settings.training.max_steps,
+    )
+
+
+def built(
+    prepared: Prepared, settings: AllSettings, device: torch.device, memory: DeviceMemory | None
+) -> torch.optim.Optimizer:
+    """Puts the model in its place on `device`, and makes its optimizer."""
+    if not prepared.weights.is_whole and (lower := lower_precision(settings.training.amp)) is not None:
+        round_frozen(prepared.model, lower)  # while the weights are still the file's: all in float32 may be too much
+    place_model(prepared.model, device)
+    add_in_place(prepared.model)
+    return make_optimizer(
+        prepared.model,
+        weight_decay=settings.training.weight_decay,
+        on_host=bool(settings.training.optimizer_on_host) and memory is not None,
+    )
 
 
 class _Program:
     """The training as its session knows it (`session.Program`): first a device alone, then all of it."""
 
-    def __init__(self, memory: DeviceMemory | None) -> None:
-        self._memory = memory
+    def __init__(self, memory: DeviceMemory | None, ranks: Ranks) -> None:
+        self._memory, self._ranks = memory, ranks
         self.training: Training | None = None
         """All that is trained with. None means that it is still being loaded."""
 
@@ -289,6 +332,7 @@ class _Program:
 
     def limit_micro_batch(self, order: LimitMicroBatch) -> int:
         assert self.training is not None
+        self._ranks.pass_on(order)
         return limit_micro_batch(self.training, order)
 
     def limit_memory(self, order: LimitMemory) -> str:
@@ -299,6 +343,9 @@ class _Program:
 
     def read_memory(self) -> WorkerMemory:
         return read_memory(self._memory)
+
+    def pass_on(self, order: Pace | Pause | Resume) -> None:
+        self._ranks.pass_on(order)
 
     def finish_queued(self) -> None:
         if self._memory is not None:
@@ -342,7 +389,7 @@ def _tell_what_is_not_done(training: Training, why_fewer_lanes: str | None) -> N
         session.decided(DecisionKind.CUT_REFUSED, sentence)
 
 
-def _measuring(
+def measuring_of(
     prepared: Prepared, welcome: Welcome, device: torch.device, memory: DeviceMemory | None, settings: Settings
 ) -> Measuring:
     limit_bytes = welcome.memory_limit_bytes if memory is None else memory.limit_bytes
@@ -383,14 +430,16 @@ def take_step(training: Training) -> None:
         total_steps=training.schedule.total_steps,
         warmup_fraction=training.settings.warmup,
     )
+    training.shares = training.ranks.shares(training.plan.at(step))
     done = None
     while done is None:
-        with _named(training, step, rows):
+        training.ranks.compute(step, learning_rate=rate, loss_scale=training.loss_scale, shares=training.shares)
+        with named(training, step, rows):
             with training.looking.step(training.lanes) as spent:
                 tried_s = training.work_s()
-                gradient = _try_gradient(training, step, rows)
+                gradient = try_gradient(training, step, rows)
                 if gradient is not None:
-                    _apply_gradient(training, step, rate, gradient)
+                    apply_gradient(training, step, rate, gradient)
                     done = _judged(training, step, rows, gradient)
             if spent is not None and done is not None:
                 _account_for(training, step, rows, spent, took_s=training.work_s() - tried_s)
@@ -410,8 +459,17 @@ def take_step(training: Training) -> None:
     took_s = training.work_s() - began_s
     training.count_rate(len(rows), took_s)
     training.curves.step(taken, tokens=int(training.examples.lengths[rows].sum()), took_s=took_s)
-    _plan_ahead(training)
+    plan_ahead(training)
+    _share_anew(training)
     training.publish()
+
+
+def _share_anew(training: Training) -> None:
+    """Gives each rank as much of a step as it is fast, from the next one on."""
+    shares = training.ranks.better_shares(training.shares)
+    if shares is not None and training.settings.tune and training.step >= training.done_before:
+        told = ", ".join(f"{share / sum(shares):.0%}" for share in shares)
+        training.plan.change(training.step + 1, f"measured: the ranks are done together with {told} of a step", shares=shares)
 
 
 def _account_for(training: Training, step: int, rows: Rows, spent: Spent, *, took_s: float) -> None:
@@ -444,7 +502,7 @@ class Done:
 
 
 @contextlib.contextmanager
-def _named(training: Training, step: int, rows: Rows) -> Iterator[None]:
+def named(training: OneRank, step: int, rows: Rows) -> Iterator[None]:
     """Names step and rows of a crash inside: the restarts count by step, and a person looks at the rows, which are those of the
     micro-batch in which it happened, or else all of the step's.
     """
@@ -459,14 +517,14 @@ def _named(training: Training, step: int, rows: Rows) -> Iterator[None]:
         raise GiveUp(FailureCause.CRASH, what, step=step) from error
 
 
-def _try_gradient(training: Training, step: int, rows: Rows) -> Gradient | None:
+def try_gradient(training: OneRank, step: int, rows: Rows) -> Gradient | None:
     """Computes the gradient of a step. None means that the step is to be done again, under a plan that has changed; its
     gradients are dropped.
     """
     try:
         gradient = _accumulate(training, step, rows)
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) or training.ranks.is_adding:
             raise
         exhausted = str(error)
     else:
@@ -479,15 +537,15 @@ def _try_gradient(training: Training, step: int, rows: Rows) -> Gradient | None:
     return None
 
 
-def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
-    """Adds up the gradients of the step's micro-batches. Returns None, as `_try_gradient` does, where the plan has changed
+def _accumulate(training: OneRank, step: int, rows: Rows) -> Gradient | None:
+    """Adds up the gradients of the step's micro-batches. Returns None, as `try_gradient` does, where the plan has changed
     meanwhile.
     """
     examples, lanes = training.examples, training.lanes
-    plan = training.plan.at(step)
-    cuts = [split(micro, examples.lengths[micro], plan) for micro in cut(rows, examples.lengths[rows], plan)]
+    plan, own = training.plan.at(step), training.part_of(rows)
+    cuts = [split(micro, examples.lengths[micro], plan) for micro in cut(own, examples.lengths[own], plan)]
     shapes = [shape_of([examples.lengths[part] for part in parts], packed=plan.packed) for parts in cuts]
-    training.largest = max(shapes, key=lambda shape: shape.tokens)
+    training.largest = max(shapes, key=lambda shape: shape.tokens, default=None)  # a rank may have no row of a step
     weight = training.task.weight(examples, rows)
     total_loss = torch.zeros((), device=training.device)
     for one in lanes.models:
@@ -517,10 +575,12 @@ def _accumulate(training: Training, step: int, rows: Rows) -> Gradient | None:
     training.measuring.end_step()
     with spent_on(Part.OPTIMIZER):
         lanes.gather()
+    total_loss = training.ranks.add_up(training, total_loss)
+    with spent_on(Part.OPTIMIZER):
         return _finish_gradient(training, weight, total_loss)
 
 
-def _keeping(training: Training, step: int, rows: Rows) -> AbstractContextManager[None]:
+def _keeping(training: OneRank, step: int, rows: Rows) -> AbstractContextManager[None]:
     """The context in which a forward pass over these rows keeps its activations where the plan has them."""
     memory, length = training.device_memory, int(training.examples.lengths[rows].max())
     if memory is None or not training.plan.at(step).keeps_on_host(length):
@@ -529,7 +589,7 @@ def _keeping(training: Training, step: int, rows: Rows) -> AbstractContextManage
 
 
 def _add_gradient(
-    training: Training, step: int, rows: Rows, weight: float, seed: Callable[..., None], model: Any
+    training: OneRank, step: int, rows: Rows, weight: float, seed: Callable[..., None], model: Any
 ) -> torch.Tensor:
     """Adds the gradient of these rows, in one lane, to the gradients of its `model`; returns their share of the step's loss."""
     where, examples = "forward", training.examples
@@ -550,7 +610,7 @@ def _add_gradient(
     return loss.detach()  # and nothing else lives on beside the next micro-batch's
 
 
-def _plan_ahead(training: Training) -> None:
+def plan_ahead(training: OneRank) -> None:
     """Takes what was measured into the plan, between two steps. Raises `Leave` where memory leaks."""
     step, planner = training.step + 1, training.measuring.planner
     if training.measuring.is_tight:
@@ -562,7 +622,9 @@ def _plan_ahead(training: Training) -> None:
         return
     last = min(training.step + _COMING_STEPS, training.schedule.total_steps)
     change = planner.look(
-        step, training.plan.at(step), lambda: [training.lengths_of(number) for number in range(step, last + 1)]
+        step,
+        training.plan.at(step),
+        lambda: [lengths for number in range(step, last + 1) if len(lengths := training.lengths_of(number))],
     )
     if change is not None:
         training.plan.change(step, change.cause, is_news=change.is_known, **change.fields)
@@ -570,7 +632,7 @@ def _plan_ahead(training: Training) -> None:
             trim()  # or what the new cuts take hides in holes that the old ones left
 
 
-def _finish_gradient(training: Training, weight: float, loss: torch.Tensor) -> Gradient:
+def _finish_gradient(training: OneRank, weight: float, loss: torch.Tensor) -> Gradient:
     """Undoes the loss scale and clips the gradient, without waiting for the device."""
     parameters = [parameter for parameter in training.prepared.model.parameters() if parameter.grad is not None]
     if training.loss_scale != 1:
@@ -580,7 +642,7 @@ def _finish_gradient(training: Training, weight: float, loss: torch.Tensor) -> G
     return Gradient(weight=weight, figures=figures, is_bad=(~figures.isfinite().all()).float())
 
 
-def _apply_gradient(training: Training, step: int, rate: float, gradient: Gradient) -> None:
+def apply_gradient(training: OneRank, step: int, rate: float, gradient: Gradient) -> None:
     """The one moment in which parameters change, unless the gradient is bad. What happens in it is queued on a device, so that
     nothing waits; nothing is allocated in it, and it is never repeated.
     """

@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
+import msgspec
 import numpy as np
 import torch
 
@@ -28,25 +31,48 @@ from memsup.worker.plan.footprint import Shape
 from memsup.worker.plan.journal import Plan
 from memsup.worker.plan.measuring import Measuring
 from memsup.worker.plan.stopping import ends_after, metric_of
+from memsup.worker.ranks.shares import shared_out
 from memsup.worker.session import Session
 from memsup.worker.state import Evaluated, State
 from memsup.worker.tasks import Prepared, Task, Trained
+
+if TYPE_CHECKING:
+    from memsup.worker.ranks.first import Ranks
 
 _RATE_OVER_S = 30.0
 """The time over which samples per second are counted."""
 
 
+class Others(Protocol):
+    """The other ranks, as the computing of a step knows them: rank 0's (`ranks/first.py`), or another's (`ranks/other.py`)."""
+
+    count: int
+
+    @property
+    def is_adding(self) -> bool:
+        """Whether the step is being added up, so that no rank can do its part again."""
+        ...
+
+    def compute(self, step: int, *, learning_rate: float, loss_scale: float, shares: tuple[int, ...]) -> None:
+        """Begins a step, unless it has begun."""
+        ...
+
+    def add_up(self, training: OneRank, loss: torch.Tensor) -> torch.Tensor:
+        """Adds the gradients of all ranks into this one's, when all are done; returns the loss of all. One rank has nothing
+        to add.
+        """
+        ...
+
+
 @dataclass(kw_only=True)
-class Training:
-    """Everything that one life of the worker trains with."""
+class OneRank:
+    """Everything with which one rank computes its part of steps. Where there is one rank, that is all of them."""
 
     record: RunRecord
     paths: RunPaths
     session: Session
     device: torch.device
     device_memory: DeviceMemory | None
-    staging: torch.Tensor | None
-    """The page-locked memory through which checkpoints go to and from the device. None means that the CPU computes."""
     soft_limit: SoftLimit
     threads: int
     task: Task
@@ -54,30 +80,22 @@ class Training:
     schedule: Schedule
     order: Order
     optimizer: torch.optim.Optimizer
-    store: Store
     plan: Plan
-    audit: Audit
-    curves: Curves
     measuring: Measuring
-    looking: Looking
     lanes: Lanes = field(init=False)
     """The lanes that compute; made when weights and plan are where they belong."""
-    deaths: int = 0
-    """How many lives of the run ended without anybody having asked for it."""
+    rank: int = 0
+    ranks: Others = field(init=False)
+    """Set before the first step."""
+    shares: tuple[int, ...] = (1,)
+    """The ranks' shares of a step (`ranks/shares.py`)."""
     done_before: int = 0
     """How many steps earlier lives had taken, some of which may have to be redone."""
 
     # How far the run is.
     step: int = 0
     """How many steps were taken."""
-    loss: float | None = None
-    """The loss of the last step. None means that no step was taken yet."""
     loss_scale: float = 1.0
-    steps_at_scale: int = 0
-    evaluated: Evaluated | None = None
-    best: Evaluated | None = None
-    without_rise: int = 0
-    """How many evaluations in a row there were since the best one."""
 
     # The step in hand.
     micro_rows: Rows = field(default_factory=lambda: np.empty(0, dtype=np.int64))
@@ -93,6 +111,82 @@ class Training:
     activation_checkpointing: bool = False
     """Whether the model is set to compute its activations twice now."""
 
+    @property
+    def examples(self) -> Trained:
+        """What is trained on."""
+        return self.prepared.stream or self.prepared.train
+
+    @property
+    def settings(self) -> TrainingSettings:
+        return self.record.settings.training
+
+    @property
+    def largest_tokens(self) -> int:
+        """Rows × padded length of the step's largest micro-batch, all parts together; 0 before the first."""
+        return self.largest.tokens if self.largest else 0
+
+    def part_of(self, rows: Rows) -> Rows:
+        """Those of the rows of a step that this rank computes."""
+        return shared_out(rows, self.examples.lengths[rows], self.shares)[self.rank]
+
+    def own_tokens(self, step: int) -> int:
+        """The tokens of `step` that this rank computes, without padding."""
+        return int(self.lengths_of(step).sum())
+
+    def lengths_of(self, step: int) -> Lengths:
+        """The lengths of the rows of `step` that this rank computes."""
+        return self.examples.lengths[self.part_of(self.order.batch(step))]
+
+    def state_tensors(self) -> Iterator[torch.Tensor]:
+        """All tensors that are the same in every rank, in an order that is the same as well."""
+        yield from self.prepared.model.parameters()
+        yield from self.prepared.model.buffers()
+        for parameter in self.prepared.model.parameters():
+            yield from self.optimizer.state.get(parameter, {}).values()
+
+    def boundary(self) -> None:
+        """Ends a piece of work: carries out what was ordered, and has the soft limit lie where it has to. Raises `Leave`."""
+        self.session.boundary()
+        self.soft_limit.keep()
+
+    def batch_shape(self) -> BatchShape:
+        """How steps are computed now."""
+        return BatchShape(
+            effective=self.schedule.effective_batch,
+            micro_tokens=self.plan.at(self.step + 1).micro_tokens,
+            micro_rows=len(self.micro_rows) or None,
+            peak_bytes=self.measuring.last.peak_bytes,
+            predicted_bytes=self.measuring.last.predicted_bytes,
+        )
+
+    def publish(self) -> None:
+        """Tells where it is."""
+        self.session.publish(batch=self.batch_shape(), step=self.step)
+
+
+@dataclass(kw_only=True)
+class Training(OneRank):
+    """Everything that one life of the worker trains with: it is rank 0, and has the run's affairs as well."""
+
+    staging: torch.Tensor | None
+    """The page-locked memory through which checkpoints go to and from the device. None means that the CPU computes."""
+    store: Store
+    audit: Audit
+    curves: Curves
+    looking: Looking
+    ranks: Ranks
+    deaths: int = 0
+    """How many lives of the run ended without anybody having asked for it."""
+
+    # How far the run is.
+    loss: float | None = None
+    """The loss of the last step. None means that no step was taken yet."""
+    steps_at_scale: int = 0
+    evaluated: Evaluated | None = None
+    best: Evaluated | None = None
+    without_rise: int = 0
+    """How many evaluations in a row there were since the best one."""
+
     # Checkpoints.
     newest: CheckpointNote | None = None
     newest_state: State | None = None
@@ -107,20 +201,6 @@ class Training:
     _began_s: float = field(default_factory=monotonic_s)
     _recent_samples: float = 0.0
     _recent_s: float = 0.0
-
-    @property
-    def examples(self) -> Trained:
-        """What is trained on."""
-        return self.prepared.stream or self.prepared.train
-
-    @property
-    def settings(self) -> TrainingSettings:
-        return self.record.settings.training
-
-    @property
-    def largest_tokens(self) -> int:
-        """Rows × padded length of the step's largest micro-batch, all parts together; 0 before the first."""
-        return self.largest.tokens if self.largest else 0
 
     @property
     def is_evaluated(self) -> bool:
@@ -150,15 +230,6 @@ class Training:
             keeps_best=self.settings.keep == "best",
         )
 
-    def lengths_of(self, step: int) -> Lengths:
-        """The lengths of the rows that `step` sees."""
-        return self.examples.lengths[self.order.batch(step)]
-
-    def boundary(self) -> None:
-        """Ends a piece of work: carries out what was ordered, and has the soft limit lie where it has to. Raises `Leave`."""
-        self.session.boundary()
-        self.soft_limit.keep()
-
     def work_s(self) -> float:
         """Seconds of this life since training was prepared, pauses left out."""
         return monotonic_s() - self._began_s - self.session.held_s
@@ -175,13 +246,8 @@ class Training:
         samples = self.schedule.samples_after(self.step)
         left = self.schedule.samples_after(self.schedule.total_steps) - samples
         self.session.publish(
-            batch=BatchShape(
-                effective=self.schedule.effective_batch,
-                micro_tokens=self.plan.at(self.step + 1).micro_tokens,
-                micro_rows=len(self.micro_rows) or None,
-                peak_bytes=self.measuring.last.peak_bytes,
-                predicted_bytes=self.measuring.last.predicted_bytes,
-                computing=self.looking.found,
+            batch=msgspec.structs.replace(
+                self.batch_shape(), computing=self.looking.found, ranks=self.ranks.readings(self.shares)
             ),
             digest=self.audit.digest,
             evaluation=self.evaluation(),

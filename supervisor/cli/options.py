@@ -79,6 +79,7 @@ FLAGS = (
     Flag("--max-length", "training.max_length", "N", "Tokens at which a text is cut.", ("--max-seq-length",)),
     Flag("--learning-rate", "training.learning_rate", "X", "At its highest.", ("--lr",)),
     Flag("--device", "training.device", "DEVICE", "auto, cpu, cuda or cuda:N."),
+    Flag("--ranks", "training.ranks", "N", "Processes that compute a step together, on CPUs.", ("--nproc-per-node",)),
     Flag("--resume-from-checkpoint", "checkpoint.resume_from", "FOLDER", "A checkpoint to begin from."),
 )
 _SPELLINGS = {spelling: flag.option for flag in FLAGS for spelling in flag.spellings}

@@ -60,6 +60,7 @@ def picture(status: Status, now_unix_s: float, *, verbose: bool = False) -> list
         ("hours", _hours(status)),
         ("progress", speed(status)),
         ("batch", _batch(status)),
+        ("ranks", _ranks(status)),
         ("computes at", _computing(status) if verbose else None),
         ("memory", _memory(status)),
         *([] if status.state in OVER else _readings(status)),
@@ -203,6 +204,23 @@ def _batch(status: Status) -> str | None:
     # A program of one's own may add up several batches for a step, which only it knows.
     whole = f"{samples} a batch" if status.is_command else f"{samples} a step, always"
     return whole + at_once + rows
+
+
+def _ranks(status: Status) -> str | None:
+    """How several ranks share a step, and which wait for the others."""
+    ranks = status.batch.ranks
+    if not ranks or status.state in OVER:
+        return None
+    shares = ", ".join(percent(rank.share) for rank in ranks)
+    waiting = [str(number) for number, rank in enumerate(ranks) if rank.waits]
+    waits = (
+        ""
+        if not waiting
+        else f"; rank {waiting[0]} waits for the others"
+        if len(waiting) == 1
+        else "; ranks " + ", ".join(waiting) + " wait for the others"
+    )
+    return f"{len(ranks)}, with {shares} of a step{waits}"
 
 
 def _computing(status: Status) -> str:

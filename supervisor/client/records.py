@@ -50,7 +50,9 @@ def _memory_estimate(plan: Plan) -> MemoryEstimate | None:
     if needs is None or plan.resolution.on_gpu:
         return None
     return MemoryEstimate(
-        held_bytes=needs.held_bytes + needs.lane_bytes,
-        token_bytes=(needs.micro_batch_bytes - needs.held_bytes - needs.lane_bytes) / (needs.rows * needs.length),
+        held_bytes=(needs.held_bytes + needs.lane_bytes) * training.ranks,
+        token_bytes=(needs.micro_batch_bytes - needs.held_bytes - needs.lane_bytes)
+        / (needs.rows * needs.length)
+        * training.ranks,
         most_tokens=(training.effective_batch or 1) * needs.length,
     )

@@ -22,7 +22,7 @@ from memsup.supervisor.client.spawning import only_start, remove_empty
 
 _OUR_FILES = re.compile(
     r"run\.json(\.room)?|status\.json|claim\.json|told\.json|restarts\.json|audit\.txt|blackbox|report\.html|answers\.json"
-    r"|(ledger|history|plan)(\.\d+)?\.jsonl|(worker|supervisor|predict|export)(\.\d+)?\.log(\.1)?(\.end[01])?"
+    r"|(ledger|history|plan|plan\.rank\d+)(\.\d+)?\.jsonl|(worker|supervisor|predict|export)(\.\d+)?\.log(\.1)?(\.end[01])?"
     r"|\.[\w.-]+\.(tmp|new)"
 )
 _OUR_FOLDERS = ("cache", "curves", "model")

@@ -15,7 +15,14 @@ from memsup.supervisor.decide.tiers import Limits
 from memsup.supervisor.words import size
 
 OF_THE_WORKER = frozenset(
-    {"checkpoint.every", "checkpoint.keep", "training.evaluate_every", "training.patience", "training.report_to"}
+    {
+        "checkpoint.every",
+        "checkpoint.keep",
+        "training.evaluate_every",
+        "training.patience",
+        "training.report_to",
+        "training.ranks",
+    }
 )
 """What a worker reads when it starts, and not again."""
 

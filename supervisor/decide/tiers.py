@@ -7,6 +7,7 @@ What the machine has is looked up in `sense/machine.py`; what a person may write
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -145,17 +146,19 @@ def resolve(
     reason = earned_reason if settings.tier == "auto" else f"asked for ({origin_of('tier', origins)})"
     limits = resolve_limits(settings, origins, machine, gpu, beside, is_command=is_command)
     filled = _filled(settings, tier, machine)
-    lanes = None if shape is None else 1 if gpu is not None else _lanes(shape, filled, limits, machine)
+    _refuse_ranks(filled, gpu)
+    of_rank = dataclasses.replace(limits, worker_limit_bytes=limits.worker_limit_bytes // filled.training.ranks)
+    lanes = None if shape is None else 1 if gpu is not None else _lanes(shape, filled, of_rank, machine)
     needs = None if shape is None else _estimate(shape, filled, lanes or 1)
     if needs is not None and gpu is not None:
         filled.training.optimizer_on_host = _fit_gpu(needs, limits, gpu, filled)
     elif needs is not None and not settings.training.device.startswith("cuda"):
-        _check_fits(needs, limits, filled)
-        if settings.training.gradient_checkpointing is None and needs.row_bytes > limits.worker_limit_bytes:
+        _check_fits(needs, of_rank, filled)
+        if settings.training.gradient_checkpointing is None and needs.row_bytes > of_rank.worker_limit_bytes:
             filled.training.gradient_checkpointing = True
             needs = _estimate(needs.shape, filled, lanes or 1)
         if needs.shape.is_decoder and settings.training.micro_tokens is None:
-            filled.training.micro_tokens = _first_tokens(needs, filled, limits, lanes or 1)
+            filled.training.micro_tokens = _first_tokens(needs, filled, of_rank, lanes or 1)
             needs = _estimate(needs.shape, filled, lanes or 1)
     return Resolution(
         asked=settings,
@@ -408,6 +411,26 @@ def default_amp(settings: Settings, machine: Machine) -> tuple[str, str]:
 # What the model needs
 
 
+def _refuse_ranks(filled: Settings, gpu: GpuReading | None) -> None:
+    """Raises `SettingsError` for more ranks than can compute."""
+    training = filled.training
+    if training.ranks > 1 and (gpu is not None or training.device.startswith("cuda")):
+        raise SettingsError(
+            f"training.ranks is {training.ranks}, but several ranks compute on CPUs only: set training.ranks to 1, or "
+            "training.device to cpu."
+        )
+    if training.ranks > 1 and filled.task.stream:
+        raise SettingsError(
+            f"training.ranks is {training.ranks}, but several ranks cannot read a stream: set task.stream to false, or "
+            "training.ranks to 1."
+        )
+    if training.ranks > (training.effective_batch or training.ranks):
+        raise SettingsError(
+            f"training.ranks is {training.ranks}, but a step has {training.effective_batch} samples, so some ranks would have "
+            "nothing to do: choose fewer."
+        )
+
+
 def _lanes(shape: Shape, filled: Settings, limits: Limits, machine: Machine) -> int:
     """The lanes that the worker will decide on, if it takes as many threads as there are CPUs."""
     training = filled.training
@@ -415,7 +438,7 @@ def _lanes(shape: Shape, filled: Settings, limits: Limits, machine: Machine) -> 
         parameters=shape.parameters,
         trained=shape.trained,
         amp=training.amp or "off",
-        threads=training.threads or machine.cpus,
+        threads=training.threads or max(1, machine.cpus // training.ranks),
         limit_bytes=limits.worker_limit_bytes,
     )
 
@@ -462,6 +485,8 @@ def _check_fits(needs: Estimate, limits: Limits, filled: Settings) -> None:
         "choose a smaller model",
     ]
     millions, of_a_row = needs.shape.parameters / 1e6, size(needs.least_bytes - needs.held_bytes)
+    if filled.training.ranks > 1:
+        ways.insert(0, f"lower training.ranks from {filled.training.ranks}, each of which has its part of the limit")
     raise SettingsError(
         f"This model cannot be trained here: its {millions:,.3g} million weights with gradients and optimizer take about "
         f"{size(needs.held_bytes)}, and one text of {needs.length} tokens {of_a_row} more even with activation checkpointing, "

@@ -277,8 +277,8 @@ def test_a_value_is_put_where_it_is_read() -> None:
 
 
 def test_what_may_change_in_a_run_is_what_changes_no_training() -> None:
-    """Limits, recovery, messages, the rhythm of checkpoints and evaluations, how long nothing better is waited for, curves, and
-    which doubts are none; nothing else of the task or the training.
+    """Limits, recovery, messages, the rhythm of checkpoints and evaluations, how long nothing better is waited for, curves,
+    by how many processes a step is computed, and which doubts are none; nothing else of the task or the training.
     """
     later = {name for name, key in keys().items() if key.may_change}
     assert {name.split(".")[0] for name in later} == {"limits", "recovery", "hours", "notify", "checkpoint", "task", "training"}
@@ -286,6 +286,7 @@ def test_what_may_change_in_a_run_is_what_changes_no_training() -> None:
     assert {name for name in later if name.startswith("training.")} == {
         "training.evaluate_every",
         "training.patience",
+        "training.ranks",
         "training.report_to",
     }
     assert {name for name in later if name.startswith("checkpoint.")} == {"checkpoint.every", "checkpoint.keep"}

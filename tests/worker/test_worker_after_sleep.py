@@ -8,7 +8,7 @@ import torch
 
 from memsup.shared.messages import FailureCause
 from memsup.supervisor.decide.run.restarts import BUDGET, FIRST_DELAY_S, Budget, Cause, Death, judge
-from memsup.worker.__main__ import _failed, is_cuda_dead
+from memsup.worker.__main__ import failed, is_cuda_dead
 from memsup.worker.session import GiveUp
 
 UNKNOWN = "CUDA error: unknown error\nCUDA kernel errors might be asynchronously reported at some other API call"
@@ -37,7 +37,7 @@ def test_a_dead_cuda_is_told_from_memory_and_from_faults_of_a_program(error: Exc
 
 
 def test_after_a_sleep_another_worker_goes_on_and_nothing_is_counted() -> None:
-    said = _failed(crashed(torch.AcceleratorError(UNKNOWN)), "night", slept_s=7200.0)
+    said = failed(crashed(torch.AcceleratorError(UNKNOWN)), "night", slept_s=7200.0)
     assert (said.cause, said.step) == (FailureCause.AFTER_SLEEP, None)
     assert "The machine slept, and CUDA is dead in the worker since then (CUDA error: unknown error)" in said.message
     assert said.traceback is not None
@@ -49,9 +49,9 @@ def test_after_a_sleep_another_worker_goes_on_and_nothing_is_counted() -> None:
 
 
 def test_without_a_sleep_the_same_error_is_a_crash_like_any_other() -> None:
-    said = _failed(crashed(torch.AcceleratorError(UNKNOWN)), "night", slept_s=0.2)
+    said = failed(crashed(torch.AcceleratorError(UNKNOWN)), "night", slept_s=0.2)
     assert (said.cause, said.step) == (FailureCause.CRASH, 7)
     assert judge(Death(exit_status=1, last_words=said), Budget(), None, 0.5).budget.deaths == 1
-    fault = _failed(crashed(RuntimeError("shapes cannot be multiplied")), "night", slept_s=7200.0)
+    fault = failed(crashed(RuntimeError("shapes cannot be multiplied")), "night", slept_s=7200.0)
     assert fault.cause is FailureCause.CRASH
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(said), type=type(said)) == said

@@ -20,7 +20,7 @@ from memsup.checkpoint.errors import Damaged
 from memsup.checkpoint.store import Store
 from memsup.shared.messages import DecisionKind, FailureCause
 from memsup.worker import train
-from memsup.worker.__main__ import _failed
+from memsup.worker.__main__ import failed
 from memsup.worker.saving import save_if_possible
 from memsup.worker.session import GiveUp
 from memsup.worker.state import _outgoing, model_tensors, optimizer_tensors, read_tensors
@@ -333,7 +333,7 @@ def test_a_checkpoint_of_another_training_is_refused_in_plain_words(
 
 
 def test_a_full_disk_is_named_with_the_command_that_continues_this_run() -> None:
-    said = _failed(OSError(errno.ENOSPC, "No space left on device"), "night")
+    said = failed(OSError(errno.ENOSPC, "No space left on device"), "night")
     assert said.cause is FailureCause.DISK_FULL
     assert said.message.endswith("Free some space, then: memsup start --run night")
 

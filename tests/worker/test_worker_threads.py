@@ -73,8 +73,8 @@ def test_trying_draws_no_random_number_and_takes_a_number_that_was_tried(monkeyp
 
 def test_the_number_outlives_a_kill_before_the_first_checkpoint(tmp_path: Path) -> None:
     file = tmp_path / "plan.jsonl"
-    assert Plan(file).threads is None
+    assert Plan(file).last is None
     Plan(file).begin(Entry(step=1, start=64, threads=3, cause="the settings", at_unix_s=1.0), saved=False)
     again = Plan(file)
     again.change(7, "a test", limit=32)
-    assert (again.threads, Plan(file).threads) == (3, 3)
+    assert [plan.last.threads for plan in (again, Plan(file)) if plan.last is not None] == [3, 3]

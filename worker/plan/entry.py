@@ -47,6 +47,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     packed: bool = False
     """Whether layers see no padding (`compute/packing.py`): tokens are the rows' own then, and a micro-batch padded to a length
     is one whose longest row has it."""
+    shares: tuple[int, ...] = ()
+    """The part of a step's tokens that each rank computes, in thousandths (`ranks/shares.py`). Empty means that all compute the
+    same."""
+    ranks: int = 1
+    """How many ranks compute. Another number gives other bits, and needs other threads."""
     cause: str
     at_unix_s: float
 

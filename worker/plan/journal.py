@@ -63,9 +63,9 @@ class Plan:
         return after
 
     @property
-    def threads(self) -> int | None:
-        """The number of threads with which the run began. None means that it has not begun, or is older than the question."""
-        return self._entries[-1].threads if self._entries else None
+    def last(self) -> Entry | None:
+        """The entry that was written last. None means that the run has not begun."""
+        return self._entries[-1] if self._entries else None
 
     @property
     def last_change(self) -> Entry:

@@ -77,9 +77,10 @@ def order(pending: Pending, outcome: Outcome, detail: str, done: m.Done | None =
 def out_of_memory(report: m.OutOfMemory) -> Record:
     """The worker caught an error for memory and did the step again."""
     before, after = report.micro_tokens_before, report.micro_tokens_after
+    device = report.device if report.rank is None else f"{report.device} (rank {report.rank})"
     return Record(
         event=Event.OUT_OF_MEMORY,
-        reason=f"{report.device} memory ran out in {report.where} at step {report.step:,}: {report.detail}",
+        reason=f"{device} memory ran out in {report.where} at step {report.step:,}: {report.detail}",
         action=f"micro-batch {before:,} → {after:,} tokens, step redone",
         result="effective batch unchanged, 0 samples lost",
         by=By.WORKER,

@@ -252,6 +252,8 @@ def cause_of(death: Death) -> Cause:
         return Cause.FINISHED
     if death.gpu_lost is not None and not isinstance(death.last_words, Leaving):
         return Cause.GPU_LOST
+    if isinstance(death.last_words, Failed) and (status := death.last_words.exit_status) is not None:
+        return death.killed_by_us or _cause_of_rank(status, death)
     if isinstance(death.last_words, Failed):
         cause = _OF_FAILURE[death.last_words.cause]
         if cause is Cause.ONE_ROW_TOO_LARGE and death.gpu_crowded is not None:
@@ -274,6 +276,13 @@ def cause_of(death: Death) -> Cause:
     if death.exit_status is not None and death.exit_status < 0:
         return Cause.CRASH if -death.exit_status in _CRASH_SIGNALS else Cause.KILLED
     return Cause.COMMAND_FAILED if death.is_command and not death.was_attached else Cause.CRASH
+
+
+def _cause_of_rank(exit_status: int, death: Death) -> Cause:
+    """Why a rank ended with which all the others ended: the same as if the worker itself had."""
+    if exit_status == -signal.SIGKILL and death.fence_oom_kills > 0:
+        return Cause.MEMORY
+    return Cause.KILLED if exit_status < 0 and -exit_status not in _CRASH_SIGNALS else Cause.CRASH
 
 
 _ENDS_OF_THE_TOLD = {-signal.SIGTERM, *range(256)}

@@ -387,6 +387,20 @@ def test_a_limit_that_makes_no_sense_is_refused_in_one_sentence(flag: str, words
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("where", "flags", "word"),
+    [
+        (machine(16.0, 24.0), ["training.ranks=2"], "training.device to cpu"),
+        (machine(16.0), ["training.ranks=9", "training.effective_batch=8"], "8 samples"),
+        (machine(16.0), ["training.ranks=2", "task.stream=true"], "task.stream to false"),
+    ],
+)
+def test_more_ranks_than_can_compute_are_refused(where: Machine, flags: list[str], word: str) -> None:
+    with pytest.raises(SettingsError, match=word):
+        resolved(where, *flags)
+    assert resolved(machine(16.0, 24.0), "training.ranks=2", "training.device=cpu").settings.training.ranks == 2
+
+
 def test_a_command_may_be_given_what_no_worker_could_start_with() -> None:
     loaded = load(job_file=None, flags=["limits.ram=40MiB"], environment={})
     found = resolve(loaded.settings, loaded.origins, machine(23.5), is_command=True)

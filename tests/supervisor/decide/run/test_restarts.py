@@ -48,6 +48,12 @@ def crash(step: int | None, traceback: str = "Traceback: …") -> Death:
     return Death(exit_status=1, last_words=words)
 
 
+def rank_gone(exit_status: int, **more: Any) -> Death:
+    """The worker says that another rank has ended, and how."""
+    words = Failed(cause=FailureCause.CRASH, message="Rank 1 …", step=7, exit_status=exit_status)
+    return Death(exit_status=1, last_words=words, **more)
+
+
 COUNTS = st.integers(0, 2**40)
 FAILURES = st.builds(
     Failed,
@@ -177,6 +183,11 @@ def test_a_loss_that_explodes_stops_the_run_at_once_with_the_workers_sentence() 
         (Death(exit_status=None), Cause.CRASH),
         (Death(exit_status=0, last_words=Leaving(reason="x", checkpoint=None)), Cause.LEFT),
         (Death(exit_status=1, gpu_lost="GPU 0 is lost."), Cause.GPU_LOST),
+        (rank_gone(-9), Cause.KILLED),
+        (rank_gone(-9, fence_oom_kills=1), Cause.MEMORY),
+        (rank_gone(-11), Cause.CRASH),
+        (rank_gone(-9, killed_by_us=Cause.MEMORY), Cause.MEMORY),
+        (rank_gone(1), Cause.CRASH),
         (Death(exit_status=3, is_command=True), Cause.COMMAND_FAILED),
         (Death(exit_status=0, is_command=True), Cause.FINISHED),
         (Death(exit_status=0, is_command=True, was_told=True), Cause.LEFT),

@@ -1,0 +1,234 @@
+"""Several ranks: the same samples and the same model, whatever their number; they pause, run out of memory, die and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kit.lone_supervisor import LoneSupervisor, newest_checkpoint, state_of, tiny_settings
+from kit.one_life import without_dropout
+from safetensors.numpy import load_file
+
+from memsup.shared.messages import (
+    Done,
+    Failed,
+    Heartbeat,
+    Leaving,
+    LimitMicroBatch,
+    OutOfMemory,
+    Pause,
+    PauseMode,
+    Phase,
+    Resume,
+    Stop,
+)
+from memsup.shared.settings import Settings
+from memsup.worker.plan.batches import Lengths
+from memsup.worker.ranks.shares import LEAST, WHOLE, better, equal, shared_out
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Shares
+
+
+def lengths_of(count: int) -> Lengths:
+    return np.random.default_rng(3).integers(4, 100, count).astype(np.int32)
+
+
+@pytest.mark.parametrize("shares", [(500, 500), (333, 333, 334), (700, 300), (980, 20), (1000,)])
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+def test_each_row_of_a_step_has_one_rank_and_tokens_are_shared_as_they_are_to_be(shares: tuple[int, ...], count: int) -> None:
+    rows, lengths = np.arange(100, 100 + count), lengths_of(count)
+    parts = shared_out(rows, lengths, shares)
+    assert sorted(np.concatenate(parts).tolist()) == rows.tolist()
+    assert len(parts) == len(shares)
+    if count == 64:
+        for part, share in zip(parts, shares, strict=True):
+            tokens = int(lengths[part - 100].sum())
+            assert abs(tokens - lengths.sum() * share / sum(shares)) <= lengths.max()
+
+
+def test_one_rank_has_the_rows_of_a_step_as_they_are() -> None:
+    rows = np.array([5, 3, 9])
+    assert shared_out(rows, np.array([1, 2, 3], np.int32), (1000,))[0] is rows
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7, 64])
+def test_equal_shares_make_up_the_whole(ranks: int) -> None:
+    assert sum(equal(ranks)) == WHOLE
+    assert max(equal(ranks)) - min(equal(ranks)) <= 1
+
+
+def test_shares_follow_the_speed_where_that_saves_something() -> None:
+    assert better((500, 500), [300.0, 100.0]) == (750, 250)
+    assert better((750, 250), [310.0, 100.0]) is None
+    assert better((500, 500), [100.0, 104.0]) is None
+    assert better((500, 500), [1000.0, 1.0]) == (WHOLE - LEAST, LEAST)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole runs
+
+STEPS = 54
+
+
+def settings_for(folder: Path, ranks: int) -> Settings:
+    """Steps that take long enough to be met in the middle, without dropout."""
+    return without_dropout(
+        tiny_settings(
+            folder,
+            rows=240,
+            words=100,
+            hidden=128,
+            training__ranks=ranks,
+            training__epochs=2,
+            training__max_length=128,
+            training__micro_tokens=512,
+            training__learning_rate=1e-4,
+        )
+    )
+
+
+class End:
+    """What a run has come to."""
+
+    def __init__(self, supervisor: LoneSupervisor) -> None:
+        state = state_of(supervisor.paths)
+        self.weights = load_file(newest_checkpoint(supervisor.paths) / "model.safetensors")
+        self.step, self.digest = state["step"], str(state["digest"])
+        self.evaluated = state["evaluated"]["metrics"]
+
+    @property
+    def learned_from(self) -> str:
+        """The half of the digest that nothing but samples, their weights and learning rates go into."""
+        return self.digest.partition(".")[0]
+
+    def differs_by(self, other: End) -> float:
+        return max(float(np.abs(weight - other.weights[name]).max()) for name, weight in self.weights.items())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+_ENDS: dict[int, End] = {}
+
+
+@pytest.fixture
+def undisturbed(data: Path) -> dict[int, End]:
+    """The ends of runs that nobody disturbs, with one rank and with two; trained once for all tests here."""
+    for ranks in (1, 2):
+        if ranks not in _ENDS:
+            with LoneSupervisor(settings_for(data, ranks), name=f"undisturbed-{ranks}") as supervisor:
+                supervisor.run_to_end()
+                _ENDS[ranks] = End(supervisor)
+    return _ENDS
+
+
+def pids(supervisor: LoneSupervisor, ranks: int) -> list[int]:
+    def told() -> list[int] | None:
+        for report in reversed(supervisor.reports):
+            if isinstance(report, Heartbeat) and report.batch and report.batch.ranks and len(report.batch.ranks) == ranks:
+                return [rank.pid for rank in report.batch.ranks]
+        return None
+
+    return supervisor.until("ranks are told of", told)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+def test_one_and_two_ranks_learn_the_same(undisturbed: dict[int, End]) -> None:
+    one, two = undisturbed[1], undisturbed[2]
+    assert one.step == two.step == STEPS
+    assert one.learned_from == two.learned_from
+    assert one.differs_by(two) <= 1e-5
+    assert one.evaluated == pytest.approx(two.evaluated, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+def test_a_run_goes_on_with_another_number_of_ranks(data: Path, undisturbed: dict[int, End]) -> None:
+    """Begun by two, gone on with by one, ended by three: it learns what a run learns that nobody has stopped. A limit that is
+    ordered on the way reaches each rank's plan.
+    """
+    for ranks, until in ((2, 10), (1, 25)):
+        with LoneSupervisor(settings_for(data, ranks), name="moved") as supervisor:
+            supervisor.start()
+            supervisor.reach(Phase.TRAINING, until)
+            supervisor.order(LimitMicroBatch(order_id=0, reason="a test", micro_tokens=200))
+            assert isinstance(supervisor.order(Stop(order_id=1, reason="a test", checkpoint=True)), Done)
+            supervisor.last_words()
+    with LoneSupervisor(settings_for(data, 3), name="moved") as supervisor:
+        supervisor.start()
+        assert len(pids(supervisor, 3)) == 3
+        supervisor.finish()
+        moved = End(supervisor)
+        journal = supervisor.paths.plan_of_rank(1).read_text(encoding="utf-8").splitlines()
+        assert 200 in [json.loads(line)["limit"] for line in journal]
+    assert moved.learned_from == undisturbed[1].learned_from
+    assert moved.differs_by(undisturbed[1]) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+def test_a_rank_that_is_killed_costs_no_step_and_a_pause_reaches_all(data: Path, undisturbed: dict[int, End]) -> None:
+    """The worker saves what it has, and says which rank it was and how it ended. The run ends with the bits of one that nobody
+    has disturbed.
+    """
+    with LoneSupervisor(settings_for(data, 2), name="disturbed") as supervisor:
+        supervisor.start()
+        supervisor.reach(Phase.TRAINING, 3)
+        other = pids(supervisor, 2)[1]
+        os.kill(other, signal.SIGKILL)
+        words = supervisor.last_words()
+        assert isinstance(words, Failed)
+        assert words.exit_status == -signal.SIGKILL
+        assert words.message == f"Rank 1 was killed by SIGKILL in step {words.step}, so the step ended for all 2 ranks."
+        assert words.step is not None
+        assert state_of(supervisor.paths)["step"] == words.step - 1, "only the step in hand is done again"
+
+        supervisor.exit_status()
+        supervisor.start()
+        supervisor.reach(Phase.TRAINING, words.step + 3)
+        other = pids(supervisor, 2)[1]
+        supervisor.order(Pause(order_id=1, reason="a test", mode=PauseMode.HOLD))
+
+        def rests() -> bool:
+            before = _cpu_ticks(other)
+            supervisor.pump(1.0)
+            return _cpu_ticks(other) - before <= 10
+
+        supervisor.until("the other rank rests", rests)
+        supervisor.order(Resume(order_id=2, reason="a test"))
+        supervisor.finish()
+        assert End(supervisor).digest == undisturbed[2].digest
+
+
+def _cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+def test_a_rank_that_runs_out_of_memory_shrinks_alone(data: Path, undisturbed: dict[int, End]) -> None:
+    """It does its part again while the other waits, and is named."""
+    with LoneSupervisor(settings_for(data, 2), name="starved") as supervisor:
+        supervisor.start()
+        supervisor.reach(Phase.TRAINING, 3)
+        other = pids(supervisor, 2)[1]
+        lines = Path(f"/proc/{other}/status").read_text(encoding="utf-8").splitlines()
+        held_kib = int(next(line for line in lines if line.startswith("VmData")).split()[1])
+        _, hard = resource.prlimit(other, resource.RLIMIT_DATA)
+        resource.prlimit(other, resource.RLIMIT_DATA, ((held_kib << 10) - (8 << 20), hard))
+        starved = supervisor.first(OutOfMemory)
+        assert starved.rank == 1
+        assert starved.micro_tokens_after < starved.micro_tokens_before == 512
+        if isinstance(supervisor.last_words(), Leaving):  # a process does not get over it where code was generated
+            supervisor.run_to_end()
+        assert End(supervisor).learned_from == undisturbed[1].learned_from

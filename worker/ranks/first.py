@@ -1,0 +1,370 @@
+"""Rank 0's side: the other ranks as processes, what they are told, and what they say.
+
+A thread listens to all of them, so that a rank that dies is noticed within a moment, whatever the main thread does. What it
+means for the run is put among the orders: at the next boundary rank 0, whose state is whole there, saves and leaves, and the
+supervisor starts all of them again. With one rank there is no thread, and every method comes back at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from memsup.shared.clock import monotonic_s
+from memsup.shared.log import log
+from memsup.shared.messages import (
+    AnyReport,
+    Decided,
+    Failed,
+    FailureCause,
+    Leaving,
+    LimitMemory,
+    LimitMicroBatch,
+    OutOfMemory,
+    Pace,
+    Pause,
+    Resume,
+)
+from memsup.shared.paths import RunPaths
+from memsup.shared.readings import RankReading
+from memsup.worker.link import MustFail, MustLeave
+from memsup.worker.plan.entry import Entry
+from memsup.worker.ranks import messages as m
+from memsup.worker.ranks.adding import Adding
+from memsup.worker.ranks.shares import Shares, better, equal
+from memsup.worker.session import GiveUp, Session
+from memsup.worker.training import OneRank
+
+SILENT_S = 60.0
+"""A rank whose link says nothing for so long, while rank 0 could listen, is killed. Its link beats twice a second."""
+LOOK_STEPS = 8
+"""The shares are looked at after so many steps, of which the first says nothing where a life or a share is new."""
+_LOOK_S = 0.05
+_ENDS_WITHIN_S = 2.0
+
+
+@dataclass(eq=False)
+class _Other:
+    """Another rank, as rank 0 knows it."""
+
+    rank: int
+    process: subprocess.Popen[bytes]
+    end: socket.socket
+    beat: m.Beat | None = None
+    silent_s: float = 0.0
+    """The time in which it was listened to since its last word."""
+    waits: bool = False
+    """Whether its part of the step is computed."""
+    is_gone: bool = False
+
+
+class Ranks:
+    """All ranks of a run, as rank 0 has them."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._others: list[_Other] = []
+        self._answers: queue.SimpleQueue[tuple[int, m.Loaded | m.Ready] | None] = queue.SimpleQueue()
+        self._adding: Adding | None = None
+        self._folder: Path | None = None
+        self._session: Session | None = None
+        self._step: int | None = None
+        """The step that the others compute, or have computed last. None means that there was none yet."""
+        self.is_adding = False
+        """Whether all ranks are adding up that step, or are done, so that none can do its part again."""
+        self._began_s = 0.0
+        self._pace = [(0, 0.0)] * count
+        """The tokens and seconds of each rank since the shares were looked at."""
+        self._steps_seen = -1
+        self._closes = False
+        self._thread: threading.Thread | None = None
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Their beginning and their end
+
+    def start(self, paths: RunPaths, session: Session, threads: int) -> None:
+        """Starts the others, which load what they need while rank 0 does. Each computes with `threads`. Raises OSError."""
+        self._session = session
+        if self.count == 1:
+            return
+        self._folder = Path(tempfile.mkdtemp(prefix="ranks-", dir=paths.runtime))
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        for rank in range(1, self.count):
+            own_end, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with other_end:
+                command = [sys.executable, "-P", "-m", "memsup.worker.ranks"]
+                command += ["--run", paths.name, "--rank", str(rank), "--ranks", str(self.count)]
+                process = subprocess.Popen(
+                    [*command, "--fd", str(other_end.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[other_end.fileno()],
+                    env=environment,
+                )
+            self._others.append(_Other(rank, process, own_end))
+        self._thread = threading.Thread(target=self._listen, name="ranks", daemon=True)
+        self._thread.start()
+
+    def begin(self, training: OneRank, checkpoint: Path | None, memory_limit_bytes: int | None) -> None:
+        """Has the others load what rank 0 has loaded, and take over its parameters. `memory_limit_bytes` is what each may use.
+        Raises `Leave` and `GiveUp`.
+        """
+        if self.count == 1:
+            return
+        assert self._folder is not None
+        store = self._folder / "store"
+        self._tell(
+            m.Begin(
+                checkpoint=None if checkpoint is None else str(checkpoint),
+                padding=training.prepared.padding,
+                store=str(store),
+                threads=training.threads,
+                lanes=len(training.lanes),
+                packed=training.plan.at(training.step + 1).packed,
+                memory_limit_bytes=memory_limit_bytes,
+                step=training.step,
+                done_before=training.done_before,
+            )
+        )
+        self._wait_for_all()
+        with self._explained():
+            self._adding = Adding(store, 0, self.count, training.prepared.model.parameters())
+            self._adding.give(training.state_tensors())
+        log.info("Ranks", count=self.count, pids=[other.process.pid for other in self._others])
+
+    def close(self) -> None:
+        """Ends the others: there is nothing that only they know."""
+        self._closes = True
+        if self._adding is not None:
+            self._adding.close()
+            self._adding = None
+        for other in self._others:
+            with contextlib.suppress(OSError):
+                other.end.shutdown(socket.SHUT_RDWR)  # which they take as the end
+        if self._thread is not None:
+            self._thread.join(_ENDS_WITHIN_S)
+        for other in self._others:
+            other.end.close()
+            try:
+                other.process.wait(_ENDS_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                other.process.kill()
+                other.process.wait()
+        self._others.clear()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # A step
+
+    def shares(self, plan: Entry) -> Shares:
+        """The shares of a step under this plan."""
+        return plan.shares if len(plan.shares) == self.count else equal(self.count)
+
+    def compute(self, step: int, *, learning_rate: float, loss_scale: float, shares: Shares) -> None:
+        """Has the others compute their parts of `step`, unless they do so already."""
+        if self.count == 1 or (self._step == step and not self.is_adding):
+            return
+        assert self._session is not None
+        for other in self._others:
+            other.waits = False
+        self._step, self.is_adding = step, False
+        self._began_s = monotonic_s() - self._session.held_s
+        self._tell(m.Compute(step=step, learning_rate=learning_rate, loss_scale=loss_scale, shares=shares))
+
+    def add_up(self, training: OneRank, loss: torch.Tensor) -> torch.Tensor:
+        """Waits until all parts are done, adds up their gradients, and returns the loss of the step. Raises `Leave` and
+        `GiveUp`.
+        """
+        if self.count == 1:
+            return loss
+        assert self._adding is not None
+        assert self._session is not None
+        took_s = monotonic_s() - self._session.held_s - self._began_s
+        done = {0: m.Ready(step=training.step + 1, tokens=training.own_tokens(training.step + 1), took_s=took_s)}
+        done |= {rank: message for rank, message in self._wait_for_all().items() if isinstance(message, m.Ready)}
+        self._steps_seen += 1
+        if self._steps_seen > 0:
+            before = self._pace
+            self._pace = [(n + done[rank].tokens, s + done[rank].took_s) for rank, (n, s) in enumerate(before)]
+        self._tell(m.Add())
+        self.is_adding = True
+        with self._explained():
+            return self._adding.add(loss)
+
+    def better_shares(self, shares: Shares) -> Shares | None:
+        """Shares with which the ranks, as fast as they were lately, would be done sooner. None means that there are none, or
+        that it is not the time to look.
+        """
+        if self.count == 1 or self._steps_seen < LOOK_STEPS:
+            return None
+        pace, self._pace, self._steps_seen = self._pace, [(0, 0.0)] * self.count, 0
+        if not all(tokens and took_s for tokens, took_s in pace):
+            return None
+        return better(shares, [tokens / took_s for tokens, took_s in pace])
+
+    def pass_on(self, order: Pace | Pause | Resume | LimitMicroBatch | LimitMemory) -> None:
+        """Has the others obey an order of the supervisor's as well."""
+        self._tell(m.Obey(order=order))
+
+    def readings(self, shares: Shares) -> tuple[RankReading, ...] | None:
+        """What is told of the ranks. None means that there is one."""
+        if self.count == 1:
+            return None
+        first = RankReading(share=shares[0] / sum(shares), pid=os.getpid())
+        return (
+            first,
+            *(
+                RankReading(
+                    share=shares[other.rank] / sum(shares),
+                    pid=other.process.pid,
+                    micro_tokens=other.beat.micro_tokens if other.beat else None,
+                    resident_bytes=other.beat.resident_bytes if other.beat else None,
+                    waits=other.waits,
+                )
+                for other in self._others
+            ),
+        )
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Talking
+
+    def _tell(self, message: m.FromFirst) -> None:
+        for other in self._others:
+            with contextlib.suppress(OSError):  # it is gone, and the thread sees that
+                m.send(other.end, message)
+
+    def _wait_for_all(self) -> dict[int, m.Loaded | m.Ready]:
+        """The next answer of each. What is ordered meanwhile is carried out; the worker counts as moving while one of them gets
+        on.
+        """
+        assert self._session is not None
+        answers: dict[int, m.Loaded | m.Ready] = {}
+        ticks = self._ticks()
+        while len(answers) < len(self._others):
+            with contextlib.suppress(queue.Empty):
+                answer = self._answers.get(timeout=_LOOK_S)
+                if answer is not None:
+                    answers[answer[0]] = answer[1]
+            if ticks != (ticks := self._ticks()):
+                self._session.tick()
+            self._session.obey()
+        return answers
+
+    def _ticks(self) -> list[int]:
+        return [other.beat.ticks if other.beat else 0 for other in self._others]
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raises what is known of a rank that died in place of the error of a collective that it left."""
+        try:
+            yield
+        except RuntimeError:
+            assert self._session is not None
+            until_s = monotonic_s() + 2 * _ENDS_WITHIN_S
+            while monotonic_s() < until_s:
+                self._session.obey()  # where the thread has put what it found
+                with contextlib.suppress(queue.Empty):
+                    self._answers.get(timeout=_LOOK_S)
+            raise
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # The thread
+
+    def _listen(self) -> None:
+        poll = select.poll()
+        by_fd = {other.end.fileno(): other for other in self._others}
+        for fd in by_fd:
+            poll.register(fd, select.POLLIN)
+        last_s = monotonic_s()
+        while by_fd:
+            ready = poll.poll(500)
+            now_s = monotonic_s()
+            for other in by_fd.values():
+                other.silent_s += min(now_s - last_s, 1.0)  # a machine that slept, or a tree that was frozen, was not silent
+            last_s = now_s
+            for fd, _ in ready:
+                other = by_fd[fd]
+                if not self._hear(other):
+                    poll.unregister(fd)
+                    del by_fd[fd]
+                    self._is_gone(other)
+            for other in by_fd.values():
+                if other.silent_s > SILENT_S and not self._closes:
+                    log.error("A rank says nothing", rank=other.rank, pid=other.process.pid, silent_s=round(other.silent_s))
+                    other.process.kill()
+
+    def _hear(self, other: _Other) -> bool:
+        """Takes in a message; returns whether there was one, and not the end."""
+        try:
+            message = m.receive_to_first(other.end)
+        except OSError:  # closed by this side
+            return False
+        if message is None:
+            return False
+        other.silent_s = 0.0
+        match message:
+            case m.Beat():
+                other.beat = message
+            case m.Loaded() | m.Ready():
+                other.waits = True
+                self._answers.put((other.rank, message))
+            case m.Said(report):
+                self._pass_up(other, report)
+        return True
+
+    def _pass_up(self, other: _Other, report: AnyReport) -> None:
+        assert self._session is not None
+        who = f"Rank {other.rank}"
+        match report:
+            case Failed():
+                other.is_gone = True
+                error = GiveUp(report.cause, f"{who}: {report.message}", step=report.step)
+                self._end(MustFail(error))
+            case Leaving():
+                self._end(MustLeave(f"{who}: {report.reason}"))
+            case OutOfMemory() | Decided():
+                self._session.link.report(report)
+
+    def _is_gone(self, other: _Other) -> None:
+        """A rank has ended without a word, unless it was to."""
+        if self._closes or other.is_gone:
+            return
+        try:
+            status = other.process.wait(_ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            other.process.kill()
+            status = other.process.wait()
+        other.is_gone = True
+        how = f"was killed by {_name(-status)}" if status < 0 else f"ended with exit code {status}"
+        if other.silent_s > SILENT_S:
+            how = f"said nothing for {SILENT_S:.0f} s and was killed"
+        when = "while it loaded" if self._step is None else f"in step {self._step:,}"
+        what = f"Rank {other.rank} {how} {when}, so the step ended for all {self.count} ranks."
+        self._end(MustFail(GiveUp(FailureCause.CRASH, what, step=self._step, exit_status=status)))
+
+    def _end(self, word: MustFail | MustLeave) -> None:
+        assert self._session is not None
+        if not self._closes:
+            self._session.link.orders.put(word)
+            self._answers.put(None)
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

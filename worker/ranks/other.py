@@ -1,0 +1,200 @@
+"""What a rank beside rank 0 does: load the same model, then compute its part of each step, and change its parameters as rank 0
+does.
+
+Its plan is its own, with a journal of its own, so it runs out of memory, shrinks and grows alone. It saves nothing, and decides
+nothing that concerns another rank.
+"""
+
+from __future__ import annotations
+
+import queue
+from pathlib import Path
+
+import torch
+
+from memsup.memory import SoftLimit
+from memsup.shared.clock import monotonic_s
+from memsup.shared.messages import CheckpointNote, LimitMemory, LimitMicroBatch, Pace, Pause, Resume, Welcome, WorkerMemory
+from memsup.shared.paths import RunPaths
+from memsup.shared.record import RunRecord
+from memsup.worker.compute.attention import attend_in_blocks
+from memsup.worker.compute.dropout import draw_by_row
+from memsup.worker.compute.lanes import Lanes
+from memsup.worker.compute.packing import pack
+from memsup.worker.exhaustion import has_to_fit
+from memsup.worker.hardware import start_threads
+from memsup.worker.memory import read_memory
+from memsup.worker.micro_batch_limit import limit_micro_batch
+from memsup.worker.plan.batches import Order
+from memsup.worker.plan.journal import Plan
+from memsup.worker.ranks import messages as m
+from memsup.worker.ranks.adding import Adding
+from memsup.worker.ranks.link import RankLink
+from memsup.worker.ranks.shares import Shares, equal
+from memsup.worker.saving import first_plan
+from memsup.worker.session import SIGN_OF_LIFE_S, Leave, Session
+from memsup.worker.tasks import find_task
+from memsup.worker.train import apply_gradient, built, measuring_of, named, plan_ahead, schedule_of, try_gradient
+from memsup.worker.training import OneRank
+
+
+def compute(record: RunRecord, paths: RunPaths, link: RankLink, *, rank: int, ranks: int) -> None:
+    """Computes what rank 0 says, until that is gone. Raises `Leave`, `GiveUp` and what a crash raises."""
+    session = _Session(link)
+    begin = _next(session, link)
+    assert isinstance(begin, m.Begin)
+    training = _prepared(record, paths, session, begin, rank, ranks)
+    link.say(m.Loaded())
+    try:
+        adding = Adding(Path(begin.store), rank, ranks, training.prepared.model.parameters())
+        adding.give(training.state_tensors())
+    except RuntimeError as error:
+        raise Left from error
+    training.ranks = _Meeting(link, adding)
+    while True:
+        work = _next(session, link)
+        assert isinstance(work, m.Compute), "rank 0 adds up what was computed only"
+        _take_step(training, work)
+
+
+def _prepared(record: RunRecord, paths: RunPaths, session: _Session, begin: m.Begin, rank: int, ranks: int) -> OneRank:
+    """As `train.prepare`, without what is rank 0's alone."""
+    settings = record.settings
+    device = torch.device("cpu")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    threads = start_threads(begin.threads, device)
+    program = _Program()
+    session.begin(program)
+    soft_limit = SoftLimit(begin.memory_limit_bytes)
+    welcome = Welcome(run_id=record.run_id, lease_s=0.0, memory_limit_bytes=begin.memory_limit_bytes, micro_tokens_limit=None)
+    task = find_task(settings.task.kind, settings.task.problem_type)
+    draw_by_row()
+    attend_in_blocks()
+    with has_to_fit(f"The model of rank {rank}", welcome, None):
+        folder = None if begin.checkpoint is None else Path(begin.checkpoint)
+        prepared = task.load(settings, paths, session.boundary, checkpoint=folder, padding=begin.padding)
+        optimizer = built(prepared, settings, device, None)
+    schedule = schedule_of(prepared, settings)
+    training = OneRank(
+        record=record,
+        paths=paths,
+        session=session,
+        device=device,
+        device_memory=None,
+        soft_limit=soft_limit,
+        threads=threads,
+        task=task,
+        prepared=prepared,
+        schedule=schedule,
+        order=Order(schedule),
+        optimizer=optimizer,
+        plan=Plan(paths.plan_of_rank(rank)),
+        measuring=measuring_of(prepared, welcome, device, None, settings.training),
+        rank=rank,
+        shares=equal(ranks),
+        step=begin.step,
+        done_before=begin.done_before,
+    )
+    if begin.packed:
+        assert pack(prepared.model), "rank 0's model is the same, and could"
+    training.plan.begin(first_plan(training, begin.lanes, packs=begin.packed), saved=False)
+    training.plan.change(
+        begin.step + 1, "as rank 0 computes now", lanes=begin.lanes, threads=threads, ranks=ranks, packed=begin.packed
+    )
+    training.lanes = Lanes(prepared.model, training.plan.at(training.step + 1).lanes, threads)
+    program.training = training
+    return training
+
+
+def _take_step(training: OneRank, work: m.Compute) -> None:
+    training.step, training.loss_scale, training.shares = work.step - 1, work.loss_scale, work.shares
+    rows = training.order.batch(work.step)
+    with named(training, work.step, rows):
+        training.ranks.compute(work.step, learning_rate=work.learning_rate, loss_scale=work.loss_scale, shares=work.shares)
+        gradient = None
+        while gradient is None:
+            gradient = try_gradient(training, work.step, rows)
+        apply_gradient(training, work.step, work.learning_rate, gradient)
+    training.step = work.step
+    plan_ahead(training)
+    training.publish()
+
+
+def _next(session: _Session, link: RankLink) -> m.Begin | m.Compute | m.Add:
+    """What is to be done next; orders are carried out meanwhile."""
+    while True:
+        try:
+            return link.work.get(timeout=SIGN_OF_LIFE_S)
+        except queue.Empty:
+            pass
+        finally:
+            session.obey()
+
+
+class _Meeting:
+    """The other ranks, as a step of this one knows them (`training.Others`)."""
+
+    count = 0
+
+    def __init__(self, link: RankLink, adding: Adding) -> None:
+        self._link, self._adding = link, adding
+        self._began_s = 0.0
+        self.is_adding = False
+
+    def compute(self, step: int, *, learning_rate: float, loss_scale: float, shares: Shares) -> None:  # noqa: ARG002
+        self._began_s, self.is_adding = monotonic_s(), False
+
+    def add_up(self, training: OneRank, loss: torch.Tensor) -> torch.Tensor:
+        session, step = training.session, training.step + 1
+        took_s = monotonic_s() - self._began_s
+        self._link.say(m.Ready(step=step, tokens=training.own_tokens(step), took_s=took_s))
+        assert isinstance(session, _Session)
+        work = _next(session, self._link)
+        assert isinstance(work, m.Add), "rank 0 adds up before it goes on"
+        self.is_adding = True
+        try:
+            return self._adding.add(loss)
+        except RuntimeError as error:
+            raise Left from error
+
+
+class Left(BaseException):
+    """Another rank has left in the middle of a collective. Which one, and why, rank 0 finds out; it ends this one as well."""
+
+
+class _Session(Session):
+    """A session of a rank that has nothing to save."""
+
+    def leave(self, reason: str) -> None:
+        raise Leave(reason, None)
+
+
+class _Program:
+    """The training as its session knows it (`session.Program`)."""
+
+    def __init__(self) -> None:
+        self.training: OneRank | None = None
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.training is not None
+
+    def save(self, *, last: bool) -> CheckpointNote:  # noqa: ARG002
+        raise AssertionError("rank 0 saves")
+
+    def limit_micro_batch(self, order: LimitMicroBatch) -> int:
+        assert self.training is not None
+        return limit_micro_batch(self.training, order)
+
+    def limit_memory(self, order: LimitMemory) -> str:  # noqa: ARG002
+        return "it computes on the CPU, so there is nothing to limit"
+
+    def read_memory(self) -> WorkerMemory:
+        return read_memory()
+
+    def finish_queued(self) -> None:
+        pass
+
+    def pass_on(self, order: Pace | Pause | Resume) -> None:
+        pass
