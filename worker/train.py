@@ -260,7 +260,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         session.decided(DecisionKind.CUT_REFUSED, sentence)
     if start.state is None:  # otherwise an earlier life has said so
         _tell_what_is_not_done(training, why_fewer)
-    packs = prepared.padding is Padding.RIGHT and pack(prepared.model)
+    packs = memory is None and prepared.padding is Padding.RIGHT and pack(prepared.model)
     resume(training, start, welcome, lanes=lanes, packs=packs)
     if plan.last_change.ranks != ranks.count:
         cause = f"another number of ranks: {ranks.count}"  # which has other bits anyway, also of steps that are redone

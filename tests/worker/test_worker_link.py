@@ -71,6 +71,9 @@ class Trainer:
     def read_memory(self) -> WorkerMemory:
         return read_memory()
 
+    def pass_on(self, order: Pace | Pause | Resume) -> None:
+        """It has no other ranks."""
+
 
 class Ends:
     """A supervisor's socket and a worker's link, both real; the test's thread is the worker's main thread."""

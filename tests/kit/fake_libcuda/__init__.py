@@ -107,7 +107,7 @@ for step in range(steps):
         break
 out = ctypes.create_string_buffer(4 * words)
 assert cuda.cuMemcpyDtoH_v2(out, at, ctypes.c_size_t(4 * words)) == 0
-print("digest", step, hashlib.sha256(out.raw).hexdigest(), flush=True)
+os.write(1, f"digest {step} {hashlib.sha256(out.raw).hexdigest()}\\n".encode())  # in one piece, since others write there too
 for child in range(1, processes if which == 0 else 1):
     os.wait()
 """

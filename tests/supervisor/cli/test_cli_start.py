@@ -699,7 +699,7 @@ def test_a_run_that_is_up_takes_over_what_may_change_and_refuses_the_rest(tmp_pa
     record = eventually(lambda: (found := read_record(paths.record)) and found.settings.checkpoint.keep == 5 and found)
     assert record.settings.limits.ram == 2**30
     eventually(lambda: json.loads(paths.claim.read_bytes())["ram_bytes"] == 2**30)
-    (line,) = [line for line in ledger() if line["event"] == "settings"]
+    (line,) = eventually(lambda: [line for line in ledger() if line["event"] == "settings"])
     assert line["by"] == "user"
     again = memsup("start", *asked, "--json", cwd=tmp_path).document
     assert again["taken"] == []
