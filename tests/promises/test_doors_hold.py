@@ -100,8 +100,8 @@ def test_a_run_without_its_folder_is_found_again_by_whoever_asks(tmp_path: Path)
     memsup("start", "--", "sleep", "1000", cwd=tmp_path)
     state, folder = run_paths("default").state, run_paths("default").runtime
     pid = status()["pid"]
-    shutil.rmtree(folder.parent)
-    shutil.rmtree(state.rename(tmp_path / "gone"), ignore_errors=True)  # in one step: it is being written to
+    for tidied in (folder.parent, state):  # in one step: it is being written to
+        shutil.rmtree(tidied.rename(tmp_path / f"{tidied.name} is gone"), ignore_errors=True)
     eventually(run_paths("default").record.exists, 30)
     assert is_held(run_paths("default")), "by the same supervisor"
     assert memsup("start", "--", "sleep", "1", cwd=tmp_path).returncode == 2, "what it is is known again"
