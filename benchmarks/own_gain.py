@@ -22,7 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from kit.cli_process import MEMSUP
-from own_scripts import MIB, QUIET, SCRIPTS, make_assets, mib
+from own_script_sets import QUIET, SCRIPTS
+from own_scripts import MIB, make_assets
 
 TIMED = """
 import resource, subprocess, sys
@@ -32,7 +33,7 @@ with open(sys.argv[1], "a") as file:
     file.write(f"{used.ru_utime + used.ru_stime} {used.ru_maxrss * 1024}\\n")
 sys.exit(code)
 """
-STEPS = 5
+STEPS = 40
 
 
 def main() -> None:
@@ -67,14 +68,14 @@ def main() -> None:
             limit = limit or peak * options.share // 100
             survives = peak < limit
             rate = batch * STEPS / (took_s - begin_s)
-            print(f"| {batch}, by hand | {mib(peak)}{'' if survives else ': dies'} | {rate:.0f} |", flush=True)
+            print(f"| {batch}, by hand | {peak // MIB:,} MiB{'' if survives else ': dies'} | {rate:.0f} |", flush=True)
             if survives:
                 break
             batch //= 2
         guard = [*MEMSUP, "start", "--wait", "--set", f"limits.ram={limit // MIB}MiB", "--"]
         took_s, peak = ran("guarded", options.batch, STEPS, *guard)
         rate = options.batch * STEPS / (took_s - begin_s)
-        print(f"| {options.batch}, under memsup | {mib(peak)} of {mib(limit)} | {rate:.0f} |")
+        print(f"| {options.batch}, under memsup | {peak // MIB:,} MiB of {limit // MIB:,} MiB | {rate:.0f} |")
 
 
 if __name__ == "__main__":
