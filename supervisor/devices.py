@@ -167,9 +167,11 @@ class Devices:
         """Keeps what the worker holds now, to be compared with what is there when it is gone."""
         self._held = held_by(memory, self.workers, own)
 
-    def worker_gone(self, now_s: float, ram_left_bytes: int | None) -> GivenBack | None:
-        """What the worker gave back. Returns None where the device is still to be asked: `given_back` will say it."""
-        proof = Proof(held=self._held, ram_left_bytes=ram_left_bytes, since_s=now_s)
+    def worker_gone(self, now_s: float, ram_left_bytes: int | None, standby_bytes: int = 0) -> GivenBack | None:
+        """What the worker gave back; the last two are those of `Proof`. Returns None where the device is still to be asked:
+        `given_back` will say it.
+        """
+        proof = Proof(held=self._held, ram_left_bytes=ram_left_bytes, since_s=now_s, standby_bytes=standby_bytes)
         self._held, self._crowded_at_its_end = Held(), None
         given_back = proof.step(now_s, ())
         if given_back is None:

@@ -496,7 +496,7 @@ class Supervisor:
             self.devices.lost,
             rest_status=rest_status,
             gpu_crowded=self.devices.crowded,
-            given_back=self.devices.worker_gone(now_s, self.guard.memory.worker_bytes),
+            given_back=self.devices.worker_gone(now_s, self.guard.memory.worker_bytes, self.worker.standby_bytes),
             jitter_fraction=random.random(),
         )
         if self.life.on_cpu:

@@ -179,9 +179,14 @@ class WorkerProcess:
         """Of what the fence says is used, what would be without the process that stands by, since that goes first. Returns None
         where that is not known.
         """
-        if self._warm is None or self.warmth is Warmth.NONE or used_bytes is None:
-            return used_bytes
-        return max(0, used_bytes - (private_bytes(self._warm.pid) or 0))
+        return None if used_bytes is None else max(0, used_bytes - self.standby_bytes)
+
+    @property
+    def standby_bytes(self) -> int:
+        """What would come back if the process that stands by alone ended; 0 where there is none, or nobody knows."""
+        if self._warm is None or self.warmth is Warmth.NONE:
+            return 0
+        return private_bytes(self._warm.pid) or 0
 
     def _take_born(self) -> None:
         """Takes what the process that stands by has said, and the worker that it has forked."""

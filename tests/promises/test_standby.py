@@ -66,6 +66,7 @@ def killed_worker(run: str) -> Any:
         run=run,
     )
     assert audit.read_bytes().startswith(lines)
+    assert not [sentence for sentence in after["attention"] if "did not come back" in sentence], "what stands by is no leftover"
     return after
 
 

@@ -77,6 +77,8 @@ class Proof:
     """What was still in the worker's fence when every process was gone. It is None where that could not be read."""
     since_s: float
     """Every process was gone at this time."""
+    standby_bytes: int = 0
+    """What of that is not the worker's, but of the process that stands by in the same fence."""
 
     def step(self, now_s: float, gpus: Iterable[GpuReading]) -> GivenBack | None:
         """What the worker gave back. Returns None while the device is still to be asked, or takes its time."""
@@ -109,9 +111,9 @@ class Proof:
     def _given_back(self, *, vram_bytes: int | None, vram_unknown: bool = False, missing: str | None = None) -> GivenBack:
         held, left = self.held.ram_bytes, self.ram_left_bytes
         sentences = [] if missing is None else [missing]
-        if left is not None and left > RAM_SLACK_BYTES:
+        if left is not None and (kept := left - self.standby_bytes) > RAM_SLACK_BYTES:
             why = "although its processes are gone: files in /dev/shm, perhaps."
-            sentences.append(f"{size(left)} of the worker's RAM did not come back {why}")
+            sentences.append(f"{size(kept)} of the worker's RAM did not come back {why}")
         return GivenBack(
             ram_bytes=None if held is None or left is None else max(0, held - left),
             vram_bytes=vram_bytes,

@@ -62,6 +62,14 @@ def test_what_does_not_come_back_is_said_with_both_figures() -> None:
     assert "1 GiB of the worker's RAM did not come back" in done.missing[1]
 
 
+def test_what_stands_by_did_not_come_back_and_is_nobodys_trouble() -> None:
+    """The RAM that came back is what the fence's count says; only what nobody has any more is missing."""
+    held, left = Held(ram_bytes=700 << 20), 272 << 20
+    done = Proof(held=held, ram_left_bytes=left, since_s=0.0, standby_bytes=left - (2 << 20)).step(0.0, ())
+    assert done is not None
+    assert (done.ram_bytes, done.missing) == (428 << 20, ())
+
+
 def test_what_cannot_be_asked_is_unknown_and_not_nought() -> None:
     done = proof(left=None).step(100 + PROOF_WITHIN_S, [gpu(None)])
     assert done is not None
