@@ -12,6 +12,22 @@ from memsup.worker.plan.entry import Entry
 from memsup.worker.training import OneRank
 
 
+def begin_limited(training: OneRank, micro_tokens_limit: int | None) -> None:
+    """Begins a life. Only a restart because of memory makes micro-batches smaller, at once: to `micro_tokens_limit`; the
+    planner raises that again. Without one, a limit that the supervisor set in an earlier life ends; but the steps that were
+    done under it are redone under it.
+    """
+    plan, next_step = training.plan, training.step + 1
+    last = plan.last_change
+    if micro_tokens_limit is not None:
+        if micro_tokens_limit < plan.at(next_step).micro_tokens:
+            one_lane = last.lanes > 1
+            plan.change(next_step, "restarted because of memory", ceiling=micro_tokens_limit, one_lane=one_lane)
+    elif last.limit is not None:
+        first = max(next_step, training.done_before + 1, last.step + 1)
+        plan.change(first, "a limit of an earlier life ends", limit=None, one_lane=False)
+
+
 def limit_micro_batch(training: OneRank, order: LimitMicroBatch) -> int:
     """Takes the order into the plan, from the step in hand on, which is done again if its cuts change. Returns the most tokens
     of a micro-batch from now on.

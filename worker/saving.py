@@ -28,6 +28,7 @@ from memsup.shared.files import flush_folder
 from memsup.shared.log import log
 from memsup.shared.messages import CheckpointNote, DecisionKind, FailureCause, Welcome
 from memsup.shared.record import RunRecord
+from memsup.worker.micro_batch_limit import begin_limited
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.padding import Padding
 from memsup.worker.plan.position import Position
@@ -131,7 +132,7 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int, pa
     `lanes`, and without padding where the model `packs`. Raises `GiveUp`.
     """
     state, plan = start.state, training.plan
-    training.done_before = done_before = training.audit.last_step()
+    training.done_before = training.audit.last_step()
     if state is None:
         training.loss_scale = _FIRST_LOSS_SCALE if training.settings.amp == "fp16" else 1.0
         training.audit.resume(0)
@@ -160,25 +161,9 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int, pa
         plan.change(training.step + 1, "the model sees padding", equal_lengths=True)
     if plan.at(training.step + 1).packed and not packs:
         plan.change(training.step + 1, "the model's layers see padding here", packed=False)
-    _limit_plan(training, welcome, done_before)
+    begin_limited(training, welcome.micro_tokens_limit)
     training.publish()
     training.session.publish(checkpoint=start.note)
-
-
-def _limit_plan(training: Training, welcome: Welcome, done_before: int) -> None:
-    """Only a restart because of memory makes micro-batches smaller, at once; the planner raises that again. Without one, a
-    limit that the supervisor set in an earlier life ends; but steps that were done under it (`done_before` of them) are redone
-    under it.
-    """
-    plan, next_step = training.plan, training.step + 1
-    last = plan.last_change
-    if welcome.micro_tokens_limit is not None:
-        if welcome.micro_tokens_limit < plan.at(next_step).micro_tokens:
-            ceiling, one_lane = welcome.micro_tokens_limit, last.lanes > 1
-            plan.change(next_step, "restarted because of memory", ceiling=ceiling, one_lane=one_lane)
-    elif last.limit is not None:
-        first = max(next_step, done_before + 1, last.step + 1)
-        plan.change(first, "a limit of an earlier life ends", limit=None, one_lane=False)
 
 
 def first_plan(training: OneRank, lanes: int, *, packs: bool) -> Entry:

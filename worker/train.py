@@ -271,7 +271,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     training.lanes = Lanes(prepared.model, plan.at(training.step + 1).lanes, threads)
     log.info("Computing", threads=threads, lanes=len(training.lanes))
     program.training = training
-    ranks.begin(training, start.folder, welcome.memory_limit_bytes)
+    ranks.begin(training, start.folder, welcome)
     boundary()
     return training
 

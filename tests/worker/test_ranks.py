@@ -154,13 +154,19 @@ def test_one_and_two_ranks_learn_the_same(undisturbed: dict[int, End]) -> None:
 @pytest.mark.xdist_group("ranks")
 def test_a_run_goes_on_with_another_number_of_ranks(data: Path, undisturbed: dict[int, End]) -> None:
     """Begun by two, gone on with by one, ended by three: it learns what a run learns that nobody has stopped. A limit that is
-    ordered on the way reaches each rank's plan.
+    ordered on the way reaches each rank's plan, and ends with that life.
     """
+
+    def limits_of_rank_1() -> list[int | None]:
+        lines = supervisor.paths.plan_of_rank(1).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["limit"] for line in lines]
+
     for ranks, until in ((2, 10), (1, 25)):
         with LoneSupervisor(settings_for(data, ranks), name="moved") as supervisor:
             supervisor.start()
             supervisor.reach(Phase.TRAINING, until)
             supervisor.order(LimitMicroBatch(order_id=0, reason="a test", micro_tokens=200))
+            supervisor.until("rank 1 obeys as well", lambda: 200 in limits_of_rank_1())
             assert isinstance(supervisor.order(Stop(order_id=1, reason="a test", checkpoint=True)), Done)
             supervisor.last_words()
     with LoneSupervisor(settings_for(data, 3), name="moved") as supervisor:
@@ -168,8 +174,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(data: Path, undisturbed: dic
         assert len(pids(supervisor, 3)) == 3
         supervisor.finish()
         moved = End(supervisor)
-        journal = supervisor.paths.plan_of_rank(1).read_text(encoding="utf-8").splitlines()
-        assert 200 in [json.loads(line)["limit"] for line in journal]
+        assert limits_of_rank_1()[-1] is None
     assert moved.learned_from == undisturbed[1].learned_from
     assert moved.differs_by(undisturbed[1]) <= 1e-5
 

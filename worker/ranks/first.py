@@ -38,6 +38,7 @@ from memsup.shared.messages import (
     Pace,
     Pause,
     Resume,
+    Welcome,
 )
 from memsup.shared.paths import RunPaths
 from memsup.shared.readings import RankReading
@@ -118,9 +119,9 @@ class Ranks:
         self._thread = threading.Thread(target=self._listen, name="ranks", daemon=True)
         self._thread.start()
 
-    def begin(self, training: OneRank, checkpoint: Path | None, memory_limit_bytes: int | None) -> None:
-        """Has the others load what rank 0 has loaded, and take over its parameters. `memory_limit_bytes` is what each may use.
-        Raises `Leave` and `GiveUp`.
+    def begin(self, training: OneRank, checkpoint: Path | None, welcome: Welcome) -> None:
+        """Has the others load what rank 0 has loaded, and take over its parameters. The limit of memory in `welcome` is what
+        each may use. Raises `Leave` and `GiveUp`.
         """
         if self.count == 1:
             return
@@ -134,7 +135,7 @@ class Ranks:
                 threads=training.threads,
                 lanes=len(training.lanes),
                 packed=training.plan.at(training.step + 1).packed,
-                memory_limit_bytes=memory_limit_bytes,
+                welcome=welcome,
                 step=training.step,
                 done_before=training.done_before,
             )

@@ -19,6 +19,7 @@ from memsup.shared.messages import (
     Pace,
     Pause,
     Resume,
+    Welcome,
 )
 from memsup.worker.plan.padding import Padding
 from memsup.worker.ranks.shares import Shares
@@ -46,8 +47,8 @@ class Begin(Message, frozen=True, tag="begin"):
     lanes: int
     packed: bool
     """Whether the model's layers see no padding."""
-    memory_limit_bytes: int | None
-    """What this rank alone may use. None means that nothing limits it."""
+    welcome: Welcome
+    """What the supervisor has told rank 0; its limit of memory is what this rank alone may use."""
     step: int
     """How many steps were taken."""
     done_before: int

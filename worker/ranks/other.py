@@ -14,7 +14,7 @@ import torch
 
 from memsup.memory import SoftLimit
 from memsup.shared.clock import monotonic_s
-from memsup.shared.messages import CheckpointNote, LimitMemory, LimitMicroBatch, Pace, Pause, Resume, Welcome, WorkerMemory
+from memsup.shared.messages import CheckpointNote, LimitMemory, LimitMicroBatch, Pace, Pause, Resume, WorkerMemory
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.worker.compute.attention import attend_in_blocks
@@ -24,7 +24,7 @@ from memsup.worker.compute.packing import pack
 from memsup.worker.exhaustion import has_to_fit
 from memsup.worker.hardware import start_threads
 from memsup.worker.memory import read_memory
-from memsup.worker.micro_batch_limit import limit_micro_batch
+from memsup.worker.micro_batch_limit import begin_limited, limit_micro_batch
 from memsup.worker.plan.batches import Order
 from memsup.worker.plan.journal import Plan
 from memsup.worker.ranks import messages as m
@@ -66,12 +66,11 @@ def _prepared(record: RunRecord, paths: RunPaths, session: _Session, begin: m.Be
     threads = start_threads(begin.threads, device)
     program = _Program()
     session.begin(program)
-    soft_limit = SoftLimit(begin.memory_limit_bytes)
-    welcome = Welcome(run_id=record.run_id, lease_s=0.0, memory_limit_bytes=begin.memory_limit_bytes, micro_tokens_limit=None)
+    soft_limit = SoftLimit(begin.welcome.memory_limit_bytes)
     task = find_task(settings.task.kind, settings.task.problem_type)
     draw_by_row()
     attend_in_blocks()
-    with has_to_fit(f"The model of rank {rank}", welcome, None):
+    with has_to_fit(f"The model of rank {rank}", begin.welcome, None):
         folder = None if begin.checkpoint is None else Path(begin.checkpoint)
         prepared = task.load(settings, paths, session.boundary, checkpoint=folder, padding=begin.padding)
         optimizer = built(prepared, settings, device, None)
@@ -90,7 +89,7 @@ def _prepared(record: RunRecord, paths: RunPaths, session: _Session, begin: m.Be
         order=Order(schedule),
         optimizer=optimizer,
         plan=Plan(paths.plan_of_rank(rank)),
-        measuring=measuring_of(prepared, welcome, device, None, settings.training),
+        measuring=measuring_of(prepared, begin.welcome, device, None, settings.training),
         rank=rank,
         shares=equal(ranks),
         step=begin.step,
@@ -102,6 +101,7 @@ def _prepared(record: RunRecord, paths: RunPaths, session: _Session, begin: m.Be
     training.plan.change(
         begin.step + 1, "as rank 0 computes now", lanes=begin.lanes, threads=threads, ranks=ranks, packed=begin.packed
     )
+    begin_limited(training, begin.welcome.micro_tokens_limit)
     training.lanes = Lanes(prepared.model, training.plan.at(training.step + 1).lanes, threads)
     program.training = training
     return training
