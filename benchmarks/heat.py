@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from kit import fake_nvml
 from kit.fake_nvml.night import Night, best_constant_duty, controlled_night, hottest
 
-from memsup.supervisor.sense.gpu.client import GpuClient, facts
+from memsup.supervisor.sense.gpu.client import GpuClient
+from memsup.supervisor.sense.gpu.facts import facts
 
 SLOWDOWN_C, PACE_C, HOLD_C = 95, 87, 90
 ROOM_C, WARMER_C = 26.0, 12.0

@@ -15,14 +15,20 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from memsup.shared.clock import unix_s
 from memsup.shared.printable import printable, printable_lines
 
-# structlog imports rich where it is installed, to colour tracebacks: 3.5 MiB that no process of ours has a use for.
-_hidden = [name for name in ("rich", "better_exceptions") if name not in sys.modules]
-sys.modules.update(dict.fromkeys(_hidden))  # type: ignore[arg-type]  # None makes an import fail (import system, sys.modules)
+# structlog imports what no process of ours has a use for: rich where it is installed, to colour tracebacks (3.5 MiB), and
+# asyncio for methods that wait (7 MiB). It finds no rich, and an asyncio that is loaded when something is asked of it.
+_hidden: dict[str, ModuleType | None] = {"rich": None, "better_exceptions": None, "asyncio": ModuleType("asyncio")}
+_hidden = {name: instead for name, instead in _hidden.items() if name not in sys.modules}
+if (_asyncio := _hidden.get("asyncio")) is not None:
+    vars(_asyncio)["__getattr__"] = lambda name: getattr(import_module("asyncio"), name)
+sys.modules.update(_hidden)  # type: ignore[arg-type]  # None makes an import fail (import system, sys.modules)
 import structlog  # noqa: E402 - after what it is not to find
 from structlog.processors import JSONRenderer, add_log_level, format_exc_info  # noqa: E402
 from structlog.typing import EventDict, FilteringBoundLogger  # noqa: E402

@@ -90,7 +90,7 @@ from memsup.supervisor.record.earlier_life import (
 from memsup.supervisor.record.journal import Journal, budget_file
 from memsup.supervisor.record.scribe import Scribe
 from memsup.supervisor.record.status import Surroundings, status_of
-from memsup.supervisor.sense.gpu.client import facts
+from memsup.supervisor.sense.gpu.facts import facts
 from memsup.supervisor.sense.machine import look
 from memsup.supervisor.sense.memory import MemorySensor, read_disk
 from memsup.supervisor.words import plural

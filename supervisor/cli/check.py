@@ -32,7 +32,8 @@ from memsup.supervisor.cli.options import json_option, run_option
 from memsup.supervisor.cli.screen import data, json_data, paint
 from memsup.supervisor.client.contact import is_held
 from memsup.supervisor.client.errors import RefusedError
-from memsup.supervisor.client.preparing import job_file, load_settings, look_around, look_at_task, model_shape
+from memsup.supervisor.client.preparing import job_file, load_settings, look_around
+from memsup.supervisor.client.task import look_at_task, model_shape
 from memsup.supervisor.client.trust import refuse_strangers
 from memsup.supervisor.daemon.claims import beside
 from memsup.supervisor.decide.disk import disk_floor_bytes

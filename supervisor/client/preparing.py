@@ -11,17 +11,9 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from memsup.shared.data.check import TaskSummary, check_task
-from memsup.shared.data.doubts import Doubt
-from memsup.shared.data.streams import refuse_endless
-from memsup.shared.files import UnreadableError
 from memsup.shared.loading import Loaded, load, user_settings_file
-from memsup.shared.model.adapters import trains_adapters
-from memsup.shared.model.content import parameters
-from memsup.shared.model.folder import WEIGHTS, ModelSource, read_config
-from memsup.shared.model.judge import judge_model
 from memsup.shared.model.libraries import is_installed
 from memsup.shared.paths import RunPaths, current_folder
 from memsup.shared.record import RunRecord
@@ -30,17 +22,20 @@ from memsup.supervisor.client.demos import JOB_FILE, file_of_demo
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.decide.claims import Beside, Claim, sharing
 from memsup.supervisor.decide.disk import disk_floor_bytes
-from memsup.supervisor.decide.estimate import Shape, decoder_shape_of, shape_of
 from memsup.supervisor.decide.readings import Machine
 from memsup.supervisor.decide.run import hours
 from memsup.supervisor.decide.tiers import Resolution, created_with, resolve, resolve_limits
 from memsup.supervisor.decide.variables import AS_BEFORE, Variables, compared
 from memsup.supervisor.record.earlier_life import newest_checkpoint
+from memsup.supervisor.sense.gpu.facts import facts
 from memsup.supervisor.sense.machine import disk_free_bytes, look
 from memsup.supervisor.words import duration, percent, size
 
-DATA_BUDGET_S = 1.0
-"""How long the data may be looked at: `start` answers within two seconds, whatever their size."""
+if TYPE_CHECKING:
+    from memsup.shared.data.check import TaskSummary
+    from memsup.shared.data.doubts import Doubt
+    from memsup.supervisor.decide.estimate import Shape
+
 GPU_BUDGET_S = 10.0
 """A driver that nobody has open takes seconds to wake, and the tier depends on what it says; where there is none, the answer is
 there in a fraction of a second."""
@@ -116,33 +111,18 @@ def look_around(state: Path, settings: Settings) -> Machine:
     """This machine with its GPUs, which their probe looks at unless they are not to be used."""
     if settings.training.device == "cpu":
         return look(state, gpu_note="not looked at: training.device is cpu")
-    from memsup.supervisor.sense.gpu.client import facts
-
     gpus, note = facts(GPU_BUDGET_S)
     return look(state, gpus, note)
 
 
-def look_at_task(settings: Settings, *, checkpoint: Path | None = None) -> TaskSummary:
-    """What there is of data and model, which is looked up at the hub where it is not on this machine. A run that has a
-    `checkpoint` goes on with the model in it. Raises `InputError`.
+def _look_at_task(settings: Settings, *, checkpoint: Path | None = None) -> tuple[TaskSummary, Shape | None]:
+    """What there is of data and model, and the model's numbers. They are None where its folder does not tell them. Raises
+    `InputError`.
     """
-    trains_adapters(settings.task.kind, settings.training.method)
-    refuse_endless(settings)
-    task = check_task(settings.task, budget_s=DATA_BUDGET_S, max_length=settings.training.max_length, checkpoint=checkpoint)
-    if checkpoint is not None:
-        return task
-    model = task.model
-    if model.folder is None:
-        from memsup.supervisor.client.hub import look_up
+    from memsup.supervisor.client.task import look_at_task, model_shape  # which a command has no use for
 
-        model = look_up(settings.task.model or "", model, task=settings.task.kind)
-    kind, labels = settings.task.kind, list(task.train.labels)
-    if not labels:
-        return replace(task, model=model)
-    problem_type = settings.task.problem_type if kind == "text-classification" else None
-    doubts, notes = judge_model(model, labels, task=kind, problem_type=problem_type, complete=task.train.complete)
-    verdict = replace(task.verdict, doubts=(*task.verdict.doubts, *doubts))
-    return replace(task, model=replace(model, notes=(*model.notes, *notes)), verdict=verdict)
+    task = look_at_task(settings, checkpoint=checkpoint)
+    return task, model_shape(str(task.model.folder or ""), task, settings)
 
 
 def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, beside: Beside, *, accept: bool = False) -> Plan:
@@ -161,7 +141,7 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, beside:
             ),
         )
     hours.check(settings.hours)
-    task = None if command else look_at_task(settings)
+    task, shape = (None, None) if command else _look_at_task(settings)
     if task is not None:
         if accept:
             _accept(settings, task)
@@ -174,7 +154,6 @@ def plan_new(paths: RunPaths, loaded: Loaded, command: list[str] | None, beside:
     if command is None:
         check_curves(settings)
     machine = look_around(paths.state, settings)
-    shape = None if task is None else model_shape(str(task.model.folder or ""), task, settings)
     resolution = resolve(settings, loaded.origins, machine, shape, beside, is_command=bool(command))
     _check_disk(paths, settings, machine, task)
     return Plan(
@@ -201,11 +180,10 @@ def plan_continued(paths: RunPaths, record: RunRecord, loaded: Loaded, beside: B
         check_curves(settings)
     _refuse_shared_folder(paths, settings, beside)
     newest = None if record.command else newest_checkpoint(paths, record)
-    task = None if record.command else look_at_task(settings, checkpoint=newest.path if newest else None)
+    task, shape = (None, None) if record.command else _look_at_task(settings, checkpoint=newest.path if newest else None)
     if task is not None and accept:
         _accept(settings, task)
     machine = look_around(paths.state, settings)
-    shape = None if task is None else model_shape(str(task.model.folder or ""), task, settings)
     origins = created_with(settings) | {difference.key: difference.origin for difference in taken}
     resolution = resolve(settings, origins, machine, shape, beside, is_command=bool(record.command))
     _check_disk(paths, settings, machine, None)
@@ -325,8 +303,10 @@ def _check_disk(paths: RunPaths, settings: Settings, machine: Machine, task: Tas
     needed = disk_floor_bytes(None)
     why = "logs and the last words of a run"
     weights = 0
-    if task is not None and task.model.source is not ModelSource.CONFIG_ONLY:
-        weights = _weights_bytes(task.model.folder)
+    if task is not None:
+        from memsup.supervisor.client.task import weights_bytes
+
+        weights = weights_bytes(task.model)
     if weights:
         needed += weights * (CHECKPOINT_SHARES * (settings.checkpoint.keep + 1) + 1)
         why = f"{settings.checkpoint.keep} checkpoints of this model, one being written, and its result"
@@ -336,37 +316,3 @@ def _check_disk(paths: RunPaths, settings: Settings, machine: Machine, task: Tas
                 f"Only {size(free)} are free in {place}, but {why} need {size(needed)}: "
                 "free some space, or choose another disk with MEMSUP_STATE_DIR."
             )
-
-
-def model_shape(model: str | None, task: TaskSummary | None = None, settings: Settings | None = None) -> Shape | None:
-    """The model's numbers as `settings` train it, of which headers are read and no weights. Returns None where its folder does
-    not tell them.
-    """
-    folder = Path(model or "")
-    try:
-        config = read_config(folder)
-        weights = parameters(folder) or None
-    except (OSError, UnreadableError):
-        return None  # whether it can be used is for the worker to say
-    if settings is not None and settings.task.kind == "causal-lm":
-        rank = None if settings.training.method == "full" else settings.lora.rank
-        return decoder_shape_of(config, weights, rank=rank) if isinstance(config, dict) else None
-    labels = 2
-    if task is not None:
-        labels = len(task.train.labels)
-        if not labels:
-            return None
-    return shape_of(config, weights, labels) if isinstance(config, dict) else None
-
-
-def _weights_bytes(folder: Path | None) -> int:
-    if folder is None:
-        return 0
-    try:
-        for pattern in WEIGHTS:
-            sizes = [os.stat(file).st_size for file in folder.glob(pattern)]
-            if sizes:
-                return sum(sizes)
-    except OSError:
-        pass
-    return 0

@@ -60,7 +60,7 @@ from memsup.supervisor.cli.orders import seen_saved
 from memsup.supervisor.cli.picture import one_line, picture
 from memsup.supervisor.cli.status import exit_code
 from memsup.supervisor.client.contact import observe
-from memsup.supervisor.client.preparing import model_shape
+from memsup.supervisor.client.task import model_shape
 from memsup.supervisor.daemon import claims
 from memsup.supervisor.daemon.systemd import is_wanted
 from memsup.supervisor.decide.claims import Claim

@@ -23,7 +23,6 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from memsup.shared.clock import monotonic_s
 from memsup.shared.descriptors import wait_ready
 from memsup.shared.log import log
 from memsup.supervisor.decide.readings import GpuReading
@@ -31,6 +30,7 @@ from memsup.supervisor.decide.stuck_sensor import StuckSensorWatch
 from memsup.supervisor.kernel.children import Child, spawn
 from memsup.supervisor.sense.gpu import frames
 from memsup.supervisor.sense.gpu.devices import holders_of, reading_of, unknown
+from memsup.supervisor.sense.gpu.library import LIBRARY, NO_DRIVER, may_be_found, unwatched
 from memsup.supervisor.words import plural
 
 MEMORY_EVERY_S = 0.25
@@ -110,6 +110,8 @@ class GpuClient:
         self._awake = True
         if self.state is ProbeState.RESTING:
             self.state = ProbeState.WAITING
+            if not may_be_found(LIBRARY):
+                self.state, self.why = ProbeState.ABSENT, NO_DRIVER
 
     def rest(self, now_s: float) -> None:
         """Lets the devices go: the probe gives power limits back and exits; readings become unknown."""
@@ -177,7 +179,7 @@ class GpuClient:
     def note(self) -> str | None:
         """The sentence that says why there are no readings. It is None when there are."""
         if self.state is ProbeState.ABSENT:
-            return f"No GPU is watched: {self.why}."
+            return unwatched(self.why)
         if not self._awake:
             return "The GPU is left alone while nothing is computed."
         if self._seen_s > -math.inf:
@@ -374,27 +376,6 @@ class GpuClient:
         if watch.trusts(now_s, reading.temperature_c, reading.power_w):
             return reading
         return replace(reading, temperature_c=None)
-
-
-def facts(deadline_s: float) -> tuple[tuple[GpuReading, ...], str | None]:
-    """Looks once at every GPU, for `start` and `check`: the readings, or why there are none. Takes up to `deadline_s`."""
-    began_s = monotonic_s()
-    client = GpuClient()
-    try:
-        client.wake()
-        while (now_s := monotonic_s()) < began_s + deadline_s:
-            client.on_tick(now_s)
-            if wait_ready([client], began_s + deadline_s - now_s):
-                fresh = client.on_readable(monotonic_s())
-                if fresh:
-                    return tuple(fresh), None
-            if client.state is ProbeState.ABSENT:
-                return (), client.note
-            if client.why is not None:
-                return (), f"GPU readings are unknown: {client.why}."
-        return (), f"GPU readings are unknown: the NVIDIA driver has not answered for {deadline_s:.0f} s."
-    finally:
-        client.close(within_s=0.5)
 
 
 def _ending(code: int | None) -> str:

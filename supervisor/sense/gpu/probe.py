@@ -36,6 +36,7 @@ from memsup.supervisor.sense.gpu.frames import (
     decode_question,
     encode,
 )
+from memsup.supervisor.sense.gpu.library import NO_DRIVER
 
 LONGEST_ANSWER_S = 40
 """After this the kernel ends a process that hangs in the library although nobody is left to kill it. It is longer than any
@@ -233,7 +234,7 @@ def cannot(question: Question, error: Any) -> Answer:
     """The answer that says what a library which does not open means."""
     match error.value:
         case pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
-            return Absent(ask_id=question.ask_id, text="no NVIDIA driver found")
+            return Absent(ask_id=question.ask_id, text=NO_DRIVER)
         case pynvml.NVML_ERROR_DRIVER_NOT_LOADED:
             return Absent(ask_id=question.ask_id, text="the NVIDIA driver is not loaded")
         case pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:

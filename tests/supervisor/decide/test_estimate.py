@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from memsup.shared.lanes import BASE_BYTES
 from memsup.shared.loading import load
 from memsup.shared.settings import Settings, SettingsError
-from memsup.supervisor.client.preparing import model_shape
+from memsup.supervisor.client.task import model_shape
 from memsup.supervisor.decide.estimate import Shape, decoder_shape_of, estimate, held_bytes, peak_bytes, shape_of
 from memsup.supervisor.decide.readings import GpuReading, Machine
 from memsup.supervisor.decide.tier_lines import lines

@@ -24,8 +24,10 @@ from kit.yardstick import Sleeper
 from memsup.shared.descriptors import wait_ready
 from memsup.supervisor.decide.readings import GpuReading
 from memsup.supervisor.sense.gpu import client as client_module
-from memsup.supervisor.sense.gpu.client import ANSWER_S, BACKOFF_S, REOPENED_S, GpuClient, ProbeState, facts
+from memsup.supervisor.sense.gpu.client import ANSWER_S, BACKOFF_S, REOPENED_S, GpuClient, ProbeState
 from memsup.supervisor.sense.gpu.devices import XID_LOST
+from memsup.supervisor.sense.gpu.facts import facts
+from memsup.supervisor.sense.gpu.library import LIBRARY, may_be_found
 from memsup.supervisor.sense.gpu.probe import LONGEST_ANSWER_S
 
 pytestmark = pytest.mark.skipif(fake_nvml.compiler() is None, reason="NOT RUN: no C compiler (cc) to build the NVML library")
@@ -376,13 +378,20 @@ def bare_loop() -> Iterator[Loop]:
     client.close()
 
 
+def test_a_library_is_looked_for_where_the_loader_does(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert may_be_found("libc.so.6")
+    assert not may_be_found("libnobody-has-this.so.1")
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"/nowhere:{library.parent if library.is_file() else library}")
+    assert may_be_found(LIBRARY)
+
+
 def test_without_the_library_there_is_a_note_and_no_probe(
     bare_loop: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A machine without NVIDIA's driver is a normal machine: one short look, then nothing runs and nothing is tried again."""
-    if facts(PATIENCE_S)[0]:
-        pytest.skip("NOT RUN: this machine has an NVIDIA GPU")
-    bare_loop.until(lambda: bare_loop.client.state is ProbeState.ABSENT and bare_loop.client.pid is None)
+    """A machine without NVIDIA's driver is a normal machine: nothing runs and nothing is tried."""
+    if may_be_found(LIBRARY):
+        pytest.skip("NOT RUN: this machine has NVIDIA's library")
+    assert bare_loop.client.state is ProbeState.ABSENT
     assert bare_loop.client.note == "No GPU is watched: no NVIDIA driver found."
     assert bare_loop.client.failures == 0
     bare_loop.pass_time(10_000)
