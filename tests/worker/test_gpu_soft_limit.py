@@ -228,7 +228,8 @@ def test_a_game_at_night_gets_its_memory_and_the_run_goes_on_smaller(job: Path, 
     for tokens in (96, 48):  # of a micro-batch; the game takes what that leaves
         fake.set(others_bytes=device.total_bytes - (2448 + 50 * tokens) * MIB)
         eventually(lambda: 0.95 * device.total_bytes - device.others_bytes - device.worker_bytes > -128 * MIB)
-    step = until(lambda seen: seen["batch"]["micro_tokens"] <= 24)["progress"]["step"]
+    left_mib = (0.95 * device.total_bytes - device.others_bytes) / MIB
+    step = until(lambda seen: 2448 + 50 * seen["batch"]["micro_tokens"] <= left_mib)["progress"]["step"]
     during = until(lambda seen: seen["progress"]["step"] > step + 20)
     assert during["state"] == "running"
     assert (during["restarts"], during["worker_pid"]) == (0, before["worker_pid"])
