@@ -1,11 +1,15 @@
 """What it saves to draw dropout and to compute attention as `worker/compute/dropout.py` and `attention.py` do: taking turns.
 
-    python benchmarks/attention.py [--rounds 8]
+    python benchmarks/attention.py [--rounds 8] [--dropout 0.1]
+    python benchmarks/attention.py --alone [--rounds 8]
 
-BERT 6 x 384 with dropout 0.1, micro-batches of several shapes, on all CPUs; each pair gives a ratio. Memory is how far the
+BERT 6 x 384 with dropout, micro-batches of several shapes, on all CPUs; each pair gives a ratio. Memory is how far the
 process rose above what it held before, at most. Then the error of attention itself in bfloat16, result and gradients, as a part
 of what they are in float64, for scores of several sizes, beside transformers' "eager" way and torch's; there without dropout,
 which each draws in its own way. Prints Markdown.
+
+`--alone` is attention without dropout under mixed precision, forward and backward, nine heads of 64 as SmolLM2-135M has, on one
+thread, by the time of the processor, which a busy machine disturbs less.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, BertConfig, BertForSequenceClassification
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from memsup.worker.compute.attention import _Attention, attend_in_blocks
+from memsup.worker.compute.attention import _attend, _Attention, attend_in_blocks
 from memsup.worker.compute.dropout import draw_by_row
 from memsup.worker.compute.embedding import add_in_place
 from memsup.worker.hardware import autocast, start_threads
@@ -39,9 +43,16 @@ CPU = torch.device("cpu")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--alone", action="store_true")
     options = parser.parse_args()
+    if options.alone:
+        alone(options.rounds)
+        return
     start_threads(len(os.sched_getaffinity(0)), torch.device("cpu"))
-    config = BertConfig(vocab_size=WORDS, hidden_size=384, num_hidden_layers=6, num_attention_heads=6, intermediate_size=1536)
+    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536}
+    drops = {"hidden_dropout_prob": options.dropout, "attention_probs_dropout_prob": options.dropout}
+    config = BertConfig(vocab_size=WORDS, **sizes, **drops)
     torchs_dropout = torch.nn.functional.dropout
     usual, cheap = (BertForSequenceClassification(config).train() for _ in range(2))
     for model in (usual, cheap):
@@ -73,6 +84,28 @@ def main() -> None:
     print("\n| standard deviation of the scores | memsup's | eager | torch's |\n|---|---|---|---|", flush=True)
     for deviation in (1, 3, 6):
         print(f"| {deviation} | " + " | ".join(f"{error:.2%}" for error in errors(deviation)) + " |", flush=True)
+
+
+def alone(rounds: int) -> None:
+    torch.set_num_threads(1)
+    decoder = torch.nn.Identity()
+    decoder.is_causal = True
+    print("| micro-batch | torch's | memsup's | ratio of time, median |\n|---|---|---|---|", flush=True)
+    for rows, length in ((1, 64), (4, 64), (16, 48), (2, 256), (1, 512), (1, 1024)):
+        inputs = [torch.randn(rows, 9, length, 64, dtype=torch.bfloat16).requires_grad_() for _ in range(3)]
+        direction = torch.randn(rows, length, 9, 64, dtype=torch.bfloat16)
+        pairs = []
+        for _ in range(rounds + 1):
+            took_s = []
+            for way in (sdpa_attention_forward, _attend):
+                began_s = time.process_time()
+                with autocast(CPU, "bf16"):
+                    way(decoder, *inputs, None)[0].backward(direction)
+                took_s.append(time.process_time() - began_s)
+            pairs.append(took_s)
+        torchs, memsups = (statistics.median(pair[side] for pair in pairs[1:]) for side in (0, 1))
+        ratio = statistics.median(after / before for before, after in pairs[1:])
+        print(f"| {rows} x {length} | {torchs * 1e3:.2f} ms | {memsups * 1e3:.2f} ms | {ratio:.2f} |", flush=True)
 
 
 def errors(deviation: float) -> list[float]:

@@ -6,8 +6,12 @@ for a cache, nothing of it is kept, and the backward pass computes each block ag
 The result is the same but for rounding; in bfloat16 scores are rounded to bfloat16, as in transformers' own "eager" way.
 `benchmarks/attention.py` compares time, memory and error.
 
-Covers models that call attention by transformers' interface under the name "sdpa". Without dropout, on a GPU, and with biases
-that are learnt torch's way stays.
+Without dropout torch's fast way stays, but for its backward pass in a lower precision on a CPU, which takes two to three times
+as long as the one in float32 (`benchmarks/attention.py --alone`): there, attention is computed in float32 from the same
+numbers, and again in the backward pass.
+
+Covers models that call attention by transformers' interface under the name "sdpa". On a GPU, and with biases that are learnt,
+torch's way stays.
 
 On a GPU transformers looks in each forward pass whether the mask hides anything, and waits for the device to know. The host
 knows already: a mask that hides nothing is left out (`without_idle_mask`), and the others are taken as they are.
@@ -15,7 +19,8 @@ knows already: a mask that hides nothing is left out (`without_idle_mask`), and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,9 +92,13 @@ def _attend(
     if attention_mask is not None:
         is_plain = is_plain and not attention_mask.requires_grad
     if query.device.type != "cpu" or not can_draw(dropout) or not is_plain:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **more
-        )
+        how = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **more}
+        is_slow = query.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+        if not is_slow or dropout or not is_plain:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
+        lower = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
+        found: torch.Tensor = _InFloat32.apply(*lower, partial(_of_torch, module, attention_mask, how))
+        return found, None
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     if attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         length = query.shape[2]
@@ -99,6 +108,40 @@ def _attend(
     with torch.autocast("cpu", enabled=False):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return _Attention.apply(query, key, value, attention_mask, scale, dropout), None
+
+
+def _of_torch(module: torch.nn.Module, mask: torch.Tensor | None, how: dict[str, Any], *inputs: torch.Tensor) -> torch.Tensor:
+    """Computes attention to `inputs` as torch does it in float32."""
+    if mask is not None and mask.is_floating_point():
+        mask = mask.float()
+    with torch.autocast("cpu", enabled=False):
+        found: torch.Tensor = sdpa_attention_forward(module, *(part.float() for part in inputs), mask, **how)[0]
+    return found
+
+
+class _InFloat32(torch.autograd.Function):
+    """Attention computed in float32, whatever the inputs' precision, of which only the inputs are kept."""
+
+    @staticmethod
+    @spent_on(Part.ATTENTION)
+    def forward(
+        context: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attend: Callable[..., torch.Tensor],
+    ) -> torch.Tensor:
+        context.save_for_backward(query, key, value)
+        context.attend = attend
+        return attend(query, key, value).to(query.dtype)
+
+    @staticmethod
+    @spent_on(Part.ATTENTION)
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs = [part.detach().requires_grad_() for part in context.saved_tensors]
+        with torch.enable_grad():
+            found = context.attend(*inputs)
+        return *torch.autograd.grad(found, inputs, gradients[0].float()), None
 
 
 def _attend_packed(
