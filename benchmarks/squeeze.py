@@ -1,8 +1,9 @@
 """The limit around a run falls to 60 % in mid-run and comes back: does it live, learn the same, and find its speed again?
 
-    python benchmarks/squeeze.py [--limit 2.0] [--rows 640] [--epochs 6] [--squeezed-s 60]
+    python benchmarks/squeeze.py [--limit 2.0] [--rows 640] [--epochs 6] [--squeezed-s 60] [--chat FOLDER]
 
-Needs root and cgroup version 1. Job and box are those of `tiers.py`, with a text length of 512, at which memory matters.
+Needs root and cgroup version 1. Job and box are those of `tiers.py`, with a text length of 512, at which memory matters; with
+`--chat` a chat model learns by adapters, and the folder is the one that `memsup start --demo chat` makes.
 One run is squeezed, one left alone; steps and the half of the audit digest that covers rows, order and learning rate have to
 be equal (the other half has the bits of the losses, which depend on the cuts). Exit code 0 if everything held.
 """
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from boxed import LOOK_S, Box, Steps, box, environment, make_job, memsup_start
+from boxed import LOOK_S, MEMSUP, Box, Steps, box, environment, make_job, memsup_start
 from tiers import EFFECTIVE, end_memsup
 
 GIB = 2**30
@@ -36,15 +37,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--limit", type=float, default=2.0, metavar="GIB")
     parser.add_argument("--rows", type=int, default=640)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--squeezed-s", type=float, default=60.0)
+    parser.add_argument("--chat", type=Path)
     options = parser.parse_args()
     limit = int(options.limit * GIB)
+    settings = [f"training.epochs={options.epochs}", "checkpoint.every=1h"]
     with tempfile.TemporaryDirectory(prefix="memsup-squeeze-") as folder:
         work = Path(folder)
-        make_job(work, options.rows)
+        if options.chat is None:
+            make_job(work, options.rows)
+            command = memsup_start(work, *settings, "training.max_length=512")
+        else:
+            chat = ["task.kind=causal-lm", f"task.model={options.chat}/model", f"task.train={options.chat}/dialogues.jsonl"]
+            flags = [flag for setting in (*chat, *settings, "training.max_length=256") for flag in ("--set", setting)]
+            command = [*MEMSUP, "start", "--tier", "auto", "--wait", "--accept", "--run", "bench", *flags]
         with box(limit) as limits:
-            squeezed = Watched(work, "squeezed", limits, options.epochs)
+            squeezed = Watched(work, "squeezed", limits, command)
             before = squeezed.speed_once(SETTLE_S)
             fell_s = fall(limits, int(FALLS_TO * limit), squeezed)
             squeezed.watch(options.squeezed_s, "squeezed")
@@ -56,7 +65,7 @@ def main() -> int:
             kills = limits.look().oom_kills
             told = squeezed.ledger()
         with box(limit) as limits:
-            alone = Watched(work, "alone", limits, options.epochs).end()
+            alone = Watched(work, "alone", limits, command).end()
     plan_half = [str(end["progress"]["digest"]).split(".")[0] for end in (ended, alone)]
     checks = {
         "finished, both": (ended["state"], alone["state"]) == ("finished", "finished"),
@@ -76,12 +85,11 @@ def main() -> int:
 class Watched:
     """One memsup run in a box, seen from outside."""
 
-    def __init__(self, work: Path, name: str, limits: Box, epochs: int) -> None:
+    def __init__(self, work: Path, name: str, limits: Box, command: list[str]) -> None:
         self._home, self._limits = work / name, limits
         self._home.mkdir()
-        settings = [f"training.epochs={epochs}", "training.max_length=512", "checkpoint.every=1h"]
         self.steps = Steps(self._home / "state/bench/audit.txt")
-        self._child = limits.start(memsup_start(work, *settings), environment(self._home), self._home / "log")
+        self._child = limits.start(command, environment(self._home), self._home / "log")
 
     def watch(self, for_s: float, when: str, until: Callable[[], bool] = lambda: False) -> None:
         deadline_s = time.monotonic() + for_s

@@ -132,10 +132,16 @@ def tiny_job(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_pause_that_gives_memory_back_and_a_lower_limit_change_nothing_that_is_learnt(tiny_job: Path) -> None:
+    """A limit that is lowered while it trains, and one while it rests."""
     expected = undisturbed(tiny_job, "undisturbed")
     begun = memsup("start", "--run", "disturbed", "--set", "limits.ram=3GiB", cwd=tiny_job)
     assert begun.returncode == 0, begun.stderr
     until(lambda seen: step_of(seen) > 3, run="disturbed")
+    squeezed = memsup("start", "--run", "disturbed", "--set", "limits.ram=512MiB", cwd=tiny_job)
+    assert squeezed.returncode == 0, squeezed.stderr
+    step = step_of(status("disturbed"))
+    until(lambda seen: step_of(seen) > step + 3, run="disturbed")
+    assert status("disturbed")["memory"]["limit_bytes"] == 512 << 20
     assert memsup("pause", "--release", "--run", "disturbed").returncode == 0
     paused = status("disturbed")
     assert paused["worker_pid"] is None
