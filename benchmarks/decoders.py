@@ -2,8 +2,9 @@
 
     python benchmarks/decoders.py
 
-Counts the storages that torch saves for the backward pass, of models of one and of three layers and of several widths, and fits
-a line through them. No time is measured, so a busy machine does not matter.
+Counts the storages that torch saves for the backward pass, of models of one and of three layers and of several widths, with all
+weights that learn and with adapters (what these keep at their rank left out), and fits a line through them. No time is
+measured, so a busy machine does not matter.
 """
 
 from __future__ import annotations
@@ -14,12 +15,19 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-TOKENS, HEADS = 199, 4
+from memsup.shared.settings import Lora
+from memsup.worker.compute.attention import attend_in_blocks
+from memsup.worker.compute.dropout import draw_by_row
+from memsup.worker.compute.frozen import round_frozen
+from memsup.worker.compute.rounding import round_together
+from memsup.worker.tasks.lora import Base, attach
+
+TOKENS, HEADS, RANK = 199, 4, 3
 WIDTHS = [(64, 128, 4), (64, 256, 4), (128, 128, 4), (128, 256, 2), (128, 512, 4)]
 """The hidden size, the feed-forward part's, and the heads of keys."""
 
 
-def saved_bytes(hidden: int, intermediate: int, keys: int, layers: int, *, lower: bool) -> int:
+def saved_bytes(hidden: int, intermediate: int, keys: int, layers: int, *, lower: bool, adapts: bool) -> int:
     """What is saved of a row of `TOKENS`; what has not a number for each token is a copy of a weight."""
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -31,12 +39,19 @@ def saved_bytes(hidden: int, intermediate: int, keys: int, layers: int, *, lower
             num_key_value_heads=keys,
         )
     ).train()
+    if adapts:
+        attach(model, Lora(rank=RANK), "", Base(source="", files={}), 1)
+    if adapts and lower:
+        round_frozen(model, torch.bfloat16)
+    if lower:
+        round_together(model)
     weights = {parameter.data_ptr() for parameter in model.parameters()}
     seen: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> Any:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights and tensor.numel() % TOKENS == 0:
+        is_of_tokens = tensor.numel() % TOKENS == 0 and tensor.numel() != TOKENS * RANK
+        if storage.data_ptr() not in weights and is_of_tokens:
             seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -49,16 +64,21 @@ def saved_bytes(hidden: int, intermediate: int, keys: int, layers: int, *, lower
 
 
 def main() -> None:
-    print("mixed precision   hidden   keys   intermediate   fixed   furthest off")
-    for lower in (False, True):
+    draw_by_row()
+    attend_in_blocks()
+    print("mixed precision   learns     hidden   keys   intermediate   fixed   furthest off")
+    for lower, adapts in ((False, False), (True, False), (False, True), (True, True)):
         a_layer = [
-            (saved_bytes(*widths, 3, lower=lower) - saved_bytes(*widths, 1, lower=lower)) / 2 / TOKENS for widths in WIDTHS
+            (saved_bytes(*widths, 3, lower=lower, adapts=adapts) - saved_bytes(*widths, 1, lower=lower, adapts=adapts))
+            / 2
+            / TOKENS
+            for widths in WIDTHS
         ]
         features = np.array([(hidden, hidden * keys / HEADS, intermediate, 1) for hidden, intermediate, keys in WIDTHS])
         found, *_ = np.linalg.lstsq(features, np.array(a_layer), rcond=None)
         off = np.abs(features @ found / a_layer - 1).max()
         numbers = "   ".join(f"{number:8.2f}" for number in found)
-        print(f"{'bf16' if lower else 'off':15}   {numbers}   {off:.2%}")
+        print(f"{'bf16' if lower else 'off':15}   {'adapters' if adapts else 'all':8}   {numbers}   {off:.2%}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ RUN_LENGTH, RUN_TOKENS, AFTER_STEPS, RUN_STEPS = 128, 512, 50, 56
 TASKS = {
     "classification": [],
     "pairs": ["task.text_pair=second"],
+    "labels": ["task.problem_type=multi_label_classification"],
     "scores": ["task.problem_type=regression"],
     "tags": ["task.kind=token-classification"],
     "chat": ["task.kind=causal-lm", "training.method=full"],
@@ -175,6 +176,8 @@ def write_job(task: str, size: str, folder: Path) -> None:
                 said: dict[str, Any] = {"text": text, "label": ("good", "bad")[row % 3 % 2]}
                 if task == "pairs":
                     said |= {"text": text[:half], "second": text[half:]}
+                elif task == "labels":
+                    said["label"] = [said["label"], ("long", "short")[length < RUN_LENGTH]]
                 elif task == "scores":
                     said["label"] = round(generator.random(), 3)
                 elif is_tags:
@@ -198,6 +201,7 @@ def measure(size: str, amp: str) -> None:
     from memsup.worker.compute.attention import attend_in_blocks
     from memsup.worker.compute.dropout import draw_by_row
     from memsup.worker.compute.embedding import add_in_place
+    from memsup.worker.compute.rounding import round_together
     from memsup.worker.hardware import autocast, make_optimizer, place_model, set_activation_checkpointing, start_threads
     from memsup.worker.memory import hand_back
 
@@ -215,6 +219,8 @@ def measure(size: str, amp: str) -> None:
     )
     model = BertForSequenceClassification(config)
     place_model(model, device)
+    if amp != "off":
+        round_together(model)
     add_in_place(model)
     draw_by_row()
     attend_in_blocks()

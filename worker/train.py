@@ -58,6 +58,7 @@ from memsup.worker.compute.lanes import Lanes, draws_elsewhere
 from memsup.worker.compute.on_host import kept_on_host
 from memsup.worker.compute.packing import pack
 from memsup.worker.compute.randomness import seed_everything, seed_stream
+from memsup.worker.compute.rounding import round_together
 from memsup.worker.compute.spent import Part, Spent, noted, spent_on
 from memsup.worker.computing import Looking
 from memsup.worker.curves import Curves
@@ -303,8 +304,11 @@ def built(
     prepared: Prepared, settings: AllSettings, device: torch.device, memory: DeviceMemory | None
 ) -> torch.optim.Optimizer:
     """Puts the model in its place on `device`, and makes its optimizer."""
-    if not prepared.weights.is_whole and (lower := lower_precision(settings.training.amp)) is not None:
+    lower = lower_precision(settings.training.amp)
+    if lower is not None and not prepared.weights.is_whole:
         round_frozen(prepared.model, lower)  # while the weights are still the file's: all in float32 may be too much
+    if lower is not None and device.type == "cpu":
+        round_together(prepared.model)
     place_model(prepared.model, device)
     add_in_place(prepared.model)
     return make_optimizer(

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -130,17 +131,18 @@ def _check_safetensors(file: Path, size_bytes: int) -> None:
         raise InputError(f"{file} has {size_bytes - promised:,} bytes more than its header names: {_AGAIN}.")
 
 
-def parameters(folder: Path) -> int:
-    """How many parameters the folder's safetensors files hold, as their headers say; 0 where there are none. Raises OSError and
+def parameters(folder: Path) -> Counter[str]:
+    """How many parameters the folder's safetensors files hold in which type, as their headers say. Raises OSError and
     `UnreadableError`.
     """
-    found, left_bytes = 0, MOST_HEADERS_BYTES
+    found, left_bytes = Counter[str](), MOST_HEADERS_BYTES
     for file in folder.glob("model*.safetensors"):
         tensors, length = read_header(file)
         left_bytes -= length
         if left_bytes < 0:
             raise UnreadableError(f"its headers have more than {MOST_HEADERS_BYTES:,} bytes")
-        found += sum(math.prod(tensor.shape) for tensor in tensors.values())
+        for tensor in tensors.values():
+            found[tensor.dtype] += math.prod(tensor.shape)
     return found
 
 

@@ -21,6 +21,8 @@ from memsup.supervisor.decide.estimate import Shape, decoder_shape_of, shape_of
 
 DATA_BUDGET_S = 1.0
 """How long the data may be looked at: `start` answers within two seconds, whatever their size."""
+_AMP_OF = {"BF16": "bf16", "F16": "fp16"}
+"""The mixed precision that computes with weights as they are stored, by the names of safetensors."""
 
 
 def look_at_task(settings: Settings, *, checkpoint: Path | None = None) -> TaskSummary:
@@ -53,12 +55,14 @@ def model_shape(model: str | None, task: TaskSummary | None = None, settings: Se
     folder = Path(model or "")
     try:
         config = read_config(folder)
-        weights = parameters(folder) or None
+        types = parameters(folder)
     except (OSError, UnreadableError):
         return None  # whether it can be used is for the worker to say
+    weights = types.total() or None
     if settings is not None and settings.task.kind == "causal-lm":
         rank = None if settings.training.method == "full" else settings.lora.rank
-        return decoder_shape_of(config, weights, rank=rank) if isinstance(config, dict) else None
+        stored = _AMP_OF.get(next(iter(types))) if len(types) == 1 else None
+        return decoder_shape_of(config, weights, rank=rank, stored=stored) if isinstance(config, dict) else None
     labels = 2
     if task is not None:
         labels = len(task.train.labels)

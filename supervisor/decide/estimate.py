@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from memsup.shared.lanes import BASE_BYTES, BYTES_PER_PARAMETER, ROUNDED_BYTES, lane_bytes, weights_bytes
+from memsup.shared.lanes import BASE_BYTES, BYTES_PER_PARAMETER, FROZEN_BYTES, ROUNDED_BYTES, lane_bytes, weights_bytes
 
 MIB = 2**20
 MOMENTS_BYTES = 8
@@ -54,6 +54,8 @@ class DecoderConstants(NamedTuple):
 
     hidden: float
     """For each unit of the hidden size."""
+    norms: float
+    """For each unit of the hidden size where the weights of normalisation learn."""
     key_values: float
     """For each unit of keys, or of values."""
     intermediate: float
@@ -61,8 +63,8 @@ class DecoderConstants(NamedTuple):
 
 
 DECODERS = {
-    "off": DecoderConstants(hidden=32, key_values=8, intermediate=16),
-    "bf16": DecoderConstants(hidden=30, key_values=4, intermediate=8),
+    "off": DecoderConstants(hidden=24, norms=8, key_values=8, intermediate=16),
+    "bf16": DecoderConstants(hidden=16, norms=8, key_values=4, intermediate=8),
 }
 DECODERS["fp16"] = DECODERS["bf16"]
 SCORES = 1 << 22
@@ -89,6 +91,8 @@ class Shape:
     """How many parameters are trained. None means that all are."""
     is_tied: bool = False
     """Whether a decoder's last layer is its table of tokens."""
+    stored: str | None = None
+    """The mixed precision, as `training.amp` names it, in which all weights of a decoder came. None means that it is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +151,12 @@ _NAMES = (
 """The names in a config, BERT's and DistilBERT's."""
 
 
-def decoder_shape_of(config: Mapping[str, Any], weights: int | None, *, rank: int | None) -> Shape | None:
+def decoder_shape_of(
+    config: Mapping[str, Any], weights: int | None, *, rank: int | None, stored: str | None = None
+) -> Shape | None:
     """The same of a decoder in the manner of Llama, with adapters of this rank in all layers. No rank means that all weights
-    are trained. Returns None where the config is of another manner, and where there are no weights.
+    are trained; `stored` is as `Shape` has it. Returns None where the config is of another manner, and where there are no
+    weights.
     """
     numbers = [_number(config, names[0]) for names in _NAMES]
     if weights is None or any(number is None for number in numbers):
@@ -169,6 +176,7 @@ def decoder_shape_of(config: Mapping[str, Any], weights: int | None, *, rank: in
         key_values=key_values,
         trained=None if rank is None else layers * rank * widths,
         is_tied=config.get("tie_word_embeddings") is True,
+        stored=stored,
     )
 
 
@@ -211,11 +219,14 @@ def _trained(shape: Shape) -> int:
 
 
 def _weights_bytes(shape: Shape, amp: str) -> int:
-    """Under mixed precision frozen weights are held rounded, but for the table of tokens; where it is the last layer as well, a
-    rounded copy lies beside it.
+    """Under mixed precision frozen weights are held rounded, but for a table of tokens that does not come so; where it is the
+    last layer as well, a rounded copy lies beside it.
     """
     if shape.trained is None:
         return weights_bytes(parameters=shape.parameters, trained=shape.parameters)
+    if amp != "off" and shape.stored == amp:
+        parameters = shape.parameters + shape.trained
+        return weights_bytes(parameters=parameters, trained=shape.trained, rounded=shape.parameters)
     rounded = 0 if amp == "off" else max(0, shape.parameters - shape.embeddings)
     copy_bytes = ROUNDED_BYTES * shape.embeddings if rounded and shape.is_tied else 0
     return copy_bytes + weights_bytes(parameters=shape.parameters + shape.trained, trained=shape.trained, rounded=rounded)
@@ -249,7 +260,8 @@ def peak_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing:
 def _decoder_bytes(shape: Shape, *, amp: str, tokens: int, checkpointing: bool) -> int:
     """What a decoder takes beyond what it holds. Attention on a CPU keeps no matrices."""
     constants = DECODERS[amp]
-    of_a_token = constants.hidden * shape.hidden + constants.key_values * shape.key_values
+    of_a_unit = constants.hidden + (constants.norms if shape.trained is None else 0)
+    of_a_token = of_a_unit * shape.hidden + constants.key_values * shape.key_values
     of_a_token += constants.intermediate * shape.intermediate
     # One layer more is at work, with gradients beside what it keeps.
     layers = 2 if checkpointing else shape.layers + 1
@@ -270,7 +282,12 @@ def _scores_bytes(shape: Shape, amp: str) -> int:
 
 
 def least_bytes(shape: Shape, *, amp: str, length: int) -> int:
-    return min(peak_bytes(shape, amp=amp, rows=1, length=length, checkpointing=on) for on in (False, True))
+    """The least that a text of `length` tokens takes, and loading: frozen weights that came in another precision than they are
+    held in are there in float32 first.
+    """
+    least = min(peak_bytes(shape, amp=amp, rows=1, length=length, checkpointing=on) for on in (False, True))
+    is_widened = shape.trained is not None and shape.stored is not None and shape.stored != amp
+    return max(least, BASE_BYTES + FROZEN_BYTES * shape.parameters) if is_widened else least
 
 
 def longest_that_fits(shape: Shape, *, amp: str, below: int, limit_bytes: int) -> int | None:

@@ -33,12 +33,17 @@ from memsup.worker.compute import token_loss
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.padding import Padding
 from memsup.worker.saving import save
+from memsup.worker.tasks import Prepared, causal_lm
 from memsup.worker.tasks.answering import load_answering
 from memsup.worker.tasks.dialogues import DialogueReader
 from memsup.worker.tasks.sequences import IGNORED, NOTHING, LeftOut, Sequence
 from memsup.worker.training import Training
 
 pytestmark = pytest.mark.slow
+
+WEIGHTS = "model.safetensors"
+WIDE = re.compile(r"norm|lora_")
+"""The weights that are float32 whatever they came in."""
 
 
 def gradient(training: Training) -> torch.Tensor:
@@ -413,22 +418,43 @@ def test_adapters_on_the_table_of_tokens_load_in_peft_and_are_merged_alike(tmp_p
         assert torch.allclose(merged(tokens).logits, learnt, atol=1e-4, rtol=0)
 
 
-def test_frozen_weights_that_are_rounded_once_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under mixed precision, also where the last layer is the table of tokens."""
-    found = []
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_what_is_rounded_once_gives_the_same_bits(is_exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen weights and the inputs of layers, under mixed precision, also where the last layer is the table of tokens. A model
+    that comes rounded is loaded so, its table too.
+    """
+    found, loaded = [], []
+    built = train.built
+
+    def looked_at(prepared: Prepared, *more: Any) -> torch.optim.Optimizer:
+        loaded.append({value.dtype for name, value in prepared.model.named_parameters() if WIDE.search(name) is None})
+        return built(prepared, *more)
+
+    monkeypatch.setattr(train, "built", looked_at)
     for rounds in (True, False):
         with monkeypatch.context() as patched:
             if not rounds:
                 patched.setattr(train, "round_frozen", lambda model, dtype: 0)
+                patched.setattr(train, "round_together", lambda model: 0)
+                patched.setattr(causal_lm, "lower_precision", lambda amp: None)
                 patched.setattr(token_loss, "rounded_head", lambda model, device: None)
             model = tiny_chat_model(tmp_path / "model", tie_word_embeddings=True)
+            if is_exact:
+                exact = {name: value.bfloat16() for name, value in safetensors.torch.load_file(model / WEIGHTS).items()}
+                safetensors.torch.save_file(exact, model / WEIGHTS, metadata={"format": "pt"})
+                config = json.loads((model / "config.json").read_text())
+                (model / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
             with one_life(tiny_chat(tmp_path, model=model, training__amp="bf16"), name=f"rounds-{rounds}") as life:
                 frozen = {value.dtype for value in life.prepared.model.parameters() if not value.requires_grad}
                 assert (torch.bfloat16 in frozen) == rounds
+                table = life.prepared.model.get_input_embeddings()
+                assert (table.weight.dtype is torch.bfloat16) == (rounds and is_exact)
+                assert table(torch.tensor([1])).dtype is torch.float32
                 for _ in range(2):
                     train.take_step(life)
                 train.evaluate(life)
                 found.append((life.audit.digest, life.evaluated, life.prepared.weights.tensors(life.prepared.model)))
+    assert loaded == [{torch.bfloat16} if is_exact else {torch.float32}, {torch.float32}]
     (digest, evaluated, tensors), (other_digest, other_evaluated, others) = found
     assert (digest, evaluated) == (other_digest, other_evaluated)
     assert all(torch.equal(tensors[name], others[name]) for name in others)

@@ -21,9 +21,13 @@ from numpy.typing import NDArray
 from memsup.shared.data.chat_check import fields_of, locate_dialogues
 from memsup.shared.data.errors import InputError
 from memsup.shared.model.adapters import trains_adapters
+from memsup.shared.model.content import parameters
+from memsup.shared.model.folder import ModelSource, check_model
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
+from memsup.worker.compute.frozen import keep_lower, widened
 from memsup.worker.compute.token_loss import Scores, find_scores, losses_of_rows, summed_loss
+from memsup.worker.hardware import lower_precision
 from memsup.worker.plan.padding import Padding
 from memsup.worker.state import Weights, WholeModel
 from memsup.worker.tasks import Boundary, Metrics, Prepared, Trained
@@ -53,6 +57,8 @@ _LOOKED_AT_TOKENS = 64
 """Of a row so many tokens are asked for what a model sees, and how it makes its scores."""
 _FORESIGHT_FRACTION = 1e-5
 """The difference that no rounding makes, as a part of the largest score."""
+_STORED = {torch.bfloat16: "BF16", torch.float16: "F16"}
+"""How safetensors name the types."""
 
 
 class CausalLM:
@@ -94,7 +100,8 @@ class CausalLM:
             find=find,
         )
         boundary()
-        model, new = load_model(transformers.AutoModelForCausalLM, origin, kind, config, tokenizer, training.seed)
+        lower = lower_precision(training.amp) if adapts else None
+        model, new = _loaded(origin, kind, config, tokenizer, training.seed, lower)
         if new:
             raise InputError(
                 f"The weights in {origin} lack {new[0]} of the model that its config.json describes, which would begin with "
@@ -102,9 +109,10 @@ class CausalLM:
             )
         refuse_mixing(model)
         train, evaluation = corpus.train, corpus.evaluation
-        _refuse_foresight(model.eval(), train)
+        with widened(model):
+            _refuse_foresight(model.eval(), train)
+            self._scores = find_scores(model, _beginning(train))
         about_cuts: list[str] = []
-        self._scores = find_scores(model, _beginning(train))
         if not self._scores.in_pieces:
             about_cuts.append(
                 f"The model makes its scores in a way of its own, so those of all tokens of a micro-batch for the "
@@ -121,7 +129,8 @@ class CausalLM:
         if padding is None:
             # Tokens count their places from the left, so the other side is tried first.
             says = partial(losses_of_rows, scores=self._scores)
-            padding, found = find_padding(model, says, train, evaluation, Padding.RIGHT, boundary)
+            with widened(model):
+                padding, found = find_padding(model, says, train, evaluation, Padding.RIGHT, boundary)
             about_cuts += found
         train.padding = evaluation.padding = padding
         model.config.use_cache = True  # as it came, for whoever asks the result
@@ -154,6 +163,22 @@ class CausalLM:
 
     def new_metrics(self) -> Metrics:
         return TokenMetrics(self._scores)
+
+
+def _loaded(
+    origin: str, kind: ModelSource, config: Any, tokenizer: Any, seed: int, lower: torch.dtype | None
+) -> tuple[Any, list[str] | None]:
+    """As `load_model`. Weights that all came in `lower` are left in it where mixed precision computes with them so. Raises
+    InputError.
+    """
+    load = partial(load_model, transformers.AutoModelForCausalLM, origin, kind, config, tokenizer, seed)
+    if lower is not None and config.dtype is lower:
+        model, new = load(dtype=lower)
+        folder = check_model(origin, task="causal-lm").folder
+        if folder is not None and set(parameters(folder)) == {_STORED[lower]} and keep_lower(model):
+            return model, new
+        del model
+    return load()
 
 
 class TokenMetrics:

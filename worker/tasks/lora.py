@@ -23,6 +23,7 @@ from memsup.shared.data.errors import InputError
 from memsup.shared.files import UnreadableError, open_regular, read_document
 from memsup.shared.model.folder import WEIGHTS, check_model
 from memsup.shared.settings import Lora
+from memsup.worker.compute.frozen import seen_as_float32
 from memsup.worker.state import Tick
 
 BASE_FILE = "base.json"
@@ -77,7 +78,7 @@ def attach(model: Any, settings: Lora, source: str, base: Base, seed: int) -> Ad
         use_rslora=settings.rslora,
         fan_in_fan_out=model.config.model_type == "gpt2",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), seen_as_float32(model):
         torch.manual_seed(seed)
         try:
             peft.inject_adapter_in_model(config, model, adapter_name=_NAME)
@@ -88,6 +89,10 @@ def attach(model: Any, settings: Lora, source: str, base: Base, seed: int) -> Ad
             raise InputError(
                 f"lora.targets = {','.join(settings.targets)} fits no layer of the model: name some of {', '.join(names[:20])}."
             ) from error
+    adapted: list[Any] = [one for one in model.modules() if isinstance(one, peft.tuners.tuners_utils.BaseTunerLayer)]
+    for layer in adapted:
+        # Else peft makes float32 of what mixed precision has rounded, for it to be rounded again.
+        layer.cast_input_dtype_enabled = bool(settings.dropout)
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules or ())
     return Adapters(config, base)

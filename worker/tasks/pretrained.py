@@ -153,7 +153,13 @@ def about_model(model: Any, origin: str, new: list[str] | None) -> str:
 
 
 def load_model(
-    auto: Any, origin: str, kind: ModelSource, config: Any, tokenizer: Any, seed: int
+    auto: Any,
+    origin: str,
+    kind: ModelSource,
+    config: Any,
+    tokenizer: Any,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Any, list[str] | None]:
     """The model as `auto`, a class of transformers such as AutoModelForCausalLM, makes it, and the names of its weights that
     are new; None of them means that all are. New weights depend on `seed` alone. Raises InputError.
@@ -163,9 +169,9 @@ def load_model(
         torch.manual_seed(seed)
         if kind is ModelSource.CONFIG_ONLY:
             config.vocab_size = len(tokenizer)
-            return _loading(origin, lambda: auto.from_config(config, dtype=torch.float32)), None
+            return _loading(origin, lambda: auto.from_config(config, dtype=dtype)), None
         model, found = from_pretrained(
-            auto, origin, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+            auto, origin, config=config, dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
         )
     rows = _embedding_rows(model)
     if rows is not None and len(tokenizer) > rows:

@@ -14,7 +14,15 @@ from memsup.shared.lanes import BASE_BYTES
 from memsup.shared.loading import load
 from memsup.shared.settings import Settings, SettingsError
 from memsup.supervisor.client.task import model_shape
-from memsup.supervisor.decide.estimate import Shape, decoder_shape_of, estimate, held_bytes, peak_bytes, shape_of
+from memsup.supervisor.decide.estimate import (
+    Shape,
+    decoder_shape_of,
+    estimate,
+    held_bytes,
+    least_bytes,
+    peak_bytes,
+    shape_of,
+)
 from memsup.supervisor.decide.readings import GpuReading, Machine
 from memsup.supervisor.decide.tier_lines import lines
 from memsup.supervisor.decide.tiers import FIRST_FRACTION, Resolution, resolve
@@ -216,6 +224,16 @@ def test_adapters_beside_frozen_weights_take_little_more_than_these() -> None:
         peaks = [peak_bytes(adapted, amp=amp, rows=rows, length=256, checkpointing=False) for rows in (1, 2, 3)]
         assert peaks[2] - peaks[1] == pytest.approx(peaks[1] - peaks[0], abs=2)
         assert peak_bytes(adapted, amp=amp, rows=2, length=256, checkpointing=True) < peaks[1]
+
+
+def test_weights_that_come_rounded_are_held_and_loaded_so() -> None:
+    """But where mixed precision rounds in another way, for which they are made float32 first."""
+    of = {stored: decoder_shape_of(SMOL, 10**9, rank=16, stored=stored) for stored in ("bf16", "fp16", None)}
+    held = {stored: held_bytes(shape, amp="bf16") - BASE_BYTES for stored, shape in of.items() if shape is not None}
+    assert held["bf16"] == 2 * 10**9 + 16 * 4_884_480
+    assert held["fp16"] == held[None] == held["bf16"] + 4 * 49152 * 576
+    least = {stored: least_bytes(shape, amp="bf16", length=8) - BASE_BYTES for stored, shape in of.items() if shape is not None}
+    assert least["bf16"] < least[None] < least["fp16"] == 4 * 10**9
 
 
 def test_each_lane_of_a_decoder_has_scores_of_its_own() -> None:
