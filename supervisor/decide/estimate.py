@@ -272,13 +272,12 @@ def _decoder_bytes(shape: Shape, *, amp: str, tokens: int, checkpointing: bool) 
 
 
 def _scores_bytes(shape: Shape, amp: str) -> int:
-    """What the scores of a piece of the tokens take in a lane: themselves, the softmax and the gradient in float32; in a lower
-    precision also what the last layer gives and gets, and in float32 once more what it learns from.
+    """What the scores of a piece of the tokens take in a lane: themselves and their logarithms, which become the gradient, in
+    float32; in a lower precision also what the last layer gives.
     """
     if not shape.is_decoder:
         return 0
-    lowered = 0 if amp == "off" else 2 * ROUNDED_BYTES + (4 if shape.trained is None else 0)
-    return SCORES * (3 * 4 + lowered)
+    return SCORES * (2 * 4 + (0 if amp == "off" else ROUNDED_BYTES))
 
 
 def least_bytes(shape: Shape, *, amp: str, length: int) -> int:

@@ -26,7 +26,7 @@ from torch.nn import functional
 from memsup.worker.compute.frozen import ROUNDED
 
 PIECE_NUMBERS = 1 << 22
-"""How many scores are computed at a time: 16 MiB in float32, and about three times as much with their gradients."""
+"""How many scores are computed at a time: 16 MiB in float32, and twice as much with their gradients."""
 LEAST_PIECE_TOKENS = 32
 """Fewer tokens at a time would read the head's weights for next to nothing."""
 _SAME_FRACTION = 1e-4
@@ -60,6 +60,26 @@ class Scores:
         if self.cap is not None:
             scores = torch.tanh(scores / self.cap) * self.cap
         return scores.float()
+
+    def loss(
+        self, said: torch.Tensor, targets: torch.Tensor, factor: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed loss of what a head gives for a piece of tokens, and its gradient by that, times `factor`. Of float32 it
+        takes no more than the scores and the gradient, which is made in place.
+        """
+        if self.cap is not None:
+            given = said.detach().requires_grad_()
+            with torch.enable_grad():
+                loss = functional.cross_entropy(self.finished(given), targets, reduction="sum")
+            (of_said,) = torch.autograd.grad(loss, given, factor)
+            return loss.detach(), of_said
+        dtype, each = said.dtype, targets[:, None]
+        logarithms = torch.log_softmax(self.finished(said), dim=-1)
+        loss = -logarithms.gather(-1, each).sum()
+        gradient = logarithms.exp_().scatter_add_(-1, each, -torch.ones_like(each, dtype=logarithms.dtype))
+        if factor is not None or self.factor != 1:
+            gradient.mul_(self.factor if factor is None else factor * self.factor)
+        return loss, gradient.to(dtype)
 
 
 def find_scores(model: Any, batch: dict[str, torch.Tensor]) -> Scores:
@@ -188,11 +208,8 @@ class _Pieces(torch.autograd.Function):
         total, gradient = torch.zeros((), device=hidden.device), torch.empty_like(hidden)
         rounded = rounded_head(model, hidden.device.type)
         for piece in _pieces(model, hidden):
-            part = hidden[piece].detach().requires_grad_()
-            with torch.enable_grad():
-                loss = functional.cross_entropy(scores.of(model, part, rounded), targets[piece], reduction="sum")
-            (gradient[piece],) = torch.autograd.grad(loss, part)
-            total += loss.detach()
+            loss, gradient[piece] = _of_piece(model, scores, hidden[piece], targets[piece], rounded)
+            total += loss
         context.save_for_backward(gradient)
         return total
 
@@ -211,28 +228,43 @@ class _Pieces(torch.autograd.Function):
         return gradient, *nothing
 
 
+def _of_piece(
+    model: Any, scores: Scores, hidden: torch.Tensor, targets: torch.Tensor, rounded: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed loss of a piece under a frozen head, and its gradient by `hidden`. `rounded` is as `rounded_head` has it."""
+    head = model.get_output_embeddings()
+    if type(head) is torch.nn.Linear:
+        weight = head.weight if rounded is None else rounded
+        loss, of_said = scores.loss(functional.linear(hidden, weight, head.bias), targets)
+        return loss, of_said @ weight
+    part = hidden.detach().requires_grad_()
+    with torch.enable_grad():
+        said = head(part)
+    loss, of_said = scores.loss(said.detach(), targets)
+    (of_part,) = torch.autograd.grad(said, part, of_said)
+    return loss, of_part
+
+
 def _add_gradient(context: Any, hidden: torch.Tensor, targets: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """Adds the gradient of a piece to those of the head; returns that of `hidden`."""
     model, scores = context.model, context.scores
     head = model.get_output_embeddings()
     if type(head) is torch.nn.Linear and head.weight.requires_grad:
-        said = head(hidden).requires_grad_()
-        with torch.enable_grad():
-            loss = functional.cross_entropy(scores.finished(said), targets, reduction="sum")
-        (of_scores,) = torch.autograd.grad(loss, said, factor)
+        _, of_said = scores.loss(head(hidden), targets, factor)
         with torch.autocast(hidden.device.type, enabled=False):
             weight = head.weight
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-            weight.grad.addmm_(of_scores.T.to(weight.dtype), hidden.to(weight.dtype))
+            weight.grad.addmm_(of_said.T.to(weight.dtype), hidden.to(weight.dtype))
             if head.bias is not None and head.bias.requires_grad:
-                of_bias = of_scores.to(head.bias.dtype).sum(dim=0)
+                of_bias = of_said.to(head.bias.dtype).sum(dim=0)
                 head.bias.grad = of_bias if head.bias.grad is None else head.bias.grad.add_(of_bias)
-            return of_scores @ weight.to(of_scores.dtype)
+        return of_said @ head.weight  # mixed precision has it rounded, once a step
     part = hidden.requires_grad_()
     with torch.enable_grad():
-        loss = functional.cross_entropy(scores.of(model, part), targets, reduction="sum")
-    of_part, *of_trained = torch.autograd.grad(loss, (part, *context.trained), factor, allow_unused=True)
+        said = head(part)
+    _, of_said = scores.loss(said.detach(), targets, factor)
+    of_part, *of_trained = torch.autograd.grad(said, (part, *context.trained), of_said, allow_unused=True)
     for parameter, found in zip(context.trained, of_trained, strict=True):
         if found is not None:
             parameter.grad = found if parameter.grad is None else parameter.grad.add_(found)
