@@ -6,9 +6,8 @@ for a cache, nothing of it is kept, and the backward pass computes each block ag
 The result is the same but for rounding; in bfloat16 scores are rounded to bfloat16, as in transformers' own "eager" way.
 `benchmarks/attention.py` compares time, memory and error.
 
-Without dropout torch's fast way stays, but for its backward pass in a lower precision on a CPU, which takes two to three times
-as long as the one in float32 (`benchmarks/attention.py --alone`): there, attention is computed in float32 from the same
-numbers, and again in the backward pass.
+Without dropout torch's fast way stays, but for its backward pass in a lower precision on a CPU, which takes up to four times as
+long as the one in float32 where rows are short (`benchmarks/attention.py --alone`): there, that one is taken.
 
 Covers models that call attention by transformers' interface under the name "sdpa". On a GPU, and with biases that are learnt,
 torch's way stays.
@@ -19,8 +18,7 @@ knows already: a mask that hides nothing is left out (`without_idle_mask`), and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -42,6 +40,10 @@ _HIDDEN = -30_000.0
 """The number that is added to a score that does not count: e to that is 0, and where no score counts all are alike, instead of
 not a number."""
 _ONLY_TORCHS = ("position_bias", "cache", "softcap")
+LONGEST_WIDE = 512
+"""The length up to which torch's backward pass in float32 is faster than the one in a lower precision."""
+_FAST = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FAST_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def attend_in_blocks() -> None:
@@ -92,13 +94,16 @@ def _attend(
     if attention_mask is not None:
         is_plain = is_plain and not attention_mask.requires_grad
     if query.device.type != "cpu" or not can_draw(dropout) or not is_plain:
-        how = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, **more}
         is_slow = query.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
-        if not is_slow or dropout or not is_plain:
-            return sdpa_attention_forward(module, query, key, value, attention_mask, **how)
-        lower = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
-        found: torch.Tensor = _InFloat32.apply(*lower, partial(_of_torch, module, attention_mask, how))
-        return found, None
+        if is_slow and is_plain and not dropout and query.shape[2] <= LONGEST_WIDE:
+            lower = torch.get_autocast_dtype("cpu")
+            is_causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+            parts = (part.to(lower) for part in (query, key, value))
+            with torch.autocast("cpu", enabled=False):
+                return _WideBackward.apply(*parts, attention_mask, is_causal, scaling, groups), None
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **more
+        )
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     if attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         length = query.shape[2]
@@ -110,17 +115,8 @@ def _attend(
         return _Attention.apply(query, key, value, attention_mask, scale, dropout), None
 
 
-def _of_torch(module: torch.nn.Module, mask: torch.Tensor | None, how: dict[str, Any], *inputs: torch.Tensor) -> torch.Tensor:
-    """Computes attention to `inputs` as torch does it in float32."""
-    if mask is not None and mask.is_floating_point():
-        mask = mask.float()
-    with torch.autocast("cpu", enabled=False):
-        found: torch.Tensor = sdpa_attention_forward(module, *(part.float() for part in inputs), mask, **how)[0]
-    return found
-
-
-class _InFloat32(torch.autograd.Function):
-    """Attention computed in float32, whatever the inputs' precision, of which only the inputs are kept."""
+class _WideBackward(torch.autograd.Function):
+    """torch's fast attention in a lower precision, whose backward pass computes in float32, from the same numbers."""
 
     @staticmethod
     @spent_on(Part.ATTENTION)
@@ -129,19 +125,36 @@ class _InFloat32(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attend: Callable[..., torch.Tensor],
+        mask: torch.Tensor | None,
+        is_causal: bool,
+        scale: float | None,
+        groups: int,
     ) -> torch.Tensor:
-        context.save_for_backward(query, key, value)
-        context.attend = attend
-        return attend(query, key, value).to(query.dtype)
+        bias = _added(mask, query.dtype)
+        keys, values = repeat_kv(key, groups), repeat_kv(value, groups)
+        found, sums = _FAST(query, keys, values, 0.0, is_causal, attn_mask=bias, scale=scale)
+        context.save_for_backward(query, key, value, found, sums, mask)
+        context.how = is_causal, scale, groups
+        return found.transpose(1, 2)
 
     @staticmethod
     @spent_on(Part.ATTENTION)
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inputs = [part.detach().requires_grad_() for part in context.saved_tensors]
-        with torch.enable_grad():
-            found = context.attend(*inputs)
-        return *torch.autograd.grad(found, inputs, gradients[0].float()), None
+        query, key, value, found, sums, mask = context.saved_tensors
+        is_causal, scale, groups = context.how
+        of_found = gradients[0].transpose(1, 2).float()
+        wide = query.float(), repeat_kv(key.float(), groups), repeat_kv(value.float(), groups), found.float()
+        bias = _added(mask, torch.float32)
+        of_query, *others = _FAST_BACKWARD(of_found, *wide, sums, 0.0, is_causal, attn_mask=bias, scale=scale)
+        of_key, of_value = (of_all.unflatten(1, (-1, groups)).sum(dim=2).to(key.dtype) for of_all in others)
+        return of_query.to(query.dtype), of_key, of_value, None, None, None, None
+
+
+def _added(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """The mask as numbers that are added to scores. None means that nothing is."""
+    if mask is None or mask.is_floating_point():
+        return None if mask is None else mask.to(dtype)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
 def _attend_packed(
