@@ -15,6 +15,7 @@ predicted after 50 steps. One run takes a minute or two.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ TASKS = {
     "chat": ["task.kind=causal-lm", "training.method=full"],
     "chat, LoRA": ["task.kind=causal-lm"],
 }
+LOOK_S = 0.01
 WORKER_EXTRA_BYTES = 55 * MIB
 """What a worker holds that these processes do not, as its heartbeats showed: link, tokenizer, leftovers of preparing data."""
 
@@ -124,14 +127,16 @@ def one_run(task: str, size: str, amp: str, folder: Path, steps: int) -> dict[st
     ]
     flags = [flag for setting in settings for flag in ("--set", setting)]
     command = [*MEMSUP, "start", "--tier", "full", "--wait", "--accept", "--run", "bench", *flags]
+    run = folder / "state/bench"
     try:
-        done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, check=False)
+        with (folder / "log").open("wb") as log:
+            child = subprocess.Popen(command, env=environment(folder), stdout=log, stderr=log)
+            peak_bytes = most_held(child, run, steps)
     finally:
         stop = [*MEMSUP, "stop", "--now", "--run", "bench"]
         subprocess.run(stop, env=environment(folder), capture_output=True, check=False)
-    if done.returncode:
-        sys.exit(f"{task}, {size}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    run = folder / "state/bench"
+    if child.returncode:
+        sys.exit(f"{task}, {size}:\n{(folder / 'log').read_text(encoding='utf-8', errors='replace')[-4000:]}")
     estimate = json.loads((run / "run.json").read_text(encoding="utf-8"))["estimate"]
     points = [json.loads(line) for line in (run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     trained = [point for point in points if (point.get("step") or 0) > 0 and not point["spent_s"].get("evaluating")]
@@ -141,9 +146,26 @@ def one_run(task: str, size: str, amp: str, folder: Path, steps: int) -> dict[st
         "amp": amp,
         "steps": steps,
         "estimate_bytes": int(estimate["held_bytes"] + estimate["token_bytes"] * RUN_TOKENS),
-        "peak_bytes": max(point["worker_bytes"] for point in trained),
+        "peak_bytes": peak_bytes,
         "errors": [p["prediction_error"] for p in trained if p["step"] > AFTER_STEPS and p.get("prediction_error") is not None],
     }
+
+
+def most_held(child: subprocess.Popen[bytes], run: Path, steps: int) -> int:
+    """The most anonymous memory that the worker of `run` holds from its first step to its last, until `child` ends."""
+    from boxed import Steps
+
+    audit, most_bytes = Steps(run / "audit.txt"), 0
+    while child.poll() is None:
+        with contextlib.suppress(OSError, ValueError):
+            audit.look(0.0)
+            if 0 < len(audit.done_at_s) < steps:
+                pid = json.loads((run / "status.json").read_text(encoding="utf-8"))["worker_pid"]
+                lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+                held = next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+                most_bytes = max(most_bytes, held * 1024)
+        time.sleep(LOOK_S)
+    return most_bytes
 
 
 def write_job(task: str, size: str, folder: Path) -> None:
