@@ -1,6 +1,7 @@
 """What has become of the runs that another one waits for: their locks and files say so, without asking any supervisor.
 
-A run that is up costs a look at its lock and its `run.json`. What follows from it is decided in `decide/run/waiting.py`.
+A run that is up costs a look at its lock, its `run.json` and its last status. What follows is decided in
+`decide/run/waiting.py`.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ def fate_of(awaited: Awaited) -> Fate:
         return Fate.UP if is_up else Fate.GONE
     if record.run_id != awaited.run_id:
         return Fate.GONE
-    if is_up:
-        return Fate.UP
     status = _status(paths)
+    if is_up:
+        hours = status.hours if status is not None and status.run_id == record.run_id else None
+        return Fate.RESTS if hours is not None and hours.rests and hours.until is None else Fate.UP
     if status is not None and status.run_id == record.run_id:
         if status.state is RunState.FINISHED:
             return Fate.FINISHED

@@ -253,8 +253,8 @@ def _of_the_worker(run: str, life: Lifecycle) -> Iterator[Trouble]:
             yield Trouble(TroubleKind.NOT_GIVEN_BACK, missing, str(number))
     for number, sentence in enumerate(life.attention):
         yield Trouble(TroubleKind.CHECKPOINT, sentence, str(number))
-    for awaited in life.left_behind:
-        yield Trouble(TroubleKind.AWAITED, left_behind(run, awaited), awaited.run)
+    for awaited, fate in life.left_behind:
+        yield Trouble(TroubleKind.AWAITED, left_behind(run, awaited, fate), awaited.run)
     if life.recovery.why_not_begun is not None:
         yield Trouble(TroubleKind.RESTARTS, f"{life.recovery.why_not_begun} It is tried again.", "start")
     if life.unresponsive:

@@ -49,7 +49,7 @@ class Place(enum.Enum):
 
 MOVES = {
     Place.ON_CARD: frozenset({Place.LEAVING}),
-    Place.LEAVING: frozenset({Place.IN_RAM, Place.ON_CARD, Place.RETURNING, Place.LOST}),
+    Place.LEAVING: frozenset({Place.IN_RAM, Place.ON_CARD, Place.RETURNING, Place.STUCK, Place.LOST}),
     Place.IN_RAM: frozenset({Place.RETURNING}),
     Place.RETURNING: frozenset({Place.ON_CARD, Place.IN_RAM, Place.STUCK, Place.LOST}),
     Place.STUCK: frozenset({Place.LEAVING, Place.RETURNING}),
@@ -189,8 +189,10 @@ class Card:
         """The driver is asked to move it back, or to undo what was begun."""
         self._enter(Place.RETURNING, now_s)
 
-    def moved(self, now_s: float, moved: Moved) -> bool:
-        """Takes in what came of a move. Returns whether what was begun is still to be undone."""
+    def moved(self, now_s: float, moved: Moved, *, stands: bool) -> bool:
+        """Takes in what came of a move. Returns whether what was begun is to be undone now: while the program `stands` still
+        the driver cannot do that, so it is stuck until it runs.
+        """
         was = self.place
         if moved.whole is Whole.FAILED:
             self.trouble = moved.why or "the driver does not say why"
@@ -201,7 +203,8 @@ class Card:
                 self._enter(Place.IN_RAM, now_s)
                 return False
             self.cannot, self.never = moved.why or "the driver did not do it", moved.never
-            self._enter(Place.ON_CARD if moved.whole is Whole.RUNNING else Place.RETURNING, now_s)
+            undone = Place.STUCK if stands else Place.RETURNING
+            self._enter(Place.ON_CARD if moved.whole is Whole.RUNNING else undone, now_s)
             return self.place is Place.RETURNING
         elif moved.whole is Whole.RUNNING:
             self.trouble, self.has_come_back = None, self.has_come_back or self.cannot is None

@@ -56,8 +56,8 @@ from memsup.supervisor.decide.run.requests import Goal
 from memsup.supervisor.decide.run.restarts import Budget, Cause, Death, Verdict, judge, last_words_of
 from memsup.supervisor.decide.run.standing import Standing
 from memsup.supervisor.decide.run.tuning import Tuning
-from memsup.supervisor.decide.run.waiting import ENDED, Fate, why_never
-from memsup.supervisor.decide.run.warm import AGAIN_S, Warmth, why_no_room
+from memsup.supervisor.decide.run.waiting import ENDED, LEFT_BEHIND, Fate, why_never
+from memsup.supervisor.decide.run.warm import AFTER_PRESSURE_S, Warmth, why_no_room
 
 MOST_UNHEARD_S = 2.0
 """A worker says twice a second that it computes; what it does in a longer silence is not known, and not counted as work."""
@@ -121,7 +121,7 @@ class Lifecycle(Standing):
             return []
         seen = [(one, fates.get(one.run, Fate.UP)) for one in self.queued]
         ended = [(one, fate) for one, fate in seen if fate in ENDED]
-        self.left_behind = tuple(one for one, fate in seen if fate is Fate.LEFT)
+        self.left_behind = tuple((one, fate) for one, fate in seen if fate in LEFT_BEHIND)
         is_time = self.not_before is not None and at_unix_s >= self.not_before.at_unix_s
         if (never := why_never(self.run, ended)) is not None:
             self._leave_queue()
@@ -320,13 +320,13 @@ class Lifecycle(Standing):
         `why_refused` is what a process said that does not stand by. It is None where it said nothing.
         """
         standby, before = self.standby, self.standby.warmth
-        if standby.saw(now_s, warmth):
-            self._out.append(records.no_standby(why_refused or "it has ended"))
+        if standby.saw(now_s, warmth, refuses=why_refused is not None):
+            self._out.append(records.no_standby(f"{why_refused or 'it has ended'}; {standby.again_words(now_s)}"))
         elif before is Warmth.LOADING and warmth is Warmth.READY:
             self._out.append(records.stands_by())
         if not is_at_rest and warmth is not Warmth.NONE:
-            self._cool_down(now_s + AGAIN_S)
-            self._out.append(records.no_standby("memory gets short", By.LADDER))
+            self._cool_down(now_s + standby.lost_for_s(now_s, AFTER_PRESSURE_S))
+            self._out.append(records.no_standby(f"memory gets short; {standby.again_words(now_s)}", By.LADDER))
         eta_s = self.heartbeat.progress.eta_s if self.heartbeat is not None else None
         trains = self.worker.is_ready and self.worker.trains and is_at_rest
         up_s = now_s - self.worker.since_s
@@ -695,14 +695,17 @@ class Lifecycle(Standing):
                 return []
             card.leave(now_s, self.card_seen)
             return [SaveOffCard(card.pids), MoveCard(card.pids, to_ram=True)]
-        if why is None and card.place in (Place.IN_RAM, Place.STUCK) and now_s >= card.again_at_s:
+        returns = card.place is Place.STUCK and card.cannot is not None  # whoever needs the card: it does not leave it
+        if why is None and card.place in (Place.IN_RAM, Place.STUCK):
+            returns = True
+        if returns and now_s >= card.again_at_s:
             card.come_back(now_s)
             return [MoveCard(card.pids, to_ram=False)]
         return []
 
     def _card_moved(self, now_s: float, moved: Moved) -> None:
         card, was, why = self.worker.card, self.worker.card.place, self.why_off_card or Why("it was to be moved")
-        if card.moved(now_s, moved):
+        if card.moved(now_s, moved, stands=self.worker.frozen or self.stance.freeze):
             self._out.append(MoveCard(card.pids, to_ram=False))
         if was is Place.LEAVING and card.cannot is not None:
             self._stays_on_card(why, card.cannot)

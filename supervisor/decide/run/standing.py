@@ -28,7 +28,7 @@ from memsup.supervisor.decide.run.one_life import OneLife, Stage
 from memsup.supervisor.decide.run.requests import RunView, Waiters
 from memsup.supervisor.decide.run.restarts import Budget, Restarts, how_it_ended
 from memsup.supervisor.decide.run.unsaved import Unsaved
-from memsup.supervisor.decide.run.waiting import what_for
+from memsup.supervisor.decide.run.waiting import Fate, what_for
 from memsup.supervisor.decide.run.warm import Standby
 
 MOST_DAMAGE_TOLD = 5
@@ -79,8 +79,8 @@ class Standing:
     stance: Stance = field(default_factory=Stance)
     heartbeat: m.Heartbeat | None = None
     """What the worker said last. Until a new life has loaded, its progress is what the life before had reached."""
-    left_behind: tuple[Awaited, ...] = ()
-    """Those of `queued` that are not over, and that nobody guards."""
+    left_behind: tuple[tuple[Awaited, Fate], ...] = ()
+    """Those of `queued` that do not get on until somebody does something about it, and why."""
     no_room: str | None = None
     """Why there is no room yet for the run, whose turn it is, a sentence. It is None where that was not tried yet."""
     terminal: RunState | None = None

@@ -19,8 +19,10 @@ class Fate(enum.StrEnum):
 
     UP = "is up"
     """It has a supervisor. It may be paused, or wait itself."""
-    LEFT = "has no supervisor"
-    """It is not over, and nobody guards it: it goes on after a boot, or when somebody starts it."""
+    RESTS = "rests until you resume it, by its hours"
+    """It has a supervisor, and its hours have an end alone, which is over."""
+    LEFT = "is not over and has no supervisor"
+    """Nobody guards it: it goes on after a boot, or when somebody starts it."""
     FINISHED = "finished"
     FAILED = "failed"
     STOPPED = "was stopped"
@@ -61,9 +63,15 @@ def why_never(run: str, ended: Iterable[tuple[Awaited, Fate]]) -> str | None:
     return None
 
 
-def left_behind(run: str, awaited: Awaited) -> str:
-    """What to do about a run that is waited for and has no supervisor, in sentences."""
+LEFT_BEHIND = frozenset({Fate.LEFT, Fate.RESTS})
+"""The fates of a run that is waited for until somebody does something about it."""
+
+
+def left_behind(run: str, awaited: Awaited, fate: Fate) -> str:
+    """What to do about a run of this fate that is waited for, in sentences."""
+    go_on = command("resume" if fate is Fate.RESTS else "start", awaited.run)
+    without = f"{command('stop', run)}, then {command('start', run)}" if awaited.must_finish else command("stop", awaited.run)
     return (
-        f"Run {awaited.run!r}, for which this one waits, is not over and has no supervisor. Go on with it: "
-        f"{command('start', awaited.run)}   Or have run {run!r} begin without it: {command('stop', awaited.run)}"
+        f"Run {awaited.run!r}, for which this one waits, {fate}. Go on with it: {go_on}   "
+        f"Or have run {run!r} begin without it: {without}"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from memsup.supervisor.words import percent, size
+from memsup.supervisor.words import duration, percent, size
 
 NEEDS_BYTES = 320 << 20
 """What it takes beside a worker that was not forked from it: torch, transformers and a task, imported."""
@@ -20,8 +20,14 @@ WORTH_S = 300.0
 """Importing takes about three seconds of a core: at most 1 % of a run that goes on for so long."""
 SETTLES_S = 60.0
 """A worker that was up for so long has found the cut that is the fastest, which importing beside it would disturb."""
+AFTER_DEATH_S = 5.0
+"""After it has died it is tried again so soon, then after twice as long each time."""
+AFTER_PRESSURE_S = 60.0
+"""The same where it had to go since memory got short, which importing anew would have get short again."""
 AGAIN_S = 600.0
-"""After it had to go, or could not be had, it is not tried again for this long."""
+"""It is tried again after so long at the latest; where it cannot stand by at all, as it says itself, no sooner. One that stood
+by for so long has shown that it can.
+"""
 
 
 class Warmth(enum.Enum):
@@ -55,6 +61,10 @@ class Standby:
     warmth: Warmth = Warmth.NONE
     """What it was when it was last looked at."""
     not_before_s: float = 0.0
+    ready_s: float | None = None
+    """Since when it stands by, or when the last one began to. It is None where none was ready yet."""
+    lost: int = 0
+    """How many in a row did not last."""
     told: str | None = None
     """Why there is no room for it, as is on record. It is None where there was room when that was looked at last."""
 
@@ -66,13 +76,25 @@ class Standby:
         is_worth_it = self.asked == "on" or (self.asked == "auto" and is_long)
         return is_worth_it and self.warmth is Warmth.NONE and now_s >= self.not_before_s
 
-    def saw(self, now_s: float, warmth: Warmth) -> bool:
-        """Takes note of what it is; returns whether it has gone by itself."""
+    def saw(self, now_s: float, warmth: Warmth, *, refuses: bool = False) -> bool:
+        """Takes note of what it is; returns whether it has gone by itself. `refuses`: it has said that it cannot stand by."""
         before, self.warmth = self.warmth, warmth
+        if before is Warmth.LOADING and warmth is Warmth.READY:
+            self.ready_s = now_s
         is_gone = warmth is Warmth.NONE and before is not Warmth.NONE
         if is_gone:
-            self.not_before_s = now_s + AGAIN_S
+            self.not_before_s = now_s + (AGAIN_S if refuses else self.lost_for_s(now_s, AFTER_DEATH_S))
         return is_gone
+
+    def lost_for_s(self, now_s: float, first_s: float) -> float:
+        """Counts a loss and returns how long there will be none: `first_s`, or more where others were lost before."""
+        lasted = self.ready_s is not None and now_s - self.ready_s >= AGAIN_S
+        self.lost, self.ready_s = 1 if lasted else self.lost + 1, None
+        return float(min(AGAIN_S, first_s * 2 ** min(self.lost - 1, 10)))
+
+    def again_words(self, now_s: float) -> str:
+        """When another may begin, a clause."""
+        return f"another is tried in {duration(self.not_before_s - now_s)} at the earliest"
 
 
 def why_no_room(use: float | None) -> str | None:

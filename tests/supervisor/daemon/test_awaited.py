@@ -8,11 +8,11 @@ from kit.statuses import a_status
 
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import Awaited
-from memsup.shared.status import RunState, Wanted, encode_status
+from memsup.shared.status import HoursStatus, RunState, Wanted, encode_status
 from memsup.supervisor.client.removal import remove
 from memsup.supervisor.daemon.awaited import fate_of, look
 from memsup.supervisor.daemon.lock import Lock
-from memsup.supervisor.decide.run.waiting import Fate
+from memsup.supervisor.decide.run.waiting import Fate, left_behind
 
 A = Awaited(run="a", run_id=RUN_ID)
 
@@ -43,6 +43,24 @@ def test_what_a_run_was_and_is_wanted_to_be_says_whether_it_is_over(state: RunSt
     assert fate_of(A) is Fate.UP, "whoever holds it may have started it again"
     lock.release()
     assert look([A]) == {"a": fate}
+
+
+def test_a_run_that_rests_until_somebody_resumes_it_is_one_that_nothing_comes_of_by_itself() -> None:
+    paths = a_run("a")
+    lock = Lock(paths)
+    for until, fate in ((1e9, Fate.UP), (None, Fate.RESTS)):
+        status = a_status(RunState.PAUSED)
+        status.run, status.run_id, status.hours = "a", RUN_ID, HoursStatus(rests=True, until=until, what="by its hours")
+        paths.status.write_bytes(encode_status(status))
+        assert fate_of(A) is fate
+    lock.release()
+    waits = Awaited(run="a", run_id=RUN_ID)
+    assert left_behind("w", waits, Fate.RESTS) == (
+        "Run 'a', for which this one waits, rests until you resume it, by its hours. Go on with it: memsup resume --run a   "
+        "Or have run 'w' begin without it: memsup stop --run a"
+    )
+    must = Awaited(run="a", run_id=RUN_ID, must_finish=True)  # of which stopping it would make the end of both
+    assert left_behind("w", must, Fate.LEFT).endswith("memsup stop --run w, then memsup start --run w")
 
 
 def test_a_run_that_is_gone_or_another_one_is_not_waited_for() -> None:

@@ -276,17 +276,19 @@ WHOLES = st.sampled_from([Moved(whole=whole, why="w") for whole in Whole])
 
 
 WORDS = st.sampled_from(["pause", "hold", "resume", "crowd", "calm", "tick", "freeze"])
+SEENS = st.sampled_from([SEEN, ALONE])
+STEPS = st.lists(st.one_of(WORDS, WHOLES), max_size=30)
 
 
-@given(st.lists(st.one_of(WORDS, WHOLES), max_size=30))
-def test_whatever_comes_no_move_is_illegal_and_a_frozen_program_is_never_moved(steps: list[str | Moved]) -> None:
+def played(steps: list[str | Moved], seen: CardView) -> Play:
+    """A program that has lived through that; asserts that it was never moved while it stood still."""
     life = Lifecycle(
         wanted=Wanted.RUNNING, pause_mode=PauseMode.HOLD, run_id="r", lease_s=10, memory_limit_bytes=None, is_command=True
     )
     play = Play(life)
     play.do("start", leftover=False)
     play.do("spawned")
-    life.on_card_seen(SEEN)
+    life.on_card_seen(seen)
     for step in steps:
         match step:
             case Moved():
@@ -302,8 +304,55 @@ def test_whatever_comes_no_move_is_illegal_and_a_frozen_program_is_never_moved(s
             assert not life.frozen
         if life.worker.card.is_off and not life.stance.freeze and life.why_off_card is not None:
             assert life.frozen
+    return play
+
+
+def driven(play: Play, actions: list[Action]) -> list[Action]:
+    """What follows where the driver does as it is asked, for some minutes."""
+    done = list(actions)
+    for _ in range(12):
+        if play.life.worker.card.moves:
+            returns = play.place is Place.RETURNING
+            actions = play.do("card_moved", ON_CARD if returns else IN_RAM)
+        else:
+            actions = play.do("tick", after_s=AGAIN_AFTER_S + 1)
+        done += actions
+    return done
+
+
+@given(STEPS, SEENS)
+def test_whatever_comes_no_move_is_illegal_and_a_frozen_program_is_never_moved(
+    steps: list[str | Moved], seen: CardView
+) -> None:
+    played(steps, seen)
     assert set(MOVES) == set(Place)
     assert Card().place is Place.ON_CARD
+
+
+@given(STEPS, SEENS)
+def test_from_wherever_it_is_a_program_gets_its_card_back_once_nobody_else_wants_it(
+    steps: list[str | Moved], seen: CardView
+) -> None:
+    play = played(steps, seen)
+    driven(play, [*play.do("stance", Stance()), *play.do("request", 9, RequestKind.RESUME)])
+    assert play.place in (Place.ON_CARD, Place.LOST)
+    assert not play.life.frozen
+
+
+@given(STEPS, SEENS, st.sampled_from([Stance(), LEAVE]))
+def test_from_wherever_it_is_a_stop_ends_it(steps: list[str | Moved], seen: CardView, stance: Stance) -> None:
+    play = played(steps, seen)
+    done = driven(play, [*play.do("stance", stance), *play.do("request", 9, RequestKind.STOP)])
+    assert [action for action in done if isinstance(action, Terminate | Kill)]
+    assert not play.life.frozen
+
+
+@given(STEPS, SEENS)
+def test_while_others_want_the_card_a_program_is_never_left_between(steps: list[str | Moved], seen: CardView) -> None:
+    play = played(steps, seen)
+    driven(play, [*play.do("stance", LEAVE), *play.do("request", 9, RequestKind.RESUME)])
+    assert play.place in (Place.ON_CARD, Place.IN_RAM, Place.LOST)
+    assert play.life.frozen is (play.place is Place.IN_RAM)
 
 
 def test_what_stands_still_as_a_supervisor_left_it_is_taken_over_and_brought_back(play: Play) -> None:

@@ -641,7 +641,7 @@ def test_from_every_stage_a_life_comes_to_its_end_and_from_every_state_the_run_d
 
 
 FIRST, GOOD = Awaited(run="a", run_id="1"), Awaited(run="b", run_id="2", must_finish=True)
-LIVES = (Fate.UP, Fate.LEFT)
+LIVES = (Fate.UP, Fate.RESTS, Fate.LEFT)
 
 
 def queued(*awaited: Awaited) -> Play:
@@ -657,7 +657,7 @@ def test_a_queued_run_begins_when_all_before_it_are_over_and_there_is_room() -> 
     assert SaveQueued((FIRST,)) in play.seen
     assert "run 'b' finished; it waits for run 'a'" in [a.reason for a in play.seen if isinstance(a, Record)]
     play.do("awaited", {"a": Fate.LEFT}, 0.0)
-    assert play.life.left_behind == (FIRST,)
+    assert play.life.left_behind == ((FIRST, Fate.LEFT),)
     assert ClaimRoom() not in play.seen
     play.do("awaited", {"a": Fate.FAILED}, 0.0)
     assert play.seen[-1] == ClaimRoom()

@@ -14,7 +14,18 @@ from memsup.supervisor.decide.ladder import Ladder, MemoryLimits, Stance
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
 from memsup.supervisor.decide.run.actions import Action, CoolDown, Kill, Record, WarmUp
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
-from memsup.supervisor.decide.run.warm import AGAIN_S, MOST_USE, MOVES, NEEDS_BYTES, SETTLES_S, WORTH_S, Standby, Warmth
+from memsup.supervisor.decide.run.warm import (
+    AFTER_DEATH_S,
+    AFTER_PRESSURE_S,
+    AGAIN_S,
+    MOST_USE,
+    MOVES,
+    NEEDS_BYTES,
+    SETTLES_S,
+    WORTH_S,
+    Standby,
+    Warmth,
+)
 
 PROGRESS = m.Progress(
     phase=Phase.TRAINING,
@@ -99,15 +110,35 @@ def test_without_room_there_is_none_and_that_is_said_once(use: float | None) -> 
     assert kinds(look(life, Warmth.NONE, use_with=MOST_USE)) == {WarmUp}
 
 
-def test_it_goes_at_the_first_sign_that_memory_gets_short_and_comes_again_much_later() -> None:
+def test_it_goes_at_the_first_sign_that_memory_gets_short_and_comes_again_a_minute_later() -> None:
     life = life_that_trains()
     look(life, Warmth.NONE)
     look(life, Warmth.READY)
     short = look(life, Warmth.READY, 10.0, is_at_rest=False)
     assert (kinds(short), told(short)) == ({CoolDown}, [Outcome.FAILED])
     assert look(life, Warmth.NONE, 11.0, is_at_rest=False) == []
-    assert not kinds(look(life, Warmth.NONE, 9.0 + AGAIN_S))
-    assert kinds(look(life, Warmth.NONE, 10.0 + AGAIN_S)) == {WarmUp}
+    assert not kinds(look(life, Warmth.NONE, 9.0 + AFTER_PRESSURE_S))
+    assert kinds(look(life, Warmth.NONE, 10.0 + AFTER_PRESSURE_S)) == {WarmUp}
+
+
+def test_one_that_dies_again_and_again_comes_back_soon_at_first_then_ever_later() -> None:
+    life = life_that_trains()
+    at_s, waits = 1.0, []
+    for _ in range(10):
+        assert kinds(look(life, Warmth.NONE, at_s)) == {WarmUp}
+        look(life, Warmth.READY, at_s + 3.0)
+        died_s = at_s = at_s + 4.0
+        assert told(look(life, Warmth.NONE, died_s)) == [Outcome.FAILED]
+        while life.standby.not_before_s > SETTLES_S + at_s:
+            assert not kinds(look(life, Warmth.NONE, at_s))
+            at_s += 1.0
+        waits.append(at_s - died_s)
+    assert waits == [AFTER_DEATH_S * 2**number for number in range(7)] + [AGAIN_S] * 3
+
+    look(life, Warmth.NONE, at_s)
+    look(life, Warmth.READY, at_s)
+    look(life, Warmth.NONE, at_s + AGAIN_S)  # this one has stood by for long
+    assert life.standby.not_before_s == SETTLES_S + at_s + AGAIN_S + AFTER_DEATH_S
 
 
 def test_one_that_has_ended_by_itself_is_told_with_its_own_reason() -> None:
