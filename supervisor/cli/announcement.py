@@ -12,7 +12,7 @@ from memsup.shared.clock import unix_s
 from memsup.shared.commands import command as typed
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import Awaited, RunRecord
-from memsup.shared.settings import keys
+from memsup.shared.settings import Settings, keys
 from memsup.shared.status import Wanted
 from memsup.supervisor.cli.asked import Asked
 from memsup.supervisor.cli.findings import (
@@ -188,6 +188,18 @@ def tell_doubts(doubtful: DoubtfulDataError, as_json: bool) -> int:
     return REFUSED
 
 
+def on_hours(settings: Settings, *, saves: bool) -> str:
+    """When a run with these settings that begins now is paused by its hours, a sentence; empty where it has none. `saves`: as
+    far as is known, memsup has it saved.
+    """
+    clock = clock_of(settings.hours, unix_s())
+    if clock is None:
+        return ""
+    again = "until you resume it" if clock.begins is None else f"until {clock.begins}"
+    kept = "saved, its memory given back" + ("" if saves else "; or, where memsup is not attached, frozen in memory")
+    return f"Hours: by {clock.ends} it is paused ({kept}), {again}."
+
+
 def tell_next(paths: RunPaths, record: RunRecord, *, saves: bool, is_seen: bool) -> None:
     """What to type next. `saves`: as far as is known, memsup has it saved. `is_seen`: it was looked at until it worked, or was
     over.
@@ -205,10 +217,8 @@ def tell_next(paths: RunPaths, record: RunRecord, *, saves: bool, is_seen: bool)
         else:
             data(("memsup list", "all runs"), (stop, "takes it out of the queue; start begins it at once"))
         return
-    if (clock := clock_of(record.settings.hours, unix_s())) is not None:
-        again = "until you resume it" if clock.begins is None else f"until {clock.begins}"
-        kept = "saved, its memory given back" + ("" if saves else "; or, where memsup is not attached, frozen in memory")
-        data("", f"Hours: by {clock.ends} it is paused ({kept}), {again}.")
+    if sentence := on_hours(record.settings, saves=saves):
+        data("", sentence)
     rows = [(f"{look} --watch", "look at it")]
     if saves:
         rows += [(f"{pause} --release", "when you need the machine"), (stop, "checkpoint and stop; start continues")]

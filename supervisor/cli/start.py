@@ -31,7 +31,7 @@ from memsup.supervisor.cli.already import (
     refuse_other_training,
     tell_finished,
 )
-from memsup.supervisor.cli.announcement import tell, tell_doubts, tell_next
+from memsup.supervisor.cli.announcement import on_hours, tell, tell_doubts, tell_next
 from memsup.supervisor.cli.asked import NO_INPUT, Asked, checked_command, refuse_data_for_command
 from memsup.supervisor.cli.findings import no_task_document, unfenced
 from memsup.supervisor.cli.options import (
@@ -211,6 +211,8 @@ def start(
             message(f"Run {paths.name!r} is finished; it would be kept under another name.")
         if queued.awaited is not None:
             message(f"It would wait {queued.text}.")
+        if sentence := on_hours(settings, saves=plan.command is None):
+            message(sentence)
         message("Dry run: nothing was written, nothing was started.")
         return 0
     return _go(paths, plan, record, asked, before)

@@ -83,7 +83,7 @@ def _unix_s(time: str) -> float | None:
 
 
 @dataclass
-class Tail:
+class GrowingFile:
     """The lines of a file that grows, is cut short, is replaced, or is not there yet."""
 
     path: Path
@@ -154,31 +154,31 @@ class Log:
     def __init__(self, path: Path, read: Callable[[bytes], Line], parts: Callable[[Path], list[Part]]) -> None:
         """`path` is the file by which people know the log."""
         self.path, self._read_line, self._parts = path, read, parts
-        self._tails: dict[Path, Tail] = {}
-        """The tails of the files that grow."""
+        self._growing_files: dict[Path, GrowingFile] = {}
+        """Those that grow."""
 
     def last(self, lines: int) -> list[Line]:
         """The last lines that there are now; `more` goes on from there."""
         found: list[Line] = []
         for part in reversed(self._parts(self.path)):
             if part.grows or len(found) < lines:
-                found = [*self._read(self._tail(part).last(lines + 1), part.left_out_bytes), *found]
+                found = [*self._read(self._growing(part).last(lines + 1), part.left_out_bytes), *found]
         return found[-lines:] if lines else []
 
     def all(self) -> Iterator[Line]:
         """Every line that there is now; `more` goes on from there."""
         for part in self._parts(self.path):
-            yield from self._read(self._tail(part).more(), part.left_out_bytes)
+            yield from self._read(self._growing(part).more(), part.left_out_bytes)
 
     def more(self) -> Iterator[Line]:
         """The lines that were completed since the last call."""
         for part in self._parts(self.path):
             if part.grows:
-                yield from self._read(self._tail(part).more(), 0)
+                yield from self._read(self._growing(part).more(), 0)
 
     def rest(self) -> Line | None:
         """The last line as far as it has come. Returns None where every line has ended."""
-        rests = [tail.rest for tail in self._tails.values() if tail.rest]
+        rests = [file.rest for file in self._growing_files.values() if file.rest]
         return self._read_line(rests[-1]) if rests else None
 
     def written_s(self) -> float | None:
@@ -188,8 +188,8 @@ class Log:
         except OSError:
             return None
 
-    def _tail(self, part: Part) -> Tail:
-        return self._tails.setdefault(part.path, Tail(part.path)) if part.grows else Tail(part.path)
+    def _growing(self, part: Part) -> GrowingFile:
+        return self._growing_files.setdefault(part.path, GrowingFile(part.path)) if part.grows else GrowingFile(part.path)
 
     def _read(self, lines: Iterable[bytes], left_out_bytes: int) -> Iterator[Line]:
         for line in lines:
@@ -240,6 +240,6 @@ def _after_head_bytes(end: Path) -> int | None:
     """How much of the log came after its beginning and before the file `end`, as the first line of that says. Returns None
     where there is no such file, or it is just being begun.
     """
-    first = next(Tail(end).more(), b"")
+    first = next(GrowingFile(end).more(), b"")
     after = (_fields(first) or {}).get(AFTER_HEAD)
     return after if isinstance(after, int) else None

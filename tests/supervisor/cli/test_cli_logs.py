@@ -20,7 +20,7 @@ from memsup.shared.log import time_text
 from memsup.shared.paths import run_paths
 from memsup.supervisor.cli.logs import event_line, readable
 from memsup.supervisor.daemon.lock import Lock
-from memsup.supervisor.record.output import LONGEST_LINE_BYTES, Tail, ledger_line, log_line
+from memsup.supervisor.record.output import LONGEST_LINE_BYTES, GrowingFile, ledger_line, log_line
 
 EVENT = {
     "at": 1_700_000_000.0,
@@ -338,7 +338,7 @@ def test_no_line_is_lost_or_told_twice(before: list[bytes], after: list[bytes], 
     """However the writes are cut, `last` and then `more` give every completed line once."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "log"
-        tail = Tail(path)
+        tail = GrowingFile(path)
         assert tail.last(5) == []
         path.write_bytes(b"".join(line + b"\n" for line in before))
         assert tail.last(wanted) == (before[-wanted:] if wanted else [])
@@ -355,7 +355,7 @@ def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path) -> None:
     """It is shown in pieces."""
     path = tmp_path / "log"
     path.write_bytes(b"")
-    tail = Tail(path)
+    tail = GrowingFile(path)
     tail.last(1)
     path.write_bytes(b"x" * (3 * LONGEST_LINE_BYTES))
     pieces = list(tail.more())
@@ -369,7 +369,7 @@ def test_a_huge_log_is_read_from_its_end(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.seek(4 * 2**30)
         file.write(b"\nlast but one\nlast\n")
-    assert Tail(path).last(2) == [b"last but one", b"last"]
+    assert GrowingFile(path).last(2) == [b"last but one", b"last"]
 
 
 def test_a_log_that_is_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None:
@@ -379,8 +379,8 @@ def test_a_log_that_is_a_link_or_a_pipe_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret\n")
     (tmp_path / "link").symlink_to(tmp_path / "secret")
     os.mkfifo(tmp_path / "pipe")
-    assert Tail(tmp_path / "link").last(5) == []
-    assert Tail(tmp_path / "pipe").last(5) == []
+    assert GrowingFile(tmp_path / "link").last(5) == []
+    assert GrowingFile(tmp_path / "pipe").last(5) == []
 
 
 @given(st.binary(), st.booleans())

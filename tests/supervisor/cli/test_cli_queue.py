@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -335,6 +336,9 @@ def test_hours_that_make_no_sense_are_refused(capfd: pytest.CaptureFixture[str])
     begin, end = time.strftime("%H:%M", now), time.strftime("%H:%M", time.localtime(time.time() + 10800))
     text = said(capfd, "start", "--run", "h", "--not-before", begin, "--until", end, "--dry-run", "--", "true")[1]
     assert f"It would wait until {time.strftime('%a %H:%M', now)}, by its hours ({begin} to {end})." in " ".join(text.split())
+    text = said(capfd, "start", "--run", "h", "--until", end, "--dry-run", "--", "true")[1]
+    until_end = rf"Hours: by (\w+ )?{end} it is paused \(saved, .* frozen in memory\), until you resume it\."
+    assert re.search(until_end, " ".join(text.split())), text
 
 
 def test_what_could_never_begin_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
