@@ -137,7 +137,8 @@ def _check_folder(folder: Path, where: str, source: ModelSource, task: TaskKind)
         if file is not None:
             content.check_weights(folder / file)
             if (has := content.tensors(folder / file)) is not None:
-                said = check_tensors(where, has, config, libraries.words_of(kind), libraries.families())
+                words, usual = libraries.words_of(kind), libraries.usual_figures(kind)
+                said = check_tensors(where, has, config, words, libraries.families(), usual)
                 rows = token_rows(has)
             elif file.endswith(".bin") and (pickled := pickles.names_in(folder / file)) is not None:
                 check_names(where, config, pickled, libraries.words_of(kind), libraries.families())

@@ -24,6 +24,7 @@ _ATTRIBUTE = re.compile(r"\bself\.([A-Za-z_]\w*)")
 _QUOTED = re.compile(r"""(?<=["'.^|(\\])([A-Za-z_]\w*)(?=["'.$|)\\])""")
 _WRAPPERS = {"module", "_orig_mod"}
 """What torch's own wrappers around a model are called; where a program quotes them, it does not name its parts so."""
+_FIGURE = re.compile(r"^ +(\w+)(?:: int[^=\n]*)? *= *(\d+),?$", re.MULTILINE)
 _TYPE_OF_CONFIG = re.compile(r'"([^"\s]+)"[,:]\s*"\w+Config"')
 
 
@@ -92,6 +93,16 @@ def words_of(kind: str) -> frozenset[str] | None:
     conversions = _source("../../conversion_mapping.py")
     earlier = _QUOTED.findall(conversions) if f'"{kind}"' in conversions else []
     return frozenset([*_ATTRIBUTE.findall(program), *_QUOTED.findall(program), *earlier]) - _WRAPPERS
+
+
+@cache
+def usual_figures(kind: str) -> dict[str, int]:
+    """The whole numbers that transformers takes where the config of this model type does not say them; empty where its files do
+    not tell. What has another name besides is not among them.
+    """
+    folder = kind.replace("-", "_")
+    said = _source(f"../{folder}/configuration_{folder}.py") if folder.isidentifier() else ""
+    return {name: int(number) for name, number in _FIGURE.findall(said) if f': "{name}"' not in said}
 
 
 def counts_end_tokens(kind: str) -> bool:

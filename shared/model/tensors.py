@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 from memsup.shared.data.errors import InputError
@@ -37,11 +37,13 @@ def check_tensors(
     config: Mapping[str, Any],
     words: Collection[str] | None,
     families: Mapping[str, Collection[str]],
+    usual: Mapping[str, int],
 ) -> tuple[str, ...]:
     """What is to be said of them besides, each a sentence. Raises InputError where they are not of the model of `config`.
 
     `words` are the names that transformers' own program of this model uses; None means that nobody knows them. `families` has
-    the model types for the beginning of a class's name, such as Bert.
+    the model types for the beginning of a class's name, such as Bert; `usual` the figures that count where the config does not
+    say them.
     """
     if not tensors:
         raise InputError(f"The weights of {where} hold no tensor: {_AGAIN}.")
@@ -61,8 +63,29 @@ def check_tensors(
             "be trained: choose the model that they were made from."
         )
     check_names(where, config, names, words, families)
-    _check_tokens(where, tensors, config)
-    return _layers(where, names, config)
+    is_composed = any(key.endswith("_config") and isinstance(value, dict) for key, value in config.items())
+    said = _Said(config, {} if is_composed else usual)
+    _check_tokens(where, tensors, said)
+    return _layers(where, names, said)
+
+
+class _Said:
+    """The figures of a model: what its config.json says, else what transformers takes."""
+
+    def __init__(self, config: Mapping[str, Any], usual: Mapping[str, int]) -> None:
+        self._config, self.all = config, {**usual, **config}
+
+    def of(self, belongs: Callable[[str], bool]) -> dict[str, Any]:
+        """The figures with such keys that the config.json has; where it has none, those that transformers takes."""
+        found = {key: value for key, value in self._config.items() if belongs(key)}
+        return found or {key: value for key, value in self.all.items() if belongs(key)}
+
+    def where(self, key: str) -> str:
+        """Who says it, in a sentence with how much it is."""
+        figure = f"{self.all[key]:,}"
+        if key in self._config:
+            return f"its config.json says {figure} ({key})"
+        return f"its config.json does not say how many ({key}), for which transformers takes {figure}"
 
 
 def check_names(
@@ -121,7 +144,8 @@ def _check_names(where: str, kind: str, names: list[str], words: Collection[str]
     )
 
 
-def _check_tokens(where: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+def _check_tokens(where: str, tensors: Mapping[str, Tensor], said: _Said) -> None:
+    config = said.all
     says = config.get("vocab_size")
     found = next((name for name in sorted(tensors) if _TABLE_OF_TOKENS.search(name)), None)
     if found is None or not tensors[found].shape:
@@ -129,21 +153,19 @@ def _check_tokens(where: str, tensors: Mapping[str, Tensor], config: Mapping[str
     if len(tensors[found].shape) == 2 and tensors[found].shape[1] not in config.values():
         widths = {key: config[key] for key in ("hidden_size", "d_model", "n_embd", "dim") if isinstance(config.get(key), int)}
         if widths:
-            key, width = next(iter(widths.items()))
             raise InputError(
-                f"The weights of {where} are {tensors[found].shape[1]:,} numbers wide ({one_line(found)}), its config.json "
-                f"says {width:,} ({key}): {_AGAIN}."
+                f"The weights of {where} are {tensors[found].shape[1]:,} numbers wide ({one_line(found)}), "
+                f"{said.where(next(iter(widths)))}: {_AGAIN}."
             )
     if isinstance(says, int) and tensors[found].shape[0] != says:
         raise InputError(
-            f"The weights of {where} have numbers for {tensors[found].shape[0]:,} tokens ({one_line(found)}), its "
-            "config.json says "
-            f"{says:,} (vocab_size): {_AGAIN}."
+            f"The weights of {where} have numbers for {tensors[found].shape[0]:,} tokens ({one_line(found)}), "
+            f"{said.where('vocab_size')}: {_AGAIN}."
         )
 
 
-def _layers(where: str, names: list[str], config: Mapping[str, Any]) -> tuple[str, ...]:
-    says = {key: value for key, value in config.items() if key.endswith("layers") or key == "n_layer"}
+def _layers(where: str, names: list[str], said: _Said) -> tuple[str, ...]:
+    says = said.of(lambda key: key.endswith("layers") or key == "n_layer")
     numbers = [int(match[1]) for name in names for match in _LAYER.finditer(name)]
     if not numbers or len(says) != 1:
         return ()
@@ -153,11 +175,9 @@ def _layers(where: str, names: list[str], config: Mapping[str, Any]) -> tuple[st
         return ()
     if has < wanted:
         raise InputError(
-            f"The weights of {where} have {has:,} layers, its config.json says {wanted:,} ({key}), so the others would begin "
-            f"with random numbers: {_AGAIN}."
+            f"The weights of {where} have {has:,} layers, {said.where(key)}, so the others would begin with random numbers: "
+            f"{_AGAIN}."
         )
     if has > wanted:
-        return (
-            f"The weights of {where} have {has:,} layers; its config.json says {wanted:,} ({key}), and only those are used.",
-        )
+        return (f"The weights of {where} have {has:,} layers; {said.where(key)}, and only those are used.",)
     return ()
