@@ -27,14 +27,20 @@ class Prediction:
         soft_limit: SoftLimit,
         device: str,
         *,
+        fitted_tokens: int | None,
         in_powers: bool,
         boundary: Callable[[], None],
         tell: Callable[[Event], None],
     ) -> None:
-        """As of the `Step` that it belongs to; `in_powers` is that of a `Planner`."""
+        """As of the `Step` that it belongs to; `fitted_tokens` and `in_powers` are those of a `Planner`."""
         self._modules, self._soft_limit, self._device = modules, soft_limit, device
         self._boundary, self._tell = boundary, tell
-        self._planner, self._layouts = Planner(in_powers=in_powers), Layouts()
+        self._planner, self._layouts = Planner(fitted_tokens=fitted_tokens, in_powers=in_powers), Layouts()
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The bound of rows × padded length of a part. None means that there is none."""
+        return self._planner.most_tokens
 
     def of(self, batch: Any, call: Callable[[Any], Any]) -> Any:
         """What `call` gives for a batch without gradients, in parts if need be, whose outputs are joined: tensors along their

@@ -17,6 +17,7 @@ from memsup.life import Life
 from memsup.memory import lift, others_bytes
 from memsup.session import CannotLimitError
 from memsup.step import Step
+from memsup.training import Bounds
 
 _LOOK_AT_OTHERS_EVERY_S = 20.0
 
@@ -43,6 +44,7 @@ class JoinedStep:
         self._has_said_cuts = False
         self._batch: tuple[int | None, int | None, int | None] | None = None
         """Rows of a step, tokens and rows of a micro-batch as they were told last. It is None before that."""
+        fitted = life.training.fitted(life.memory_limit_bytes)
         self.step = Step(
             modules,
             optimizers=optimizers,
@@ -51,8 +53,10 @@ class JoinedStep:
             tell=self._told,
             memory_limit_bytes=self._own_limit_bytes(),
             most_tokens=life.micro_tokens_limit,
-            fitted_tokens=life.training.fitted(life.memory_limit_bytes),
+            fitted_tokens=fitted.most_tokens,
+            predicted_tokens=fitted.predict_tokens,
         )
+        life.training.bounds = fitted
         os.register_at_fork(after_in_child=lift)  # a loader process has a memory of its own
         self._session.describe(cuts=False, not_cut=NotCut.NOT_PROBED)
 
@@ -72,12 +76,16 @@ class JoinedStep:
         if is_cut and not self._has_said_cuts:
             self._session.describe(cuts=True, not_cut=None)
         self._has_said_cuts = is_cut
-        self._life.training.bound = step.most_tokens, self._life.memory_limit_bytes
+        self._keep_bounds()
         rows, tokens = step.part_rows, step.most_tokens or step.part_tokens
         batch = (self.effective or step.rows or rows, tokens, rows)
         if batch != self._batch and rows is not None and tokens is not None:
             self._batch = batch
             self._session.batch(self.effective or step.rows or rows, tokens, micro_rows=rows)
+
+    def _keep_bounds(self) -> None:
+        """Has the next checkpoint tell the next life which sizes fitted."""
+        self._life.training.bounds = Bounds(self.step.most_tokens, self.step.predict_tokens, self._life.memory_limit_bytes)
 
     def limit(self, order: messages.Message) -> int:
         """Carries out an order of `messages.LIMITS`. Raises `CannotLimitError`."""
@@ -97,6 +105,7 @@ class JoinedStep:
     def _told(self, event: Event) -> None:
         session = self._session
         if isinstance(event, RanOut) and event.tokens_after is not None:  # else it is raised, and told of as any error
+            self._keep_bounds()
             session.out_of_memory(event.where, event.device, event.tokens_before, event.tokens_after, event.detail)
         elif isinstance(event, Refused):
             session.describe(cuts=False, not_cut=why_not_cut(event.refusal), detail=event.detail[:MOST_DETAIL])

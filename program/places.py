@@ -62,6 +62,8 @@ class Place(NamedTuple):
     """The bound of rows × padded length of a part that was found by running out of memory, or ordered. None means none."""
     limit_bytes: int | None = None
     """What the program was allowed to hold meanwhile. It is None where nobody knew."""
+    predict_tokens: int | None = None
+    """As `most_tokens`, of what is predicted without gradients."""
 
 
 def this_program() -> list[str]:
@@ -103,7 +105,7 @@ def read_place(folder: str) -> Place:
     place = Place(**read_document(folder))
     numbers = (place.step, place.epoch, place.in_epoch, place.offset, place.loop, place.loop_from)
     texts = (place.run_id, place.training, *place.program)
-    bounds = (place.most_tokens, place.limit_bytes)
+    bounds = (place.most_tokens, place.limit_bytes, place.predict_tokens)
     are_ours = all(type(number) is int for number in numbers) and all(isinstance(text, str) for text in texts)
     if not are_ours or not all(bound is None or type(bound) is int for bound in bounds):
         raise TypeError("it is not what memsup writes")

@@ -112,12 +112,13 @@ class Step:
         memory_limit_bytes: int | None = None,
         most_tokens: int | None = None,
         fitted_tokens: int | None = None,
+        predicted_tokens: int | None = None,
     ) -> None:
         """`modules` compute the loss, a model or several; `optimizers` change their parameters. `scaler` is a GradScaler, whose
         state is dropped with a window. `boundary` is called between two parts, `tell` with each event. `memory_limit_bytes` is
         what this process may hold of the host's memory; None means that nobody knows. `most_tokens` bounds rows × padded length
         of a part from the beginning; None means that nothing does. `fitted_tokens` is a bound that was found to fit, from which
-        parts grow again; None means that nobody has looked for one.
+        parts grow again, and `predicted_tokens` that of what is predicted; None means that nobody has looked for one.
         """
         self._modules = _several(modules)
         self._optimizers = [innermost(optimizer) for optimizer in _several(optimizers)]
@@ -134,7 +135,13 @@ class Step:
         )
         self._layouts = Layouts()
         self._prediction = Prediction(
-            self._modules, self._soft_limit, self._device(), in_powers=in_powers, boundary=self._boundary, tell=self._tell
+            self._modules,
+            self._soft_limit,
+            self._device(),
+            fitted_tokens=predicted_tokens,
+            in_powers=in_powers,
+            boundary=self._boundary,
+            tell=self._tell,
         )
         self._weighting = Weighting()
         self._is_type_known, self._probes, self._counted = False, 0, 0
@@ -172,6 +179,11 @@ class Step:
     def most_tokens(self) -> int | None:
         """The bound of rows × padded length of a part. None means that there is none."""
         return self._planner.most_tokens
+
+    @property
+    def predict_tokens(self) -> int | None:
+        """The same of what is predicted without gradients."""
+        return self._prediction.most_tokens
 
     def refuse(self, refusal: Refusal, detail: str = "") -> None:
         """Has no step computed in parts from now on, for a reason that only the caller knows."""

@@ -8,7 +8,7 @@ they only grow. The newest checkpoint of one that is complete is kept: it says s
 from __future__ import annotations
 
 import contextlib
-from typing import Callable
+from typing import Callable, NamedTuple
 
 from memsup import messages, places
 from memsup.about import NotAttached
@@ -16,6 +16,14 @@ from memsup.link import NotAttachedError, Told
 from memsup.places import Place
 from memsup.session import Session
 from memsup.store import Checkpoint, CheckpointError, SetAside, Store
+
+
+class Bounds(NamedTuple):
+    """The fields of a `Place` with these names."""
+
+    most_tokens: int | None
+    predict_tokens: int | None
+    limit_bytes: int | None
 
 
 def place_in(path: str) -> Place | None:
@@ -48,8 +56,8 @@ class Training:
         """The newest checkpoint, where it holds all that was computed: whoever computes sets it to None."""
         self.is_complete = False
         """Whether it has ended as it should, in this life of the program or in one before."""
-        self.bound: tuple[int | None, int | None] = (None, None)
-        """`Place.most_tokens` and `Place.limit_bytes`, as they are now."""
+        self.bounds: Bounds | None = None
+        """As they are now. It is None before anything was computed."""
 
     @property
     def _name(self) -> str:
@@ -93,12 +101,12 @@ class Training:
         self.newest = newest
         return newest
 
-    def fitted(self, limit_bytes: int | None) -> int | None:
-        """The bound with which the life before got on, where it had as much room as there is now, or more. None means none."""
+    def fitted(self, limit_bytes: int | None) -> Bounds:
+        """The bounds with which the life before got on, where it had as much room as there is now, or more; else none."""
         resumed = self.resumed
         if resumed is None or limit_bytes is None or resumed.limit_bytes is None or resumed.limit_bytes < limit_bytes:
-            return None
-        return resumed.most_tokens
+            return Bounds(None, None, limit_bytes)
+        return Bounds(resumed.most_tokens, resumed.predict_tokens, limit_bytes)
 
     def save(self, place: Place, write: Callable[[str], None]) -> Checkpoint:
         """Makes a checkpoint of what `write` puts into the folder that it is given, and `place`. Raises `CheckpointError`, and
@@ -110,8 +118,7 @@ class Training:
             training=self.key,
             offset=self.offset,
             is_complete=self.is_complete,
-            most_tokens=self.bound[0],
-            limit_bytes=self.bound[1],
+            **(self.bounds._asdict() if self.bounds is not None else {}),
         )
 
         def write_all(folder: str) -> None:
