@@ -68,6 +68,7 @@ def test_shares_follow_the_speed_where_that_saves_something() -> None:
     assert better((750, 250), [310.0, 100.0]) is None
     assert better((500, 500), [100.0, 104.0]) is None
     assert better((500, 500), [1000.0, 1.0]) == (WHOLE - LEAST, LEAST)
+    assert better(equal(45), [1.5] * 23 + [0.5] * 22) is None, "half of them would have to have less than the least"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ def better(shares: Shares, tokens_per_s: Sequence[float]) -> Shares | None:
     whole = sum(tokens_per_s)
     found = [max(LEAST, round(WHOLE * speed / whole)) for speed in tokens_per_s]
     found[found.index(max(found))] += WHOLE - sum(found)
+    if min(found) < LEAST:  # of so many ranks each has hardly more than that anyway
+        return None
     before, after = (_slowest(each, tokens_per_s) for each in (shares, found))
     return tuple(found) if after < before * (1 - WORTH_FRACTION) else None
 
