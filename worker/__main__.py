@@ -107,8 +107,11 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
         log.info("Leaving", reason=leave.reason)
         last_words = Leaving(reason=leave.reason, checkpoint=leave.checkpoint)
     except Exception as error:
-        log.exception("The training ends here")
         last_words = failed(error, record.run, slept_s=asleep_s() - asleep_before_s)
+        if last_words.cause in (FailureCause.BAD_INPUT, FailureCause.DISK_FULL):  # where in the program it was is of no use
+            log.error("The training ends here", reason=last_words.message)
+        else:
+            log.exception("The training ends here")
     link.report(last_words)
     return 1 if isinstance(last_words, Failed) else 0
 

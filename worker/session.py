@@ -214,10 +214,10 @@ class Session:
         """Saves and leaves without an order. Nobody decides then what a failed save means, so it leaves all the same, and the
         newest checkpoint holds. Raises `Leave`.
         """
-        raise Leave(reason, self._last_checkpoint())
+        raise Leave(reason, self.last_checkpoint())
 
-    def _last_checkpoint(self) -> CheckpointNote | None:
-        """The newest checkpoint, of the state as it is where that can be saved."""
+    def last_checkpoint(self) -> CheckpointNote | None:
+        """The newest checkpoint, of the state as it is where that can be saved; that it cannot ends nothing."""
         if self._loaded is not None:
             try:
                 return self.checkpoint_now(last=True)
@@ -275,7 +275,7 @@ class Session:
             case MustLeave(reason):
                 self.leave(reason)
             case MustFail(error):
-                self._last_checkpoint()  # the state of this process is whole at every boundary
+                self.last_checkpoint()  # the state of this process is whole at every boundary
                 raise error
             case Checkpoint():
                 self._checkpoint(order)

@@ -28,6 +28,7 @@ from memsup.checkpoint.durable import PIECE_BYTES
 from memsup.checkpoint.errors import CheckpointError
 from memsup.checkpoint.store import Store
 from memsup.memory import SoftLimit, is_out_of_memory, trim
+from memsup.shared.data.errors import InputError
 from memsup.shared.data.streams import refuse_endless
 from memsup.shared.lanes import lanes_for
 from memsup.shared.log import log
@@ -133,7 +134,11 @@ def _train(training: Training) -> Finished:
                 save_evaluated(training)
             if training.step == schedule.total_steps or training.has_stopped_early:
                 break
-            take_step(training)
+            try:
+                take_step(training)
+            except InputError:  # of a stream, before anything of the step was computed
+                session.last_checkpoint()
+                raise
             save_if_due(training)
 
     with session.phase(Phase.FINISHING):
@@ -216,7 +221,8 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     with has_to_fit("The model", welcome, memory):
         boundary()
         padding = start.state.padding if start.state else None
-        prepared = task.load(settings, paths, boundary, checkpoint=start.folder, padding=padding)
+        head_rows = start.state.stream.head_rows if start.state and start.state.stream else None
+        prepared = task.load(settings, paths, boundary, checkpoint=start.folder, padding=padding, head_rows=head_rows)
         boundary()
         optimizer = built(prepared, settings, device, memory)
     log.info("Prepared", **prepared.facts)

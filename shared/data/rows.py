@@ -37,12 +37,12 @@ def read_rows(source: Source, columns: Sequence[str] | None = None) -> Iterator[
     Raises InputError for an empty file, for the first row that is broken, and for files whose columns differ.
     """
     rows = _all_rows(source, columns)
-    return _first_rows(rows) if source.is_head else rows
+    return rows if source.head_rows is None else _first_rows(rows, source.head_rows)
 
 
-def _first_rows(rows: Iterator[Row]) -> Iterator[Row]:
+def _first_rows(rows: Iterator[Row], most: int) -> Iterator[Row]:
     chars = 0
-    for row in islice(rows, HEAD_ROWS):
+    for row in islice(rows, most):
         yield row
         chars += sum(len(value) if isinstance(value, str) else len(str(value)) for value in row.values.values())
         if chars > _HEAD_CHARS:

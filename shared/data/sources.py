@@ -61,8 +61,13 @@ class Source:
 
     alone: str = ""
     """What names these files without what lies beside them; set where something does."""
-    is_head: bool = False
-    """Whether only its first rows are meant, as of what is read as a stream (`streams.py`)."""
+    head_rows: int | None = None
+    """Only so many of its first rows are meant, as of what is read as a stream (`streams.py`). It is None where all are."""
+
+    @property
+    def is_head(self) -> bool:
+        """Whether only its first rows are meant."""
+        return self.head_rows is not None
 
     def __str__(self) -> str:
         return self.name

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.json_rows import is_spread
 from memsup.shared.data.layout import Kind
+from memsup.shared.data.rows import HEAD_ROWS
 from memsup.shared.data.sources import Source
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def head_of(source: Source) -> Source:
                 f"{file.path} has JSON over several lines or in an array, and a stream is read by lines (task.stream). This "
                 f"writes a row on each: jq -c '.[]?' {shlex.quote(str(file.path))} > rows.jsonl"
             )
-    return replace(source, is_head=True, evaluation=None)
+    return replace(source, head_rows=HEAD_ROWS, evaluation=None)
 
 
 def refuse_endless(settings: Settings) -> None:

@@ -45,8 +45,7 @@ def queue_of(paths: RunPaths, after: Sequence[str], after_ok: Sequence[str]) -> 
     from memsup.supervisor.client.queueing import to_wait_for
 
     awaited, said = to_wait_for(paths, after, after_ok)
-    if said:
-        message(said)
+    message(*said)
     return awaited
 
 

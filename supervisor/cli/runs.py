@@ -112,7 +112,7 @@ def _metric(status: Status) -> str:
     if not status.result:
         return ""
     name, value = next(iter(status.result.items()))
-    return f"{name} {measured(name, value)}"
+    return f"{name.replace('_', ' ')} {measured(name, value)}"
 
 
 def _document(run: Found) -> dict[str, Any]:

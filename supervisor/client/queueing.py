@@ -15,14 +15,14 @@ from memsup.supervisor.client.contact import is_held
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.client.runs import all_runs
 from memsup.supervisor.daemon.awaited import fate_of
-from memsup.supervisor.decide.run.waiting import ENDED, Fate, how_they_ended
+from memsup.supervisor.decide.run.waiting import ENDED, LEFT_BEHIND, Fate, how_they_ended, left_behind
 
 ALL = "all"
 
 
-def to_wait_for(paths: RunPaths, after: Sequence[str], after_ok: Sequence[str]) -> tuple[list[Awaited], str]:
-    """The runs that are waited for, and a sentence about those that were named and have ended already, or an empty one. Raises
-    `RefusedError`.
+def to_wait_for(paths: RunPaths, after: Sequence[str], after_ok: Sequence[str]) -> tuple[list[Awaited], list[str]]:
+    """The runs that are waited for, and sentences about those that were named and have ended already, or do not get on until
+    somebody does something about it. Raises `RefusedError`.
     """
     named = dict.fromkeys((*_names(paths, after), *_names(paths, after_ok)))
     must_finish = set(_names(paths, after_ok))
@@ -35,7 +35,8 @@ def to_wait_for(paths: RunPaths, after: Sequence[str], after_ok: Sequence[str]) 
                 f"{command('start', one.run)}   Or begin when it is over, however it ends: --after {one.run}"
             )
     ended = [(one, fate) for one, fate in fates if fate in ENDED]
-    said = f"Nothing is to be waited for of these: {how_they_ended(ended)}." if ended else ""
+    said = [f"Nothing is to be waited for of these: {how_they_ended(ended)}."] if ended else []
+    said += [left_behind(paths.name, one, fate) for one, fate in fates if fate in LEFT_BEHIND]
     return [one for one, fate in fates if fate not in ENDED], said
 
 

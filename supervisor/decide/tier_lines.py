@@ -147,8 +147,10 @@ def _needs_lines(found: Resolution) -> Iterator[Line]:
         moments = f"the optimizer's {size(MOMENTS_BYTES * needs.shape.parameters)} on the host" if on_host else "optimizer"
         yield Line("memory needed", f"{held} of VRAM, and its activations", f"{origin}, with gradients and {moments}")
         return
-    value = f"about {size(needs.micro_batch_bytes)} to begin with, at least {size(needs.least_bytes)}"
-    yield Line("memory needed", value, f"{origin}; {needs.rows} × {needs.length} tokens, and one text")
+    ranks = found.settings.training.ranks
+    value = f"about {size(ranks * needs.micro_batch_bytes)} to begin with, at least {size(ranks * needs.least_bytes)}"
+    in_each = f", in each of {ranks} ranks" if ranks > 1 else ""
+    yield Line("memory needed", value, f"{origin}; {needs.rows} × {needs.length} tokens, and one text{in_each}")
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ for batch in run.steps(loader, epochs=1):
         open("died", "w").close()
         os.kill(os.getpid(), 9)
     with torch.no_grad():
-        print(run.predict(lambda part: model(part[0]), (x, y)).shape)
+        print(run.predict(lambda part: model(part[0]), (torch.cat([x, x]), torch.cat([y, y]))).shape)
     loss = run.backward(lambda part: nn.functional.cross_entropy(model(part[0]), part[1]), batch)
     optimizer.step()
     optimizer.zero_grad()

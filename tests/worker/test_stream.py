@@ -23,6 +23,7 @@ from memsup.shared.data.streams import head_of
 from memsup.shared.paths import RunPaths
 from memsup.worker.plan.batches import EndlessOrder, EndlessSchedule
 from memsup.worker.plan.position import Position
+from memsup.worker.tasks.cache import heads
 from memsup.worker.tasks.stream import Stream
 
 
@@ -40,24 +41,25 @@ class Pieces:
             for number in range(int(str(values["label"]))):
                 yield Piece(f"{values['text']}.{number}", file, line)
 
-    def write(self, folder: Path, rows: Iterator[Piece]) -> _Said:
-        taken = list(rows)
-        (folder / "rows.bin").write_text("\n".join(row.said for row in taken))
-        return _Said(taken)
+    def write(self, folder: Path, rows: Iterator[Piece]) -> None:
+        (folder / "rows.bin").write_text("\0".join(row.said for row in rows))
+
+    def open(self, folder: Path) -> _Said:
+        return _Said((folder / "rows.bin").read_text().split("\0"))
 
 
 class _Said:
     """A block, of which nothing counts but what its rows say."""
 
-    def __init__(self, rows: list[Piece]) -> None:
+    def __init__(self, rows: list[str]) -> None:
         self.rows = rows
-        self.lengths = np.array([len(row.said) for row in rows], np.int32)
+        self.lengths = np.array([len(said) for said in rows], np.int32)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def where(self, indices: np.ndarray) -> str:
-        return " ".join(self.rows[place].said for place in indices)
+        return " ".join(self.rows[place] for place in indices)
 
 
 class Reading:
@@ -159,7 +161,7 @@ def test_a_file_that_is_another_up_to_where_a_run_was_is_refused(
     lines = file.read_text().split("\n")
     lines[line - 1] = lines[line - 1].replace('",', 'x",')
     file.write_text("\n".join(lines))
-    with pytest.raises(InputError, match=r"part-0\.csv has changed before line \d, .* memsup start .*--fresh"):
+    with pytest.raises(InputError, match=r"part-0\.csv has changed up to line \d, .* memsup start .*--fresh"):
         go_on(read)
 
 
@@ -179,16 +181,60 @@ def test_a_file_may_grow_and_be_copied_while_it_is_read(read: tuple[Path, Endles
         go_on(read)
 
 
-def test_another_file_in_the_place_of_one_that_is_read_is_met_at_once(tmp_path: Path) -> None:
-    source = written(tmp_path, [[(1, "a")] * 40], "csv")
-    life = Reading(tmp_path, source, EndlessSchedule(rows=4, effective_batch=2, epochs=1.0, seed=3, max_steps=40), None)
-    life.seen(1)
-    (tmp_path / "new").write_bytes((tmp_path / "part-0.csv").read_bytes())
-    (tmp_path / "new").rename(tmp_path / "part-0.csv")
-    with pytest.raises(InputError, match="has changed"):
+@pytest.mark.parametrize("block_is_kept", [True, False])
+def test_a_file_may_grow_while_its_end_is_in_the_block_in_hand(tmp_path: Path, block_is_kept: bool) -> None:
+    """What was read of the old end and of the next pass is trained on; then the new rows come, in their place of that pass."""
+    source = written(tmp_path, [[(1, str(row)) for row in range(10)]], "csv")
+    schedule = EndlessSchedule(rows=8, effective_batch=2, epochs=1.0, seed=3, max_steps=40)
+    life = Reading(tmp_path, source, schedule, None)
+    life.seen(5)  # in the second block, which has the last two rows and the first six
+    after = life.checkpoint()
+    expected = life.seen(3)
+    with (tmp_path / "part-0.csv").open("a") as grown:
+        grown.writelines(f"new{row},1\n" for row in range(4))
+    if not block_is_kept:
+        (tmp_path / "cache" / "stream" / "block-1" / "rows.bin").write_text("else")
+        with pytest.raises(InputError, match=r"from line 9 of .*part-0\.csv on is not what is read there now, .* --fresh"):
+            Reading(tmp_path, source, schedule, after).seen(1)
+        return
+    again = Reading(tmp_path, source, schedule, after)
+    assert again.seen(3) == expected
+    then = {said for step in again.seen(4) for said in step.split(" ")}
+    assert then == {f"0{row}{row}.0" for row in range(6, 10)} | {f"new{row}.0" for row in range(4)}
+    assert {path.name for path in (tmp_path / "cache" / "stream").iterdir()} == {"block-2"}, "others are done with"
+
+
+def test_the_first_rows_of_a_stream_are_those_of_its_run_however_files_grow(tmp_path: Path) -> None:
+    written(tmp_path, [[(1, "a"), (1, "b")]], "csv")
+    file = tmp_path / "part-0.csv"
+    assert heads(locate, None)(str(file)).head_rows == 2
+    with file.open("a") as grown:
+        grown.write("more,1\n")
+    assert len(list(read_rows(heads(locate, 2)(str(file))))) == 2
+    assert heads(locate, None)(str(file)).head_rows == 3
+
+
+def test_another_file_in_the_place_of_one_that_is_read_is_gone_on_with_where_it_says_the_same_up_to_there(
+    tmp_path: Path,
+) -> None:
+    """Programs that write a file anew put another one in its place, such as rsync and editors."""
+    source = written(tmp_path, [[(1, str(row % 10)) for row in range(40)]], "csv")
+    file, new = tmp_path / "part-0.csv", tmp_path / "new"
+    schedule = EndlessSchedule(rows=4, effective_batch=2, epochs=1.0, seed=3, max_steps=40)
+    undisturbed = Reading(tmp_path, source, schedule, None).seen(6)
+    life = Reading(tmp_path, source, schedule, None)
+    seen = life.seen(1)
+    new.write_text(file.read_text() + "more,1\n")
+    new.rename(file)
+    assert seen + life.seen(5) == undisturbed
+    new.write_text(file.read_text().replace('"05', '"x5'))
+    new.rename(file)
+    with pytest.raises(InputError, match="has changed up to line 13"):
         life.seen(4)
-    (tmp_path / "part-0.csv").unlink()
-    assert life.checkpoint()[0] == 2, "what was learnt is saved all the same"
+    file.unlink()
+    with pytest.raises(InputError, match="No such file"):
+        life.seen(4)
+    assert life.checkpoint()[0] == 6, "what was learnt is saved all the same"
 
 
 def test_data_without_a_row_to_learn_from_end_no_run_in_a_circle(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ from kit.lone_supervisor import made_up_reviews, tiny_job, tiny_settings
 from kit.one_life import one_life, whole_life
 
 from memsup.checkpoint.reading import verify
+from memsup.shared.data import streams
 from memsup.shared.data.doubts import DoubtKind
 from memsup.shared.data.errors import InputError
 from memsup.shared.paths import run_paths
 from memsup.shared.settings import Settings
-from memsup.worker import train
+from memsup.worker.tasks import corpus
 
 pytestmark = pytest.mark.slow  # torch and transformers take their seconds
 
@@ -132,18 +133,20 @@ def test_a_killed_run_on_a_stream_ends_with_the_bits_of_the_undisturbed_one(tmp_
     assert ends[0] == ends[1]
 
 
-def test_what_a_stream_turns_out_to_have_is_refused_with_its_line(tmp_path: Path) -> None:
+def test_what_a_stream_turns_out_to_have_is_refused_with_its_line_once_all_before_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEAD_ROWS", 40)
+    monkeypatch.setattr(corpus, "_CHUNK_ROWS", 4)  # so many are read at once, and met when the first of them is
     wanted = classes(tmp_path)
     wanted.task.class_weights, wanted.task.accept = None, [DoubtKind.EVALUATION]
-    file = tmp_path / "reviews.csv"
-    rows = file.read_text(encoding="utf-8") + made_up_reviews(10_000, 8).removeprefix("text,label\n") + "什么,odd\n"
-    file.write_text(rows, encoding="utf-8")
-    wanted.training.max_steps = 2_000
-    with one_life(wanted, name="odd") as life:
-        life.step, line = 1257, 10_062  # the last one of the file's first pass, which no head has
-        assert life.prepared.stream is not None
-        with pytest.raises(InputError, match=rf"reviews\.csv, line {line}: the label 'odd' is none of the first rows"):
-            train.take_step(life)
+    wanted.checkpoint.every_s, wanted.training.evaluate_every = 600.0, 100
+    with (tmp_path / "reviews.csv").open("a", encoding="utf-8") as grown:
+        grown.write("什么,odd\n")
+    line = ROWS + 2  # in the third block of 24 rows
+    with pytest.raises(InputError, match=rf"reviews\.csv, line {line}: the label 'odd' is none of the first rows"):
+        whole_life(wanted, name="odd")
+    assert [path.name for path in run_paths("odd").checkpoints.glob("step-*")] == ["step-00000006"]
 
 
 @pytest.mark.nightly

@@ -20,6 +20,8 @@ class Place(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """How many rows to learn from were taken of those that this row makes."""
     digest: str = ""
     """What all lines before it in this pass were."""
+    row: str = ""
+    """What the line on which the row begins was."""
     last_pass: str = ""
     """What all lines of the pass before were."""
 
@@ -29,6 +31,8 @@ class Position(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     rows: int
     """How many rows a block has."""
+    head_rows: int | None = None
+    """By how many first rows the data were judged. It is None in what an earlier version wrote."""
     block: int
     """The block that the next step takes its rows from."""
     begin: Place

@@ -138,12 +138,13 @@ class Task(Protocol):
         *,
         checkpoint: Path | None = None,
         padding: Padding | None = None,
+        head_rows: int | None = None,
     ) -> Prepared:
         """Loads data (through the cache in `paths.cache`), tokenizer and model.
 
         With `checkpoint`, the folder of a verified checkpoint, model and tokenizer come from there and `settings.task.model`
-        is not needed any more. `padding` is where the run pads already; None means that it is to be found out. Raises
-        InputError.
+        is not needed any more. `padding` is where the run pads already; None means that it is to be found out. `head_rows` is
+        by how many first rows a stream was judged; None means that it was not yet. Raises InputError.
         """
         ...
 

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -19,6 +20,7 @@ import msgspec
 from memsup.shared.data import sources
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.layout import Kind, documents
+from memsup.shared.data.rows import read_rows
 from memsup.shared.data.streams import head_of
 from memsup.shared.files import UnreadableError, flush_folder, open_regular, read_document, replace_file
 from memsup.worker.tasks import origins
@@ -70,14 +72,22 @@ def locate(train: str | list[str], evaluation: str | list[str] | None, find: Fin
     return Located(found, found.evaluation if evaluation is None else find(evaluation, evaluates=True))
 
 
-def heads(find: Find) -> Find:
-    """As `find`, but of training data only the first rows are meant: the others are read as a stream. Raises InputError for
-    what is not written in lines.
+def heads(find: Find, rows: int | None) -> Find:
+    """As `find`, but of training data only the first rows are meant: the others are read as a stream. So many `rows` are meant
+    as the run was judged by before, since files may grow; None means that it was not yet. Raises InputError for what is not
+    written in lines.
     """
+    judged = rows
 
     def found(value: str | list[str], *, evaluates: bool = False) -> sources.Source:
+        nonlocal judged
         source = find(value, evaluates=evaluates)
-        return source if evaluates else head_of(source)
+        if evaluates:
+            return source
+        head = head_of(source)
+        if judged is None:
+            judged = sum(1 for _ in read_rows(head))
+        return replace(head, head_rows=judged)
 
     return found
 
@@ -99,7 +109,7 @@ def made_once(
     """
     seen: list[object] = [_identity(part) for part in located.all()]
     if located.train.is_head:
-        seen.append("the first rows of the training data")
+        seen.append(["the first rows of the training data", located.train.head_rows])
     key = digest(msgspec.json.encode([number, source, seen]))[:16]
     folder = cache / f"corpus-{key}"
     cache.mkdir(exist_ok=True, mode=0o700)

@@ -75,6 +75,7 @@ class CausalLM:
         *,
         checkpoint: Path | None = None,
         padding: Padding | None = None,
+        head_rows: int | None = None,
     ) -> Prepared:
         task, training = settings.task, settings.training
         adapts = trains_adapters(task.kind, training.method)
@@ -82,7 +83,7 @@ class CausalLM:
         assert tokenizer is not None  # `chat_check` has refused a model without one
 
         boundary()
-        find = heads(locate_dialogues) if task.stream else locate_dialogues
+        find = heads(locate_dialogues, head_rows) if task.stream else locate_dialogues
         corpus = open_sequences(
             paths.cache,
             Source(

@@ -130,6 +130,7 @@ class TextClassification:
         *,
         checkpoint: Path | None = None,
         padding: Padding | None = None,
+        head_rows: int | None = None,
     ) -> Prepared:
         task, training = settings.task, settings.training
         origin = open_origin(settings, checkpoint)
@@ -150,7 +151,7 @@ class TextClassification:
                 seed=training.seed,
                 encoder=f"{tokenizer_name(task.model or origin.name)}, {max_length}",
             )
-            find = heads(locate) if task.stream else locate
+            find = heads(locate, head_rows) if task.stream else locate
             corpus = open_corpus(paths.cache, source, partial(_make_encoder, origin), boundary, find)
             has_weights = kind is not ModelSource.CONFIG_ONLY
             fit, label_places = give_labels(config, corpus.labels, task.kind, has_weights=has_weights, accept=task.accept)

@@ -548,9 +548,9 @@ class StreamedTexts(Generic[T]):
                 types = None if encoded.token_types is None else encoded.token_types[place]
                 yield StreamedRow(encoded.tokens[place], types, labels[place], rows[place].file, rows[place].line)
 
-    def write(self, folder: Path, rows: Iterator[StreamedRow]) -> T:
+    def write(self, folder: Path, rows: Iterator[StreamedRow]) -> None:
         kind = token_type(self._encoder.vocabulary_size)
-        lengths, labels, has_types, count = [0], [], False, 0
+        lengths, labels, has_types = [0], [], False
         written = origins.OriginsWriter(folder)
         with (folder / "tokens.bin").open("wb") as out, (folder / _TYPES).open("wb") as types_out:
             for chunk in _chunks(rows, lambda row: len(row.tokens)):
@@ -561,14 +561,22 @@ class StreamedTexts(Generic[T]):
                 types = np.concatenate([np.asarray(row.token_types or [0] * len(row.tokens), np.uint8) for row in chunk])
                 has_types |= bool(types.any())
                 types_out.write(types.data)
-                count += len(chunk)
+        if not has_types:
+            (folder / _TYPES).unlink()
         written.finish()
+        (folder / "offsets.bin").write_bytes(np.cumsum(np.array(lengths, np.int64)).data)
+        (folder / "labels.bin").write_bytes(np.array(labels, _label_type(self._source.problem_type)).data)
+
+    def open(self, folder: Path) -> T:
+        offsets = np.fromfile(folder / "offsets.bin", np.int64)
+        labels = np.fromfile(folder / "labels.bin", _label_type(self._source.problem_type))
+        has_types = (folder / _TYPES).exists()
         return self._mapped(
             Rows(
-                np.asarray(np.memmap(folder / "tokens.bin", dtype=kind, mode="r")),
-                np.cumsum(np.array(lengths, np.int64)),
-                np.array(labels, _label_type(self._source.problem_type)),
-                np.arange(count),
+                np.asarray(np.memmap(folder / "tokens.bin", dtype=token_type(self._encoder.vocabulary_size), mode="r")),
+                offsets,
+                labels.reshape(len(offsets) - 1, -1) if self._source.problem_type == "multi_label_classification" else labels,
+                np.arange(len(offsets) - 1),
                 types=np.asarray(np.memmap(folder / _TYPES, dtype=np.uint8, mode="r")) if has_types else None,
                 origins_of_all=origins.Origins(folder),
             )

@@ -146,14 +146,17 @@ class SequenceRows:
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def written(self, folder: Path, rows: Iterator[Sequence]) -> SequenceRows:
-        """Other rows in the same form, which are put into `folder`. Raises OSError."""
+    def write_others(self, folder: Path, rows: Iterator[Sequence]) -> None:
+        """Puts other rows in the same form into `folder`. Raises OSError."""
         writer = _Writer(folder, self._files.vocabulary_size)
         for row in rows:
             writer.add(row)
         writer.finish().write(folder)
+
+    def others(self, folder: Path) -> SequenceRows:
+        """What `write_others` has put there. Raises OSError."""
         files = _Files(folder, self._files.vocabulary_size)
-        every = np.arange(writer.rows)
+        every = np.arange(len(files.offsets) - 1)
         made = SequenceRows(files, every, self._padding_token, labels_are_tokens=self._labels_are_tokens)
         made.padding, made.places = self.padding, self.places
         return made
@@ -244,8 +247,11 @@ class StreamedSequences:
             if isinstance(sequence, Sequence):
                 yield sequence
 
-    def write(self, folder: Path, rows: Iterator[Sequence]) -> SequenceRows:
-        return self._alike.written(folder, rows)
+    def write(self, folder: Path, rows: Iterator[Sequence]) -> None:
+        self._alike.write_others(folder, rows)
+
+    def open(self, folder: Path) -> SequenceRows:
+        return self._alike.others(folder)
 
 
 def open_sequences(

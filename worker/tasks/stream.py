@@ -2,14 +2,15 @@
 
 All rows that can be learnt from, one pass behind the other without an end, are cut into blocks of one size. So which rows a
 step sees follows from seed and step alone (`plan/batches.py`), and all that a run has to know to go on is where the block in
-hand begins in the files. A block is read anew then, from its first line, so nothing depends on what a reader, a tokenizer or a
-buffer held when the run died: what is ahead of the rows that were taken is not counted as read. A row of the data that makes
-several rows, as a long text does, may be divided between two blocks.
+hand begins in the files, and what it held. Where the block still lies on the disk as it was, it is taken as it is, so files
+may grow; else it is read anew, from its first line. So nothing depends on what a reader, a tokenizer or a buffer held when the
+run died: what is ahead of the rows that were taken is not counted as read. A row of the data that makes several rows, as a long
+text does, may be divided between two blocks.
 
 Whether the files are still what was read is told by a digest of their lines up to where the run is. It is computed again only
 where size or time of a file say that it may have changed; and the block that is read anew has to be the same in any case.
 
-    <cache>/stream/block-<number>/   the rows of a block as numbers, mapped; blocks that are done with are removed
+    <cache>/stream/block-<number>/   the rows of a block as numbers, mapped and durable; what is done with is removed
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from memsup.shared.data.errors import InputError
 from memsup.shared.data.layout import DataFile
 from memsup.shared.data.lines import Begin, raw_lines
 from memsup.shared.data.sources import Source
+from memsup.shared.files import flush_folder
 from memsup.shared.paths import RunPaths
 from memsup.shared.settings import Settings
 from memsup.worker.plan.position import Place, Position
@@ -53,8 +55,12 @@ class Reader(Protocol):
         """The rows that can be learnt from, from where the first file of `part` begins. Raises InputError."""
         ...
 
-    def write(self, folder: Path, rows: Iterator[Any]) -> Examples:
-        """Writes rows into a folder, and maps them. Raises OSError."""
+    def write(self, folder: Path, rows: Iterator[Any]) -> None:
+        """Writes rows into a folder. Raises OSError."""
+        ...
+
+    def open(self, folder: Path) -> Examples:
+        """The rows that were written into a folder, mapped. Raises OSError."""
         ...
 
 
@@ -91,13 +97,13 @@ class Stream:
         self._source, self._reader, self._run, self._boundary = source, reader, paths.name, boundary
         self._numbers = {file.path: number for number, file in enumerate(source.files)}
         self._folder = paths.cache / "stream"
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(mode=0o700, parents=True)
-        self._inodes = [inode for inode, *_ in map(_facts, source.files)]
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._blocks: dict[int, Examples] = {}
         self._places: dict[int, Place] = {}
         """Where each block begins that was read, and the one after them."""
         self._contents: dict[int, str] = {}
+        self._durable: int | None = None
+        """The block that was made durable. It is None where none was yet."""
         self._expected: tuple[Place, str | None] | None = None
         """Where the next block ended and what it held, when it was read before. None means that it was not."""
         self._begin(0, Place())
@@ -125,16 +131,23 @@ class Stream:
         """Removes what blocks before this one have on the disk."""
         for number in [number for number in self._blocks if number < block]:
             del self._blocks[number], self._places[number], self._contents[number]
-            shutil.rmtree(self._folder / f"block-{number}", ignore_errors=True)
+            shutil.rmtree(self._folder_of(number), ignore_errors=True)
+
+    def _folder_of(self, block: int) -> Path:
+        return self._folder / f"block-{block}"
 
     # ------------------------------------------------------------------------------------------------------------------
     # Where a run is
 
     def position(self, block: int) -> Position:
-        """What a run that is to go on with this block has to know."""
+        """What a run that is to go on with this block has to know, which was made durable if it was read. Raises OSError."""
         begin, end = self._places[block], self._places.get(block + 1)
+        if block in self._blocks and block != self._durable:
+            _flush(self._folder_of(block))
+            self._durable = block
         return Position(
             rows=self.rows,
+            head_rows=self._source.head_rows,
             block=block,
             begin=begin,
             end=end,
@@ -145,15 +158,36 @@ class Stream:
     def go_on(self, position: Position) -> None:
         """Goes to where a run was. Raises InputError where the files have changed up to there."""
         reached = position.end or position.begin
+        kept = self._kept(position)
         if reached.file >= len(self._source.files) or self._state_of_files(reached) != position.files:
-            self._check(position.begin)
+            if kept is None:
+                self._check(position.begin)
             self._check(reached)
+        for folder in self._folder.iterdir():
+            if folder != self._folder_of(position.block):
+                shutil.rmtree(folder, ignore_errors=True)
+        if kept is not None and position.end is not None and position.content is not None:
+            self._places = {position.block: position.begin}
+            self._begin(position.block + 1, position.end)
+            self._blocks[position.block], self._contents[position.block] = kept, position.content
+            return
+        self._places = {}
         self._begin(position.block, position.begin)
         self._expected = (position.end, position.content) if position.end is not None else None
 
+    def _kept(self, position: Position) -> Examples | None:
+        """The block that a run is in, as it was written by an earlier life. None means that it is not there as it was."""
+        folder = self._folder_of(position.block)
+        try:
+            if position.content is None or _content_of(folder) != position.content:
+                return None
+            return self._reader.open(folder)
+        except OSError:
+            return None
+
     def _begin(self, block: int, place: Place) -> None:
-        self._next, self._places = block, {block: place}
-        self._expected = None
+        self._next, self._places[block] = block, place
+        self._inodes = _inodes(self._source)
         self._followed = _Followed(self._source, place)
         self._all_rows = self._endless(place)
         self._last = place.passes, place.file, place.line, place.taken
@@ -165,16 +199,23 @@ class Stream:
     def _check(self, place: Place) -> None:
         """Raises InputError where the lines of the pass up to `place` are not what they were."""
         followed = _Followed(self._source, Place(passes=place.passes))
-        found = followed.to(place.passes, place.file, place.line, self._boundary) if place.file < len(self._inodes) else None
-        if found is None or (found.digest, found.byte) != (place.digest, place.byte):
+        is_there = place.file < len(self._source.files)
+        found = followed.to(place.passes, place.file, place.line, self._boundary) if is_there else None
+        if found is None or (found.digest, found.byte) != (place.digest, place.byte) or place.row not in ("", found.row):
             raise self._changed(place)
 
     def _changed(self, place: Place) -> InputError:
-        file = self._source.files[min(place.file, len(self._source.files) - 1)].path
+        others = ", or a file that is read before it," if place.file else ""
+        return self._lost(f"{self._file_at(place)}{others} has changed up to line {place.line:,}, to where it was trained on")
+
+    def _lost(self, what: str) -> InputError:
         return InputError(
-            f"{file} has changed before line {place.line:,}, up to which it was trained on, so the run cannot go on with the "
-            f"rows that come next: put it back as it was, or begin anew with: {command('start', self._run)} --fresh"
+            f"{what}, so the run cannot go on with the rows that come next: put it back as it was, or begin anew with: "
+            f"{command('start', self._run)} --fresh"
         )
+
+    def _file_at(self, place: Place) -> Path:
+        return self._source.files[min(place.file, len(self._source.files) - 1)].path
 
     # ------------------------------------------------------------------------------------------------------------------
     # Reading
@@ -182,27 +223,35 @@ class Stream:
     def _block(self, number: int) -> Examples:
         """The rows of a block, which is read now if it was not yet. Raises InputError, OSError, and what `boundary` raises."""
         while number >= self._next:
-            folder = self._folder / f"block-{self._next}"
+            if self._is_replaced():
+                self._check(self._places[self._next])
+                self._begin(self._next, self._places[self._next])
+            folder = self._folder_of(self._next)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
-            self._blocks[self._next] = self._reader.write(folder, self._taken())
+            self._reader.write(folder, self._taken())
+            if self._is_replaced():
+                continue  # some rows may be of the one file, and some of the other
             passes, file, line, taken = self._last
             end = self._followed.to(passes, file, line, self._boundary)
-            if end is None or self._is_replaced():
+            if end is None:
                 raise self._changed(self._places[self._next])
             end = msgspec.structs.replace(end, taken=taken)
             content = _content_of(folder)
             if self._expected not in (None, (end, content)):
-                raise self._changed(end)
+                begin = self._places[self._next]
+                raise self._lost(
+                    f"What was trained on from line {begin.line:,} of {self._file_at(begin)} on is not what is read there now"
+                )
             self._expected = None
-            self._contents[self._next] = content
+            self._blocks[self._next], self._contents[self._next] = self._reader.open(folder), content
             self._next += 1
             self._places[self._next] = end
         return self._blocks[number]
 
     def _is_replaced(self) -> bool:
-        """Whether there is another file in the place of one that is being read."""
-        return self._inodes != [inode for inode, *_ in map(_facts, self._source.files)]
+        """Whether there is another file in the place of one that is being read, as programs leave that write a file anew."""
+        return self._inodes != _inodes(self._source)
 
     def _taken(self) -> Iterator[Placed]:
         """The rows of the next block."""
@@ -221,7 +270,7 @@ class Stream:
         files = (replace(files[0], begin=Begin(place.line, place.byte)), *files[1:])
         found = place != Place()  # what was read before had some
         while True:
-            for row in self._reader.read(replace(self._source, files=files, is_head=False)):
+            for row in self._reader.read(replace(self._source, files=files, head_rows=None)):
                 found = True
                 if left > 0:
                     left -= 1
@@ -239,6 +288,8 @@ class _Followed:
         self._source, self._place = source, place
         self._chain = bytes.fromhex(place.digest)
         self._lines = self._opened()
+        self._ahead: bytes | None = None
+        """The line that comes next, where it was looked at. None means that it was not, or that there is none."""
 
     def to(self, passes: int, file: int, line: int, boundary: Boundary) -> Place | None:
         """The beginning of that line. None means that the files have no such line any more."""
@@ -252,10 +303,12 @@ class _Followed:
                 self._chain = b""
             else:
                 self._place = msgspec.structs.replace(self._place, file=self._place.file + 1, line=1, byte=0)
-            self._lines = self._opened()
+            self._lines, self._ahead = self._opened(), None
         if not self._advance(line, boundary):
             return None
-        self._place = msgspec.structs.replace(self._place, digest=self._chain.hex(), taken=0)
+        self._ahead = self._ahead or next(self._lines, None)
+        row = _digest(self._ahead or b"").hex()
+        self._place = msgspec.structs.replace(self._place, digest=self._chain.hex(), row=row, taken=0)
         return self._place
 
     def _opened(self) -> Iterator[bytes]:
@@ -265,7 +318,8 @@ class _Followed:
         """Goes to a line, or to the end of the file. False where the file has ended before."""
         number, byte, chain = self._place.line, self._place.byte, self._chain
         while line is None or number < line:
-            raw = next(self._lines, None)
+            raw = self._ahead or next(self._lines, None)
+            self._ahead = None
             if raw is None:
                 break
             number, byte, chain = number + 1, byte + len(raw), _digest(chain + raw)
@@ -285,6 +339,10 @@ def _facts(file: DataFile) -> tuple[int, int, int]:
     return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
+def _inodes(source: Source) -> list[int]:
+    return [inode for inode, *_ in map(_facts, source.files)]
+
+
 def _content_of(folder: Path) -> str:
     """What changes when the numbers in a block's folder do, wherever the data lie."""
     found = hashlib.blake2b(digest_size=16)
@@ -293,6 +351,15 @@ def _content_of(folder: Path) -> str:
             with file.open("rb") as opened:
                 found.update(hashlib.file_digest(opened, "blake2b").digest())
     return found.hexdigest()
+
+
+def _flush(folder: Path) -> None:
+    """Makes a folder and the files in it durable. Raises OSError."""
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    flush_folder(folder)
+    flush_folder(folder.parent)
 
 
 def _digest(content: bytes) -> bytes:

@@ -155,6 +155,7 @@ class TokenClassification:
         *,
         checkpoint: Path | None = None,
         padding: Padding | None = None,
+        head_rows: int | None = None,
     ) -> Prepared:
         task, training = settings.task, settings.training
         origin = open_origin(settings, checkpoint)
@@ -162,7 +163,7 @@ class TokenClassification:
         chosen = [task.kind, task.text, task.label, task.labels, task.accept]
 
         boundary()
-        find = heads(locate_tagged) if task.stream else locate_tagged
+        find = heads(locate_tagged, head_rows) if task.stream else locate_tagged
         with doubts_refused(paths.name):
             corpus = open_sequences(
                 paths.cache,

@@ -6,9 +6,10 @@ import pytest
 from kit.cli_process import RUN_ID, a_run
 from kit.statuses import a_status
 
-from memsup.shared.paths import RunPaths
+from memsup.shared.paths import RunPaths, run_paths
 from memsup.shared.record import Awaited
 from memsup.shared.status import HoursStatus, RunState, Wanted, encode_status
+from memsup.supervisor.client.queueing import to_wait_for
 from memsup.supervisor.client.removal import remove
 from memsup.supervisor.daemon.awaited import fate_of, look
 from memsup.supervisor.daemon.lock import Lock
@@ -53,8 +54,9 @@ def test_a_run_that_rests_until_somebody_resumes_it_is_one_that_nothing_comes_of
         status.run, status.run_id, status.hours = "a", RUN_ID, HoursStatus(rests=True, until=until, what="by its hours")
         paths.status.write_bytes(encode_status(status))
         assert fate_of(A) is fate
-    lock.release()
     waits = Awaited(run="a", run_id=RUN_ID)
+    assert to_wait_for(run_paths("w"), ["a"], []) == ([waits], [left_behind("w", waits, Fate.RESTS)])
+    lock.release()
     assert left_behind("w", waits, Fate.RESTS) == (
         "Run 'a', for which this one waits, rests until you resume it, by its hours. Go on with it: memsup resume --run a   "
         "Or have run 'w' begin without it: memsup stop --run a"

@@ -26,6 +26,7 @@ from memsup.supervisor.decide.estimate import (
 from memsup.supervisor.decide.readings import GpuReading, Machine
 from memsup.supervisor.decide.tier_lines import lines
 from memsup.supervisor.decide.tiers import FIRST_FRACTION, Resolution, resolve
+from memsup.supervisor.words import size
 
 MIB, GIB = 2**20, 2**30
 BASE = {"vocab_size": 21128, "max_position_embeddings": 512, "type_vocab_size": 2}
@@ -160,6 +161,16 @@ def test_activation_checkpointing_is_switched_on_where_a_text_needs_it() -> None
     assert roomy.settings.training.gradient_checkpointing is False
     asked = resolved(24, CHINESE, *flags, "limits.ram=2.1GiB", "training.gradient_checkpointing=false")
     assert asked.settings.training.gradient_checkpointing is False
+
+
+def test_what_several_ranks_need_is_what_all_of_them_need() -> None:
+    one, two = (resolved(24, CHINESE, f"training.ranks={ranks}", "training.device=cpu") for ranks in (1, 2))
+    assert one.needs is not None
+    assert two.needs is not None
+    needed = next(line for line in lines(two) if line.name == "memory needed")
+    assert needed.value.startswith(f"about {size(2 * two.needs.micro_batch_bytes)} to begin with")
+    assert needed.origin.endswith(", in each of 2 ranks")
+    assert "ranks" not in next(line.origin for line in lines(one) if line.name == "memory needed")
 
 
 def test_on_a_gpu_what_is_held_must_fit_its_memory() -> None:
