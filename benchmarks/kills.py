@@ -1,9 +1,10 @@
 """Bit-identity under fire: runs killed with SIGKILL at random instants, compared with one that was left alone.
 
-    python benchmarks/kills.py [--kills 200] [--seed N] [--back on|off]
+    python benchmarks/kills.py [--kills 200] [--seed N] [--ranks 2] [--back on|off]
 
-Each run of the tiny job is killed up to ten times (worker, supervisor or both) and must end with exactly the weights, optimizer
-state and audit digest of the undisturbed run. Prints a Markdown table of the kills and the verdict; exit code 1 if one differs.
+Each run of the tiny job is killed up to ten times (worker, supervisor or both; with several ranks up to 35 times, and also one
+of the others) and must end with exactly the weights, optimizer state and audit digest of the undisturbed run. Prints a Markdown
+table of the kills and the verdict; exit code 1 if one differs.
 
 With `--back` only workers are killed, while they train, in one long run, with a process that stands by (on) or without (off):
 how long it takes from each kill to the next step that is done, how much work it cost, and what stands by took of the processor.
@@ -35,6 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32)
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--back", choices=("on", "off"))
     options = parser.parse_args()
     print(f"Seed {options.seed}.", flush=True)
@@ -44,12 +46,14 @@ def main() -> int:
         job = Path(folder) / "job"
         if options.back is not None:
             return back(job, draw, options.kills, options.back)
-        make_job(job, epochs=60, amp="auto")
+        is_alone = options.ranks == 1
+        epochs, kills, lanes = (60, 10, 2) if is_alone else (20, 35, 1)
+        make_job(job, epochs=epochs, amp="auto", lanes=lanes, ranks=options.ranks)
         try:
             expected = undisturbed(job, "undisturbed")
             while tally.total < options.kills:
                 runs += 1
-                end = disturbed(job, f"run{runs}", draw, tally, kills=10, longest_life_s=5.0)
+                end = disturbed(job, f"run{runs}", draw, tally, kills=kills, longest_life_s=5.0)
                 different += end != expected
                 print(f"run {runs}: {tally.total} kills so far, {'the same bits' if end == expected else end}", flush=True)
         finally:

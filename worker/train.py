@@ -102,7 +102,7 @@ from memsup.worker.ranks.shares import equal
 from memsup.worker.saving import chosen, export_model, find_start, resume, save, save_evaluated, save_if_due
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import Evaluated, read_tensors
-from memsup.worker.tasks import Prepared, find_task
+from memsup.worker.tasks import Metrics, Prepared, find_task
 from memsup.worker.training import OneRank, Training
 
 _STEPS_TO_DOUBLE_SCALE = 2000
@@ -706,11 +706,29 @@ def _judged(training: Training, step: int, rows: Rows, gradient: Gradient) -> Do
 
 
 def evaluate(training: Training) -> None:
-    """Measures the model on the evaluation rows, the longest first, and keeps nothing but the counts."""
+    """Measures the model on the evaluation rows; of several ranks each counts those that are its own."""
+    metrics = training.task.new_metrics()
+    with training.session.phase(Phase.EVALUATING):
+        training.ranks.evaluate(training.step)
+        measure(training, metrics)
+        for counts in training.ranks.counted():
+            metrics.add_counts(counts)
+    training.evaluated = Evaluated(step=training.step, metrics=metrics.result())
+    best = merit_of(training.best.metrics) if training.best else None
+    if is_better(merit_of(training.evaluated.metrics), best):
+        training.best, training.without_rise = training.evaluated, 0
+    else:
+        training.without_rise += 1
+    training.publish()
+    training.curves.evaluated(training.evaluated)
+    log.info("Evaluated", step=training.step, **training.evaluated.metrics)
+
+
+def measure(training: OneRank, metrics: Metrics) -> None:
+    """Counts up over the evaluation rows of this rank, the longest first, and keeps nothing but the counts."""
     session, examples = training.session, training.prepared.evaluation
     model = training.prepared.model.eval()
-    metrics = training.task.new_metrics()
-    by_length = np.argsort(-examples.lengths.astype(np.int64), kind="stable")
+    by_length = np.argsort(-examples.lengths.astype(np.int64), kind="stable")[training.rank :: len(training.shares)]
     tokens = training.plan.at(training.step + 1).micro_tokens
     place = 0
     with session.phase(Phase.EVALUATING), torch.no_grad():
@@ -736,12 +754,3 @@ def evaluate(training: Training) -> None:
             else:
                 tokens = shrink_evaluation(training, rows, longest, exhausted)
             training.boundary()
-    training.evaluated = Evaluated(step=training.step, metrics=metrics.result())
-    best = merit_of(training.best.metrics) if training.best else None
-    if is_better(merit_of(training.evaluated.metrics), best):
-        training.best, training.without_rise = training.evaluated, 0
-    else:
-        training.without_rise += 1
-    training.publish()
-    training.curves.evaluated(training.evaluated)
-    log.info("Evaluated", step=training.step, **training.evaluated.metrics)

@@ -2,7 +2,8 @@
 
 Used by `test_nothing_learned_is_lost.py` (a few kills) and `benchmarks/kills.py` (hundreds). A victim is the worker, the
 supervisor or both; the instant is random, so it falls into loading, training, saving or evaluating, which are all frequent
-here. Whatever died is started again as a person would: the supervisor restarts the worker, `memsup start` the supervisor.
+here; with several ranks also one beside the worker. Whatever died is started again as a person would: the supervisor restarts
+the worker, `memsup start` the supervisor.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ class Tally:
 
 
 def make_job(
-    folder: Path, *, epochs: int, every: str = "300ms", lanes: int = 2, amp: str = "off", report_to: str = "off"
+    folder: Path, *, epochs: int, every: str = "300ms", lanes: int = 2, amp: str = "off", report_to: str = "off", ranks: int = 1
 ) -> None:
     """Each lane has one thread; two of them wait for each other, which is slow where others compute, too."""
-    cut = f'learning_rate = 1e-3\nthreads = {lanes}\nlanes = {lanes}\nreport_to = "{report_to}"\n'
+    cut = f'learning_rate = 1e-3\nthreads = {lanes}\nlanes = {lanes}\nranks = {ranks}\nreport_to = "{report_to}"\n'
     tiny_job(folder, epochs=epochs, more=f'{cut}[checkpoint]\nevery = "{every}"\n', amp=amp)
 
 
@@ -76,13 +77,17 @@ def disturbed(folder: Path, name: str, draw: random.Random, tally: Tally, *, kil
         seen = status(name)
         if seen["state"] == "finished":
             break
-        victim = draw.choice(["worker", "supervisor", "both"])
-        pids = {"worker": [seen["worker_pid"]], "supervisor": [seen["pid"]], "both": [seen["worker_pid"], seen["pid"]]}[victim]
+        pids_of = {"worker": [seen["worker_pid"]], "supervisor": [seen["pid"]], "both": [seen["worker_pid"], seen["pid"]]}
+        others = [rank["pid"] for rank in (seen["batch"]["ranks"] or [])[1:]]
+        if others:
+            pids_of["rank"] = [draw.choice(others)]
+        victim = draw.choice(sorted(pids_of))
+        pids = pids_of[victim]
         if None in pids or not all(_kill(pid) for pid in pids if pid):
             continue
         tally.kills[victim] += 1
         tally.phases[str(seen["progress"]["phase"])] += 1
-        if victim != "worker":
+        if seen["pid"] in pids:
             eventually(lambda pid=seen["pid"]: not psutil.pid_exists(pid), 30)
             memsup("start", "--run", name, cwd=folder)
     finished = memsup("wait", "--run", name, within_s=900)

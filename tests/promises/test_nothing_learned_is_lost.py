@@ -28,19 +28,24 @@ def job(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize(
-    ("kills", "epochs", "lanes", "amp"), [(3, 8, 1, "off"), pytest.param(8, 30, 2, "auto", marks=pytest.mark.nightly)]
+    ("kills", "epochs", "lanes", "amp", "ranks"),
+    [
+        (3, 8, 1, "off", 1),
+        pytest.param(8, 30, 2, "auto", 1, marks=pytest.mark.nightly),
+        pytest.param(12, 12, 1, "off", 2, marks=pytest.mark.nightly),
+    ],
 )
 def test_a_run_killed_again_and_again_ends_with_the_bits_of_the_undisturbed_run(
-    job: Path, kills: int, epochs: int, lanes: int, amp: str
+    job: Path, kills: int, epochs: int, lanes: int, amp: str, ranks: int
 ) -> None:
-    make_job(job, epochs=epochs, lanes=lanes, amp=amp)
+    make_job(job, epochs=epochs, lanes=lanes, amp=amp, ranks=ranks)
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     tally = Tally()
     expected = undisturbed(job, "undisturbed")
     assert expected.step == 27 * epochs
     wanted = [kind for kind in CurveKind if is_installed(kind)]
-    make_job(job, epochs=epochs, lanes=lanes, amp=amp, report_to=",".join(wanted) or "off")
+    make_job(job, epochs=epochs, lanes=lanes, amp=amp, ranks=ranks, report_to=",".join(wanted) or "off")
     assert disturbed(job, "killed", random.Random(seed), tally, kills=kills, longest_life_s=5.0) == expected, f"seed {seed}"
     assert tally.total >= kills // 2, tally
     for kind in wanted:

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from kit.lone_supervisor import LoneSupervisor, newest_checkpoint, state_of, tiny_settings
 from kit.one_life import without_dropout
@@ -154,22 +155,31 @@ def test_one_and_two_ranks_learn_the_same(undisturbed: dict[int, End]) -> None:
 @pytest.mark.slow
 @pytest.mark.xdist_group("ranks")
 def test_a_run_goes_on_with_another_number_of_ranks(data: Path, undisturbed: dict[int, End]) -> None:
-    """Begun by two, gone on with by one, ended by three: it learns what a run learns that nobody has stopped. A limit that is
-    ordered on the way reaches each rank's plan, and ends with that life.
+    """Begun by two, gone on with by one, ended by three: it learns what a run learns that nobody has stopped. One of the two
+    runs out of memory, does its part again while the other waits, and is named. A limit that is ordered on the way reaches
+    each rank's plan, and ends with that life.
     """
 
     def limits_of_rank_1() -> list[int | None]:
         lines = supervisor.paths.plan_of_rank(1).read_text(encoding="utf-8").splitlines()
         return [json.loads(line)["limit"] for line in lines]
 
-    for ranks, until in ((2, 10), (1, 25)):
-        with LoneSupervisor(settings_for(data, ranks), name="moved") as supervisor:
-            supervisor.start()
-            supervisor.reach(Phase.TRAINING, until)
-            supervisor.order(LimitMicroBatch(order_id=0, reason="a test", micro_tokens=200))
-            supervisor.until("rank 1 obeys as well", lambda: 200 in limits_of_rank_1())
-            assert isinstance(supervisor.order(Stop(order_id=1, reason="a test", checkpoint=True)), Done)
-            supervisor.last_words()
+    with LoneSupervisor(settings_for(data, 2), name="moved") as supervisor:
+        supervisor.start()
+        supervisor.reach(Phase.TRAINING, 3)
+        supervisor.order(LimitMicroBatch(order_id=0, reason="a test", micro_tokens=400))
+        supervisor.until("rank 1 obeys as well", lambda: 400 in limits_of_rank_1())
+        _starve(pids(supervisor, 2)[1])
+        starved = supervisor.first(OutOfMemory)
+        assert starved.rank == 1
+        assert starved.micro_tokens_after < starved.micro_tokens_before <= 400
+        supervisor.send(Stop(order_id=1, reason="a test", checkpoint=True))
+        assert isinstance(supervisor.last_words(), Leaving)
+    with LoneSupervisor(settings_for(data, 1), name="moved") as supervisor:
+        supervisor.start()
+        supervisor.reach(Phase.TRAINING, 25)
+        assert isinstance(supervisor.order(Stop(order_id=1, reason="a test", checkpoint=True)), Done)
+        supervisor.last_words()
     with LoneSupervisor(settings_for(data, 3), name="moved") as supervisor:
         supervisor.start()
         assert len(pids(supervisor, 3)) == 3
@@ -183,10 +193,20 @@ def test_a_run_goes_on_with_another_number_of_ranks(data: Path, undisturbed: dic
 @pytest.mark.slow
 @pytest.mark.xdist_group("ranks")
 def test_a_rank_that_is_killed_costs_no_step_and_a_pause_reaches_all(data: Path, undisturbed: dict[int, End]) -> None:
-    """The worker saves what it has, and says which rank it was and how it ended. The run ends with the bits of one that nobody
-    has disturbed.
+    """The worker saves what it has, and says which rank it was and how it ended, also where it was about to meet it. The run
+    ends with the bits of one that nobody has disturbed.
     """
     with LoneSupervisor(settings_for(data, 2), name="disturbed") as supervisor:
+        supervisor.start()
+        supervisor.until("they are about to meet", lambda: any(supervisor.paths.runtime.glob("ranks-*/store")))
+        assert supervisor.worker is not None
+        (other,) = psutil.Process(supervisor.worker.pid).children()
+        other.kill()
+        words = supervisor.last_words()
+        assert isinstance(words, Failed)
+        assert words.message.startswith("Rank 1 was killed by SIGKILL ")
+        supervisor.exit_status()
+
         supervisor.start()
         supervisor.reach(Phase.TRAINING, 3)
         other = pids(supervisor, 2)[1]
@@ -215,26 +235,14 @@ def test_a_rank_that_is_killed_costs_no_step_and_a_pause_reaches_all(data: Path,
         assert End(supervisor).digest == undisturbed[2].digest
 
 
+def _starve(pid: int) -> None:
+    """Has a process run out of memory with what it allocates next."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    held_kib = int(next(line for line in lines if line.startswith("VmData")).split()[1])
+    _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
+    resource.prlimit(pid, resource.RLIMIT_DATA, ((held_kib << 10) - (8 << 20), hard))
+
+
 def _cpu_ticks(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("ranks")
-def test_a_rank_that_runs_out_of_memory_shrinks_alone(data: Path, undisturbed: dict[int, End]) -> None:
-    """It does its part again while the other waits, and is named."""
-    with LoneSupervisor(settings_for(data, 2), name="starved") as supervisor:
-        supervisor.start()
-        supervisor.reach(Phase.TRAINING, 3)
-        other = pids(supervisor, 2)[1]
-        lines = Path(f"/proc/{other}/status").read_text(encoding="utf-8").splitlines()
-        held_kib = int(next(line for line in lines if line.startswith("VmData")).split()[1])
-        _, hard = resource.prlimit(other, resource.RLIMIT_DATA)
-        resource.prlimit(other, resource.RLIMIT_DATA, ((held_kib << 10) - (8 << 20), hard))
-        starved = supervisor.first(OutOfMemory)
-        assert starved.rank == 1
-        assert starved.micro_tokens_after < starved.micro_tokens_before == 512
-        if isinstance(supervisor.last_words(), Leaving):  # a process does not get over it where code was generated
-            supervisor.run_to_end()
-        assert End(supervisor).learned_from == undisturbed[1].learned_from

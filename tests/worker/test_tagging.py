@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import tokenizers
@@ -124,6 +125,11 @@ def test_measures_are_those_of_all_rows_however_they_are_batched(learnt: tuple[T
         for part in np.split(rows, range(at_once, len(rows), at_once)):
             metrics.add(prepared.model, prepared.train.batch(part))
         assert metrics.result() == pytest.approx(wanted, rel=1e-4)
+    shared = [task.new_metrics() for _ in range(2)]
+    for rank, metrics in enumerate(shared):
+        metrics.add(prepared.model, prepared.train.batch(rows[rank::2]))
+    shared[0].add_counts(msgspec.msgpack.decode(msgspec.msgpack.encode(shared[1].counts())))
+    assert shared[0].result() == pytest.approx(wanted, rel=1e-4)
 
 
 def test_spans_that_are_told_as_they_are_have_an_f1_of_one() -> None:

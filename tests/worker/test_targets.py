@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -102,6 +103,11 @@ def test_measures_are_those_of_all_rows_however_they_are_batched(learnt: tuple[T
         for part in np.split(np.arange(len(labels)), range(at_once, len(labels), at_once)):
             metrics.add(prepared.model, prepared.train.batch(part))
         assert metrics.result() == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+    shared = [task.new_metrics() for _ in range(2)]
+    for rank, metrics in enumerate(shared):
+        metrics.add(prepared.model, prepared.train.batch(np.arange(rank, len(labels), 2)))
+    shared[0].add_counts(msgspec.msgpack.decode(msgspec.msgpack.encode(shared[1].counts())))
+    assert shared[0].result() == pytest.approx(wanted, rel=1e-4, abs=1e-4)
 
 
 def test_numbers_that_do_not_vary_have_no_correlation_and_a_loss() -> None:

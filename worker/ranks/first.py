@@ -18,10 +18,11 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 
 from memsup.shared.clock import monotonic_s
@@ -48,6 +49,7 @@ from memsup.worker.ranks import messages as m
 from memsup.worker.ranks.adding import Adding
 from memsup.worker.ranks.shares import Shares, better, equal
 from memsup.worker.session import GiveUp, Session
+from memsup.worker.tasks.sums import Counts
 from memsup.worker.training import OneRank
 
 SILENT_S = 60.0
@@ -56,6 +58,9 @@ LOOK_STEPS = 8
 """The shares are looked at after so many steps, of which the first says nothing where a life or a share is new."""
 _LOOK_S = 0.05
 _ENDS_WITHIN_S = 2.0
+
+
+_Answer = m.Loaded | m.Ready | m.Counted
 
 
 @dataclass(eq=False)
@@ -79,10 +84,12 @@ class Ranks:
     def __init__(self, count: int) -> None:
         self.count = count
         self._others: list[_Other] = []
-        self._answers: queue.SimpleQueue[tuple[int, m.Loaded | m.Ready] | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[int, _Answer] | None] = queue.SimpleQueue()
         self._adding: Adding | None = None
         self._folder: Path | None = None
         self._session: Session | None = None
+        self._when = "while it loaded"
+        """What they are doing, for people."""
         self._step: int | None = None
         """The step that the others compute, or have computed last. None means that there was none yet."""
         self.is_adding = False
@@ -142,7 +149,7 @@ class Ranks:
         )
         self._wait_for_all()
         with self._explained():
-            self._adding = Adding(store, 0, self.count, training.prepared.model.parameters())
+            self._adding = self._met(lambda: Adding(store, 0, self.count, training.prepared.model.parameters()))
             self._adding.give(training.state_tensors())
         log.info("Ranks", count=self.count, pids=[other.process.pid for other in self._others])
 
@@ -182,7 +189,7 @@ class Ranks:
         assert self._session is not None
         for other in self._others:
             other.waits = False
-        self._step, self.is_adding = step, False
+        self._step, self._when, self.is_adding = step, f"in step {step:,}", False
         self._began_s = monotonic_s() - self._session.held_s
         self._tell(m.Compute(step=step, learning_rate=learning_rate, loss_scale=loss_scale, shares=shares))
 
@@ -205,6 +212,23 @@ class Ranks:
         self.is_adding = True
         with self._explained():
             return self._adding.add(loss)
+
+    def evaluate(self, step: int) -> None:
+        """Has the others count over their parts of the evaluation rows, as the model is after `step`."""
+        if self.count > 1:
+            assert self._folder is not None
+            for other in self._others:
+                other.waits = False
+            self._when = f"in the evaluation after step {step:,}"
+            self._tell(m.Evaluate(folder=str(self._folder)))
+
+    def counted(self) -> list[Counts]:
+        """What the others have counted, in the order of the ranks. Raises `Leave` and `GiveUp`."""
+        if self.count == 1:
+            return []
+        assert self._folder is not None
+        self._wait_for_all()
+        return [msgspec.msgpack.decode(m.counts_file(self._folder, rank).read_bytes()) for rank in range(1, self.count)]
 
     def better_shares(self, shares: Shares) -> Shares | None:
         """Shares with which the ranks, as fast as they were lately, would be done sooner. None means that there are none, or
@@ -248,12 +272,12 @@ class Ranks:
             with contextlib.suppress(OSError):  # it is gone, and the thread sees that
                 m.send(other.end, message)
 
-    def _wait_for_all(self) -> dict[int, m.Loaded | m.Ready]:
+    def _wait_for_all(self) -> dict[int, _Answer]:
         """The next answer of each. What is ordered meanwhile is carried out; the worker counts as moving while one of them gets
         on.
         """
         assert self._session is not None
-        answers: dict[int, m.Loaded | m.Ready] = {}
+        answers: dict[int, _Answer] = {}
         ticks = self._ticks()
         while len(answers) < len(self._others):
             with contextlib.suppress(queue.Empty):
@@ -264,6 +288,28 @@ class Ranks:
                 self._session.tick()
             self._session.obey()
         return answers
+
+    def _met(self, meet: Callable[[], Adding]) -> Adding:
+        """What `meet` gives, which waits for the others; where one of them dies meanwhile it would wait for as long as anybody
+        does. Raises `Leave`, `GiveUp` and RuntimeError.
+        """
+        assert self._session is not None
+        met: queue.SimpleQueue[Adding | RuntimeError] = queue.SimpleQueue()
+
+        def wait() -> None:
+            try:
+                met.put(meet())
+            except RuntimeError as error:
+                met.put(error)
+
+        threading.Thread(target=wait, name="meeting", daemon=True).start()
+        while True:
+            self._session.obey()
+            with contextlib.suppress(queue.Empty):
+                found = met.get(timeout=_LOOK_S)
+                if isinstance(found, RuntimeError):
+                    raise found
+                return found
 
     def _ticks(self) -> list[int]:
         return [other.beat.ticks if other.beat else 0 for other in self._others]
@@ -320,7 +366,7 @@ class Ranks:
         match message:
             case m.Beat():
                 other.beat = message
-            case m.Loaded() | m.Ready():
+            case m.Loaded() | m.Ready() | m.Counted():
                 other.waits = True
                 self._answers.put((other.rank, message))
             case m.Said(report):
@@ -353,8 +399,7 @@ class Ranks:
         how = f"was killed by {_name(-status)}" if status < 0 else f"ended with exit code {status}"
         if other.silent_s > SILENT_S:
             how = f"said nothing for {SILENT_S:.0f} s and was killed"
-        when = "while it loaded" if self._step is None else f"in step {self._step:,}"
-        what = f"Rank {other.rank} {how} {when}, so the step ended for all {self.count} ranks."
+        what = f"Rank {other.rank} {how} {self._when}, so the step ended for all {self.count} ranks."
         self._end(MustFail(GiveUp(FailureCause.CRASH, what, step=self._step, exit_status=status)))
 
     def _end(self, word: MustFail | MustLeave) -> None:

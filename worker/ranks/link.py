@@ -22,7 +22,7 @@ class RankLink:
 
     def __init__(self, end: socket.socket, rank: int) -> None:
         self.orders: queue.SimpleQueue[AnyOrder | MustLeave | MustFail] = queue.SimpleQueue()
-        self.work: queue.SimpleQueue[m.Begin | m.Compute | m.Add] = queue.SimpleQueue()
+        self.work: queue.SimpleQueue[m.Begin | m.Compute | m.Evaluate | m.Add] = queue.SimpleQueue()
         self.snapshot: Snapshot = STARTING
         self.read_memory: Callable[[], WorkerMemory] = read_memory
         self._end, self._rank = end, rank

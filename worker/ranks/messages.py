@@ -6,6 +6,7 @@ A message is one packet, which comes whole or not at all. None is larger than `M
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import msgspec
 
@@ -64,6 +65,12 @@ class Compute(Message, frozen=True, tag="compute"):
     shares: Shares
 
 
+class Evaluate(Message, frozen=True, tag="evaluate"):
+    """Count over your part of the evaluation rows, write that into this folder (`counts_file`), and say when it is done."""
+
+    folder: str
+
+
 class Add(Message, frozen=True, tag="add"):
     """All parts are done: add them up, and take the step."""
 
@@ -74,7 +81,7 @@ class Obey(Message, frozen=True, tag="obey"):
     order: Pace | Pause | Resume | LimitMicroBatch | LimitMemory
 
 
-FromFirst = Begin | Compute | Add | Obey
+FromFirst = Begin | Compute | Evaluate | Add | Obey
 
 # --------------------------------------------------------------------------------------------------------------------
 # To rank 0
@@ -93,6 +100,10 @@ class Ready(Message, frozen=True, tag="ready"):
     """The time that it took, pauses left out."""
 
 
+class Counted(Message, frozen=True, tag="counted"):
+    """What an evaluation counts lies in its file."""
+
+
 class Beat(Message, frozen=True, tag="beat"):
     """It is alive; `ticks` is how much it has finished."""
 
@@ -107,7 +118,13 @@ class Said(Message, frozen=True, tag="said"):
     report: OutOfMemory | Decided | Failed | Leaving
 
 
-ToFirst = Loaded | Ready | Beat | Said
+ToFirst = Loaded | Ready | Counted | Beat | Said
+
+
+def counts_file(folder: Path, rank: int) -> Path:
+    """Where a rank writes what it has counted, which may be more than a message takes."""
+    return folder / f"counts-{rank}"
+
 
 _encoder = msgspec.msgpack.Encoder()
 _from_first = msgspec.msgpack.Decoder(FromFirst)

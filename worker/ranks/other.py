@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 from pathlib import Path
 
+import msgspec
 import torch
 
 from memsup.memory import SoftLimit
@@ -34,7 +35,7 @@ from memsup.worker.ranks.shares import Shares, equal
 from memsup.worker.saving import first_plan
 from memsup.worker.session import SIGN_OF_LIFE_S, Leave, Session
 from memsup.worker.tasks import find_task
-from memsup.worker.train import apply_gradient, built, measuring_of, named, plan_ahead, schedule_of, try_gradient
+from memsup.worker.train import apply_gradient, built, measure, measuring_of, named, plan_ahead, schedule_of, try_gradient
 from memsup.worker.training import OneRank
 
 
@@ -53,6 +54,10 @@ def compute(record: RunRecord, paths: RunPaths, link: RankLink, *, rank: int, ra
     training.ranks = _Meeting(link, adding)
     while True:
         work = _next(session, link)
+        if isinstance(work, m.Evaluate):
+            _evaluate(training, Path(work.folder))
+            link.say(m.Counted())
+            continue
         assert isinstance(work, m.Compute), "rank 0 adds up what was computed only"
         _take_step(training, work)
 
@@ -121,7 +126,13 @@ def _take_step(training: OneRank, work: m.Compute) -> None:
     training.publish()
 
 
-def _next(session: _Session, link: RankLink) -> m.Begin | m.Compute | m.Add:
+def _evaluate(training: OneRank, folder: Path) -> None:
+    metrics = training.task.new_metrics()
+    measure(training, metrics)
+    m.counts_file(folder, training.rank).write_bytes(msgspec.msgpack.encode(metrics.counts()))
+
+
+def _next(session: _Session, link: RankLink) -> m.Begin | m.Compute | m.Evaluate | m.Add:
     """What is to be done next; orders are carried out meanwhile."""
     while True:
         try:

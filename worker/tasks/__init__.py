@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.targets import ProblemType
 from memsup.worker.state import Weights, WholeModel
+from memsup.worker.tasks.sums import Counts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,6 +125,14 @@ class Metrics(Protocol):
 
     def result(self) -> dict[str, float]:
         """Whole-evaluation figures: `loss` (mean), `rows`, and what else tells of the task, such as `accuracy`."""
+        ...
+
+    def counts(self) -> Counts:
+        """What was counted so far, for the `add_counts` of another rank."""
+        ...
+
+    def add_counts(self, counts: Counts) -> None:
+        """Adds what another rank has counted over other rows."""
         ...
 
 

@@ -52,6 +52,7 @@ from memsup.worker.tasks.sequences import (
     open_sequences,
 )
 from memsup.worker.tasks.stream import open_stream
+from memsup.worker.tasks.sums import Sums
 
 _LOOKED_AT_TOKENS = 64
 """Of a row so many tokens are asked for what a model sees, and how it makes its scores."""
@@ -182,8 +183,10 @@ def _loaded(
     return load()
 
 
-class TokenMetrics:
+class TokenMetrics(Sums):
     """Counts on the model's device, so that nothing waits for it before `result`."""
+
+    summed = ("_loss", "_targets", "_rows")
 
     def __init__(self, scores: Scores) -> None:
         self._scores = scores

@@ -51,6 +51,7 @@ from memsup.worker.tasks.pretrained import (
 from memsup.worker.tasks.sequences import IGNORED, LeftOut, SequenceCorpus, Source, StreamedSequences, open_sequences
 from memsup.worker.tasks.sequences import Sequence as Row
 from memsup.worker.tasks.stream import open_stream
+from memsup.worker.tasks.sums import Counts, Sums
 from memsup.worker.tasks.tag_pieces import NOTHING, Pieces, Window, names_of
 from memsup.worker.tasks.targets import logits_of
 
@@ -287,8 +288,10 @@ def _facts(corpus: SequenceCorpus, max_length: int) -> dict[str, str]:
 # What an evaluation measures
 
 
-class _Words:
+class _Words(Sums):
     """Loss and number of words, counted on the model's device."""
+
+    summed = ("loss", "rows", "words")
 
     def __init__(self) -> None:
         self.loss: Any = 0.0
@@ -328,6 +331,14 @@ class SpanMetrics:
             for counts, spans in ((self._told, told), (self._true, true), (self._right, told & true)):
                 counts.update(label for _, _, label in spans)
 
+    def counts(self) -> Counts:
+        return {"words": self._words.counts(), "right": self._right, "told": self._told, "true": self._true}
+
+    def add_counts(self, counts: Counts) -> None:
+        self._words.add_counts(counts["words"])
+        for own, other in ((self._right, "right"), (self._told, "told"), (self._true, "true")):
+            own.update(counts[other])
+
     def result(self) -> dict[str, float]:
         right, told, true = (counts.total() for counts in (self._right, self._told, self._true))
         found = {
@@ -354,6 +365,14 @@ class ClassMetrics:
         told, true = self._words.add(model, batch)
         self._right += int((told == true).sum())
         self._of_class.update(true[true != IGNORED].tolist())
+
+    def counts(self) -> Counts:
+        return {"words": self._words.counts(), "right": self._right, "of_class": self._of_class}
+
+    def add_counts(self, counts: Counts) -> None:
+        self._words.add_counts(counts["words"])
+        self._right += counts["right"]
+        self._of_class.update(counts["of_class"])
 
     def result(self) -> dict[str, float]:
         words = self._of_class.total()

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from memsup.shared.data.targets import ProblemType
 from memsup.worker.tasks import Metrics
+from memsup.worker.tasks.sums import Counts, Sums
 
 Stored = NDArray[Any]
 """Labels of rows as a corpus keeps them."""
@@ -75,8 +76,10 @@ class OneClass:
         return f"{len(names)}: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in most)
 
 
-class ClassMetrics:
+class ClassMetrics(Sums):
     """Counts on the model's device, so that nothing waits for it before `result`."""
+
+    summed = ("_loss", "_correct", "_rows_of_label")
 
     def __init__(self) -> None:
         self._loss: Any = 0.0
@@ -128,8 +131,10 @@ class SeveralLabels:
         return f"{len(names)}, several a text: {most}"
 
 
-class SeveralMetrics:
+class SeveralMetrics(Sums):
     """Counts on the model's device. A label is told where its probability is above a half."""
+
+    summed = ("_loss", "_rows", "_exact", "_right", "_told_or_true")
 
     def __init__(self) -> None:
         self._loss: Any = 0.0
@@ -193,6 +198,13 @@ class ScoreMetrics:
     def add(self, model: Any, batch: dict[str, torch.Tensor]) -> None:
         self._said.append(logits_of(model, batch).squeeze(-1))
         self._labels.append(batch["labels"])
+
+    def counts(self) -> Counts:
+        return {"said": [part.tolist() for part in self._said], "labels": [part.tolist() for part in self._labels]}
+
+    def add_counts(self, counts: Counts) -> None:
+        self._said += [torch.tensor(part) for part in counts["said"]]
+        self._labels += [torch.tensor(part) for part in counts["labels"]]
 
     def result(self) -> dict[str, float]:
         """Without a correlation where the model says one number of all rows, or all have one: there is none."""
