@@ -42,8 +42,9 @@ from memsup.supervisor.decide import taking_over
 from memsup.supervisor.decide.after_power_loss import restraint_of
 from memsup.supervisor.decide.claims import ALONE, sharing
 from memsup.supervisor.decide.events import By, Event
-from memsup.supervisor.decide.guard import Guard, would_compute
+from memsup.supervisor.decide.guard import Guard, without, would_compute
 from memsup.supervisor.decide.ladder import Ladder, MemoryLimits
+from memsup.supervisor.decide.readings import MemoryReading
 from memsup.supervisor.decide.run.actions import (
     AbandonMove,
     Action,
@@ -71,7 +72,7 @@ from memsup.supervisor.decide.run.freed import NOTHING_KNOWN
 from memsup.supervisor.decide.run.hours import WORTH_S, rest_of
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import Attachment, Stage
-from memsup.supervisor.decide.run.warm import NEEDS_BYTES, Standby
+from memsup.supervisor.decide.run.warm import NEEDS_BYTES, Standby, Warmth
 from memsup.supervisor.decide.tiers import Limits, claim_of, created_with, deciding_gpu, resolve, resolve_limits
 from memsup.supervisor.devices import Devices, Load
 from memsup.supervisor.fence import choose_fence
@@ -296,6 +297,9 @@ class Supervisor:
         memory = self.memory_sensor.read(now_s)
         self.night.on_look(memory)
         self.worker.beat(now_s)
+        self._make_room(now_s, memory)
+        if (leaving_bytes := self.worker.leaving_bytes) > 0:  # it comes back by itself, so the worker pays nothing for it
+            memory = without(memory, leaving_bytes)
         stance = self.guard.look(now_s, memory, self.life.view())
         self._perform(now_s, self.life.on_stance(now_s, stance, decided_on=self.guard.ladder.decided_on))
         gone = self.life.stage is Stage.NONE
@@ -392,7 +396,7 @@ class Supervisor:
         before_bytes = self.guard.ladder.limits.worker_bytes
         self.record.settings = settings
         self.journal.save_run(self.record)
-        self._keep_to(limits)
+        self._keep_to(now_s, limits)
         self.life.continue_on_cpu = settings.recovery.continue_on_cpu
         self.life.standby.asked = settings.recovery.standby
         self.devices.take_over(settings.limits)
@@ -415,13 +419,14 @@ class Supervisor:
         except (SettingsError, PathError) as error:
             self._perform(now_s, self.life.on_room(now_s, str(error)))
             return
-        self._keep_to(limits)
+        self._keep_to(now_s, limits)
         self.journal.record(now_s, *self.night.take_over(now_s, self.record.settings, limits), *self.night.shared())
         self._perform(now_s, self.life.on_room(now_s, None))
 
-    def _keep_to(self, limits: Limits) -> None:
+    def _keep_to(self, now_s: float, limits: Limits) -> None:
         """Has guard and fence keep to other limits of memory."""
         self.guard.ladder.limits = memory_limits(limits)
+        self._make_room(now_s, self.guard.memory)
         self.life.memory_limit_bytes = limits.worker_limit_bytes
         self.worker.fence.limit_bytes = limits.fence_bytes
         self.worker.fence.renew()
@@ -472,6 +477,11 @@ class Supervisor:
             self.on_exit(now_s, *self.worker.collect())
         elif self.life.is_of_another and state is None and self.worker.fence.populated() is False:
             self.on_exit(now_s, None)
+
+    def _make_room(self, now_s: float, memory: MemoryReading) -> None:
+        """Has what stands by end where memory is short, before anything is asked of the worker."""
+        if self.worker.warmth is not Warmth.NONE and self.guard.is_short(memory):
+            self._perform(now_s, self.life.on_memory_short(now_s))
 
     def _look_at_standby(self, now_s: float) -> None:
         """Sees what stands by for the next worker, and whether there is room for it."""

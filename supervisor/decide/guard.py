@@ -12,6 +12,7 @@ import msgspec
 from memsup.supervisor.decide.disk import disk_floor_bytes
 from memsup.supervisor.decide.ladder import HoldReason, Ladder, Proposal, Rung, Stance, WorkerView, memory_use
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
+from memsup.supervisor.decide.uses import STOP_GROWING_USE
 
 REST_S = 1.0
 """The longest time between two looks at memory."""
@@ -41,6 +42,16 @@ def would_compute(worker: WorkerView, stance: Stance) -> bool:
     return worker.alive and not worker.frozen and not held_by_others
 
 
+def without(memory: MemoryReading, bytes_: int) -> MemoryReading:
+    """A reading as it will be once so much of the worker's tree has come back."""
+    worker, available = memory.worker_bytes, memory.ram_available_bytes
+    return msgspec.structs.replace(
+        memory,
+        worker_bytes=None if worker is None else max(0, worker - bytes_),
+        ram_available_bytes=None if available is None else available + bytes_,
+    )
+
+
 @dataclass
 class Guard:
     ladder: Ladder
@@ -57,6 +68,11 @@ class Guard:
         stance = self.ladder.step(now_s, memory, self.disk, worker, self.proposals)
         self.proposals = tuple(replace(proposal, shrink=False) for proposal in self.proposals)
         return stance
+
+    def is_short(self, memory: MemoryReading) -> bool:
+        """Whether so much is used that nothing may grow any more."""
+        use = memory_use(memory, self.ladder.limits)
+        return use is not None and use > STOP_GROWING_USE
 
     def note_disk(self, disk: DiskReading, checkpoint_bytes: int | None) -> None:
         """Takes a new reading of the disk. `checkpoint_bytes` is the newest checkpoint's size. It is None where that is not

@@ -61,6 +61,8 @@ class WorkerProcess:
         self._last_words = LastWords()
         self._warm: WarmProcess | None = None
         """The process that stands by, until it is dead and collected. It is None where there is none."""
+        self._leaving_bytes = 0
+        """What the last one had when it was ended."""
         self._birth: Birth | None = None
         """What a worker that is just being forked gets. It is None where none is."""
         self._child: Child | None = None
@@ -173,6 +175,7 @@ class WorkerProcess:
     def cool_down(self) -> None:
         """Ends the process that stands by."""
         if self._warm is not None:
+            self._leaving_bytes = self.standby_bytes or self.leaving_bytes
             self._warm.dismiss()
 
     def without_standby(self, used_bytes: int | None) -> int | None:
@@ -187,6 +190,12 @@ class WorkerProcess:
         if self._warm is None or self.warmth is Warmth.NONE:
             return 0
         return private_bytes(self._warm.pid) or 0
+
+    @property
+    def leaving_bytes(self) -> int:
+        """What comes back as soon as the process that stood by is dead, which it was told to be; 0 where it is, or was not."""
+        is_leaving = self._warm is not None and self.warmth is Warmth.NONE and not self._warm.is_gone
+        return self._leaving_bytes if is_leaving else 0
 
     def _take_born(self) -> None:
         """Takes what the process that stands by has said, and the worker that it has forked."""

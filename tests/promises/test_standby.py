@@ -126,6 +126,10 @@ def test_nothing_stands_by_without_room_nor_without_a_supervisor_nor_after_a_sto
     eventually(lambda: not psutil.pid_exists(seen["worker_pid"]), 60)
 
     memsup("start", "--run", "large", cwd=job)
-    warm = stands_by("large", times=4)
+    warm, seen = stands_by("large", times=4), status("large")
+    limit_bytes = seen["memory"]["worker_bytes"] - (60 << 20)  # which the worker alone has room in
+    assert memsup("start", "--run", "large", "--set", f"limits.ram={limit_bytes}", cwd=job).returncode == 0
+    eventually(lambda: not psutil.pid_exists(warm), 30)
+    until(lambda now: step_of(now) > step_of(seen) + 5, run="large")
+    assert status("large")["worker_pid"] == seen["worker_pid"], "what stands by has gone, and the worker paid nothing"
     assert memsup("stop", "--run", "large").returncode == 0
-    assert not psutil.pid_exists(warm)

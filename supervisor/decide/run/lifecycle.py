@@ -325,8 +325,7 @@ class Lifecycle(Standing):
         elif before is Warmth.LOADING and warmth is Warmth.READY:
             self._out.append(records.stands_by())
         if not is_at_rest and warmth is not Warmth.NONE:
-            self._cool_down(now_s + standby.lost_for_s(now_s, AFTER_PRESSURE_S))
-            self._out.append(records.no_standby(f"memory gets short; {standby.again_words(now_s)}", By.LADDER))
+            self._make_room(now_s)
         eta_s = self.heartbeat.progress.eta_s if self.heartbeat is not None else None
         trains = self.worker.is_ready and self.worker.trains and is_at_rest
         up_s = now_s - self.worker.since_s
@@ -337,6 +336,11 @@ class Lifecycle(Standing):
                 self._out.append(WarmUp())
             elif before_told is None:
                 self._out.append(records.no_standby(standby.told))
+        return self._follow_up(now_s)
+
+    def on_memory_short(self, now_s: float) -> list[Action]:
+        """So much memory is used that what stands by has to go, before anything is asked of the worker."""
+        self._make_room(now_s)
         return self._follow_up(now_s)
 
     def on_tick(self, now_s: float) -> list[Action]:
@@ -637,6 +641,11 @@ class Lifecycle(Standing):
         if any(isinstance(action, Kill) for action in out):  # what is killed is killed with all that stands by
             self.standby.warmth = Warmth.NONE
         return out
+
+    def _make_room(self, now_s: float) -> None:
+        if self.standby.warmth is not Warmth.NONE:
+            self._cool_down(now_s + self.standby.lost_for_s(now_s, AFTER_PRESSURE_S))
+            self._out.append(records.no_standby(f"memory gets short; {self.standby.again_words(now_s)}", By.LADDER))
 
     def _cool_down(self, not_before_s: float) -> None:
         if self.standby.warmth is not Warmth.NONE:

@@ -9,7 +9,7 @@ from memsup.shared import messages as m
 from memsup.shared.messages import PauseMode, Phase, RequestKind
 from memsup.shared.status import Wanted
 from memsup.supervisor.decide.events import Event, Outcome
-from memsup.supervisor.decide.guard import Guard
+from memsup.supervisor.decide.guard import Guard, without
 from memsup.supervisor.decide.ladder import Ladder, MemoryLimits, Stance
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
 from memsup.supervisor.decide.run.actions import Action, CoolDown, Kill, Record, WarmUp
@@ -121,6 +121,15 @@ def test_it_goes_at_the_first_sign_that_memory_gets_short_and_comes_again_a_minu
     assert kinds(look(life, Warmth.NONE, 10.0 + AFTER_PRESSURE_S)) == {WarmUp}
 
 
+def test_it_goes_before_the_ladder_asks_anything_of_the_worker() -> None:
+    life = life_that_trains()
+    look(life, Warmth.NONE)
+    look(life, Warmth.READY)
+    short = life.on_memory_short(SETTLES_S + 2.0)
+    assert (kinds(short), told(short)) == ({CoolDown}, [Outcome.FAILED])
+    assert life.on_memory_short(SETTLES_S + 2.1) == [], "there is none any more"
+
+
 def test_one_that_dies_again_and_again_comes_back_soon_at_first_then_ever_later() -> None:
     life = life_that_trains()
     at_s, waits = 1.0, []
@@ -206,5 +215,8 @@ def test_the_memory_with_it_is_judged_in_both_views_and_by_what_steps_take_at_mo
     assert guard.use_with(NEEDS_BYTES, 3 * gib) == pytest.approx((3 * gib + NEEDS_BYTES) / (4 * gib))
     guard.memory = msgspec.structs.replace(guard.memory, ram_available_bytes=2 * gib)
     assert guard.use_with(NEEDS_BYTES, None) == pytest.approx((7 * gib + NEEDS_BYTES) / (8 * gib))
+    assert guard.is_short(guard.memory)
+    assert not guard.is_short(without(guard.memory, gib)), "what stands by is what is too much"
     guard.memory = msgspec.structs.replace(guard.memory, worker_bytes=None)
     assert guard.use_with(NEEDS_BYTES, None) is None
+    assert without(guard.memory, gib).worker_bytes is None
