@@ -6,7 +6,7 @@ everywhere. Widths count in terminal cells: a run or a path may have a Chinese n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from memsup.shared.commands import command
@@ -254,13 +254,21 @@ def rest_by_hours(status: Status) -> HoursStatus | None:
     return status.hours if rests else None
 
 
+def learnt(result: Mapping[str, float]) -> dict[str, float]:
+    """What a result says of the model: a Trainer's also has how long it took, and how far it came. Where there is nothing else
+    these are all.
+    """
+    found = {name: value for name, value in result.items() if not name.endswith(("_runtime", "_per_second", "_flos", "epoch"))}
+    return found or dict(result)
+
+
 def result_line(status: Status) -> str | None:
     """The metrics of a finished run, with the accuracy beside what guessing the most frequent label would reach, without which
     it says little. Returns None for any other run.
     """
     if not status.result:
         return None
-    metrics = dict(status.result)
+    metrics = learnt(status.result)
     left_out = metrics.pop("left_out_rows", None)
     parts = []
     if (accuracy := metrics.pop("accuracy", None)) is not None:

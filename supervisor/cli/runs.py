@@ -20,7 +20,7 @@ from memsup.supervisor.client.contact import Presence, observe
 from memsup.supervisor.client.errors import RefusedError
 from memsup.supervisor.client.removal import remove, size_bytes
 from memsup.supervisor.client.runs import all_runs
-from memsup.supervisor.words import count, duration, measured, percent, plural, reached, size
+from memsup.supervisor.words import count, duration, learnt, measured, percent, plural, reached, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -111,7 +111,7 @@ def _metric(status: Status) -> str:
     """The first metric of a finished run: accuracy, for a classifier."""
     if not status.result:
         return ""
-    name, value = next(iter(status.result.items()))
+    name, value = next(iter(learnt(status.result).items()))
     return f"{name.replace('_', ' ')} {measured(name, value)}"
 
 

@@ -107,6 +107,14 @@ def test_a_run_that_rests_by_its_hours_says_until_when_in_one_line() -> None:
     assert one_line(status).startswith("paused,") or one_line(status) == "paused"
 
 
+def test_what_a_trainer_says_of_its_computing_is_no_result_of_the_model() -> None:
+    took = {"train_runtime": 13.17, "train_samples_per_second": 91.1, "train_steps_per_second": 22.8, "total_flos": 5e7}
+    status = Status(run="x", state=RunState.FINISHED, wanted=Wanted.RUNNING, result={**took, "train_loss": 0.69, "epoch": 3.0})
+    assert result_line(status) == "train loss 0.69"
+    status.result = took
+    assert str(result_line(status)).startswith("train runtime 13.17, "), "where there is nothing else"
+
+
 def test_the_accuracy_has_beside_it_what_it_is_worth() -> None:
     """What guessing would reach, and how many of the texts were trained on."""
     result = {
