@@ -12,9 +12,10 @@ since it needs the standard library alone, of Python 3.9 or newer. Started in an
 were not there. What a program gets by them, and what it does not, is in docs/own-programs.md.
 
 To be read in this order: `guarding.py` and `run.py` (what a program calls), `life.py` (what a process has of its supervisor),
-`session.py` (orders, carried out at boundaries), `link.py` (the connection); `training.py` (whose checkpoints are whose),
-`store.py`, `places.py`, `folders.py` and `manifest.py` (checkpoints). `messages.py`, `packing.py` and `zmtp.py` are the wire.
-`about.py`, `cadence.py`, `folders.py`, `manifest.py` and `memory.py` are the built-in training's, or the supervisor's, as well.
+`session.py` (orders, carried out at boundaries), `link.py` (the connection), `ranks.py` (several processes of one program);
+`training.py` (whose checkpoints are whose), `store.py`, `places.py`, `folders.py` and `manifest.py` (checkpoints).
+`messages.py`, `packing.py` and `zmtp.py` are the wire. `about.py`, `cadence.py`, `folders.py`, `manifest.py` and `memory.py`
+are the built-in training's, or the supervisor's, as well.
 `step.py` with `cut_*.py` computes a step in parts where it does not fit into memory, `joined_step.py` joins that to a run.
 `attach_site.py`, `attach.py` and `trainer*.py` guard Hugging Face's Trainer, `lightning.py` Lightning's, `accelerator.py` an
 Accelerator.

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import Any, Callable
 
 from memsup.places import give_gradients, gradients_of
 
@@ -33,8 +35,20 @@ def prepared(accelerator: Any) -> tuple[list[Any], list[Any]]:
     return models, optimizers
 
 
-def save(accelerator: Any, folder: str) -> None:
-    """Writes its state into `folder`, which is there and empty."""
+Does = Callable[[str], None]
+
+
+def savers(accelerator: Any) -> tuple[Does, Does]:
+    """How its state is written into a folder, and read from it."""
+    return partial(_save, accelerator), partial(_load, accelerator)
+
+
+def part_savers(accelerator: Any) -> tuple[Does, Does]:
+    """The same of what a rank beside rank 0 has alone."""
+    return partial(_save_part, accelerator), partial(_load_gradients, accelerator)
+
+
+def _save(accelerator: Any, folder: str) -> None:
     torch = sys.modules["torch"]
     with _named_by_us(accelerator):
         accelerator.save_state(folder)
@@ -43,11 +57,25 @@ def save(accelerator: Any, folder: str) -> None:
         torch.save(gradients, os.path.join(folder, GRADIENTS))
 
 
-def load(accelerator: Any, folder: str) -> None:
-    """Reads what `save` has written."""
-    torch = sys.modules["torch"]
+def _save_part(accelerator: Any, folder: str) -> None:
+    """What accelerate writes for this rank goes to where it looks for it; what is the same for all ranks is rank 0's."""
+    _save(accelerator, folder)
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if name.startswith("random_states_"):
+            os.rename(path, os.path.join(os.path.dirname(folder), name))
+        elif name != GRADIENTS:
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+
+def _load(accelerator: Any, folder: str) -> None:
     with _named_by_us(accelerator):
         accelerator.load_state(folder)
+    _load_gradients(accelerator, folder)
+
+
+def _load_gradients(accelerator: Any, folder: str) -> None:
+    torch = sys.modules["torch"]
     file = os.path.join(folder, GRADIENTS)
     if os.path.exists(file):
         gradients = torch.load(file, map_location="cpu", weights_only=True)

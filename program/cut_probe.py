@@ -17,6 +17,7 @@ from typing import Any, Callable
 
 from memsup import cut_generators
 from memsup.cut_generators import Generators
+from memsup.cut_ranks import Replicas, without_others
 from memsup.cut_tree import loaded_torch
 from memsup.cut_weighting import CLOSE, CLOSE_IN_LOW_NUMBERS, CLOSE_IN_LOW_PRECISION, Seen, Split, best_cuts, most_telling
 from memsup.memory import give_back, is_out_of_memory
@@ -32,7 +33,7 @@ class Refusal(enum.Enum):
     CHANGES_ITSELF = "the model changes its own buffers in each forward pass"
     AUXILIARY_LOSS = "its loss has a part that belongs to the whole batch, as for the experts of a mixture"
     DATA_PARALLEL = "DataParallel shares batches out to several devices; torchrun would do it so that they can be cut"
-    SEVERAL_RANKS = "it is set up for several processes that compute one step together, as torchrun does even for one"
+    SEVERAL_RANKS = "several ranks compute its steps, and not with DistributedDataParallel on CPUs alone"
     DRAWN_COMPLETIONS = "it learns from completions that it draws for the whole batch"
     STEPS_IN_BACKWARD = "its optimizer steps during the backward pass, so a step cannot be done again"
     NOT_A_SCALAR = "its loss is not one number in a tensor"
@@ -55,19 +56,19 @@ class NotAScalarError(TypeError):
 # By what a program consists of
 
 
-def refused_by_type(modules: Sequence[Any], optimizers: Sequence[Any]) -> Refusal | None:
-    """Why this program is not to be cut, by the types of what it consists of. It is None where they don't say."""
+def refused_by_type(modules: Sequence[Any], optimizers: Sequence[Any], replicas: Replicas) -> Refusal | None:
+    """Why this program is not to be cut, by the types of what it consists of. It is None where they don't say. `replicas` are
+    those of its `modules` that each rank has whole.
+    """
     torch = loaded_torch()
     names = {_name(module) for module in modules}
     if "DataParallel" in names:
         return Refusal.DATA_PARALLEL
     distributed = getattr(torch, "distributed", None)
-    if names & {"DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"} or (
-        distributed is not None
-        and distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    ):
+    is_shared = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    has_others = distributed is not None and is_shared and distributed.get_world_size() > 1
+    is_wrapped = bool(names & {"DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine"})
+    if (has_others or is_wrapped) and not replicas.are_all:
         return Refusal.SEVERAL_RANKS
     if any(name.endswith("Lomo") or name == "LOMO" for name in map(_name, map(innermost, optimizers))):
         return Refusal.STEPS_IN_BACKWARD
@@ -224,7 +225,7 @@ def undisturbed(modules: Sequence[Any], *, modes_too: bool = True) -> Iterator[N
     try:
         for part in parts if modes_too else ():
             part.training = False
-        with torch.no_grad(), _eagerly(parts):
+        with torch.no_grad(), _eagerly(parts), without_others():
             yield
     finally:
         for part, was_training in modes:

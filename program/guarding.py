@@ -1,12 +1,11 @@
 """`memsup.guard`: what a program gives memsup to guard, and the run that it gets for it.
 
-Without `memsup start`, in a process that was forked, and in one of several ranks it does nothing but train. What the run does
-is in `run.py`, what it has of its supervisor in `life.py`.
+Without `memsup start`, and in a process that was forked, it does nothing but train. What the run does is in `run.py`, what it
+has of its supervisor in `life.py`.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Callable, Protocol, TypeVar, overload
 
 from memsup import accelerator, life, lightning, places
@@ -78,11 +77,11 @@ def guard(
 
         return trainer.guard(whole, name, save_every_s)
     if whole is None:
-        states = [State(*places.savers(parts))] if parts else []
+        states = [State(*places.savers(parts), *places.part_savers(parts))] if parts else []
         computes, seam = _computes(parts), Seam.CALLS
     elif accelerator.is_one(whole) and not parts:
         models, optimizers = accelerator.prepared(whole)
-        states = [State(partial(accelerator.save, whole), partial(accelerator.load, whole))]
+        states = [State(*accelerator.savers(whole), *accelerator.part_savers(whole))]
         computes, seam = Computes(models, optimizers, whole.scaler, whole.backward), Seam.ACCELERATE
     else:
         raise TypeError(

@@ -1,7 +1,7 @@
 """One life of a program under its supervisor: the link, the session over it, and how the end of the process is told.
 
 A process has one, in which trainings follow each other (`training.py`). Without `memsup start`, in a process that was forked,
-and in one of several ranks there is none.
+there is none. Of several ranks (`ranks.py`) rank 0 has the link, and the others follow it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from types import TracebackType
 from typing import Any
 
 from memsup import messages
-from memsup.about import About, NotAttached
+from memsup.about import About, NotAttached, Seam
 from memsup.link import Link, Lost, NotAttachedError, Told, told
 from memsup.memory import OURS, is_out_of_memory, lift
-from memsup.session import Leave, Session
+from memsup.ranks import Group, RankLink, Ranks, group
+from memsup.session import Following, Leave, Session
 from memsup.store import CheckpointError
 from memsup.training import Training
 
@@ -34,11 +35,21 @@ class TwiceError(RuntimeError):
 class Life:
     """What only a process under a supervisor has: `begin` makes it."""
 
-    def __init__(self, found: Told, about: About) -> None:
+    def __init__(self, found: Told, about: About, ours: Group | None = None) -> None:
+        """`ours` are the ranks that this process is one of. It is None where it is alone."""
         self.told = found
-        self.link = Link(found, about)
-        self.session = Session(self.link, about, found.every_s)
-        self.training = Training(found, about.training)
+        self.rank = ours.rank if ours is not None else 0
+        self.ranks = Ranks(found, ours)
+        self.link: Link | RankLink
+        self.session: Session
+        if ours is not None and ours.rank > 0:
+            self.link = RankLink(found, about, ours)
+            self.session = Following(self.link, about)
+        else:
+            self.link = Link(found, about)
+            self.session = Session(self.link, about, found.every_s, self.ranks)
+            self.ranks.report, self.ranks.step = self.link.report, lambda: int(self.link.progress["step"])
+        self.training = Training(found, about.training, self.rank, self.ranks.count)
         """The training that runs now, or the last one."""
         self._keys: set[str] = set()
 
@@ -49,8 +60,11 @@ class Life:
 
     @property
     def memory_limit_bytes(self) -> int | None:
-        """What the process and all that belongs to it may use. It is None where nothing limits it."""
-        return self.link.memory_limit_bytes
+        """What the process and all that belongs to it may use; of several ranks each has the same part. It is None where
+        nothing limits it.
+        """
+        limit_bytes = self.link.memory_limit_bytes
+        return None if limit_bytes is None else limit_bytes // self.ranks.count
 
     @property
     def micro_tokens_limit(self) -> int | None:
@@ -60,13 +74,16 @@ class Life:
     def open(self) -> None:
         """Connects, and finds the newest checkpoint of the training. Raises `NotAttachedError`."""
         try:
-            self.training.look()
+            if self.rank == 0:
+                self.ranks.meet()
+                self.training.look()
             self.link.open()
+            _tell_of_the_end(self)
             self._find()
-        except NotAttachedError:
+        except NotAttachedError as error:
+            self.ranks.refuse(str(error))
             self.link.close()
             raise
-        _tell_of_the_end(self.link)
         _leave_on_sigterm(self.link)
 
     def follow(self, about: About) -> None:
@@ -78,7 +95,8 @@ class Life:
             )
         if about.training in self._keys:
             raise TwiceError(f"memsup.guard was called twice for the training {about.training!r}: give each a name of its own.")
-        self.training, self.session.about = Training(self.told, about.training), about
+        self.training = Training(self.told, about.training, self.rank, self.ranks.count)
+        self.session.about = about
         self.session.publish(phase="loading", total_steps=None, eta_s=None, loss=None)
         self.link.batch = None
         self.link.report(messages.hello(self.link.pid, self.told.run_id, about))
@@ -87,10 +105,29 @@ class Life:
     def _find(self) -> None:
         self._keys.add(self.training.key)
         self.session.publish(phase="loading")
-        newest, resumed = self.training.find(self.session), self.training.resumed
+        if isinstance(self.link, RankLink):
+            self._follow_first(self.link)
+        else:
+            self.training.find(self.session)
+            self.ranks.begin(
+                memory_limit_bytes=self.link.memory_limit_bytes,
+                micro_tokens_limit=self.link.micro_tokens_limit,
+                deaths=self.link.deaths,
+                **self.training.as_told(),
+            )
+        newest, resumed = self.training.newest, self.training.resumed
         if newest is not None and resumed is not None:
             self.session.found(newest)
             self.session.trained_s = resumed.trained_s
+
+    def _follow_first(self, link: RankLink) -> None:
+        """Takes over what rank 0 says of the training that begins. Raises `NotAttachedError`, and `RankGone`."""
+        while (told := link.next(self.session.tick))["what"] != "begins":
+            if told["what"] == "alone":
+                raise NotAttachedError(NotAttached.SEVERAL_RANKS, told["why"])
+        link.memory_limit_bytes, link.micro_tokens_limit = told["memory_limit_bytes"], told["micro_tokens_limit"]
+        link.deaths = told["deaths"]
+        self.training.follow(told)
 
     @property
     def trainings(self) -> int:
@@ -119,11 +156,11 @@ def begin(about: About, key: str | None = None) -> Life | None:
     try:
         if threading.current_thread() is not threading.main_thread():
             raise NotAttachedError(NotAttached.NOT_MAIN_THREAD, "memsup was not called in the main thread")
-        if os.environ.get("WORLD_SIZE", "1").strip() not in {"", "0", "1"}:
-            text = "this is one of several ranks, which memsup does not join yet"
-            raise NotAttachedError(NotAttached.SEVERAL_RANKS, text)
+        ours = group(os.environ)
+        if ours is not None and about.seam is Seam.LIGHTNING:
+            raise NotAttachedError(NotAttached.SEVERAL_RANKS, "memsup does not join the ranks of a Lightning trainer")
         if is_first or _life is None:
-            life = Life(found, about)
+            life = Life(found, about, ours)
             life.open()
             _life = life
         else:
@@ -150,20 +187,23 @@ def let_go() -> None:
     """Ends the life of this process, which nobody will carry out orders in: the process is fenced, not attached."""
     global _life
     if _life is not None and _life.is_ours:
+        _life.ranks.refuse("rank 0 is not attached any more")
         _life.link.close()
     _life = None
 
 
 def not_attached(found: Told, error: NotAttachedError) -> None:
     """Says why this process is not attached, to people and to the supervisor."""
+    if os.environ.get("RANK", "0").strip() not in {"", "0"}:
+        return  # the first of its ranks says it
     print(f"memsup: this process is fenced, not attached: {error}. It trains without memsup's checkpoints.", file=sys.stderr)
     if error.why not in {NotAttached.NO_SUPERVISOR, NotAttached.TURNED_AWAY}:
         Link(found).tell_not_attached(error.why, str(error))
 
 
-def _leave_on_sigterm(link: Link) -> None:
+def _leave_on_sigterm(link: Link | RankLink) -> None:
     """Has a SIGTERM, as at a shutdown, end the program at its next boundary, with a checkpoint; unless the program has a use
-    for it itself.
+    for it itself. A rank beside rank 0 waits for what that says of it: all of them are told.
     """
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return
@@ -176,23 +216,32 @@ def _leave_on_sigterm(link: Link) -> None:
     signal.signal(signal.SIGTERM, leave)
 
 
-def _tell_of_the_end(link: Link) -> None:
+def _tell_of_the_end(life: Life) -> None:
     """Has the supervisor told of the last step of a program that ends, and of an exception that ends it, before Python prints
-    that.
+    that; and other ranks of the end.
     """
+    link, ranks = life.link, life.ranks
+    has_failed = False
 
     @atexit.register
     def last_beat() -> None:
         if link.is_ours:
             link.flush(1.0)
+            if not has_failed:
+                ranks.over()
+                life.session.end()
 
     before = sys.excepthook
 
     def told_first(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-        if link.is_ours and not isinstance(error, (KeyboardInterrupt, Leave, TwiceError)):
+        nonlocal has_failed
+        has_failed = True
+        is_ours = link.is_ours and not isinstance(error, (KeyboardInterrupt, Leave, TwiceError))
+        if is_ours and not ranks.is_lost():
             lift()  # what is left to be done is not to fail for want of what a step may not take
             stack = "".join(traceback.format_exception(kind, error, where))[-messages.MOST_TEXT :]
             link.report(last_words(error, stack, link.progress["step"]))
+            ranks.ends()
             link.flush()
         before(kind, error, where)
 

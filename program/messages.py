@@ -175,8 +175,15 @@ def finished(model_path: str, metrics: dict[str, float], steps: int) -> Message:
     return {"kind": "finished", "model_path": model_path[:MOST_PATH], "metrics": few, "steps": steps, "samples": 0}
 
 
-def failed(cause: str, message: str, traceback: str | None, step: int) -> Message:
-    return {"kind": "failed", "cause": cause, "message": message[:MOST_TEXT], "traceback": traceback, "step": step}
+def failed(cause: str, message: str, traceback: str | None, step: int, *, exit_status: int | None = None) -> Message:
+    return {
+        "kind": "failed",
+        "cause": cause,
+        "message": message[:MOST_TEXT],
+        "traceback": traceback,
+        "step": step,
+        "exit_status": exit_status,
+    }
 
 
 def decided(what: str, detail: str, checkpoint: str | None = None, step: int | None = None) -> Message:

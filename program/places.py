@@ -64,6 +64,8 @@ class Place(NamedTuple):
     """What the program was allowed to hold meanwhile. It is None where nobody knew."""
     predict_tokens: int | None = None
     """As `most_tokens`, of what is predicted without gradients."""
+    ranks: int = 1
+    """How many ranks there were, each with a place of its own."""
 
 
 def this_program() -> list[str]:
@@ -103,7 +105,7 @@ def read_document(folder: str) -> Any:
 def read_place(folder: str) -> Place:
     """Raises OSError, ValueError and TypeError where there is none."""
     place = Place(**read_document(folder))
-    numbers = (place.step, place.epoch, place.in_epoch, place.offset, place.loop, place.loop_from)
+    numbers = (place.step, place.epoch, place.in_epoch, place.offset, place.loop, place.loop_from, place.ranks)
     texts = (place.run_id, place.training, *place.program)
     bounds = (place.most_tokens, place.limit_bytes, place.predict_tokens)
     are_ours = all(type(number) is int for number in numbers) and all(isinstance(text, str) for text in texts)
@@ -211,6 +213,24 @@ def _state(torch: Any, text: str) -> Any:
 
 # --------------------------------------------------------------------------------------------------------------------
 # The state of a model, an optimizer and so on
+
+
+def part_savers(parts: dict[str, Any]) -> tuple[Callable[[str], None], Callable[[str], None]]:
+    """How a rank beside rank 0 writes what only it has of `parts`, gradients that are not added up yet, and reads it."""
+    torch = sys.modules.get("torch")
+
+    def save(folder: str) -> None:
+        gradients = {name: gradients_of(part) for name, part in parts.items()}
+        if torch is not None and any(gradients.values()):
+            torch.save(gradients, _in(folder))
+
+    def load(folder: str) -> None:
+        if torch is not None and os.path.exists(_in(folder)):
+            gradients = _read(torch, folder)
+            for name, part in parts.items():
+                give_gradients(part, gradients[name])
+
+    return save, load
 
 
 def savers(parts: dict[str, Any]) -> tuple[Callable[[str], None], Callable[[str], None]]:

@@ -34,6 +34,9 @@ class State(NamedTuple):
 
     save: Callable[[str], Any]
     load: Callable[[str], Any]
+    save_part: Callable[[str], Any] | None = None
+    load_part: Callable[[str], Any] | None = None
+    """The same of what only a rank beside rank 0 has, with a folder of its own. None means that there is nothing."""
 
 
 class Computes(NamedTuple):
@@ -260,7 +263,7 @@ class Run:
         training = life.training
         if not training.is_complete:
             training.is_complete, training.newest = True, None
-            if self._states:
+            if self._states and not life.session.follows:
                 life.session.save_now()
         training.finish(life.session, os.path.abspath(path) if path else "", metrics or {}, self.step)
 
@@ -268,11 +271,35 @@ class Run:
 
     def save(self) -> Checkpoint:
         """Writes a checkpoint, or gives back the newest where it holds all that was computed."""
-        assert self._life is not None
-        training = self._life.training
+        life = self._life
+        assert life is not None
+        training = life.training
         if training.newest is not None:
             return training.newest
-        place = Place(
+
+        def write(folder: str) -> None:
+            # Who has finished goes on with nothing, and the other ranks need not come to where that is said.
+            with contextlib.nullcontext() if training.is_complete else life.ranks.parts(folder):
+                for state in self._states:
+                    state.save(folder)
+
+        with self._joined_step.step.spare() if self._joined_step is not None else contextlib.nullcontext():
+            return training.save(self._place(), write)
+
+    def save_part(self, folder: str) -> None:
+        """Writes what only this rank knows into the checkpoint that rank 0 writes."""
+        assert self._life is not None
+
+        def write(own: str) -> None:
+            for state in self._states:
+                if state.save_part is not None:
+                    state.save_part(own)
+
+        self._life.training.save_part(folder, self._place(), write)
+
+    def _place(self) -> Place:
+        assert self._life is not None
+        return Place(
             run_id="",
             program=[],
             step=self.step,
@@ -286,13 +313,6 @@ class Run:
             loop_from=self._loop_from,
             trained_s=self._life.session.trained_s,
         )
-
-        def write(folder: str) -> None:
-            for state in self._states:
-                state.save(folder)
-
-        with self._joined_step.step.spare() if self._joined_step is not None else contextlib.nullcontext():
-            return training.save(place, write)
 
     def place(self) -> messages.Message:
         offset = self._life.training.offset if self._life is not None else 0
@@ -379,13 +399,17 @@ class Run:
         newest, place = life.training.newest, life.training.resumed
         if newest is not None and place is not None:
             self._load(newest, place)
-        life.session.begin(self)
+        life.session.begin(self, self.save_part)
         life.session.publish(phase="training", **self.place())
 
     def _load(self, newest: Checkpoint, place: Place) -> None:
+        life = self._life
+        assert life is not None
         try:
             for state in self._states:
                 state.load(newest.path)
+                if state.load_part is not None and life.session.follows and not place.is_complete:
+                    state.load_part(life.training.part_folder)
         except Exception as error:
             raise CheckpointError(
                 f"The checkpoint of step {newest.step:,} is whole, but this program cannot load it: {error}. If the program "
@@ -394,7 +418,7 @@ class Run:
         self.step, self.epoch, self._in_epoch = place.step, place.epoch, place.in_epoch
         self._loop_from, self._is_complete, self._resumed = place.loop_from, place.is_complete, place
         places.put_back(place.generators)
-        if self._is_complete:
+        if self._is_complete and not life.session.follows:
             which = "this training" if place.training == "1" else f"training {place.training}"
             done = f"complete at step {self.step:,}, so no step is left"
             print(f"memsup: {which} is {done}. To begin anew: {start_anew()}", file=sys.stderr)

@@ -6,6 +6,9 @@ pause blocks in `boundary`; leaving raises `Leave` out of it.
 
 Orders are carried out in three places. At a *boundary* the state is whole, and every order is. Between *parts* of a step it is
 not: what needs a whole state waits for the next boundary. While data is *waited* for, orders do not wait.
+
+Of several ranks (`ranks.py`) each comes to the same boundaries. Rank 0 has a session, the others follow it (`Following`), and
+what makes a process wait, or needs a whole state, is carried out at boundaries only.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Callable, Protocol
 
 from memsup import messages
 from memsup.about import LEFT_AS_TOLD, About
 from memsup.cadence import Experience, is_due
 from memsup.link import Link, Lost
 from memsup.memory import finish_queued, give_back
+from memsup.ranks import RankLink, Ranks
 from memsup.store import Checkpoint, CheckpointError
 
 SIGN_OF_LIFE_S = 1.0
@@ -65,15 +69,19 @@ class Program(Protocol):
 class Session:
     """One life of a guarded program. Belongs to the main thread."""
 
-    def __init__(self, link: Link, about: About, every_s: float | None) -> None:
-        """`every_s` is the seconds between checkpoints. None means that their cost decides."""
-        self.link, self.about = link, about
+    follows = False
+    """Whether another process decides, and this one does as it says."""
+
+    def __init__(self, link: Link | RankLink, about: About, every_s: float | None, ranks: Ranks | None = None) -> None:
+        """`every_s` is the seconds between checkpoints. None means that their cost decides. `ranks` are the others, if any."""
+        self.link, self.about, self.ranks = link, about, ranks or Ranks()
         self.every_s = every_s
         self.leaving: Leave | None = None
         """What the program was told to leave by. It is None where it was not."""
         self.trained_s = 0.0
         """Time in which the run was computing, in all its lives."""
         self._program: Program | None = None
+        self._save_part: Callable[[str], None] | None = None
         self._save_s: float | None = None
         self._held = False
         self._duty_fraction = 1.0
@@ -88,9 +96,12 @@ class Session:
         is whole then."""
         self._handler: Any = None
 
-    def begin(self, program: Program) -> None:
-        """Has orders go to `program` from now on."""
+    def begin(self, program: Program, save_part: Callable[[str], None] | None = None) -> None:
+        """Has orders go to `program` from now on. `save_part` writes what only this rank knows into the checkpoint that rank 0
+        writes into a folder. None means that it is never one of several.
+        """
         self._program, self.link.read_memory = program, program.memory
+        self._save_part = save_part
         self._saved_s = time.monotonic()
         self._measure_anew(program.place().get("step", 0))
 
@@ -182,18 +193,34 @@ class Session:
 
     def boundary(self) -> None:
         """Ends one piece of work after which the state is whole: counts it, keeps the pace, saves where that is due, carries
-        out what was ordered, waits while held. Raises `Leave` when the program is to exit.
+        out what was ordered, waits while held. Raises `Leave` when the program is to exit, and `RankGone`.
         """
         if self.leaving is not None:  # the program has caught it, and goes on all the same
             raise self.leaving
         assert self._program is not None, "a session has a program before its first boundary"
+        self.ranks.look()
         self.publish(ticks=self.link.progress["ticks"] + 1, **self._program.place())
         self._publish_pace(self.link.progress["step"], self.link.progress["total_steps"])
         rest_until_s = self._rest_until_s()
         if self.about.saves and self._is_save_due():
             self.save_if_possible()
         self._obey(rest_until_s, is_whole=True)
+        self.meet()
         self._busy_since_s = time.monotonic()
+
+    def meet(self) -> None:
+        """All ranks are here, or will be: what was asked of the others they do now, and then they go on."""
+        self.ranks.tell("go", step=self.link.progress["step"])
+
+    def end(self) -> None:
+        """This process ends as it should."""
+
+    def own_boundary(self) -> None:
+        """As `boundary`, where the state of this process is whole, and other ranks may be somewhere else."""
+        if self.ranks.is_alone:
+            self.boundary()
+        else:
+            self.part()
 
     def part(self) -> None:
         """Ends a piece of work after which the state is not whole, as between the parts of a step or two batches of an
@@ -212,7 +239,7 @@ class Session:
         if not self._can_be_urged():
             yield
             return
-        self._waits_whole, self._waits = is_whole, True
+        self._waits_whole, self._waits = is_whole and self.ranks.is_alone, True
         try:
             if not self.link.orders.empty():
                 self._urged()
@@ -288,6 +315,7 @@ class Session:
         for order in postponed:
             self._carry_out(order, is_whole=is_whole)
         while not self._gives_way():
+            self.ranks.look()
             wait_s = SIGN_OF_LIFE_S if self._held else min(SIGN_OF_LIFE_S, rest_until_s - time.monotonic())
             try:
                 order = self.link.orders.get(block=wait_s > 0, timeout=max(wait_s, 0))
@@ -310,7 +338,9 @@ class Session:
             self._postponed.append(order)
             return
         kind, order_id = order["kind"], order["order_id"]
-        if kind == "pace":
+        if kind in {"pause", "resume"} and not is_whole and not self.ranks.is_alone:
+            self._postponed.append(order)  # the others are not to wait for this one in a collective
+        elif kind == "pace":
             self._duty_fraction = float(order["duty_fraction"])
             self._done(order_id, f"computing {100 * self._duty_fraction:.0f} % of the time")
         elif kind == "pause" and order["mode"] == "hold":
@@ -343,6 +373,7 @@ class Session:
             if self._program is None or not self.about.cuts:
                 raise CannotLimitError("memsup does not cut what this program computes.")
             limit = self._program.limit(order)
+            self.ranks.tell("limit", order=order)
         except Exception as error:  # a device's driver may refuse it as well, and the program is to train on
             self.link.report(messages.order_failed(order["order_id"], str(error) or type(error).__name__))
         else:
@@ -359,6 +390,7 @@ class Session:
         if held:
             self._held_since_s, self._phase_before = time.monotonic(), self.link.progress["phase"]
             self.publish(phase="holding")
+            self.ranks.tell("hold")
             give_back()  # nothing is computed now, and others may be short
         else:
             self._saved_s += time.monotonic() - self._held_since_s
@@ -383,5 +415,62 @@ class Session:
             self._done(order_id, f"left at step {self.link.progress['step']}", note)
         self.link.report(messages.leaving(reason, note))
         self.link.flush()
+        self.ranks.tell("leave")
         self.leaving = Leave(LEFT_AS_TOLD)
         raise self.leaving
+
+
+class Following(Session):
+    """One life of a rank beside rank 0. Where its ranks meet it does what that says."""
+
+    follows = True
+
+    def __init__(self, link: RankLink, about: About) -> None:
+        super().__init__(link, about, None)
+        self._rank_link = link
+
+    def boundary(self) -> None:
+        """Ends one piece of work after which the state is whole, and meets the others. Raises `Leave`, and `RankGone`."""
+        if self.leaving is not None:
+            raise self.leaving
+        assert self._program is not None, "a session has a program before its first boundary"
+        self.publish(ticks=self.link.progress["ticks"] + 1, **self._program.place())
+        self.meet()
+
+    def meet(self) -> None:
+        assert self._program is not None, "a session has a program before its ranks meet"
+        if self._rank_link.is_over and self._rank_link.words.empty():
+            return
+        while (word := self._rank_link.next(self.tick))["what"] not in {"go", "over", "alone"}:
+            if word["what"] == "save":
+                self._write_part(word["folder"])
+            elif word["what"] == "hold":
+                give_back()
+            elif word["what"] == "limit":
+                with contextlib.suppress(Exception):  # as rank 0 is told of its own
+                    self._program.limit(word["order"])
+            elif word["what"] == "leave":
+                self.leaving = Leave(LEFT_AS_TOLD)
+                raise self.leaving
+
+    def _write_part(self, folder: str) -> None:
+        assert self._save_part is not None, "whoever follows says how it writes its part"
+        why = None
+        try:
+            self._save_part(folder)
+        except Exception as error:
+            why = f"rank {self._rank_link.group.rank} could not write its part: {error}"
+        self._rank_link.written(folder, why)
+
+    def end(self) -> None:
+        self._rank_link.ends()
+
+    def own_boundary(self) -> None:
+        self.tick()
+
+    def part(self) -> None:
+        self.tick()
+
+    @contextlib.contextmanager
+    def waiting(self, *, is_whole: bool = False) -> Iterator[None]:  # noqa: ARG002
+        yield

@@ -36,9 +36,20 @@ from memsup.cut_probe import (
     scalar,
     undisturbed,
 )
+from memsup.cut_ranks import Replicas, TalksToOthersError
 from memsup.cut_tree import loaded_torch
 from memsup.cut_weighting import Split, Weighting
-from memsup.memory import SoftLimit, begin_peak, end_peak, explained, give_back, is_out_of_memory, is_permanent, was_in_backward
+from memsup.memory import (
+    SoftLimit,
+    begin_peak,
+    end_peak,
+    explained,
+    give_back,
+    is_out_of_memory,
+    is_permanent,
+    lift,
+    was_in_backward,
+)
 
 LossCall = Callable[[Any], Any]
 """The loss of some rows, as a tensor of one number."""
@@ -121,6 +132,7 @@ class Step:
         parts grow again, and `predicted_tokens` that of what is predicted; None means that nobody has looked for one.
         """
         self._modules = _several(modules)
+        self._replicas = Replicas(self._modules)
         self._optimizers = [innermost(optimizer) for optimizer in _several(optimizers)]
         self._scaler = scaler
         self._boundary = boundary if boundary is not None else _nothing
@@ -237,8 +249,26 @@ class Step:
         with the gradients times the weight, and returns the loss without. They may be called again until the window ends.
         `begins` says whether this is the first micro-batch of a window. None means that it is found out: an optimizer has
         stepped, or somebody has changed or dropped the gradients. Raises what they raise; running out of memory only where
-        nothing smaller is left.
+        nothing smaller is left. Where several ranks add up their gradients after this micro-batch, they have done so.
         """
+        with self._replicas.apart() as is_added_up:
+            loss = self._own_micro_batch(batch, loss_of, backward, compute, begins)
+        if is_added_up:
+            lift()  # what runs out of memory while others wait for it is not done again
+            self._replicas.add_up()
+            if begins is None:
+                self._marks = self._marked()
+        return loss
+
+    def _own_micro_batch(
+        self,
+        batch: Any,
+        loss_of: LossCall,
+        backward: Callable[[Any], Any] | None,
+        compute: ComputeCall | None,
+        begins: bool | None,
+    ) -> Any:
+        """What of a micro-batch this rank has to compute."""
         run = compute if compute is not None else _computing(loss_of, backward)
         if self.refusal is not None:
             return self._whole(batch, run)
@@ -265,7 +295,8 @@ class Step:
 
     def predict(self, batch: Any, call: Callable[[Any], Any]) -> Any:
         """What `call` gives for a batch without gradients, in parts if need be: see `Prediction.of`."""
-        return self._prediction.of(batch, call)
+        with self._replicas.apart():
+            return self._prediction.of(batch, call)
 
     def end_window(self) -> None:
         """The optimizer has stepped, or what was computed is given up: forgets what is remembered of the window."""
@@ -457,7 +488,7 @@ class Step:
 
     def _ask(self, split: Split | None, loss_of: LossCall) -> None:
         """Finds out how losses are weighted, or why they cannot be. Leaves it open where this batch does not say."""
-        refusal = refused_by_type(self._modules, self._optimizers) if not self._is_type_known else None
+        refusal = refused_by_type(self._modules, self._optimizers, self._replicas) if not self._is_type_known else None
         self._is_type_known = True
         if refusal is None and split is None:
             refusal = Refusal.NO_ROWS
@@ -474,6 +505,8 @@ class Step:
                 seen = look(split, lambda part: [precision.noted(scalar(loss_of(part)))], self._modules)
         except NotAScalarError as error:
             refusal, detail = Refusal.NOT_A_SCALAR, str(error)
+        except TalksToOthersError as error:
+            refusal, detail = Refusal.SEVERAL_RANKS, str(error)
         except Exception as error:
             refusal, detail = Refusal.FAILED_IN_PROBE, f"{type(error).__name__}: {error}"[:2000]
         else:

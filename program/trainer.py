@@ -43,6 +43,8 @@ from memsup.trainer_given import Given
 
 SEAMS = ("get_train_dataloader", "get_batch_samples", "training_step", "_maybe_log_save_evaluate", "_save_checkpoint")
 """What a Trainer has to have to be guarded; those of before transformers 4.46 lack some of it."""
+_REPLICATED = {"NO", "MULTI_GPU", "MULTI_CPU"}
+"""How accelerate calls it where each rank has the whole model."""
 _LOGGED = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step")
 _under_way = False
 """Whether a `train()` of this process is guarded: one that it calls itself, of a teacher say, is part of it."""
@@ -116,15 +118,21 @@ def _begin(trainer: Any, resume: Any, trial: Any) -> _Guarded | None:
     if lacks:
         _say(f"this training is fenced, not attached: its Trainer has no {lacks[0]}. transformers 4.46 or newer is needed.")
         return None
+    kind = str(getattr(trainer.accelerator.distributed_type, "value", trainer.accelerator.distributed_type))
+    if kind not in _REPLICATED and trainer.args.world_size > 1:
+        if trainer.args.process_index == 0:
+            _say(f"this training is fenced, not attached: {kind} shares a model out to ranks, which memsup does not join.")
+        return None
     detail, wishes = _why_not_saved(trial), getattr(trainer, "memsups_wishes", _Wishes())
     found = life.begin(About(Seam.TRAINER, saves=not detail, not_cut=NotCut.NOT_PROBED, detail=detail), wishes.name)
     if found is None:
         return None
     found.session.every_s = wishes.save_every_s if wishes.save_every_s is not None else found.told.every_s
-    trainer_files.sweep(trainer.args.output_dir)
+    if not found.session.follows:
+        trainer_files.sweep(trainer.args.output_dir)
     guarded = _Guarded(trainer, found)
     guarded.find(resume)
-    found.session.begin(guarded)
+    found.session.begin(guarded, guarded.save_part)
     return guarded
 
 
@@ -211,7 +219,8 @@ class _Guarded:
             self._feed = Feed(
                 FeedPlace(feed["passes"], feed["given"], feed["begun_with"], tuple(feed["ahead"])), place.generators
             )
-            self._given.go_on(newest.path, more)
+            if not self.session.follows:
+                self._given.go_on(newest.path, more)
             return
         self.resumes_from = trainer_given.asked_for(self.trainer, self.session, asked)
         if not asked and self.session.about.saves:
@@ -264,13 +273,16 @@ class _Guarded:
             place = self.training.resumed
             assert place is not None
             self._put_back_logged(resumed["logged"])
+            if not self.life.ranks.is_alone:
+                trainer.current_flos = resumed["flops"]
             self._point = self._saved = _Point(
                 place.generators, self._feed.place, resumed["pending"], resumed["stops"], logged=resumed["logged"]
             )
             places.put_back(place.generators)
             self._resumed = None
             trainer.control.should_training_stop = resumed["stops"]
-            self._holds_gradients = trainer_files.read_gradients(trainer.model, self.resumes_from)
+            of_rank = self.resumes_from if self.training.is_complete else self.training.part_folder
+            self._holds_gradients = trainer_files.read_gradients(trainer.model, of_rank)
             if self.training.is_complete:
                 self._is_neutral = True
             else:
@@ -370,11 +382,11 @@ class _Guarded:
         if self._has_buffers or self._holds_gradients:
             self.session.part()
         else:
-            self.session.boundary()
+            self.session.own_boundary()
 
     def prediction_step_ended(self) -> None:
         """A batch of an evaluation is done."""
-        self.session.boundary()
+        self.session.own_boundary()
 
     def step_ended(self) -> None:
         """A step is done, and what it logs, evaluates and saves is not. In a loop of somebody's own it is the only sign."""
@@ -431,6 +443,33 @@ class _Guarded:
             return training.newest
         if point is None:
             raise CheckpointError("The training has not begun yet.")
+        place = self._place(point)
+
+        def write(folder: str) -> None:
+            with self.life.ranks.parts(folder):
+                self._write(point, place.generators, folder)
+
+        found = training.save(place, write)
+        self._saved = point
+        return found
+
+    def save_part(self, folder: str) -> None:
+        """Writes what only this rank knows into the checkpoint that rank 0 writes."""
+        point = self._point
+        if point is None:
+            raise CheckpointError("the training has not begun yet")
+        place = self._place(point)
+
+        def write(own: str) -> None:
+            with self._as_at(place.generators):
+                self.trainer._save_rng_state(folder)
+            if self._holds_gradients:
+                trainer_files.write_gradients(self.trainer.model, own)
+
+        self.training.save_part(folder, place, write)
+        self._saved = point
+
+    def _place(self, point: _Point) -> Place:
         state = self.trainer.state
         more = {
             "feed": point.feed.as_json(),
@@ -438,9 +477,10 @@ class _Guarded:
             "stops": point.stops,
             "logged": {name: float(value) if name == "_tr_loss" else value for name, value in (point.logged or {}).items()},
             "output": self._output,
+            "flops": float(point.flops),
             **self._given.as_json(),
         }
-        place = Place(
+        return Place(
             run_id="",
             program=[],
             step=state.global_step,
@@ -452,39 +492,67 @@ class _Guarded:
             trained_s=self.session.trained_s,
             more=more,
         )
-        found = training.save(place, functools.partial(self._write, point, place.generators))
-        self._saved = point
-        return found
 
     def _write(self, point: _Point, generators: places.Generators, folder: str) -> None:
         """Has Trainer write all that it goes on from into `folder`, as it was at `point`."""
         trainer, state = self.trainer, self.trainer.state
         lift()  # a save is not to fail for want of what a step may not take
-        drawn, args = places.take(), trainer.args
+        args = trainer.args
         flops, tokens, best = trainer.current_flos, state.num_input_tokens_seen, state.best_model_checkpoint
         only_model, pushes = args.save_only_model, args.push_to_hub
-        places.put_back(generators)
         trainer.current_flos, state.num_input_tokens_seen = point.flops, point.tokens
         args.save_only_model = args.push_to_hub = False
         try:
-            with trainer_files.written_into(trainer, folder):
+            with self._as_at(generators), trainer_files.written_into(trainer, folder), self._without_collectives():
                 self._save_as_ever(trainer.model, None)
             state.best_model_checkpoint = self._given.best(best)
             state.save_to_json(os.path.join(folder, trainer_files.STATE))
             if self._holds_gradients:
                 trainer_files.write_gradients(trainer.model, folder)
         finally:
-            places.put_back(drawn)
             args.save_only_model, args.push_to_hub = only_model, pushes
-            trainer.current_flos, state.num_input_tokens_seen = flops - point.flops, tokens
+            stored = point.flops if self.life.ranks.is_alone else 0
+            trainer.current_flos, state.num_input_tokens_seen = flops - stored, tokens
+
+    @contextlib.contextmanager
+    def _as_at(self, generators: places.Generators) -> Iterator[None]:
+        """The generators are these inside, and what they were afterwards."""
+        drawn = places.take()
+        places.put_back(generators)
+        try:
+            yield
+        finally:
+            places.put_back(drawn)
+
+    @contextlib.contextmanager
+    def _without_collectives(self) -> Iterator[None]:
+        """What Trainer saves inside it saves without the other ranks, which save what is theirs elsewhere: it would add up
+        operations over all of them, and wait for them where it looks for the best checkpoint.
+        """
+        if self.life.ranks.is_alone:
+            yield
+            return
+        state = self.trainer.state
+        best, state.best_global_step = getattr(state, "best_global_step", None), None
+        self.trainer.store_flos = _nothing
+        try:
+            yield
+        finally:
+            state.best_global_step = best
+            del self.trainer.store_flos
 
     def _save_checkpoint(self, whole: Any, *arguments: Any, **named: Any) -> None:
         """The user wants a checkpoint: the same files are ours and the user's."""
-        trainer = self.trainer
         if not self.session.about.saves:
             whole(*arguments, **named)
             return
         self._point = self._now(self._after)
+        if not self.session.follows:
+            self._save_as_wanted()
+        self.session.meet()
+
+    def _save_as_wanted(self) -> None:
+        trainer = self.trainer
         try:
             with self._given.wanted() as target:
                 self._given.give(self.session.save_now()["path"], target)
@@ -496,7 +564,7 @@ class _Guarded:
 
     def _mend_what_was_written_to(self) -> None:
         """Where a callback has written to files of the checkpoint that was just given, memsup's own is written anew."""
-        if self._given.was_written_to():
+        if self._given.was_written_to():  # never where another rank has given it
             self.training.newest = self._saved = None
             self.session.save_if_possible()
 
@@ -512,11 +580,14 @@ class _Guarded:
             places.put_back(resumed.generators)
             output = type(output)(*told_then)
             which = "this training" if training.key == "1" else f"training {training.key}"
-            _say(f"{which} is complete at step {output[0]:,}, so no step is left. To begin anew: {start_anew()}")
+            if not self.session.follows:
+                _say(f"{which} is complete at step {output[0]:,}, so no step is left. To begin anew: {start_anew()}")
         elif self.session.about.saves:
             training.is_complete = True
             self._point, self._output = self._now(), list(output)
-            self.session.save_if_possible()
+            if not self.session.follows:
+                self.session.save_if_possible()
+            self.session.meet()
         metrics = {name: value for name, value in output[2].items() if isinstance(value, (int, float))}
         training.is_complete = True
         training.finish(self.session, self._result(), metrics, output[0])
@@ -591,6 +662,10 @@ def _callback() -> Any:
             self.guarded.epoch_ended()
 
     return MemsupCallback()
+
+
+def _nothing() -> None:
+    """What is called in place of what is not to be done."""
 
 
 def _zero(trainer: Any) -> Any:

@@ -8,12 +8,14 @@ they only grow. The newest checkpoint of one that is complete is kept: it says s
 from __future__ import annotations
 
 import contextlib
-from typing import Callable, NamedTuple
+import os
+from typing import Any, Callable, NamedTuple
 
 from memsup import messages, places
 from memsup.about import NotAttached
-from memsup.link import NotAttachedError, Told
+from memsup.link import NotAttachedError, Told, start_anew
 from memsup.places import Place
+from memsup.ranks import part_of
 from memsup.session import Session
 from memsup.store import Checkpoint, CheckpointError, SetAside, Store
 
@@ -45,8 +47,10 @@ def _name(place: Place) -> str:
 class Training:
     """One training, from the newest checkpoint of it to its end."""
 
-    def __init__(self, told: Told, key: str) -> None:
+    def __init__(self, told: Told, key: str, rank: int = 0, ranks: int = 1) -> None:
+        """`rank` is the number of this process among `ranks`."""
         self.key, self.program, self.run_id = key, places.this_program(), told.run_id
+        self._rank, self._ranks = rank, ranks
         self.store = Store(told.checkpoints, told.keep, _training_of)
         self.offset = 0
         """The steps of the trainings before it."""
@@ -94,12 +98,51 @@ class Training:
             raise NotAttachedError(NotAttached.UNREADABLE, f"its checkpoints cannot be told: {error}") from None
         self._judge(others)
         _tell_of_damage(session, newest, aside)
+        resumed = self.resumed
+        if newest is not None and resumed is not None and resumed.ranks != self._ranks and not resumed.is_complete:
+            then, now = _several(resumed.ranks), "are " + str(self._ranks) if self._ranks > 1 else "is one"
+            raise CheckpointError(
+                f"The checkpoint of step {newest.step:,} is one of {then}, and now there {now}, which would see other data. "
+                f"Start {then} again, or begin anew: {start_anew()}"
+            )
         if self.resumed is not None:
             self.offset, self.is_complete = self.resumed.offset, self.resumed.is_complete
         else:
             self.offset = max((place.offset + place.step for place in others), default=0)
         self.newest = newest
         return newest
+
+    def as_told(self) -> dict[str, Any]:
+        """What the other ranks are told of the newest checkpoint."""
+        newest = self.newest._asdict() if self.newest is not None else None
+        return {"newest": newest, "offset": self.offset, "is_complete": self.is_complete}
+
+    def follow(self, told: dict[str, Any]) -> None:
+        """Takes over what rank 0 has found. Raises `CheckpointError` where the part of this rank is not there."""
+        self.offset, self.is_complete = int(told["offset"]), bool(told["is_complete"])
+        self.newest = Checkpoint(**told["newest"]) if told["newest"] is not None else None
+        if self.newest is not None:
+            folder = self.newest.path if self.is_complete else self.part_folder
+            try:
+                self.resumed = places.read_place(folder)
+            except (OSError, ValueError, TypeError) as error:
+                raise CheckpointError(f"The part of rank {self._rank} in {self.newest.path} cannot be read: {error}.") from None
+
+    @property
+    def part_folder(self) -> str:
+        """The folder in the newest checkpoint that has what only this rank knows."""
+        assert self.newest is not None, "it has found one"
+        return part_of(self.newest.path, self._rank)
+
+    def save_part(self, folder: str, place: Place, write: Callable[[str], None]) -> None:
+        """Writes what `write` puts into a folder, and `place`, into the checkpoint that rank 0 writes in `folder`. Raises what
+        `write` raises.
+        """
+        own = part_of(folder, self._rank)
+        os.mkdir(own, 0o700)
+        write(own)
+        places.write_place(own, self._stands(place))
+        self.newest = None
 
     def fitted(self, limit_bytes: int | None) -> Bounds:
         """The bounds with which the life before got on, where it had as much room as there is now, or more; else none."""
@@ -112,14 +155,7 @@ class Training:
         """Makes a checkpoint of what `write` puts into the folder that it is given, and `place`. Raises `CheckpointError`, and
         what `write` raises.
         """
-        stands = place._replace(
-            run_id=self.run_id,
-            program=self.program,
-            training=self.key,
-            offset=self.offset,
-            is_complete=self.is_complete,
-            **(self.bounds._asdict() if self.bounds is not None else {}),
-        )
+        stands = self._stands(place)
 
         def write_all(folder: str) -> None:
             write(folder)
@@ -128,10 +164,26 @@ class Training:
         self.newest = self.store.save(self.offset + place.step, write_all, self._name)
         return self.newest
 
+    def _stands(self, place: Place) -> Place:
+        return place._replace(
+            run_id=self.run_id,
+            program=self.program,
+            training=self.key,
+            offset=self.offset,
+            is_complete=self.is_complete,
+            ranks=self._ranks,
+            **(self.bounds._asdict() if self.bounds is not None else {}),
+        )
+
     def finish(self, session: Session, path: str, metrics: dict[str, float], step: int) -> None:
         """Tells that the training is complete after `step` steps of its own, and its result lies at `path`."""
         session.link.report(messages.finished(path, metrics, self.offset + step))
         session.link.flush()
+        session.ranks.over()
+
+
+def _several(ranks: int) -> str:
+    return f"{ranks} ranks" if ranks > 1 else "one process"
 
 
 def _tell_of_damage(session: Session, newest: Checkpoint | None, aside: list[SetAside]) -> None:

@@ -362,6 +362,8 @@ class DecisionKind(enum.StrEnum):
     """A way of cutting or computing that was asked for is not taken: the model would see it, or does not know it."""
     OTHER_BITS = "other_bits"
     """The run goes on where it computes other last bits than before, as with another number of threads."""
+    RANK_LOST = "rank_lost"
+    """A rank of a command has ended, and its launcher begins all of them anew."""
     CURVES_FAILED = "curves_failed"
     """Curves that are wanted cannot be written; the training goes on."""
 

@@ -84,6 +84,8 @@ class Event(enum.StrEnum):
     """The worker computes in another way than was asked for: the model would see it, or does not know it."""
     OTHER_BITS = "other_bits"
     """The run goes on where it computes other last bits than before, as with another number of threads."""
+    RANK_LOST = "rank_lost"
+    """A rank of a command has ended, and its launcher begins all of them anew."""
     CURVES_FAILED = "curves_failed"
     """The worker cannot write the curves that are wanted; the training goes on."""
     SETTINGS = "settings"

@@ -69,10 +69,10 @@ def endless_loop(folder: Path) -> list[str]:
     return ["env", "EPOCHS=1000000", "STEP_S=0.05", "EVERY_S=1000", *write_loop(folder)]
 
 
-def undisturbed(folder: Path) -> Any:
+def undisturbed(folder: Path, program: str = LOOP) -> Any:
     """What the program ends with by itself, without `memsup start`."""
     folder.mkdir()
-    (folder / "loop.py").write_text(LOOP)
+    (folder / "loop.py").write_text(program)
     done = subprocess.run([sys.executable, "loop.py"], cwd=folder, env=os.environ | {"STEP_S": "0"}, check=True, timeout=60)
     assert done.returncode == 0
     return result(folder)

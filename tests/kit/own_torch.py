@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from kit.cli_process import memsup
@@ -39,6 +40,71 @@ for inputs, labels in run.steps(loader, epochs=3):
         os.kill(os.getpid(), 9)
 torch.save(model.state_dict(), "weights.pt")
 run.finish("weights.pt")
+"""
+
+RANKED = """
+import os, torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+import memsup
+
+torch.manual_seed(1)
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo")
+rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
+x, y = torch.randn(48, 10), torch.randint(0, 3, (48,))
+data = torch.utils.data.TensorDataset(x[rank::count], y[rank::count])
+loader = torch.utils.data.DataLoader(data, batch_size=4)
+model = DistributedDataParallel(nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 3)))
+optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+run = memsup.guard(model=model, optimizer=optimizer, save_every_s=0)
+short_of_memory = {"forward": (2, 2), "backward": (4, 1), "evaluation": (5, 2)} if rank == 1 else {}
+
+
+def fails(where, rows):
+    step, most = short_of_memory.get(where, (-1, 0))
+    if run.step == step and rows > most:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: as a test has it")
+
+
+def scores_of(part):
+    scores = model(part)
+    fails("forward" if torch.is_grad_enabled() else "evaluation", len(part))
+    if scores.requires_grad:
+        scores.register_hook(lambda _: fails("backward", len(part)))
+    return scores
+
+
+for batch in run.steps(loader, epochs=3):
+    if os.environ.get("DIES_AT") == f"{rank} {run.step}" and not os.path.exists("died"):
+        open("died", "w").close()
+        os.kill(os.getpid(), 9)
+    run.backward(lambda part: nn.functional.cross_entropy(scores_of(part[0]), part[1]), batch)
+    if run.step % 2:
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        assert len(run.predict(scores_of, batch[0])) == 4
+if rank == 0:
+    torch.save(model.module.state_dict(), "weights.pt")
+    run.finish("weights.pt")
+"""
+
+RANKED_BY_ONE = """
+import torch
+from torch import nn
+
+torch.manual_seed(1)
+x, y = torch.randn(48, 10), torch.randint(0, 3, (48,))
+model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 3))
+optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+for step in range(18):
+    rows = slice(8 * (step % 6), 8 * (step % 6) + 8)
+    nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+    if step % 2:
+        optimizer.step()
+        optimizer.zero_grad()
+torch.save(model.state_dict(), "weights.pt")
 """
 
 COMPUTED_IN_PARTS = """
@@ -151,9 +217,19 @@ torch.save(model.state_dict(), "weights.pt")
 """
 
 
-def alone_and_guarded(folder: Path, program: str, *options: str, **environment: str) -> None:
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def alone_and_guarded(
+    folder: Path,
+    program: str,
+    *options: str,
+    by_one: str | None = None,
+    launcher: Sequence[str] = (sys.executable,),
+    **environment: str,
+) -> None:
     """Has a program train in a folder of its own each: `alone`, in this process, and `guarded` by a run of these options, to
-    their ends.
+    their ends. `by_one` is what trains alone where the program is one of several ranks.
     """
     for name in ("alone", "guarded"):
         (folder / name).mkdir()
@@ -162,9 +238,9 @@ def alone_and_guarded(folder: Path, program: str, *options: str, **environment: 
 
     threads = torch.get_num_threads()
     with contextlib.chdir(folder / "alone"):
-        exec(compile(program, "train.py", "exec"), {"__name__": "__main__"})
+        exec(compile(by_one or program, "train.py", "exec"), {"__name__": "__main__"})
     torch.set_num_threads(threads)
-    started = memsup("start", "--wait", *options, "--", sys.executable, "train.py", cwd=folder / "guarded", **environment)
+    started = memsup("start", "--wait", *options, "--", *launcher, "train.py", cwd=folder / "guarded", **environment)
     assert started.returncode == 0, started.stderr + printed()
 
 

@@ -13,6 +13,7 @@ from memsup.about import About, NotAttached, NotCut, Seam
 from memsup.cut_probe import Refusal
 from memsup.joined_step import why_not_cut
 from memsup.memory import read_memory
+from memsup.ranks import Group, lost_rank
 from memsup.shared import messages as m
 
 NOTE = said.note("/c/step-00000005", 5, 1.0, verified=True, save_s=None, size_bytes=7)
@@ -36,6 +37,8 @@ SAID: list[tuple[said.Message, type[m.Report]]] = [
     (said.finished("/x" * 9000, {"n" * 300 + str(number): number for number in range(2000)}, 9), m.Finished),
     (said.failed("crash", "m", "t", 3), m.Failed),
     (said.failed("bad_input", "m", None, 3), m.Failed),
+    *[(report, kind) for report, kind in zip(lost_rank(1, -9, 3, Group(0, 2, "k", 0, 1)), (m.Decided, m.Failed), strict=True)],
+    ({**said.out_of_memory("forward", "cpu", 3, 64, 32, "d"), "rank": 1}, m.OutOfMemory),
     (said.decided("checkpoint_damaged", "d", "/x", 3), m.Decided),
     (said.decided("checkpoint_failed", "d"), m.Decided),
 ]

@@ -15,6 +15,7 @@ from memsup.about import About, Seam
 from memsup.link import Link, Lost, Told
 from memsup.memory import read_memory
 from memsup.messages import Message
+from memsup.ranks import Group, Ranks
 from memsup.session import CannotLimitError, Leave, Session
 from memsup.store import Checkpoint
 
@@ -50,9 +51,9 @@ class Program:
 class Play:
     """A session, and what it says."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks | None = None) -> None:
         self.link = Link(Told(TOLD), About(Seam.CALLS))
-        self.session = Session(self.link, About(Seam.CALLS, cuts=True, not_cut=None), 1000.0)
+        self.session = Session(self.link, About(Seam.CALLS, cuts=True, not_cut=None), 1000.0, ranks)
         self.program = Program()
         self.session.begin(self.program)
 
@@ -135,6 +136,18 @@ def test_a_program_that_holds_within_a_step_gives_way_to_what_it_leaves_by(play:
     assert [kind for kind, _ in play.said()] == ["done", "order_failed"]
     assert play.link.progress["phase"] == "starting", "it holds no longer"
     assert play.program.saves == 0
+
+
+def test_the_first_of_several_ranks_holds_at_a_boundary_only_where_the_others_wait_outside_of_a_collective() -> None:
+    play = Play(Ranks(Told(TOLD), Group(0, 2, "a")))
+    play.order("pause", mode="hold")
+    play.order("resume")
+    play.session.part()
+    play.session.own_boundary()
+    with play.session.waiting(is_whole=True):
+        assert play.said() == []
+    play.session.boundary()
+    assert [detail for _, detail in play.said()] == ["holding", "continuing"]
 
 
 def waits(play: Play, seconds: float) -> None:

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 from kit.cli_process import end_supervisors
 from kit.own_program import printed
-from kit.own_torch import ACCELERATED, COMPUTED_IN_PARTS, LIGHTNING, TORCH, alone_and_guarded, most_difference
+from kit.own_torch import (
+    ACCELERATED,
+    COMPUTED_IN_PARTS,
+    LIGHTNING,
+    RANKED,
+    RANKED_BY_ONE,
+    TORCH,
+    TORCHRUN,
+    alone_and_guarded,
+    most_difference,
+)
 from kit.run_state import ledger, status, step_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trainer")]
@@ -42,6 +52,21 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts_by_backward_and_the_next
     assert "out_of_memory" not in events[events.index("death") :]
     assert status()["restarts"] == 1
     assert (status()["batch"]["effective"], status()["batch"]["micro_rows"]) in {(2048, 1024), (2048, 512)}
+    assert most_difference(tmp_path) <= 1e-5
+
+
+def test_ranks_of_torchrun_end_with_what_one_process_learns_where_one_is_short_of_memory_and_dies(tmp_path: Path) -> None:
+    """Rank 1 runs out of memory in a forward pass, in a backward pass and in an evaluation, each time alone, and is killed
+    while rank 0 waits for it in a collective, with gradients of half a window. The optimizer steps in every second step.
+    """
+    alone_and_guarded(tmp_path, RANKED, by_one=RANKED_BY_ONE, launcher=TORCHRUN, DIES_AT="1 7")
+    starved = [line for line in ledger() if line["event"] == "out_of_memory"]
+    assert len(starved) == 3, starved
+    assert all("(rank 1)" in line["reason"] for line in starved)
+    (death,) = [line for line in ledger() if line["event"] == "death"]
+    assert (death["cause"], status()["restarts"]) == ("killed", 1)
+    assert death["reason"] == "Rank 1 was killed by SIGKILL in step 8, so the step ended for all 2 ranks."
+    assert "cut_refused" not in {line["event"] for line in ledger()}
     assert most_difference(tmp_path) <= 1e-5
 
 

@@ -64,7 +64,7 @@ NOT_CUT = {
     NotCut.CHANGES_ITSELF: "the model changes its own buffers in each forward pass",
     NotCut.AUXILIARY_LOSS: "its loss has a part that belongs to the whole batch, as for the experts of a mixture",
     NotCut.DATA_PARALLEL: "DataParallel shares batches out to several devices",
-    NotCut.SEVERAL_RANKS: "it is set up for several processes that compute one step together, as torchrun does even for one",
+    NotCut.SEVERAL_RANKS: "several ranks compute its steps, and not with DistributedDataParallel on CPUs alone",
     NotCut.DRAWN_COMPLETIONS: "it learns from completions that it draws for the whole batch",
     NotCut.STEPS_IN_BACKWARD: "its optimizer steps during the backward pass",
     NotCut.NOT_A_SCALAR: "its loss is not one number in a tensor",
@@ -76,7 +76,7 @@ NOT_CUT = {
 }
 NOT_ATTACHED = {
     NotAttached.NOT_MAIN_THREAD: "memsup.guard was called in another thread than the main one",
-    NotAttached.SEVERAL_RANKS: "it is one of several ranks, which memsup does not join yet",
+    NotAttached.SEVERAL_RANKS: "it is one of several ranks, which memsup cannot join",
     NotAttached.OTHER_RUN: "its checkpoint.folder has another run's checkpoints",
     NotAttached.OTHER_PROGRAM: "another program of the same command has begun its training and not ended it",
     NotAttached.UNREADABLE: "its checkpoints cannot be told",
