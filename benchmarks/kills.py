@@ -1,6 +1,6 @@
 """Bit-identity under fire: runs killed with SIGKILL at random instants, compared with one that was left alone.
 
-    python benchmarks/kills.py [--kills 200] [--seed N] [--ranks 2] [--back on|off]
+    python benchmarks/kills.py [--kills 200] [--seed N] [--ranks 2] [--back on|off | --lost]
 
 Each run of the tiny job is killed up to ten times (worker, supervisor or both; with several ranks up to 35 times, and also one
 of the others) and must end with exactly the weights, optimizer state and audit digest of the undisturbed run. Prints a Markdown
@@ -8,6 +8,10 @@ table of the kills and the verdict; exit code 1 if one differs.
 
 With `--back` only workers are killed, while they train, in one long run, with a process that stands by (on) or without (off):
 how long it takes from each kill to the next step that is done, how much work it cost, and what stands by took of the processor.
+
+With `--lost` checkpoints are ten minutes apart, each step waits a twentieth of a second, since the machine is others' as well,
+and the worker is killed up to 25 s after a state was kept in memory: how much work each kill cost, and whether what was done
+again came to the same bits.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from typing import Any
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from kit import FAULTS
 from kit.cli_process import eventually, memsup
 from kit.killed_runs import Tally, disturbed, end_supervisors, make_job, undisturbed
 from kit.run_state import ledger, status, until
@@ -38,6 +43,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--back", choices=("on", "off"))
+    parser.add_argument("--lost", action="store_true")
     options = parser.parse_args()
     print(f"Seed {options.seed}.", flush=True)
     draw, tally, runs, different = random.Random(options.seed), Tally(), 0, 0
@@ -46,6 +52,8 @@ def main() -> int:
         job = Path(folder) / "job"
         if options.back is not None:
             return back(job, draw, options.kills, options.back)
+        if options.lost:
+            return lost(job, draw, options.kills)
         is_alone = options.ranks == 1
         epochs, kills, lanes = (60, 10, 2) if is_alone else (20, 35, 1)
         make_job(job, epochs=epochs, amp="auto", lanes=lanes, ranks=options.ranks)
@@ -90,15 +98,54 @@ def back(job: Path, draw: random.Random, kills: int, standby: str) -> int:
         deaths = [line for line in ledger("back") if line["event"] == "death"]
     finally:
         end_supervisors()
+    print(f"{len(took_s)} kills, {born} workers forked from what stood by; it took {of_warm} s of a core.")
+    print_costs(took_s, deaths)
+    return 0
+
+
+def lost(job: Path, draw: random.Random, kills: int) -> int:
+    """Kills the worker of one run again and again, and prints how much work that cost."""
+    make_job(job, epochs=100_000, every="10m", lanes=1)
+    os.environ |= {"PYTHONPATH": str(FAULTS), "FAULT_STEP_S": "0.05"}
+    took_s: list[float] = []
+    different, kept = 0, 0
+    audit = run_paths("lost").state / "audit.txt"
+    try:
+        memsup("start", "--run", "lost", "--set", "recovery.standby=on", "--set", "recovery.in_memory=on", cwd=job)
+        until(lambda seen: seen["state"] == "running", run="lost")
+        memsup("checkpoint", "--run", "lost")
+        while len(took_s) < kills:
+            # Deaths without anything newer wait longer.
+            kept = kept_step(until(lambda seen: kept_step(seen) > kept, within_s=300, run="lost"))  # noqa: B023
+            time.sleep(draw.uniform(0, 25))
+            seen = status("lost")
+            os.kill(seen["worker_pid"], signal.SIGKILL)
+            kept, lines = max(kept, kept_step(seen)), audit.read_bytes()
+            took_s.append(seconds_to_next_step(audit))
+            eventually(lambda: audit.stat().st_size > len(lines), 300)  # noqa: B023
+            with audit.open("rb") as file:
+                different += file.read(len(lines)) != lines
+            print(f"kill {len(took_s)}: back after {took_s[-1]:.2f} s", flush=True)
+        lines_of = {event: [line for line in ledger("lost") if line["event"] == event] for event in ("death", "memory_used")}
+    finally:
+        end_supervisors()
+    print(f"{kills} kills, {len(lines_of['memory_used'])} gone on from memory, {different} with other bits.")
+    print_costs(took_s, lines_of["death"])
+    return 1 if different else 0
+
+
+def print_costs(took_s: list[float], deaths: list[Any]) -> None:
     lost_s = [line.get("lost_s", 0.0) for line in deaths]
     delays_s = [line["delay_s"] for line in deaths]
-    print(f"{len(took_s)} kills, {born} workers forked from what stood by; it took {of_warm} s of a core.")
     print("\n| seconds | p50 | p99 | max |\n|---|---|---|---|")
     for what, values in (("kill → next step", took_s), ("of that, waiting", delays_s), ("work lost", lost_s)):
         ordered = sorted(values)
         p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
         print(f"| {what} | {ordered[len(ordered) // 2]:.2f} | {p99:.2f} | {ordered[-1]:.2f} |")
-    return 0
+
+
+def kept_step(seen: Any) -> int:
+    return seen["checkpoint"]["memory_step"] or 0
 
 
 def saved_step(seen: Any) -> int:

@@ -37,7 +37,7 @@ JOB = ["--demo", "--run", "bench"]
 for setting in ("training.tune=false", "training.lanes=2", "checkpoint.every=10h"):
     JOB += ["--set", setting]
 ALONE = """
-import os, sys
+import os, socket, sys
 from memsup.worker.__main__ import LIBRARIES
 os.environ.update(LIBRARIES | os.environ)  # as the worker does, before torch is loaded
 from memsup.shared.messages import Welcome
@@ -49,8 +49,8 @@ from memsup.worker.train import train
 
 paths = run_paths("bench")
 record = read_record(paths.record)
-read_end, write_end = os.pipe()
-link = Link(paths, run_id=record.run_id, lifeline_fd=read_end)  # never started: no thread, no socket
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+link = Link(paths, run_id=record.run_id, lifeline_fd=theirs.detach())  # never started: no thread, no socket
 welcome = Welcome(run_id=record.run_id, lease_s=1e9, memory_limit_bytes=None, micro_tokens_limit=None)
 train(record, paths, welcome, Session(link))
 """

@@ -11,6 +11,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,8 +58,8 @@ def verify(path: Path, full: bool = True, *, from_disk: bool = False) -> Info:
                     raise Damaged(f"{file.name} has {size} bytes, but {file.bytes} were written.")
                 if file.name.endswith(SUFFIX):
                     tensors[file.name] = {tensor.name for tensor in read_header(fd, size, file.name)}
-                if full and not file.is_hash(_hash(fd, size, file, from_disk)):
-                    raise Damaged(f"{file.name} is not what was written: its hash does not match.")
+                if full:
+                    check_hash(fd, file, from_disk=from_disk)
             finally:
                 os.close(fd)
         for file in manifest.files:
@@ -84,6 +85,12 @@ def read_json(path: Path, name: str, kind: type[T] | Any = Any) -> T:
         raise Damaged(f"{name} is missing.") from None
     finally:
         os.close(folder_fd)
+    found: T = decode(document, name, kind)
+    return found
+
+
+def decode(document: bytes, name: str, kind: type[T] | Any = Any) -> T:
+    """The JSON `document`, which is the file `name`, as `kind`. Raises `Damaged`."""
     try:
         decoded: T = msgspec.json.decode(document, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -100,11 +107,14 @@ def read_manifest(folder_fd: int) -> Manifest:
     return manifests.unseal(document)
 
 
-def read_header(fd: int, file_bytes: int, name: str) -> list[Placed]:
-    """The tensors that the safetensors file at `fd` holds. Raises `Damaged`."""
+def read_header(fd: int, file_bytes: int, name: str, *, begin: int = 0) -> list[Placed]:
+    """The tensors that the safetensors file holds which lies in `fd` from `begin` on; their places are counted in `fd`. Raises
+    `Damaged`.
+    """
     try:
-        length = header_length(_read(fd, 8, 0), file_bytes)
-        return decode_header(_read(fd, length, 8), file_bytes)
+        length = header_length(read_piece(fd, 8, begin), file_bytes)
+        found = decode_header(read_piece(fd, length, begin + 8), file_bytes)
+        return [replace(tensor, start=tensor.start + begin, end=tensor.end + begin) for tensor in found] if begin else found
     except Damaged as error:
         raise Damaged(f"{name} {error}") from None
     except OSError as error:
@@ -159,14 +169,14 @@ def read_small(folder_fd: int, name: str, limit_bytes: int) -> bytes:
     try:
         if size > limit_bytes:
             raise Damaged(f"{name} has {size} bytes; no real one has more than {limit_bytes}.")
-        return _read(fd, size, 0)
+        return read_piece(fd, size, 0)
     except OSError as error:
         raise _judged(error, name) from None
     finally:
         os.close(fd)
 
 
-def _read(fd: int, count: int, place: int) -> bytes:
+def read_piece(fd: int, count: int, place: int) -> bytes:
     """Up to `count` bytes from `place`; fewer only where the file ends."""
     parts = []
     while count and (part := os.pread(fd, min(count, PIECE_BYTES), place)):
@@ -176,15 +186,16 @@ def _read(fd: int, count: int, place: int) -> bytes:
     return b"".join(parts)
 
 
-def _hash(fd: int, size: int, file: File, from_disk: bool) -> str:
+def check_hash(fd: int, file: File, *, begin: int = 0, from_disk: bool = False) -> None:
+    """Compares the bytes of a file, which lies in `fd` from `begin` on, with its hash. Raises `Damaged`."""
     hash_ = file.new_hash()
     buffer = memoryview(mmap.mmap(-1, PIECE_BYTES))  # begins at a page's boundary, as O_DIRECT wants
     if from_disk:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         _set_direct(fd, True)
-    place = 0
+    place, end = begin, begin + file.bytes
     try:
-        while place < size:
+        while place < end:
             try:
                 count = os.preadv(fd, [buffer], place)
             except OSError as error:
@@ -194,11 +205,12 @@ def _hash(fd: int, size: int, file: File, from_disk: bool) -> str:
                 count = os.preadv(fd, [buffer], place)
             if count == 0:
                 break
-            hash_.update(buffer[:count])
+            hash_.update(buffer[: min(count, end - place)])
             place += count
     except OSError as error:
         raise _judged(error, file.name) from None
-    return hash_.hexdigest()
+    if not file.is_hash(hash_.hexdigest()):
+        raise Damaged(f"{file.name} is not what was written: its hash does not match.")
 
 
 def _set_direct(fd: int, direct: bool) -> None:

@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from memsup.checkpoint.durable import PIECE_BYTES, DurableFile
+from memsup.checkpoint.durable import PIECE_BYTES
 from memsup.checkpoint.errors import Damaged
 from memsup.checkpoint.header import (
     INDEX_SUFFIX,
@@ -39,7 +40,13 @@ class Tensor:
     chunks: Callable[[], Iterator[memoryview]]
 
 
-def write_shard(file: DurableFile, tensors: list[Tensor]) -> None:
+class _Written(Protocol):
+    """A file that is being written."""
+
+    def write(self, content: memoryview) -> None: ...
+
+
+def write_shard(file: _Written, tensors: list[Tensor]) -> None:
     """Writes one safetensors file. Raises ValueError if a tensor's chunks are not of the size it claims."""
     file.write(memoryview(encode_header(tensors)))
     for tensor in tensors:
@@ -65,12 +72,18 @@ def open_tensors(path: Path, stem: str, buffer: memoryview | None = None) -> Ite
             try:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
                 buffer = buffer or memoryview(mmap.mmap(-1, PIECE_BYTES))
-                for place in read_header(fd, size, name):
-                    yield Tensor(place.name, place.dtype, place.shape, _Reader(fd, place, buffer, name).chunks)
+                yield from tensors_in(fd, size, name, buffer)
             finally:
                 os.close(fd)
     finally:
         os.close(folder_fd)
+
+
+def tensors_in(fd: int, file_bytes: int, name: str, buffer: memoryview | None = None, *, begin: int = 0) -> Iterator[Tensor]:
+    """The tensors of the safetensors file `name`, which lies in `fd` from `begin` on. Raises `Damaged`."""
+    buffer = buffer or memoryview(mmap.mmap(-1, PIECE_BYTES))
+    for place in read_header(fd, file_bytes, name, begin=begin):
+        yield Tensor(place.name, place.dtype, place.shape, _Reader(fd, place, buffer, name).chunks)
 
 
 def _shards(folder_fd: int, stem: str) -> list[str]:

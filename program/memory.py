@@ -149,12 +149,18 @@ class SoftLimit:
 
     def __init__(self, worker_limit_bytes: int | None) -> None:
         self._worker_limit_bytes = worker_limit_bytes
+        self._left_bytes = 0
         self._soft_bytes, self._measured_s = 0, -math.inf
 
     def limit_to(self, worker_limit_bytes: int | None) -> None:
         """Takes in that the worker may hold more or less, from the next `renew` or `keep` on."""
         if worker_limit_bytes != self._worker_limit_bytes:
             self._worker_limit_bytes, self._measured_s = worker_limit_bytes, -math.inf
+
+    def leave(self, size_bytes: int) -> None:
+        """Takes in that so much of the limit is taken by what this process does not map, from the next `renew` or `keep` on."""
+        if size_bytes != self._left_bytes:
+            self._left_bytes, self._measured_s = size_bytes, -math.inf
 
     def renew(self) -> None:
         """Measures anew what is reserved and untouched. Costs some ten microseconds.
@@ -163,7 +169,7 @@ class SoftLimit:
         """
         if self._worker_limit_bytes is not None:
             self._measured_s = time.monotonic()
-            self._soft_bytes = soft_limit_bytes(self._worker_limit_bytes, held())
+            self._soft_bytes = soft_limit_bytes(self._worker_limit_bytes - self._left_bytes, held())
             self._set(self._soft_bytes)
 
     def keep(self) -> None:

@@ -13,6 +13,7 @@ Worker socket (worker DEALER → supervisor ROUTER):
                           ◄──       Welcome     the limits of this life; nothing is allocated before it came
     Heartbeat …           ──►
                           ◄──       Lease …     the supervisor still guards; when it runs out, the worker leaves
+                          ◄──       KeepState   how often to hand the newest state over in memory, or no more
                           ◄──       an order    (Checkpoint, LimitMicroBatch, LimitMemory, Pace, Pause, Resume, Stop)
     Accepted              ──►                   at once, from the link's thread
     Done or OrderFailed   ──►                   when the boundary was reached and the order carried out
@@ -111,6 +112,15 @@ class Lease(Message, frozen=True, tag="lease"):
     """The supervisor is alive and watches. Without a new one for `lease_s` the worker checkpoints and leaves."""
 
     lease_s: float
+
+
+class KeepState(Message, frozen=True, tag="keep_state"):
+    """Between checkpoints, hand the newest state over in sealed memory after so much work: it goes over the lifeline, with
+    `Kept` beside it. Only the built-in training is told so.
+    """
+
+    every_s: Annotated[float, msgspec.Meta(gt=0)] | None
+    """None means not at all: what is being written is dropped at once, since memory is short."""
 
 
 class Order(Message, frozen=True):
@@ -366,6 +376,16 @@ class DecisionKind(enum.StrEnum):
     """A rank of a command has ended, and its launcher begins all of them anew."""
     CURVES_FAILED = "curves_failed"
     """Curves that are wanted cannot be written; the training goes on."""
+    MEMORY_USED = "memory_used"
+    """The state that the last worker had handed over in memory is gone on from, since it is newer than every checkpoint."""
+    MEMORY_DAMAGED = "memory_damaged"
+    """That state is not what was written, and is not used."""
+
+
+class StateGivenUp(Report, frozen=True, tag="state_given_up"):
+    """Memory has run out, and the step is done again as it was: what is held of a state in memory is to be given up for it."""
+
+    step: Count
 
 
 class Decided(Report, frozen=True, tag="decided"):
@@ -401,8 +421,26 @@ AnyReport = (
     | Finished
     | Failed
     | Leaving
+    | StateGivenUp
     | Decided
 )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The lifeline
+
+
+class Kept(Message, frozen=True, tag="kept"):
+    """Goes over the lifeline with the descriptor of a state in memory: from the worker that has written it to the supervisor,
+    and from there to the next worker.
+    """
+
+    step: Count
+    size_bytes: Count
+    took_s: float
+    """How long the worker wrote."""
+    age_s: float = 0.0
+    """How old it was when its worker died."""
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -450,7 +488,7 @@ class Reply(Message, frozen=True, tag="reply"):
 # --------------------------------------------------------------------------------------------------------------------
 # The wire
 
-ToWorker = Welcome | Lease | AnyOrder
+ToWorker = Welcome | Lease | KeepState | AnyOrder
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -470,6 +508,17 @@ def decode_for_supervisor(frames: list[bytes]) -> AnyReport:
     """The report that the supervisor received. Raises `BadFrameError`."""
     report: AnyReport = _decode(frames, AnyReport)
     return report
+
+
+def encode_kept(kept: Kept) -> bytes:
+    """What goes over the lifeline beside the descriptor."""
+    return _encoder.encode(kept)
+
+
+def decode_kept(content: bytes) -> Kept:
+    """The note of a state in memory that came over the lifeline. Raises `BadFrameError`."""
+    kept: Kept = _decode([PROTOCOL, content], Kept)
+    return kept
 
 
 def decode_request(frames: list[bytes]) -> Request:

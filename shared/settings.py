@@ -260,6 +260,9 @@ class Recovery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     standby: Literal["auto", "on", "off"] = "auto"
     """Whether a process stands by that has everything imported, to take the place of a worker that dies
     (`supervisor/decide/run/warm.py`)."""
+    in_memory: Literal["auto", "on", "off"] = "auto"
+    """Whether the newest state is kept in memory between checkpoints, for the worker that takes its place
+    (`supervisor/decide/run/in_memory.py`)."""
 
 
 TimeOfDay = Annotated[

@@ -181,12 +181,17 @@ class CoolingStatus(msgspec.Struct, kw_only=True):
 
 
 class CheckpointStatus(msgspec.Struct, kw_only=True):
-    """The newest checkpoint. All fields are None while there is none."""
+    """The newest checkpoint, and what is kept in memory since. All fields are None while there is none."""
 
     path: str | None = None
     step: int | None = None
     age_s: float | None = None
     verified: bool | None = None
+    memory_step: int | None = None
+    """The step of a newer state that is held in memory, from which a worker that takes the place of a dead one goes on. It is
+    None where there is none."""
+    memory_bytes: int | None = None
+    """What this state takes of the worker's memory."""
 
 
 class WaitingStatus(msgspec.Struct, kw_only=True):

@@ -52,6 +52,7 @@ from memsup.supervisor.decide.run.actions import (
     ClaimRoom,
     CoolDown,
     Freeze,
+    GiveUpState,
     Kill,
     MoveCard,
     Quit,
@@ -70,6 +71,7 @@ from memsup.supervisor.decide.run.actions import (
 from memsup.supervisor.decide.run.card import Moved, Place, Whole
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN
 from memsup.supervisor.decide.run.hours import WORTH_S, rest_of
+from memsup.supervisor.decide.run.in_memory import InMemory
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import Attachment, Stage
 from memsup.supervisor.decide.run.warm import NEEDS_BYTES, Standby, Warmth
@@ -173,6 +175,7 @@ class Supervisor:
             is_command=record.command is not None,
             continue_on_cpu=record.settings.recovery.continue_on_cpu,
             standby=Standby(asked=record.settings.recovery.standby),
+            in_memory=InMemory(asked=record.settings.recovery.in_memory),
             queued=None if record.queued is None else tuple(record.queued),
             not_before=record.not_before,
             clock=clock,
@@ -297,7 +300,7 @@ class Supervisor:
         memory = self.memory_sensor.read(now_s)
         self.night.on_look(memory)
         self.worker.beat(now_s)
-        self._make_room(now_s, memory)
+        memory = self._make_room(now_s, memory)
         if (leaving_bytes := self.worker.leaving_bytes) > 0:  # it comes back by itself, so the worker pays nothing for it
             memory = without(memory, leaving_bytes)
         stance = self.guard.look(now_s, memory, self.life.view())
@@ -337,6 +340,7 @@ class Supervisor:
 
         self._perform(now_s, self.life.on_tick(now_s))
         self._look_at_standby(now_s)
+        self._look_at_room(now_s)
         if self.life.clock is not None:
             self._perform(now_s, self.life.on_hours(now_s, clock_of(self.record.settings.hours, unix_s())))
         if self.life.queued is not None:
@@ -364,6 +368,7 @@ class Supervisor:
             if isinstance(report, Failed):
                 self.devices.note_failed(report)
             self._perform(now_s, self.life.on_report(now_s, report))
+        self._take_state(now_s)
         if self.life.worker.attachment is Attachment.ATTACHED and not self.sockets.is_heard:
             self._perform(now_s, self.life.on_let_go(now_s))
         if self.life.worker.attachment is not was:  # whoever finds its process without us is to know that it leaves by itself
@@ -399,6 +404,7 @@ class Supervisor:
         self._keep_to(now_s, limits)
         self.life.continue_on_cpu = settings.recovery.continue_on_cpu
         self.life.standby.asked = settings.recovery.standby
+        self.life.in_memory.asked = settings.recovery.in_memory
         self.devices.take_over(settings.limits)
         self.journal.record(now_s, *self.night.take_over(now_s, settings, limits))
         if taking_over.concerns_hours(differ):
@@ -445,7 +451,7 @@ class Supervisor:
                 raise SettingsError(why)
             origins = created_with(settings) | dict.fromkeys(differ, "given now")
             limits = resolve_limits(settings, origins, machine, gpu, beside, is_command=bool(asked.command))
-            held_bytes = self.worker.without_standby(self.guard.memory.worker_bytes) if self.worker.pid else None
+            held_bytes = self.worker.without_prepared(self.guard.memory.worker_bytes) if self.worker.pid else None
             taking_over.check_room(self.paths.name, limits, held_bytes)
             claim = claim_of(asked, limits, on_gpu=self.devices.watches_gpus, checkpoints=checkpoints)
             self.scribe.carry_out(str(self.paths.claim), partial(claims.claim_and_end, self.paths, claim, turn.pop_all()))
@@ -474,14 +480,21 @@ class Supervisor:
         if state is KillState.KILLING:
             self.schedule.look_soon(now_s)
         elif state is KillState.GONE:
+            self._take_state(now_s)
             self.on_exit(now_s, *self.worker.collect())
         elif self.life.is_of_another and state is None and self.worker.fence.populated() is False:
             self.on_exit(now_s, None)
 
-    def _make_room(self, now_s: float, memory: MemoryReading) -> None:
-        """Has what stands by end where memory is short, before anything is asked of the worker."""
-        if self.worker.warmth is not Warmth.NONE and self.guard.is_short(memory):
-            self._perform(now_s, self.life.on_memory_short(now_s))
+    def _make_room(self, now_s: float, memory: MemoryReading) -> MemoryReading:
+        """Has what is prepared for the next worker go where memory is short, before anything is asked of this one. Returns the
+        reading without what came back of that at once.
+        """
+        is_prepared = self.worker.warmth is not Warmth.NONE or self.life.in_memory.every_s is not None
+        if not is_prepared or not self.guard.is_short(memory):
+            return memory
+        held_bytes = self.worker.state_bytes
+        self._perform(now_s, self.life.on_memory_short(now_s))
+        return without(memory, held_bytes - self.worker.state_bytes)
 
     def _look_at_standby(self, now_s: float) -> None:
         """Sees what stands by for the next worker, and whether there is room for it."""
@@ -495,6 +508,21 @@ class Supervisor:
         )
         self._perform(now_s, actions)
 
+    def _look_at_room(self, now_s: float) -> None:
+        """Sees whether the newest state may be kept in memory, too."""
+        needed_bytes, use_with = self.life.state_needs_bytes, None
+        if needed_bytes is not None:
+            batch, held = self.life.heartbeat.batch if self.life.heartbeat else None, self.life.in_memory.held
+            peak_bytes = (batch.peak_bytes if batch and batch.peak_bytes else 0) + (held.size_bytes if held else 0)
+            use_with = self.guard.use_with(needed_bytes, peak_bytes)
+        at_rest = self.guard.is_at_rest
+        self._perform(now_s, self.life.on_room_in_memory(now_s, use_with=use_with, is_at_rest=at_rest))
+
+    def _take_state(self, now_s: float) -> None:
+        """Takes the state that the worker has handed over in memory, if there is one."""
+        if (note := self.worker.take_state()) is not None:
+            self._perform(now_s, self.life.on_kept(now_s, note))
+
     def on_exit(self, now_s: float, status: int | None, oom_kills: int = 0, rest_status: int = 0) -> None:
         self.sockets.forget_worker()
         self.guard.memory = self.memory_sensor.read(now_s)  # what is said about given back memory is measured
@@ -506,7 +534,7 @@ class Supervisor:
             self.devices.lost,
             rest_status=rest_status,
             gpu_crowded=self.devices.crowded,
-            given_back=self.devices.worker_gone(now_s, self.guard.memory.worker_bytes, self.worker.standby_bytes),
+            given_back=self.devices.worker_gone(now_s, self.guard.memory.worker_bytes, self.worker.prepared_bytes),
             jitter_fraction=random.random(),
         )
         if self.life.on_cpu:
@@ -544,6 +572,8 @@ class Supervisor:
                         self.worker.warm_up()
                 case CoolDown():
                     self.worker.cool_down()
+                case GiveUpState():
+                    self.worker.give_up_state()
                 case Terminate():
                     self.worker.terminate()
                 case Answer():

@@ -134,10 +134,10 @@ class Reached(NamedTuple):
 
 
 def reached(status: Status) -> Reached | None:
-    """Where the run stands: with a worker that trains, at its step; without one, at what its newest checkpoint holds. None
-    where no step is known.
+    """Where the run stands: with a worker that trains, at its step; without one, at what its newest checkpoint holds, or what
+    is kept in memory. None where no step is known.
     """
-    step, kept = status.progress.step, status.checkpoint.step or 0
+    step, kept = status.progress.step, max(status.checkpoint.step or 0, status.checkpoint.memory_step or 0)
     if step is None:
         return None
     if kept >= step or status.state == "finished" or trains(status):

@@ -96,7 +96,7 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
     if welcome is None:
         log.error(f"No supervisor answered; the worker trains only under one. Start it with: {command('start', record.run)}")
         return 1
-    session, asleep_before_s = Session(link), asleep_s()
+    session, asleep_before_s = Session(link, link.lifeline), asleep_s()
     last_words: AnyReport
     try:
         with session.phase(Phase.LOADING):

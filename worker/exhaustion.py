@@ -20,6 +20,7 @@ from memsup.shared.messages import FailureCause, OutOfMemory, Welcome
 from memsup.worker.memory import DeviceMemory, hand_back, read_memory
 from memsup.worker.plan.batches import Rows
 from memsup.worker.plan.entry import Entry
+from memsup.worker.saving import give_up_kept
 from memsup.worker.session import GiveUp
 from memsup.worker.tasks import Trained
 from memsup.worker.training import OneRank
@@ -64,12 +65,16 @@ def _setting_of_limit(device: DeviceMemory | None) -> str:
 
 
 def shrink(training: OneRank, step: int, exhausted: str) -> None:
-    """Makes room for `step` to be done again: smaller micro-batches, or if it was one row, activations computed twice.
+    """Makes room for `step` to be done again: without the state that is kept in memory, or else with smaller micro-batches, or
+    if it was one row, with activations computed twice.
 
     Raises `Leave` where only a new process gets over it.
     """
     training.lanes.drop()
     hand_back(training.device_memory)
+    if not is_permanent(exhausted) and give_up_kept(training):
+        log.warning("Out of memory: the state kept in memory is given up, and the step done again", step=step, why=exhausted)
+        return
     training.soft_limit.renew()
     before = training.plan.at(step)
     model, rows, shape = training.prepared.model, training.micro_rows, training.micro_shape
@@ -134,6 +139,8 @@ def report_out_of_memory(training: OneRank, where: str, before: Entry, tokens_af
 def shrink_evaluation(training: OneRank, rows: Rows, longest: int, exhausted: str) -> int:
     """Makes room for the evaluation to go on; returns the tokens for its rest. The plan of the training is not concerned."""
     hand_back(training.device_memory)
+    if not is_permanent(exhausted) and give_up_kept(training):
+        return len(rows) * longest
     training.soft_limit.renew()
     if len(rows) == 1:
         raise _no_room(

@@ -33,6 +33,7 @@ from memsup.shared.messages import (
     CheckpointNote,
     Heartbeat,
     Hello,
+    KeepState,
     Order,
     Phase,
     Progress,
@@ -43,6 +44,7 @@ from memsup.shared.messages import (
 )
 from memsup.shared.paths import RunPaths
 from memsup.shared.readings import Evaluation
+from memsup.worker.kept import Lifeline
 from memsup.worker.memory import read_memory
 
 BEAT_S = 0.5
@@ -114,15 +116,15 @@ class LeaseTimer:
 
 
 class Link:
-    """Public to the main thread: `orders`, `snapshot`, `report`, `welcome` and `close`."""
+    """Public to the main thread: `orders`, `lifeline`, `snapshot`, `report`, `welcome` and `close`."""
 
     def __init__(self, paths: RunPaths, *, run_id: str, lifeline_fd: int) -> None:
-        """`lifeline_fd` is the read end of a pipe whose other end only the supervisor holds. Raises `PathError`."""
+        """`lifeline_fd` is the worker's end of the lifeline, and this object's from now on. Raises `PathError`."""
         self.orders: queue.SimpleQueue[AnyOrder | MustLeave | MustFail] = queue.SimpleQueue()
         self.snapshot = STARTING
         self.read_memory: Callable[[], WorkerMemory] = read_memory
         self._hello = Hello(pid=os.getpid(), run_id=run_id)
-        self._lifeline_fd = lifeline_fd
+        self.lifeline = Lifeline(lifeline_fd)
         self._welcome: queue.SimpleQueue[Welcome | MustLeave] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[AnyReport | None] = queue.SimpleQueue()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -156,6 +158,7 @@ class Link:
         os.eventfd_write(self._wake_fd, 1)
         self._thread.join(2 * _LINGER_MS / 1000)
         self._folder.close()
+        self.lifeline.close()
 
     # ---------------------------------------------------------------------------------------------------------------
     # The thread
@@ -176,7 +179,8 @@ class Link:
         poller = zmq.Poller()
         poller.register(socket, zmq.POLLIN)
         poller.register(self._wake_fd, zmq.POLLIN)
-        poller.register(self._lifeline_fd, zmq.POLLIN | zmq.POLLERR)
+        lifeline_fd = self.lifeline.fileno()
+        poller.register(lifeline_fd, zmq.POLLIN | zmq.POLLERR)
         self._send(socket, self._hello)
         last_s = next_beat_s = moved_s = monotonic_s()
         ticks = -1
@@ -194,8 +198,8 @@ class Link:
                     return
                 self._send(socket, message)
             self._receive(socket)
-            if self._lifeline_fd in ready:
-                poller.unregister(self._lifeline_fd)
+            if lifeline_fd in ready:
+                poller.unregister(lifeline_fd)
                 self._leave("the supervisor is gone")
             if self._lease.spend(now_s - last_s):
                 self._leave("the supervisor has not renewed its lease")
@@ -224,6 +228,8 @@ class Link:
             if isinstance(message, Order):
                 self.orders.put(message)
                 self._send(socket, Accepted(order_id=message.order_id))
+            elif isinstance(message, KeepState):
+                self.lifeline.every_s = message.every_s
             else:
                 self._lease.renew(message.lease_s)
                 if isinstance(message, Welcome):

@@ -9,25 +9,28 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from memsup.cadence import OVERHEAD_FRACTION, Experience, is_due
-from memsup.checkpoint import manifest
+from memsup.checkpoint import in_memory, manifest
 from memsup.checkpoint.draft import Draft, Saved
 from memsup.checkpoint.errors import CheckpointError, Damaged, DamagedWhenWritten
+from memsup.checkpoint.in_memory import InMemory
+from memsup.checkpoint.info import Info
 from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store, remove_tree
 from memsup.folders import MARK
 from memsup.memory import is_out_of_memory
-from memsup.shared.clock import unix_s
+from memsup.shared.clock import monotonic_s, unix_s
 from memsup.shared.commands import command
 from memsup.shared.files import flush_folder
 from memsup.shared.log import log
-from memsup.shared.messages import CheckpointNote, DecisionKind, FailureCause, Welcome
+from memsup.shared.messages import CheckpointNote, DecisionKind, FailureCause, Kept, StateGivenUp, Welcome
 from memsup.shared.record import RunRecord
+from memsup.worker.kept import Lifeline
 from memsup.worker.micro_batch_limit import begin_limited
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.padding import Padding
@@ -39,6 +42,7 @@ from memsup.worker.state import (
     STATE_FILE,
     Evaluated,
     State,
+    keep_state,
     optimizer_tensors,
     read_state,
     read_tensors,
@@ -66,44 +70,62 @@ class Start:
     """The state that is gone on with. None beside a folder means that only its weights are taken."""
     note: CheckpointNote | None = None
     """The run's own newest checkpoint. None means that it has none."""
+    saved: State | None = None
+    """The state that this checkpoint holds."""
+    kept: InMemory | None = None
+    """Where the tensors of `state` are: in memory, newer than those of `folder`. None means that they are there."""
 
 
 def find_start(record: RunRecord, store: Store, session: Session) -> Start:
-    """The run's newest checkpoint that is whole, or what `checkpoint.resume_from` names. Raises `GiveUp`."""
+    """The newest state of the run that is whole: in memory, where the last worker has left one that is newer than what there is
+    on disk; or its newest checkpoint; or what `checkpoint.resume_from` names. Raises `GiveUp`.
+    """
     info, set_aside = store.newest_valid()
     for damaged in set_aside:
         what = "A damaged checkpoint was set aside as" if damaged.moved else "Left as it lies and not used:"
         sentence = f"{what} {damaged.path}{':' if damaged.moved else ', for'} {damaged.reason}"
         session.decided(DecisionKind.CHECKPOINT_DAMAGED, sentence, checkpoint=damaged.path, step=damaged.step)
-    if info is not None:
-        state = _readable_state(info.path, record.run)
-        if state.run_id != record.run_id:
-            raise GiveUp(
-                FailureCause.BAD_INPUT,
-                f"{store.folder} has checkpoints of another run: choose an empty checkpoint.folder, or name the checkpoint to "
-                "go on from as checkpoint.resume_from.",
-            )
+    own = Start() if info is None else _start_from(info, record, store)
+    kept = _left_in_memory(record, session, own.saved)
+    named = record.settings.checkpoint.resume_from
+    if kept is not None:
+        folder = Path(named) if own.folder is None and named is not None else own.folder
+        return replace(own, folder=folder, state=kept[0], kept=kept[1])
+    if own.state is not None:
         if set_aside:
-            sentence = f"Goes on after step {state.step:,} from {info.path}, since newer checkpoints were damaged."
-            session.decided(DecisionKind.CHECKPOINT_USED, sentence, checkpoint=info.path, step=state.step)
+            sentence = f"Goes on after step {own.state.step:,} from {own.folder}, since newer checkpoints were damaged."
+            session.decided(DecisionKind.CHECKPOINT_USED, sentence, checkpoint=own.folder, step=own.state.step)
         else:
-            log.info("Going on from a checkpoint", step=state.step, path=str(info.path))
-        note = CheckpointNote(
-            path=str(info.path),
-            step=state.step,
-            at_unix_s=info.created_unix_s or unix_s(),
-            verified=True,
-            save_s=None,
-            size_bytes=info.bytes,
-        )
-        return Start(info.path, state, note)
+            log.info("Going on from a checkpoint", step=own.state.step, path=str(own.folder))
+        return own
     if set_aside:
-        origin = record.settings.checkpoint.resume_from or "the settings alone"
-        sentence = f"No checkpoint is left that is whole, so the run begins anew, from {origin}."
+        sentence = f"No checkpoint is left that is whole, so the run begins anew, from {named or 'the settings alone'}."
         session.decided(DecisionKind.CHECKPOINT_USED, sentence, step=0)
-    if record.settings.checkpoint.resume_from is None:
-        return Start()
-    folder = Path(record.settings.checkpoint.resume_from)
+    return Start() if named is None else _start_from_another(Path(named), record.run)
+
+
+def _start_from(info: Info, record: RunRecord, store: Store) -> Start:
+    """The run's newest checkpoint. Raises `GiveUp`."""
+    state = _readable_state(info.path, record.run)
+    if state.run_id != record.run_id:
+        raise GiveUp(
+            FailureCause.BAD_INPUT,
+            f"{store.folder} has checkpoints of another run: choose an empty checkpoint.folder, or name the checkpoint to "
+            "go on from as checkpoint.resume_from.",
+        )
+    note = CheckpointNote(
+        path=str(info.path),
+        step=state.step,
+        at_unix_s=info.created_unix_s or unix_s(),
+        verified=True,
+        save_s=None,
+        size_bytes=info.bytes,
+    )
+    return Start(info.path, state, note, state)
+
+
+def _start_from_another(folder: Path, run: str) -> Start:
+    """What another run has left in `folder`. Raises `GiveUp`."""
     if not (folder / manifest.NAME).exists():
         log.warning("No checkpoint of memsup: only its weights are taken, steps and optimizer begin anew", path=str(folder))
         return Start(folder)
@@ -111,9 +133,36 @@ def find_start(record: RunRecord, store: Store, session: Session) -> Start:
         verify(folder)
     except CheckpointError as error:
         raise GiveUp(FailureCause.BAD_INPUT, f"{folder} cannot be resumed from: {error}") from None
-    state = _readable_state(folder, record.run)
+    state = _readable_state(folder, run)
     log.info("Going on from a checkpoint of another run", step=state.step, run_id=state.run_id, path=str(folder))
     return Start(folder, state)
+
+
+def _left_in_memory(record: RunRecord, session: Session, saved: State | None) -> tuple[State, InMemory] | None:
+    """What the last worker has left in memory, if it is whole and newer than what is `saved`. Says whether it is used, and why
+    it is not.
+    """
+    lifeline = session.lifeline
+    if lifeline is None or lifeline.handed is None:
+        return None
+    note, fd = lifeline.handed
+    if saved is None or note.step > saved.step:
+        try:
+            kept = InMemory(fd)
+            state = read_state(kept)
+            if not state.step == kept.step == note.step or state.run_id != record.run_id:
+                raise Damaged(f"it holds step {state.step} of the run {state.run_id}.")
+        except Damaged as error:
+            sentence = f"The state of step {note.step:,} that was kept in memory is not used: {error}"
+            session.decided(DecisionKind.MEMORY_DAMAGED, sentence, step=note.step)
+        else:
+            disk = "there is no checkpoint yet" if saved is None else f"the newest checkpoint is of step {saved.step:,}"
+            age = f"{note.age_s:.0f} s before the worker died that had computed it"
+            sentence = f"Goes on after step {state.step:,}, which was kept in memory {age}; {disk}."
+            session.decided(DecisionKind.MEMORY_USED, sentence, step=state.step)
+            return state, kept
+    lifeline.forget()
+    return None
 
 
 def _readable_state(folder: Path, run: str) -> State:
@@ -137,12 +186,13 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int, pa
         training.loss_scale = _FIRST_LOSS_SCALE if training.settings.amp == "fp16" else 1.0
         training.audit.resume(0)
     else:
-        assert start.folder is not None
-        _refuse_other_training(training, state, start.folder)
+        source = start.kept or start.folder
+        assert source is not None
+        _refuse_other_training(training, state, start.folder or training.store.folder)
         model, tick, staging = training.prepared.model, training.session.tick, training.staging
         weights = training.prepared.weights
-        read_tensors(start.folder, weights.stem, weights.tensors(model), tick, staging)
-        read_tensors(start.folder, OPTIMIZER, optimizer_tensors(model, training.optimizer), tick, staging)
+        read_tensors(source, weights.stem, weights.tensors(model), tick, staging)
+        read_tensors(source, OPTIMIZER, optimizer_tensors(model, training.optimizer), tick, staging)
         training.step = state.step
         training.loss = state.loss
         training.loss_scale, training.steps_at_scale = state.loss_scale, state.steps_at_scale
@@ -153,7 +203,9 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int, pa
             training.prepared.stream.go_on(state.stream)
         training.audit.resume(state.step, state.digest)
     if state is not None and state.run_id == training.record.run_id:
-        training.newest, training.newest_state = start.note, state
+        training.newest, training.newest_state = start.note, start.saved
+        if start.kept is not None:  # what was computed since the newest checkpoint is still at risk, were memory lost
+            training.saved_s = -(state.trained_s - (start.saved.trained_s if start.saved is not None else 0.0))
         plan.begin(state.plan, saved=True)
     else:
         plan.begin(first_plan(training, lanes, packs=packs), saved=False)
@@ -164,6 +216,8 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int, pa
     begin_limited(training, welcome.micro_tokens_limit)
     training.publish()
     training.session.publish(checkpoint=start.note)
+    if training.session.lifeline is not None:
+        training.session.lifeline.forget()
 
 
 def first_plan(training: OneRank, lanes: int, *, packs: bool) -> Entry:
@@ -322,6 +376,71 @@ def save_if_possible(training: Training) -> None:
             raise
         training.session.save_failed(error)
         training.saved_s = training.work_s()  # or it would be tried again at each step
+
+
+def keep_if_due(training: Training) -> None:
+    """Hands the newest state over in memory where so much work was done since it or a checkpoint was written as the supervisor
+    says. A kill at any time leaves what was handed over before.
+    """
+    lifeline = training.session.lifeline
+    if lifeline is None:
+        return
+    every_s = lifeline.every_s
+    if every_s is None:
+        lifeline.size_bytes = 0
+    training.soft_limit.leave(2 * lifeline.size_bytes)  # while one is written, there are two
+    if every_s is None or training.work_s() - max(training.saved_s, training.kept_s) < every_s:
+        return
+    try:
+        _keep(training, lifeline)
+    except _Unwanted:
+        log.info("The state is not kept in memory", step=training.step, why="memory gets short")
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_out_of_memory(error):
+            raise
+        log.warning("The state could not be kept in memory", step=training.step, why=str(error))
+    training.kept_s = training.work_s()
+
+
+class _Unwanted(Exception):  # noqa: N818 - nothing is wrong
+    """Nobody wants the state any more that is being written."""
+
+
+def _keep(training: Training, lifeline: Lifeline) -> None:
+    began_s = monotonic_s()
+
+    def tick() -> None:
+        training.session.tick()
+        if lifeline.every_s is None:
+            raise _Unwanted
+
+    with training.soft_limit.spare(), in_memory.Draft(training.step, tick) as draft:
+        keep_state(
+            draft,
+            _state(training),
+            weights=training.prepared.weights,
+            model=training.prepared.model,
+            optimizer=training.optimizer,
+            staging=training.staging,
+        )
+        fd = draft.seal()
+    size_bytes, took_s = os.fstat(fd).st_size, monotonic_s() - began_s
+    lifeline.hand_over(Kept(step=training.step, size_bytes=size_bytes, took_s=took_s), fd)
+    log.info("State kept in memory", step=training.step, took_s=round(took_s, 3), mib=size_bytes >> 20)
+
+
+def give_up_kept(training: OneRank) -> bool:
+    """Gives up the state in memory where host memory has run out, before anything is asked of the training. Returns whether
+    there was one, so that there is room now that there was not.
+    """
+    lifeline = training.session.lifeline
+    if lifeline is None or not lifeline.size_bytes or training.device_memory is not None:
+        return False
+    lifeline.every_s, lifeline.size_bytes = None, 0
+    training.soft_limit.leave(0)
+    training.soft_limit.renew()
+    training.session.link.report(StateGivenUp(step=training.step))
+    return True
 
 
 def _state(training: Training) -> State:

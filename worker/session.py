@@ -40,6 +40,7 @@ from memsup.shared.messages import (
     WorkerMemory,
 )
 from memsup.shared.readings import Evaluation
+from memsup.worker.kept import Lifeline
 from memsup.worker.link import MustFail, MustLeave, Snapshot
 from memsup.worker.memory import hand_back
 
@@ -125,8 +126,9 @@ class Program(Protocol):
 class Session:
     """One life of a worker under its supervisor. Belongs to the main thread."""
 
-    def __init__(self, link: Upstream) -> None:
-        self.link = link
+    def __init__(self, link: Upstream, lifeline: Lifeline | None = None) -> None:
+        """`lifeline` is where states in memory go and come from. It is None where the program has none to hand over."""
+        self.link, self.lifeline = link, lifeline
         self._program: Program | None = None
         self.held_s = 0.0
         """The time spent in pauses so far; a rate of work leaves it out."""

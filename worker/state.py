@@ -7,7 +7,8 @@
 Covers the way between torch's tensors and the store's, a bounded piece at a time; nothing is pickled. What lies on a device
 passes through a piece of page-locked memory (`staging`), into which the device writes and the file is read; None of it means
 that everything lies on the host. How a folder becomes
-durable, verified and old is the business of `checkpoint/`; when one is written is decided in `saving.py`.
+durable, verified and old is the business of `checkpoint/`; when one is written is decided in `saving.py`. What is kept in
+memory between two checkpoints is the same without what stays as it is: configuration and tokenizer.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from typing import Any, Protocol
 import msgspec
 import torch
 
+from memsup.checkpoint import in_memory
 from memsup.checkpoint.draft import Draft
 from memsup.checkpoint.durable import PIECE_BYTES
 from memsup.checkpoint.errors import Damaged
+from memsup.checkpoint.in_memory import InMemory
 from memsup.checkpoint.reading import read_json
 from memsup.checkpoint.tensors import Tensor, open_tensors
 from memsup.worker.plan.entry import Entry
@@ -136,17 +139,33 @@ def write_state(
     staging: torch.Tensor | None = None,
 ) -> None:
     """Fills `draft`; calls `tick` with each piece written. Raises OSError."""
-    for stem, tensors in ((weights.stem, weights.tensors(model)), (OPTIMIZER, optimizer_tensors(model, optimizer))):
-        outgoing = [_outgoing(name, tensor, tick, staging) for name, tensor in tensors.items()]
+    for stem, outgoing in _outgoing_tensors(weights, model, optimizer, tick, staging):
         draft.write_tensors(stem, outgoing, in_one=stem == weights.stem and not weights.is_whole)
     weights.describe(model, draft.folder)
     tokenizer.save_pretrained(draft.folder)
     draft.write_json(STATE_FILE, state)
 
 
-def read_state(path: Path) -> State:
+def keep_state(
+    draft: in_memory.Draft,
+    state: State,
+    *,
+    weights: Weights,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    staging: torch.Tensor | None = None,
+) -> None:
+    """Fills a `draft` in memory with what changes from step to step; what else is in a checkpoint's folder does not. Raises
+    OSError, and whatever the draft's `tick` raises.
+    """
+    for stem, outgoing in _outgoing_tensors(weights, model, optimizer, lambda: None, staging):
+        draft.write_tensors(stem, outgoing)
+    draft.write_json(STATE_FILE, state)
+
+
+def read_state(source: Path | InMemory) -> State:
     """Reads the state of a verified checkpoint. Raises `Damaged` where it is of another format."""
-    state: State = read_json(path, STATE_FILE, State)
+    state: State = source.json(STATE_FILE, State) if isinstance(source, InMemory) else read_json(source, STATE_FILE, State)
     if state.format != FORMAT:
         raise Damaged(f"{STATE_FILE} has format {state.format}; this version of memsup reads {FORMAT}.")
     return state
@@ -174,7 +193,7 @@ def optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str,
 
 
 def read_tensors(
-    path: Path, stem: str, targets: Mapping[str, torch.Tensor], tick: Tick, staging: torch.Tensor | None = None
+    source: Path | InMemory, stem: str, targets: Mapping[str, torch.Tensor], tick: Tick, staging: torch.Tensor | None = None
 ) -> None:
     """Copies the checkpoint's tensors over `targets`, through a small buffer of host memory.
 
@@ -182,7 +201,7 @@ def read_tensors(
     """
     missing = dict(targets)
     buffer = None if staging is None else memoryview(staging.numpy())
-    for tensor in open_tensors(path, stem, buffer):
+    for tensor in source.tensors(stem, buffer) if isinstance(source, InMemory) else open_tensors(source, stem, buffer):
         target = missing.pop(tensor.name, None)
         if target is None:
             raise Damaged(f"{stem} has {tensor.name}, which the model does not have.")
@@ -205,6 +224,14 @@ def _copy_in(tensor: Tensor, target: torch.Tensor, tick: Tick) -> None:
         tick()
     if not target.is_contiguous():
         target.detach().copy_(flat.view(target.shape))
+
+
+def _outgoing_tensors(
+    weights: Weights, model: Any, optimizer: torch.optim.Optimizer, tick: Tick, staging: torch.Tensor | None
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """What is saved of model and optimizer, with the stems of the files that it goes into."""
+    for stem, tensors in ((weights.stem, weights.tensors(model)), (OPTIMIZER, optimizer_tensors(model, optimizer))):
+        yield stem, [_outgoing(name, tensor, tick, staging) for name, tensor in tensors.items()]
 
 
 def _outgoing(name: str, tensor: torch.Tensor, tick: Tick, staging: torch.Tensor | None = None) -> Tensor:

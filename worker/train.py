@@ -99,7 +99,7 @@ from memsup.worker.plan.planner import Initial, Planner
 from memsup.worker.plan.stopping import evaluates_after, is_better, merit_of
 from memsup.worker.ranks.first import Ranks
 from memsup.worker.ranks.shares import equal
-from memsup.worker.saving import chosen, export_model, find_start, resume, save, save_evaluated, save_if_due
+from memsup.worker.saving import chosen, export_model, find_start, keep_if_due, resume, save, save_evaluated, save_if_due
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import Evaluated, read_tensors
 from memsup.worker.tasks import Metrics, Prepared, find_task
@@ -140,6 +140,7 @@ def _train(training: Training) -> Finished:
                 session.last_checkpoint()
                 raise
             save_if_due(training)
+            keep_if_due(training)
 
     with session.phase(Phase.FINISHING):
         note = session.checkpoint_now(last=True)

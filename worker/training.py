@@ -192,6 +192,8 @@ class Training(OneRank):
     newest_state: State | None = None
     saved_s: float = 0.0
     """When the newest checkpoint was written, on the clock of `work_s`."""
+    kept_s: float = 0.0
+    """When a state was handed over in memory last, on the same clock; 0 where none was in this life."""
     save_s: float | None = None
     """How long the last save took. None means that none was made in this life."""
 

@@ -308,7 +308,9 @@ def _checkpoint(status: Status) -> str | None:
             return None
         return "none" if status.state in OVER else "none yet"
     age = "" if checkpoint.age_s is None else f", {duration(checkpoint.age_s)} old"
-    return f"step {count(checkpoint.step)}{age}, {VERIFIED[checkpoint.verified]}"
+    newer = "" if checkpoint.memory_step is None else f"; step {count(checkpoint.memory_step)} is kept in memory"
+    taken = "" if not newer or checkpoint.memory_bytes is None else f" ({size(checkpoint.memory_bytes)})"
+    return f"step {count(checkpoint.step)}{age}, {VERIFIED[checkpoint.verified]}{newer}{taken}"
 
 
 def _program(status: Status) -> str | None:

@@ -47,6 +47,9 @@ class Fence(ABC):
         self.spared: int | None = None
         """The process inside that stands by for the next worker (`fence/warm.py`), and is none of this one's: it is frozen with
         it, but neither listed nor killed. It is None where there is none."""
+        self.unmapped_bytes = 0
+        """Memory that was written inside and that no process there has mapped: a state that is held for the next worker. A
+        cgroup counts it by itself."""
         self.limit_bytes = limit_bytes
         self.why_no_better = ""
         """Why no better kind can be had here; empty where this is the best."""

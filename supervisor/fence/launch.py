@@ -6,7 +6,7 @@ Runs as a file of its own with the standard library only, since it must start fa
 in the process that becomes the command, so that not one page of the command is ever charged outside. If a step fails that
 the fence depends on, the command is not started: exit code 125 and one sentence on stderr.
 
-PR_SET_PDEATHSIG is not used: it fires on the death of the thread that spawned. The worker's lifeline pipe does its work.
+PR_SET_PDEATHSIG is not used: it fires on the death of the thread that spawned. The worker's lifeline does its work.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class NoFence(Fence):
         if now_s >= self._walk_at_s:
             self._walk()
             self._walk_at_s = now_s + max(0.5, (monotonic_s() - now_s) / _WALK_SHARE)
-        total = 0
+        total = self.unmapped_bytes
         for pid, (proportional, resident_then) in self._at_walk.items():
             resident = processes.resident_bytes(pid)
             total += 0 if resident is None else max(0, proportional + resident - resident_then)

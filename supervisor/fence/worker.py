@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from memsup.shared.descriptors import wait_ready
+from memsup.shared.messages import Kept
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.supervisor.decide.run.last_words import LastWords
@@ -26,6 +27,7 @@ from memsup.supervisor.decide.run.warm import Warmth
 from memsup.supervisor.decide.variables import joined
 from memsup.supervisor.fence.base import Fence
 from memsup.supervisor.fence.card import CardMover
+from memsup.supervisor.fence.in_memory import HeldState
 from memsup.supervisor.fence.kill import Deadman, KillState, TreeKill
 from memsup.supervisor.fence.output import OutputPump
 from memsup.supervisor.fence.program import make_findable, told_to_program
@@ -68,7 +70,7 @@ class WorkerProcess:
         self._child: Child | None = None
         self._pumps: list[OutputPump] = []
         """The pumps of this worker, and of those before it that still have something to write."""
-        self._lifeline: int | None = None
+        self._held = HeldState(fence)
         self._end: TreeKill | None = None
         self._kills_before = 0
         self._is_told = self._rest_is_told = False
@@ -112,12 +114,11 @@ class WorkerProcess:
         """
         pump = OutputPump(self._paths.worker_log, self._paths.name)
         self._pumps.append(pump)
-        read_end, self._lifeline = os.pipe()
         self._kills_before = self.fence.oom_kills() or 0
-        self._birth = Birth(read_end, pump.write_end, now_s + BORN_WITHIN_S)
+        self._birth = Birth(self._held.begin_life(), pump.write_end, now_s + BORN_WITHIN_S)
         if self._warm is not None and self._warm.warmth is Warmth.READY:
             with contextlib.suppress(OSError):
-                self._warm.bear(read_end, pump.write_end)
+                self._warm.bear(self._birth.lifeline_fd, pump.write_end)
                 return
         self._launch(self._birth)
 
@@ -133,7 +134,7 @@ class WorkerProcess:
                 umask=self._record.command_umask,
             )
         except OSError:
-            self._close_lifeline()
+            self._held.end_life()
             raise
         finally:
             self._end_birth()
@@ -143,11 +144,6 @@ class WorkerProcess:
             os.close(self._birth.lifeline_fd)
             os.close(self._birth.output_fd)
             self._birth = None
-
-    def _close_lifeline(self) -> None:
-        if self._lifeline is not None:
-            os.close(self._lifeline)
-            self._lifeline = None
 
     # -- the process that stands by -----------------------------------------------------------------------------------
 
@@ -178,11 +174,18 @@ class WorkerProcess:
             self._leaving_bytes = self.standby_bytes or self.leaving_bytes
             self._warm.dismiss()
 
-    def without_standby(self, used_bytes: int | None) -> int | None:
-        """Of what the fence says is used, what would be without the process that stands by, since that goes first. Returns None
-        where that is not known.
+    def without_prepared(self, used_bytes: int | None) -> int | None:
+        """Of what the fence says is used, what would be without what is prepared for the next worker, since that goes first.
+        Returns None where that is not known.
         """
-        return None if used_bytes is None else max(0, used_bytes - self.standby_bytes)
+        return None if used_bytes is None else max(0, used_bytes - self.prepared_bytes)
+
+    @property
+    def prepared_bytes(self) -> int:
+        """What would come back if what is prepared for the next worker were given up alone: the process that stands by, and the
+        state in memory.
+        """
+        return self.state_bytes + self.standby_bytes
 
     @property
     def standby_bytes(self) -> int:
@@ -190,6 +193,23 @@ class WorkerProcess:
         if self._warm is None or self.warmth is Warmth.NONE:
             return 0
         return private_bytes(self._warm.pid) or 0
+
+    # -- the state in memory ------------------------------------------------------------------------------------------
+
+    def take_state(self) -> Kept | None:
+        """Takes what the built-in training has handed over in memory. Returns its note, or None where it has handed over
+        nothing since.
+        """
+        return self._held.take() if self._record.command is None else None
+
+    @property
+    def state_bytes(self) -> int:
+        """What the state takes that is held in memory; 0 where there is none."""
+        return self._held.size_bytes
+
+    def give_up_state(self) -> None:
+        """Lets go of the state that is held in memory."""
+        self._held.give_up()
 
     @property
     def leaving_bytes(self) -> int:
@@ -313,7 +333,7 @@ class WorkerProcess:
         self.card.abandon()
         if self._child:
             self._child.close()
-        self._close_lifeline()
+        self._held.end_life()
         self._end_birth()
         self._child = self._end = None
         self._is_told = self._rest_is_told = False
@@ -344,6 +364,7 @@ class WorkerProcess:
     def close(self) -> None:
         """Takes the fence away and ends the deadman's duty; to be called after the worker's end."""
         self.card.close()
+        self._held.give_up()
         self.fence.remove()
         if self._deadman is not None:
             self._deadman.goodbye()

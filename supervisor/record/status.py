@@ -217,11 +217,13 @@ def _cooling(heat: HeatDecision) -> CoolingStatus | None:
 
 
 def _checkpoint(life: Lifecycle, now_unix_s: float) -> CheckpointStatus:
-    if life.checkpoint is None:
-        return CheckpointStatus()
-    note = life.checkpoint
-    age_s = max(0.0, round(now_unix_s - note.at_unix_s, 1))
-    return CheckpointStatus(path=note.path, step=note.step, age_s=age_s, verified=note.verified)
+    status, note, newer = CheckpointStatus(), life.checkpoint, life.newer
+    if note is not None:
+        status.path, status.step, status.verified = note.path, note.step, note.verified
+        status.age_s = max(0.0, round(now_unix_s - note.at_unix_s, 1))
+    if newer is not None:
+        status.memory_step, status.memory_bytes = newer.step, newer.size_bytes
+    return status
 
 
 def _of_the_supervisor(around: Surroundings) -> Iterator[Trouble]:

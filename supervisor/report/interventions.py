@@ -304,7 +304,15 @@ def _lasted(begin: float, until: float | None) -> float | None:
 # --------------------------------------------------------------------------------------------------------------------
 # Facts
 
-_DECISIONS = {Event.CHECKPOINT_USED, Event.BEST_LOST, Event.STOPPED_EARLY, Event.ROWS_LEFT_OUT, Event.CUT_REFUSED}
+_DECISIONS = {
+    Event.CHECKPOINT_USED,
+    Event.MEMORY_USED,
+    Event.MEMORY_DAMAGED,
+    Event.BEST_LOST,
+    Event.STOPPED_EARLY,
+    Event.ROWS_LEFT_OUT,
+    Event.CUT_REFUSED,
+}
 
 
 def facts_of(ledger: Sequence[Placed]) -> list[Fact]:

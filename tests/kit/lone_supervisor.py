@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ import msgspec
 import zmq
 
 from kit.nursery import Nursery, NurseryChild
+from memsup.shared.descriptors import receive_with_descriptor
 from memsup.shared.endpoints import WORKER_SOCKET, SocketFolder
 from memsup.shared.loading import load
 from memsup.shared.messages import (
@@ -32,6 +34,7 @@ from memsup.shared.messages import (
     Finished,
     Heartbeat,
     Hello,
+    Kept,
     Lease,
     Leaving,
     Message,
@@ -39,7 +42,9 @@ from memsup.shared.messages import (
     Phase,
     Welcome,
     decode_for_supervisor,
+    decode_kept,
     encode,
+    encode_kept,
 )
 from memsup.shared.paths import RunPaths, prepare, run_paths
 from memsup.shared.record import RunRecord
@@ -158,10 +163,12 @@ class LoneSupervisor:
         )
         self.renews_lease = True
         self.reports: list[AnyReport] = []
+        self.kept: tuple[Kept, int] | None = None
+        """What the worker has handed over in memory last, with its descriptor; the next one that is started gets it."""
         self.environment: dict[str, str] = {}
         self._threads = str(settings.training.threads)
         self.worker: subprocess.Popen[bytes] | NurseryChild | None = None
-        self._lifeline: int | None = None
+        self._lifeline: socket.socket | None = None
         self._peer: bytes | None = None
         self._leased_s = 0.0
         self._folder = SocketFolder(self.paths)
@@ -176,6 +183,7 @@ class LoneSupervisor:
     def __exit__(self, *_: object) -> None:
         self.kill()
         self.drop_lifeline()
+        self.give_up_state()
         self._context.destroy(linger=0)
         self._folder.close()
 
@@ -187,7 +195,11 @@ class LoneSupervisor:
         self.drop_lifeline()
         self._peer = None
         self.reports.clear()
-        read_end, self._lifeline = os.pipe()
+        self._lifeline, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if self.kept is not None:
+            note, fd = self.kept
+            socket.send_fds(self._lifeline, [encode_kept(note)], [fd])
+        read_end = theirs.detach()
         environment = os.environ | {"OMP_NUM_THREADS": self._threads, "TOKENIZERS_PARALLELISM": "false"} | self.environment
         with self.paths.worker_log.open("ab") as log:
             if self.nursery is not None and not command:
@@ -214,9 +226,29 @@ class LoneSupervisor:
             self.worker.send_signal(signal.SIGKILL)
             self.worker.wait(60)
 
+    def take_state(self) -> Kept | None:
+        """Takes the newest that the worker has handed over in memory since. Returns None where that is nothing."""
+        assert self._lifeline is not None
+        taken = None
+        while True:
+            try:
+                content, fd = receive_with_descriptor(self._lifeline, 512)
+            except BlockingIOError:
+                return taken
+            if fd is None:
+                return taken
+            self.give_up_state()
+            taken = decode_kept(content)
+            self.kept = taken, fd
+
+    def give_up_state(self) -> None:
+        if self.kept is not None:
+            os.close(self.kept[1])
+            self.kept = None
+
     def drop_lifeline(self) -> None:
         if self._lifeline is not None:
-            os.close(self._lifeline)
+            self._lifeline.close()
             self._lifeline = None
 
     def send(self, message: Message) -> None:

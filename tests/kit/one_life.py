@@ -4,7 +4,7 @@ so reports stay where the test can read them, and orders are put straight into i
 
 from __future__ import annotations
 
-import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +38,7 @@ def one_life(
     prepare(paths)
     welcome = Welcome(run_id=run_id, lease_s=60.0, memory_limit_bytes=None, micro_tokens_limit=micro_tokens_limit)
     with _a_process_for_it(paths, run_id) as link:
-        yield train.prepare(record, paths, welcome, Session(link))
+        yield train.prepare(record, paths, welcome, Session(link, link.lifeline))
 
 
 def a_record(settings: Settings, name: str, run_id: str) -> RunRecord:
@@ -59,13 +59,14 @@ def _a_process_for_it(paths: RunPaths, run_id: str) -> Iterator[Link]:
     import torch
 
     dropout = torch.nn.functional.dropout
-    lifeline_fd, other_end = os.pipe()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link = Link(paths, run_id=run_id, lifeline_fd=theirs.detach())
     try:
-        yield Link(paths, run_id=run_id, lifeline_fd=lifeline_fd)
+        yield link
     finally:
         torch.nn.functional.dropout = dropout
-        os.close(lifeline_fd)
-        os.close(other_end)
+        link.lifeline.close()
+        ours.close()
 
 
 class Killed(BaseException):

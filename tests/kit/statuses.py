@@ -54,7 +54,9 @@ def full_status() -> Status:
             )
         ],
         temperatures=[TemperatureStatus(name="k10temp Tctl", celsius=61.4)],
-        checkpoint=CheckpointStatus(path="/x/step-00001200", step=1200, age_s=40, verified=True),
+        checkpoint=CheckpointStatus(
+            path="/x/step-00001200", step=1200, age_s=40, verified=True, memory_step=1230, memory_bytes=200 << 20
+        ),
         last_action=ActionStatus(
             at=time.time() - 7500,
             rung="shrink",

@@ -660,11 +660,13 @@ _REPORTS: list[m.Report] = [
     m.Accepted(order_id=1),
     m.Done(order_id=1, detail="x", checkpoint=_NOTE, micro_tokens=64),
     m.OrderFailed(order_id=1, detail="x"),
+    m.StateGivenUp(step=5),
 ]
 assert {type(said) for said in _REPORTS} == set(typing.get_args(m.AnyReport))
 _ORDERS: list[m.ToWorker] = [
     m.Welcome(run_id="r", lease_s=30.0, memory_limit_bytes=1 << 30, micro_tokens_limit=None, deaths=2),
     m.Lease(lease_s=30.0),
+    m.KeepState(every_s=20.0),
     m.Checkpoint(order_id=1, reason="x"),
     m.LimitMicroBatch(order_id=2, reason="x", micro_tokens=64, halve=True, may_grow=False),
     m.LimitMemory(order_id=3, reason="x", device_bytes=1 << 30),

@@ -90,6 +90,7 @@ SAMPLE = {
     "recovery.continue_on_cpu": "true",
     "recovery.after_power_loss": "ask",
     "recovery.standby": "on",
+    "recovery.in_memory": "on",
     "training.max_length": "128",
 }
 

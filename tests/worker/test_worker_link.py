@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -80,7 +81,8 @@ class Ends:
 
     def __init__(self, folder: Path) -> None:
         self.supervisor = LoneSupervisor(tiny_settings(folder))
-        read_end, self.lifeline = os.pipe()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        read_end, self.lifeline = theirs.detach(), ours.detach()
         self.link = Link(self.supervisor.paths, run_id="0123456789ab", lifeline_fd=read_end)
         self.session = Session(self.link)
 

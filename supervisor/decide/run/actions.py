@@ -47,6 +47,11 @@ class CoolDown:
 
 
 @dataclass(frozen=True)
+class GiveUpState:
+    """Let go of the state that is held in memory."""
+
+
+@dataclass(frozen=True)
 class Send:
     """Send a message to the worker."""
 
@@ -216,6 +221,7 @@ Action = (
     Spawn
     | WarmUp
     | CoolDown
+    | GiveUpState
     | Send
     | Freeze
     | Thaw

@@ -31,6 +31,7 @@ from memsup.supervisor.decide.run.actions import (
     Answer,
     ClaimRoom,
     CoolDown,
+    GiveUpState,
     Kill,
     MoveCard,
     Quit,
@@ -50,6 +51,9 @@ from memsup.supervisor.decide.run.attachment import HAS_ENDED, why_not_attached
 from memsup.supervisor.decide.run.card import TOO_LATE, Card, CardView, Moved, Place
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
 from memsup.supervisor.decide.run.hours import Clock, kept_waiver, rest_of, waived
+from memsup.supervisor.decide.run.in_memory import AGAIN_S as KEPT_AGAIN_S
+from memsup.supervisor.decide.run.in_memory import Held
+from memsup.supervisor.decide.run.in_memory import why_no_room as why_not_kept
 from memsup.supervisor.decide.run.leaving import Ending, Leaving
 from memsup.supervisor.decide.run.one_life import MOVES, Attachment, OneLife, Stage
 from memsup.supervisor.decide.run.requests import Goal
@@ -63,6 +67,12 @@ MOST_UNHEARD_S = 2.0
 """A worker says twice a second that it computes; what it does in a longer silence is not known, and not counted as work."""
 NOT_ATTACHED = "memsup is not attached to this command"
 LET_GO = f"memsup is not attached to this command any more, since {HAS_ENDED}"
+_DAMAGE = {
+    m.DecisionKind.CHECKPOINT_DAMAGED,
+    m.DecisionKind.CHECKPOINT_USED,
+    m.DecisionKind.MEMORY_DAMAGED,
+    m.DecisionKind.BEST_LOST,
+}
 _OF_THE_MOMENT = ("phase", "ticks", "samples_per_s")
 """What of its progress a worker that loads says itself."""
 
@@ -206,9 +216,12 @@ class Lifecycle(Standing):
             case m.OutOfMemory():
                 worker.micro_tokens = report.micro_tokens_after if report.where != "evaluate" else worker.micro_tokens
                 self._out.append(records.out_of_memory(report))
+            case m.StateGivenUp(step=step):
+                why = f"memory ran out after step {step:,}, which is done again as it was"
+                self._give_up_state(now_s + KEPT_AGAIN_S, why, By.WORKER)
             case m.Decided(what=what):
                 self._out.append(records.decided(report))
-                if what in (m.DecisionKind.CHECKPOINT_DAMAGED, m.DecisionKind.CHECKPOINT_USED, m.DecisionKind.BEST_LOST):
+                if what in _DAMAGE:
                     self.damage.append(report.detail)
                 if what is m.DecisionKind.CHECKPOINT_FAILED:
                     self.not_saved = report.detail
@@ -256,6 +269,8 @@ class Lifecycle(Standing):
         """
         worker = self.worker
         self._begin(Stage.NONE, now_s)
+        if not worker.trains and worker.killed_by_us is None and isinstance(worker.last_words, m.Failed):
+            self._give_up_state(now_s, "the worker that was to go on from it failed before its first step")
         if worker.stage is Stage.LEFTOVER:
             self._out.append(Record(event=Event.LEFT, reason="the earlier worker is gone"))
             if worker.killed_by_us is Cause.UNRESPONSIVE:
@@ -339,8 +354,42 @@ class Lifecycle(Standing):
         return self._follow_up(now_s)
 
     def on_memory_short(self, now_s: float) -> list[Action]:
-        """So much memory is used that what stands by has to go, before anything is asked of the worker."""
+        """So much memory is used that what is prepared for the next worker has to go, before anything is asked of this one."""
         self._make_room(now_s)
+        self._give_up_state(now_s + KEPT_AGAIN_S, "memory gets short", By.LADDER)
+        return self._follow_up(now_s)
+
+    def on_room_in_memory(self, now_s: float, *, use_with: float | None, is_at_rest: bool) -> list[Action]:
+        """Whether there is room to keep the newest state in memory; to be called every second or two. `use_with` is the part of
+        memory that would be used with what that still needs. It is None where that is not known. `is_at_rest`: memory is not
+        short in any way.
+        """
+        kept, needed_bytes = self.in_memory, self.state_needs_bytes
+        up_s = now_s - self.worker.since_s
+        trains = self.worker.is_ready and self.worker.trains and is_at_rest
+        if needed_bytes is None or not self.may_be_in_memory or not trains:
+            return self._follow_up(now_s)
+        why_not = why_not_kept(use_with, needed_bytes, is_kept=kept.every_s is not None)
+        if kept.every_s is not None and why_not is not None:
+            self._give_up_state(now_s + KEPT_AGAIN_S, why_not)
+        elif kept.is_due(now_s, up_s=up_s):
+            if why_not is None:
+                kept.begin()
+                assert kept.every_s is not None
+                self._out.append(records.kept_in_memory(kept.every_s))
+            elif kept.told is None:
+                kept.told = why_not
+                self._out.append(records.not_in_memory(why_not))
+        return self._follow_up(now_s)
+
+    def on_kept(self, now_s: float, note: m.Kept) -> list[Action]:
+        """The worker has handed its state over in memory."""
+        kept = self.in_memory
+        if kept.every_s is None:  # it was on its way when it was given up
+            self._out.append(GiveUpState())
+        else:
+            kept.held = Held(step=note.step, size_bytes=note.size_bytes, work_s=self.work_s)
+            kept.wrote(note.took_s)
         return self._follow_up(now_s)
 
     def on_tick(self, now_s: float) -> list[Action]:
@@ -464,6 +513,9 @@ class Lifecycle(Standing):
         if newest is not None and (self.checkpoint is None or newest.path != self.checkpoint.path):
             self.work_s, self.not_saved = 0.0, None
         self.checkpoint = newest or self.checkpoint
+        if self.in_memory.held is not None and self.newer is None:  # a checkpoint is as new
+            self.in_memory.held = None
+            self._out.append(GiveUpState())
 
     def _want(self, wanted: Wanted, mode: PauseMode | None = None, why: Why = BY_USER) -> None:
         mode = mode or self.pause_mode
@@ -554,7 +606,7 @@ class Lifecycle(Standing):
         last = self.worker
         assert stage in MOVES[last.stage], f"{last.stage} → {stage}"
         if stage is not Stage.NONE:
-            self.death, self.work_s = None, 0.0
+            self.death, self.work_s = None, self.newer.work_s if self.newer is not None else 0.0
         self.worker = OneLife(
             run=self.run,
             is_command=self.is_command,
@@ -568,7 +620,7 @@ class Lifecycle(Standing):
         )
 
     def _judge(self, now_s: float, death: Death, leaving: Leaving, jitter_fraction: float) -> None:
-        verdict = judge(death, self.recovery.budget, self.checkpoint.step if self.checkpoint else None, jitter_fraction)
+        verdict = judge(death, self.recovery.budget, self.newest_step, jitter_fraction)
         if verdict.cause is Cause.FINISHED:
             self.outcome = death.last_words if isinstance(death.last_words, m.Finished) else None
             if self.outcome is not None and self.outcome.stopped_early and self.outcome.evaluation is not None:
@@ -633,6 +685,11 @@ class Lifecycle(Standing):
             self._reconcile(now_s)
         if not self.may_stand_by:
             self._cool_down(now_s)
+        if not self.may_be_in_memory:
+            self._give_up_state(now_s)
+        if self.worker.is_ready and self.worker.keeps_every_s != self.in_memory.every_s:
+            self.worker.keeps_every_s = self.in_memory.every_s
+            self._out.append(Send(m.KeepState(every_s=self.in_memory.every_s)))
         if self.waiters:
             self._out += self.waiters.answers(self.run_view())
         before, self._last_state = self._last_state, self.state
@@ -651,6 +708,17 @@ class Lifecycle(Standing):
         if self.standby.warmth is not Warmth.NONE:
             self.standby.warmth, self.standby.not_before_s = Warmth.NONE, not_before_s
             self._out.append(CoolDown())
+
+    def _give_up_state(self, not_before_s: float, why: str | None = None, by: By = By.SUPERVISOR) -> None:
+        """No state is kept in memory any more, nor tried before. `why` is told, a clause. None: that goes without saying."""
+        kept = self.in_memory
+        if kept.every_s is None and kept.held is None:
+            return
+        if kept.held is not None:
+            self._out.append(GiveUpState())
+        kept.every_s, kept.held, kept.not_before_s = None, None, not_before_s
+        if why is not None:
+            self._out.append(records.not_in_memory(why, by))
 
     def _reconcile(self, now_s: float) -> None:
         worker = self.worker

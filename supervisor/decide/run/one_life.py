@@ -112,6 +112,8 @@ class OneLife:
     """The size of the worker's micro-batches. It is None while the worker has not said. Between two lives this is still said of
     the last worker.
     """
+    keeps_every_s: float | None = None
+    """How often the worker was told to hand its state over in memory. It is None where it was told not to, or nothing."""
     held: bool = False
     """The worker keeps its memory and does not compute, as it was told."""
     unresponsive: bool = False

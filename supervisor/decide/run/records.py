@@ -239,6 +239,18 @@ def no_standby(why: str, by: By = By.SUPERVISOR) -> Record:
     return Record(event=Event.STANDBY, reason=reason, outcome=Outcome.FAILED, by=by)
 
 
+def kept_in_memory(every_s: float) -> Record:
+    """The newest state is kept in memory from now on, so often."""
+    reason = f"the newest state is kept in memory as well, after each {every_s:.0f} s of work, should the worker die"
+    return Record(event=Event.IN_MEMORY, reason=reason, outcome=Outcome.DONE, by=By.SUPERVISOR)
+
+
+def not_in_memory(why: str, by: By = By.SUPERVISOR) -> Record:
+    """The newest state is not kept in memory; `why` is a clause."""
+    reason = f"no state is kept in memory between checkpoints: {why}"
+    return Record(event=Event.IN_MEMORY, reason=reason, outcome=Outcome.FAILED, by=by)
+
+
 def smaller(why: Why, tokens: tuple[int, int]) -> Record:
     """The next life begins with smaller micro-batches."""
     action = f"micro-batch {tokens[0]:,} → {tokens[1]:,} tokens"

@@ -23,6 +23,7 @@ from memsup.supervisor.decide.run.actions import BY_HOURS, BY_USER, Why
 from memsup.supervisor.decide.run.card import CardView, Place
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
 from memsup.supervisor.decide.run.hours import WORTH_S, Clock, Rest, needed_lead_s, rest_of
+from memsup.supervisor.decide.run.in_memory import Held, InMemory
 from memsup.supervisor.decide.run.leaving import Ending, Leaving
 from memsup.supervisor.decide.run.one_life import OneLife, Stage
 from memsup.supervisor.decide.run.requests import RunView, Waiters
@@ -73,6 +74,7 @@ class Standing:
     """What is left of the restarts. None means all of them."""
 
     standby: Standby = field(default_factory=Standby)
+    in_memory: InMemory = field(default_factory=InMemory)
 
     rest: Rest | None = field(init=False, default=None)
     """How the run rests outside of its hours. It is None where it is within them, or has none."""
@@ -200,10 +202,26 @@ class Standing:
     @property
     def unsaved(self) -> Unsaved:
         """What this worker, or the last one where there is none, has computed that no checkpoint holds."""
+        kept_step = self.newer.step if self.newer is not None else None
         if not self.worker.trains or self.heartbeat is None:
-            return Unsaved(checkpoint=self.checkpoint)
-        steps = self.heartbeat.progress.step - (self.checkpoint.step if self.checkpoint else 0)
-        return Unsaved(checkpoint=self.checkpoint, steps=max(0, steps), work_s=self.work_s)
+            return Unsaved(checkpoint=self.checkpoint, kept_step=kept_step)
+        steps, work_s = self.heartbeat.progress.step - (self.newest_step or 0), self.work_s
+        if self.newer is not None and work_s is not None:
+            work_s = None if self.newer.work_s is None else max(0.0, work_s - self.newer.work_s)
+        return Unsaved(checkpoint=self.checkpoint, steps=max(0, steps), work_s=work_s, kept_step=kept_step)
+
+    @property
+    def newer(self) -> Held | None:
+        """What is held in memory, where it is newer than every checkpoint. It is None where that is not so."""
+        held, checkpoint = self.in_memory.held, self.checkpoint
+        return held if held is not None and (checkpoint is None or held.step > checkpoint.step) else None
+
+    @property
+    def newest_step(self) -> int | None:
+        """The step that the next worker would go on from. It is None where it would begin anew."""
+        if self.newer is not None:
+            return self.newer.step
+        return self.checkpoint.step if self.checkpoint is not None else None
 
     @property
     def keeps_nothing(self) -> bool:
@@ -228,9 +246,10 @@ class Standing:
     def progress(self) -> KnownProgress:
         """How far the run has come, saved or not: a checkpoint may hold steps that the worker did not live to tell of."""
         known = self.heartbeat.progress if self.heartbeat else self.before
-        if self.checkpoint is None or known.step is None or known.step >= self.checkpoint.step:
+        newest_step = self.newest_step
+        if newest_step is None or known.step is None or known.step >= newest_step:
             return known
-        return msgspec.structs.replace(known, step=self.checkpoint.step)
+        return msgspec.structs.replace(known, step=newest_step)
 
     @property
     def is_settled(self) -> bool:
@@ -257,10 +276,27 @@ class Standing:
 
     @property
     def may_stand_by(self) -> bool:
-        """Whether a process may stand by for the next worker: one would follow, and no memory is to be given back."""
+        """Whether a process may stand by for the next worker."""
+        return self._may_be_prepared and self.standby.asked != "off"
+
+    @property
+    def may_be_in_memory(self) -> bool:
+        """Whether a state may be held in memory for the next worker."""
+        return self._may_be_prepared and self.in_memory.asked != "off"
+
+    @property
+    def state_needs_bytes(self) -> int | None:
+        """What states in memory will take besides what is held already; one takes about as much as a checkpoint on disk. It is
+        None before there is one.
+        """
+        return self.in_memory.needed_bytes(self.checkpoint.size_bytes if self.checkpoint is not None else None)
+
+    @property
+    def _may_be_prepared(self) -> bool:
+        """Whether memory may be taken for the next worker: one would follow, and none is to be given back."""
         goes_on = self.terminal is None and self.wanted is not Wanted.STOPPED and self.queued is None and self.rest is None
         gives_back = self.wants_release or self.stance.release or self.worker.leaving.ending is not None
-        return goes_on and not gives_back and not self.is_command and self.standby.asked != "off"
+        return goes_on and not gives_back and not self.is_command
 
     # -- what is to follow --------------------------------------------------------------------------------------------
 
@@ -400,6 +436,6 @@ class Standing:
 
     def _where(self) -> str:
         step, total = self.progress.step, self.progress.total_steps
-        if not self.worker.trains:  # it goes on from its checkpoint, or anew, wherever a worker before it was
-            step = self.checkpoint.step if self.checkpoint else None
+        if not self.worker.trains:  # it goes on from what was saved, or anew, wherever a worker before it was
+            step = self.newest_step
         return ("" if step is None else f" at step {step:,}") + (f" of {total:,}" if step is not None and total else "")

@@ -21,6 +21,8 @@ class Unsaved:
     steps: int = 0
     work_s: float | None = 0.0
     """The time that the worker has computed since. It is None where that is not known."""
+    kept_step: int | None = None
+    """The step of a newer state that is held in memory, from which both are counted. It is None where there is none."""
 
     def __bool__(self) -> bool:
         return self.steps > 0
@@ -33,6 +35,8 @@ class Unsaved:
         how_much = plural(self.steps, "step")
         if self.work_s is not None:
             how_much += f", {duration(self.work_s)} of work"
+        if self.kept_step is not None:
+            return f"What was computed since step {self.kept_step:,}, which is kept in memory, is lost: {how_much}."
         if self.checkpoint is None:
             return f"There is no checkpoint, so all that was computed is lost: {how_much}."
         return f"What was computed since the checkpoint of step {self.checkpoint.step:,} is lost: {how_much}."
