@@ -1,7 +1,7 @@
 """The built-in training against Hugging Face's Trainer, and TRL's SFTTrainer with peft, on the same data and model, boxed.
 
     python benchmarks/versus.py chat pairs labels scores tags --python ENV/bin/python [--chat FOLDER] [--limits 4 2.5 1.5]
-        [--steps 16] [--seeds 42] [--results FILE] [--seconds S] [--search] [--judge]
+        [--steps 16] [--seeds 42] [--results FILE] [--seconds S] [--search] [--speed] [--judge]
 
 Needs root, cgroup version 1, and for the rivals a Python with transformers, accelerate, datasets, trl and peft (`rivals.py`;
 nothing of memsup). Every contestant trains from the same weights on the same rows with the same effective batch of 16, learning
@@ -164,9 +164,20 @@ def _write_weights(task: str, folder: Path, names: list[str]) -> None:
 # One run in its box
 
 
-def run(who: str, folder: Path, python: str, limit_gib: float, seed: int, models: Path, *, steps: int | None = None) -> Result:
+def run(
+    who: str,
+    folder: Path,
+    python: str,
+    limit_gib: float,
+    seed: int,
+    models: Path,
+    *,
+    steps: int | None = None,
+    is_ended_at: int | None = None,
+) -> Result:
     """`who` is memsup, or a rival's rows with or without `+` for activation checkpointing. `samples_per_s` is None where it
-    died, and `death` says how. With `steps` it ends after so many.
+    died, and `death` says how. With `steps` it ends after so many; with `is_ended_at` memsup is ended after so many, and it
+    leaves no model then.
     """
     task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     home = Path(tempfile.mkdtemp(dir=folder))
@@ -188,6 +199,8 @@ def run(who: str, folder: Path, python: str, limit_gib: float, seed: int, models
                     if len(audit.done_at_s) != len(cpu_at_s):
                         del cpu_at_s[len(audit.done_at_s) :]
                         cpu_at_s += [processor_s(limits)] * (len(audit.done_at_s) - len(cpu_at_s))
+                    if len(audit.done_at_s) == is_ended_at:
+                        break
                 time.sleep(LOOK_S)
         finally:
             if child.poll() is None:
@@ -209,7 +222,8 @@ def run(who: str, folder: Path, python: str, limit_gib: float, seed: int, models
         "load": os.getloadavg()[0],
     }
     said = (home / "log").read_text(encoding="utf-8", errors="replace")
-    if child.returncode != 0:
+    is_ended = audit is not None and len(audit.done_at_s) == is_ended_at
+    if child.returncode != 0 and not is_ended:
         if who != "memsup" and not seen.oom_kills and not any(words in said for words in OUT_OF_MEMORY):
             sys.exit(f"{who} failed, and not for memory:\n{said[-3000:]}")
         result["death"] = "killed for memory" if seen.oom_kills else f"exit code {child.returncode}: {said.strip()[-300:]}"
@@ -221,7 +235,7 @@ def run(who: str, folder: Path, python: str, limit_gib: float, seed: int, models
         result["samples_per_s"] = EFFECTIVE * (len(done_at_s) - half) / (done_at_s[-1] - done_at_s[half - 1])
         result["cpu_s_per_sample"] = (cpu_at_s[-1] - cpu_at_s[half - 1]) / (EFFECTIVE * (len(done_at_s) - half))
         made = home / ("model" if audit is None else "state/bench/model")
-        if steps is None:
+        if steps is None and not is_ended:
             kept = models / f"{who}-{limit_gib}-{seed}"
             shutil.rmtree(kept, ignore_errors=True)
             shutil.copytree(made, kept)
@@ -275,8 +289,11 @@ class OutOfTimeError(Exception):
 class Results:
     """The runs of one task so far, in a file that is added to."""
 
-    def __init__(self, file: Path, task: str, steps: int, folder: Path, python: str, seconds: float) -> None:
+    def __init__(
+        self, file: Path, task: str, steps: int, folder: Path, python: str, seconds: float, *, speed_only: bool
+    ) -> None:
         self._file, self._task, self._steps, self._folder, self._python = file, task, steps, folder, python
+        self._ends_at = steps if speed_only else None
         self._until_s = time.monotonic() + seconds
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
         self.all: list[Result] = [r for r in map(json.loads, lines) if (r["task"], r["steps"]) == (task, steps)]
@@ -302,8 +319,8 @@ class Results:
         longest_s = max((r["whole_s"] for r in self.all if r["search"] is search), default=20.0)
         if time.monotonic() + longest_s > self._until_s:
             raise OutOfTimeError
-        steps = SEARCH_STEPS if search else None
-        result = run(who, self._folder, self._python, limit_gib, seed, self.models, steps=steps)
+        ends = {"steps": SEARCH_STEPS if search else None, "is_ended_at": self._ends_at}
+        result = run(who, self._folder, self._python, limit_gib, seed, self.models, **ends)
         result |= {"task": self._task, "steps": self._steps}
         self.all.append(result)
         with self._file.open("a", encoding="utf-8") as file:
@@ -400,6 +417,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="of the rivals that are tried")
     parser.add_argument("--search", action="store_true", help="looks for the rival's fastest batch, and does nothing else")
+    parser.add_argument("--speed", action="store_true", help="ends memsup when its last step is done, so it has no loss")
     parser.add_argument("--judge", action="store_true", help="computes the losses of what was made, and trains nothing")
     parser.add_argument("--results", type=Path, default=Path("versus.jsonl"))
     parser.add_argument("--seconds", type=float, default=1e9)
@@ -410,7 +428,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="memsup-versus-") as work:
             folder = Path(work)
             make_task(task, folder, options.steps, options.chat)
-            results = Results(options.results, task, options.steps, folder, options.python, options.seconds)
+            results = Results(
+                options.results,
+                task,
+                options.steps,
+                folder,
+                options.python,
+                options.seconds,
+                speed_only=options.speed,
+            )
             if options.judge:
                 judge(results, folder, options.python)
             else:

@@ -10,6 +10,7 @@ from memsup.shared.record import MemoryEstimate, RunRecord
 from memsup.shared.run_file import new_run_id
 from memsup.shared.status import Wanted
 from memsup.supervisor.client.preparing import Plan
+from memsup.supervisor.decide.estimate import KEPT_BYTES
 from memsup.supervisor.decide.variables import joined, to_keep
 
 
@@ -49,10 +50,9 @@ def _memory_estimate(plan: Plan) -> MemoryEstimate | None:
     needs, training = plan.resolution.needs, plan.settings.training
     if needs is None or plan.resolution.on_gpu:
         return None
+    held_bytes = needs.held_bytes + KEPT_BYTES + needs.lane_bytes
     return MemoryEstimate(
-        held_bytes=(needs.held_bytes + needs.lane_bytes) * training.ranks,
-        token_bytes=(needs.micro_batch_bytes - needs.held_bytes - needs.lane_bytes)
-        / (needs.rows * needs.length)
-        * training.ranks,
+        held_bytes=held_bytes * training.ranks,
+        token_bytes=(needs.micro_batch_bytes - held_bytes) / (needs.rows * needs.length) * training.ranks,
         most_tokens=(training.effective_batch or 1) * needs.length,
     )

@@ -19,6 +19,8 @@ from memsup.shared.lanes import BASE_BYTES, BYTES_PER_PARAMETER, FROZEN_BYTES, R
 MIB = 2**20
 MOMENTS_BYTES = 8
 """What Adam's two moments take of the bytes of each parameter."""
+KEPT_BYTES = 50 * MIB
+"""What libraries and the allocator keep of each new shape, within the first ten steps: code that was generated, holes."""
 BLOCK_NUMBERS = 1 << 20
 """The worker (`compute/attention.py`) computes so many numbers of attention's matrices at a time, or one head's if that has
 more."""
@@ -109,9 +111,9 @@ class Estimate:
     lane_bytes: int
     """What the lanes beyond the first take besides their activations."""
     micro_batch_bytes: int
-    """The peak with the micro-batch of the settings and with all lanes."""
+    """The peak with the micro-batch of the settings and with all lanes, when shapes have come in."""
     row_bytes: int
-    """The peak with one text whose activations are kept."""
+    """The same with one text whose activations are kept."""
     least_bytes: int
     """The peak with one text, and activation checkpointing if that takes less: with less memory it cannot be trained."""
 
@@ -204,8 +206,10 @@ def estimate(
         length=length,
         rows=rows,
         lane_bytes=of_lanes,
-        micro_batch_bytes=peak_bytes(shape, amp=amp, rows=rows, length=length, checkpointing=checkpointing) + of_lanes,
-        row_bytes=peak_bytes(shape, amp=amp, rows=1, length=length, checkpointing=False),
+        micro_batch_bytes=peak_bytes(shape, amp=amp, rows=rows, length=length, checkpointing=checkpointing)
+        + of_lanes
+        + KEPT_BYTES,
+        row_bytes=peak_bytes(shape, amp=amp, rows=1, length=length, checkpointing=False) + KEPT_BYTES,
         least_bytes=least_bytes(shape, amp=amp, length=length),
     )
 

@@ -19,6 +19,7 @@ from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings, SettingsError, Share, TierName, keys
 from memsup.supervisor.decide.claims import ALONE, Beside, Claim, about, rounded, sensible, taken, ways_to_share
 from memsup.supervisor.decide.estimate import (
+    KEPT_BYTES,
     MOMENTS_BYTES,
     Estimate,
     Shape,
@@ -461,8 +462,9 @@ def _first_tokens(needs: Estimate, filled: Settings, limits: Limits, lanes: int)
     """The tokens of the first micro-batch, in each lane: the tier's, or as many as are sure to fit, at least one row. A decoder
     keeps so much of each token that the tier's would often be far beyond what there is.
     """
-    training, room_bytes = filled.training, FIRST_FRACTION * limits.worker_limit_bytes - needs.lane_bytes
-    if needs.micro_batch_bytes - needs.lane_bytes <= room_bytes:
+    training, beside_bytes = filled.training, needs.lane_bytes + KEPT_BYTES
+    room_bytes = FIRST_FRACTION * limits.worker_limit_bytes - beside_bytes
+    if needs.micro_batch_bytes - beside_bytes <= room_bytes:
         return training.micro_tokens or 0
     amp, on = training.amp or "off", bool(training.gradient_checkpointing)
     fits = (
