@@ -46,6 +46,9 @@ MOST_HELD_FRACTION = 0.75
 activations need the rest."""
 FIRST_FRACTION = 0.75
 """The part of the worker's limit that a decoder's first micro-batch may take as it is estimated."""
+KEPT_FRACTION = 0.8
+"""The part that one of its longest rows may take for a run to begin with activations that are kept. What they take cannot be
+told from rows computed twice, of which most is the scores of the vocabulary."""
 RESERVE_FRACTION = 0.1
 RESERVE_FLOOR_BYTES = 512 * MIB
 CGROUP_RESERVE_FLOOR_BYTES = 96 * MIB
@@ -157,6 +160,10 @@ def resolve(
         _check_fits(needs, of_rank, filled)
         if settings.training.gradient_checkpointing is None and needs.row_bytes > of_rank.worker_limit_bytes:
             filled.training.gradient_checkpointing = True
+            needs = _estimate(needs.shape, filled, lanes or 1)
+        keeps = needs.row_bytes + needs.lane_bytes <= KEPT_FRACTION * of_rank.worker_limit_bytes
+        if needs.shape.is_decoder and settings.training.gradient_checkpointing is None and keeps:
+            filled.training.gradient_checkpointing = False
             needs = _estimate(needs.shape, filled, lanes or 1)
         if needs.shape.is_decoder and settings.training.micro_tokens is None:
             filled.training.micro_tokens = _first_tokens(needs, filled, of_rank, lanes or 1)

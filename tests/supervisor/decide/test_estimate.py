@@ -267,6 +267,8 @@ def test_a_decoder_begins_with_what_is_sure_to_fit(limit: str) -> None:
     machine = Machine(ram_total_bytes=24 * GIB, ram_available_bytes=None)
     found = resolve(loaded.settings, loaded.origins, machine, decoder_shape_of(SMOL, 134_515_008, rank=16))
     assert found.needs is not None
+    is_kept = found.settings.training.gradient_checkpointing is False
+    assert is_kept == (limit != "1100MiB"), "the tier alone would have it computed twice up to 8 GB"
     fits = found.needs.micro_batch_bytes <= FIRST_FRACTION * found.limits.worker_limit_bytes
     assert fits or found.settings.training.micro_tokens == 256
     assert found.needs.least_bytes <= found.limits.worker_limit_bytes
