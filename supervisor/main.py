@@ -505,6 +505,7 @@ class Supervisor:
             use_with=self.guard.use_with(NEEDS_BYTES, batch.peak_bytes if batch else None),
             is_at_rest=self.guard.is_at_rest,
             why_refused=self.worker.why_cold,
+            why_dismissed=self.worker.why_dismissed,
         )
         self._perform(now_s, actions)
 

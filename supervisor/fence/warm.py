@@ -48,6 +48,8 @@ class WarmProcess:
         self.warmth = Warmth.LOADING
         self.why_refused: str | None = None
         """Why it does not stand by, as it says itself. It is None where it has not said so."""
+        self.why_dismissed: str | None = None
+        """What it did that it was ended for, a clause. It is None where it did nothing."""
         fence.spared = self.pid
 
     @property

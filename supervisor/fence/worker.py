@@ -158,6 +158,11 @@ class WorkerProcess:
         return self._warm.why_refused if self._warm is not None else None
 
     @property
+    def why_dismissed(self) -> str | None:
+        """What the last process that stood by was ended for, a clause. It is None where that was for nothing that it did."""
+        return self._warm.why_dismissed if self._warm is not None else None
+
+    @property
     def is_being_born(self) -> bool:
         """Whether a fork was asked for that is not there yet."""
         return self._birth is not None
@@ -230,6 +235,8 @@ class WorkerProcess:
         if self._birth is None or self._end is not None:
             return
         if self.warmth is not Warmth.BEARING or now_s > self._birth.until_s:
+            if self._warm is not None and self.warmth is Warmth.BEARING:
+                self._warm.why_dismissed = f"it brought no worker within {BORN_WITHIN_S:.0f} s"
             self.cool_down()
             self.fence.kill()
             if self.fence.populated() is False:

@@ -328,15 +328,24 @@ class Lifecycle(Standing):
         return [records.with_ladder(action, decided_on) for action in self._follow_up(now_s)]
 
     def on_warmth(
-        self, now_s: float, warmth: Warmth, *, use_with: float | None, is_at_rest: bool, why_refused: str | None = None
+        self,
+        now_s: float,
+        warmth: Warmth,
+        *,
+        use_with: float | None,
+        is_at_rest: bool,
+        why_refused: str | None = None,
+        why_dismissed: str | None = None,
     ) -> list[Action]:
         """What stands by for the next worker is `warmth`; to be called every second or two. `use_with` is the part of memory
         that would be used with it. It is None where that is not known. `is_at_rest`: memory is not short in any way.
-        `why_refused` is what a process said that does not stand by. It is None where it said nothing.
+        `why_refused` is what a process said that does not stand by, and `why_dismissed` what one was ended for. Each is None
+        where there is no such thing.
         """
         standby, before = self.standby, self.standby.warmth
         if standby.saw(now_s, warmth, refuses=why_refused is not None):
-            self._out.append(records.no_standby(f"{why_refused or 'it has ended'}; {standby.again_words(now_s)}"))
+            why = why_refused or why_dismissed or "it has ended"
+            self._out.append(records.no_standby(f"{why}; {standby.again_words(now_s)}"))
         elif before is Warmth.LOADING and warmth is Warmth.READY:
             self._out.append(records.stands_by())
         if not is_at_rest and warmth is not Warmth.NONE:

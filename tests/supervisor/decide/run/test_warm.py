@@ -158,6 +158,9 @@ def test_one_that_has_ended_by_itself_is_told_with_its_own_reason() -> None:
     assert "3 threads" in next(action.reason for action in seen if isinstance(action, Record))
     assert not kinds(look(life, Warmth.NONE, 100.0))
     assert kinds(look(life, Warmth.NONE, 2.0 + AGAIN_S)) == {WarmUp}
+    seen = look(life, Warmth.NONE, 3.0 + AGAIN_S, why_dismissed="it brought no worker within 5 s")
+    reason = next(action.reason for action in seen if isinstance(action, Record))
+    assert reason.endswith(": it brought no worker within 5 s; another is tried in 5 s at the earliest")
 
 
 @pytest.mark.parametrize("what", [RequestKind.PAUSE_RELEASE, RequestKind.STOP])
