@@ -190,6 +190,7 @@ def test_a_file_may_grow_while_its_end_is_in_the_block_in_hand(tmp_path: Path, b
     life.seen(5)  # in the second block, which has the last two rows and the first six
     after = life.checkpoint()
     expected = life.seen(3)
+    life.seen(1)  # in the third one
     with (tmp_path / "part-0.csv").open("a") as grown:
         grown.writelines(f"new{row},1\n" for row in range(4))
     if not block_is_kept:
@@ -201,7 +202,12 @@ def test_a_file_may_grow_while_its_end_is_in_the_block_in_hand(tmp_path: Path, b
     assert again.seen(3) == expected
     then = {said for step in again.seen(4) for said in step.split(" ")}
     assert then == {f"0{row}{row}.0" for row in range(6, 10)} | {f"new{row}.0" for row in range(4)}
-    assert {path.name for path in (tmp_path / "cache" / "stream").iterdir()} == {"block-2"}, "others are done with"
+    on_disk = tmp_path / "cache" / "stream"
+    assert {path.name for path in on_disk.iterdir()} == {"block-1", "block-2"}, "the checkpoint's, and the one in hand"
+    for _ in range(3):
+        again.checkpoint()
+        again.seen(1)
+    assert "block-1" not in {path.name for path in on_disk.iterdir()}, "no checkpoint goes on with it any more"
 
 
 def test_the_first_rows_of_a_stream_are_those_of_its_run_however_files_grow(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_a_killed_run_on_a_stream_ends_with_the_bits_of_the_undisturbed_one(tmp_
         assert finished is not None
         assert (finished.steps, finished.samples) == (24, 192)
         paths = run_paths(name)
-        assert len(list((paths.cache / "stream").iterdir())) <= 2, "blocks that are done with are gone"
+        assert len(list((paths.cache / "stream").iterdir())) <= 4, "blocks that are done with are gone"
         newest = max(paths.checkpoints.glob("step-*"))
         verify(newest)
         weights = [(newest / part).read_bytes() for part in sorted(map(str, newest.glob("*.safetensors")))]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,8 @@ from memsup.worker.tasks.origins import Placed
 
 _BLOCK_TOKENS = 1 << 22
 """So many tokens the rows of a block have at most, unless a person says how many rows are shuffled together."""
+_SAVED_BLOCKS = 3
+"""The blocks of so many checkpoints are kept: the newest one may not be finished, or be damaged."""
 _LOOKED_AT_TOGETHER = 256
 _LINES_TOGETHER = 1 << 14
 
@@ -102,6 +105,10 @@ class Stream:
         self._places: dict[int, Place] = {}
         """Where each block begins that was read, and the one after them."""
         self._contents: dict[int, str] = {}
+        self._written: set[int] = set()
+        """The blocks that are on the disk."""
+        self._saved: deque[int] = deque(maxlen=_SAVED_BLOCKS)
+        """Those that the last checkpoints go on with."""
         self._durable: int | None = None
         """The block that was made durable. It is None where none was yet."""
         self._expected: tuple[Place, str | None] | None = None
@@ -128,9 +135,11 @@ class Stream:
         return self._block(block), indices - block * self.rows
 
     def forget_before(self, block: int) -> None:
-        """Removes what blocks before this one have on the disk."""
+        """Lets go of the blocks before this one; on the disk those stay that the last checkpoints go on with."""
         for number in [number for number in self._blocks if number < block]:
             del self._blocks[number], self._places[number], self._contents[number]
+        for number in [number for number in self._written if number < min([block, *self._saved])]:
+            self._written.remove(number)
             shutil.rmtree(self._folder_of(number), ignore_errors=True)
 
     def _folder_of(self, block: int) -> Path:
@@ -145,6 +154,7 @@ class Stream:
         if block in self._blocks and block != self._durable:
             _flush(self._folder_of(block))
             self._durable = block
+        self._saved.append(block)
         return Position(
             rows=self.rows,
             head_rows=self._source.head_rows,
@@ -167,6 +177,8 @@ class Stream:
             if folder != self._folder_of(position.block):
                 shutil.rmtree(folder, ignore_errors=True)
         if kept is not None and position.end is not None and position.content is not None:
+            self._written.add(position.block)
+            self._saved.append(position.block)
             self._places = {position.block: position.begin}
             self._begin(position.block + 1, position.end)
             self._blocks[position.block], self._contents[position.block] = kept, position.content
@@ -229,6 +241,7 @@ class Stream:
             folder = self._folder_of(self._next)
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
+            self._written.add(self._next)
             self._reader.write(folder, self._taken())
             if self._is_replaced():
                 continue  # some rows may be of the one file, and some of the other
