@@ -1,10 +1,12 @@
 """Is the gradient of a step that `memsup.step` cuts that of the whole, by kind of loss; what does it cost where nothing is cut.
 
-    python benchmarks/own_cuts.py [--pairs 60]
+    python benchmarks/own_cuts.py [gradients] [adam] [prices] [--pairs 60]
 
 First: 16 rows of 6 to 24 tokens, small models of transformers and of torch, dropout off, float32. The gradient of the parts
 added up as they are, of the parts weighted by their rows, and as memsup computes it, each against that of the whole batch
-(relative error); and what memsup found out about the loss. Second: a step with `memsup.step` and without memory trouble, and
+(relative error); and what memsup found out about the loss. Second: what Adam makes of rounding, without memsup: BERT's question
+answering, trained by plain torch with whole batches and with the same in four parts, and by how much its tensors end apart,
+those whose gradient is zero but for rounding and the others. Third: a step with `memsup.step` and without memory trouble, and
 the same step without it, taking turns, in processor time of one thread; each pair gives a ratio, of which the median is shown,
 and between which two half of them lie. Prints Markdown.
 """
@@ -199,6 +201,70 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# What Adam makes of rounding
+
+
+STEPS, PARTS = 12, 4
+ROUNDING = 1e-6
+"""The part of the largest gradient of a model below which a tensor's own is nothing but rounding."""
+
+
+class Trained(NamedTuple):
+    """What a training ends with, and the largest gradient that each tensor ever had."""
+
+    weights: dict[str, torch.Tensor]
+    gradients: dict[str, float]
+
+
+def trained(parts: int, rate: float, eps: float, *, of_doubles: bool = False) -> Trained:
+    """A model trained in plain torch on the same batches, each of them in so many equal parts; its gradient is cut to 1, as
+    Trainer's is.
+    """
+    torch.manual_seed(0)
+    model = bert("QuestionAnswering", 128, hidden_size=64, intermediate_size=256).train()
+    if of_doubles:
+        model.double()
+    optimizer, largest = (
+        torch.optim.AdamW(model.parameters(), lr=rate, eps=eps),
+        dict.fromkeys(dict(model.named_parameters()), 0.0),
+    )
+    for _ in range(STEPS):
+        places = torch.randint(0, 100, (128,))
+        batch = texts(128, 128) | {"start_positions": places, "end_positions": places + 1}
+        for first in range(0, 128, 128 // parts):
+            (model(**rows_of(batch, slice(first, first + 128 // parts))).loss / parts).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for name, weight in model.named_parameters():
+            if weight.grad is not None:
+                largest[name] = max(largest[name], float(weight.grad.abs().max()))
+        optimizer.step()
+        optimizer.zero_grad()
+    return Trained({name: weight.detach() for name, weight in model.named_parameters()}, largest)
+
+
+def adam() -> None:
+    print(
+        f"\n| BERT question answering, {STEPS} steps, whole and in {PARTS} parts | the largest gradient of all "
+        "| tensors whose gradient is rounding: the largest of them | they end apart by | the others |\n|---|---|---|---|---|"
+    )
+    ways = {
+        "learning rate 1e-3, eps 1e-8": (1e-3, 1e-8, False),
+        "5e-5 (Trainer's own), 1e-8": (5e-5, 1e-8, False),
+        "1e-3, eps 1e-6": (1e-3, 1e-6, False),
+        "1e-3, 1e-8, in float64": (1e-3, 1e-8, True),
+    }
+    for what, (rate, eps, of_doubles) in ways.items():
+        whole, cut = (trained(parts, rate, eps, of_doubles=of_doubles) for parts in (1, PARTS))
+        most = max(whole.gradients.values())
+        differs = {name: float((whole.weights[name] - cut.weights[name]).abs().max()) for name in whole.weights}
+        none = {name for name, size in whole.gradients.items() if size <= ROUNDING * most}
+        told = ", ".join(sorted({".".join(name.split(".")[-3:]) for name in none}))
+        others = max(value for name, value in differs.items() if name not in none)
+        noise = max(whole.gradients[name] for name in none)
+        print(f"| {what} | {most:.1e} | {noise:.1e} ({told}) | {max(differs[name] for name in none):.1e} | {others:.1e} |")
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # What it costs
 
 
@@ -247,17 +313,23 @@ def priced(batch: dict[str, torch.Tensor], **size: Any) -> Loss:
     return with_loss(model.train(), batch | {"labels": torch.arange(rows) % 2})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--pairs", type=int, default=60)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+def gradients() -> None:
     print("| loss | parts added up | weighted by rows | memsup | it found |\n|---|---|---|---|---|")
     for name, make in LOSSES.items():
         found = compare(make)
         cells = ["–" if error is None else f"{error:.1e}" for error in (found.added, found.by_rows)]
         print(f"| {name} | {cells[0]} | {cells[1]} | {found.ours:.0e} | {found.said} |")
-    prices(arguments.pairs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("which", nargs="*", help="gradients, adam, prices; all of them by default")
+    parser.add_argument("--pairs", type=int, default=60)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    parts = {"gradients": gradients, "adam": adam, "prices": lambda: prices(arguments.pairs)}
+    for which in arguments.which or parts:
+        parts[which]()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """What a program with Hugging Face's Trainer gets where it went without before: the tables of docs/own-programs.md.
 
-    python benchmarks/own_gaps.py [orders] [ends] [damage] [resume]
+    python benchmarks/own_gaps.py [orders] [launchers] [ends] [damage] [resume]
+    python benchmarks/own_gaps.py [early] [jit] [often] [never] [large] [ranked]
 
-*Orders*: an unchanged script under `memsup start --`: seen, held, released, saved, stopped, killed. *Ends*: one that
+*Orders*: an unchanged script under `memsup start --`: seen, held, released, saved, stopped, killed. *Launchers*: the same
+script behind what starts it, the process that trains killed, all stopped and started. *Ends*: one that
 ends early, dies often, wants more memory than it may have, or trains in two ranks of which one dies. *Damage*:
 the newest of two checkpoints is damaged between two lives; Trainer by itself, told to go on from the newest, beside Trainer
 under memsup. *Resume*: killed in the middle of an epoch and begun again, both ways. Weights and each number of the
-log are compared with a training that was left alone. Prints Markdown.
+log are compared with a training that was left alone. Prints Markdown. The second line names each of the ends.
 """
 
 from __future__ import annotations
@@ -36,10 +38,11 @@ MIB = 1 << 20
 
 
 def main() -> None:
-    parts = {"orders": orders, "ends": ends, "damage": damage, "resume": resume}
+    parts = {"orders": orders, "launchers": launchers, "ends": ends, "damage": damage, "resume": resume}
+    named = sys.argv[1:] or list(parts)
     with tempfile.TemporaryDirectory(prefix="gaps-", dir="/tmp") as folder:
-        for name in sys.argv[1:] or parts:
-            parts[name](Path(folder))
+        for name in named:
+            (parts | ENDS)[name](Path(folder))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -110,6 +113,65 @@ def orders(folder: Path) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# Launchers
+
+
+LAUNCHERS = {
+    "`python -m train`": ["{python}", "-m", "train"],
+    "`accelerate launch train.py`": ["{python}", "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "train.py"],
+    "`torchrun --nproc-per-node=1 train.py`": ["{python}", "-m", "torch.distributed.run", "--nproc-per-node=1", "train.py"],
+    "the same with `--max-restarts=2`": [
+        "{python}",
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=1",
+        "--max-restarts=2",
+        "train.py",
+    ],
+    "`bash train.sh`, which calls python": ["bash", "-c", "{python} train.py; code=$?; echo over; exit $code"],
+}
+
+
+def launchers(folder: Path) -> None:
+    """The process that trains is killed, and not the launcher; then all is stopped and started."""
+    quick = trainer_program.QUIET | {"KIND": "masked", "STEP_S": "0", "ROWS": "200"}
+    alone = trainer_program.undisturbed(folder / "launched-alone", **quick)
+    print("\n| started by | attached | its training killed | `stop`, `start` | its end |\n|---|---|---|---|---|")
+    slow = quick | {"STEP_S": "0.05", "IN_A_STEP": "open('pid', 'w').write(str(os.getpid()))"}
+    for number, (name, words) in enumerate(LAUNCHERS.items()):
+        os.environ |= {"MEMSUP_STATE_DIR": f"{folder}/l{number}-s", "MEMSUP_RUNTIME_DIR": f"{folder}/l{number}-r"}
+        home = folder / f"launched-{number}"
+        home.mkdir()
+        python, _ = trainer_program.write_program(home)
+        try:
+            started = memsup("start", "-d", "--", *(word.format(python=python) for word in words), cwd=home, **slow)
+            assert started.returncode == 0, started.stderr
+            seen = until(lambda seen: seen["state"] in OVER or (attached(seen) and step_of(seen) > 2), 120)
+            cells = [f"by {seen['program']['seam']}" if attached(seen) else "no"]
+            memsup("checkpoint")
+            pid = int((home / "pid").read_text())
+            at = step_of(status())
+            os.kill(pid, signal.SIGKILL)
+            again = until(
+                lambda seen: (
+                    seen["state"] in OVER
+                    or (attached(seen) and int((home / "pid").read_text() or pid) != pid and step_of(seen) > 0)  # noqa: B023
+                ),
+                120,
+            )
+            cells.append(f"in step {at + 1}, goes on at {step_of(again)}; {again['restarts']} restarts by memsup")
+            memsup("stop")
+            stopped = status()
+            memsup("start", "-d", **slow)
+            seen = until(lambda seen: seen["state"] in OVER or (attached(seen) and step_of(seen) > 0), 120)
+            cells.append(f"{stopped['state']} at step {stopped['checkpoint']['step']}, goes on at {step_of(seen)}")
+            ended = until(lambda seen: seen["state"] in OVER, 240)
+            row(name, *cells, f"{end_of(ended)}, {what_differs(alone, home)}")
+        finally:
+            end_supervisors()
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # Ends
 
 
@@ -117,29 +179,63 @@ ONCE = "if self.state.global_step == {step} and not os.path.exists('{name}'):\n 
 DIES = "os.kill(os.getpid(), 9)"
 
 
+QUICKLY = trainer_program.QUIET | {"STEP_S": "0", "MEMSUP_CHECKPOINT_EVERY": "0.01s"}
+
+
 def ends(folder: Path) -> None:
     print("\n| what happens | and what comes of it |\n|---|---|")
-    quick = trainer_program.QUIET | {"STEP_S": "0", "MEMSUP_CHECKPOINT_EVERY": "0.01s"}
-    alone = trainer_program.undisturbed(folder / "ends-alone", **quick)
+    for end in ENDS.values():
+        end(folder)
 
-    early = quick | {"IN_A_STEP": ONCE.format(step=5, name="ended", does="sys.exit(0)")}
-    home, first = run_to_its_end(folder, "early", **early)
-    memsup("start", "--wait", **early)
-    row("exit code 0 with steps left", f"{end_of(first)}; `start` again: {end_of(status())}, {what_differs(alone, home)}")
 
-    often = "".join(ONCE.format(step=step, name=f"died{step}", does=DIES) for step in range(1, 15, 2))
-    home, last = run_to_its_end(folder, "often", IN_A_STEP=often, **quick)
-    row(f"{last['restarts']} deaths, each after a newer checkpoint", f"{end_of(last)}, {what_differs(alone, home)}")
+def early(folder: Path) -> None:
+    ends_early = QUICKLY | {"IN_A_STEP": ONCE.format(step=5, name="ended", does="sys.exit(0)")}
+    home, first = run_to_its_end(folder, "early", **ends_early)
+    memsup("start", "--wait", **ends_early)
+    row(
+        "exit code 0 with steps left",
+        f"{end_of(first)}; `start` again: {end_of(status())}, {what_differs(left_alone(folder), home)}",
+    )
 
-    never = "if self.state.global_step == 5: os.kill(os.getpid(), 9)"
-    _, last = run_to_its_end(folder, "never", IN_A_STEP=never, **quick)
+
+def jit(folder: Path) -> None:
+    """Trainer's own answer to SIGTERM, which lets the script go on as if it were through."""
+    environment = QUICKLY | {"ARGUMENTS": json.dumps({"enable_jit_checkpoint": True}), "STEP_S": "0.05"}
+    os.environ |= {"MEMSUP_STATE_DIR": f"{folder}/jit-s", "MEMSUP_RUNTIME_DIR": f"{folder}/jit-r"}
+    home = folder / "ends-jit"
+    home.mkdir()
+    started = memsup("start", "-d", "--", *trainer_program.write_program(home), cwd=home, **environment)
+    assert started.returncode == 0, started.stderr
+    trained_beyond(4)
+    memsup("stop")
+    stopped = status()
+    memsup("start", "--wait", within_s=1000, **environment)
+    row(
+        "`--enable_jit_checkpoint`, and `stop`",
+        f"{stopped['state']}, exit code {stopped['exit_code']}, saved at step {stopped['checkpoint']['step']}; `start` again: "
+        f"{end_of(status())}, {what_differs(left_alone(folder), home)}",
+    )
+
+
+def often(folder: Path) -> None:
+    dies = "".join(ONCE.format(step=step, name=f"died{step}", does=DIES) for step in range(1, 15, 2))
+    home, last = run_to_its_end(folder, "often", IN_A_STEP=dies, **QUICKLY)
+    differs = what_differs(left_alone(folder), home)
+    row(f"{last['restarts']} deaths, each after a newer checkpoint", f"{end_of(last)}, {differs}")
+
+
+def never(folder: Path) -> None:
+    dies = "if self.state.global_step == 5: os.kill(os.getpid(), 9)"
+    _, last = run_to_its_end(folder, "never", IN_A_STEP=dies, **QUICKLY)
     row("each life dies in the same step", f"{end_of(last)} after {last['restarts']} restarts")
 
+
+def large(folder: Path) -> None:
     shape = {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0, "intermediate_size": 4096, "hidden_size": 64}
     arguments = {"per_device_train_batch_size": 512, "gradient_accumulation_steps": 1, "num_train_epochs": 1}
-    large = quick | {"ROWS": "1024", "SHAPE": json.dumps(shape), "ARGUMENTS": json.dumps(arguments)}
-    alone = trainer_program.undisturbed(folder / "large-alone", **large)
-    home, last = run_to_its_end(folder, "large", "--set", "limits.ram=560MiB", **large)
+    environment = QUICKLY | {"ROWS": "1024", "SHAPE": json.dumps(shape), "ARGUMENTS": json.dumps(arguments)}
+    alone = trainer_program.undisturbed(folder / "large-alone", **environment)
+    home, last = run_to_its_end(folder, "large", "--set", "limits.ram=560MiB", **environment)
     ran_out = sum(line["event"] == "out_of_memory" for line in ledger())
     row(
         "`limits.ram=560MiB`, which a batch exceeds",
@@ -147,15 +243,33 @@ def ends(folder: Path) -> None:
         f"{last['batch']['effective']} at a time, {end_of(last)}, weights differ by {most_difference(alone, home):.1e} at most",
     )
 
+
+def ranked(folder: Path) -> None:
     dies = ONCE.format(step=5, name="died", does=f"if os.environ['RANK'] == '1': {DIES}")
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=2"]
-    _, last = run_to_its_end(folder, "ranked", launcher=torchrun, IN_A_STEP=dies, **quick)
+    _, last = run_to_its_end(folder, "ranked", launcher=torchrun, IN_A_STEP=dies, **QUICKLY)
     told = [line["event"] for line in ledger() if line["event"] in {"death", "recovered", "rank_died", "attached"}]
     row(
         "`torchrun` with two ranks, one dies",
         f"attached: {bool(last['program'] and last['program']['attached'])}; {last['restarts']} restarts, in the ledger: "
         f"{', '.join(told) or 'nothing'}; {end_of(last)}",
     )
+
+
+ENDS: dict[str, Callable[[Path], None]] = {
+    "early": early,
+    "jit": jit,
+    "often": often,
+    "never": never,
+    "large": large,
+    "ranked": ranked,
+}
+
+
+def left_alone(folder: Path) -> Path:
+    """The training that nobody disturbs, without memsup."""
+    home = folder / "ends-alone"
+    return home if home.exists() else trainer_program.undisturbed(home, **QUICKLY)
 
 
 def run_to_its_end(

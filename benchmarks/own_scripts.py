@@ -3,6 +3,7 @@
 
     python benchmarks/own_scripts.py FOLDER --python PYTHON --examples EXAMPLES [--only NAME …] [--kills 20] [-- COMMAND …]
     python benchmarks/own_scripts.py FOLDER --table
+    python benchmarks/own_scripts.py FOLDER --tensors --only NAME …
 
 PYTHON is an interpreter that has torch, transformers, accelerate, datasets, evaluate, seqeval, trl, peft, lightning and
 sentence-transformers, as far as the scripts named need them, and nothing of memsup. EXAMPLES has Hugging Face's examples
@@ -17,6 +18,10 @@ All of it lies in FOLDER, `results.jsonl` too, which gets a line for each run th
 again, and with `--most-s` a call that is out of time stops the run it is at (exit code 3); the next one goes on with that. A
 COMMAND of your own has `{out}` where its results go, and is run in an empty folder; weights are compared where it leaves
 `{out}/*.safetensors` or `{out}/*.pt`.
+
+In the run that is alone torch's optimizers are watched for the largest gradient that each tensor ever has. One that never
+exceeds `ROUNDING` of the model's largest is zero but for rounding; Adam divides by its size and makes steps of it all the same.
+So what the others differ by is told as well; `--tensors` prints all.
 """
 
 from __future__ import annotations
@@ -52,6 +57,8 @@ IN_TRAINING = 0.5
 MOST_BEGUN_AGAIN = 20
 BAR = 1e-5
 """A larger difference is told with the weight that has it."""
+ROUNDING = 1e-6
+"""The part of the largest gradient of a model below which a tensor's own is nothing but rounding."""
 
 
 class OutOfTimeError(Exception):
@@ -91,6 +98,8 @@ class Run:
     """The largest difference of a weight from the one it ends with alone."""
     where: str = ""
     """The name of that weight, and the largest difference of any other one."""
+    largest_with_gradient: float = -1.0
+    """The largest difference of a weight whose gradient is more than rounding; -1 where no gradients were seen."""
     took_s: float = 0.0
 
 
@@ -98,6 +107,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--table", action="store_true", help="print the results that are there as Markdown, and run nothing")
+    parser.add_argument("--tensors", action="store_true", help="print what each tensor of --only differs by, and run nothing")
     parser.add_argument("--only", nargs="*", help=", ".join(SCRIPTS))
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--examples", default=".")
@@ -117,6 +127,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
     if options.table:
         print_table(options.folder / "results.jsonl")
+        return 0
+    if options.tensors:
+        for name in options.only:
+            print_tensors(options.folder / folder_of(name))
         return 0
     commands = {name: shlex.split(f"{options.python} {SCRIPTS[name]}") for name in options.only or ([] if own else SCRIPTS)}
     if own:
@@ -145,7 +159,7 @@ def make_assets(assets: Path, python: str) -> None:
 
 
 def prove(name: str, command: list[str], place: Path, options: argparse.Namespace) -> None:
-    own = options.folder / name.replace(" ", "-")
+    own = options.folder / folder_of(name)
     own.mkdir(exist_ok=True)
     place.mkdir(exist_ok=True)
 
@@ -155,7 +169,7 @@ def prove(name: str, command: list[str], place: Path, options: argparse.Namespac
 
     wants = own / "wants"
     if not wants.exists():
-        wants.write_text(str(alone(told("alone"), place, own / "alone.log")))
+        wants.write_text(str(alone(told("alone"), place, own)))
     wants_bytes = int(wants.read_text())
     for share in (() if options.not_free else (0,)) + ((options.share,) if options.share and name not in NOT_CUT else ()):
         kept = own / ("limited.json" if share else "free.json")
@@ -167,20 +181,46 @@ def prove(name: str, command: list[str], place: Path, options: argparse.Namespac
         if run.state:
             continue
         guarded(run, told(kept.stem), place, own / kept.stem, kept, options)
-        compare(run, own / "alone", own / kept.stem, options.python)
+        compare(run, own, own / kept.stem, options.python)
         kept.write_text(json.dumps(asdict(run)))
         with open(options.folder / "results.jsonl", "a") as file:
             file.write(json.dumps(asdict(run)) + "\n")
         print(row(run), flush=True)
 
 
-def alone(command: list[str], place: Path, log: Path) -> int:
+def folder_of(name: str) -> str:
+    return name.replace(" ", "-")
+
+
+WATCH = """
+import atexit, importlib.util, os
+if importlib.util.find_spec("torch"):
+    import torch
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+    largest = {}
+    def look(optimizer, *_):
+        for weight in (weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None):
+            size = max(weight.grad.abs().max().item(), largest.get(id(weight), (weight, 0.0))[1])
+            largest[id(weight)] = weight, size
+    register_optimizer_step_pre_hook(look)
+    def leave():
+        if largest:
+            torch.save([(weight.detach(), size) for weight, size in largest.values()], os.environ["GRADIENTS"])
+    atexit.register(leave)
+"""
+"""As `sitecustomize` it writes the largest gradient that each weight ever had, with the weight itself, by which it is known."""
+
+
+def alone(command: list[str], place: Path, own: Path) -> int:
     """Runs a command by itself, with a `memsup` that does nothing but train; returns the most memory it had, in bytes."""
+    watch, log = own / "watch", own / "alone.log"
+    watch.mkdir(exist_ok=True)
+    (watch / "sitecustomize.py").write_text(WATCH)
     with open(log, "wb") as printed:
         process = subprocess.Popen(
             command,
             cwd=place,
-            env=os.environ | {"PYTHONPATH": str(ROOT / "build" / "links")},
+            env=os.environ | {"PYTHONPATH": f"{watch}:{ROOT / 'build' / 'links'}", "GRADIENTS": str(own / "gradients")},
             stdout=printed,
             stderr=printed,
             start_new_session=True,
@@ -335,7 +375,7 @@ def stop_and_start(run: Run, options: argparse.Namespace) -> None:
 
 
 COMPARE = """
-import glob, json, sys
+import glob, json, os, sys
 import torch
 from safetensors.torch import load_file
 
@@ -345,22 +385,39 @@ def weights(folder):
         found |= load_file(path) if path.endswith("s") else torch.load(path)
     return found
 
-one, other = (weights(folder) for folder in sys.argv[1:])
+own, other = sys.argv[1:]
+one, other = weights(own + "/alone"), weights(other)
 assert one.keys() == other.keys() and one, (len(one), len(other))
-print(json.dumps({name: 0.0 if torch.equal(one[name], other[name]) else (one[name] - other[name]).abs().max().item()
-                  for name in one}))
+seen = torch.load(own + "/gradients") if os.path.exists(own + "/gradients") else []
+found = {}
+for name in one:
+    difference = 0.0 if torch.equal(one[name], other[name]) else (one[name] - other[name]).abs().max().item()
+    found[name] = difference, max((size for weight, size in seen if torch.equal(weight, one[name])), default=None)
+print(json.dumps(found))
 """
 
 
-def compare(run: Run, one: Path, other: Path, python: str) -> None:
-    done = subprocess.run([python, "-c", COMPARE, one, other], capture_output=True, text=True, check=False)
+def compare(run: Run, own: Path, ended: Path, python: str) -> None:
+    done = subprocess.run([python, "-c", COMPARE, own, ended], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         run.where = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
         return
-    found = sorted(json.loads(done.stdout).items(), key=lambda of: of[1])
-    run.largest_difference = found[-1][1]
+    ended.with_name(f"{ended.name}-tensors.json").write_text(done.stdout)
+    found: dict[str, tuple[float, float | None]] = json.loads(done.stdout)
+    (name, (run.largest_difference, gradient)), *others = sorted(found.items(), key=lambda of: -of[1][0])
     if run.largest_difference > 0:
-        run.where = f"{found[-1][0]}; any other {max([differs for _, differs in found[:-1]], default=0):.1e}"
+        run.where = f"{name}; any other {max([differs for _, (differs, _) in others], default=0):.1e}"
+    real = with_gradient(found)
+    if real:
+        run.largest_with_gradient = max(differs for differs, _ in real.values())
+        if name not in real:
+            run.where = f"{name}, whose gradient is rounding (at most {gradient:.0e})"
+
+
+def with_gradient(found: dict[str, tuple[float, float | None]]) -> dict[str, tuple[float, float | None]]:
+    """Those of the tensors whose gradient is more than rounding."""
+    largest = max((gradient for _, gradient in found.values() if gradient is not None), default=0)
+    return {name: of for name, of in found.items() if of[1] is not None and of[1] > ROUNDING * largest}
 
 
 def row(run: Run) -> str:
@@ -377,6 +434,7 @@ def row(run: Run) -> str:
         f"{run.parts_made_smaller}" if run.limit_bytes else "–",
         f"{run.state}, step {run.step} of {run.steps}",
         differs or f"{run.largest_difference:.1e}" + (f" of {run.where}" if run.largest_difference > BAR else ""),
+        f"{run.largest_with_gradient:.1e}" if run.largest_with_gradient > 0 else "–",
         f"{mib(run.held_bytes - run.left_bytes)} of {mib(run.held_bytes)}" if run.held_bytes else "–",
         f"{run.stopped_at} → {run.went_on_at}" if run.stopped_at >= 0 else "–",
     ]
@@ -386,11 +444,25 @@ def row(run: Run) -> str:
 def print_table(results: Path) -> None:
     print(
         "| script | wants | limit | killed | killed by memsup for memory | ran out within | ended "
-        "| largest difference of a weight | released | stopped, went on |"
+        "| largest difference of a weight | of one with a gradient | released | stopped, went on |"
     )
-    print("|" + "---|" * 10)
+    print("|" + "---|" * 11)
     for line in results.read_text().splitlines():
         print(row(Run(**json.loads(line))))
+
+
+def print_tensors(own: Path) -> None:
+    """What each tensor ends away from where it ends alone, and the largest gradient that it ever had."""
+    for kept in sorted(own.glob("*-tensors.json")):
+        found: dict[str, tuple[float, float | None]] = json.loads(kept.read_text())
+        real = with_gradient(found)
+        print(
+            f"\n{own.name}, {kept.name.removesuffix('-tensors.json')}\n\n| tensor | largest gradient | differs by |"
+            "\n|---|---|---|"
+        )
+        for name, (differs, gradient) in sorted(found.items(), key=lambda of: -of[1][0]):
+            size = "not seen" if gradient is None else f"{gradient:.1e}{'' if name in real else ', rounding'}"
+            print(f"| {name} | {size} | {differs:.1e} |")
 
 
 if __name__ == "__main__":

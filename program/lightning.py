@@ -147,9 +147,15 @@ class _Guarded:
         begin = getattr(loader, "_get_iterator", None)
         if begin is not None and "_get_iterator" not in vars(loader):
 
-            def begun() -> Any:
+            def passes() -> None:
                 self._begun_with = places.taken(loader)
-                return begin()
+
+            def begun() -> Any:
+                passes()
+                iterator = begin()
+                if places.has_processes_that_stay(loader):
+                    places.before_each_further_pass(iterator, passes)
+                return iterator
 
             loader._get_iterator = begun
         return loader
@@ -171,7 +177,7 @@ class _Guarded:
         fetcher = fit_loop._data_fetcher
         for loader in fit_loop._combined_loader.flattened:
             if place.begun_with is not None:
-                places.put_back(place.begun_with, loader)
+                places.put_back_for_pass(place.begun_with, loader)
             if hasattr(getattr(loader, "sampler", None), "set_epoch"):
                 loader.sampler.set_epoch(place.epoch)
         iter(fetcher)

@@ -134,6 +134,8 @@ def taken(loader: Any = None) -> Taken:
         found[name] = generator.get_state()
     if isinstance(getattr(loader, "iteration", None), int):  # how accelerate's count their passes
         found["iteration"] = loader.iteration
+    if has_processes_that_stay(loader) and _of_torch(loader)._iterator is not None:
+        found["stays"] = True
     return found
 
 
@@ -141,7 +143,7 @@ def as_json(found: Taken) -> Generators:
     """What was taken, in lists, numbers and texts."""
     states: Generators = {}
     for name, state in found.items():
-        if name in {"random", "iteration"}:
+        if name in {"random", "iteration", "stays"}:
             states[name] = state
         elif name == "numpy":
             states[name] = _lists(state)
@@ -167,6 +169,38 @@ def put_back(taken: Generators, loader: Any = None) -> None:
             generator.set_state(_state(torch, taken[name]))
     if loader is not None and "iteration" in taken:
         loader.iteration = taken["iteration"]
+
+
+def put_back_for_pass(taken: Generators, loader: Any) -> None:
+    """Has the generators go on as they were when they were taken, right before a pass over `loader` that is to begin again now.
+    Its processes that had stayed from an earlier pass are begun first, since that draws a number, as it did then.
+    """
+    if "stays" in taken and has_processes_that_stay(loader) and _of_torch(loader)._iterator is None:
+        iter(_of_torch(loader))
+    put_back(taken, loader)
+
+
+def has_processes_that_stay(loader: Any) -> bool:
+    """Whether the processes of a loader live on from pass to pass (`persistent_workers`): they are begun in the first one, and
+    each further pass is a `_reset` of the same iterator.
+    """
+    return bool(getattr(loader, "persistent_workers", False)) and hasattr(_of_torch(loader), "_iterator")
+
+
+def before_each_further_pass(iterator: Any, tell: Callable[[], None]) -> None:
+    """Has `tell` be called before an iterator of such processes begins another pass."""
+    reset = iterator._reset
+
+    def begun(*arguments: Any, **named: Any) -> None:
+        tell()
+        reset(*arguments, **named)
+
+    iterator._reset = begun
+
+
+def _of_torch(loader: Any) -> Any:
+    """The loader of torch's of which accelerate's is made, or `loader` itself."""
+    return getattr(loader, "base_dataloader", loader)
 
 
 def _own_generators(loader: Any) -> list[tuple[str, Any]]:

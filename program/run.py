@@ -360,7 +360,7 @@ class Run:
             yield from loader
             return
         if resumed is not None and resumed.begun_with is not None:
-            places.put_back(resumed.begun_with, loader)
+            places.put_back_for_pass(resumed.begun_with, loader)
         self._begun_with = places.take(loader)
         batches = iter(loader)
         for number in range(self._in_epoch):

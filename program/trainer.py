@@ -342,7 +342,7 @@ class _Guarded:
 
     def _evaluation_loop(self, whole: Any, *arguments: Any, **named: Any) -> Any:
         if self._point is not None and self._point.pending is not None and self.trainer.is_in_train:
-            self._point = self._point._replace(logged=self._logged())  # the step is logged by now
+            self._point = self._point._replace(logged=self._logged(), flops=self.trainer.current_flos)  # it is logged by now
         with self.session.phase("evaluating"):
             return whole(*arguments, **named)
 

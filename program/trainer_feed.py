@@ -114,7 +114,27 @@ class Feed:
         return rest
 
     def _begin(self, inner: Any, begin: Callable[[], Any]) -> Any:
-        """A pass begins: the iterator over it."""
+        """A pass begins, for which the loader has no iterator yet: one over it."""
+        if not places.has_processes_that_stay(inner):
+            self._pass_begins(inner)
+            iterator = begin()
+        elif self._place.passes == 0:
+            self._pass_begins(inner)
+            iterator = begin()
+            places.before_each_further_pass(iterator, lambda: self._pass_begins(inner))
+        else:  # processes that stay were begun in the first pass, and this one has drawn nothing for that
+            before = places.take(inner)
+            iterator = begin()
+            places.put_back(before, inner)
+            places.before_each_further_pass(iterator, lambda: self._pass_begins(inner))
+            iterator._reset(inner)
+        fetcher = getattr(iterator, "_dataset_fetcher", None)
+        if hasattr(fetcher, "fetch"):
+            iterator._dataset_fetcher = _Watched(fetcher, self._before_fetch)
+        return iterator
+
+    def _pass_begins(self, inner: Any) -> None:
+        """The generators are those that the order of the pass is drawn with."""
         if self.counts_passes and hasattr(inner.dataset, "set_epoch"):
             inner.dataset.set_epoch(self._place.passes)
         if self._is_replaying:
@@ -125,11 +145,6 @@ class Feed:
         if not self._is_replaying:
             self._place = self._place._replace(given=0, begun_with=places.taken(inner))
             self._ahead.clear()
-        iterator = begin()
-        fetcher = getattr(iterator, "_dataset_fetcher", None)
-        if hasattr(fetcher, "fetch"):
-            iterator._dataset_fetcher = _Watched(fetcher, self._before_fetch)
-        return iterator
 
     def _before_fetch(self) -> None:
         if self._is_replaying:

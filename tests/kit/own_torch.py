@@ -217,6 +217,8 @@ torch.save(model.state_dict(), "weights.pt")
 """
 
 
+STAY = ("shuffle=True", "shuffle=True, num_workers=2, persistent_workers=True")
+"""To be replaced: the loader's processes live on from epoch to epoch."""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 

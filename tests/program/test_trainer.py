@@ -23,12 +23,25 @@ def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lives:
 
 
 BEST = {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+PLATEAU = {
+    "lr_scheduler_type": "reduce_lr_on_plateau",
+    "lr_scheduler_kwargs": {"patience": 0},
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+}
+STAY = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
 CASES = {
     "masks that the collator draws, evaluated now and then": ("masked", {"eval_strategy": "steps", "save_total_limit": 2}),
     "the best model is loaded at the end": ("masked", BEST),
     "a data set without a length, several times over": ("stream", {"max_steps": 12, "eval_strategy": "epoch"}),
     "so many steps, ending within an epoch": ("classes", {"max_steps": 8, "eval_strategy": "steps", "eval_steps": 4}),
     "nothing is saved for the user": ("classes", {"save_strategy": "no", "gradient_accumulation_steps": 1}),
+    "rows of a length together": ("masked", {"train_sampling_strategy": "group_by_length"}),
+    "two loader processes": ("classes", {"dataloader_num_workers": 2}),
+    "two loader processes that stay": ("classes", STAY),
+    "they stay, and an order is drawn for each pass": ("classes", STAY | {"train_sampling_strategy": "group_by_length"}),
+    "a rate that waits for evaluations": ("masked", PLATEAU),
+    "an average of labels, noise on embeddings": ("classes", {"label_smoothing_factor": 0.1, "neftune_noise_alpha": 5}),
 }
 
 
@@ -48,6 +61,20 @@ def test_and_so_it_does_however_the_lot_falls(lives: Lives, case: str, seed: int
     environment = {"KIND": kind, "ARGUMENTS": json.dumps(arguments)}
     alone = lives.alone("alone", **environment)
     assert differences(alone, lives.killed_at_random("killed", seed, **environment)) == []
+
+
+EARLY = """
+from transformers import EarlyStoppingCallback
+trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
+"""
+
+
+def test_a_training_that_is_ended_early_ends_in_the_same_step(lives: Lives) -> None:
+    arguments = json.dumps(BEST | {"num_train_epochs": 9, "learning_rate": 0.1})
+    environment = {"KIND": "masked", "ARGUMENTS": arguments, "BEFORE": EARLY}
+    alone = lives.alone("alone", **environment)
+    assert json.loads((alone / "log1.json").read_text())[0] < 45, "it is not ended early, so this shows nothing"
+    assert differences(alone, lives.killed_at_random("killed", 1, **environment)) == []
 
 
 def test_of_two_trainings_the_first_is_not_redone_when_the_second_dies(lives: Lives, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from kit.own_torch import (
     LIGHTNING,
     RANKED,
     RANKED_BY_ONE,
+    STAY,
     TORCH,
     TORCHRUN,
     alone_and_guarded,
@@ -33,9 +34,10 @@ def nothing_keeps_running() -> Iterator[None]:
     end_supervisors()
 
 
-def test_a_torch_loop_with_dropout_shuffling_and_accumulation_ends_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loads", ["by itself", "by processes that stay"])
+def test_a_torch_loop_with_dropout_shuffling_and_accumulation_ends_with_the_same_bits(tmp_path: Path, loads: str) -> None:
     """Killed in the middle of an epoch, and of adding up gradients."""
-    alone_and_guarded(tmp_path, TORCH, DIES_AT="17")
+    alone_and_guarded(tmp_path, TORCH if loads == "by itself" else TORCH.replace(*STAY), DIES_AT="17")
     assert len([line for line in ledger() if line["event"] == "attached"]) == 2
     assert (tmp_path / "guarded" / "began").read_text() in {"0 16 ", "0 17 "}
     assert most_difference(tmp_path) == 0
@@ -81,10 +83,11 @@ def test_an_accelerate_loop_with_accumulation_and_a_collator_that_draws_ends_wit
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="NOT RUN: lightning is not installed here")
-@pytest.mark.parametrize("dies_at", ["10", "17"])
-def test_a_lightning_script_with_one_call_added_ends_with_the_same_bits(tmp_path: Path, dies_at: str) -> None:
+@pytest.mark.parametrize(("dies_at", "loads"), [("10", "by itself"), ("17", "by itself"), ("17", "by processes that stay")])
+def test_a_lightning_script_with_one_call_added_ends_with_the_same_bits(tmp_path: Path, dies_at: str, loads: str) -> None:
     """Killed behind an epoch and its validation, and in the middle of one."""
-    alone_and_guarded(tmp_path, LIGHTNING, DIES_AT=dies_at)
+    stay = LIGHTNING.replace("* (torch.rand_like(inputs) > 0.2)", "").replace(*STAY)  # what processes draw begins anew
+    alone_and_guarded(tmp_path, LIGHTNING if loads == "by itself" else stay, DIES_AT=dies_at)
     assert (status()["restarts"], step_of(status())) == (1, 12)
     assert "Restored all states from the checkpoint" in printed()
     assert most_difference(tmp_path) == 0
