@@ -1,14 +1,15 @@
 """What a program with Hugging Face's Trainer gets where it went without before: the tables of docs/own-programs.md.
 
     python benchmarks/own_gaps.py [orders] [launchers] [ends] [damage] [resume]
-    python benchmarks/own_gaps.py [early] [jit] [often] [never] [large] [ranked]
+    python benchmarks/own_gaps.py [module] [accelerate] [torchrun] … [early] [jit] [often] [never] [large] [ranked]
 
 *Orders*: an unchanged script under `memsup start --`: seen, held, released, saved, stopped, killed. *Launchers*: the same
 script behind what starts it, the process that trains killed, all stopped and started. *Ends*: one that
 ends early, dies often, wants more memory than it may have, or trains in two ranks of which one dies. *Damage*:
 the newest of two checkpoints is damaged between two lives; Trainer by itself, told to go on from the newest, beside Trainer
 under memsup. *Resume*: killed in the middle of an epoch and begun again, both ways. Weights and each number of the
-log are compared with a training that was left alone. Prints Markdown. The second line names each of the ends.
+log are compared with a training that was left alone. Prints Markdown. The second line names each of
+the launchers, and of the ends.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ def main() -> None:
     named = sys.argv[1:] or list(parts)
     with tempfile.TemporaryDirectory(prefix="gaps-", dir="/tmp") as folder:
         for name in named:
-            (parts | ENDS)[name](Path(folder))
+            if name in LAUNCHERS:
+                launched(name, Path(folder))
+            else:
+                (parts | ENDS)[name](Path(folder))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -116,59 +120,61 @@ def orders(folder: Path) -> None:
 # Launchers
 
 
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=1"]
 LAUNCHERS = {
-    "`python -m train`": ["{python}", "-m", "train"],
-    "`accelerate launch train.py`": ["{python}", "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "train.py"],
-    "`torchrun --nproc-per-node=1 train.py`": ["{python}", "-m", "torch.distributed.run", "--nproc-per-node=1", "train.py"],
-    "the same with `--max-restarts=2`": [
-        "{python}",
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=1",
-        "--max-restarts=2",
-        "train.py",
-    ],
-    "`bash train.sh`, which calls python": ["bash", "-c", "{python} train.py; code=$?; echo over; exit $code"],
+    "module": ("`python -m train`", ["{python}", "-m", "train"]),
+    "accelerate": (
+        "`accelerate launch train.py`",
+        ["{python}", "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "train.py"],
+    ),
+    "torchrun": ("`torchrun --nproc-per-node=1 train.py`", ["{python}", *TORCHRUN, "train.py"]),
+    "torchrun-again": ("the same with `--max-restarts=2`", ["{python}", *TORCHRUN, "--max-restarts=2", "train.py"]),
+    "shell": ("`bash train.sh`, which calls python", ["bash", "-c", "{python} train.py; code=$?; echo over; exit $code"]),
 }
 
 
 def launchers(folder: Path) -> None:
-    """The process that trains is killed, and not the launcher; then all is stopped and started."""
-    quick = trainer_program.QUIET | {"KIND": "masked", "STEP_S": "0", "ROWS": "200"}
-    alone = trainer_program.undisturbed(folder / "launched-alone", **quick)
     print("\n| started by | attached | its training killed | `stop`, `start` | its end |\n|---|---|---|---|---|")
+    for name in LAUNCHERS:
+        launched(name, folder)
+
+
+def launched(name: str, folder: Path) -> None:
+    """The process that trains is killed, and not what has launched it; then all is stopped and started."""
+    quick = trainer_program.QUIET | {"KIND": "masked", "STEP_S": "0", "ROWS": "100"}
+    alone = folder / "launched-alone"
+    if not alone.exists():
+        trainer_program.undisturbed(alone, **quick)
     slow = quick | {"STEP_S": "0.05", "IN_A_STEP": "open('pid', 'w').write(str(os.getpid()))"}
-    for number, (name, words) in enumerate(LAUNCHERS.items()):
-        os.environ |= {"MEMSUP_STATE_DIR": f"{folder}/l{number}-s", "MEMSUP_RUNTIME_DIR": f"{folder}/l{number}-r"}
-        home = folder / f"launched-{number}"
-        home.mkdir()
-        python, _ = trainer_program.write_program(home)
-        try:
-            started = memsup("start", "-d", "--", *(word.format(python=python) for word in words), cwd=home, **slow)
-            assert started.returncode == 0, started.stderr
-            seen = until(lambda seen: seen["state"] in OVER or (attached(seen) and step_of(seen) > 2), 120)
-            cells = [f"by {seen['program']['seam']}" if attached(seen) else "no"]
-            memsup("checkpoint")
-            pid = int((home / "pid").read_text())
-            at = step_of(status())
-            os.kill(pid, signal.SIGKILL)
-            again = until(
-                lambda seen: (
-                    seen["state"] in OVER
-                    or (attached(seen) and int((home / "pid").read_text() or pid) != pid and step_of(seen) > 0)  # noqa: B023
-                ),
-                120,
-            )
-            cells.append(f"in step {at + 1}, goes on at {step_of(again)}; {again['restarts']} restarts by memsup")
-            memsup("stop")
-            stopped = status()
-            memsup("start", "-d", **slow)
-            seen = until(lambda seen: seen["state"] in OVER or (attached(seen) and step_of(seen) > 0), 120)
-            cells.append(f"{stopped['state']} at step {stopped['checkpoint']['step']}, goes on at {step_of(seen)}")
-            ended = until(lambda seen: seen["state"] in OVER, 240)
-            row(name, *cells, f"{end_of(ended)}, {what_differs(alone, home)}")
-        finally:
-            end_supervisors()
+    os.environ |= {"MEMSUP_STATE_DIR": f"{folder}/{name}-s", "MEMSUP_RUNTIME_DIR": f"{folder}/{name}-r"}
+    home = folder / f"launched-{name}"
+    home.mkdir()
+    python, _ = trainer_program.write_program(home)
+    shown, words = LAUNCHERS[name]
+
+    def trains(seen: Any, but: int = 0) -> bool:
+        return attached(seen) and step_of(seen) > 2 and int((home / "pid").read_text() or but) != but
+
+    try:
+        started = memsup("start", "-d", "--", *(word.format(python=python) for word in words), cwd=home, **slow)
+        assert started.returncode == 0, started.stderr
+        seen = until(lambda seen: seen["state"] in OVER or trains(seen), 120)
+        cells = [f"by its {seen['program']['seam']}" if attached(seen) else "no"]
+        memsup("checkpoint")
+        pid, at = int((home / "pid").read_text()), step_of(status())
+        os.kill(pid, signal.SIGKILL)
+        again = until(lambda seen: seen["state"] in OVER or trains(seen, pid), 120)
+        cells.append(f"in step {at + 1}, goes on at {step_of(again)}; {again['restarts']} restarts by memsup")
+        pid = int((home / "pid").read_text())
+        memsup("stop")
+        stopped = status()
+        memsup("start", "-d", **slow)
+        seen = until(lambda seen: seen["state"] in OVER or trains(seen, pid), 120)
+        cells.append(f"{stopped['state']} at step {stopped['checkpoint']['step']}, goes on at {step_of(seen)}")
+        ended = until(lambda seen: seen["state"] in OVER, 240)
+        row(shown, *cells, f"{end_of(ended)}, {what_differs(alone, home)}")
+    finally:
+        end_supervisors()
 
 
 # --------------------------------------------------------------------------------------------------------------------
