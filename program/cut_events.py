@@ -37,4 +37,16 @@ class Resized(NamedTuple):
     """A clause for people."""
 
 
-Event = Union[RanOut, Refused, Resized]
+class Begins(NamedTuple):
+    """A part is about to be computed that is larger than any before, below a limit: if it is the last that is heard of this
+    process, it is known what did not fit.
+    """
+
+    rows: int
+    """The rows of its micro-batch."""
+    part_rows: int
+    part_tokens: int
+    """Rows × padded length of the part."""
+
+
+Event = Union[RanOut, Refused, Resized, Begins]

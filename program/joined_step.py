@@ -11,7 +11,7 @@ from typing import Any, Callable
 
 from memsup import messages
 from memsup.about import MOST_DETAIL, NotCut
-from memsup.cut_events import Event, RanOut, Refused
+from memsup.cut_events import Begins, Event, RanOut, Refused
 from memsup.cut_probe import Refusal
 from memsup.life import Life
 from memsup.memory import lift, others_bytes
@@ -20,6 +20,7 @@ from memsup.step import Step
 from memsup.training import Bounds
 
 _LOOK_AT_OTHERS_EVERY_S = 20.0
+_TELL_WITHIN_S = 1.0
 
 
 class JoinedStep:
@@ -107,6 +108,9 @@ class JoinedStep:
         if isinstance(event, RanOut) and event.tokens_after is not None:  # else it is raised, and told of as any error
             self._keep_bounds()
             session.out_of_memory(event.where, event.device, event.tokens_before, event.tokens_after, event.detail)
+        elif isinstance(event, Begins):
+            session.batch(self.effective or event.rows, event.part_tokens, micro_rows=event.part_rows)
+            session.link.flush(_TELL_WITHIN_S)  # a step that is frozen tells nothing any more
         elif isinstance(event, Refused):
             session.describe(cuts=False, not_cut=why_not_cut(event.refusal), detail=event.detail[:MOST_DETAIL])
             session.decided("cut_refused", event.refusal.sentence, step=session.link.progress["step"])

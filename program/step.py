@@ -19,7 +19,7 @@ from typing import Any, Callable
 
 from memsup import cut_generators
 from memsup.cut_batch import Layouts, trimmed
-from memsup.cut_events import Event, RanOut, Refused, Resized
+from memsup.cut_events import Begins, Event, RanOut, Refused, Resized
 from memsup.cut_plan import Planner
 from memsup.cut_predict import Prediction
 from memsup.cut_probe import (
@@ -175,6 +175,8 @@ class Step:
         self.part_rows: int | None = None
         self.part_tokens: int | None = None
         """Rows, and rows × padded length, of the largest part of a micro-batch lately. None before there was one."""
+        self._most_begun_tokens = 0
+        """Rows × padded length of the largest part that was begun below a limit."""
         for optimizer in self._optimizers:
             if hasattr(optimizer, "register_step_post_hook"):  # torch 2.0 and newer
                 optimizer.register_step_post_hook(lambda *_: self.end_window())
@@ -373,6 +375,9 @@ class Step:
                 return None
             rows = self._planner.rows(micro.split, 0)
             self.rows, self.part_rows, self.part_tokens = micro.count, rows, micro.tokens(0, rows)
+            if self._limit_bytes is not None and self.part_tokens > self._most_begun_tokens:
+                self._most_begun_tokens = self.part_tokens
+                self._tell(Begins(micro.count, rows, self.part_tokens))
             if rows == micro.count:
                 return None
             micro.shares = self._shares(micro.split, micro.loss_of)

@@ -12,7 +12,7 @@ from kit import ROOT
 CHILD = """
 import json, resource, torch
 from memsup.memory import held
-from memsup.cut_events import RanOut
+from memsup.cut_events import Begins, RanOut
 from memsup.step import Step
 
 ROW_BYTES, ROWS = 8 << 20, 16
@@ -60,7 +60,10 @@ for where in ("forward", "backward", "evaluate"):
     model, drawn_too = trained(where, limit_bytes, told)
     resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     apart = max(float((a - b).abs().max()) for a, b in zip(alone.state_dict().values(), model.state_dict().values()))
-    found[where] = [[list(event[:4]) for event in told], apart, bool(torch.equal(drawn, drawn_too))]
+    begun = [list(event) for event in told if isinstance(event, Begins)]
+    ran_out = [list(event[:4]) for event in told if isinstance(event, RanOut)]
+    is_told_before = isinstance(told[0], Begins) or where == "evaluate"
+    found[where] = [is_told_before, begun, ran_out, apart, bool(torch.equal(drawn, drawn_too))]
 print(json.dumps(found))
 """
 
@@ -76,7 +79,9 @@ def test_below_a_real_limit_memory_runs_out_and_the_training_is_what_it_would_ha
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    for where, (told, apart, draws_the_same) in json.loads(done.stdout).items():
+    for where, (is_told_before, begun, told, apart, draws_the_same) in json.loads(done.stdout).items():
+        assert is_told_before, "whoever is killed for the first part that it computes has not told how large that was"
+        assert begun[0] == [16, 16, 16 * 4]
         assert told[0] == [where, "cpu", 16 * 4, 8 * 4]
         assert len(told) <= 2  # and then it has found what fits
         assert all(event[3] is not None for event in told)
