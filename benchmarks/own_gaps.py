@@ -141,7 +141,7 @@ def launchers(folder: Path) -> None:
 
 def launched(name: str, folder: Path) -> None:
     """The process that trains is killed, and not what has launched it; then all is stopped and started."""
-    quick = trainer_program.QUIET | {"KIND": "masked", "STEP_S": "0", "ROWS": "100"}
+    quick = trainer_program.QUIET | {"KIND": "masked", "STEP_S": "0", "ROWS": "200"}
     alone = folder / "launched-alone"
     if not alone.exists():
         trainer_program.undisturbed(alone, **quick)
