@@ -173,11 +173,32 @@ def put_back(taken: Generators, loader: Any = None) -> None:
 
 def put_back_for_pass(taken: Generators, loader: Any) -> None:
     """Has the generators go on as they were when they were taken, right before a pass over `loader` that is to begin again now.
-    Its processes that had stayed from an earlier pass are begun first, since that draws a number, as it did then.
+    Where its processes had stayed from an earlier pass, that one had drawn nothing to begin them, and neither does this one.
     """
-    if "stays" in taken and has_processes_that_stay(loader) and _of_torch(loader)._iterator is None:
-        iter(_of_torch(loader))
     put_back(taken, loader)
+    inner = _of_torch(loader)
+    if "stays" not in taken or not has_processes_that_stay(loader) or inner._iterator is not None:
+        return
+    before, begin = vars(inner).get("_get_iterator"), inner._get_iterator
+
+    def begun() -> Any:
+        del inner._get_iterator
+        if before is not None:
+            inner._get_iterator = before
+        return begun_without_a_draw(inner, begin)
+
+    inner._get_iterator = begun
+
+
+def begun_without_a_draw(loader: Any, begin: Callable[[], Any]) -> Any:
+    """The iterator that `begin` makes for a loader of torch's, whose processes draw from no generator to be begun. Only that is
+    drawn from the loader's own: the order of its rows is drawn from its sampler's.
+    """
+    own, loader.generator = loader.generator, sys.modules["torch"].Generator()
+    try:
+        return begin()
+    finally:
+        loader.generator = own
 
 
 def has_processes_that_stay(loader: Any) -> bool:

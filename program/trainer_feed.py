@@ -115,19 +115,12 @@ class Feed:
 
     def _begin(self, inner: Any, begin: Callable[[], Any]) -> Any:
         """A pass begins, for which the loader has no iterator yet: one over it."""
-        if not places.has_processes_that_stay(inner):
-            self._pass_begins(inner)
-            iterator = begin()
-        elif self._place.passes == 0:
-            self._pass_begins(inner)
-            iterator = begin()
+        self._pass_begins(inner)
+        stays = places.has_processes_that_stay(inner)
+        were_begun = stays and self._place.passes > 0  # in the first pass; this one has drawn nothing for that
+        iterator = places.begun_without_a_draw(inner, begin) if were_begun else begin()
+        if stays:
             places.before_each_further_pass(iterator, lambda: self._pass_begins(inner))
-        else:  # processes that stay were begun in the first pass, and this one has drawn nothing for that
-            before = places.take(inner)
-            iterator = begin()
-            places.put_back(before, inner)
-            places.before_each_further_pass(iterator, lambda: self._pass_begins(inner))
-            iterator._reset(inner)
         fetcher = getattr(iterator, "_dataset_fetcher", None)
         if hasattr(fetcher, "fetch"):
             iterator._dataset_fetcher = _Watched(fetcher, self._before_fetch)
