@@ -327,7 +327,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=60)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    parts = {"gradients": gradients, "adam": adam, "prices": lambda: prices(arguments.pairs)}
+    parts: dict[str, Callable[[], None]] = {"gradients": gradients, "adam": adam, "prices": lambda: prices(arguments.pairs)}
     for which in arguments.which or parts:
         parts[which]()
 
