@@ -21,6 +21,7 @@ from memsup.link import Link, Lost, NotAttachedError, Told, told
 from memsup.memory import OURS, is_out_of_memory, lift
 from memsup.ranks import Group, RankLink, Ranks, group
 from memsup.session import Following, Leave, Session
+from memsup.sleep import Sleep
 from memsup.store import CheckpointError
 from memsup.training import Training
 
@@ -221,7 +222,7 @@ def _tell_of_the_end(life: Life) -> None:
     that; and other ranks of the end.
     """
     link, ranks = life.link, life.ranks
-    has_failed = False
+    has_failed, sleep = False, Sleep()
 
     @atexit.register
     def last_beat() -> None:
@@ -240,7 +241,7 @@ def _tell_of_the_end(life: Life) -> None:
         if is_ours and not ranks.is_lost():
             lift()  # what is left to be done is not to fail for want of what a step may not take
             stack = "".join(traceback.format_exception(kind, error, where))[-messages.MOST_TEXT :]
-            link.report(last_words(error, stack, link.progress["step"]))
+            link.report(last_words(error, stack, link.progress["step"], sleep))
             ranks.ends()
             link.flush()
         before(kind, error, where)
@@ -248,8 +249,12 @@ def _tell_of_the_end(life: Life) -> None:
     sys.excepthook = told_first
 
 
-def last_words(error: BaseException, stack: str, step: int) -> messages.Message:
-    """What the supervisor is told of an exception that ends the program after `step`, with what memsup has added to it."""
+def last_words(error: BaseException, stack: str, step: int, sleep: Sleep) -> messages.Message:
+    """What the supervisor is told of an exception that ends the program after `step`, with what memsup has added to it; `sleep`
+    is the machine's since the program was attached.
+    """
+    if (dead := sleep.killed_cuda(error, "the program")) is not None:
+        return messages.failed("after_sleep", dead, stack, step)
     if isinstance(error, CheckpointError):
         return messages.failed("bad_input", str(error), stack, step)
     text = f"The program ended with {type(error).__name__} after step {step:,}: {error}"

@@ -12,8 +12,3 @@ monotonic_s = time.monotonic
 
 unix_s = time.time
 """Seconds since 1970, for records that people and other machines read; may jump."""
-
-
-def asleep_s() -> float:
-    """Seconds that the machine has slept since its boot (clock_gettime(2): of the two clocks, one goes on in sleep)."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)

@@ -91,7 +91,7 @@ _NAMES: dict[str, tuple[str | None, str]] = {
     "precision": ("training.amp", _AMP),
     "mixed_precision": ("training.amp", _AMP),
     "half_precision_backend": ("training.amp", _AMP),
-    "tf32": (None, "float32 is computed as torch does by default"),
+    "tf32": (None, "products are TF32 on a GPU that has it wherever training.amp leaves float32, and float32 with amp off"),
     "use_cpu": ("training.device", 'write "cpu"'),
     "no_cuda": ("training.device", 'write "cpu"'),
     "gpu": (

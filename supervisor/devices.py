@@ -65,6 +65,7 @@ class Devices:
     watches_gpus: bool
     power_record: Path
     is_wsl: bool = False
+    has_own_pids: bool = False
     restraint: Restraint = UNRESTRAINED
     gpus: tuple[GpuReading, ...] = ()
     workers: tuple[GpuReading, ...] = ()
@@ -183,7 +184,8 @@ class Devices:
     def card_view(self, now_s: float, memory: MemoryReading, limits: MemoryLimits) -> CardView:
         """What the worker has on GPUs, and the room in RAM for that."""
         holders = self.client.holders(now_s) if self.watches_gpus else {}
-        return CardView(holders=holders, room_bytes=room_bytes(memory, limits))
+        hides = self.has_own_pids and self.watches_gpus and not holders
+        return CardView(holders=None if hides else holders, is_hidden=hides, room_bytes=room_bytes(memory, limits))
 
     def card_leaves(self, now_s: float, held_bytes: int) -> None:
         """Keeps what a program holds on the card that it is about to leave, to be compared with what is there afterwards."""

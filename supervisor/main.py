@@ -151,6 +151,7 @@ class Supervisor:
             watches_gpus=on_gpu,
             power_record=paths.state.parent / ".power-limits.json",
             is_wsl=machine.is_wsl,
+            has_own_pids=machine.has_own_pids,
             restraint=restraint,
         )
         # After all that can fail, so that nobody has to take it away again.

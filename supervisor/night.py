@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memsup.checkpoint.info import Info
-from memsup.shared.clock import asleep_s, monotonic_s, unix_s
+from memsup.shared.clock import monotonic_s, unix_s
 from memsup.shared.paths import RunPaths
 from memsup.shared.readings import hottest
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings
 from memsup.shared.status import Status, Trouble, TroubleKind, Wanted
+from memsup.sleep import asleep_s
 from memsup.supervisor.daemon.clock_watch import ClockWatch
 from memsup.supervisor.daemon.keep_awake import KeepAwake
 from memsup.supervisor.decide.after_power_loss import waits

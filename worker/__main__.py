@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 
 from memsup.checkpoint.errors import DiskFull
-from memsup.memory import is_out_of_memory
-from memsup.shared.clock import asleep_s
 from memsup.shared.commands import command
 from memsup.shared.data.errors import InputError
 from memsup.shared.log import FromLibraries, json_lines, log, log_to, plain_words, to_standard_error
@@ -28,14 +26,13 @@ from memsup.shared.messages import AnyReport, Failed, FailureCause, Leaving, Pha
 from memsup.shared.paths import PathError, RunPaths, run_paths
 from memsup.shared.record import RecordError, RunRecord
 from memsup.shared.run_file import read_record
+from memsup.sleep import Sleep
 from memsup.worker.imports import import_code_of, quick_scan_of_transformers, without_search_for_garbage
 from memsup.worker.link import Link, MustLeave
 from memsup.worker.session import GiveUp, Leave, Session
 from memsup.worker.warm import stand_by
 
 WELCOME_S = 60.0
-LEAST_SLEEP_S = 1.0
-"""The machine slept where its two clocks parted by this much."""
 
 LIBRARIES = {
     # A thread that waits for the others spins a moment, then sleeps. With 30,000 turns a step takes a tenth less on an idle
@@ -96,7 +93,7 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
     if welcome is None:
         log.error(f"No supervisor answered; the worker trains only under one. Start it with: {command('start', record.run)}")
         return 1
-    session, asleep_before_s = Session(link, link.lifeline), asleep_s()
+    session, sleep = Session(link, link.lifeline), Sleep()
     last_words: AnyReport
     try:
         with session.phase(Phase.LOADING):
@@ -107,7 +104,7 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
         log.info("Leaving", reason=leave.reason)
         last_words = Leaving(reason=leave.reason, checkpoint=leave.checkpoint)
     except Exception as error:
-        last_words = failed(error, record.run, slept_s=asleep_s() - asleep_before_s)
+        last_words = failed(error, record.run, sleep)
         if last_words.cause in (FailureCause.BAD_INPUT, FailureCause.DISK_FULL):  # where in the program it was is of no use
             log.error("The training ends here", reason=last_words.message)
         else:
@@ -136,16 +133,13 @@ def _load_for(run: str) -> None:
             import_code_of(Path(record.settings.task.model or ""))
 
 
-def failed(error: Exception, run: str, *, slept_s: float = 0.0) -> Failed:
-    """Whose fault it is, in one sentence. `run` is the run's name; the machine has slept for `slept_s` in this life."""
+def failed(error: Exception, run: str, sleep: Sleep) -> Failed:
+    """Whose fault it is, in one sentence. `run` is the run's name, `sleep` the machine's in this life."""
     cause, message = FailureCause.CRASH, f"The worker crashed: {type(error).__name__}: {error}"
     step = device_others_bytes = exit_status = None
-    if slept_s >= LEAST_SLEEP_S and is_cuda_dead(error):
-        cause, crash = FailureCause.AFTER_SLEEP, error.__cause__ or error
-        message = (
-            f"The machine slept, and CUDA is dead in the worker since then ({_first_line(crash)}): a new one goes on from the "
-            "newest checkpoint."
-        )
+    crash = error.__cause__ or error  # not the sentence that was made of it
+    if (dead := sleep.killed_cuda(crash, "the worker")) is not None:
+        cause, message = FailureCause.AFTER_SLEEP, dead
     elif isinstance(error, GiveUp):
         cause, message = error.cause, str(error)
         step, device_others_bytes, exit_status = error.step, error.device_others_bytes, error.exit_status
@@ -155,7 +149,6 @@ def failed(error: Exception, run: str, *, slept_s: float = 0.0) -> Failed:
         cause, message = FailureCause.DISK_FULL, str(error)
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         cause, message = FailureCause.DISK_FULL, f"The disk is full: {error}. Free some space, then: {command('start', run)}"
-    crash = error.__cause__ or error  # not the sentence that was made of it
     has_trace = cause in (FailureCause.CRASH, FailureCause.AFTER_SLEEP) and exit_status is None
     return Failed(
         cause=cause,
@@ -165,19 +158,6 @@ def failed(error: Exception, run: str, *, slept_s: float = 0.0) -> Failed:
         device_others_bytes=device_others_bytes,
         exit_status=exit_status,
     )
-
-
-def is_cuda_dead(error: BaseException) -> bool:
-    """Whether a call of CUDA's failed, for another reason than memory: then all that follow in this process do as well. torch
-    has a class for that since 2.8; cuBLAS and its like have a RuntimeError with these words.
-    """
-    found = error.__cause__ or error
-    is_of_cuda = type(found).__name__ == "AcceleratorError" or str(found).startswith("CUDA error")
-    return isinstance(found, RuntimeError) and is_of_cuda and not is_out_of_memory(found)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 if __name__ == "__main__":

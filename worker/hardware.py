@@ -13,7 +13,7 @@ from memsup.worker.compute.attention import without_idle_mask
 from memsup.worker.compute.offloaded_adam import OffloadedAdamW
 from memsup.worker.compute.randomness import repeated
 from memsup.worker.compute.threads import find_threads
-from memsup.worker.memory import CudaMemory, DeviceMemory
+from memsup.worker.memory import CudaMemory, DeviceMemory, sent
 from memsup.worker.plan.measuring import Clock, HostClock
 from memsup.worker.session import GiveUp
 
@@ -71,6 +71,14 @@ def device_memory(device: torch.device, limit: Share | int) -> DeviceMemory | No
     return memory
 
 
+def set_products(device: torch.device, amp: str | None) -> None:
+    """Says how a GPU multiplies what mixed precision leaves in float32: as TF32, which rounds no more than bfloat16 does, where
+    it has that. None of `amp`, and off, mean that float32 stays what it is.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = lower_precision(amp) is not None
+
+
 def lower_precision(amp: str | None) -> torch.dtype | None:
     """The type that `amp` computes in. None means that nothing is lowered."""
     return _AMP.get(amp or "")
@@ -84,12 +92,10 @@ def autocast(device: torch.device, amp: str | None) -> AbstractContextManager[An
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """Sends a batch on its way, from page-locked memory: from any other the host would wait until the copy has been made. torch
-    uses that memory again when the device has read it.
-    """
+    """Sends a batch on its way, without waiting for its arrival."""
     if device.type == "cpu":
         return batch
-    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in without_idle_mask(batch).items()}
+    return {name: sent(tensor, device) for name, tensor in without_idle_mask(batch).items()}
 
 
 def read_figures(figures: torch.Tensor) -> list[float]:

@@ -119,6 +119,13 @@ def limit_device(device: DeviceMemory | None, order: LimitMemory) -> str:
     return f"at most {order.device_bytes >> 20} MiB of the GPU, of which {device.reserved_bytes() >> 20} MiB are taken"
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Sends a tensor on its way, from page-locked memory: from any other the host would wait until the copy has been made.
+    torch uses that memory again when the device has read it.
+    """
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
 class CudaMemory:
     """`DeviceMemory` of one CUDA device. Its figures are the allocator's own, which counts when memory is asked for, before the
     device computes with it: so they are read without waiting.

@@ -74,6 +74,7 @@ from memsup.worker.hardware import (
     place_model,
     read_figures,
     set_activation_checkpointing,
+    set_products,
     skip_step_where,
     start_threads,
     to_device,
@@ -268,7 +269,9 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         session.decided(DecisionKind.CUT_REFUSED, sentence)
     if start.state is None:  # otherwise an earlier life has said so
         _tell_what_is_not_done(training, why_fewer)
-    packs = memory is None and prepared.padding is Padding.RIGHT and pack(prepared.model)
+    counts_here = (memory is None) is (device.type == "cpu")  # the memory in which it is computed is what counts
+    lower = lower_precision(settings.training.amp) or torch.float32
+    packs = counts_here and prepared.padding is Padding.RIGHT and pack(prepared.model, lower)
     resume(training, start, welcome, lanes=lanes, packs=packs)
     if plan.last_change.ranks != ranks.count:
         cause = f"another number of ranks: {ranks.count}"  # which has other bits anyway, also of steps that are redone
@@ -276,6 +279,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     if plan.last_change.lanes > lanes:
         redone = training.done_before if device.type == "cpu" else 0  # another device has other bits anyway
         plan.change(max(training.step, redone) + 1, "there is no room for so many lanes any more", lanes=lanes)
+    set_products(device, settings.training.amp)  # after all that was asked of the model
     training.lanes = Lanes(prepared.model, plan.at(training.step + 1).lanes, threads)
     log.info("Computing", threads=threads, lanes=len(training.lanes))
     program.training = training

@@ -40,9 +40,9 @@ PARTS = {
     "d": "others",
     "g": "any_program",
     "h": "attached",
-    "i": "small_cards",
     "e": "optimizer_on_host",
     "f": "power_cap",
+    "i": "small_cards",
 }
 """In this order, so that a proof that is cut off has told the most."""
 WITHIN_S = 840.0

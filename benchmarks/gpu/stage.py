@@ -88,6 +88,16 @@ class Stage:
         return Run(name, None, settings, environment or {}, self.patience, command=command, folder=folder)
 
 
+def _data_of(job: Path) -> list[str]:
+    """The settings that name what is learnt: dialogues where there are some, else the reviews."""
+    chat = job / "chat.jsonl"
+    return (
+        [f"task.train={chat}", "task.kind=causal-lm"]
+        if chat.exists()
+        else [f"task.train={job}/train.csv", f"task.eval={job}/eval.csv"]
+    )
+
+
 class Run:
     """One run of memsup, as a person starts it and looks at it."""
 
@@ -105,7 +115,7 @@ class Run:
         self.paths = run_paths(name)
         self._patience = patience
         self._environment = os.environ | dict(environment)
-        files = [] if job is None else [f"task.model={job}/model", f"task.train={job}/train.csv", f"task.eval={job}/eval.csv"]
+        files = [] if job is None else [f"task.model={job}/model", *_data_of(job)]
         self._settings = [word for setting in (*files, *settings) for word in ("--set", setting)]
         self._words, self._folder = list(command), folder
         self._what = ["--accept"] if job is not None else [] if self._words else ["--demo"]

@@ -36,6 +36,8 @@ class GpuReading(KnownGpu, frozen=True, kw_only=True):
 
     at_s: float
     uuid: str | None = None
+    bf16: bool | None = None
+    """Whether it multiplies bfloat16 numbers in hardware."""
     worker_bytes: int | None = None
     """The memory that the worker's own processes hold."""
     shutdown_c: float | None = None
@@ -103,6 +105,8 @@ class Machine:
     """What this user may still write where the run's state lies."""
     kernel: str | None = None
     is_wsl: bool = False
+    has_own_pids: bool = False
+    """Whether processes have other numbers here than the kernel itself, and so a driver, knows them by, as in a container."""
     on_battery: bool | None = None
     """Whether the machine runs on its battery. It is None where the machine has none."""
     can_sleep: bool | None = None

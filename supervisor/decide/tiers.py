@@ -404,12 +404,16 @@ def _filled(settings: Settings, tier: TierName, machine: Machine) -> Settings:
 def default_amp(settings: Settings, machine: Machine) -> tuple[str, str]:
     """The mixed precision that is taken where none was asked for, and why. It changes results, so it is kept for the run.
 
-    bfloat16 has float32's range, and the weights stay float32, so that nothing has to be scaled. On a GPU the gain depends on
-    its generation: there only who asks for it gets it.
+    bfloat16 has float32's range, and the weights stay float32, so that nothing has to be scaled. Of several GPUs all have to
+    compute it, since CUDA numbers them in an order of its own.
     """
-    device = settings.training.device
+    device, gpus = settings.training.device, [gpu for gpu in machine.gpus if not gpu.lost]
     if device.startswith("cuda") or (device != "cpu" and machine.gpus):
-        return "off", "on a GPU only where training.amp asks for it (default)"
+        if gpus and all(gpu.bf16 for gpu in gpus):
+            return "bf16", "this GPU computes bfloat16 itself, and the weights stay float32 (default)"
+        if any(gpu.bf16 is False for gpu in gpus):
+            return "off", "this GPU does not compute bfloat16 itself (default)"
+        return "off", "it is not known whether this GPU computes bfloat16 itself (default)"
     if machine.cpu_bf16:
         return "bf16", "this CPU computes bfloat16 itself, and the weights stay float32 (default)"
     return "off", "this CPU does not compute bfloat16 itself (default)"

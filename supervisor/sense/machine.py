@@ -22,6 +22,8 @@ from memsup.supervisor.sense.power_supply import PowerSupply
 from memsup.supervisor.sense.temperatures import TemperatureSensors
 
 ROOT = Path("/")
+_FIRST_PIDS = f"pid:[{0xEFFFFFFC}]"
+"""The kernel's own namespace of processes (pid_namespaces(7); its number is PROC_PID_INIT_INO)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def look(state_folder: Path, gpus: tuple[GpuReading, ...] = (), gpu_note: str | 
         disk_free_bytes=disk_free_bytes(state_folder),
         kernel=kernel,
         is_wsl="microsoft" in (kernel or "").lower(),
+        has_own_pids=_has_own_pids(root),
         on_battery=PowerSupply(root).on_battery(),
         can_sleep=_can_sleep(root),
         ends_with_ssh=_ends_with_ssh(root),
@@ -200,6 +203,13 @@ def _ends_with_ssh(root: Path) -> bool:
     try:
         return not (root / "var/lib/systemd/linger" / pwd.getpwuid(os.getuid()).pw_name).exists()
     except KeyError:  # nobody whom logind could know
+        return False
+
+
+def _has_own_pids(root: Path) -> bool:
+    try:
+        return os.readlink(root / "proc/self/ns/pid") != _FIRST_PIDS
+    except OSError:
         return False
 
 

@@ -126,6 +126,24 @@ def test_what_each_process_of_a_program_holds_is_known_and_the_room_for_it(devic
     assert devices.card_view(10.0, memory, limits).why_not is not None
 
 
+def test_in_a_container_nobody_is_taken_to_have_nothing_on_the_card(fake: FakeNvml, tmp_path: Path) -> None:
+    """The driver names the processes by the host's numbers."""
+    fake.set(0, worker_pid=41, worker_bytes=3 * GIB)
+    memory = MemoryReading(at_s=1, ram_total_bytes=40 * GIB, ram_available_bytes=30 * GIB, worker_bytes=GIB)
+    limits = MemoryLimits(worker_bytes=20 * GIB, reserve_bytes=0)
+    devices = Devices(Limits(), watches_gpus=True, power_record=tmp_path / "power-limits.json", has_own_pids=True)
+    try:
+        pass_second(devices, fake, 1.0, replace(AT_WORK, pids=(7,), place=Place.ON_CARD))
+        view = devices.card_view(1.0, memory, limits)
+        assert view.holders is None
+        assert "as in a container" in str(view.why_not)
+        for now_s in (2.0, 3.0):
+            pass_second(devices, fake, now_s, replace(AT_WORK, pids=(41,), place=Place.ON_CARD))
+        assert devices.card_view(3.0, memory, limits).why_not is None, "a driver that translates them is believed"
+    finally:
+        devices.close()
+
+
 def test_a_temperature_that_stands_still_is_shown_as_unknown_and_the_duty_does_not_rise_on_it(
     devices: Devices, fake: FakeNvml
 ) -> None:

@@ -107,6 +107,34 @@ def test_a_step_waits_once_after_all_of_it_was_queued(life: Training, queued: Qu
     assert (len(life.lanes), life.threads) == (1, torch.get_num_threads())
 
 
+def test_rows_that_are_packed_go_through_without_a_question(
+    tmp_path: Path, queued: Queued, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the kernels that are told where rows begin, which a device without numbers cannot be asked about."""
+    from kit.one_life import one_life
+
+    from memsup.worker import train
+    from memsup.worker.compute import packing, varlen
+
+    attend, longest = varlen.attend_rows, []
+
+    def attended(*arguments: Any, **named: Any) -> torch.Tensor:
+        longest.append(arguments[4])
+        return attend(*arguments, **named)
+
+    monkeypatch.setattr("memsup.worker.compute.attention.attend_rows", attended)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _device: False)  # as the fixture has it
+    monkeypatch.setattr(packing, "can_attend", lambda *_arguments, **_named: True)
+    monkeypatch.setattr(packing, "_says_the_same", lambda _model: True)
+    with one_life(tiny_settings(tmp_path, training__micro_tokens=40)) as life:
+        assert life.plan.at(1).packed
+        for _ in range(2):
+            train.take_step(life)
+        assert queued.happened.count("waited") == 2
+        assert life.loss == pytest.approx(0.7)
+    assert len(longest) >= 2 * life.prepared.model.config.num_hidden_layers
+
+
 def test_rows_with_and_without_padding_go_through_without_a_question(life: Training, queued: Queued) -> None:
     """Transformers looks whether a mask hides anything; the host knows, and the device is not asked."""
     from memsup.worker.hardware import to_device
@@ -166,3 +194,14 @@ def test_a_gap_begins_when_the_device_has_done_its_work(life: Training) -> None:
     life.boundary()
     life.boundary()
     assert waits_of(life) == 1
+
+
+@pytest.mark.parametrize(("device", "amp", "tf32"), [("cuda", "bf16", True), ("cuda", "off", False), ("cpu", "bf16", False)])
+def test_what_mixed_precision_leaves_in_float32_is_multiplied_as_tf32_on_a_gpu(device: str, amp: str, tf32: bool) -> None:
+    from memsup.worker.hardware import set_products
+
+    try:
+        set_products(torch.device(device), amp)
+        assert torch.backends.cuda.matmul.allow_tf32 is tf32
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import (
     AlbertConfig,
@@ -142,3 +142,138 @@ def test_who_can_is_found_out_by_asking(kind: Any, config: Any, can: bool) -> No
     assert pack(model) is can
     after = gradient(model, [9, 5, 5, 1], packs=True)
     assert (apart(after, before) <= 1e-6) if can else torch.equal(after, before)
+
+
+# -- on a GPU ----------------------------------------------------------------------------------------------------------
+
+
+def weights(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
+    """What each token of one row takes of each other, by head."""
+    return (torch.einsum("qhw,khw->hqk", query, key) * scale).softmax(dim=-1)
+
+
+class Kernels:
+    """CUDA's two kernels for rows that stand one behind the other, on a CPU, with the arguments that torch's own have; they are
+    told what they were asked. `sees`: a row sees the next one as well, as with places that are wrong.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, torch.dtype, list[int], int, float]] = []
+        self.sees = False
+
+    def _rows(self, starts: torch.Tensor, *parts: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Each row's part, in float32."""
+        lengths = (starts[[0, -1]] if self.sees else starts).diff().tolist()
+        yield from zip(*(part.float().split(lengths) for part in parts), strict=True)
+
+    def attend(self, starts: torch.Tensor, scale: float, *parts: torch.Tensor) -> torch.Tensor:
+        """Attention of tokens x heads x width, row by row."""
+        rows = self._rows(starts, *parts)
+        found = [torch.einsum("hqk,khw->qhw", weights(query, key, scale), value) for query, key, value in rows]
+        return torch.cat(found).to(parts[0].dtype)
+
+    def _back(self, starts: torch.Tensor, scale: float, of_found: torch.Tensor, *parts: torch.Tensor) -> list[torch.Tensor]:
+        """The gradients of query, key and value; a kernel is below what torch differentiates by itself."""
+        found = []
+        for of_sums, query, key, value in self._rows(starts, of_found, *parts):
+            used = weights(query, key, scale)
+            of_weights = torch.einsum("qhw,khw->hqk", of_sums, value)
+            of_scores = used * (of_weights - (of_weights * used).sum(dim=-1, keepdim=True)) * scale
+            of_query, of_key = torch.einsum("hqk,khw->qhw", of_scores, key), torch.einsum("hqk,qhw->khw", of_scores, query)
+            found.append((of_query, of_key, torch.einsum("hqk,qhw->khw", used, of_sums)))
+        return [torch.cat(rows).to(parts[0].dtype) for rows in zip(*found, strict=True)]
+
+    def flash(
+        self, query: Any, key: Any, value: Any, starts: Any, _: Any, longest: int, __: int, dropout: float, causal: bool,
+        debug: bool, *, scale: float | None = None, **more: Any,
+    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+        assert (causal, debug) == (False, False)
+        assert set(more.values()) <= {None}
+        self.asked.append(("flash", query.dtype, starts.tolist(), longest, dropout))
+        none = query.new_empty(0)
+        return self.attend(starts, scale or 0.0, query, key, value), none, none, none, none
+
+    def flash_back(
+        self, of_found: Any, query: Any, key: Any, value: Any, *more: Any, scale: float | None = None, **_: Any
+    ) -> Any:
+        return tuple(self._back(more[2], scale or 0.0, of_found, query, key, value))
+
+    def efficient(
+        self, query: Any, key: Any, value: Any, bias: Any, starts: Any, _: Any, longest: int, __: int, dropout: float,
+        mask: int, keeps: bool = False, *, scale: float | None = None, **more: Any,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        assert bias is None
+        assert (mask, keeps) == (0, True)
+        self.asked.append(("efficient", query.dtype, starts.tolist(), longest, dropout))
+        none = query.new_empty(0)
+        found = self.attend(starts, scale or 0.0, query[0], key[0], value[0])
+        return found.unsqueeze(0), none, none, none, longest, longest
+
+    def efficient_back(
+        self, of_found: Any, query: Any, key: Any, value: Any, *more: Any, scale: float | None = None, **_: Any
+    ) -> tuple[torch.Tensor, ...]:
+        found = self._back(more[2], scale or 0.0, of_found[0], query[0], key[0], value[0])
+        return *(one.unsqueeze(0) for one in found), query.new_empty(0)
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
+    """A CPU that has them, and no other attention for such rows."""
+    kernels, library = Kernels(), torch.library.Library("aten", "IMPL")
+    for name, forward, back in (
+        ("_flash_attention", kernels.flash, kernels.flash_back),
+        ("_efficient_attention", kernels.efficient, kernels.efficient_back),
+    ):
+        library.impl(f"{name}_forward", forward, "CPU")
+        library.impl(f"{name}_backward", back, "CPU")
+    monkeypatch.setattr("memsup.worker.compute.attention.in_blocks", lambda _device: False)
+    yield kernels
+    library._destroy()
+
+
+PLAIN = made(BertForSequenceClassification, BertConfig(**SMALL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+
+
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(LENGTHS, st.booleans())
+def test_by_a_gpus_kernels_the_gradient_is_that_of_padded_rows(
+    kernels: Kernels, lengths: list[int], checkpointed: bool
+) -> None:
+    model = copy.deepcopy(PLAIN)
+    padded = gradient(model, lengths, packs=True, checkpointed=checkpointed)
+    assert pack(model)
+    kernels.asked.clear()
+    assert apart(gradient(model, lengths, packs=True, checkpointed=checkpointed), padded) <= 1e-5
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    layers = 2 * SMALL["num_hidden_layers"] if checkpointed else SMALL["num_hidden_layers"]
+    assert kernels.asked == [("efficient", torch.float32, starts, max(lengths), 0.0)] * layers
+    assert torch.equal(gradient(model, lengths, packs=False, checkpointed=checkpointed), padded)
+
+
+def test_in_bfloat16_a_gpu_takes_flash_attention_with_the_models_dropout(kernels: Kernels) -> None:
+    model = copy.deepcopy(BERT)
+    exact, padded = (gradient(PLAIN, [30, 9, 4], packs=False, amp=amp) for amp in ("off", "bf16"))
+    plain = copy.deepcopy(PLAIN)
+    assert pack(plain, torch.bfloat16)
+    assert apart(gradient(plain, [30, 9, 4], packs=True, amp="bf16"), exact) <= 1.25 * apart(padded, exact) + 1e-4
+    assert pack(model, torch.bfloat16)
+    kernels.asked.clear()
+    gradient(model, [30, 9, 4], packs=True, amp="bf16")
+    assert kernels.asked == [("flash", torch.bfloat16, [0, 30, 39, 43], 30, 0.1)] * 2
+
+
+@pytest.mark.parametrize("why", ["wrong", "none", "switched off"])
+def test_a_gpu_whose_kernels_are_wrong_or_missing_computes_padding(
+    kernels: Kernels, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = copy.deepcopy(PLAIN)
+    if why == "switched off":
+        monkeypatch.setattr(torch.backends.cuda, "flash_sdp_enabled", lambda: False)
+    elif why == "wrong":
+        kernels.sees = True
+    else:
+        monkeypatch.setattr(kernels, "attend", lambda *_: torch.empty(1).view(7))  # raises what torch raises
+    assert not pack(model)
+    kernels.asked.clear()
+    gradient(model, [30, 9, 4], packs=True)
+    assert kernels.asked == []

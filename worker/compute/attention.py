@@ -10,7 +10,7 @@ Without dropout torch's fast way stays, but for its backward pass in a lower pre
 long as the one in float32 where rows are short (`benchmarks/attention.py --alone`): there, that one is taken.
 
 Covers models that call attention by transformers' interface under the name "sdpa". On a GPU, and with biases that are learnt,
-torch's way stays.
+torch's way stays; on a GPU rows without padding (`packing.py`) have its kernels for those (`varlen.py`).
 
 On a GPU transformers looks in each forward pass whether the mask hides anything, and waits for the device to know. The host
 knows already: a mask that hides nothing is left out (`without_idle_mask`), and the others are taken as they are.
@@ -28,8 +28,9 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from memsup.worker.compute.dropout import Draws, can_draw
-from memsup.worker.compute.randomness import draws_nothing, rows_of_pass
+from memsup.worker.compute.randomness import Packed, draws_nothing, rows_of_pass
 from memsup.worker.compute.spent import Part, spent_on
+from memsup.worker.compute.varlen import attend_rows
 
 BLOCK_NUMBERS = 1 << 20
 """How many numbers of a matrix are computed at a time: with 2 MiB in bfloat16 it is as fast as it gets where the second cache
@@ -50,6 +51,11 @@ def attend_in_blocks() -> None:
     """Has this process compute attention in blocks from now on, and make masks without waiting for a device."""
     AttentionInterface.register("sdpa", _attend)
     AttentionMaskInterface.register("sdpa", _mask)
+
+
+def in_blocks(device: torch.device) -> bool:
+    """Whether attention is computed block by block there, and not by torch's own kernels."""
+    return device.type == "cpu"
 
 
 def without_idle_mask(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -86,15 +92,15 @@ def _attend(
     if draws_nothing():
         dropout = 0.0
     rows = rows_of_pass()
-    if rows is not None and rows.is_packed:
-        return _attend_packed(rows.lengths, query, key, value, attention_mask, dropout, scaling), None
+    if rows is not None and rows.packed is not None:
+        return _attend_packed(rows.lengths, rows.packed, query, key, value, attention_mask, dropout, scaling), None
     groups = getattr(module, "num_key_value_groups", 1)
     is_plain = query.shape == (key.shape[0], groups * key.shape[1], *key.shape[2:]) and key.shape == value.shape
     is_plain = is_plain and all(more.get(name) is None for name in _ONLY_TORCHS)
     if attention_mask is not None:
         is_plain = is_plain and not attention_mask.requires_grad
-    if query.device.type != "cpu" or not can_draw(dropout) or not is_plain:
-        is_slow = query.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+    if not in_blocks(query.device) or not can_draw(dropout) or not is_plain:
+        is_slow = in_blocks(query.device) and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
         if is_slow and is_plain and not dropout and query.shape[2] <= LONGEST_WIDE:
             lower = torch.get_autocast_dtype("cpu")
             is_causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
@@ -159,6 +165,7 @@ def _added(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None
 
 def _attend_packed(
     lengths: list[int],
+    packed: Packed,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -169,10 +176,12 @@ def _attend_packed(
     """Attention of rows that stand one behind the other, each by itself. Raises ValueError where it would be another one."""
     if mask is not None or query.shape != key.shape or key.shape != value.shape or query.shape[2] != sum(lengths):
         raise ValueError("rows that are packed attend to their own tokens, and nothing else")
-    if torch.is_autocast_enabled("cpu"):
-        query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
+    device, scale = query.device.type, query.shape[-1] ** -0.5 if scaling is None else scaling
+    if torch.is_autocast_enabled(device):
+        query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
+    if not in_blocks(query.device):
+        return attend_rows(query, key, value, packed.starts, max(lengths), dropout=dropout, scale=scale)
     with torch.autocast("cpu", enabled=False):
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         found: torch.Tensor = _PackedAttention.apply(query, key, value, lengths, scale, dropout if can_draw(dropout) else 0.0)
         return found
 

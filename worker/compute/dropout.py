@@ -58,7 +58,7 @@ class Draws:
     def kept(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """1 for kept and 0 for dropped. They are no booleans, by which torch multiplies ten times as slowly."""
         rows = self._call.rows
-        if rows is not None and rows.is_packed:
+        if rows is not None and rows.packed is not None:
             is_of_rows = shape[:2] == (1, sum(rows.lengths))
             bits = (self._of_tokens(rows, prod(shape[2:])) if is_of_rows else self._of_none(prod(shape))).reshape(shape)
         elif rows is None or len(rows.keys) not in shape[:2]:
@@ -80,7 +80,7 @@ class Draws:
         """
         known, (count, all_heads, length, *_) = self._call.rows, shape
         chosen, of_heads = range(first_row, first_row + count)[rows], range(all_heads)[heads]
-        if known is not None and known.is_packed:
+        if known is not None and known.packed is not None:
             bits = self._of_pairs(known._replace(longest=length), chosen, of_heads)
         elif known is None or len(known.keys) != count or known.longest != length:
             bits = self._of_none(len(chosen) * len(of_heads) * length**2)

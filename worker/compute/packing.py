@@ -7,7 +7,8 @@ rows stand one behind the other, as one long row, from the embeddings to the las
 whatever head there is. The gradient is the same but for rounding (`benchmarks/packing.py` has the difference in time).
 
 Covers models that take the numbers of positions, keep their layers in one stack, and call attention by transformers' interface
-(BERT, RoBERTa, ELECTRA and their like), on a CPU. Whether one is of that kind is found out by asking it (`pack`).
+(BERT, RoBERTa, ELECTRA and their like). Whether one is of that kind is found out by asking it (`pack`), and on a GPU whether
+that has the kernels (`varlen.py`).
 """
 
 from __future__ import annotations
@@ -18,21 +19,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from memsup.worker.compute import randomness
+from memsup.worker.compute import attention, randomness
 from memsup.worker.compute.randomness import nothing_drawn, seed_stream
+from memsup.worker.compute.varlen import can_attend
+from memsup.worker.memory import sent
 
 SAME_FRACTION = 1e-4
 """The difference that counts as rounding, as a part of the largest number."""
 _TRIED_LENGTHS = (7, 3, 5)
 
 
-def pack(model: Any) -> bool:
-    """Has `model` compute its layers without padding in training from now on; returns whether it can. Otherwise it stays as it
-    is.
+def pack(model: Any, dtype: torch.dtype = torch.float32) -> bool:
+    """Has `model`, which computes in `dtype`, compute its layers without padding in training from now on; returns whether it
+    can. Otherwise it stays as it is.
     """
     base, offset = model.base_model, _first_position(model)
     stack = _stack_of(base)
-    if stack is None or "position_ids" not in inspect.signature(base.forward).parameters:
+    if stack is None or "position_ids" not in inspect.signature(base.forward).parameters or not _has_kernels(base, dtype):
         return False
     base.first_position = offset
     hooks = [
@@ -53,13 +56,24 @@ def _stack_of(base: Any) -> torch.nn.Module | None:
     """The part of the model that has all of its layers, and nothing else. None means that there is none."""
     config = base.config
     count = getattr(config, "num_hidden_layers", None)
-    if base.device.type != "cpu" or getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
+    if getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
         return None
     for child in base.children():
         parts = list(child.children())
         if len(parts) == 1 and isinstance(parts[0], torch.nn.ModuleList) and len(parts[0]) == count:
             return child
     return None
+
+
+def _has_kernels(base: Any, dtype: torch.dtype) -> bool:
+    """Whether what computes has attention for such rows, in `dtype`, and in float32, in which the model is asked."""
+    if attention.in_blocks(base.device):
+        return True
+    heads, hidden = (getattr(base.config, name, 0) for name in ("num_attention_heads", "hidden_size"))
+    if not heads or not hidden:
+        return False
+    width = hidden // heads
+    return all(can_attend(base.device, one, heads=heads, width=width) for one in {torch.float32, dtype})
 
 
 def _first_position(model: Any) -> int:
@@ -76,7 +90,8 @@ def _says_the_same(model: Any) -> bool:
     was_training = model.training
     ids = torch.arange(3, 3 + len(lengths) * int(lengths.max())).reshape(len(lengths), -1) % model.config.vocab_size
     mask = torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None])
-    batch = {"input_ids": ids, "attention_mask": mask.long()}
+    mask = mask.to(base.device)
+    batch = {"input_ids": ids.to(base.device), "attention_mask": mask.long()}
     model.eval()  # what counts how often it was trained does not count this
     try:
         with nothing_drawn():
@@ -99,30 +114,31 @@ def _pack(base: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple
         return None
     if ids.shape != (len(rows.lengths), rows.longest) or len(rows.lengths) == 1 or named.get("position_ids") is not None:
         return None
-    places = _places(rows)
+    positions = torch.from_numpy(np.concatenate([np.arange(length) for length in rows.lengths])) + base.first_position
+    where = _where(rows, ids.device)
 
     def packed(value: Any) -> Any:
         is_of_tokens = isinstance(value, torch.Tensor) and value.shape[:2] == ids.shape
-        return value.flatten(0, 1)[places].unsqueeze(0) if is_of_tokens else value
+        return value.flatten(0, 1)[where.places].unsqueeze(0) if is_of_tokens else value
 
-    positions = torch.from_numpy(np.concatenate([np.arange(length) for length in rows.lengths])) + base.first_position
     named = {name: packed(value) for name, value in named.items() if name != "attention_mask"}
-    randomness.pack_rows(True)
-    return tuple(map(packed, arguments[:1])), named | {"position_ids": positions.unsqueeze(0)}
+    randomness.pack_rows(where)
+    return tuple(map(packed, arguments[:1])), named | {"position_ids": sent(positions, ids.device).unsqueeze(0)}
 
 
 def _unpack(_stack: Any, _arguments: tuple[Any, ...], output: Any) -> Any:
     """Pads what the last layer gives again."""
     rows = randomness.rows_of_pass()
-    if rows is None or not rows.is_packed:
+    if rows is None or rows.packed is None:
         return output
-    randomness.pack_rows(False)
+    randomness.pack_rows(None)
     last = output[0].squeeze(0)
-    padded = last.new_zeros(len(rows.lengths) * rows.longest, last.shape[-1]).index_copy(0, _places(rows), last)
+    padded = last.new_zeros(len(rows.lengths) * rows.longest, last.shape[-1]).index_copy(0, rows.packed.places, last)
     output.last_hidden_state = padded.view(len(rows.lengths), rows.longest, -1)
     return output
 
 
-def _places(rows: randomness.Rows) -> torch.Tensor:
-    """Where the tokens lie among those of padded rows."""
-    return torch.from_numpy(np.flatnonzero(np.arange(rows.longest) < np.array(rows.lengths)[:, None]))
+def _where(rows: randomness.Rows, device: torch.device) -> randomness.Packed:
+    places = np.flatnonzero(np.arange(rows.longest) < np.array(rows.lengths)[:, None])
+    starts = np.concatenate(([0], np.cumsum(rows.lengths))).astype(np.int32)
+    return randomness.Packed(sent(torch.from_numpy(places), device), sent(torch.from_numpy(starts), device))

@@ -31,6 +31,15 @@ def _derived(*numbers: int, key: bytes = b"") -> bytes:
     return hashlib.blake2b(words, key=key, digest_size=16).digest()
 
 
+class Packed(NamedTuple):
+    """Where the tokens of rows without padding are, on the device that computes."""
+
+    places: torch.Tensor
+    """Of each token, among those of padded rows."""
+    starts: torch.Tensor
+    """Of each row, and the end, as 32-bit numbers."""
+
+
 class Rows(NamedTuple):
     """The rows of a micro-batch, as its tensors have them."""
 
@@ -44,8 +53,9 @@ class Rows(NamedTuple):
     """Whether the padding is in front."""
     packs: bool = False
     """Whether layers may do without the padding (`packing.py`)."""
-    is_packed: bool = False
-    """Whether the tokens of all rows stand one behind the other now, without padding, as one row."""
+    packed: Packed | None = None
+    """Where the tokens of all rows are, which stand one behind the other now, without padding, as one row. It is None while
+    rows are padded."""
 
 
 class Call(NamedTuple):
@@ -118,10 +128,12 @@ def rows_of_pass() -> Rows | None:
     return _stream.rows
 
 
-def pack_rows(packed: bool) -> None:
-    """Tells that the tokens of this thread's rows stand one behind the other from now on, or that they are padded again."""
+def pack_rows(packed: Packed | None) -> None:
+    """Tells that the tokens of this thread's rows stand one behind the other from now on, and where, or that they are padded
+    again.
+    """
     assert _stream.rows is not None
-    _stream.rows = _stream.rows._replace(is_packed=packed)
+    _stream.rows = _stream.rows._replace(packed=packed)
 
 
 def next_call() -> Call:

@@ -96,6 +96,8 @@ class CardView:
     holders: Mapping[int, int | None] | None = None
     """The bytes on the card by process; None where the driver does not tell how many. The whole is None where it is not known
     which processes are the program's; empty where none has anything there."""
+    is_hidden: bool = False
+    """Whether the driver tells processes by numbers that they do not have here."""
     room_bytes: int | None = None
     """What RAM has room for. It is None where that is not known."""
 
@@ -111,6 +113,9 @@ class CardView:
     def why_not(self) -> str | None:
         """Why the driver is not asked to move it, a clause. It is None where it is."""
         needed = self.needed_bytes
+        if self.is_hidden:
+            known_by = "processes have other numbers here than the driver knows them by, as in a container"
+            return f"{known_by}, so which memory on the card is its own is not known"
         if needed is None:
             return "the driver does not tell how much of the card is its own"
         if self.room_bytes is None:

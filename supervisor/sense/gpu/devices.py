@@ -32,6 +32,8 @@ XIDS = {
     119: "its firmware does not answer; a reboot helps",
 }
 """What the driver's error numbers mean, the usual ones (https://docs.nvidia.com/deploy/xid-errors)."""
+_BF16_SINCE = (8, 0)
+"""The compute capability of the first devices that multiply bfloat16, and TF32, in hardware: Ampere's."""
 _HOTTEST_C = 150.0
 _MOST_POWER_W = 5000.0
 _MOST_MEMORY_BYTES = 1 << 50
@@ -65,6 +67,7 @@ def reading_of(
         index=device.index,
         uuid=device.uuid,
         name=device.name,
+        bf16=None if device.compute_capability is None else device.compute_capability >= _BF16_SINCE,
         total_bytes=total,
         used_bytes=used,
         worker_bytes=_workers_share(device, worker_pids),
@@ -101,6 +104,7 @@ def unknown(reading: GpuReading) -> GpuReading:
         index=reading.index,
         uuid=reading.uuid,
         name=reading.name,
+        bf16=reading.bf16,
         total_bytes=reading.total_bytes,
         power_default_w=reading.power_default_w,
         lost=reading.lost,

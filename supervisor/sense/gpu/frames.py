@@ -33,6 +33,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The driver says that the GPU is lost or needs a reset."""
     uuid: str | None = None
     name: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    """Which of NVIDIA's generations it is of."""
     total_bytes: int | None = None
     free_bytes: int | None = None
     processes: list[tuple[int, int | None]] | None = None

@@ -133,6 +133,7 @@ class _Gpu:
         constraints = _told(pynvml.nvmlDeviceGetPowerManagementLimitConstraints, handle)
         self._fixed = {
             "name": _told(pynvml.nvmlDeviceGetName, handle),
+            "compute_capability": _told(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
             "slowdown_margin_c": slowdown,
             "shutdown_margin_c": shutdown,
             "slowdown_threshold_c": _told(

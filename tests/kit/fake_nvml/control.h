@@ -14,6 +14,7 @@ struct device {
     /* What it answers; UNSUPPORTED where it does not. */
     double slowdown_c, shutdown_c, max_operating_c, limit_c, slowdown_margin_c, shutdown_margin_c;
     double has_temperature, has_power, has_processes, has_old_temperature_only;
+    double compute_capability; /* 8.6, say; 0 where it does not tell */
     double total_bytes, others_bytes, worker_bytes, worker_pid;
     double counts_processes; /* `processes` are real ones, beside `others_bytes`; what a dead one had is free again */
     double frees_of_dead; /* the worker is a real process, and what a dead one had is free again, as with a real driver */

@@ -202,6 +202,14 @@ nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int len
     return text(d->uuid, uuid, length);
 }
 
+nvmlReturn_t nvmlDeviceGetCudaComputeCapability(nvmlDevice_t device, int *major, int *minor) {
+    REACH(device);
+    if (!d->compute_capability) return NVML_ERROR_NOT_SUPPORTED;
+    *major = (int)d->compute_capability;
+    *minor = (int)lround(10 * (d->compute_capability - *major));
+    return NVML_SUCCESS;
+}
+
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) {
     REACH(device);
     NEED(d->total_bytes);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -23,14 +24,22 @@ MIB, GIB = 2**20, 2**30
 RANK = list(TIERS)
 
 
-def machine(ram: float, *vram: float | None, **more: Any) -> Machine:
-    """A machine with `ram` and one GPU for each of `vram`, all in GiB. None stands for a GPU that does not tell its size."""
+def machine(ram: float, *vram: float | None, bf16: bool | None = None, **more: Any) -> Machine:
+    """A machine with `ram` and one GPU for each of `vram`, all in GiB. None stands for a GPU that does not tell its size;
+    `bf16` is what all tell of bfloat16.
+    """
     gpus = tuple(
-        GpuReading(at_s=0, index=i, name=f"GPU {i}", total_bytes=None if g is None else int(g * GIB))
+        GpuReading(at_s=0, index=i, name=f"GPU {i}", total_bytes=None if g is None else int(g * GIB), bf16=bf16)
         for i, g in enumerate(vram)
     )
     fields: dict[str, Any] = {"ram_available_bytes": None, "cpus": 4, "gpus": gpus} | more
     return Machine(ram_total_bytes=int(ram * GIB), **fields)
+
+
+def mixed() -> Machine:
+    """Two GPUs, of which one computes bfloat16; which of them trains is not known."""
+    old, new = machine(24, 12, bf16=False), machine(24, 12, bf16=True)
+    return replace(old, gpus=old.gpus + new.gpus)
 
 
 def a_record(run: str, settings: Settings) -> RunRecord:
@@ -206,10 +215,16 @@ def test_what_we_use_ourselves_inside_a_cgroup_is_not_asked_to_be_free_as_well()
         (machine(24, 12, cpu_bf16=True), [], "off"),
         (machine(24, 12, cpu_bf16=True), ["training.device=cpu"], "bf16"),
         (machine(24, cpu_bf16=True), ["training.device=cuda"], "off"),
+        (machine(24, 12, bf16=True), [], "bf16"),
+        (machine(24, 6, bf16=True), ["training.device=cuda:0"], "bf16"),
+        (machine(24, 12, bf16=True), ["training.amp=off"], "off"),
+        (machine(24, 12, bf16=True), ["training.device=cpu"], "off"),
+        (machine(24, 12, bf16=False, cpu_bf16=True), [], "off"),
+        (mixed(), [], "off"),
     ],
 )
-def test_bfloat16_is_chosen_where_the_cpu_computes_it(where: Machine, flags: list[str], amp: str) -> None:
-    """By every tier alike, said with its reason; what was asked for wins, and a GPU's owner is not decided for."""
+def test_bfloat16_is_chosen_where_what_trains_computes_it(where: Machine, flags: list[str], amp: str) -> None:
+    """By every tier alike, said with its reason; what was asked for wins."""
     found = resolved(where, *flags)
     assert found.settings.training.amp == amp
     (line,) = (line for line in lines(found) if line.name == "mixed precision")

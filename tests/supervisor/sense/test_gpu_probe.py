@@ -117,9 +117,10 @@ def celsius(loop: Loop, index: int = 0) -> float | None:
 
 def test_everything_a_device_tells_arrives(loop: Loop, fake: FakeNvml) -> None:
     fake.set(0, worker_pid=4711, worker_bytes=3 * GIB, others_bytes=GIB, noise_c=0)
-    fake.set(1, name=b"NVIDIA GeForce GTX 1080", slowdown_c=96, shutdown_c=99, power_default_w=180)
+    fake.set(1, name=b"NVIDIA GeForce GTX 1080", compute_capability=6.1, slowdown_c=96, shutdown_c=99, power_default_w=180)
     loop.client.worker_pids = {4711}
     first, second = loop.look()
+    assert (first.bf16, second.bf16) == (True, False)
     assert first.uuid == "GPU-00000000-0000-4000-8000-000000000000"
     assert first.name == "NVIDIA GeForce RTX 3080"
     assert (first.total_bytes, first.used_bytes, first.worker_bytes) == (10 * GIB, 4 * GIB, 3 * GIB)
@@ -148,7 +149,9 @@ def test_an_old_driver_has_only_the_old_calls(loop: Loop, fake: FakeNvml) -> Non
 
 def test_not_supported_is_unknown_and_never_nought(loop: Loop, fake: FakeNvml) -> None:
     fake.set(0, has_temperature=0, has_power=0, has_processes=0, total_bytes=UNSUPPORTED, slowdown_c=UNSUPPORTED)
+    fake.set(0, compute_capability=0)
     reading = loop.look()[0]
+    assert reading.bf16 is None
     for field in ("total_bytes", "used_bytes", "worker_bytes", "temperature_c", "slowdown_c", "power_w", "power_limit_w"):
         assert getattr(reading, field) is None
     assert celsius(loop, 1) is not None

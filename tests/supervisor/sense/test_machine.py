@@ -183,6 +183,15 @@ def test_wsl_is_recognised_by_its_kernel(tmp_path: Path) -> None:
     assert not look(tmp_path, root=recorded("v2-desktop", tmp_path / "debian")).is_wsl
 
 
+@pytest.mark.parametrize(("namespace", "own"), [("pid:[4026531836]", False), ("pid:[4026532281]", True), (None, False)])
+def test_a_container_is_seen_in_which_processes_have_other_numbers(namespace: str | None, own: bool, tmp_path: Path) -> None:
+    root = recorded("v2-desktop", tmp_path / "root")
+    if namespace is not None:
+        (root / "proc/self/ns").mkdir()
+        (root / "proc/self/ns/pid").symlink_to(namespace)
+    assert look(tmp_path, root=root).has_own_pids is own
+
+
 def test_no_sensor_is_normal_and_a_sensor_is_read_in_degrees(tmp_path: Path) -> None:
     """A virtual machine has no hwmon; a laptop has its CPU's with limits, and one that cannot be read is unknown, not zero."""
     root = recorded("v2-desktop", tmp_path / "root")

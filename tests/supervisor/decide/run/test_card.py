@@ -128,6 +128,10 @@ def test_what_the_driver_refuses_is_said_and_all_is_as_it_was(play: Play) -> Non
         ),
         (CardView(holders={42: None}, room_bytes=3 * GIB), "does not tell how much"),
         (CardView(holders=None, room_bytes=3 * GIB), "does not tell how much"),
+        (
+            CardView(is_hidden=True, room_bytes=3 * GIB),
+            "as in a container, so which memory on the card is its own is not known",
+        ),
         (CardView(holders={42: 8 * GIB}), "not known"),
     ],
 )
