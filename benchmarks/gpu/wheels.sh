@@ -24,7 +24,7 @@ fi
 folder=${1:-$root/build/gpu/wheels}
 most_mib=64
 # What memsup imports at once, and what `datasets` needs beyond the machine's own packages.
-needed=(click msgspec nvidia-ml-py peft platformdirs psutil pyzmq rich structlog xxhash datasets dill multiprocess)
+needed=(click msgspec nvidia-ml-py platformdirs psutil pyzmq rich structlog xxhash datasets dill multiprocess)
 
 download() { python3 -m pip download --quiet --no-deps -c "$root/constraints.txt" -d "$folder" "$@"; }
 

@@ -25,9 +25,11 @@ NEEDS_CUDA = {
     "memory_runs_out.first",
     "memory_runs_out.optimizer",
     "optimizer_on_host.room",
-    "attached.cut",
+    "main_job.waits",
     "attached.beside_others",
-    *(f"small_cards.{cell}" for cell in ("base_4", "large_8", "large_12", "base_8", "large_6", "large_24", "base_12")),
+    *(f"small_cards.base_{gib}" for gib in (4, 8, 12)),
+    *(f"small_cards.large_{gib}" for gib in (6, 8, 12, 24)),
+    *(f"small_cards.{cell}" for cell in ("lora05_6", "lora15_8", "lora3_12")),
 }
 MAY_BE_MISSED = {
     "main_job.built_in",
@@ -82,6 +84,14 @@ def test_every_line_is_held_or_says_why_it_was_not_run(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith("memsup-proof-")] == [], (
         "it leaves no runs behind"
     )
+
+
+def test_the_table_of_small_cards_is_what_its_script_predicts() -> None:
+    done = subprocess.run([sys.executable, str(PROOF / "predicted.py")], capture_output=True, text=True, check=True)
+    page = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
+    table = done.stdout.replace("*", r"\*").splitlines()
+    assert len(table) == 7
+    assert all(row in page for row in table), done.stdout
 
 
 def test_a_check_that_breaks_costs_its_own_line_and_those_that_need_it(lines: Any) -> None:

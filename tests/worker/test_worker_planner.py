@@ -447,3 +447,48 @@ def test_of_a_size_that_was_set_no_more_is_given_back_than_is_predicted_to_fit()
         plan, sizes = follow(planner, plan, range(1, 400))
         assert list(sizes.values()) == sizes_after
         assert plan.activation_checkpointing, "as it was set"
+
+
+# -- on a GPU ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Gpu(Machine):
+    """Starting the operations of a micro-batch takes long beside what a token takes, and times are known a step later."""
+
+    start_s: float = 0.015
+    token_s: float = 2e-6
+    floor_bytes: int = 2048 * MIB
+    token_bytes: int = MIB // 2
+    _late: list[tuple[Shape, bool, float]] = field(default_factory=list)
+
+    def step(self, lengths: Lengths, entry: Entry, planner: Planner | None = None) -> tuple[float, int]:
+        if planner is None:
+            return super().step(lengths, entry)
+        told, self._late = self._late, []
+        found = super().step(lengths, entry, _Deaf(planner, self._late))  # type: ignore[arg-type]
+        for shape, checkpointed, took_s in told:
+            planner.observe_time(shape, checkpointed=checkpointed, took_s=took_s)
+        return found
+
+
+class _Deaf:
+    """A planner that is told times later."""
+
+    def __init__(self, planner: Planner, late: list[tuple[Shape, bool, float]]) -> None:
+        self.compute_in, self.observe, self._late = planner.compute_in, planner.observe, late
+
+    def observe_time(self, shape: Shape, *, checkpointed: bool, took_s: float) -> None:
+        self._late.append((shape, checkpointed, took_s))
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("start", [128, 1024, 4096])
+def test_a_gpu_computes_large_micro_batches_within_ten_steps(start: int, uniform: bool) -> None:
+    """From what each tier begins with. What the steps then take beside those of the best size of all."""
+    night = Night(Gpu(), limit_bytes=60_000 * MIB, entry=plan(start), uniform=uniform)
+    night.run(10)
+    assert night.seconds(night.entry) <= 1.25 * night.best_fixed_s()
+    assert not night.planner.passed(max(night.peaks))
+    night.run(6)
+    assert night.seconds(night.entry) <= 1.1 * night.best_fixed_s()

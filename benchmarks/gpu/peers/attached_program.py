@@ -2,7 +2,8 @@
 
     python attached_program.py EPOCHS [FRACTION]
 
-FRACTION of the card is what torch may take, far less than a whole batch needs. Leaves `weights.pt`.
+FRACTION of the card is what torch may take, far less than a whole batch needs; on a CPU no more than so much of a batch is
+computed at once. Leaves `weights.pt`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,15 @@ x, y = torch.randn(16 * rows, width // 4), torch.randint(0, 3, (16 * rows,))
 loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=rows, shuffle=True)
 layers = [nn.Linear(width // 4, width), *(layer for _ in range(6) for layer in (nn.GELU(), nn.Linear(width, width)))]
 model = nn.Sequential(*layers, nn.Linear(width, 3)).to(device)
+
+
+def most_rows(_model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    if len(inputs[0]) > float(sys.argv[2]) * rows:
+        raise torch.OutOfMemoryError("CUDA out of memory. (There is no CUDA: the proof is rehearsed.)")
+
+
+if device == "cpu" and len(sys.argv) > 2:
+    model.register_forward_pre_hook(most_rows)
 optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
 run = memsup.guard(model=model, optimizer=optimizer, save_every_s=2)
 for batch in run.steps(loader, epochs=int(sys.argv[1])):

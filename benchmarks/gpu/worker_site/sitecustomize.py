@@ -3,7 +3,8 @@
 DETERMINISTIC=1: torch takes the kernels that give the same bits each time. CROWD="PLACE@STEP …", PLACE one of forward,
 backward, optimizer, evaluation: there, once in the run's life, everything that torch may still have is taken, really, so that
 its next allocation fails by itself; it is given back when the worker gives its cache back, as it does after it ran out.
-CROWD_LOG has one line of JSON for each time it was taken and given back.
+CROWD_LOG has one line of JSON for each time it was taken and given back. PROFILE=FIRST:LAST: the steps between are looked at by
+torch's profiler, and PROFILE_INTO has what was seen.
 """
 
 import os
@@ -21,3 +22,7 @@ if "memsup.worker" in sys.orig_argv:
         import crowd
 
         crowd.come()
+    if "PROFILE" in os.environ:
+        import profiled
+
+        profiled.begin()
