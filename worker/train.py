@@ -61,6 +61,7 @@ from memsup.worker.compute.packing import pack
 from memsup.worker.compute.randomness import seed_everything, seed_stream
 from memsup.worker.compute.rounding import round_together
 from memsup.worker.compute.spent import Part, Spent, noted, spent_on
+from memsup.worker.compute.token_loss import size_pieces
 from memsup.worker.computing import Looking
 from memsup.worker.curves import Curves
 from memsup.worker.exhaustion import has_to_fit, report_out_of_memory, shrink, shrink_evaluation
@@ -220,6 +221,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     task = find_task(settings.task.kind, settings.task.problem_type)
     draw_by_row()
     attend_in_blocks()
+    size_pieces(None if memory is None else memory.limit_bytes)
     with has_to_fit("The model", welcome, memory):
         boundary()
         padding = start.state.padding if start.state else None

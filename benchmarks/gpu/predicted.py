@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memsup.shared.settings import Settings, SettingsError
-from memsup.supervisor.decide.estimate import Shape, decoder_shape_of, device_bytes, held_bytes, peak_bytes, shape_of
+from memsup.supervisor.decide.estimate import SCORES, Shape, decoder_shape_of, device_bytes, held_bytes, peak_bytes, shape_of
 from memsup.supervisor.decide.readings import GpuReading, Machine
 from memsup.supervisor.decide.tiers import resolve
 from memsup.supervisor.decide.vram import CONTEXT_BYTES
@@ -26,6 +26,8 @@ LENGTH, RANK, LABELS = 512, 16, 2
 PLANNED_FRACTION = 0.84
 """The part of its limit for which the worker plans micro-batches (`worker/train.py`)."""
 MOST_ROWS = 512
+PIECE_OF_DEVICE, BYTES_OF_SCORE = 512, 16
+"""Of how many bytes of the limit a score is computed at a time (`worker/compute/token_loss.py`), and what it takes."""
 
 
 def _encoder(**more: int) -> dict[str, Any]:
@@ -132,6 +134,8 @@ def predicted(model: str, gib: int) -> Predicted:
     amp, on_host = resolved.settings.training.amp or "off", bool(resolved.settings.training.optimizer_on_host)
     limit = resolved.limits.vram_bytes or 0
     held = device_bytes(found, amp=amp, optimizer_on_host=on_host)
+    if is_decoder(model):  # a piece of the scores is larger than on a CPU
+        held += BYTES_OF_SCORE * max(0, limit // PIECE_OF_DEVICE - SCORES)
     for fraction in (PLANNED_FRACTION, 1.0):  # what one row takes is tried all the same
         room = fraction * (limit - CONTEXT_BYTES) - held
         for twice in (False, True):

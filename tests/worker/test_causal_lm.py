@@ -89,7 +89,7 @@ def test_any_cut_gives_the_gradient_of_all_rows(tmp_path: Path, way: str, monkey
                     parameter.normal_(std=0.1)
         rows = np.arange(16)
         weight = life.task.weight(life.prepared.train, rows)
-        monkeypatch.setattr(token_loss, "PIECE_NUMBERS", 1 << 23)
+        monkeypatch.setattr(token_loss, "_numbers", 1 << 23)
         life.plan._put(Entry(step=1, start=100_000, lanes=2, one_lane=True, cause="all at once", at_unix_s=0.0))
         whole = train._accumulate(life, 1, rows)
         assert whole is not None
@@ -110,7 +110,7 @@ def test_any_cut_gives_the_gradient_of_all_rows(tmp_path: Path, way: str, monkey
         )
         @settings(max_examples=6)
         def any_cut(micro_tokens: int, activation_checkpointing: bool, one_lane: bool, piece: int) -> None:
-            monkeypatch.setattr(token_loss, "PIECE_NUMBERS", piece)
+            monkeypatch.setattr(token_loss, "_numbers", piece)
             monkeypatch.setattr(token_loss, "LEAST_PIECE_TOKENS", 1)
             life.plan._put(
                 Entry(

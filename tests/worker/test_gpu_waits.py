@@ -125,7 +125,7 @@ def test_rows_that_are_packed_go_through_without_a_question(
     monkeypatch.setattr("memsup.worker.compute.attention.attend_rows", attended)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _device: False)  # as the fixture has it
     monkeypatch.setattr(packing, "can_attend", lambda *_arguments, **_named: True)
-    monkeypatch.setattr(packing, "_says_the_same", lambda _model: True)
+    monkeypatch.setattr(packing, "_says_the_same", lambda _model, _dtype: True)
     with one_life(tiny_settings(tmp_path, training__micro_tokens=40)) as life:
         assert life.plan.at(1).packed
         for _ in range(2):
@@ -133,6 +133,28 @@ def test_rows_that_are_packed_go_through_without_a_question(
         assert queued.happened.count("waited") == 2
         assert life.loss == pytest.approx(0.7)
     assert len(longest) >= 2 * life.prepared.model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_language_models_step_waits_once_as_well(tmp_path: Path, queued: Queued, method: str) -> None:
+    """The host knows which tokens have targets, and that no row consists of several; the device is asked neither."""
+    from kit.chat import tiny_chat
+    from kit.one_life import one_life
+
+    from memsup.worker import train
+
+    settings = tiny_chat(tmp_path / "chat", training__micro_tokens=200, training__method=method, training__device="auto")
+    with one_life(settings) as life:
+        for _ in range(2):
+            train.take_step(life)
+            *before, last = queued.happened
+            assert last == "waited"
+            assert "waited" not in before
+            assert before.count("pinned") >= 3 * 2, "some micro-batches"
+            queued.happened.clear()
+        metrics, examples = life.task.new_metrics(), life.prepared.train
+        metrics.add(life.prepared.model.eval(), train.to_device(examples.batch(np.arange(3)), life.device))
+        assert "waited" not in queued.happened
 
 
 def test_rows_with_and_without_padding_go_through_without_a_question(life: Training, queued: Queued) -> None:

@@ -24,6 +24,10 @@ from transformers import (
     ElectraForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     MPNetConfig,
     MPNetForSequenceClassification,
     RobertaConfig,
@@ -147,18 +151,21 @@ def test_who_can_is_found_out_by_asking(kind: Any, config: Any, can: bool) -> No
 # -- on a GPU ----------------------------------------------------------------------------------------------------------
 
 
-def weights(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
+def weights(query: torch.Tensor, key: torch.Tensor, scale: float, is_causal: bool) -> torch.Tensor:
     """What each token of one row takes of each other, by head."""
-    return (torch.einsum("qhw,khw->hqk", query, key) * scale).softmax(dim=-1)
+    scores = torch.einsum("qhw,khw->hqk", query, key) * scale
+    if is_causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[1:], dtype=torch.bool).triu(1), -torch.inf)
+    return scores.softmax(dim=-1)
 
 
 class Kernels:
-    """CUDA's two kernels for rows that stand one behind the other, on a CPU, with the arguments that torch's own have; they are
-    told what they were asked. `sees`: a row sees the next one as well, as with places that are wrong.
+    """CUDA's two kernels for rows that stand one behind the other, on a CPU, with the arguments that torch's own have; `asked`
+    is what they were told. With `sees` a row sees the others as well, as with places that are wrong.
     """
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, torch.dtype, list[int], int, float]] = []
+        self.asked: list[tuple[str, torch.dtype, list[int], int, float, bool]] = []
         self.sees = False
 
     def _rows(self, starts: torch.Tensor, *parts: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -166,17 +173,19 @@ class Kernels:
         lengths = (starts[[0, -1]] if self.sees else starts).diff().tolist()
         yield from zip(*(part.float().split(lengths) for part in parts), strict=True)
 
-    def attend(self, starts: torch.Tensor, scale: float, *parts: torch.Tensor) -> torch.Tensor:
+    def attend(self, starts: torch.Tensor, scale: float, is_causal: bool, *parts: torch.Tensor) -> torch.Tensor:
         """Attention of tokens x heads x width, row by row."""
         rows = self._rows(starts, *parts)
-        found = [torch.einsum("hqk,khw->qhw", weights(query, key, scale), value) for query, key, value in rows]
+        found = [torch.einsum("hqk,khw->qhw", weights(query, key, scale, is_causal), value) for query, key, value in rows]
         return torch.cat(found).to(parts[0].dtype)
 
-    def _back(self, starts: torch.Tensor, scale: float, of_found: torch.Tensor, *parts: torch.Tensor) -> list[torch.Tensor]:
+    def _back(
+        self, starts: torch.Tensor, scale: float, is_causal: bool, of_found: torch.Tensor, *parts: torch.Tensor
+    ) -> list[torch.Tensor]:
         """The gradients of query, key and value; a kernel is below what torch differentiates by itself."""
         found = []
         for of_sums, query, key, value in self._rows(starts, of_found, *parts):
-            used = weights(query, key, scale)
+            used = weights(query, key, scale, is_causal)
             of_weights = torch.einsum("qhw,khw->hqk", of_sums, value)
             of_scores = used * (of_weights - (of_weights * used).sum(dim=-1, keepdim=True)) * scale
             of_query, of_key = torch.einsum("hqk,khw->qhw", of_scores, key), torch.einsum("hqk,qhw->khw", of_scores, query)
@@ -184,35 +193,39 @@ class Kernels:
         return [torch.cat(rows).to(parts[0].dtype) for rows in zip(*found, strict=True)]
 
     def flash(
-        self, query: Any, key: Any, value: Any, starts: Any, _: Any, longest: int, __: int, dropout: float, causal: bool,
+        self, query: Any, key: Any, value: Any, starts: Any, _: Any, longest: int, __: int, dropout: float, is_causal: bool,
         debug: bool, *, scale: float | None = None, **more: Any,
     ) -> tuple[torch.Tensor, ...]:  # fmt: skip
-        assert (causal, debug) == (False, False)
+        assert not debug
         assert set(more.values()) <= {None}
-        self.asked.append(("flash", query.dtype, starts.tolist(), longest, dropout))
-        none = query.new_empty(0)
-        return self.attend(starts, scale or 0.0, query, key, value), none, none, none, none
+        self.asked.append(("flash", query.dtype, starts.tolist(), longest, dropout, is_causal))
+        none, groups = query.new_empty(0), query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        return self.attend(starts, scale or 0.0, is_causal, query, key, value), none, none, none, none
 
     def flash_back(
         self, of_found: Any, query: Any, key: Any, value: Any, *more: Any, scale: float | None = None, **_: Any
-    ) -> Any:
-        return tuple(self._back(more[2], scale or 0.0, of_found, query, key, value))
+    ) -> tuple[torch.Tensor, ...]:
+        groups, shape = query.shape[1] // key.shape[1], (key.shape[0], key.shape[1], -1, key.shape[2])
+        parts = query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        of_query, *of_others = self._back(more[2], scale or 0.0, more[7], of_found, *parts)
+        return of_query, *(one.view(shape).sum(2) for one in of_others)
 
     def efficient(
         self, query: Any, key: Any, value: Any, bias: Any, starts: Any, _: Any, longest: int, __: int, dropout: float,
         mask: int, keeps: bool = False, *, scale: float | None = None, **more: Any,
     ) -> tuple[Any, ...]:  # fmt: skip
         assert bias is None
-        assert (mask, keeps) == (0, True)
-        self.asked.append(("efficient", query.dtype, starts.tolist(), longest, dropout))
+        assert keeps
+        self.asked.append(("efficient", query.dtype, starts.tolist(), longest, dropout, mask == 1))
         none = query.new_empty(0)
-        found = self.attend(starts, scale or 0.0, query[0], key[0], value[0])
+        found = self.attend(starts, scale or 0.0, mask == 1, query[0], key[0], value[0])
         return found.unsqueeze(0), none, none, none, longest, longest
 
     def efficient_back(
         self, of_found: Any, query: Any, key: Any, value: Any, *more: Any, scale: float | None = None, **_: Any
     ) -> tuple[torch.Tensor, ...]:
-        found = self._back(more[2], scale or 0.0, of_found[0], query[0], key[0], value[0])
+        found = self._back(more[2], scale or 0.0, more[10] == 1, of_found[0], query[0], key[0], value[0])
         return *(one.unsqueeze(0) for one in found), query.new_empty(0)
 
 
@@ -232,34 +245,58 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernels]:
 
 
 PLAIN = made(BertForSequenceClassification, BertConfig(**SMALL, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+DECODER = made(LlamaForCausalLM, LlamaConfig(**SMALL, num_key_value_heads=2))
 
 
 @settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(LENGTHS, st.booleans())
+@given(LENGTHS, st.booleans(), st.sampled_from([PLAIN, DECODER]))
 def test_by_a_gpus_kernels_the_gradient_is_that_of_padded_rows(
-    kernels: Kernels, lengths: list[int], checkpointed: bool
+    kernels: Kernels, lengths: list[int], checkpointed: bool, model: Any
 ) -> None:
-    model = copy.deepcopy(PLAIN)
+    is_causal, model = model is DECODER, copy.deepcopy(model)
     padded = gradient(model, lengths, packs=True, checkpointed=checkpointed)
     assert pack(model)
     kernels.asked.clear()
     assert apart(gradient(model, lengths, packs=True, checkpointed=checkpointed), padded) <= 1e-5
     starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
     layers = 2 * SMALL["num_hidden_layers"] if checkpointed else SMALL["num_hidden_layers"]
-    assert kernels.asked == [("efficient", torch.float32, starts, max(lengths), 0.0)] * layers
+    assert kernels.asked == [("efficient", torch.float32, starts, max(lengths), 0.0, is_causal)] * layers
     assert torch.equal(gradient(model, lengths, packs=False, checkpointed=checkpointed), padded)
 
 
-def test_in_bfloat16_a_gpu_takes_flash_attention_with_the_models_dropout(kernels: Kernels) -> None:
+@pytest.mark.parametrize("plain", [PLAIN, DECODER], ids=["encoder", "decoder"])
+def test_in_bfloat16_a_gpu_takes_flash_attention(kernels: Kernels, plain: Any) -> None:
+    model = copy.deepcopy(plain)
+    exact, padded = (gradient(model, [30, 9, 4], packs=False, amp=amp) for amp in ("off", "bf16"))
+    assert pack(model, torch.bfloat16)
+    kernels.asked.clear()
+    assert apart(gradient(model, [30, 9, 4], packs=True, amp="bf16"), exact) <= 1.25 * apart(padded, exact) + 1e-4
+    assert kernels.asked == [("flash", torch.bfloat16, [0, 30, 39, 43], 30, 0.0, plain is DECODER)] * 2
+
+
+def test_a_gpu_has_the_models_dropout(kernels: Kernels) -> None:
     model = copy.deepcopy(BERT)
-    exact, padded = (gradient(PLAIN, [30, 9, 4], packs=False, amp=amp) for amp in ("off", "bf16"))
-    plain = copy.deepcopy(PLAIN)
-    assert pack(plain, torch.bfloat16)
-    assert apart(gradient(plain, [30, 9, 4], packs=True, amp="bf16"), exact) <= 1.25 * apart(padded, exact) + 1e-4
     assert pack(model, torch.bfloat16)
     kernels.asked.clear()
     gradient(model, [30, 9, 4], packs=True, amp="bf16")
-    assert kernels.asked == [("flash", torch.bfloat16, [0, 30, 39, 43], 30, 0.1)] * 2
+    assert [asked[4] for asked in kernels.asked] == [0.1, 0.1]
+
+
+def test_a_decoder_whose_frozen_weights_are_rounded_is_asked_in_their_precision(kernels: Kernels) -> None:
+    model = copy.deepcopy(DECODER)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and name != "lm_head":
+            module.weight.requires_grad_(False)
+            module.weight.data = module.weight.data.bfloat16()
+    padded = gradient(model, [30, 9, 4], packs=False, amp="bf16")
+    assert pack(model, torch.bfloat16)
+    assert apart(gradient(model, [30, 9, 4], packs=True, amp="bf16"), padded) <= 0.02
+
+
+def test_decoders_with_windows_and_decoders_on_a_cpu_are_padded(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not pack(made(MistralForCausalLM, MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=8)))
+    monkeypatch.undo()
+    assert not pack(copy.deepcopy(DECODER))
 
 
 @pytest.mark.parametrize("why", ["wrong", "none", "switched off"])

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -51,6 +51,13 @@ def attend_in_blocks() -> None:
     """Has this process compute attention in blocks from now on, and make masks without waiting for a device."""
     AttentionInterface.register("sdpa", _attend)
     AttentionMaskInterface.register("sdpa", _mask)
+    masking_utils.find_packed_sequence_indices = _no_packed_sequences
+
+
+def _no_packed_sequences(_positions: torch.Tensor) -> None:
+    """Says that no row consists of several, which transformers would ask the numbers of positions on the device, and wait. Rows
+    that stand one behind the other here (`packing.py`) need no mask.
+    """
 
 
 def in_blocks(device: torch.device) -> bool:
@@ -93,7 +100,10 @@ def _attend(
         dropout = 0.0
     rows = rows_of_pass()
     if rows is not None and rows.packed is not None:
-        return _attend_packed(rows.lengths, rows.packed, query, key, value, attention_mask, dropout, scaling), None
+        if attention_mask is not None or query.shape[2] != sum(rows.lengths):
+            raise ValueError("rows that are packed attend to their own tokens, and nothing else")
+        is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        return _attend_packed(rows.lengths, rows.packed, query, key, value, dropout, scaling, is_causal=is_causal), None
     groups = getattr(module, "num_key_value_groups", 1)
     is_plain = query.shape == (key.shape[0], groups * key.shape[1], *key.shape[2:]) and key.shape == value.shape
     is_plain = is_plain and all(more.get(name) is None for name in _ONLY_TORCHS)
@@ -169,18 +179,20 @@ def _attend_packed(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None,
     dropout: float,
     scaling: float | None,
+    *,
+    is_causal: bool,
 ) -> torch.Tensor:
     """Attention of rows that stand one behind the other, each by itself. Raises ValueError where it would be another one."""
-    if mask is not None or query.shape != key.shape or key.shape != value.shape or query.shape[2] != sum(lengths):
-        raise ValueError("rows that are packed attend to their own tokens, and nothing else")
     device, scale = query.device.type, query.shape[-1] ** -0.5 if scaling is None else scaling
     if torch.is_autocast_enabled(device):
         query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
     if not in_blocks(query.device):
-        return attend_rows(query, key, value, packed.starts, max(lengths), dropout=dropout, scale=scale)
+        how = {"dropout": dropout, "scale": scale, "is_causal": is_causal}
+        return attend_rows(query, key, value, packed.starts, max(lengths), **how)
+    if is_causal or query.shape != key.shape or key.shape != value.shape:
+        raise ValueError("blocks of rows that are packed are those of encoders")
     with torch.autocast("cpu", enabled=False):
         found: torch.Tensor = _PackedAttention.apply(query, key, value, lengths, scale, dropout if can_draw(dropout) else 0.0)
         return found

@@ -7,8 +7,8 @@ rows stand one behind the other, as one long row, from the embeddings to the las
 whatever head there is. The gradient is the same but for rounding (`benchmarks/packing.py` has the difference in time).
 
 Covers models that take the numbers of positions, keep their layers in one stack, and call attention by transformers' interface
-(BERT, RoBERTa, ELECTRA and their like). Whether one is of that kind is found out by asking it (`pack`), and on a GPU whether
-that has the kernels (`varlen.py`).
+(BERT, RoBERTa, ELECTRA and their like); on a GPU also decoders whose tokens see all before them (Llama, Qwen and their like).
+Whether one is of that kind is found out by asking it (`pack`), and on a GPU whether that has the kernels (`varlen.py`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ import torch
 
 from memsup.worker.compute import attention, randomness
 from memsup.worker.compute.randomness import nothing_drawn, seed_stream
-from memsup.worker.compute.varlen import can_attend
+from memsup.worker.compute.varlen import Heads, can_attend
 from memsup.worker.memory import sent
 
-SAME_FRACTION = 1e-4
-"""The difference that counts as rounding, as a part of the largest number."""
+SAME_FRACTION, SAME_ROUNDED = 1e-4, 0.03
+"""The difference that counts as rounding, as a part of the largest number; and as a part of all where frozen weights are
+rounded, so that the model cannot be asked in float32."""
 _TRIED_LENGTHS = (7, 3, 5)
 
 
@@ -43,7 +44,7 @@ def pack(model: Any, dtype: torch.dtype = torch.float32) -> bool:
         stack.register_forward_hook(_unpack),
     ]
     try:
-        works = _says_the_same(model)
+        works = _says_the_same(model, dtype)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):  # its layers know rows
         works = False
     if not works:
@@ -53,27 +54,41 @@ def pack(model: Any, dtype: torch.dtype = torch.float32) -> bool:
 
 
 def _stack_of(base: Any) -> torch.nn.Module | None:
-    """The part of the model that has all of its layers, and nothing else. None means that there is none."""
+    """The part of the model that has all of its layers, and nothing else; of a decoder all of it. None means that there is
+    none.
+    """
     config = base.config
     count = getattr(config, "num_hidden_layers", None)
-    if getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False):
         return None
-    for child in base.children():
-        parts = list(child.children())
-        if len(parts) == 1 and isinstance(parts[0], torch.nn.ModuleList) and len(parts[0]) == count:
-            return child
+    for part, children in ((base, base.children()), *((child, child.children()) for child in base.children())):
+        stacks = [one for one in children if isinstance(one, torch.nn.ModuleList) and len(one) == count]
+        if part is base and stacks and not attention.in_blocks(base.device) and _sees_all_before(config):
+            found: torch.nn.Module = base
+            return found
+        if part is not base and len(stacks) == len(list(part.children())) == 1 and not getattr(config, "is_decoder", False):
+            return part  # type: ignore[no-any-return]
     return None
+
+
+def _sees_all_before(config: Any) -> bool:
+    """Whether each token of a decoder sees all before it, and not those in a window alone."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return kinds == {"full_attention"} and not getattr(config, "sliding_window", None)
 
 
 def _has_kernels(base: Any, dtype: torch.dtype) -> bool:
     """Whether what computes has attention for such rows, in `dtype`, and in float32, in which the model is asked."""
     if attention.in_blocks(base.device):
         return True
-    heads, hidden = (getattr(base.config, name, 0) for name in ("num_attention_heads", "hidden_size"))
-    if not heads or not hidden:
+    config = base.config
+    queries, hidden = (getattr(config, name, 0) for name in ("num_attention_heads", "hidden_size"))
+    if not queries or not hidden:
         return False
-    width = hidden // heads
-    return all(can_attend(base.device, one, heads=heads, width=width) for one in {torch.float32, dtype})
+    keys, width = (getattr(config, name, None) for name in ("num_key_value_heads", "head_dim"))
+    is_causal = any(getattr(module, "is_causal", False) for module in base.modules())
+    heads = Heads(queries, keys or queries, width or hidden // queries, is_causal)
+    return all(can_attend(base.device, one, heads) for one in {torch.float32, dtype})
 
 
 def _first_position(model: Any) -> int:
@@ -84,7 +99,7 @@ def _first_position(model: Any) -> int:
     return 0
 
 
-def _says_the_same(model: Any) -> bool:
+def _says_the_same(model: Any, dtype: torch.dtype) -> bool:
     """Whether the layers say the same of rows with padding and without."""
     base, lengths = model.base_model, np.array(_TRIED_LENGTHS)
     was_training = model.training
@@ -92,9 +107,10 @@ def _says_the_same(model: Any) -> bool:
     mask = torch.from_numpy(np.arange(ids.shape[1]) < lengths[:, None])
     mask = mask.to(base.device)
     batch = {"input_ids": ids.to(base.device), "attention_mask": mask.long()}
+    is_rounded = any(parameter.dtype is not torch.float32 for parameter in base.parameters())
     model.eval()  # what counts how often it was trained does not count this
     try:
-        with nothing_drawn():
+        with nothing_drawn(), torch.autocast(base.device.type, dtype=dtype, enabled=is_rounded):
             seed_stream(0, 0)
             padded = base(**batch)[0].detach()
             seed_stream(0, 0, range(len(lengths)), lengths.tolist(), packs=True)
@@ -104,7 +120,10 @@ def _says_the_same(model: Any) -> bool:
         model.train(was_training)
     if padded.shape != packed.shape:
         return False
-    return bool((padded - packed)[mask].abs().max() <= SAME_FRACTION * padded[mask].abs().max())
+    padded, apart = padded[mask].float(), (padded - packed)[mask].float()
+    if is_rounded:
+        return bool(apart.norm() <= SAME_ROUNDED * padded.norm())
+    return bool(apart.abs().max() <= SAME_FRACTION * padded.abs().max())
 
 
 def _pack(base: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

@@ -27,12 +27,29 @@ from memsup.worker.compute.frozen import ROUNDED
 
 PIECE_NUMBERS = 1 << 22
 """How many scores are computed at a time: 16 MiB in float32, and twice as much with their gradients."""
+PIECE_OF_DEVICE = 512
+"""On a device a score is computed at a time for each so many bytes that may be taken there: with their gradients they take some
+2 % of them. A device needs many tokens at a time, since each piece reads the whole head."""
 LEAST_PIECE_TOKENS = 32
 """Fewer tokens at a time would read the head's weights for next to nothing."""
 _SAME_FRACTION = 1e-4
 """The difference that counts as rounding, as a part of the largest score."""
 
+PLACES, TARGETS = "target_places", "targets"
+"""In a batch, the places of the tokens that have a target, among all of its tokens, and these targets."""
+
+_numbers = PIECE_NUMBERS
+"""How many scores are computed at a time in this process."""
+
 Scale = Callable[[torch.Tensor], torch.Tensor]
+
+
+def size_pieces(device_bytes: int | None) -> None:
+    """Has this process compute as many scores at a time as suit a device of which it may take so many bytes. None means that it
+    computes on a CPU.
+    """
+    global _numbers
+    _numbers = PIECE_NUMBERS if device_bytes is None else max(PIECE_NUMBERS, device_bytes // PIECE_OF_DEVICE)
 
 
 @dataclass(frozen=True)
@@ -87,9 +104,8 @@ def find_scores(model: Any, batch: dict[str, torch.Tensor]) -> Scores:
     head = model.get_output_embeddings()
     if head is None:
         return Scores(in_pieces=False)
-    inputs = {name: values for name, values in batch.items() if name != "labels"}
     with torch.no_grad():
-        own = model(**inputs, use_cache=False).logits.float()
+        own = model(**inputs_of(batch), use_cache=False).logits.float()
         hidden = hidden_states(model, batch)
         for factor, cap in _known_ways(model.config):
             way = Scores(in_pieces=True, factor=factor, cap=cap)
@@ -113,28 +129,34 @@ def _known_ways(config: Any) -> Iterator[tuple[float, float | None]]:
 
 def hidden_states(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """What the last layer gives for each token: rows × length × units."""
-    inputs = {name: values for name, values in batch.items() if name != "labels"}
-    found: torch.Tensor = model.base_model(**inputs, use_cache=False)[0]
+    found: torch.Tensor = model.base_model(**inputs_of(batch), use_cache=False)[0]
     return found
 
 
-def targets_of(labels: torch.Tensor, ignored: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens, the last of each row left out, have a target behind them, and those targets: each is said by the token
-    before it.
+def inputs_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of a batch the model is given."""
+    return {name: values for name, values in batch.items() if name not in ("labels", PLACES, TARGETS)}
+
+
+def with_targets(batch: dict[str, torch.Tensor], ignored: int) -> dict[str, torch.Tensor]:
+    """The batch with its targets, `PLACES` and `TARGETS`: each is said by the token before it. Found out on a device they would
+    have to be waited for.
     """
-    following = labels[:, 1:]
+    following = batch["labels"][:, 1:]
     has_target = following != ignored
-    return has_target, following[has_target]
+    places = functional.pad(has_target, (0, 1)).flatten().nonzero()[:, 0]
+    return batch | {PLACES: places, TARGETS: following[has_target]}
 
 
 def summed_loss(model: Any, batch: dict[str, torch.Tensor], scores: Scores, ignored: int) -> torch.Tensor:
     """The sum of the losses of all targets of `batch`, a float32 scalar."""
-    has_target, targets = targets_of(batch["labels"], ignored)
+    if TARGETS not in batch:
+        batch = with_targets(batch, ignored)
+    places, targets = batch[PLACES], batch[TARGETS]
     if not scores.in_pieces:
-        inputs = {name: values for name, values in batch.items() if name != "labels"}
-        whole = model(**inputs, use_cache=False).logits[:, :-1][has_target]
+        whole = model(**inputs_of(batch), use_cache=False).logits.flatten(0, 1)[places]
         return functional.cross_entropy(whole.float(), targets, reduction="sum")
-    hidden = hidden_states(model, batch)[:, :-1][has_target]
+    hidden = hidden_states(model, batch).flatten(0, 1)[places]
     if not torch.is_grad_enabled():
         return _total(model, scores, hidden, targets)
     trained = [parameter for parameter in model.get_output_embeddings().parameters() if parameter.requires_grad]
@@ -146,7 +168,7 @@ def losses_of_rows(model: Any, batch: dict[str, torch.Tensor], scores: Scores) -
     """The mean loss of each row over all of its tokens, whatever its targets; without a gradient."""
     ignored = -100
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, ignored)
-    has_target, targets = targets_of(labels, ignored)
+    has_target = labels[:, 1:] != ignored
     has_target &= batch["attention_mask"][:, :-1] == 1  # on the left, padding would say the first token
     targets = labels[:, 1:][has_target]
     if scores.in_pieces:
@@ -156,8 +178,7 @@ def losses_of_rows(model: Any, batch: dict[str, torch.Tensor], scores: Scores) -
         ]
         losses = torch.cat(parts) if parts else hidden.new_zeros(0)
     else:
-        inputs = {name: values for name, values in batch.items() if name != "labels"}
-        whole = model(**inputs, use_cache=False).logits[:, :-1][has_target]
+        whole = model(**inputs_of(batch), use_cache=False).logits[:, :-1][has_target]
         losses = functional.cross_entropy(whole.float(), targets, reduction="none")
     of_rows = torch.zeros(len(labels), dtype=losses.dtype, device=losses.device)
     rows = has_target.nonzero()[:, 0]
@@ -177,7 +198,7 @@ def rounded_head(model: Any, device: str) -> torch.Tensor | None:
 
 def piece_tokens(vocabulary: int) -> int:
     """How many tokens are computed at a time."""
-    return max(LEAST_PIECE_TOKENS, PIECE_NUMBERS // max(1, vocabulary))
+    return max(LEAST_PIECE_TOKENS, _numbers // max(1, vocabulary))
 
 
 def _pieces(model: Any, hidden: torch.Tensor) -> Iterator[slice]:

@@ -213,7 +213,7 @@ class TokenMetrics(Sums):
 
 def _beginning(rows: SequenceRows) -> dict[str, torch.Tensor]:
     """The first tokens of the longest row, as a batch."""
-    batch = rows.batch(np.array([rows.lengths.argmax()], dtype=np.int64))
+    batch = rows.padded(np.array([rows.lengths.argmax()], dtype=np.int64), rows.padding)
     return {name: values[:, :_LOOKED_AT_TOKENS] for name, values in batch.items()}
 
 

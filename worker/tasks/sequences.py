@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from memsup.shared.data import sources
 from memsup.shared.data.errors import InputError
+from memsup.worker.compute.token_loss import with_targets
 from memsup.worker.plan.padding import Padding
 from memsup.worker.tasks import origins
 from memsup.worker.tasks.cache import Boundary, Find, Located, Note, fingerprint, locate, made_once
@@ -174,7 +175,8 @@ class SequenceRows:
         return self._files.tokens[places].astype(np.int64), self._files.marks[places].astype(np.int64)
 
     def batch(self, indices: Ints) -> dict[str, torch.Tensor]:
-        return self.padded(indices, self.padding)
+        found = self.padded(indices, self.padding)
+        return with_targets(found, IGNORED) if self._labels_are_tokens else found
 
     def padded(self, indices: Ints, padding: Padding) -> dict[str, torch.Tensor]:
         """As `batch`, padded on that side. The labels have a place for each token, `IGNORED` where there is no target."""
