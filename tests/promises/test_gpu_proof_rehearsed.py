@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import ROOT
+from kit import KIT, ROOT
 from kit.fake_nvml import compiler
 
 PROOF = ROOT / "benchmarks" / "gpu"
@@ -84,6 +84,23 @@ def test_every_line_is_held_or_says_why_it_was_not_run(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith("memsup-proof-")] == [], (
         "it leaves no runs behind"
     )
+
+
+@pytest.mark.slow
+def test_the_programs_that_only_a_card_runs_are_run_from_their_first_line_to_their_last(tmp_path: Path) -> None:
+    """A rehearsal has others in their place; here the device `cuda` is the CPU."""
+    peers = PROOF / "peers"
+    words = [peers / "matrix_peak.py", "--", peers / "second_program.py", "0.9", "--", peers / "any_program.py", "12", "2"]
+    command = [sys.executable, str(KIT / "fake_cuda" / "as_cpu.py"), *map(str, words)]
+    with (tmp_path / "stdin").open("wb+") as stdin:  # which has ended: the second program is to leave
+        done = subprocess.run(
+            command, cwd=tmp_path, stdin=stdin, env=os.environ | {"STEP_S": "0"}, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    peak, digest = done.stdout.splitlines()[0], done.stdout.splitlines()[-1]
+    assert json.loads(peak)["flop_per_s"] > 0
+    assert digest.startswith("digest 11 ")
+    assert (tmp_path / "step").read_text() == "11"
 
 
 def test_the_table_of_small_cards_is_what_its_script_predicts() -> None:

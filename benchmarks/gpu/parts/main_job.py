@@ -142,7 +142,7 @@ def _auto(job: Path, stage: Stage) -> Iterator[Finding]:
     yield Finding(
         key="auto",
         held=deaths == 0 and done.restarts == 0,
-        measured=f"tier {done.tier}, {done.progress.step} steps, {rate:.0f} samples/s in float32, {deaths} deaths",
+        measured=f"tier {done.tier}, {done.progress.step} steps, {rate:.0f} samples/s, {deaths} deaths",
         figures={"tier": done.tier, "steps": done.progress.step, "samples_per_s": rate, "deaths": deaths},
     )
     total = max((gpu.total_bytes or 0 for gpu in done.gpus), default=0)
