@@ -36,6 +36,7 @@ from stage import HERE, ROOT, Stage
 PARTS = {
     "a": "probe",
     "b": "main_job",
+    "j": "language_model",
     "c": "memory_runs_out",
     "d": "others",
     "g": "any_program",

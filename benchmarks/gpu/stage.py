@@ -91,11 +91,9 @@ class Stage:
 def _data_of(job: Path) -> list[str]:
     """The settings that name what is learnt: dialogues where there are some, else the reviews."""
     chat = job / "chat.jsonl"
-    return (
-        [f"task.train={chat}", "task.kind=causal-lm"]
-        if chat.exists()
-        else [f"task.train={job}/train.csv", f"task.eval={job}/eval.csv"]
-    )
+    if chat.exists():
+        return ["task.kind=causal-lm", f"task.train={chat}", f"task.eval={job}/chat-eval.jsonl"]
+    return [f"task.train={job}/train.csv", f"task.eval={job}/eval.csv"]
 
 
 class Run:

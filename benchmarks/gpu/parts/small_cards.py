@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +38,9 @@ REHEARSED = (("base", 4), ("lora05", 6))
 PROMISES = {
     f"{model}_{gib}": f"{MODELS[model][0]} trains in {gib} GiB, keeps to them, and no worker dies." for model, gib in CELLS
 }
-EFFECTIVE, STEPS, CHAT_STEPS = 32, 25, 12
+EFFECTIVE, STEPS, CHAT_STEPS, HELD_OUT = 32, 25, 12, 4
+FRAME_TOKENS = 56
+"""What the template puts around question and answer, and the question."""
 TINY_CHAT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 300}
 
 
@@ -54,15 +56,15 @@ def _cell(stage: Stage, model: str, gib: int) -> Iterator[Finding]:
     yield _trained(stage, model, gib)
 
 
-def _chat_job(stage: Stage, name: str, model: str) -> Path:
-    """Dialogues of `LENGTH` tokens (bytes), and a model of random weights."""
+def chat_job(stage: Stage, name: str, model: str, lengths: Sequence[int]) -> Path:
+    """Dialogues of so many tokens (bytes), and a language model of random weights; tiny ones in a rehearsal."""
     folder = stage.work / name
     (folder / "model").mkdir(parents=True)
-    rows = (EFFECTIVE * CHAT_STEPS) if not stage.rehearses else 8
-    length = LENGTH if not stage.rehearses else 64
-    answers = [f"{number} " * length for number in range(rows)]
-    said = [[{"role": "user", "content": "Count."}, {"role": "assistant", "content": text[: length - 60]}] for text in answers]
-    written(folder / "chat.jsonl", [{"messages": messages} for messages in said])
+    texts = [(f"{number} " * length)[: max(8, length - FRAME_TOKENS)] for number, length in enumerate(lengths)]
+    said = [[{"role": "user", "content": "Count."}, {"role": "assistant", "content": text}] for text in texts]
+    dialogues = [{"messages": messages} for messages in said]
+    written(folder / "chat.jsonl", dialogues[HELD_OUT:])
+    written(folder / "chat-eval.jsonl", dialogues[:HELD_OUT])
     config = MODELS[model][1] | (TINY_CHAT if stage.rehearses else {})
     tiny_tokenizer(folder / "model")
     (folder / "model" / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
@@ -76,7 +78,8 @@ def _chat_job(stage: Stage, name: str, model: str) -> Path:
 def _trained(stage: Stage, model: str, gib: int) -> Finding:
     name = f"{model}-{gib}"
     if is_decoder(model):
-        job = _chat_job(stage, name, model)
+        rows = EFFECTIVE * CHAT_STEPS if not stage.rehearses else 8
+        job = chat_job(stage, name, model, [LENGTH if not stage.rehearses else 64] * (rows + HELD_OUT))
     else:
         rows = EFFECTIVE * (STEPS if not stage.rehearses else 4)
         job = stage.job(name, rows=rows, model=MODELS[model][1] if not stage.rehearses else TINY)
