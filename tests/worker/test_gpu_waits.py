@@ -69,6 +69,8 @@ def queued(monkeypatch: pytest.MonkeyPatch) -> Queued:
     monkeypatch.setattr(train, "choose_device", lambda *_arguments, **_named: meta)
     monkeypatch.setattr(train, "device_memory", lambda _device, _limit: allocator)
     monkeypatch.setattr(train, "autocast", lambda _device, _amp: nullcontext())
+    monkeypatch.setattr(torch, "autocast", lambda *_arguments, **_named: nullcontext())  # `meta` has none
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _device: False)
     monkeypatch.setattr(train, "clock_of", lambda _device: queued)
     monkeypatch.setattr(train, "read_figures", queued.read_figures)
     monkeypatch.setattr(hardware, "find_threads", lambda _most: pytest.fail("threads are tried where a GPU computes"))
@@ -114,16 +116,16 @@ def test_rows_that_are_packed_go_through_without_a_question(
     from kit.one_life import one_life
 
     from memsup.worker import train
-    from memsup.worker.compute import packing, varlen
+    from memsup.worker.compute import packing
 
-    attend, longest = varlen.attend_rows, []
+    longest: list[int] = []
 
-    def attended(*arguments: Any, **named: Any) -> torch.Tensor:
-        longest.append(arguments[4])
-        return attend(*arguments, **named)
+    def attended(query: Any, key: Any, value: Any, starts: Any, most: int, **_: Any) -> torch.Tensor:
+        assert starts.dtype is torch.int32
+        longest.append(most)
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)  # of this shape
 
     monkeypatch.setattr("memsup.worker.compute.attention.attend_rows", attended)
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _device: False)  # as the fixture has it
     monkeypatch.setattr(packing, "can_attend", lambda *_arguments, **_named: True)
     monkeypatch.setattr(packing, "_says_the_same", lambda _model, _dtype: True)
     with one_life(tiny_settings(tmp_path, training__micro_tokens=40)) as life:
