@@ -26,7 +26,7 @@ LENGTH, RANK, LABELS = 512, 16, 2
 PLANNED_FRACTION = 0.84
 """The part of its limit for which the worker plans micro-batches (`worker/train.py`)."""
 MOST_ROWS = 512
-PIECE_OF_DEVICE, BYTES_OF_SCORE = 512, 16
+PIECE_OF_DEVICE, BYTES_OF_SCORE = 512, 10
 """Of how many bytes of the limit a score is computed at a time (`worker/compute/token_loss.py`), and what it takes."""
 
 
