@@ -133,12 +133,15 @@ def _load_for(run: str) -> None:
             import_code_of(Path(record.settings.task.model or ""))
 
 
-def failed(error: Exception, run: str, sleep: Sleep) -> Failed:
-    """Whose fault it is, in one sentence. `run` is the run's name, `sleep` the machine's in this life."""
+def failed(error: Exception, run: str, sleep: Sleep | None = None) -> Failed:
+    """Whose fault it is, in one sentence. `run` is the run's name, `sleep` the machine's in this life. None of
+    `sleep` means that no device computes.
+    """
     cause, message = FailureCause.CRASH, f"The worker crashed: {type(error).__name__}: {error}"
     step = device_others_bytes = exit_status = None
     crash = error.__cause__ or error  # not the sentence that was made of it
-    if (dead := sleep.killed_cuda(crash, "the worker")) is not None:
+    dead = None if sleep is None else sleep.killed_cuda(crash, "the worker")
+    if dead is not None:
         cause, message = FailureCause.AFTER_SLEEP, dead
     elif isinstance(error, GiveUp):
         cause, message = error.cause, str(error)

@@ -189,8 +189,7 @@ def _attend_packed(
     if torch.is_autocast_enabled(device):
         query, key, value = (part.to(torch.get_autocast_dtype(device)) for part in (query, key, value))
     if not in_blocks(query.device):
-        how = {"dropout": dropout, "scale": scale, "is_causal": is_causal}
-        return attend_rows(query, key, value, packed.starts, max(lengths), **how)
+        return attend_rows(query, key, value, packed.starts, max(lengths), dropout=dropout, scale=scale, is_causal=is_causal)
     if is_causal or query.shape != key.shape or key.shape != value.shape:
         raise ValueError("blocks of rows that are packed are those of encoders")
     with torch.autocast("cpu", enabled=False):

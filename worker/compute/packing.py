@@ -67,7 +67,7 @@ def _stack_of(base: Any) -> torch.nn.Module | None:
             found: torch.nn.Module = base
             return found
         if part is not base and len(stacks) == len(list(part.children())) == 1 and not getattr(config, "is_decoder", False):
-            return part  # type: ignore[no-any-return]
+            return part
     return None
 
 

@@ -11,7 +11,7 @@ row by row does, layers go on with padding. Not seen on a device yet.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -43,14 +43,13 @@ def attend_rows(
         key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
     places = (starts, starts, longest, longest, dropout)
-    found: tuple[Any, ...]
     if query.dtype is torch.float32:
         one = (part.unsqueeze(0) for part in (query, key, value))
         seen = _EARLIER_ALONE if is_causal else _NO_MASK
-        found = torch.ops.aten._efficient_attention_forward(*one, None, *places, seen, True, scale=scale)
-        return found[0]  # type: ignore[no-any-return]
-    found = torch.ops.aten._flash_attention_forward(query, key, value, *places, is_causal, False, scale=scale)
-    return found[0].unsqueeze(0)  # type: ignore[no-any-return]
+        found: torch.Tensor = torch.ops.aten._efficient_attention_forward(*one, None, *places, seen, True, scale=scale)[0]
+        return found
+    found = torch.ops.aten._flash_attention_forward(query, key, value, *places, is_causal, False, scale=scale)[0]
+    return found.unsqueeze(0)
 
 
 class Heads(NamedTuple):
@@ -83,10 +82,19 @@ def _says_the_same(device: torch.device, dtype: torch.dtype, heads: Heads) -> bo
     of_found = of_found.transpose(1, 2)
     starts = torch.tensor([0, *_TRIED_LENGTHS], device=device).cumsum(0).to(torch.int32)
     asked = [part.clone().requires_grad_() for part in parts]
-    how = {"scale": heads.width**-0.5, "is_causal": heads.is_causal}
-    said = attend_rows(*asked, starts, max(_TRIED_LENGTHS), dropout=0.0, **how)
+    attended = partial(
+        attend_rows,
+        asked[0],
+        asked[1],
+        asked[2],
+        starts,
+        max(_TRIED_LENGTHS),
+        scale=heads.width**-0.5,
+        is_causal=heads.is_causal,
+    )
+    said = attended(dropout=0.0)
     of_asked = torch.autograd.grad(said, asked, of_found)
-    torch.autograd.grad(attend_rows(*asked, starts, max(_TRIED_LENGTHS), dropout=0.1, **how), asked, of_found)
+    torch.autograd.grad(attended(dropout=0.1), asked, of_found)
     exact = [part.float().requires_grad_() for part in parts]
     rows = zip(*(part.split(_TRIED_LENGTHS, dim=2) for part in exact), strict=True)
     attend = partial(torch.nn.functional.scaled_dot_product_attention, is_causal=heads.is_causal, enable_gqa=True)
