@@ -11,6 +11,7 @@ from kit.cli_process import eventually
 from memsup.activity import cpu_s
 from memsup.life import last_words
 from memsup.memory import SoftLimit, explained, held, lift, others_bytes, read_memory
+from memsup.sleep import Sleep
 from memsup.store import CheckpointError
 
 MIB = 1 << 20
@@ -45,8 +46,8 @@ def test_that_memory_did_not_suffice_is_told_as_such_with_what_memsup_knows_of_i
     error = RuntimeError("CUDA out of memory.")
     error.add_note("Somebody else's.")
     explained(error, "One row does not fit.")
-    told = last_words(error, "its stack", 3)
+    told = last_words(error, "its stack", 3, Sleep())
     assert told["cause"] == "out_of_memory"
     assert told["message"] == "The program ended with RuntimeError after step 3: CUDA out of memory. One row does not fit."
-    assert last_words(ValueError("no such word"), "", 0)["cause"] == "crash"
-    assert last_words(CheckpointError("It is damaged."), "", 0)["cause"] == "bad_input"
+    assert last_words(ValueError("no such word"), "", 0, Sleep())["cause"] == "crash"
+    assert last_words(CheckpointError("It is damaged."), "", 0, Sleep())["cause"] == "bad_input"
