@@ -25,10 +25,10 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, NamedTuple
 
-from memsup import attach, life, messages, places, trainer_files, trainer_given
+from memsup import attach, life, messages, places, trainer_callbacks, trainer_files, trainer_given
 from memsup.about import About, NotCut, Seam
 from memsup.cut_probe import Refusal
 from memsup.life import Life, TwiceError
@@ -165,6 +165,8 @@ class _Point(NamedTuple):
     tokens: Any = 0
     logged: dict[str, Any] | None = None
     """What the next line of the log, and the last one, are made of."""
+    callbacks: Sequence[tuple[str, dict[str, Any]]] = ()
+    """What callbacks remember, such as the evaluations without a rise after which the training is ended early."""
 
 
 class _Guarded:
@@ -275,8 +277,15 @@ class _Guarded:
             self._put_back_logged(resumed["logged"])
             if not self.life.ranks.is_alone:
                 trainer.current_flos = resumed["flops"]
+            remembered = [(str(kind), dict(state)) for kind, state in resumed.get("callbacks", ())]
+            trainer_callbacks.remind(trainer, remembered)
             self._point = self._saved = _Point(
-                place.generators, self._feed.place, resumed["pending"], resumed["stops"], logged=resumed["logged"]
+                place.generators,
+                self._feed.place,
+                resumed["pending"],
+                resumed["stops"],
+                logged=resumed["logged"],
+                callbacks=remembered,
             )
             places.put_back(place.generators)
             self._resumed = None
@@ -421,6 +430,7 @@ class _Guarded:
             trainer.current_flos,
             trainer.state.num_input_tokens_seen,
             self._logged(),
+            trainer_callbacks.remembered(trainer),
         )
 
     def _logged(self) -> dict[str, Any]:
@@ -476,6 +486,7 @@ class _Guarded:
             "pending": point.pending,
             "stops": point.stops,
             "logged": {name: float(value) if name == "_tr_loss" else value for name, value in (point.logged or {}).items()},
+            "callbacks": point.callbacks,
             "output": self._output,
             "flops": float(point.flops),
             **self._given.as_json(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def drawn_alone(folder: Path, rank: int) -> dict[str, str]:
 def pid_of(rank: int) -> int:
     """The process of a rank of the run's command."""
     for process in psutil.Process(status()["pid"]).children(recursive=True):
-        if process.environ().get("RANK") == str(rank):
-            return int(process.pid)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ends just now, as one of the life before may
+            if process.environ().get("RANK") == str(rank):
+                return int(process.pid)
     raise AssertionError(f"there is no rank {rank}")

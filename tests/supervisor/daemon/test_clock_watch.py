@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memsup.shared.clock import asleep_s
+from memsup.sleep import asleep_s
 from memsup.supervisor.daemon.clock_watch import ClockWatch
 
 
