@@ -44,7 +44,8 @@ class Loader:
 
 random.seed(3)
 run = memsup.guard(save=save, load=load, save_every_s=float(os.environ.get("EVERY_S", "0.1")))
-print("begins at step", run.step, "attached" if run.is_attached else "alone", flush=True)
+how = "attached" if run.is_attached else "alone"
+print(f"begins at step {run.step} {how}\\n", end="", flush=True)  # in one piece, since several ranks print
 for batch in run.steps(Loader(), epochs=int(os.environ.get("EPOCHS", "4"))):
     at = batch % 8
     model["weights"][at] += 0.1 * (batch + random.random() - model["weights"][at])
