@@ -129,7 +129,8 @@ class Link:
     def open(self) -> None:
         """Connects, and waits to be welcome. Raises `NotAttachedError`."""
         try:
-            self._socket = _connected(self._told.socket)
+            self._socket = connected(self._told.socket, socket.SOCK_STREAM)
+            self._socket.setblocking(False)
         except OSError as error:
             text = f"its supervisor cannot be reached ({error.strerror or error})"
             raise NotAttachedError(NotAttached.NO_SUPERVISOR, text) from None
@@ -150,7 +151,8 @@ class Link:
     def tell_not_attached(self, why: NotAttached, text: str) -> None:
         """Has the supervisor told why this process is not attached, as far as it can be reached at once."""
         with contextlib.suppress(OSError):
-            self._socket = _connected(self._told.socket)
+            self._socket = connected(self._told.socket, socket.SOCK_STREAM)
+            self._socket.setblocking(False)
             self._outbox.put(messages.not_attached(self.pid, self._told.run_id, why, text))
             self._thread.start()
             self.flush(TELL_WITHIN_S)
@@ -328,11 +330,13 @@ def _ready(reads: int, wakes: int, *, writes: bool, within_s: float) -> set[int]
     return {fd for fd, found in poll.poll(math.ceil(within_s * 1000)) if found & ~select.POLLOUT}
 
 
-def _connected(path: str) -> socket.socket:
-    """A connection to the socket at `path`, which may be longer than the 107 bytes that an address has. Raises OSError."""
+def connected(path: str, kind: socket.SocketKind) -> socket.socket:
+    """A connection of this kind to the socket at `path`, which may be longer than the 107 bytes that an address has. Raises
+    OSError.
+    """
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection = socket.socket(socket.AF_UNIX, kind)
         try:
             connection.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
         except OSError:
@@ -340,5 +344,4 @@ def _connected(path: str) -> socket.socket:
             raise
     finally:
         os.close(folder)
-    connection.setblocking(False)
     return connection

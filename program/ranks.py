@@ -25,7 +25,7 @@ from typing import Any, Callable, NamedTuple
 
 from memsup import messages
 from memsup.about import About, NotAttached
-from memsup.link import Link, NotAttachedError, Told
+from memsup.link import Link, NotAttachedError, Told, connected
 from memsup.memory import read_memory
 from memsup.store import CheckpointError
 
@@ -383,7 +383,7 @@ class RankLink:
             if time.monotonic() > until_s:
                 raise NotAttachedError(NotAttached.SEVERAL_RANKS, "rank 0 of its ranks has not called memsup")
             with contextlib.suppress(OSError):
-                self._end = _connected(path)
+                self._end = connected(path, socket.SOCK_SEQPACKET)
             time.sleep(0.02)
         self._say("here", rank=self.group.rank, pid=self.pid)
         os.register_at_fork(after_in_child=self._end.close)
@@ -468,18 +468,3 @@ class RankLink:
                 link.report(report)
             link.flush()
             link.close()
-
-
-def _connected(path: str) -> socket.socket:
-    """Raises OSError."""
-    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            end.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
-        except OSError:
-            end.close()
-            raise
-    finally:
-        os.close(folder)
-    return end
