@@ -34,7 +34,7 @@ def measure(way: str, amp: str, rounds: int) -> dict[str, Any]:
 
     from memsup.worker.compute.attention import attend_in_blocks
     from memsup.worker.compute.dropout import draw_by_row
-    from memsup.worker.compute.embedding import add_in_place
+    from memsup.worker.compute.in_place import add_in_place
     from memsup.worker.hardware import autocast, start_threads
 
     start_threads(len(os.sched_getaffinity(0)), torch.device("cpu"))

@@ -25,7 +25,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from memsup.worker.compute.attention import attend_in_blocks
 from memsup.worker.compute.dropout import draw_by_row
-from memsup.worker.compute.embedding import add_in_place
+from memsup.worker.compute.in_place import add_in_place
 from memsup.worker.compute.randomness import seed_stream
 from memsup.worker.hardware import autocast, make_optimizer, start_threads
 from memsup.worker.plan.batches import Order, Schedule, cut, learning_rate

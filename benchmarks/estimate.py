@@ -222,7 +222,7 @@ def measure(size: str, amp: str) -> None:
     from memsup.memory import held
     from memsup.worker.compute.attention import attend_in_blocks
     from memsup.worker.compute.dropout import draw_by_row
-    from memsup.worker.compute.embedding import add_in_place
+    from memsup.worker.compute.in_place import add_in_place
     from memsup.worker.compute.rounding import round_together
     from memsup.worker.hardware import autocast, make_optimizer, place_model, set_activation_checkpointing, start_threads
     from memsup.worker.memory import hand_back

@@ -29,9 +29,10 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from memsup.worker.compute import embedding
 from memsup.worker.compute.attention import attend_in_blocks
 from memsup.worker.compute.dropout import draw_by_row
-from memsup.worker.compute.embedding import add_in_place
+from memsup.worker.compute.in_place import add_in_place
 from memsup.worker.compute.lanes import Lanes
 from memsup.worker.compute.randomness import seed_stream
 from memsup.worker.hardware import autocast, make_optimizer, start_threads
@@ -87,10 +88,15 @@ def reviews(count: int) -> list[list[int]]:
 class Way:
     """One model with its optimizer, trained in so many lanes."""
 
-    def __init__(self, amp: str, lanes: int) -> None:
+    def __init__(self, amp: str, lanes: int, *, in_place: bool = True) -> None:
+        """Without `in_place` linear layers are torch's own."""
         threads = start_threads(len(os.sched_getaffinity(0)), torch.device("cpu"))
         model = BertForSequenceClassification(BertConfig(**CONFIG | {"vocab_size": VOCABULARY})).train()
-        add_in_place(model)
+        if in_place:
+            add_in_place(model)
+        else:
+            for table in filter(embedding.is_plain, model.modules()):
+                embedding.add_in_place(table)
         draw_by_row()
         attend_in_blocks()
         self.amp, self.lanes, self.optimizer = amp, Lanes(model, lanes, threads), make_optimizer(model, weight_decay=0.01)

@@ -38,19 +38,23 @@ def main() -> None:
         for lanes in options.lanes:
             ways: list[Any] = [Way(amp, lanes), Packed(amp, lanes)]
             for length in options.lengths:
-                pairs: list[list[tuple[float, float]]] = []
-                for way in ways:
-                    way.rise_bytes = 0
-                for step in range(options.steps + WARM_UP_STEPS):
-                    batch = [row[:length] for row in rows[EFFECTIVE * step :][:EFFECTIVE]]
-                    took = [timed(way, batch) for way in (ways if step % 2 else reversed(ways))]
-                    pairs.append(took if step % 2 else took[::-1])
-                del pairs[:WARM_UP_STEPS]
-                padded_ms, packed_ms = (1e3 * statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
-                ratio, of_cpu = (statistics.median(packed[n] / padded[n] for padded, packed in pairs) for n in (0, 1))
-                rises = " | ".join(f"{way.rise_bytes >> 20} MiB" for way in ways)
-                times = f"{padded_ms:.0f} ms | {packed_ms:.0f} ms | {ratio:.2f} | {of_cpu:.2f}"
-                print(f"| {length} | {amp} | {lanes} | {times} | {rises} |", flush=True)
+                print(f"| {length} | {amp} | {lanes} | {compared(ways, rows, length)} |", flush=True)
+
+
+def compared(ways: list[Way], rows: list[list[int]], length: int) -> str:
+    """The times and rises of the two `ways`, taking turns step by step, as cells of a table."""
+    pairs: list[list[tuple[float, float]]] = []
+    for way in ways:
+        way.rise_bytes = 0
+    for step in range(len(rows) // EFFECTIVE):
+        batch = [row[:length] for row in rows[EFFECTIVE * step :][:EFFECTIVE]]
+        took = [timed(way, batch) for way in (ways if step % 2 else reversed(ways))]
+        pairs.append(took if step % 2 else took[::-1])
+    del pairs[:WARM_UP_STEPS]
+    first_ms, second_ms = (1e3 * statistics.median(pair[side][0] for pair in pairs) for side in (0, 1))
+    ratio, of_cpu = (statistics.median(second[n] / first[n] for first, second in pairs) for n in (0, 1))
+    rises = " | ".join(f"{way.rise_bytes >> 20} MiB" for way in ways)
+    return f"{first_ms:.0f} ms | {second_ms:.0f} ms | {ratio:.2f} | {of_cpu:.2f} | {rises}"
 
 
 def timed(way: Way, rows: list[list[int]]) -> tuple[float, float]:
@@ -62,8 +66,8 @@ def timed(way: Way, rows: list[list[int]]) -> tuple[float, float]:
 class Packed(Way):
     """The same without padding in its layers."""
 
-    def __init__(self, amp: str, lanes: int) -> None:
-        super().__init__(amp, lanes)
+    def __init__(self, amp: str, lanes: int, *, in_place: bool = True) -> None:
+        super().__init__(amp, lanes, in_place=in_place)
         if not pack(self.lanes.models[0]) or not all(pack(model) for model in self.lanes.models[1:]):
             raise SystemExit("This model cannot be packed.")
         self.plan = msgspec.structs.replace(self.plan, packed=True, start=PACKED_TOKENS * lanes)

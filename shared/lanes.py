@@ -12,22 +12,25 @@ FROZEN_BYTES, ROUNDED_BYTES = 4, 2
 """A weight that is not trained, in float32, and where mixed precision has it rounded (`worker/compute/frozen.py`)."""
 MOST_LANES = 2
 GRADIENT_BYTES = 4
-"""Bytes of a weight's gradient, in each lane beyond the first; its copy in a lower precision, where there is one, takes
-`COPY_BYTES` more."""
+"""Bytes of a weight's gradient, in each lane beyond the first, of weights whose gradient lanes do not share
+(`worker/compute/in_place.py`); a copy in a lower precision, where there is one, takes `COPY_BYTES` more."""
 COPY_BYTES = 2
 MOST_FRACTION, MOST_HELD_FRACTION = 0.1, 0.5
 """The parts of the worker's limit that further lanes may take, and that may then be held all the time: what is faster must not
 be what fills the memory. With 0.7 a limit that fell to 60 % cost a death (`benchmarks/squeeze.py --limit 1.5`)."""
 
 
-def lanes_for(*, parameters: int, amp: str, threads: int, limit_bytes: int | None, trained: int | None = None) -> int:
-    """The number of lanes for a model of so many parameters, of which so many are `trained`; None of them means all. None of
-    `limit_bytes` means that nobody knows what there is, and one lane is used.
+def lanes_for(
+    *, parameters: int, apart: int, amp: str, threads: int, limit_bytes: int | None, trained: int | None = None
+) -> int:
+    """The number of lanes for a model of so many parameters, of which so many are `trained`, and of so many each lane has a
+    gradient `apart`. None of `trained` means all. None of `limit_bytes` means that nobody knows what there is, and one lane is
+    used.
     """
     if threads % MOST_LANES or limit_bytes is None:
         return 1
     trained = parameters if trained is None else trained
-    further_bytes = lane_bytes(parameters=trained, amp=amp)
+    further_bytes = lane_bytes(apart=apart, amp=amp)
     held_bytes = BASE_BYTES + weights_bytes(parameters=parameters, trained=trained) + further_bytes
     fits = further_bytes <= MOST_FRACTION * limit_bytes and held_bytes <= MOST_HELD_FRACTION * limit_bytes
     return MOST_LANES if fits else 1
@@ -39,6 +42,6 @@ def weights_bytes(*, parameters: int, trained: int, rounded: int = 0) -> int:
     return BYTES_PER_PARAMETER * trained + FROZEN_BYTES * frozen - (FROZEN_BYTES - ROUNDED_BYTES) * min(rounded, frozen)
 
 
-def lane_bytes(*, parameters: int, amp: str) -> int:
-    """The bytes that a lane beyond the first takes, activations apart, for so many parameters that are trained."""
-    return parameters * (GRADIENT_BYTES + (COPY_BYTES if amp != "off" else 0))
+def lane_bytes(*, apart: int, amp: str) -> int:
+    """The bytes that a lane beyond the first takes, activations aside, with gradients of its own for so many weights."""
+    return apart * (GRADIENT_BYTES + (COPY_BYTES if amp != "off" else 0))

@@ -123,11 +123,11 @@ def clock_of(device: torch.device) -> Clock:
     return HostClock() if device.type == "cpu" else CudaClock(device)
 
 
-def skip_step_where(is_bad: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Has the next step of a fused `optimizer` change nothing if `is_bad` is 1, and all if it is 0, as the device finds it when
-    it comes to the step (as torch's `GradScaler` does it).
+def begin_step(optimizer: torch.optim.Optimizer, *, is_bad: torch.Tensor, divisor: torch.Tensor) -> None:
+    """Has the next step of a fused `optimizer` divide gradients by `divisor`, and change nothing if `is_bad` is 1, and all if
+    it is 0, as the device finds it when it comes to the step (as torch's `GradScaler` does it).
     """
-    optimizer.found_inf = is_bad
+    optimizer.found_inf, optimizer.grad_scale = is_bad, divisor
 
 
 def set_activation_checkpointing(model: Any, on: bool) -> None:

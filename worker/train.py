@@ -53,8 +53,8 @@ from memsup.shared.settings import Training as Settings
 from memsup.worker.audit import Audit, Step
 from memsup.worker.compute.attention import attend_in_blocks
 from memsup.worker.compute.dropout import draw_by_row
-from memsup.worker.compute.embedding import add_in_place
 from memsup.worker.compute.frozen import round_frozen
+from memsup.worker.compute.in_place import add_in_place, keep_apart_what_else_is_used, kept_apart
 from memsup.worker.compute.lanes import Lanes, draws_elsewhere
 from memsup.worker.compute.on_host import kept_on_host
 from memsup.worker.compute.packing import pack
@@ -67,6 +67,7 @@ from memsup.worker.curves import Curves
 from memsup.worker.exhaustion import has_to_fit, report_out_of_memory, shrink, shrink_evaluation
 from memsup.worker.hardware import (
     autocast,
+    begin_step,
     choose_device,
     clock_of,
     device_memory,
@@ -76,7 +77,6 @@ from memsup.worker.hardware import (
     read_figures,
     set_activation_checkpointing,
     set_products,
-    skip_step_where,
     start_threads,
     to_device,
 )
@@ -282,7 +282,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         redone = training.done_before if device.type == "cpu" else 0  # another device has other bits anyway
         plan.change(max(training.step, redone) + 1, "there is no room for so many lanes any more", lanes=lanes)
     set_products(device, settings.training.amp)  # after all that was asked of the model
-    training.lanes = Lanes(prepared.model, plan.at(training.step + 1).lanes, threads)
+    training.lanes = lanes_of(training)
     log.info("Computing", threads=threads, lanes=len(training.lanes))
     program.training = training
     ranks.begin(training, start.folder, welcome)
@@ -373,12 +373,13 @@ def _lanes_for(training: Training, welcome: Welcome) -> tuple[int, str | None]:
     """The number of lanes in which a new run computes, and the reason why they are fewer than wanted. None means that they are
     not.
     """
-    settings, examples, model = training.settings, training.prepared.train, training.prepared.model
+    settings, model = training.settings, training.prepared.model
     if training.device.type != "cpu":
         return 1, None
     lanes = settings.lanes or lanes_for(
         parameters=model.num_parameters(),
         trained=model.num_parameters(only_trainable=True),
+        apart=kept_apart(model),
         amp=settings.amp or "off",
         threads=training.threads,
         limit_bytes=welcome.memory_limit_bytes,
@@ -387,11 +388,25 @@ def _lanes_for(training: Training, welcome: Welcome) -> tuple[int, str | None]:
         return 1, None
     if training.threads % lanes:
         return 1, f"{training.threads} threads cannot be shared out to {lanes} lanes, so micro-batches are computed in one."
-    shortest = examples.batch(np.array([examples.lengths.argmin()], dtype=np.int64))
     with autocast(training.device, settings.amp):
-        if draws_elsewhere(lambda: training.task.loss(model.train(), shortest)):
+        if draws_elsewhere(partial(_loss_of_shortest, training)):
             return 1, "The model draws random numbers of its own, so micro-batches are computed in one lane."
     return lanes, None
+
+
+def lanes_of(training: OneRank) -> Lanes:
+    """Makes as many lanes as the plan has."""
+    model, count = training.prepared.model, training.plan.at(training.step + 1).lanes
+    if count > 1:
+        with autocast(training.device, training.settings.amp):
+            keep_apart_what_else_is_used(model, partial(_loss_of_shortest, training))
+    return Lanes(model, count, training.threads)
+
+
+def _loss_of_shortest(training: OneRank) -> torch.Tensor:
+    examples = training.prepared.train
+    shortest = examples.batch(np.array([examples.lengths.argmin()], dtype=np.int64))
+    return training.task.loss(training.prepared.model.train(), shortest)
 
 
 def _tell_what_is_not_done(training: Training, why_fewer_lanes: str | None) -> None:
@@ -498,8 +513,8 @@ def _account_for(training: Training, step: int, rows: Rows, spent: Spent, *, too
 
 @dataclass(frozen=True, eq=False)
 class Gradient:
-    """The figures of a step's gradient, which itself is in the parameters, clipped. They lie where they were computed, since
-    reading them means waiting for the device.
+    """The figures of a step's gradient, which itself is in the parameters. They lie where they were computed, since reading
+    them means waiting for the device.
     """
 
     weight: float
@@ -507,6 +522,8 @@ class Gradient:
     """The loss, and the gradient's norm before it was clipped."""
     is_bad: torch.Tensor
     """1 where a figure is not finite, so that nothing may be changed by this gradient, or else 0."""
+    divisor: torch.Tensor
+    """By what the gradient is to be divided: the loss scale, and what is too much of its norm."""
 
 
 @dataclass(frozen=True)
@@ -650,13 +667,16 @@ def plan_ahead(training: OneRank) -> None:
 
 
 def _finish_gradient(training: OneRank, weight: float, loss: torch.Tensor) -> Gradient:
-    """Undoes the loss scale and clips the gradient, without waiting for the device."""
-    parameters = [parameter for parameter in training.prepared.model.parameters() if parameter.grad is not None]
-    if training.loss_scale != 1:
-        torch._foreach_mul_([parameter.grad for parameter in parameters], 1 / training.loss_scale)  # a power of two: exact
-    norm = torch.nn.utils.clip_grad_norm_(parameters, training.settings.most_norm)
+    """Finds out by how much the loss scale and clipping make the gradient smaller, without waiting for the device."""
+    gradients = [parameter.grad for parameter in training.prepared.model.parameters() if parameter.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / training.loss_scale
     figures = torch.stack((loss, norm))
-    return Gradient(weight=weight, figures=figures, is_bad=(~figures.isfinite().all()).float())
+    return Gradient(
+        weight=weight,
+        figures=figures,
+        is_bad=(~figures.isfinite().all()).float(),
+        divisor=training.loss_scale * (norm / training.settings.most_norm).clamp(min=1.0),
+    )
 
 
 def apply_gradient(training: OneRank, step: int, rate: float, gradient: Gradient) -> None:
@@ -665,7 +685,7 @@ def apply_gradient(training: OneRank, step: int, rate: float, gradient: Gradient
     """
     for group in training.optimizer.param_groups:
         group["lr"] = rate
-    skip_step_where(gradient.is_bad, training.optimizer)
+    begin_step(training.optimizer, is_bad=gradient.is_bad, divisor=gradient.divisor)
     try:
         with spent_on(Part.OPTIMIZER):
             training.optimizer.step()

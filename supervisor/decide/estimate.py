@@ -199,7 +199,7 @@ def estimate(
 ) -> Estimate:
     length = min(max_length, shape.positions or max_length)
     rows = max(1, min(effective_batch, micro_tokens // length))
-    of_lanes = (lanes - 1) * (lane_bytes(parameters=_trained(shape), amp=amp) + _scores_bytes(shape, amp))
+    of_lanes = (lanes - 1) * (lane_bytes(apart=apart(shape), amp=amp) + _scores_bytes(shape, amp))
     return Estimate(
         shape=shape,
         held_bytes=held_bytes(shape, amp=amp),
@@ -218,8 +218,11 @@ def held_bytes(shape: Shape, *, amp: str) -> int:
     return BASE_BYTES + _weights_bytes(shape, amp)
 
 
-def _trained(shape: Shape) -> int:
-    return shape.parameters if shape.trained is None else shape.trained
+def apart(shape: Shape) -> int:
+    """How many weights each lane has a gradient of its own for: those of a decoder's last layer, which may be its table of
+    tokens too. Lanes share the gradients of all others, but for a few.
+    """
+    return shape.embeddings if shape.is_decoder and shape.trained is None else 0
 
 
 def _weights_bytes(shape: Shape, amp: str) -> int:

@@ -126,7 +126,7 @@ def _lane_lines(found: Resolution) -> Iterator[Line]:
     elif lanes > 1:
         tokens = f" and {training.micro_tokens:,} tokens" if training.tune else ""
         value = f"{lanes}, each with half of the threads{tokens}"
-        yield Line("lanes", value, "there is room for another gradient (default)")
+        yield Line("lanes", value, "memory has room (default)")
     else:
         needed = f"a second needs an even number of threads, and {percent(MOST_FRACTION)} of the memory (default)"
         yield Line("lanes", f"{lanes}", needed)

@@ -23,6 +23,7 @@ from memsup.supervisor.decide.estimate import (
     MOMENTS_BYTES,
     Estimate,
     Shape,
+    apart,
     device_bytes,
     estimate,
     longest_that_fits,
@@ -449,6 +450,7 @@ def _lanes(shape: Shape, filled: Settings, limits: Limits, machine: Machine) -> 
     return training.lanes or lanes_for(
         parameters=shape.parameters,
         trained=shape.trained,
+        apart=apart(shape),
         amp=training.amp or "off",
         threads=training.threads or max(1, machine.cpus // training.ranks),
         limit_bytes=limits.worker_limit_bytes,

@@ -193,8 +193,9 @@ def _check_scores(folder: Path, rows: list[Example], settings: Settings, told: d
     _, logits = outputs
     said, wanted = np.array([float(row) for row in logits]), np.array([float(row.label) for row in rows])
     off = {"loss": np.mean((said - wanted) ** 2), "pearson": np.corrcoef(said, wanted)[0, 1], "rows": len(rows)}
+    rounding = np.finfo(np.float32).eps * np.abs(said).max() / said.std()  # of numbers nearly alike it is most of what differs
     for name, value in off.items():
-        near = 0.05 if settings.training.amp != "off" else 1e-3
+        near = 0.05 if settings.training.amp != "off" else 1e-3 + 4 * rounding * (name == "pearson")
         assert abs(told[name] - value) <= near * max(1.0, abs(value)), f"{folder}: {name} {told[name]}, asked again {value}"
     return None
 

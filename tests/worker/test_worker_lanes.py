@@ -17,7 +17,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from memsup.shared.lanes import MOST_FRACTION, lane_bytes, lanes_for
 from memsup.worker.compute.attention import attend_in_blocks
 from memsup.worker.compute.dropout import draw_by_row
-from memsup.worker.compute.embedding import add_in_place
+from memsup.worker.compute.in_place import add_in_place
 from memsup.worker.compute.lanes import Lanes, draws_elsewhere
 from memsup.worker.compute.randomness import next_call, repeated, seed_stream
 from memsup.worker.hardware import autocast
@@ -63,21 +63,23 @@ def gradients(model: Any) -> list[torch.Tensor]:
     return [parameter.grad.clone() for parameter in model.parameters()]
 
 
-def test_weights_are_the_same_memory_and_gradients_are_not() -> None:
+def test_weights_are_the_same_memory_and_so_are_gradients_that_are_added_in_turn() -> None:
     model = bert()
     lanes = Lanes(model, 2, 2)
     first, second = lanes.models
     assert first is model
-    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+    for (name, one), other in zip(first.named_parameters(), second.parameters(), strict=True):
         assert one.data_ptr() == other.data_ptr()
-        assert one is not other
+        assert (one is other) == ("LayerNorm" not in name)
     for one, other in zip(first.buffers(), second.buffers(), strict=True):
         assert one is other
     loss_of(second, torch.ones(1, 5, dtype=torch.long)).backward()
-    assert all(parameter.grad is None for parameter in first.parameters())
-    assert any(parameter.grad is not None for parameter in second.parameters())
+    assert all(("LayerNorm" in name) == (parameter.grad is None) for name, parameter in first.named_parameters())
+    assert all(parameter.grad is not None for parameter in second.parameters())
+    lanes.gather()
+    assert all(parameter.grad is not None for parameter in first.parameters())
     lanes.drop()
-    assert all(parameter.grad is None for parameter in second.parameters())
+    assert all(parameter.grad is None for one in lanes.models for parameter in one.parameters())
     with torch.no_grad():
         next(first.parameters()).add_(1.0)
     assert torch.equal(next(first.parameters()), next(second.parameters())), "a step of the optimizer is everybody's"
@@ -112,7 +114,9 @@ def test_side_by_side_gives_the_bits_of_one_after_the_other(amp: str) -> None:
         losses = [part(number, model) for number, model in enumerate(lanes.models)]
     lanes.gather()
     expected = gradients(lanes.models[0])
-    assert all(parameter.grad is None for parameter in lanes.models[1].parameters())
+    assert all(
+        one is other or other.grad is None for one, other in zip(*(lane.parameters() for lane in lanes.models), strict=True)
+    )
     for _ in range(20):
         lanes.drop()
         with lanes.step(lambda: autocast(CPU, amp)):
@@ -191,15 +195,19 @@ def test_a_thread_draws_from_a_stream_of_its_own(seed: int, step: int, count: in
 def test_a_second_lane_never_takes_more_than_its_share(
     parameters: int, amp: str, threads: int, limit_bytes: int | None
 ) -> None:
-    lanes = lanes_for(parameters=parameters, amp=amp, threads=threads, limit_bytes=limit_bytes)
+    lanes = lanes_for(parameters=parameters, apart=parameters, amp=amp, threads=threads, limit_bytes=limit_bytes)
     assert lanes in (1, 2)
+    assert lanes <= lanes_for(parameters=parameters, apart=0, amp=amp, threads=threads, limit_bytes=limit_bytes)
     if lanes == 2:
         assert threads % 2 == 0
         assert limit_bytes is not None
-        assert lane_bytes(parameters=parameters, amp=amp) <= MOST_FRACTION * limit_bytes
+        assert lane_bytes(apart=parameters, amp=amp) <= MOST_FRACTION * limit_bytes
 
 
 def test_a_small_model_on_a_usual_machine_has_two_lanes() -> None:
-    assert lanes_for(parameters=19_000_000, amp="bf16", threads=2, limit_bytes=2000 * MIB) == 2
-    assert lanes_for(parameters=102_000_000, amp="off", threads=8, limit_bytes=2000 * MIB) == 1
-    assert lanes_for(parameters=19_000_000, amp="bf16", threads=3, limit_bytes=2000 * MIB) == 1, "half a thread is none"
+    small: dict[str, Any] = {"parameters": 19_000_000, "amp": "bf16"}
+    assert lanes_for(**small, apart=19_000_000, threads=2, limit_bytes=2000 * MIB) == 2
+    assert lanes_for(**small, apart=19_000_000, threads=2, limit_bytes=1400 * MIB) == 1
+    assert lanes_for(**small, apart=10_000, threads=2, limit_bytes=1400 * MIB) == 2, "a gradient that is shared takes nothing"
+    assert lanes_for(parameters=102_000_000, apart=0, amp="off", threads=8, limit_bytes=2000 * MIB) == 1
+    assert lanes_for(**small, apart=0, threads=3, limit_bytes=2000 * MIB) == 1, "half a thread is none"

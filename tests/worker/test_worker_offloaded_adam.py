@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from memsup.worker.compute.offloaded_adam import MOMENTS, OffloadedAdamW
-from memsup.worker.hardware import make_optimizer, skip_step_where
+from memsup.worker.hardware import begin_step, make_optimizer
 from memsup.worker.state import optimizer_tensors
 
 
@@ -82,11 +82,26 @@ def test_a_bad_gradient_changes_nothing_wherever_moments_lie(on_host: bool) -> N
     train(disturbed, optimizer, range(3))
     for parameter in disturbed.parameters():
         parameter.grad = torch.full_like(parameter, float("nan"))
-    skip_step_where(torch.ones(()), optimizer)
+    begin_step(optimizer, is_bad=torch.ones(()), divisor=torch.ones(()))
     optimizer.step()
-    skip_step_where(torch.zeros(()), optimizer)
+    begin_step(optimizer, is_bad=torch.zeros(()), divisor=torch.ones(()))
     train(disturbed, optimizer, range(3, 4))
     assert_same_bits(tensors(undisturbed, other), tensors(disturbed, optimizer))
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_a_gradient_is_divided_within_the_step_wherever_moments_lie(on_host: bool) -> None:
+    divided, other = Odd(), Odd()
+    optimizer, plain = (make_optimizer(model, weight_decay=0.01, on_host=on_host) for model in (divided, other))
+    for step in range(3):
+        gradients = [torch.randn(one.shape, generator=torch.Generator().manual_seed(step)) for one in other.parameters()]
+        for model, factor in ((divided, 8.0), (other, 1.0)):
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.grad = factor * gradient
+        begin_step(optimizer, is_bad=torch.zeros(()), divisor=torch.tensor(8.0))
+        optimizer.step()
+        plain.step()
+    assert_same_bits(tensors(divided, optimizer), tensors(other, plain))
 
 
 @pytest.mark.parametrize("first_on_host", [False, True])

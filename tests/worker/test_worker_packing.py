@@ -36,7 +36,7 @@ from transformers import (
 
 from memsup.worker.compute.attention import attend_in_blocks
 from memsup.worker.compute.dropout import draw_by_row
-from memsup.worker.compute.embedding import add_in_place
+from memsup.worker.compute.in_place import add_in_place
 from memsup.worker.compute.lanes import Lanes
 from memsup.worker.compute.packing import pack
 from memsup.worker.compute.randomness import seed_stream

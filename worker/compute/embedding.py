@@ -4,8 +4,9 @@ torch makes a matrix as large as the whole table for each micro-batch, all zeros
 the gradient: 47 MB for BERT's 30,522 words at a width of 384, over and over (`benchmarks/embedding.py` has what that costs).
 Here the rows of its tokens are added, and no others. The order of a sum differs, so its last bits do, the same each time.
 
-Covers plain tables on a CPU, also one that another layer shares. On a GPU the order in which rows are added would change from
-time to time; there, and for tables with rules of their own (a largest norm, sparse or scaled gradients), torch's way stays.
+Lanes add to one gradient, in turn (`turns.py`). Covers plain tables on a CPU, also one that another layer shares; lanes do not
+share that. On a GPU the order in which rows are added would change from time to time; there, and for tables with rules of their
+own (a largest norm, sparse or scaled gradients), torch's way stays.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ from typing import Any
 import torch
 from torch.nn.functional import embedding
 
-
-def add_in_place(model: torch.nn.Module) -> int:
-    """Makes the tables of `model` that allow it add their gradients in place; returns how many they are."""
-    tables = [module for module in model.modules() if type(module) is torch.nn.Embedding and _is_plain(module)]
-    for table in tables:
-        table.forward = partial(_look_up, table)
-    return len(tables)
+from memsup.worker.compute.turns import own_turn
 
 
-def _is_plain(table: torch.nn.Embedding) -> bool:
-    plain = table.max_norm is None and not table.scale_grad_by_freq and not table.sparse
-    return plain and table.weight.device.type == "cpu" and table.weight.requires_grad
+def is_plain(module: torch.nn.Module) -> bool:
+    """Whether `module` is a table that learns, and has no rules of its own."""
+    if type(module) is not torch.nn.Embedding or module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+        return False
+    return module.weight.device.type == "cpu" and module.weight.requires_grad
+
+
+def add_in_place(table: torch.nn.Embedding) -> None:
+    """Has `table`, which is plain, add its gradient in place from now on."""
+    table.forward = partial(_look_up, table)
 
 
 def _look_up(table: torch.nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
@@ -51,7 +53,8 @@ class _LookUp(torch.autograd.Function):
         rows = gradients[0].reshape(len(ids), weight.shape[1]).to(weight.dtype)
         if context.padding is not None:
             rows = rows.masked_fill((ids == context.padding).unsqueeze(1), 0)
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        weight.grad.index_add_(0, ids, rows)
+        with own_turn(weight):
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            weight.grad.index_add_(0, ids, rows)
         return None, None, None

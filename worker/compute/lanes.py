@@ -2,8 +2,8 @@
 
 Threads that share each single operation wait for one another some thousand times a micro-batch, and for whichever of them the
 kernel has put aside. Lanes wait once (`benchmarks/lanes.py` has what that saves). Each has a copy of the model that shares its
-weights, with gradients of its own, which are added in the order of the lanes when a step is done: the bits do not depend on who
-was faster. So a lane costs the memory of one more gradient, and of the weights in the lower precision where there is one.
+weights. Of most layers the lanes share the gradient as well, and add to it in turn (`in_place.py`); of the others each has its
+own, which are added in the order of the lanes when a step is done. Either way the bits do not depend on who was faster.
 
 Covers CPUs. Which rows a lane computes is in `batches.py`; how many lanes there are is asked of `shared/lanes.py`, and where
 memory becomes short one has to do (`Entry.one_lane`). Lanes need a model that draws its random numbers from `randomness.py`'s
@@ -23,7 +23,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from memsup.worker.compute import linear
 from memsup.worker.compute.spent import noted
+from memsup.worker.compute.turns import Turns, is_added_in_turn
 
 Model = Any
 Result = TypeVar("Result")
@@ -37,6 +39,7 @@ class Lanes:
     def __init__(self, model: Model, count: int, threads: int) -> None:
         """Makes `count` lanes of `threads` threads together. From now on the weights of `model` must stay where they lie."""
         self._threads = threads
+        self._rounded = [module for module in model.modules() if linear.is_in_place(module)]
         self.models = [model, *(_sharing(model) for _ in range(count - 1))]
         self._others = [ThreadPoolExecutor(1, f"lane-{number}") for number in range(2, count + 1)]
         for other in self._others:
@@ -47,7 +50,11 @@ class Lanes:
 
     @contextlib.contextmanager
     def step(self, precision: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-        """Stands around all `run`s of a step. `precision` is entered in each lane, so that it converts the weights once."""
+        """Stands around all `run`s of a step. `precision` is entered in each lane, so that it converts the weights once, and
+        those of layers that add in place once for all lanes.
+        """
+        with precision():
+            linear.round_weights(self._rounded)
         entered = [precision() for _ in self._others]
         for other, context in zip(self._others, entered, strict=True):
             other.submit(context.__enter__).result()
@@ -72,20 +79,23 @@ class Lanes:
 
     def _run(self, parts: Sequence[Callable[[Model], Result]]) -> list[Result]:
         futures: list[Future[Result]] = []
+        turns = Turns(len(parts))
         torch.set_num_threads(self._threads // len(self))
         try:
-            for other, model, part in zip(self._others, self.models[1:], parts[1:], strict=False):
-                futures.append(other.submit(part, model))
-            first = parts[0](self.models[0])
+            for number, (other, model, part) in enumerate(zip(self._others, self.models[1:], parts[1:], strict=False), 1):
+                futures.append(other.submit(_in_turn, turns, number, part, model))
+            first = _in_turn(turns, 0, parts[0], self.models[0])
         finally:
             wait(futures)
             torch.set_num_threads(self._threads)
         return [first, *(future.result() for future in futures)]
 
     def gather(self) -> None:
-        """Adds the gradients of all lanes into the first one's, and forgets them."""
+        """Adds the gradients of all lanes that are not shared into the first one's, and forgets them."""
         for parameter, *others in zip(*(model.parameters() for model in self.models), strict=True):
             for other in others:
+                if other is parameter:
+                    continue
                 if parameter.grad is None:
                     parameter.grad = other.grad
                 elif other.grad is not None:
@@ -96,6 +106,11 @@ class Lanes:
         """Forgets all gradients."""
         for model in self.models:
             model.zero_grad(set_to_none=True)
+
+
+def _in_turn(turns: Turns, number: int, part: Callable[[Model], Result], model: Model) -> Result:
+    with turns.lane(number):
+        return part(model)
 
 
 def _until(part: Callable[[Model], Result], ended_s: list[float], model: Model) -> Result:
@@ -114,10 +129,11 @@ def draws_elsewhere(forward: Callable[[], object]) -> bool:
 
 
 def _sharing(model: Model) -> Model:
-    """A copy whose weights and buffers are the same memory. Its gradients are its own."""
+    """A copy whose weights and buffers are the same memory. Its gradients are its own, but for those that are added in turn."""
     same: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
-        same[id(parameter)] = torch.nn.Parameter(parameter.data, requires_grad=parameter.requires_grad)
+        own = torch.nn.Parameter(parameter.data, requires_grad=parameter.requires_grad)
+        same[id(parameter)] = parameter if is_added_in_turn(parameter) else own
     return copy.deepcopy(model, same)
 
 

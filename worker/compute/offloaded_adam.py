@@ -33,8 +33,7 @@ class OffloadedAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """Takes the step, one parameter after the other; nothing of it where `found_inf` is 1 (`hardware.skip_step_where`).
-        `closure` has to be None.
+        """Takes the step, one parameter after the other; as `hardware.begin_step` has it. `closure` has to be None.
 
         It is queued, not waited for: whoever reads moments on the host waits for the device first, as reading the step's
         figures does.
@@ -59,6 +58,7 @@ class OffloadedAdamW(torch.optim.AdamW):
             [state["step"]],
             fused=True,
             found_inf=getattr(self, "found_inf", None),
+            grad_scale=getattr(self, "grad_scale", None),
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,

@@ -20,7 +20,6 @@ from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.worker.compute.attention import attend_in_blocks
 from memsup.worker.compute.dropout import draw_by_row
-from memsup.worker.compute.lanes import Lanes
 from memsup.worker.compute.packing import pack
 from memsup.worker.exhaustion import has_to_fit
 from memsup.worker.hardware import start_threads
@@ -35,7 +34,17 @@ from memsup.worker.ranks.shares import Shares, equal
 from memsup.worker.saving import first_plan
 from memsup.worker.session import SIGN_OF_LIFE_S, Leave, Session
 from memsup.worker.tasks import find_task
-from memsup.worker.train import apply_gradient, built, measure, measuring_of, named, plan_ahead, schedule_of, try_gradient
+from memsup.worker.train import (
+    apply_gradient,
+    built,
+    lanes_of,
+    measure,
+    measuring_of,
+    named,
+    plan_ahead,
+    schedule_of,
+    try_gradient,
+)
 from memsup.worker.training import OneRank
 
 
@@ -107,7 +116,7 @@ def _prepared(record: RunRecord, paths: RunPaths, session: _Session, begin: m.Be
         begin.step + 1, "as rank 0 computes now", lanes=begin.lanes, threads=threads, ranks=ranks, packed=begin.packed
     )
     begin_limited(training, begin.welcome.micro_tokens_limit)
-    training.lanes = Lanes(prepared.model, training.plan.at(training.step + 1).lanes, threads)
+    training.lanes = lanes_of(training)
     program.training = training
     return training
 
