@@ -8,14 +8,16 @@
     python benchmarks/ranks.py bytes               what goes over the loopback interface in a step (nobody else may use it)
     python benchmarks/ranks.py meet                what a boundary of a person's own program takes with 1, 2, 4 and 8 ranks
 
-`price` and `slow` train a BERT of two layers, 192 wide, from nothing in float32, in steps of 16 rows, with fused AdamW and one
-thread a rank; each rank has its half of a step at once. DistributedDataParallel is given what costs it nothing: batches that
-are padded to their longest row and shared out from the longest on. The first steps of a process are not counted.
+`price` and `slow` train a BERT of six layers, 384 wide, from nothing in float32, in steps of 16 rows, with fused AdamW and one
+thread a rank (`--layers` and `--hidden` choose another size); each rank has its half of a step at once. DistributedDataParallel
+is given what costs it nothing: batches that are padded to their longest row and shared out from the longest on. The first steps
+of a process are not counted.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import statistics
@@ -93,11 +95,16 @@ print("took", (time.perf_counter() - began_s) / steps * 1e6, flush=True)
 """
 
 
-def job(folder: Path, ranks: int, **values: Any) -> Settings:
-    """The job of `price` and `slow`."""
+def job(folder: Path, ranks: int, *, layers: int | None = None, **values: Any) -> Settings:
+    """A job in steps of 16 rows, of a small model where no number of `layers` is chosen."""
     wide = {"hidden": 192, "words": 60, "rows": 1200, "training__effective_batch": 16, "training__micro_tokens": 4096}
     chosen: dict[str, Any] = wide | {"training__max_length": 128, "training__epochs": 3, "training__tune": "false"} | values
-    return without_dropout(tiny_settings(folder, training__ranks=ranks, **chosen))
+    settings = without_dropout(tiny_settings(folder, training__ranks=ranks, **chosen))
+    if layers is not None:
+        file, hidden = Path(str(settings.task.model)) / "config.json", chosen["hidden"]
+        size = {"num_hidden_layers": layers, "num_attention_heads": hidden // 64, "intermediate_size": 4 * hidden}
+        file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | size), encoding="utf-8")
+    return settings
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -180,8 +187,8 @@ def torchrun(ranks: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
 
 
-def price(folder: Path, pairs: int) -> None:
-    settings, ratios = job(folder / "job", 2), []
+def price(folder: Path, pairs: int, **size: int) -> None:
+    settings, ratios = job(folder / "job", 2, **size), []
     for pair in range(pairs):
         both: dict[str, Speed] = {}
         for which in ("memsup", "DDP") if pair % 2 else ("DDP", "memsup"):
@@ -196,8 +203,8 @@ def price(folder: Path, pairs: int) -> None:
     )
 
 
-def slow(folder: Path, pairs: int) -> None:
-    settings = job(folder / "job", 2, training__tune="true")
+def slow(folder: Path, pairs: int, **size: int) -> None:
+    settings = job(folder / "job", 2, training__tune="true", **size)
     for _ in range(pairs):
         whole = of_memsup(settings, skipped=SKIPPED_SLOW).samples_per_s
         slowed = of_memsup(settings, skipped=SKIPPED_SLOW, is_slowed=True).samples_per_s
@@ -264,6 +271,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("price", "slow", "same", "bytes", "meet"))
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--hidden", type=int, default=384)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="memsup-ranks-") as name:
         folder = Path(name)
@@ -272,7 +281,9 @@ def main() -> None:
             os.environ[f"MEMSUP_{kind.upper()}_DIR"] = str(folder / kind)
         try:
             if options.what in {"price", "slow"}:
-                {"price": price, "slow": slow}[options.what](folder, options.pairs)
+                {"price": price, "slow": slow}[options.what](
+                    folder, options.pairs, layers=options.layers, hidden=options.hidden
+                )
             else:
                 {"same": same, "bytes": over_loopback, "meet": meet}[options.what](folder)
         finally:
