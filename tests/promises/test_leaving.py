@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from kit import FAULTS
 from kit.cli_process import end_supervisors, eventually, memsup
 from kit.faults.night_clock import FAST, NightClock
 from kit.killed_runs import end_of, make_job, undisturbed
@@ -47,7 +48,8 @@ def on_the_disk(state: Path, play: Callable[[Path], None]) -> None:
 
 
 def start(job: Path) -> None:
-    done = memsup("start", "--run", "night", cwd=job)
+    """Each step waits a little, so that the run does not end before the disk is full."""
+    done = memsup("start", "--run", "night", cwd=job, PYTHONPATH=str(FAULTS), FAULT_STEP_S="0.03")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
