@@ -157,7 +157,7 @@ def most_held(child: subprocess.Popen[bytes], run: Path, steps: int) -> int:
 
     audit, most_bytes = Steps(run / "audit.txt"), 0
     while child.poll() is None:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, StopIteration):  # a worker that has just ended holds nothing
             audit.look(0.0)
             if 0 < len(audit.done_at_s) < steps:
                 pid = json.loads((run / "status.json").read_text(encoding="utf-8"))["worker_pid"]

@@ -281,7 +281,7 @@ def _wanted(refused: str, kind: Any) -> str:
     """What to write, from msgspec's word on what was refused and the type that is wanted."""
     choices = next((get_args(one) for one in (kind, *get_args(kind)) if get_origin(one) is Literal), None)
     if choices is not None:
-        return f"write one of {', '.join(choices)}"
+        return f"write {'one of ' if len(choices) > 1 else ''}{', '.join(map(str, choices))}"
     found = re.match(r"Expected `(\w+)(?: \| null)?`(?: (>=|<=|>|<) ([-\d.e+]+))?", refused)
     if found is None or found[1] not in _KINDS:
         return refused[:1].lower() + refused[1:].replace("`", "")

@@ -231,6 +231,9 @@ class Lora(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The share of an adapter's input that is dropped in training."""
     targets: Annotated[Words | None, _write("names of layers with commas between them, such as q_proj,v_proj")] = None
     """The layers that get an adapter. None means all linear ones but the last."""
+    base_bits: Literal[4] | None = None
+    """In how many bits the weights beside which adapters learn are held: 4 is inexact, and takes an eighth of float32's memory.
+    None means in those that mixed precision computes with."""
     rslora: bool = False
     """Whether the output is divided by the root of the rank in place of the rank (Kalajdzievski 2023)."""
 

@@ -53,6 +53,7 @@ from memsup.shared.settings import Training as Settings
 from memsup.worker.audit import Audit, Step
 from memsup.worker.compute.attention import attend_in_blocks
 from memsup.worker.compute.dropout import draw_by_row
+from memsup.worker.compute.four_bits import held_in_four_bits, hold_in_four_bits
 from memsup.worker.compute.frozen import round_frozen
 from memsup.worker.compute.in_place import add_in_place, keep_apart_what_else_is_used, kept_apart
 from memsup.worker.compute.lanes import Lanes, draws_elsewhere
@@ -318,6 +319,8 @@ def built(
 ) -> torch.optim.Optimizer:
     """Puts the model in its place on `device`, and makes its optimizer."""
     lower = lower_precision(settings.training.amp)
+    if settings.lora.base_bits is not None and not prepared.weights.is_whole:
+        hold_in_four_bits(prepared.model)
     if lower is not None and not prepared.weights.is_whole:
         round_frozen(prepared.model, lower)  # while the weights are still the file's: all in float32 may be too much
     if lower is not None and device.type == "cpu":
@@ -377,7 +380,7 @@ def _lanes_for(training: Training, welcome: Welcome) -> tuple[int, str | None]:
     if training.device.type != "cpu":
         return 1, None
     lanes = settings.lanes or lanes_for(
-        parameters=model.num_parameters(),
+        parameters=model.num_parameters() + held_in_four_bits(model),
         trained=model.num_parameters(only_trainable=True),
         apart=kept_apart(model),
         amp=settings.amp or "off",

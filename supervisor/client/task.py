@@ -29,7 +29,7 @@ def look_at_task(settings: Settings, *, checkpoint: Path | None = None) -> TaskS
     """What there is of data and model, which is looked up at the hub where it is not on this machine. A run that has a
     `checkpoint` goes on with the model in it. Raises `InputError`.
     """
-    trains_adapters(settings.task.kind, settings.training.method)
+    trains_adapters(settings.task.kind, settings.training.method, settings.lora.base_bits)
     refuse_endless(settings)
     task = check_task(settings.task, budget_s=DATA_BUDGET_S, max_length=settings.training.max_length, checkpoint=checkpoint)
     if checkpoint is not None:
@@ -62,7 +62,9 @@ def model_shape(model: str | None, task: TaskSummary | None = None, settings: Se
     if settings is not None and settings.task.kind == "causal-lm":
         rank = None if settings.training.method == "full" else settings.lora.rank
         stored = _AMP_OF.get(next(iter(types))) if len(types) == 1 else None
-        return decoder_shape_of(config, weights, rank=rank, stored=stored) if isinstance(config, dict) else None
+        if not isinstance(config, dict):
+            return None
+        return decoder_shape_of(config, weights, rank=rank, stored=stored, base_bits=settings.lora.base_bits)
     labels = 2
     if task is not None:
         labels = len(task.train.labels)

@@ -11,7 +11,7 @@ The constants were fitted by `benchmarks/estimate.py --fit`, which also shows ho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from memsup.shared.lanes import BASE_BYTES, BYTES_PER_PARAMETER, FROZEN_BYTES, ROUNDED_BYTES, lane_bytes, weights_bytes
@@ -19,12 +19,20 @@ from memsup.shared.lanes import BASE_BYTES, BYTES_PER_PARAMETER, FROZEN_BYTES, R
 MIB = 2**20
 MOMENTS_BYTES = 8
 """What Adam's two moments take of the bytes of each parameter."""
-KEPT_BYTES = 50 * MIB
-"""What libraries and the allocator keep of each new shape, within the first ten steps: code that was generated, holes."""
+KEPT_BYTES = 75 * MIB
+"""What libraries and the allocator keep of each new shape, two thirds of it within the first ten steps and all of it within
+some hundred: code that was generated, small holes."""
+HOLES_FRACTION = 0.8
+"""What lies idle between what is used, as a part of what micro-batches take: memory that earlier ones had, in pieces that later
+ones, and the gradients among them, do not fill. The C library's own count has it (mallinfo2(3)): of BERT 12 x 768 it was 0.9 to
+1.0 of the activations, of a language model of that size with adapters 0.7 to 0.8.
+"""
 BLOCK_NUMBERS = 1 << 20
 """The worker (`compute/attention.py`) computes so many numbers of attention's matrices at a time, or one head's if that has
 more."""
 LENGTH_STEP = 32
+BLOCK_WEIGHTS, BLOCK_BYTES = 64, 4
+"""Of weights in four bits so many share a number of so many bytes (`worker/compute/four_bits.py`)."""
 MOST_NUMBER = 1 << 40
 """A config's number counts as this at most. No machine has room for such a model, and what is computed of it stays finite."""
 
@@ -93,6 +101,8 @@ class Shape:
     """How many parameters are trained. None means that all are."""
     is_tied: bool = False
     """Whether a decoder's last layer is its table of tokens."""
+    base_bits: int | None = None
+    """In how many bits the frozen weights of a decoder's linear layers are held. None means in those that are computed with."""
     stored: str | None = None
     """The mixed precision, as `training.amp` names it, in which all weights of a decoder came. None means that it is none."""
 
@@ -111,7 +121,7 @@ class Estimate:
     lane_bytes: int
     """What the lanes beyond the first take besides their activations."""
     micro_batch_bytes: int
-    """The peak with the micro-batch of the settings and with all lanes, when shapes have come in."""
+    """The peak with the micro-batch of the settings and with all lanes, when shapes have come in and left holes."""
     row_bytes: int
     """The same with one text whose activations are kept."""
     least_bytes: int
@@ -154,11 +164,16 @@ _NAMES = (
 
 
 def decoder_shape_of(
-    config: Mapping[str, Any], weights: int | None, *, rank: int | None, stored: str | None = None
+    config: Mapping[str, Any],
+    weights: int | None,
+    *,
+    rank: int | None,
+    stored: str | None = None,
+    base_bits: int | None = None,
 ) -> Shape | None:
     """The same of a decoder in the manner of Llama, with adapters of this rank in all layers. No rank means that all weights
-    are trained; `stored` is as `Shape` has it. Returns None where the config is of another manner, and where there are no
-    weights.
+    are trained; `stored` and `base_bits` are as `Shape` has them. Returns None where the config is of another manner, and where
+    there are no weights.
     """
     numbers = [_number(config, names[0]) for names in _NAMES]
     if weights is None or any(number is None for number in numbers):
@@ -179,6 +194,7 @@ def decoder_shape_of(
         trained=None if rank is None else layers * rank * widths,
         is_tied=config.get("tie_word_embeddings") is True,
         stored=stored,
+        base_bits=None if rank is None else base_bits,
     )
 
 
@@ -200,15 +216,14 @@ def estimate(
     length = min(max_length, shape.positions or max_length)
     rows = max(1, min(effective_batch, micro_tokens // length))
     of_lanes = (lanes - 1) * (lane_bytes(apart=apart(shape), amp=amp) + _scores_bytes(shape, amp))
+    kept_bytes = grown_bytes(shape, amp=amp, rows=rows, length=length, checkpointing=checkpointing)
     return Estimate(
         shape=shape,
         held_bytes=held_bytes(shape, amp=amp),
         length=length,
         rows=rows,
         lane_bytes=of_lanes,
-        micro_batch_bytes=peak_bytes(shape, amp=amp, rows=rows, length=length, checkpointing=checkpointing)
-        + of_lanes
-        + KEPT_BYTES,
+        micro_batch_bytes=kept_bytes + of_lanes + KEPT_BYTES,
         row_bytes=peak_bytes(shape, amp=amp, rows=1, length=length, checkpointing=False) + KEPT_BYTES,
         least_bytes=least_bytes(shape, amp=amp, length=length),
     )
@@ -231,6 +246,10 @@ def _weights_bytes(shape: Shape, amp: str) -> int:
     """
     if shape.trained is None:
         return weights_bytes(parameters=shape.parameters, trained=shape.parameters)
+    if shape.base_bits is not None:
+        in_bits = max(0, shape.parameters - shape.embeddings * (1 if shape.is_tied else 2))
+        others = replace(shape, parameters=shape.parameters - in_bits, base_bits=None)
+        return int(in_bits * (shape.base_bits / 8 + BLOCK_BYTES / BLOCK_WEIGHTS)) + _weights_bytes(others, amp)
     if amp != "off" and shape.stored == amp:
         parameters = shape.parameters + shape.trained
         return weights_bytes(parameters=parameters, trained=shape.trained, rounded=shape.parameters)
@@ -249,23 +268,43 @@ def device_bytes(shape: Shape, *, amp: str, optimizer_on_host: bool) -> int:
 
 
 def peak_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing: bool) -> int:
-    """What the worker holds while a micro-batch of `rows` texts of `length` tokens is computed."""
+    """What the worker uses while a micro-batch of `rows` texts of `length` tokens is computed."""
+    activations = _activations_bytes(shape, amp=amp, rows=rows, length=length, checkpointing=checkpointing)
+    return held_bytes(shape, amp=amp) + _copies_bytes(shape, amp) + _scores_bytes(shape, amp) + activations
+
+
+def grown_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing: bool) -> int:
+    """What the worker holds then after some steps: what it uses, and the holes between, which it hands back where memory is
+    short.
+    """
+    activations = _activations_bytes(shape, amp=amp, rows=rows, length=length, checkpointing=checkpointing)
+    used_bytes = peak_bytes(shape, amp=amp, rows=rows, length=length, checkpointing=checkpointing)
+    return used_bytes + int(HOLES_FRACTION * activations)
+
+
+def _copies_bytes(shape: Shape, amp: str) -> int:
+    """The weights in the lower precision, which are made anew in each step."""
+    if not shape.is_decoder:
+        return max(0, CONSTANTS[amp].copies * (shape.parameters - shape.embeddings))
+    rounded = shape.parameters - (0 if shape.is_tied else shape.embeddings)
+    return 0 if amp == "off" or shape.trained is not None else max(0, ROUNDED_BYTES * rounded)
+
+
+def _activations_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing: bool) -> int:
+    tokens = rows * length
     if shape.is_decoder:
-        return held_bytes(shape, amp=amp) + _decoder_bytes(shape, amp=amp, tokens=rows * length, checkpointing=checkpointing)
-    constants, tokens = CONSTANTS[amp], rows * length
+        return _decoder_bytes(shape, amp=amp, tokens=tokens, checkpointing=checkpointing)
+    constants = CONSTANTS[amp]
     of_a_layer = tokens * (constants.hidden * shape.hidden + constants.intermediate * shape.intermediate)
     of_a_block = constants.attention * min(rows * shape.heads * length**2, max(BLOCK_NUMBERS, length**2))
     if checkpointing:
         # Each layer's input is kept, and one layer at a time computed again, with its gradients beside it.
-        activations = 4 * shape.layers * tokens * shape.hidden + 2 * of_a_layer + of_a_block
-    else:
-        activations = max(shape.layers, 2) * of_a_layer + of_a_block
-    copies = constants.copies * (shape.parameters - shape.embeddings)
-    return held_bytes(shape, amp=amp) + int(activations) + max(0, copies)
+        return int(4 * shape.layers * tokens * shape.hidden + 2 * of_a_layer + of_a_block)
+    return int(max(shape.layers, 2) * of_a_layer + of_a_block)
 
 
 def _decoder_bytes(shape: Shape, *, amp: str, tokens: int, checkpointing: bool) -> int:
-    """What a decoder takes beyond what it holds. Attention on a CPU keeps no matrices."""
+    """What a decoder keeps of its tokens. Attention on a CPU keeps no matrices."""
     constants = DECODERS[amp]
     of_a_unit = constants.hidden + (constants.norms if shape.trained is None else 0)
     of_a_token = of_a_unit * shape.hidden + constants.key_values * shape.key_values
@@ -273,18 +312,17 @@ def _decoder_bytes(shape: Shape, *, amp: str, tokens: int, checkpointing: bool) 
     # One layer more is at work, with gradients beside what it keeps.
     layers = 2 if checkpointing else shape.layers + 1
     kept = 4 * shape.layers * shape.hidden if checkpointing else 0
-    rounded = shape.parameters - (0 if shape.is_tied else shape.embeddings)
-    copies = 0 if amp == "off" or shape.trained is not None else ROUNDED_BYTES * rounded
-    return int(tokens * (layers * of_a_token + kept)) + _scores_bytes(shape, amp) + max(0, copies)
+    return int(tokens * (layers * of_a_token + kept))
 
 
 def _scores_bytes(shape: Shape, amp: str) -> int:
     """What the scores of a piece of the tokens take in a lane: themselves and their logarithms, which become the gradient, in
-    float32; in a lower precision also what the last layer gives.
+    float32; in a lower precision also what the last layer gives; and the weights of a layer that are made anew from four bits.
     """
     if not shape.is_decoder:
         return 0
-    return SCORES * (2 * 4 + (0 if amp == "off" else ROUNDED_BYTES))
+    anew_bytes = 0 if shape.base_bits is None else (4 if amp == "off" else ROUNDED_BYTES) * shape.hidden * shape.intermediate
+    return anew_bytes + SCORES * (2 * 4 + (0 if amp == "off" else ROUNDED_BYTES))
 
 
 def least_bytes(shape: Shape, *, amp: str, length: int) -> int:

@@ -110,6 +110,9 @@ def _training_lines(found: Resolution) -> Iterator[Line]:
         origin("gradient_checkpointing", checkpointing),
     )
     yield Line("mixed precision", f"{training.amp}", origin("amp", default_amp(found.asked, found.machine)[1]))
+    if found.settings.lora.base_bits is not None:
+        value = f"in {found.settings.lora.base_bits} bits each, rounded: what is learnt beside them is not quite the same"
+        yield Line("frozen weights", value, _set_at(found, "lora.base_bits"))
     fastest = "" if training.threads else "the fastest number is found out by trying and "
     usable = f"usable CPUs ({found.machine.cpu_source}); {'' if found.on_gpu else fastest}kept for the run"
     yield Line("threads", f"{training.threads or f'at most {cpus}'}", origin("threads", usable))

@@ -26,8 +26,8 @@ from memsup.supervisor.decide.estimate import (
     apart,
     device_bytes,
     estimate,
+    grown_bytes,
     longest_that_fits,
-    peak_bytes,
 )
 from memsup.supervisor.decide.readings import GpuReading, Machine
 from memsup.supervisor.words import percent, size
@@ -483,7 +483,7 @@ def _first_tokens(needs: Estimate, filled: Settings, limits: Limits, lanes: int)
     fits = (
         rows
         for rows in range(needs.rows, 0, -1)
-        if peak_bytes(needs.shape, amp=amp, rows=rows, length=needs.length, checkpointing=on) <= room_bytes
+        if grown_bytes(needs.shape, amp=amp, rows=rows, length=needs.length, checkpointing=on) <= room_bytes
     )
     return max(1, next(fits, 1) // lanes) * needs.length
 

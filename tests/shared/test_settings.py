@@ -65,6 +65,7 @@ SAMPLE = {
     "tier": "low",
     "task.kind": "causal-lm",
     "training.method": "lora",
+    "lora.base_bits": "4",
     "lora.dropout": "0.1",
     "lora.rslora": "true",
     "task.problem_type": "regression",

@@ -8,6 +8,7 @@ known. `benchmarks/peak.py` compares.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -15,10 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from memsup.worker.compute.four_bits import FourBits
+
 PRODUCT_S = 0.02
 """For how long each product is repeated. The quickest time counts."""
 _TOKENS = 512
-_LINEAR = (torch.nn.Linear, Conv1D)
+_LINEAR = (torch.nn.Linear, Conv1D, FourBits)
 _OTHERS = (torch.nn.modules.conv._ConvNd, torch.nn.RNNBase)  # what is made of these has products of another kind
 
 
@@ -55,7 +58,7 @@ def work_of(model: Any) -> Work | None:
         return None
     inside, head = {id(module) for module in in_stack}, model.get_output_embeddings()
     elsewhere = [m for m in model.modules() if isinstance(m, _LINEAR) and id(m) not in inside and m is not head]
-    largest = max(in_stack, key=lambda module: module.weight.numel())
+    largest = _shape(max(in_stack, key=lambda module: math.prod(_shape(module))))
     heads = getattr(config, "num_attention_heads", None)
     of_heads = heads * (getattr(config, "head_dim", None) or width // heads) if heads else width
     return Work(
@@ -63,14 +66,19 @@ def work_of(model: Any) -> Work | None:
         per_token=sum(map(_operations, in_stack)),
         per_target=_operations(head) if isinstance(head, _LINEAR) else 0,
         per_square=layers * 3 * 2 * 2 * of_heads,
-        inputs=min(largest.weight.shape),
-        outputs=max(largest.weight.shape),
+        inputs=min(largest),
+        outputs=max(largest),
     )
 
 
 def _operations(module: Any) -> int:
     """Those of one token: forward, the gradient of the inputs, and that of the weight where it learns."""
-    return int(2 * module.weight.numel() * (3 if module.weight.requires_grad else 2))
+    learns = not isinstance(module, FourBits) and module.weight.requires_grad
+    return 2 * math.prod(_shape(module)) * (3 if learns else 2)
+
+
+def _shape(module: Any) -> tuple[int, int]:
+    return (module.out_features, module.in_features) if isinstance(module, FourBits) else tuple(module.weight.shape)
 
 
 def product_rate(work: Work, dtype: torch.dtype) -> float:

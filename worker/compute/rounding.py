@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from transformers.pytorch_utils import Conv1D
 
+from memsup.worker.compute.four_bits import FourBits
+
 _KEPT = "_memsup_rounded"
 """The attribute of a tensor under which its rounded copy lies, so that the two end together."""
 
 
 def round_together(model: torch.nn.Module) -> int:
     """Has the linear layers of `model` take inputs that were rounded once; returns how many layers that are."""
-    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear | Conv1D)]
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear | Conv1D | FourBits)]
     for layer in layers:
         layer.register_forward_pre_hook(_round)
     return len(layers)

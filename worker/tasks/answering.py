@@ -18,8 +18,9 @@ import transformers
 from memsup.shared.answers import ANSWERS_FILE, Answered, read_answers
 from memsup.shared.data.chat import Form
 from memsup.shared.files import replace_file
-from memsup.shared.model.adapters import ADAPTER_CONFIG
+from memsup.shared.model.adapters import ADAPTER_CONFIG, trains_adapters
 from memsup.shared.model.folder import ModelSource
+from memsup.worker.compute.four_bits import round_to_four_bits
 from memsup.worker.tasks.dialogues import alpaca, template_of
 from memsup.worker.tasks.lora import base_of, merged, read_base, refuse_other_base
 from memsup.worker.tasks.pretrained import load_config, load_model, load_tokenizer, quiet_libraries
@@ -160,12 +161,16 @@ def load_answering(folder: str) -> Answering:
     quiet_libraries()
     place = Path(folder)
     adapts = (place / ADAPTER_CONFIG).exists()
-    origin = read_base(place).source if adapts else folder
+    base = read_base(place) if adapts else None
+    origin = folder if base is None else base.source
     tokenizer = load_tokenizer(folder)
     config = load_config(origin)
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     model, _ = load_model(transformers.AutoModelForCausalLM, origin, ModelSource.FOLDER, config, tokenizer, seed=0)
-    if adapts:
-        refuse_other_base(base_of(origin, lambda: None), place)
+    if base is not None:
+        refuse_other_base(base_of(origin, lambda: None, base.bits), place)
+        if base.bits is not None:
+            trains_adapters("causal-lm", "lora", base.bits)  # refuses without the library
+            round_to_four_bits(model)  # beside these they have learnt
         model = merged(model, folder)
     return Answering(model.eval(), tokenizer, dtype)

@@ -79,7 +79,7 @@ class CausalLM:
         head_rows: int | None = None,
     ) -> Prepared:
         task, training = settings.task, settings.training
-        adapts = trains_adapters(task.kind, training.method)
+        adapts = trains_adapters(task.kind, training.method, settings.lora.base_bits)
         origin, kind, config, tokenizer, max_length = open_origin(settings, None if adapts else checkpoint)
         assert tokenizer is not None  # `chat_check` has refused a model without one
 
@@ -122,7 +122,7 @@ class CausalLM:
             )
         weights: Weights = WholeModel()
         if adapts:
-            base = base_of(str(task.model), boundary)
+            base = base_of(str(task.model), boundary, settings.lora.base_bits)
             if checkpoint is not None:
                 refuse_other_base(base, checkpoint)
             weights = adapters = attach(model, settings.lora, str(task.model), base, training.seed)

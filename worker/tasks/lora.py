@@ -35,13 +35,15 @@ _PREFIX = "base_model.model."
 _HASHED_BYTES = 8 << 20
 
 
-class Base(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Base(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The frozen weights that adapters belong to."""
 
     source: str
     """The folder, or the id at the hub."""
     files: dict[str, str]
     """The hash (XXH3, 128 bits) of the configuration and of each file of weights."""
+    bits: int | None = None
+    """In how many bits they were rounded to for training. None means that they were not."""
 
 
 class Adapters:
@@ -98,13 +100,13 @@ def attach(model: Any, settings: Lora, source: str, base: Base, seed: int) -> Ad
     return Adapters(config, base)
 
 
-def base_of(model: str, tick: Tick) -> Base:
-    """The files of the frozen weights as they are now. Raises InputError."""
+def base_of(model: str, tick: Tick, bits: int | None = None) -> Base:
+    """The files of the frozen weights as they are now, rounded to so many `bits` if any. Raises InputError."""
     folder = check_model(model, task="causal-lm").folder
     assert folder is not None, "it has been loaded"
     names = sorted({"config.json", *(file.name for pattern in WEIGHTS for file in folder.glob(pattern))})
     try:
-        return Base(source=model, files={name: _hash(folder / name, tick) for name in names})
+        return Base(source=model, files={name: _hash(folder / name, tick) for name in names}, bits=bits)
     except OSError as error:
         raise InputError(f"{error.filename or folder} cannot be read: {error.strerror}.") from None
 
@@ -120,6 +122,9 @@ def read_base(folder: Path) -> Base:
 def refuse_other_base(base: Base, checkpoint: Path) -> None:
     """Raises InputError where the adapters in `checkpoint` belong to other weights."""
     was = read_base(checkpoint)
+    if was.bits != base.bits:
+        now, then = (f"lora.base_bits = {bits}" if bits is not None else "no lora.base_bits" for bits in (base.bits, was.bits))
+        raise InputError(f"The adapters in {checkpoint} were trained with {then}, and now there is {now}: set it as it was.")
     if was.files != base.files:
         other = sorted(name for name in {*was.files, *base.files} if was.files.get(name) != base.files.get(name))
         raise InputError(
