@@ -42,6 +42,9 @@ class JoinedStep:
         self.effective: int | None = None
         """The rows of an optimizer step. It is None where that is one micro-batch, or nobody knows."""
         self._looked_s = time.monotonic()
+        self._room_bytes: int | None = None
+        """What this process and all that belongs to it may hold now. It is None where nobody has said that this is less than
+        the limit."""
         self._has_said_cuts = False
         self._batch: tuple[int | None, int | None, int | None] | None = None
         """Rows of a step, tokens and rows of a micro-batch as they were told last. It is None before that."""
@@ -66,7 +69,7 @@ class JoinedStep:
         now_s = time.monotonic()
         if now_s - self._looked_s >= _LOOK_AT_OTHERS_EVERY_S:
             self._looked_s = now_s
-            self.step.memory_limit(self._own_limit_bytes())
+            self._take_limits()
         loss = self.step.micro_batch(batch, loss_of, **how)
         self._tell_how(self.step)
         return loss
@@ -95,6 +98,9 @@ class JoinedStep:
         if order["kind"] == "limit_memory":
             self.step.limit_memory(order["device_bytes"])
             return int(order["device_bytes"])
+        if order.get("limit_bytes") is not None:
+            self._room_bytes = order["limit_bytes"] // self._life.ranks.count
+            self._take_limits()
         most = self.step.limit(order["micro_tokens"], halve=order["halve"], may_grow=order["may_grow"])
         return most or self.step.part_tokens or 0
 
@@ -102,6 +108,14 @@ class JoinedStep:
         """What this process may hold of what its whole tree may: loader processes take some of it."""
         limit_bytes = self._life.memory_limit_bytes
         return None if limit_bytes is None else max(0, limit_bytes - others_bytes())
+
+    def _take_limits(self) -> None:
+        """Has the step keep to what this process may hold, and to what there is of that now."""
+        limit_bytes, room_bytes = self._own_limit_bytes(), self._room_bytes
+        if limit_bytes is not None and room_bytes is not None:
+            room_bytes += limit_bytes - (self._life.memory_limit_bytes or 0)  # loader processes take some of this, too
+            limit_bytes = max(limit_bytes, room_bytes)  # it may be more than it was at first
+        self.step.memory_limit(limit_bytes, None if room_bytes is None else max(0, room_bytes))
 
     def _told(self, event: Event) -> None:
         session = self._session

@@ -27,6 +27,9 @@ SOFT_FRACTION = 0.89
 """The soft limit lies at this part of the worker's limit, or lower: below `FREEZE_FROM_USE` of the supervisor's ladder. A step
 that is too large is to be told that memory ran out, and done again, before it is frozen for how fast it grows.
 """
+LOWERED_FOR_S = 3.0
+"""A soft limit that somebody else has lowered stays so for this long, or until it is said what the worker may hold: the
+supervisor does so to a worker that it has frozen for want of memory, before it lets it go on to obey."""
 _MEASURED_EVERY_S = 0.1
 """What is reserved and untouched changes seldom, and looking takes as long as some thousandths of a quick step."""
 
@@ -149,13 +152,27 @@ class SoftLimit:
 
     def __init__(self, worker_limit_bytes: int | None) -> None:
         self._worker_limit_bytes = worker_limit_bytes
+        self._most_bytes = worker_limit_bytes or 0
         self._left_bytes = 0
         self._soft_bytes, self._measured_s = 0, -math.inf
+        self._set_bytes: int | None = None
+        """What this process has set last. None means that it has set nothing, or knows that somebody has lowered it."""
+        self._lowered_until_s = -math.inf
 
     def limit_to(self, worker_limit_bytes: int | None) -> None:
         """Takes in that the worker may hold more or less, from the next `renew` or `keep` on."""
         if worker_limit_bytes != self._worker_limit_bytes:
             self._worker_limit_bytes, self._measured_s = worker_limit_bytes, -math.inf
+            self._most_bytes = max(worker_limit_bytes or 0, self._most_bytes)
+        self._set_bytes, self._lowered_until_s = None, -math.inf
+
+    def lift_again(self) -> bool:
+        """Lifts a limit that is lower than it once was to what it was then. Returns False where it is not."""
+        if self._worker_limit_bytes is None or self._worker_limit_bytes >= self._most_bytes:
+            return False
+        self.limit_to(self._most_bytes)
+        self.renew()
+        return True
 
     def leave(self, size_bytes: int) -> None:
         """Takes in that so much of the limit is taken by what this process does not map, from the next `renew` or `keep` on."""
@@ -170,14 +187,14 @@ class SoftLimit:
         if self._worker_limit_bytes is not None:
             self._measured_s = time.monotonic()
             self._soft_bytes = soft_limit_bytes(self._worker_limit_bytes - self._left_bytes, held())
-            self._set(self._soft_bytes)
+            self._keep_set()
 
     def keep(self) -> None:
         """As `renew`, with what was measured a moment ago; for each micro-batch."""
         if time.monotonic() - self._measured_s >= _MEASURED_EVERY_S:
             self.renew()
         elif self._worker_limit_bytes is not None:
-            self._set(self._soft_bytes)
+            self._keep_set()
 
     @contextlib.contextmanager
     def spare(self) -> Iterator[None]:
@@ -186,11 +203,22 @@ class SoftLimit:
         if self._worker_limit_bytes is None or soft == resource.RLIM_INFINITY:
             yield
             return
+        before_bytes = self._set_bytes
         self._set(soft + SPARE_BYTES)
         try:
             yield
         finally:
-            self._set(soft)
+            if self._set_bytes == before_bytes:  # else it was set anew inside
+                self._set(soft)
+
+    def _keep_set(self) -> None:
+        """Sets the soft limit, unless somebody has lowered it just now."""
+        soft, now_s = resource.getrlimit(resource.RLIMIT_DATA)[0], time.monotonic()
+        if self._set_bytes is not None and 0 <= soft < self._set_bytes:
+            self._set_bytes, self._lowered_until_s = None, now_s + LOWERED_FOR_S
+        if now_s >= self._lowered_until_s:
+            self._set(self._soft_bytes)
+            self._set_bytes = resource.getrlimit(resource.RLIMIT_DATA)[0]
 
     def _set(self, soft: int) -> None:
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)

@@ -31,11 +31,11 @@ _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "pace": {"duty_fraction": _NUMBER},
     "pause": {"mode": (str,)},
     "stop": {"checkpoint": (bool,)},
-    "limit_micro_batch": {"micro_tokens": _NONE, "halve": (bool,), "may_grow": (bool,)},
+    "limit_micro_batch": {"micro_tokens": _NONE, "halve": (bool,), "may_grow": (bool,), "limit_bytes": _NONE},
     "limit_memory": {"device_bytes": _INT},
 }
 """What is read of each message that a program is told, besides what all orders have."""
-_DEFAULTS = {"deaths": 0, "micro_tokens": None, "halve": False, "may_grow": True}
+_DEFAULTS = {"deaths": 0, "micro_tokens": None, "halve": False, "may_grow": True, "limit_bytes": None}
 _MOST_LEASE_S = 86_400.0
 
 

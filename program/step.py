@@ -211,12 +211,15 @@ class Step:
         """
         return self._planner.order(most_tokens, halve=halve, may_grow=may_grow, in_use=self.part_tokens)
 
-    def memory_limit(self, limit_bytes: int | None) -> None:
-        """Takes in that this process may hold more or less of the host's memory from now on. None means that nobody knows."""
+    def memory_limit(self, limit_bytes: int | None, room_bytes: int | None = None) -> None:
+        """Takes in that this process may hold more or less of the host's memory from now on. None means that nobody knows.
+        `room_bytes` is what there is of that now, which parts are to fit into; a part that does not is computed all the same.
+        None means all of it.
+        """
         if self._is_on_host:
             self._limit_bytes = limit_bytes
             self._soft_limit.limit_to(limit_bytes)
-            self._planner.limit_to(limit_bytes)
+            self._planner.limit_to(limit_bytes if room_bytes is None else room_bytes)
 
     def limit_memory(self, device_bytes: int) -> None:
         """Has torch reserve no more than that of each GPU in use; does nothing where it computes on the CPU."""

@@ -137,11 +137,15 @@ class Checkpoint(Order, frozen=True, tag="checkpoint"):
 class LimitMicroBatch(Order, frozen=True, tag="limit_micro_batch"):
     """Rows × padded length of a micro-batch must not exceed `micro_tokens`. `halve=True` asks the worker to halve what
     it uses now. Neither: growth is free again. `may_grow=False` keeps it from growing while it stands.
+
+    `limit_bytes` is what the worker's whole tree may hold of the host's memory from now on, more or less than before, and it
+    plans anew by that at once. None means that nothing new is said of it.
     """
 
     micro_tokens: int | None = None
     halve: bool = False
     may_grow: bool = True
+    limit_bytes: Count | None = None
 
 
 class LimitMemory(Order, frozen=True, tag="limit_memory"):

@@ -551,7 +551,9 @@ class Supervisor:
                 case Freeze():
                     self.worker.fence.freeze()
                     self.schedule.look_soon(now_s)
-                case Thaw():
+                case Thaw(most_growth_bytes=most_growth_bytes):
+                    if most_growth_bytes is not None:
+                        self.worker.fence.keep_small(most_growth_bytes)
                     self.worker.fence.thaw()
                     self.schedule.look_soon(now_s)
                 case MoveCard(pids=pids, to_ram=to_ram):

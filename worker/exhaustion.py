@@ -70,12 +70,17 @@ def shrink(training: OneRank, step: int, exhausted: str) -> None:
 
     Raises `Leave` where only a new process gets over it.
     """
-    training.lanes.drop()
+    training.give_up_gradients()
     hand_back(training.device_memory)
     if not is_permanent(exhausted) and give_up_kept(training):
         log.warning("Out of memory: the state kept in memory is given up, and the step done again", step=step, why=exhausted)
         return
+    before = training.plan.at(step)
+    training.session.obey()  # the supervisor may have said meanwhile how much there is, which is a better guess than a half
     training.soft_limit.renew()
+    if not is_permanent(exhausted) and not training.plan.at(step).same_cuts(before):
+        report_out_of_memory(training, training.where, before, training.plan.at(step).micro_tokens, exhausted)
+        return
     before = training.plan.at(step)
     model, rows, shape = training.prepared.model, training.micro_rows, training.micro_shape
     assert shape is not None
@@ -94,6 +99,8 @@ def shrink(training: OneRank, step: int, exhausted: str) -> None:
         elif training.device_memory is not None and not on_host:
             cause = f"out of memory in {training.where} at one row of {tokens} tokens, with activations computed twice"
             after = training.plan.change(step, cause, on_host_from=shape.length)
+        elif training.soft_limit.lift_again():
+            after = before  # the room that is left now is no reason to give up a run that has more of it when all is well
         else:
             raise _one_row_too_large(training, step, int(rows[0]), tokens)
         report_out_of_memory(training, training.where, before, after.micro_tokens, exhausted)
@@ -142,6 +149,8 @@ def shrink_evaluation(training: OneRank, rows: Rows, longest: int, exhausted: st
     if not is_permanent(exhausted) and give_up_kept(training):
         return len(rows) * longest
     training.soft_limit.renew()
+    if len(rows) == 1 and training.soft_limit.lift_again():
+        return longest
     if len(rows) == 1:
         raise _no_room(
             training.device_memory,

@@ -1,14 +1,17 @@
-"""What the supervisor says about the size of micro-batches, taken into the plan. Which orders there are is in
-`messages.LimitMicroBatch`, when they are given in the supervisor's ladder; running out of memory is `exhaustion.py`'s.
+"""What the supervisor says about the size of micro-batches, and about the memory that there is for them, taken into the plan.
+Which orders there are is in `messages.LimitMicroBatch`, when they are given in the supervisor's ladder. Running out of memory
+is `exhaustion.py`'s.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from memsup.memory import SOFT_FRACTION
 from memsup.shared.messages import LimitMicroBatch
 from memsup.worker.memory import hand_back
 from memsup.worker.plan.entry import Entry
+from memsup.worker.plan.planner import planned_bytes
 from memsup.worker.training import OneRank
 
 
@@ -42,7 +45,6 @@ def limit_micro_batch(training: OneRank, order: LimitMicroBatch) -> int:
     }
     if order.halve:
         changes |= _halved(training, before)
-        hand_back(training.device_memory)
     elif order.micro_tokens is None and not order.may_grow:
         changes["limit"] = before.micro_tokens
     elif order.micro_tokens is None:
@@ -50,9 +52,49 @@ def limit_micro_batch(training: OneRank, order: LimitMicroBatch) -> int:
         if before.limit is not None and training.settings.tune:
             changes["ceiling"] = 2 * before.micro_tokens  # from there the planner goes on, and sees whether the room is back
             training.measuring.planner.look_soon()
+    if order.limit_bytes is not None and training.device_memory is None:
+        changes |= _within(training, before, order.limit_bytes)
     after = training.plan.change(step, f"ordered: {order.reason}", **changes)
+    if training.is_adding_up and not after.same_cuts(before):
+        training.give_up_gradients()  # the step is done again, and what was computed of it takes the room that is short
+    if order.halve or order.limit_bytes is not None:
+        hand_back(training.device_memory)
     training.publish()
     return after.micro_tokens
+
+
+def _within(training: OneRank, before: Entry, limit_bytes: int) -> dict[str, Any]:
+    """Takes in what this rank may hold from now on; returns what to change for its steps to keep to it, where it is less. If it
+    is more, the planner grows into it by itself.
+    """
+    planner = training.measuring.planner
+    is_less = planner.limit_to(*planned_bytes(limit_bytes))
+    if is_less and planner.has_no_room(training.step + 1):
+        _leave_to_a_smaller_one(training, limit_bytes)
+    changes = planner.within_limit(training.step + 1, before) if is_less else {}
+    # Below what one row takes, the soft limit would only have it fail, and what that is a new process does not know. There the
+    # ladder goes on: it has the worker hold.
+    least_bytes = planner.least_bytes()
+    if least_bytes is not None or not is_less:
+        training.soft_limit.limit_to(max(limit_bytes, int((least_bytes or 0) / SOFT_FRACTION)))
+    return changes
+
+
+def _leave_to_a_smaller_one(training: OneRank, limit_bytes: int) -> None:
+    """Leaves, since a new process holds less: none of what allocator and libraries keep. It begins with single rows. Raises
+    `Leave`.
+    """
+    training.give_up_gradients()
+    hand_back()
+    cause = f"no row fits any more into the {limit_bytes >> 20} MiB that are left, beside what this process holds"
+    row_by_row: dict[str, Any] = {
+        "ceiling": training.measuring.planner.longest,
+        "bands": (),
+        "checkpointed_from": None,
+        "one_lane": True,
+    }
+    training.plan.change(training.step + 1, cause, **row_by_row)
+    training.session.leave(f"{cause}: a new one begins with less, one row at a time")
 
 
 def _halved(training: OneRank, before: Entry) -> dict[str, Any]:

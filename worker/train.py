@@ -98,7 +98,7 @@ from memsup.worker.plan.footprint import shape_of
 from memsup.worker.plan.journal import Plan
 from memsup.worker.plan.measuring import Measuring
 from memsup.worker.plan.padding import Padding
-from memsup.worker.plan.planner import Initial, Planner
+from memsup.worker.plan.planner import Initial, Planner, planned_bytes
 from memsup.worker.plan.stopping import evaluates_after, is_better, merit_of
 from memsup.worker.ranks.first import Ranks
 from memsup.worker.ranks.shares import equal
@@ -109,9 +109,6 @@ from memsup.worker.tasks import Metrics, Prepared, find_task
 from memsup.worker.training import OneRank, Training
 
 _STEPS_TO_DOUBLE_SCALE = 2000
-PLANNED_FRACTION, INITIAL_FRACTION = 0.84, 0.88
-"""The parts of the worker's limit that micro-batches are planned for, and that those may take with which the run began: the
-ladder stops growth at 85 %, asks for less at 90 %, and the planner's line has an error."""
 _COMING_STEPS = 32
 """The number of coming steps by which it is decided which cut is the fastest."""
 
@@ -352,13 +349,15 @@ class _Program:
 
     def limit_micro_batch(self, order: LimitMicroBatch) -> int:
         assert self.training is not None
+        if order.limit_bytes is not None:  # each rank has its part of what all of them may take
+            order = msgspec.structs.replace(order, limit_bytes=order.limit_bytes // self._ranks.count)
         self._ranks.pass_on(order)
         return limit_micro_batch(self.training, order)
 
     def limit_memory(self, order: LimitMemory) -> str:
         told = limit_device(self._memory, order)
         if self._memory is not None and self.training is not None:
-            self.training.measuring.planner.limit_to(*_planned_bytes(self._memory.limit_bytes))
+            self.training.measuring.planner.limit_to(*planned_bytes(self._memory.limit_bytes))
         return told
 
     def read_memory(self) -> WorkerMemory:
@@ -428,10 +427,10 @@ def measuring_of(
     prepared: Prepared, welcome: Welcome, device: torch.device, memory: DeviceMemory | None, settings: Settings
 ) -> Measuring:
     limit_bytes = welcome.memory_limit_bytes if memory is None else memory.limit_bytes
-    planned_bytes, initial_bytes = (None, 0) if limit_bytes is None else _planned_bytes(limit_bytes)
+    most_bytes, initial_bytes = (None, 0) if limit_bytes is None else planned_bytes(limit_bytes)
     first_tokens = settings.micro_tokens
     planner = Planner(
-        limit_bytes=planned_bytes,
+        limit_bytes=most_bytes,
         longest=int(prepared.train.lengths.max()) if prepared.stream is None else prepared.stream.longest,
         may_checkpoint=bool(prepared.model.supports_gradient_checkpointing),
         initial=Initial(first_tokens, initial_bytes) if first_tokens and limit_bytes else None,
@@ -440,11 +439,6 @@ def measuring_of(
         always_checkpoints=bool(settings.gradient_checkpointing),
     )
     return Measuring(Peak(memory), planner, clock_of(device), on_host=memory is None)
-
-
-def _planned_bytes(limit_bytes: int) -> tuple[int, int]:
-    """Of a limit, what micro-batches are planned for, and what those with which the run begins may take."""
-    return int(limit_bytes * PLANNED_FRACTION), int(limit_bytes * INITIAL_FRACTION)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -566,7 +560,7 @@ def try_gradient(training: OneRank, step: int, rows: Rows) -> Gradient | None:
         exhausted = str(error)
     else:
         if gradient is None:
-            training.lanes.drop()
+            training.give_up_gradients()
             hand_back(training.device_memory)  # an order for less waits for what the gradients had
         return gradient
     # Out here the exception is gone, and with it the frames and the graph that it kept alive.
@@ -587,7 +581,8 @@ def _accumulate(training: OneRank, step: int, rows: Rows) -> Gradient | None:
     total_loss = torch.zeros((), device=training.device)
     for one in lanes.models:
         one.train()
-    lanes.drop()
+    training.give_up_gradients()
+    training.is_adding_up, training.has_given_up = True, False
     training.measuring.begin_step(plan.lanes_used)
     with lanes.step(partial(autocast, training.device, training.settings.amp)):  # a whole step: weights are converted once
         for parts, shape in zip(cuts, shapes, strict=True):
@@ -607,8 +602,9 @@ def _accumulate(training: OneRank, step: int, rows: Rows) -> Gradient | None:
             training.at_rows = None
             training.publish()
             training.boundary()
-            if not training.plan.at(step).same_cuts(plan):
+            if training.has_given_up or not training.plan.at(step).same_cuts(plan):
                 return None
+    training.is_adding_up = False
     training.measuring.end_step()
     with spent_on(Part.OPTIMIZER):
         lanes.gather()

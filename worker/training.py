@@ -110,6 +110,10 @@ class OneRank:
     """The part of the step in which memory ran out last."""
     activation_checkpointing: bool = False
     """Whether the model is set to compute its activations twice now."""
+    is_adding_up: bool = False
+    """Whether micro-batches of the step in hand are left to be computed."""
+    has_given_up: bool = False
+    """Whether the gradients of the step in hand were dropped, so that it has to be done again."""
 
     @property
     def examples(self) -> Trained:
@@ -143,6 +147,11 @@ class OneRank:
         yield from self.prepared.model.buffers()
         for parameter in self.prepared.model.parameters():
             yield from self.optimizer.state.get(parameter, {}).values()
+
+    def give_up_gradients(self) -> None:
+        """Drops what was computed of the step in hand, in all lanes."""
+        self.lanes.drop()
+        self.has_given_up = True
 
     def boundary(self) -> None:
         """Ends a piece of work: carries out what was ordered, and has the soft limit lie where it has to. Raises `Leave`."""

@@ -138,6 +138,8 @@ class OrderKind(enum.StrEnum):
     """The micro-batch may grow again."""
     LIMIT_TOKENS = "limit_tokens"
     """The micro-batch has at most so many tokens from now on."""
+    LIMIT_RAM = "limit_ram"
+    """The worker may hold more or less of the host's memory than before, and plans for that."""
     LIMIT_MEMORY = "limit_memory"
     """Torch may reserve at most so much of the GPU."""
     PACE = "pace"

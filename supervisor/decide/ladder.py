@@ -8,6 +8,9 @@ Memory is judged by *use*: the part of what the worker may have that is taken, 0
 tree against its limit, and the machine's used memory against all but the reserve. Climbing is immediate, to the highest rung
 whose `enter` is met; coming down is one rung at a time, after `calm_s` below that rung's `leave`.
 
+What the worker may hold is told to it before any rung does something (`room_bytes`): as others take more of the machine, or its
+limit falls, it plans with less, and need not be made smaller by halves.
+
 Each step leaves in `Ladder.decided_on` what it was decided on besides the readings. The ledger keeps it with every decision,
 and `replay` comes to the same stance from it.
 """
@@ -21,6 +24,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
+from memsup.supervisor.decide.room import Room, room_bytes
 from memsup.supervisor.decide.uses import HOLD_USE, SHRINK_USE, STOP_GROWING_USE
 from memsup.supervisor.words import percent, size
 
@@ -72,7 +76,8 @@ CRITICAL_RESERVE, LAST_RESERVE = 0.5, 0.25
 not fall any more (a container's limit was lowered, say), the worker is thawed to obey; with less than the second part left it
 stays frozen."""
 STANDS_RESERVE = 0.05
-"""Free memory counts as falling if it fell by this part of the reserve or more while the worker was frozen."""
+"""Free memory counts as falling if it fell by this part of the reserve or more while the worker was frozen. If it does not, a
+worker that limits itself is thawed to obey as long as so much is left, since it can be kept from taking more meanwhile."""
 FREEZE_S = 0.5
 """A frozen worker is looked at again after this time: killed if it still stands at the limit, else thawed to obey."""
 THAW_GRACE_S = 3.0
@@ -111,6 +116,8 @@ class WorkerView:
     """Whether the worker owes the answer to an order about its micro-batch."""
     can_shrink: bool = True
     """Whether a micro-batch has more than a single row."""
+    limits_itself: bool = False
+    """Whether the worker catches it when it runs out of memory, below a soft limit that may be lowered while it is frozen."""
     held: bool = False
     frozen: bool = False
 
@@ -148,6 +155,8 @@ class Stance:
     duty_fraction: float = 1.0
     vram_limit_bytes: int | None = None
     """What torch may reserve of the GPU. It is None where nothing has to be said about that."""
+    limit_bytes: int | None = None
+    """What the worker's tree may hold of the host's memory, by which it is to plan. It is None before anything was read."""
     holds: frozenset[HoldReason] = frozenset()
     leave_card: bool = False
     """Others need the card that a program computes on which takes no orders."""
@@ -177,6 +186,7 @@ class LadderState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     left_when_frozen: int | None = None
     thawed_at: float | None = None
     shrunk_at: float | None = None
+    room: Room = Room()
     disk_low: bool = False
     disk_calm_since: float | None = None
     used: tuple[float, int] | None = None
@@ -199,6 +209,7 @@ class Ladder:
     """The machine's free bytes when the worker was frozen. They are None where it never was, or they were not known."""
     _thawed_at: float | None = None
     _shrunk_at: float | None = None
+    _room: Room = field(default_factory=Room)
     _disk_low: bool = False
     _disk_calm_since: float | None = None
     _used: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=64))
@@ -219,6 +230,7 @@ class Ladder:
         if use is not None:
             self._note_growth(memory)
             self._move(now_s, use)
+        self._look_at_room(now_s, memory)
         freeze, kill = self._emergency(now_s, memory, worker)
         holds, release = self._holds(now_s, memory, disk, proposals)
         shrink = self._shrink(now_s, worker) or any(p.shrink for p in proposals)
@@ -236,6 +248,7 @@ class Ladder:
             shrink=shrink,
             duty_fraction=duty,
             vram_limit_bytes=min((p.vram_limit_bytes for p in proposals if p.vram_limit_bytes is not None), default=None),
+            limit_bytes=self._room.told_bytes,
             holds=holds,
             leave_card=any(p.leave_card for p in proposals),
             release=release,
@@ -283,6 +296,7 @@ class Ladder:
             left_when_frozen=self._left_when_frozen,
             thawed_at=self._thawed_at,
             shrunk_at=self._shrunk_at,
+            room=self._room,
             disk_low=self._disk_low,
             disk_calm_since=self._disk_calm_since,
             used=next(in_window, self._used[-1] if self._used else None),
@@ -316,6 +330,14 @@ class Ladder:
                 self._used.popleft()
 
     # -- the rungs that do something ----------------------------------------------------------------------------------
+
+    def _look_at_room(self, now_s: float, memory: MemoryReading) -> None:
+        """Sees what the worker may hold. When it is told that this is less, its plan is given the time of a halving to show."""
+        before_bytes, limit_bytes = self._room.told_bytes, self.limits.worker_bytes
+        room = room_bytes(memory, limit_bytes=limit_bytes, reserve_bytes=self.limits.reserve_bytes)
+        self._room = self._room.seen(now_s, room, limit_bytes)
+        if before_bytes is not None and self._room.told_bytes is not None and self._room.told_bytes < before_bytes:
+            self._shrunk_at = now_s
 
     def _shrink(self, now_s: float, worker: WorkerView) -> bool:
         if self.rung < Rung.SHRINK or not worker.takes_orders or worker.order_in_flight or not worker.can_shrink or worker.held:
@@ -382,11 +404,16 @@ class Ladder:
             return True
         if left is None:
             return None if memory.worker_bytes is None else False
-        waits = self._has_time_to_obey(now_s, worker) or self._no_longer_falls(left)
-        return left < (LAST_RESERVE if waits else CRITICAL_RESERVE) * self.limits.reserve_bytes
+        return left < self._least_reserve(now_s, left, worker) * self.limits.reserve_bytes
 
     def _fills_its_limit(self, memory: MemoryReading) -> bool:
         return memory.worker_bytes is not None and memory.worker_bytes >= FREEZE_USE * self.limits.worker_bytes
+
+    def _least_reserve(self, now_s: float, left_bytes: int, worker: WorkerView) -> float:
+        """The part of the reserve below which somebody fills the machine."""
+        if not (self._has_time_to_obey(now_s, worker) or self._no_longer_falls(left_bytes)):
+            return CRITICAL_RESERVE
+        return STANDS_RESERVE if worker.limits_itself and not worker.held else LAST_RESERVE
 
     def _has_time_to_obey(self, now_s: float, worker: WorkerView) -> bool:
         """Whether the worker holds already, or was thawed just now to give back what it has."""
@@ -427,6 +454,7 @@ def replay(state: LadderState, memory: MemoryReading, disk: DiskReading | None) 
         state.left_when_frozen,
         state.thawed_at,
         state.shrunk_at,
+        state.room,
         state.disk_low,
         state.disk_calm_since,
         deque([] if state.used is None else [state.used], maxlen=64),

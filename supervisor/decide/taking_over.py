@@ -69,8 +69,6 @@ def told(run: str, differ: Collection[str], limits: Limits, limit_before_bytes: 
     if limits.worker_limit_bytes != limit_before_bytes:
         sentences.append(f"The worker may take {size(limits.worker_limit_bytes)} now: {limits.worker_limit_origin}.")
     later = [name for name in sorted(differ) if name in OF_THE_WORKER]
-    if limits.worker_limit_bytes > limit_before_bytes:
-        later.append("the larger limit")
     if later and has_worker:
         counts = "counts" if len(later) == 1 else "count"
         again = f"{command('pause', run)} --release, then {command('resume', run)}"

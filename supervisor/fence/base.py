@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memsup.supervisor.fence import launch
-from memsup.supervisor.kernel.processes import MARK, fence_name
+from memsup.supervisor.kernel.processes import MARK, fence_name, limit_growth
 
 WORKER_OOM_SCORE_ADJ = 700
 """The worker's score is well above a user service's 200 (systemd#38492): the kernel takes the worker when it must choose."""
@@ -106,6 +106,13 @@ class Fence(ABC):
 
     @abstractmethod
     def freeze(self) -> None: ...
+
+    def keep_small(self, most_growth_bytes: int) -> None:
+        """Has each process inside that keeps a soft limit (`RLIMIT_DATA`) get at most so much more than it has now, until it
+        sets that limit anew. Beyond, an allocation fails, which it can catch, instead of taking what is not there.
+        """
+        for pid in self.pids():
+            limit_growth(pid, most_growth_bytes)
 
     @abstractmethod
     def thaw(self) -> None: ...

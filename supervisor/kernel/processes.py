@@ -157,6 +157,21 @@ def private_bytes(pid: int) -> int | None:
     return _kib_sum(_content(f"/proc/{pid}/smaps_rollup"), b"\nPrivate_Dirty:")
 
 
+def limit_growth(pid: int, most_growth_bytes: int) -> None:
+    """Has a process that keeps a soft limit of its data (`RLIMIT_DATA`) get at most so much more than it has now. One that
+    keeps none, or has less room already, is left alone, and so is one that is gone.
+    """
+    import resource  # here, since `deadman.py` has no use for it
+
+    try:
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
+        has_bytes = int(_content(f"/proc/{pid}/statm").split()[5]) * resource.getpagesize()
+        if soft != resource.RLIM_INFINITY and has_bytes + most_growth_bytes < soft:
+            resource.prlimit(pid, resource.RLIMIT_DATA, (has_bytes + most_growth_bytes, hard))
+    except (OSError, ValueError, IndexError):
+        return
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Signals
 

@@ -28,7 +28,7 @@ Placed = tuple[float, Entry]
 _LOOK_AHEAD = 2_000
 """The end of something is looked for among so many lines; what takes longer to end has no price."""
 _KILL_TAKES_S = 30.0
-_MICRO_BATCH = {OrderKind.HALVE, OrderKind.STOP_GROWING, OrderKind.GROW, OrderKind.LIMIT_TOKENS}
+_MICRO_BATCH = {OrderKind.HALVE, OrderKind.STOP_GROWING, OrderKind.GROW, OrderKind.LIMIT_TOKENS, OrderKind.LIMIT_RAM}
 
 
 class Kind(enum.StrEnum):

@@ -16,7 +16,7 @@ from memsup.supervisor.decide.readings import DiskReading, MemoryReading
 from memsup.supervisor.kernel.cgroups import MemoryAccount
 from memsup.supervisor.kernel.kernel_file import KernelFile
 
-_LIMITS_AGAIN_S = 1.0
+_LIMITS_AGAIN_S = 0.25
 
 
 class WorkerUse(Protocol):

@@ -37,6 +37,8 @@ class Machine:
     floor_bytes: int = 500 * MIB
     token_bytes: int = MIB // 4
     square_bytes: int = 0
+    lane_bytes: int = 0
+    """What a second lane takes by itself: another gradient."""
     noise: float = 0.0
     seed: int = 1
     recomputed: float = 1 / 8
@@ -52,7 +54,8 @@ class Machine:
 
     def peak_bytes(self, shape: Shape, *, checkpointed: bool = False) -> int:
         part = self.recomputed if checkpointed else 1.0
-        return self.floor_bytes + int(part * (shape.tokens * self.token_bytes + shape.squares * self.square_bytes))
+        taken = part * (shape.tokens * self.token_bytes + shape.squares * self.square_bytes)
+        return self.floor_bytes + int(taken) + (self.lane_bytes if shape.beside else 0)
 
     def step(self, lengths: Lengths, entry: Entry, planner: Planner | None = None) -> tuple[float, int]:
         """Seconds, and the peak in bytes."""
@@ -111,6 +114,12 @@ class Night:
                 self.entry = msgspec.structs.replace(self.entry, step=self.step + 1, **change.fields)
                 self.changes.append(self.step + 1)
                 self.told.append(change)
+
+    def limit_to(self, limit_bytes: int) -> None:
+        """The supervisor says between two steps what there is to plan for, as `micro_batch_limit.py` takes it in."""
+        if self.planner.limit_to(limit_bytes, limit_bytes):
+            changes = self.planner.within_limit(self.step + 1, self.entry)
+            self.entry = msgspec.structs.replace(self.entry, step=self.step + 1, **changes)
 
     def seconds(self, entry: Entry) -> float:
         """Of a hundred steps that are cut like this, without the noise."""
@@ -343,6 +352,80 @@ def test_what_a_step_will_take_is_known_beforehand() -> None:
     shape = Shape(3, 400)
     assert night.planner.predicted_peak_bytes(shape, checkpointed=False) == pytest.approx(machine.peak_bytes(shape), rel=0.03)
     assert night.planner.predicted_peak_bytes(shape, checkpointed=True) is None, "that was never seen"
+
+
+# -- a limit that falls ------------------------------------------------------------------------------------------------
+
+
+@given(
+    lanes=st.sampled_from([1, 2]),
+    token_bytes=st.integers(MIB // 32, MIB // 4),
+    square_bytes=st.sampled_from([0, 100]),
+    lane_bytes=st.integers(0, 200 * MIB),
+    room=st.floats(0.0, 1.0),
+    start=st.sampled_from([128, 1024, 4096]),
+)
+def test_when_less_may_be_held_the_next_step_keeps_to_it_and_when_it_is_back_so_is_the_speed(
+    lanes: int, token_bytes: int, square_bytes: int, lane_bytes: int, room: float, start: int
+) -> None:
+    """The limit falls in mid-run to anything in which a row fits, computed twice if need be; no step is too large for it."""
+    machine = Machine(start_s=0.003, size_s=1.2e-7, token_bytes=token_bytes, square_bytes=square_bytes, lane_bytes=lane_bytes)
+    night = Night(machine, limit_bytes=1600 * MIB, entry=plan(start, lanes=lanes))
+    night.run(80)
+    before_s = night.seconds(night.entry)
+    row_bytes = machine.peak_bytes(Shape(1, night.longest), checkpointed=True) + 16 * MIB
+    low_bytes = int(row_bytes + room * (1600 * MIB - row_bytes))
+    night.limit_to(low_bytes)
+    night.peaks.clear()
+    night.run(60)
+    assert max(night.peaks) <= low_bytes + 8 * MIB
+    night.limit_to(1600 * MIB)
+    night.run(40)
+    assert night.seconds(night.entry) <= before_s / 0.95
+
+
+def test_a_second_lane_that_has_no_room_goes_first_and_comes_back_when_it_has() -> None:
+    machine = Machine(start_s=0.003, size_s=1.2e-7, token_bytes=MIB // 8, lane_bytes=200 * MIB)
+    night = Night(machine, limit_bytes=1600 * MIB, entry=plan(1024, lanes=2))
+    night.run(40)
+    assert not night.entry.one_lane
+    night.limit_to(800 * MIB)
+    assert night.entry.one_lane
+    night.run(40)
+    assert night.entry.one_lane, "there is still no room"
+    assert night.entry.checkpointed_from is None, "a row fits beside nothing else"
+    night.limit_to(1600 * MIB)
+    night.run(3)
+    assert not night.entry.one_lane
+
+
+def test_what_still_fits_is_left_as_it_is_when_less_may_be_held() -> None:
+    night = Night(SMALL_IS_FAST, limit_bytes=16 << 30, entry=plan(1024, lanes=2))
+    night.run(80)
+    before = night.entry
+    night.limit_to(8 << 30)
+    assert night.entry.same_cuts(before)
+
+
+def test_a_size_that_was_set_is_made_smaller_only_as_far_as_it_has_to_be_and_given_back() -> None:
+    night = Night(SMALL_IS_FAST, limit_bytes=1600 * MIB, entry=plan(2048))
+    night.planner._tunes = False
+    night.run(20)
+    night.limit_to(800 * MIB)
+    assert 512 <= (night.entry.ceiling or 0) < 1200
+    night.limit_to(1600 * MIB)
+    night.run(20)
+    assert night.entry.ceiling is None
+
+
+def test_the_least_that_a_row_takes_is_known_when_rows_were_seen() -> None:
+    night = Night(SMALL_IS_FAST, limit_bytes=4000 * MIB, entry=plan(1024))
+    assert night.planner.least_bytes() is None
+    night.run(40)
+    least_bytes = night.planner.least_bytes()
+    assert least_bytes is not None
+    alone_bytes = SMALL_IS_FAST.peak_bytes(Shape(1, 512))
+    assert alone_bytes <= least_bytes <= alone_bytes + 16 * MIB
 
 
 # -- its parts ---------------------------------------------------------------------------------------------------------

@@ -42,6 +42,20 @@ LEAKED_FRACTION = 0.5
 new shape takes a fifth of it within the first fifty steps, and looks like a leak."""
 SMALLEST_CHANGE = 1.15
 """The factor by which a bound in memory has to differ to be moved."""
+PLANNED_FRACTION, INITIAL_FRACTION = 0.84, 0.88
+"""The parts of the worker's limit that micro-batches are planned for, and that those may take with which the run began: the
+ladder stops growth at 85 %, asks for less at 90 %, and the planner's line has an error."""
+LEAST_ROWS_IN_LANES = 2
+"""So many of the longest rows have to fit at once where micro-batches are computed in lanes, each of which has one at least."""
+
+
+LEAST_STEPS_TO_LEAVE = 8
+"""A life of fewer steps does not leave to a new process for want of room: that would hold as much."""
+
+
+def planned_bytes(limit_bytes: int) -> tuple[int, int]:
+    """Of a limit, what micro-batches are planned for, and what those with which the run begins may take."""
+    return int(limit_bytes * PLANNED_FRACTION), int(limit_bytes * INITIAL_FRACTION)
 
 
 class Refusal(NamedTuple):
@@ -74,6 +88,13 @@ class Change(NamedTuple):
     """Whether it is known to be faster. Otherwise it is a trial, from which is learnt what it costs, or a bound has moved."""
 
 
+class _Lines(NamedTuple):
+    """What was learnt of micro-batches in so many lanes, by whether activations were computed twice."""
+
+    stopwatch: dict[bool, Stopwatch]
+    footprint: dict[bool, Footprint]
+
+
 class Planner:
     """The planner of one life of the worker. What it finds out goes into the plan, and so outlives it."""
 
@@ -98,7 +119,9 @@ class Planner:
         self._limit_bytes, self._longest = limit_bytes, longest
         self._may_checkpoint = may_checkpoint
         self._tunes, self._always_checkpoints = tunes, always_checkpoints
-        self._lanes = 0
+        self._most_limit_bytes = limit_bytes or 0
+        self._lines: dict[int, _Lines] = {}
+        """What was learnt, by the number of lanes."""
         self.compute_in(1)
         self._floor = Floor()
         self._first_floor_bytes: int | None = None
@@ -109,12 +132,16 @@ class Planner:
         self._looked_at_step: int | None = None
         self._first_step: int | None = None
 
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest row."""
+        return self._longest
+
     def compute_in(self, lanes: int) -> None:
-        """Tells the number of lanes. Another one takes other times and other memory, so these are learnt anew."""
-        if lanes != self._lanes:
-            self._lanes = lanes
-            self._stopwatch = {False: Stopwatch(), True: Stopwatch()}
-            self._footprint = {False: Footprint(), True: Footprint()}
+        """Tells the number of lanes. Another one takes other times and other memory, so each has lines of its own."""
+        self._lanes = lanes
+        fresh = _Lines({False: Stopwatch(), True: Stopwatch()}, {False: Footprint(), True: Footprint()})
+        self._stopwatch, self._footprint = self._lines.setdefault(lanes, fresh)
 
     def observe(self, shape: Shape, *, checkpointed: bool, peak_bytes: int, before_bytes: int) -> None:
         """Takes in the memory of one micro-batch."""
@@ -134,16 +161,55 @@ class Planner:
         self._refused[checkpointed, band] = Refusal(tokens, until_step=step + REFUSED_STEPS)
         self.look_soon()
 
-    def limit_to(self, limit_bytes: int, initial_bytes: int) -> None:
+    def limit_to(self, limit_bytes: int, initial_bytes: int) -> bool:
         """Takes in that the worker may hold more or less from now on, and its first micro-batch take up to `initial_bytes`.
-        What did not fit into less room is no answer any more.
+        What did not fit into less room is no answer any more. Returns whether it is less than before.
         """
-        if self._limit_bytes is not None and limit_bytes > self._limit_bytes:
+        before_bytes = limit_bytes if self._limit_bytes is None else self._limit_bytes
+        if limit_bytes > before_bytes:
             self._refused.clear()
-        self._limit_bytes = limit_bytes
+        self._limit_bytes, self._most_limit_bytes = limit_bytes, max(limit_bytes, self._most_limit_bytes)
         if self._initial is not None:
             self._initial = self._initial._replace(most_bytes=initial_bytes)
         self.look_soon()
+        return limit_bytes < before_bytes
+
+    def within_limit(self, step: int, plan: Entry) -> dict[str, Any]:
+        """What to change of the plan for `step` at once, so that it keeps to a limit that has fallen, as far as is known:
+        without a second lane where that has no room for two rows, and with bounds by length that fit.
+        """
+        changes: dict[str, Any] = {}
+        if plan.lanes_used > 1 and not self._fits_in(plan.lanes):
+            changes["one_lane"] = True
+            self.compute_in(1)
+        kept = self._kept()
+        if not self._tunes:
+            most_tokens = MANY_TOKENS if kept is None else max(1, self._most_tokens(kept, self._longest))
+            return changes | ({"ceiling": most_tokens} if most_tokens < plan.most_tokens(self._longest) else {})
+        room = self._room(step, _with(plan, changes))
+        if changes.get("one_lane") and plan.bands:  # what fitted beside a second lane is no reason to cut larger now
+            room["bands"] = tuple(min(pair) for pair in zip(plan.bands, room.get("bands", plan.bands), strict=True))
+        return changes | room
+
+    def has_no_room(self, step: int) -> bool:
+        """Whether a limit that has fallen is predicted to be too small even for the longest row by itself, with its activations
+        computed twice if need be, in a process that has trained for long enough to hold more than a new one would.
+        """
+        is_new = self._first_step is None or step - self._first_step < LEAST_STEPS_TO_LEAVE
+        kept, checkpointed = self._kept(), self._footprint[True].fit()
+        if is_new or kept is None or self._limit_bytes is None or self._lanes > 1:  # a second lane goes first
+            return False
+        most_bytes = self._limit_bytes if self._initial is None else self._initial.most_bytes
+        if checkpointed is None and self._may_checkpoint:  # it takes a part of that, and nobody knows which
+            checkpointed = kept._replace(per_token=0.0, per_square=0.0)
+        lines = [kept] if checkpointed is None else [kept, checkpointed]
+        return all(line.most_tokens(self._longest, most_bytes) < self._longest for line in lines)
+
+    def least_bytes(self) -> int | None:
+        """What the longest row takes by itself at least, as predicted. None means that too little was seen."""
+        fits = [fit for fit in (self._kept(), self._footprint[True].fit() if self._may_checkpoint else None) if fit is not None]
+        alone = Shape(1, self._longest)
+        return min((int(fit.peak_bytes(alone) + fit.margin_bytes) for fit in fits), default=None)
 
     def look_soon(self) -> None:
         """Has the plan looked at soon, since something changed that was not measured."""
@@ -173,7 +239,7 @@ class Planner:
         if leak is None or self._limit_bytes is None or self._first_floor_bytes is None:
             return None
         risen_bytes = max(leak.rise_bytes, self._held_bytes - self._first_floor_bytes)
-        most_bytes = LEAKED_FRACTION * (self._limit_bytes - self._first_floor_bytes)
+        most_bytes = LEAKED_FRACTION * (self._most_limit_bytes - self._first_floor_bytes)
         if risen_bytes < most_bytes:
             return None
         risen_bytes = hand_back() - self._first_floor_bytes
@@ -209,7 +275,7 @@ class Planner:
         if plan.ceiling is not None:  # one step of trust at a time
             changes["ceiling"] = 2 * plan.ceiling if 2 * plan.ceiling < plan.start else None
             cause = faster.cause if faster else "larger ones are tried again after memory ran out"
-        if plan.one_lane and plan.ceiling is None and plan.limit is None:
+        if plan.one_lane and plan.ceiling is None and plan.limit is None and self._fits_in(plan.lanes):
             changes["one_lane"] = False
         if changes.get("checkpointed_from", plan.checkpointed_from) != plan.checkpointed_from:
             self.look_soon()  # rows that were not kept before are: what they take is seen now
@@ -232,7 +298,7 @@ class Planner:
         elif plan.activation_checkpointing and not self._always_checkpoints:
             if self._is_trusted(step, min(self._longest, plan.start), checkpointed=False):
                 changes = {"activation_checkpointing": False}
-        elif plan.one_lane:
+        elif plan.one_lane and self._fits_in(plan.lanes):
             changes = {"one_lane": False}
         if changes:
             self.look_soon()
@@ -276,6 +342,16 @@ class Planner:
             return {"bands": tuple(bands), "checkpointed_from": checkpointed_from, "activation_checkpointing": False}
         return {}
 
+    def _fits_in(self, lanes: int) -> bool:
+        """Whether the limit has room for micro-batches in so many lanes. Where they were never measured it is assumed that it
+        has, unless it has fallen.
+        """
+        seen = self._lines.get(lanes)
+        fit = seen.footprint[False].fit() if seen else None
+        if fit is None or self._limit_bytes is None:
+            return self._limit_bytes is None or self._limit_bytes >= self._most_limit_bytes
+        return fit.most_tokens(self._longest, self._limit_bytes) >= LEAST_ROWS_IN_LANES * self._longest
+
     def _most_tokens(self, fit: Fit, length: int) -> int:
         """The most tokens of a micro-batch padded to `length` that fit: as far as growth goes, or the initial ones where these
         take a little more.
@@ -292,11 +368,14 @@ class Planner:
         return refusal.tokens // 2 if refusal is not None and step < refusal.until_step else MANY_TOKENS
 
     def _kept(self) -> Fit | None:
-        """The line of memory for activations that are kept. Where they never were, it is a guess from those computed twice, too
-        high rather than too low. None means that nothing is known.
+        """The line of memory for activations that are kept. Where they never were, it is that of more lanes, or a guess from
+        those computed twice: too high rather than too low. None means that nothing is known.
         """
         fit = self._footprint[False].fit()
         checkpointed = self._footprint[True].fit()
+        if fit is None and self._lanes == 1:  # more lanes take more
+            known = (lines.footprint[False].fit() for lanes, lines in self._lines.items() if lanes > 1)
+            fit = next((line for line in known if line is not None), None)
         if fit is None and checkpointed is not None:
             layers = self._layers
             times = max(1.0, layers * NUMBERS_OF_A_LAYER / (layers + 2 * NUMBERS_OF_A_LAYER))

@@ -65,7 +65,11 @@ class Freeze:
 
 @dataclass(frozen=True)
 class Thaw:
-    """Let the worker's whole tree go on."""
+    """Let the worker's whole tree go on. `most_growth_bytes` is how much more memory than it has now each process that limits
+    itself can get before it has obeyed; None means that this is left to them.
+    """
+
+    most_growth_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -500,6 +500,7 @@ class Lifecycle(Standing):
             on_cpu=self.on_cpu,
             deaths=self.recovery.count,
         )
+        self.worker.tuning.told_limit_bytes = self.memory_limit_bytes
         self._out.append(Send(welcome))
 
     def _heard(self, now_s: float, beat: m.Heartbeat) -> None:
@@ -507,7 +508,7 @@ class Lifecycle(Standing):
         if last is None or progress.ticks != last.progress.ticks:
             worker.orders.progressed(now_s)
             self.waiters.progressed(now_s)
-        worker.beat(progress.phase, beat.batch)
+        worker.beat(progress.phase, beat.batch, beat.memory.data_limit_bytes)
         if not worker.trains:  # until it has loaded, the run is where the life before left it
             before = msgspec.structs.asdict(last.progress if last is not None else self.before)
             known = {name: value for name, value in before.items() if name not in _OF_THE_MOMENT and value is not None}

@@ -42,6 +42,9 @@ BOUNDARY_WITHIN_S = 100.0
 longer."""
 HOLD_WITHIN_S = 10.0
 """An attached program that has not come to a boundary after so many seconds is frozen instead, which keeps its memory too."""
+THAWED_GROWTH_BYTES = 8 << 20
+"""Each process of a worker that was frozen for want of memory can get so much more before it has obeyed: enough to hear what it
+is ordered, and to end a step."""
 UNWINDS_WITHIN_S = 30.0
 """A program that has said that it leaves has this many seconds to end by itself."""
 
@@ -112,6 +115,8 @@ class OneLife:
     """The size of the worker's micro-batches. It is None while the worker has not said. Between two lives this is still said of
     the last worker.
     """
+    limits_itself: bool = False
+    """The worker is the built-in training, and keeps a soft limit of host memory below which it catches that it ran out."""
     keeps_every_s: float | None = None
     """How often the worker was told to hand its state over in memory. It is None where it was told not to, or nothing."""
     held: bool = False
@@ -237,11 +242,12 @@ class OneLife:
 
     # -- what it says -------------------------------------------------------------------------------------------------
 
-    def beat(self, phase: Phase, batch: m.BatchShape | None) -> None:
+    def beat(self, phase: Phase, batch: m.BatchShape | None, data_limit_bytes: int | None = None) -> None:
         """The worker's main thread is in `phase`, and cuts its batches like this. `batch` is None while it does not cut any
-        yet.
+        yet, `data_limit_bytes` where it keeps no soft limit.
         """
         self.micro_tokens = batch.micro_tokens if batch else self.micro_tokens
+        self.limits_itself = data_limit_bytes is not None and not self.is_command
         self.trains = self.trains or phase not in (Phase.STARTING, Phase.LOADING)
         self.held = phase is Phase.HOLDING or (self.held and phase is Phase.SAVING)  # a held worker saves what it has
 
@@ -298,7 +304,8 @@ class OneLife:
         before, self._frozen = self._frozen, why
         if why is not None:
             return [Freeze(), records.freeze(why, emergency=emergency)] if before is None else []
-        return [] if before is None else [Thaw(), records.thaw(before)]
+        most_growth_bytes = THAWED_GROWTH_BYTES if self.limits_itself else None
+        return [] if before is None else [Thaw(most_growth_bytes), records.thaw(before)]
 
     def hold(self, now_s: float, why: Why | None, *, save: bool) -> list[Action]:
         """The actions that make the worker hold for `why`, and with `save` write a checkpoint; or let it go on where `why` is

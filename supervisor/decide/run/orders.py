@@ -108,6 +108,8 @@ def kind_of(order: AnyOrder) -> OrderKind:
             return OrderKind.HALVE
         case LimitMicroBatch(micro_tokens=int()):
             return OrderKind.LIMIT_TOKENS
+        case LimitMicroBatch(limit_bytes=int()):
+            return OrderKind.LIMIT_RAM
         case LimitMicroBatch(may_grow=may_grow):
             return OrderKind.GROW if may_grow else OrderKind.STOP_GROWING
         case LimitMemory():
@@ -133,6 +135,8 @@ def name_of(order: AnyOrder) -> str:
             return "halve the micro-batch"
         case LimitMicroBatch(micro_tokens=int(most)):
             return f"micro-batches of at most {most:,} tokens"
+        case LimitMicroBatch(limit_bytes=int(limit_bytes)):
+            return f"plan for {size(limit_bytes)} of memory"
         case LimitMicroBatch(may_grow=may_grow):
             return "let the micro-batch grow" if may_grow else "stop growing the micro-batch"
         case LimitMemory(device_bytes=device_bytes):

@@ -270,6 +270,7 @@ class Standing:
             takes_orders=obeys and not worker.leaving.ending,
             order_in_flight=worker.orders.in_flight(m.LimitMicroBatch),
             can_shrink=batch is not None and (batch.micro_rows is None or batch.micro_rows > 1),
+            limits_itself=worker.limits_itself,
             held=worker.rests,
             frozen=worker.frozen,
         )

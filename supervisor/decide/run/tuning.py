@@ -29,6 +29,8 @@ class Tuning:
     bound."""
     cuts: bool = True
     """Whether the worker cuts what it computes at once, and limits its memory: an attached program is only paced."""
+    told_limit_bytes: int | None = None
+    """What it was told that its tree may hold of the host's memory. It is None where it was told of no limit."""
     _halve: bool = False
     """The ladder asked for a smaller micro-batch, and no order has gone out yet."""
     _told_may_grow: bool = True
@@ -55,15 +57,24 @@ class Tuning:
             yield partial(LimitMemory, device_bytes=vram_bytes), _why(stance, "what others leave it", HoldReason.MEMORY)
 
     def _micro_batch(self, stance: Stance) -> Iterator[tuple[OrderMaker, Why]]:
-        halve, may_grow = self._halve, stance.may_grow
+        may_grow, limit_bytes = stance.may_grow, None
+        if stance.limit_bytes is not None and stance.limit_bytes != self.told_limit_bytes:
+            limit_bytes = stance.limit_bytes
+        is_less = limit_bytes is not None and limit_bytes < (self.told_limit_bytes or 0)
+        halve = self._halve and not is_less  # it plans for what there is, which is better than a half
         most = self.most_micro_tokens if may_grow and not halve else None  # else it would let a smaller one grow
         gentler = most is not None and most != self._told_most_tokens
-        if halve or gentler or may_grow != self._told_may_grow:
-            why = _why(stance, stance.reason or "memory is calm again", HoldReason.MEMORY)
+        if halve or gentler or limit_bytes is not None or may_grow != self._told_may_grow:
+            calm = "others take more of the memory" if is_less else "memory is calm again"
+            why = _why(stance, stance.reason or calm, HoldReason.MEMORY)
             if gentler and not stance.reason:
                 why = Why("gentler since the machine died", By.SUPERVISOR)
             self._halve, self._told_may_grow, self._told_most_tokens = False, may_grow, most or self._told_most_tokens
-            yield partial(LimitMicroBatch, micro_tokens=most, halve=halve, may_grow=may_grow), why
+            self.told_limit_bytes = limit_bytes or self.told_limit_bytes
+            yield (
+                partial(LimitMicroBatch, micro_tokens=most, halve=halve, may_grow=may_grow, limit_bytes=limit_bytes),
+                why,
+            )
 
 
 def _why(stance: Stance, reason: str, of: HoldReason) -> Why:

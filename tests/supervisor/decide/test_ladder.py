@@ -52,7 +52,7 @@ def night() -> Night:
 
 def test_a_quiet_worker_may_grow(night: Night) -> None:
     stance = night.at(0.50)
-    assert stance == Stance(rung=Rung.GROW)
+    assert stance == Stance(rung=Rung.GROW, limit_bytes=LIMITS.worker_bytes)
 
 
 def test_getting_near_its_limit_it_stops_growing_then_shrinks_at_once(night: Night) -> None:
@@ -68,6 +68,37 @@ def test_shrinking_is_given_time_to_show_before_it_is_asked_again(night: Night) 
     assert night.at(0.91).shrink
     assert not night.at(0.91, after_s=1.0).shrink
     assert night.at(0.91, after_s=2.5).shrink
+
+
+def test_less_memory_is_told_before_anything_is_halved(night: Night) -> None:
+    """Others take so much that the worker is beyond what is left for it: it is told how much that is, and given time."""
+    told = night.at(0.5, available=11 * GIB)
+    assert told.limit_bytes == LIMITS.worker_bytes
+    assert not told.shrink
+    stance = night.at(0.5, after_s=1.0, available=int(3.4 * GIB))
+    assert stance.rung is Rung.SHRINK
+    assert not stance.shrink
+    assert stance.limit_bytes is not None
+    assert stance.limit_bytes < 6 * GIB
+    assert not night.at(0.5, after_s=2.0, available=int(3.4 * GIB)).shrink
+    assert night.at(0.5, after_s=1.1, available=int(3.4 * GIB)).shrink, "its plan did not suffice"
+
+
+def test_what_can_be_kept_small_is_thawed_to_obey_where_little_is_left_and_does_not_fall(night: Night) -> None:
+    """A container's limit fell to what is held: 21 MiB are left of 90. Another worker would run into the wall."""
+    for limits_itself in (True, False):
+        squeezed = Night(Ladder(MemoryLimits(worker_bytes=10 * GIB, reserve_bytes=int(0.5 * GIB)), disk_floor_bytes=GIB))
+        squeezed.worker = WorkerView(alive=True, takes_orders=True, limits_itself=limits_itself)
+        little = int(0.1 * GIB)
+        assert squeezed.at(0.5, available=little).freeze
+        assert squeezed.at(0.5, after_s=0.4, available=little).freeze
+        stance = squeezed.at(0.5, after_s=0.2, available=little)
+        assert (stance.freeze, stance.kill) == ((False, False) if limits_itself else (True, True))
+    assert not squeezed.at(0.45, after_s=0.1, available=int(0.6 * GIB)).kill
+    falls = Night(Ladder(MemoryLimits(worker_bytes=10 * GIB, reserve_bytes=int(0.5 * GIB)), disk_floor_bytes=GIB))
+    falls.worker = WorkerView(alive=True, takes_orders=True, limits_itself=True)
+    assert falls.at(0.5, available=int(0.2 * GIB)).freeze
+    assert falls.at(0.5, after_s=0.6, available=int(0.1 * GIB)).kill, "somebody else takes what is left, whatever it does"
 
 
 def test_one_order_at_a_time_and_never_below_one_row(night: Night) -> None:
@@ -143,8 +174,8 @@ def test_a_frozen_worker_with_room_is_thawed_once_and_killed_when_it_races_again
 def test_a_fast_step_far_from_the_limit_is_nobodys_business(night: Night) -> None:
     """A training step takes and gives back gigabytes every second."""
     for _ in range(20):
-        assert night.at(0.40, after_s=0.05) == Stance(rung=Rung.GROW)
-        assert night.at(0.80, after_s=0.05) == Stance(rung=Rung.GROW)
+        assert night.at(0.40, after_s=0.05) == Stance(rung=Rung.GROW, limit_bytes=LIMITS.worker_bytes)
+        assert night.at(0.80, after_s=0.05) == Stance(rung=Rung.GROW, limit_bytes=LIMITS.worker_bytes)
 
 
 def test_other_programs_filling_the_machine_hold_the_worker_although_it_is_small(night: Night) -> None:

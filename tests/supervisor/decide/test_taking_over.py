@@ -56,9 +56,10 @@ def test_what_counts_later_is_said_so() -> None:
     assert told("default", {"limits.ram"}, limits(GIB), 2 * GIB, has_worker=True) == (
         "The worker may take 1 GiB now: limits.ram = 1 GiB (given now)."
     )
-    more = told("default", {"limits.ram", "checkpoint.every"}, limits(2 * GIB), GIB, has_worker=True)
+    more = told("default", {"limits.ram", "checkpoint.every", "checkpoint.keep"}, limits(2 * GIB), GIB, has_worker=True)
+    assert more.startswith("The worker may take 2 GiB now")
     assert more.endswith(
-        "For the worker checkpoint.every and the larger limit count when it begins again: "
+        ". For the worker checkpoint.every and checkpoint.keep count when it begins again: "
         "memsup pause --release, then memsup resume."
     )
     assert "begins again" not in told("default", {"checkpoint.every"}, limits(GIB), GIB, has_worker=False)

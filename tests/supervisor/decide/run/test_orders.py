@@ -29,6 +29,7 @@ KINDS: dict[OrderKind, AnyOrder] = {
     OrderKind.STOP_GROWING: LimitMicroBatch(*HEAD, may_grow=False),
     OrderKind.GROW: LimitMicroBatch(*HEAD),
     OrderKind.LIMIT_TOKENS: LimitMicroBatch(*HEAD, micro_tokens=512),
+    OrderKind.LIMIT_RAM: LimitMicroBatch(*HEAD, limit_bytes=1 << 30),
     OrderKind.LIMIT_MEMORY: LimitMemory(*HEAD, device_bytes=1 << 30),
     OrderKind.PACE: Pace(*HEAD, duty_fraction=0.7),
     OrderKind.HOLD: Pause(*HEAD, mode=PauseMode.HOLD),

@@ -19,6 +19,7 @@ STANCES = st.builds(
     shrink=st.booleans(),
     duty_fraction=st.sampled_from([1.0, 0.99, 0.8, 0.3]),
     vram_limit_bytes=st.sampled_from([None, 1 << 30, 3 << 30]),
+    limit_bytes=st.sampled_from([None, 2 << 30, 3 << 30, 4 << 30]),
     reason=st.sampled_from(["", "memory is short"]),
 )
 
@@ -53,6 +54,24 @@ def test_a_halving_that_is_asked_for_while_another_order_is_on_its_way_is_not_fo
     assert second.halve
 
 
+def test_less_memory_is_planned_for_instead_of_halving() -> None:
+    """What the worker may hold goes with the order that has it stop growing; the halving that was due is not asked for."""
+    tuning, orders = Tuning(told_limit_bytes=4 << 30), OrderBook()
+    (first,) = told(tuning, Stance(limit_bytes=2 << 30, may_grow=False, shrink=True, reason="memory is short"), orders)
+    assert first == LimitMicroBatch(order_id=1, reason="memory is short", may_grow=False, limit_bytes=2 << 30)
+    orders.answered(first.order_id)
+    (second,) = told(tuning, Stance(limit_bytes=2 << 30, may_grow=False, shrink=True, reason="memory is short"), orders)
+    assert second == LimitMicroBatch(order_id=2, reason="memory is short", may_grow=False, halve=True)
+    orders.answered(second.order_id)
+    (third,) = told(tuning, Stance(limit_bytes=4 << 30), orders)
+    assert third == LimitMicroBatch(order_id=3, reason="memory is calm again", limit_bytes=4 << 30)
+
+
+def test_who_takes_no_memory_is_told_nothing_of_it() -> None:
+    assert told(Tuning(told_limit_bytes=4 << 30), Stance(limit_bytes=4 << 30), OrderBook()) == []
+    assert told(Tuning(told_limit_bytes=4 << 30, cuts=False), Stance(limit_bytes=2 << 30), OrderBook()) == []
+
+
 def test_each_order_answers_the_pressure_that_it_is_a_means_against() -> None:
     both = (HoldReason.MEMORY, HoldReason.HEAT)
     tuning, orders = Tuning(), OrderBook()
@@ -84,7 +103,9 @@ def test_in_the_end_the_worker_has_been_told_what_the_last_stance_says(steps: li
     limits = [order.device_bytes for order in sent if isinstance(order, LimitMemory)]
     assert (cuts[-1].may_grow if cuts else True) == last.may_grow
     assert sum(cut.halve for cut in cuts) <= asked
-    assert any(cut.halve for cut in cuts) == (asked > 0)
+    assert any(cut.halve or cut.limit_bytes for cut in cuts) == (asked > 0 or any(stance.limit_bytes for stance, _ in steps))
+    told_bytes = [cut.limit_bytes for cut in cuts if cut.limit_bytes is not None]
+    assert last.limit_bytes in (None, told_bytes[-1] if told_bytes else None)
     assert abs((paces[-1] if paces else 1.0) - last.duty_fraction) < PACE_STEP
     assert last.vram_limit_bytes in (None, limits[-1] if limits else None)
     orders.drop_all()
