@@ -1,15 +1,21 @@
-"""What `worker/imports.py` saves while the worker imports torch and transformers.
+"""What `worker/imports.py` saves while the worker imports torch and transformers; and what `memsup status` takes.
 
     python benchmarks/starting.py [--rounds 8]
+    python benchmarks/starting.py --status RUN [--rounds 20]
 
 Three processes a round, one after the other: one imports as Python does by itself, one with its search for garbage switched
 off, one with transformers' scan of its sources made quicker as well. The ratio is the median, over the rounds, of the processor
 time against that of the first; the memory is what is resident after the import. Prints Markdown.
+
+With `--status` the processor time of whole processes, in turns: a bare Python, what the command line cannot do without, and
+`memsup status` of a run that is up. Say it in an environment into which memsup is installed as users have it: an editable
+install makes every Python slower.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import subprocess
 import sys
@@ -36,10 +42,24 @@ WAYS = {
 """The name in the table, and what of `worker/imports.py` is used."""
 
 
+QUICKLY = {
+    "Python": "pass",
+    "and click": "import click, os; os._exit(0)",
+    "and msgspec": "import click, msgspec, os; os._exit(0)",
+    "`memsup status`": "from memsup.supervisor.cli import main; main()",
+}
+"""The name in the table of `--status`, and what the process does."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=8)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--status", metavar="RUN")
+    options = parser.parse_args()
+    if options.status is not None:
+        of_status(options.status, options.rounds or 20)
+        return
+    rounds = options.rounds or 8
     measured = [[imported(*used) for used in WAYS.values()] for _ in range(rounds + 1)][1:]
     print("| import | processor time, median | ratio | resident |\n|---|---|---|---|")
     for place, name in enumerate(WAYS):
@@ -54,6 +74,23 @@ def imported(*used: str) -> tuple[float, float]:
     child = subprocess.run([sys.executable, "-c", CHILD, *used], stdout=subprocess.PIPE, text=True, check=True)
     took_s, resident_bytes = map(float, child.stdout.split())
     return took_s, resident_bytes
+
+
+def of_status(run: str, rounds: int) -> None:
+    """Prints what a status takes of the processors, and what all that is not memsup's takes."""
+    turns = [[processor_s(code, run) for code in QUICKLY.values()] for _ in range(rounds + 1)][1:]
+    print("| process | processor time, median | least |\n|---|---|---|")
+    for place, name in enumerate(QUICKLY):
+        took_s = [turn[place] for turn in turns]
+        print(f"| {name} | {statistics.median(took_s):.3f} s | {min(took_s):.3f} s |")
+
+
+def processor_s(code: str, run: str) -> float:
+    """The processor time of a Python process that does this."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", code, "status", "--run", run], stdout=subprocess.DEVNULL, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 if __name__ == "__main__":
