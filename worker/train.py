@@ -437,6 +437,7 @@ def measuring_of(
         layers=getattr(prepared.model.config, "num_hidden_layers", None),
         tunes=bool(settings.tune),
         always_checkpoints=bool(settings.gradient_checkpointing),
+        may_offload=memory is not None,
     )
     return Measuring(Peak(memory), planner, clock_of(device), on_host=memory is None)
 
@@ -596,7 +597,8 @@ def _accumulate(training: OneRank, step: int, rows: Rows) -> Gradient | None:
             seed = partial(seed_stream if len(parts) > 1 else seed_everything, training.settings.seed, step, packs=plan.packed)
             work = [partial(_add_gradient, training, step, part, weight, seed) for part in parts]
             uses_all_lanes = len(parts) == plan.lanes_used
-            with training.measuring.micro_batch(shape, checkpointed=checkpointed, timed=uses_all_lanes):
+            offloaded = training.device_memory is not None and plan.keeps_on_host(shape.length)
+            with training.measuring.micro_batch(shape, checkpointed=checkpointed, timed=uses_all_lanes, offloaded=offloaded):
                 for loss in lanes.run(work):
                     total_loss += loss
             training.at_rows = None

@@ -29,6 +29,9 @@ from memsup.checkpoint.store import Store
 from memsup.checkpoint.tensors import open_tensors
 from memsup.shared.paths import RunPaths, run_paths
 
+WAITED_S = 3600
+"""A run may take as long as the test that waits for it: where others compute, minutes become an hour."""
+
 
 @dataclass(frozen=True)
 class End:
@@ -60,7 +63,7 @@ def make_job(
 
 
 def undisturbed(folder: Path, name: str) -> End:
-    for done in (memsup("start", "--run", name, cwd=folder), memsup("wait", "--run", name, within_s=900)):
+    for done in (memsup("start", "--run", name, cwd=folder), memsup("wait", "--run", name, within_s=WAITED_S)):
         assert done.returncode == 0, done.stdout + done.stderr
     return end_of(run_paths(name))
 
@@ -90,10 +93,10 @@ def disturbed(folder: Path, name: str, draw: random.Random, tally: Tally, *, kil
         if seen["pid"] in pids:
             eventually(lambda pid=seen["pid"]: not psutil.pid_exists(pid), 30)
             memsup("start", "--run", name, cwd=folder)
-    finished = memsup("wait", "--run", name, within_s=900)
+    finished = memsup("wait", "--run", name, within_s=WAITED_S)
     while finished.returncode != 0 and "start" in finished.stderr + finished.stdout:
         memsup("start", "--run", name, cwd=folder)  # it was killed so often that it had been given up
-        finished = memsup("wait", "--run", name, within_s=900)
+        finished = memsup("wait", "--run", name, within_s=WAITED_S)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return end_of(run_paths(name))
 

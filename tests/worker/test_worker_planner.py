@@ -68,7 +68,9 @@ class Machine:
             checkpointed = entry.checkpoints_activations(shape.length)
             took_s = self.took_s(shape.heaviest, checkpointed=checkpointed)
             peak_bytes = self.peak_bytes(shape, checkpointed=checkpointed)
-            if planner is not None:
+            if entry.keeps_on_host(shape.length):
+                peak_bytes = self.floor_bytes
+            elif planner is not None:
                 planner.observe(shape, checkpointed=checkpointed, peak_bytes=peak_bytes, before_bytes=self.floor_bytes)
                 if len(parts) == entry.lanes_used:
                     planner.observe_time(shape, checkpointed=checkpointed, took_s=took_s)
@@ -89,13 +91,20 @@ class Night:
     uniform: bool = False
     """All texts are as long as the longest."""
     initial: Initial | None = None
+    on_device: bool = False
     step: int = 0
     peaks: list[int] = field(default_factory=list)
     changes: list[int] = field(default_factory=list)
     told: list[Change] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.planner = Planner(limit_bytes=self.limit_bytes, longest=self.longest, may_checkpoint=True, initial=self.initial)
+        self.planner = Planner(
+            limit_bytes=self.limit_bytes,
+            longest=self.longest,
+            may_checkpoint=True,
+            initial=self.initial,
+            may_offload=self.on_device,
+        )
 
     def lengths(self, step: int) -> Lengths:
         if self.uniform:
@@ -272,6 +281,22 @@ def test_rows_that_do_not_fit_otherwise_are_computed_twice_and_only_they() -> No
     assert night.entry.checkpointed_from == 257
     assert not night.entry.checkpoints_activations(200)
     assert max(night.peaks[50:]) <= (500 + 330) * MIB
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_rows_too_long_even_so_are_kept_on_the_host_of_a_device_before_memory_runs_out(on_device: bool) -> None:
+    """And on the device again, computed twice, when there is room."""
+    night = Night(Machine(token_bytes=MIB), limit_bytes=(500 + 55) * MIB, entry=plan(32), on_device=on_device)
+    night.run(100)
+    assert night.entry.on_host_from == (257 if on_device else None)
+    assert night.entry.checkpoints_activations(256)
+    assert night.entry.checkpoints_activations(300) is not on_device
+    if on_device:
+        assert max(night.peaks[50:]) <= (500 + 55) * MIB
+    night.planner.limit_to(700 * MIB, 700 * MIB)
+    night.run(20)
+    assert night.entry.on_host_from is None
+    assert night.entry.checkpoints_activations(300)
 
 
 def test_where_there_is_room_activations_are_kept_although_the_tier_began_without() -> None:

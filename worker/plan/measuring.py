@@ -79,9 +79,10 @@ class Measuring:
         self._peaks, self._predicted = [], []
 
     @contextmanager
-    def micro_batch(self, shape: Shape, *, checkpointed: bool, timed: bool = True) -> Iterator[None]:
+    def micro_batch(self, shape: Shape, *, checkpointed: bool, timed: bool = True, offloaded: bool = False) -> Iterator[None]:
         """Measures a micro-batch, around its forward and backward pass. `checkpointed` tells whether its activations are
         computed twice; `timed` is False for one that does not use all lanes, and so says nothing of the time that others take.
+        One whose activations are `offloaded` to host memory says nothing of any other, and nothing was predicted of it.
         """
         try:
             before_bytes = self.peak.begin()
@@ -90,7 +91,7 @@ class Measuring:
             return
         if not self._peaks:
             self.planner.begin_step(before_bytes)
-        self._predicted.append(self.planner.predicted_peak_bytes(shape, checkpointed=checkpointed))
+        self._predicted.append(None if offloaded else self.planner.predicted_peak_bytes(shape, checkpointed=checkpointed))
         begin = self.clock.mark()
         yield
         end = self.clock.mark()
@@ -98,9 +99,10 @@ class Measuring:
             peak_bytes = self.peak.end()
         except OSError:
             return
-        self.planner.observe(shape, checkpointed=checkpointed, peak_bytes=peak_bytes, before_bytes=before_bytes)
         self._peaks.append(peak_bytes)
-        if timed:
+        if not offloaded:
+            self.planner.observe(shape, checkpointed=checkpointed, peak_bytes=peak_bytes, before_bytes=before_bytes)
+        if timed and not offloaded:
             self._timed.append(_Timed(shape, checkpointed, begin, end))
         self._take_times()
 

@@ -108,16 +108,18 @@ class Planner:
         layers: int | None = None,
         tunes: bool = True,
         always_checkpoints: bool = False,
+        may_offload: bool = False,
     ) -> None:
         """`limit_bytes` is what the worker may hold when all is well. None means that nobody knows, and memory then bounds
         nothing. `longest` is the length of the longest row in tokens, `may_checkpoint` whether the model can compute its
         activations twice, and `layers` how many layers it has. None of `layers` means that it does not say; None of `initial`
         that the first micro-batch has no rights of its own. Where it does not tune, cuts are as the settings have them, and
         what memory took of them is given back; `always_checkpoints` is whether these have activations computed twice anyway.
+        `may_offload` is whether a device computes, so that activations may be kept in host memory.
         """
         self._initial, self._layers = initial, layers or MANY_LAYERS
         self._limit_bytes, self._longest = limit_bytes, longest
-        self._may_checkpoint = may_checkpoint
+        self._may_checkpoint, self._may_offload = may_checkpoint, may_offload
         self._tunes, self._always_checkpoints = tunes, always_checkpoints
         self._most_limit_bytes = limit_bytes or 0
         self._lines: dict[int, _Lines] = {}
@@ -319,27 +321,32 @@ class Planner:
     # -- memory -------------------------------------------------------------------------------------------------------
 
     def _room(self, step: int, plan: Entry) -> dict[str, Any]:
-        """The bounds in memory by length, and from which length on activations are computed twice, where they have moved."""
+        """The bounds in memory by length, and from which length on activations are computed twice, or kept in host memory
+        where that is not enough, where they have moved.
+        """
         kept, checkpointed = self._kept(), self._footprint[True].fit()
         if self._limit_bytes is None or kept is None:
             return {}
         bands: list[int] = []
-        checkpointed_from = None
+        checkpointed_from = on_host_from = None
         for band in range(band_of(self._longest) + 1):
             length = min(band_length(band), self._longest)
             tokens = min(self._most_tokens(kept, length), self._not_refused(step, band, checkpointed=False))
             if self._may_checkpoint and (checkpointed_from is not None or tokens < length):
-                if checkpointed_from is None:
-                    checkpointed_from = band_length(band - 1) + 1 if band else 1
+                begin = band_length(band - 1) + 1 if band else 1
+                checkpointed_from = checkpointed_from or begin
                 tokens = self._most_tokens(checkpointed, length) if checkpointed else length
                 tokens = min(tokens, self._not_refused(step, band, checkpointed=True))
+                if self._may_offload and tokens < length:
+                    on_host_from = on_host_from or begin
             bands.append(max(tokens, 1))
         if (
             _moved(plan.bands, tuple(bands), plan.start)
-            or checkpointed_from != plan.checkpointed_from
+            or (checkpointed_from, on_host_from) != (plan.checkpointed_from, plan.on_host_from)
             or plan.activation_checkpointing
         ):
-            return {"bands": tuple(bands), "checkpointed_from": checkpointed_from, "activation_checkpointing": False}
+            where = {"checkpointed_from": checkpointed_from, "on_host_from": on_host_from, "activation_checkpointing": False}
+            return {"bands": tuple(bands)} | where
         return {}
 
     def _fits_in(self, lanes: int) -> bool:
