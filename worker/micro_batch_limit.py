@@ -43,17 +43,17 @@ def limit_micro_batch(training: OneRank, order: LimitMicroBatch) -> int:
         "activation_checkpointing": before.activation_checkpointing,
         "one_lane": before.one_lane,
     }
+    if order.limit_bytes is not None and training.device_memory is None:
+        changes |= _within(training, before, order.limit_bytes)
     if order.halve:
         changes |= _halved(training, before)
     elif order.micro_tokens is None and not order.may_grow:
         changes["limit"] = before.micro_tokens
     elif order.micro_tokens is None:
-        changes["one_lane"] = False
+        changes["one_lane"] = changes["one_lane"] and not training.measuring.planner.fits_in(before.lanes)
         if before.limit is not None and training.settings.tune:
             changes["ceiling"] = 2 * before.micro_tokens  # from there the planner goes on, and sees whether the room is back
             training.measuring.planner.look_soon()
-    if order.limit_bytes is not None and training.device_memory is None:
-        changes |= _within(training, before, order.limit_bytes)
     after = training.plan.change(step, f"ordered: {order.reason}", **changes)
     if training.is_adding_up and not after.same_cuts(before):
         training.give_up_gradients()  # the step is done again, and what was computed of it takes the room that is short

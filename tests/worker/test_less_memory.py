@@ -127,6 +127,10 @@ def test_a_limit_that_leaves_no_room_for_a_second_lane_ends_it(life: Training) -
     life.boundary()
     assert life.plan.at(1).lanes_used == 1
     train.take_step(life)
+    for calm in ({"may_grow": False}, {}, {"limit_bytes": _limit_for(int(1.2 * life.prepared.train.lengths.max()))}):
+        _order(life, **calm)
+        life.boundary()
+        assert life.plan.at(2).lanes_used == 1, "there is no room for it, however calm memory is"
     _order(life, limit_bytes=64 * GIB)
     for _ in range(8):
         train.take_step(life)

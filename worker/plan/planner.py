@@ -181,7 +181,7 @@ class Planner:
         without a second lane where that has no room for two rows, and with bounds by length that fit.
         """
         changes: dict[str, Any] = {}
-        if plan.lanes_used > 1 and not self._fits_in(plan.lanes):
+        if plan.lanes_used > 1 and not self.fits_in(plan.lanes):
             changes["one_lane"] = True
             self.compute_in(1)
         kept = self._kept()
@@ -277,7 +277,7 @@ class Planner:
         if plan.ceiling is not None:  # one step of trust at a time
             changes["ceiling"] = 2 * plan.ceiling if 2 * plan.ceiling < plan.start else None
             cause = faster.cause if faster else "larger ones are tried again after memory ran out"
-        if plan.one_lane and plan.ceiling is None and plan.limit is None and self._fits_in(plan.lanes):
+        if plan.one_lane and plan.ceiling is None and plan.limit is None and self.fits_in(plan.lanes):
             changes["one_lane"] = False
         if changes.get("checkpointed_from", plan.checkpointed_from) != plan.checkpointed_from:
             self.look_soon()  # rows that were not kept before are: what they take is seen now
@@ -300,7 +300,7 @@ class Planner:
         elif plan.activation_checkpointing and not self._always_checkpoints:
             if self._is_trusted(step, min(self._longest, plan.start), checkpointed=False):
                 changes = {"activation_checkpointing": False}
-        elif plan.one_lane and self._fits_in(plan.lanes):
+        elif plan.one_lane and self.fits_in(plan.lanes):
             changes = {"one_lane": False}
         if changes:
             self.look_soon()
@@ -349,7 +349,7 @@ class Planner:
             return {"bands": tuple(bands)} | where
         return {}
 
-    def _fits_in(self, lanes: int) -> bool:
+    def fits_in(self, lanes: int) -> bool:
         """Whether the limit has room for micro-batches in so many lanes. Where they were never measured it is assumed that it
         has, unless it has fallen.
         """
