@@ -1,6 +1,6 @@
 """Bit-identity under fire: runs killed with SIGKILL at random instants, compared with one that was left alone.
 
-    python benchmarks/kills.py [--kills 200] [--seed N] [--ranks 2] [--back on|off | --lost]
+    python benchmarks/kills.py [--kills 200] [--seed N] [--ranks 2] [--back on|off | --lost | --machines]
 
 Each run of the tiny job is killed up to ten times (worker, supervisor or both; with several ranks up to 35 times, and also one
 of the others) and must end with exactly the weights, optimizer state and audit digest of the undisturbed run. Prints a Markdown
@@ -12,6 +12,10 @@ how long it takes from each kill to the next step that is done, how much work it
 With `--lost` checkpoints are ten minutes apart, each step waits a twentieth of a second, since the machine is others' as well,
 and the worker is killed up to 25 s after a state was kept in memory: how much work each kill cost, and whether what was done
 again came to the same bits.
+
+With `--machines` it is one long run on two machines (network namespaces, so it takes root): of each the worker, the supervisor
+or both are killed, and the cable is pulled for 5 or 60 s, at random instants. The run has to end with the bits of one that two
+machines computed undisturbed.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +36,9 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from kit import FAULTS
 from kit.cli_process import eventually, memsup
-from kit.killed_runs import Tally, disturbed, end_supervisors, make_job, undisturbed
+from kit.killed_runs import Tally, disturbed, end_of, end_supervisors, make_job, undisturbed
 from kit.run_state import ledger, status, until
+from kit.two_machines import Machine, joined, missing, two_machines
 
 from memsup.shared.paths import run_paths
 
@@ -44,6 +50,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--back", choices=("on", "off"))
     parser.add_argument("--lost", action="store_true")
+    parser.add_argument("--machines", action="store_true")
     options = parser.parse_args()
     print(f"Seed {options.seed}.", flush=True)
     draw, tally, runs, different = random.Random(options.seed), Tally(), 0, 0
@@ -54,6 +61,8 @@ def main() -> int:
             return back(job, draw, options.kills, options.back)
         if options.lost:
             return lost(job, draw, options.kills)
+        if options.machines:
+            return machines(Path(folder), draw, options.kills)
         is_alone = options.ranks == 1
         epochs, kills, lanes = (60, 10, 2) if is_alone else (20, 35, 1)
         make_job(job, epochs=epochs, amp="auto", lanes=lanes, ranks=options.ranks)
@@ -74,6 +83,66 @@ def main() -> int:
         print(f"| {phase} | {count} |")
     print(f"\n{runs} runs, {tally.total} kills, {different} with other bits than the undisturbed run.")
     return 1 if different else 0
+
+
+def machines(folder: Path, draw: random.Random, kills: int) -> int:
+    """Disturbs one run on two machines so many times, and prints what came of it."""
+    if (why_not := missing()) is not None:
+        print(why_not)
+        return 0
+    ends, tally = [], Tally()
+    for name in ("undisturbed", "disturbed"):
+        home = folder / name
+        home.mkdir()
+        make_job(home / "job", epochs=6 + kills, every="1s", lanes=1)
+        with two_machines(home) as both:
+            joined(*both, home / "job", "nodes.wait=10m")
+            if name == "disturbed":
+                disturb(*both, draw, tally, kills)
+            finish(*both)
+            ends.append(end_of(both[0].paths()))
+            events = Counter(line["event"] for machine in both for line in machine.ledger())
+    for what, count in sorted(tally.kills.items()):
+        print(f"{what}: {count}")
+    print(f"Ledgers of both: {dict(sorted(events.items()))}")
+    print(f"{tally.total} times disturbed, {'the same bits' if ends[0] == ends[1] else f'OTHER BITS: {ends}'}.")
+    return int(ends[0] != ends[1])
+
+
+def disturb(first: Machine, other: Machine, draw: random.Random, tally: Tally, kills: int) -> None:
+    """Something happens to a machine or the cable, at a random instant, so many times or until the run is over."""
+    while tally.total < kills:
+        if draw.random() < 0.75:
+            seen = first.until(lambda seen: seen["state"] in ("running", "finished"), 900)
+        else:
+            seen = first.status()
+        time.sleep(draw.uniform(0, 3))
+        if seen["state"] == "finished":
+            return
+        machine, name = draw.choice([(first, "the first"), (other, "the other")])
+        victim = draw.choice(["worker", "supervisor", "both", "cable"])
+        if victim == "cable":
+            pulled_s = draw.choice([5, 5, 5, 60])
+            machine.plug(is_in=False)
+            time.sleep(pulled_s)
+            machine.plug(is_in=True)
+            tally.kills[f"cable of {name} machine, {pulled_s} s"] += 1
+            continue
+        fields = {"worker": ["worker_pid"], "supervisor": ["pid"], "both": ["pid", "worker_pid"]}[victim]
+        pids = machine.kill(*fields)
+        tally.kills[f"{victim} of {name} machine"] += bool(pids)
+        if victim != "worker":
+            for pid in pids:
+                eventually(lambda pid=pid: not psutil.pid_exists(pid), 60)
+            machine.tried("start")
+
+
+def finish(first: Machine, other: Machine) -> None:
+    """Waits for the end; a machine that has died so often that it was given up is started again, as a person would."""
+    while first.tried("wait", within_s=3600).returncode != 0:
+        first.memsup("start")
+        if other.status()["state"] in ("failed", "stopped"):
+            other.memsup("start")
 
 
 def back(job: Path, draw: random.Random, kills: int, standby: str) -> int:

@@ -33,7 +33,7 @@ from typing import Annotated, Any
 import msgspec
 
 from memsup.about import MOST_DETAIL, NotAttached, NotCut, Seam
-from memsup.shared.readings import Evaluation, KnownBatch, KnownProgress
+from memsup.shared.readings import Evaluation, KnownBatch, KnownProgress, NodeReading
 
 PROTOCOL = b"memsup/2"
 MAX_FRAME_BYTES = 1 << 20
@@ -285,6 +285,8 @@ class Heartbeat(Report, frozen=True, tag="heartbeat"):
     None for the built-in training."""
     evaluation: Evaluation | None = None
     """What evaluations have found. It is None before the first, and for a program of a person's own."""
+    nodes: Annotated[tuple[NodeReading, ...], msgspec.Meta(max_length=64)] | None = None
+    """The other machines that compute the run. It is None where there are none."""
 
 
 class Accepted(Report, frozen=True, tag="accepted"):
@@ -378,6 +380,12 @@ class DecisionKind(enum.StrEnum):
     """The run goes on where it computes other last bits than before, as with another number of threads."""
     RANK_LOST = "rank_lost"
     """A rank of a command has ended, and its launcher begins all of them anew."""
+    NODE_JOINED = "node_joined"
+    """Another machine has joined, for the first time or again, and computes a part of each step."""
+    NODE_LOST = "node_lost"
+    """Another machine is gone, or cannot be reached, so the step in hand is done again when it is back."""
+    NODES_FEWER = "nodes_fewer"
+    """A machine has not come back in time, and the run goes on without it."""
     CURVES_FAILED = "curves_failed"
     """Curves that are wanted cannot be written; the training goes on."""
     MEMORY_USED = "memory_used"

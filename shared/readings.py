@@ -69,6 +69,29 @@ class RankReading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whether it has done its part of the step, and waits for the others."""
 
 
+class NodeReading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Another machine of a run that several compute (docs/ranks.md), as this one knows it."""
+
+    name: Annotated[str, msgspec.Meta(max_length=256)]
+    """Its host's name; of the first machine, before that has answered, its address."""
+    is_first: bool = False
+    """Whether it is the one that saves, and has the run's affairs."""
+    is_here: bool = False
+    """Whether it is connected."""
+    rank: int | None = None
+    """Which rank it computes as. It is None for one that does not take part now."""
+    share: float | None = None
+    """The part of a step's tokens that it computes. It is None where that is not known."""
+    waits: bool = False
+    """Whether it has done its part of the step, and waits for the others."""
+    holds: bool = False
+    """Whether it is paused, hot, or short of memory there, and the others wait for it."""
+    silent_s: float = 0.0
+    """For how long nothing was heard of it."""
+    resident_bytes: int | None = None
+    """What its process holds there. It is None where that is not known."""
+
+
 class KnownBatch(msgspec.Struct, frozen=True, kw_only=True):
     """How an optimizer step is computed."""
 

@@ -297,6 +297,27 @@ class Checkpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A checkpoint to begin from. None means that it begins from what the run's own folder has, or from nothing."""
 
 
+class Nodes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Several machines that compute each step together (docs/ranks.md), on CPUs; each is a node."""
+
+    count: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """How many machines."""
+    address: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    """The number of this machine's address in the network that they share. None means the only private one that it has."""
+    port: Annotated[int, msgspec.Meta(ge=1, lt=1 << 16)] = 29400
+    """Where the first machine listens for the others."""
+    join: Annotated[str, msgspec.Meta(max_length=100)] | None = None
+    """The address of the first machine, where this is another. None means that this one is the first, or alone."""
+    key: Secret | None = None
+    """What each machine has to have to be let in. None means that the first machine draws it."""
+    wait_s: Duration = 600.0
+    """How long the others wait for a machine that is gone."""
+    fewer: bool = False
+    """Whether the run goes on without a machine that has not come back in that time. Else it ends, and can be started again."""
+    any_network: bool = False
+    """Whether addresses are taken that are not of a private network."""
+
+
 class Notify(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Who is told when the run ends or needs somebody."""
 
@@ -317,6 +338,7 @@ class Settings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     recovery: Annotated[Recovery, LATER_TOO] = msgspec.field(default_factory=Recovery)
     hours: Annotated[Hours, LATER_TOO] = msgspec.field(default_factory=Hours)
     checkpoint: Checkpoint = msgspec.field(default_factory=Checkpoint)
+    nodes: Annotated[Nodes, LATER_TOO] = msgspec.field(default_factory=Nodes)
     notify: Annotated[Notify, LATER_TOO, CONTACTS] = msgspec.field(default_factory=Notify)
 
 

@@ -10,7 +10,7 @@ import enum
 import msgspec
 
 from memsup.about import NotAttached, NotCut, Seam
-from memsup.shared.readings import Evaluation, KnownBatch, KnownGpu, KnownMemory, KnownProgress
+from memsup.shared.readings import Evaluation, KnownBatch, KnownGpu, KnownMemory, KnownProgress, NodeReading
 
 SCHEMA = 1
 
@@ -98,6 +98,8 @@ class TroubleKind(enum.StrEnum):
     """Nobody guards the run, or whoever does gives no answer."""
     AWAITED = "awaited"
     """A run that this one waits for is not over, and nobody guards it."""
+    NODE = "node"
+    """Another machine of the run is not heard of, and the others wait for it."""
     UNREACHABLE = "unreachable"
     """The run is guarded, but its sockets are gone and cannot be made anew."""
 
@@ -114,6 +116,7 @@ PASSING = frozenset(
         TroubleKind.CARD_STUCK,
         TroubleKind.UNRESPONSIVE,
         TroubleKind.RESTARTS,
+        TroubleKind.NODE,
         TroubleKind.UNREACHABLE,
         TroubleKind.AWAITED,
     }
@@ -278,6 +281,8 @@ class Status(msgspec.Struct, kw_only=True):
     progress: ProgressStatus = msgspec.field(default_factory=ProgressStatus)
     batch: KnownBatch = msgspec.field(default_factory=KnownBatch)
     memory: MemoryStatus = msgspec.field(default_factory=MemoryStatus)
+    nodes: list[NodeReading] | None = None
+    """The other machines that compute the run (docs/ranks.md). It is None where there are none."""
     gpus: list[KnownGpu] = msgspec.field(default_factory=list)
     gpu_probe: str | None = None
     """Why `gpus` is empty or stale, where it is."""

@@ -180,6 +180,8 @@ def use_rows(status: Status) -> list[tuple[str, str]]:
     """
     if status.model_path is None or status.state != "finished" or status.is_command:
         return []
+    if not status.model_path.startswith("/"):  # it lies on the first of several machines
+        return []
     ask = command("predict", status.run)
     metrics = dict(status.result or {})
     if "perplexity" in metrics:

@@ -98,8 +98,12 @@ def _live(paths: RunPaths, record: RunRecord, link: Link) -> int:
     try:
         with session.phase(Phase.LOADING):
             _load()
+            from memsup.worker.ranks.joined import GuestSession, follow
             from memsup.worker.train import train
-        last_words = train(record, paths, welcome, session)
+        if record.settings.nodes.join is None:
+            last_words = train(record, paths, welcome, session)
+        else:
+            last_words = follow(record, paths, welcome, GuestSession(link))
     except Leave as leave:
         log.info("Leaving", reason=leave.reason)
         last_words = Leaving(reason=leave.reason, checkpoint=leave.checkpoint)

@@ -43,7 +43,7 @@ from memsup.shared.messages import (
     encode,
 )
 from memsup.shared.paths import RunPaths
-from memsup.shared.readings import Evaluation
+from memsup.shared.readings import Evaluation, NodeReading
 from memsup.worker.kept import Lifeline
 from memsup.worker.memory import read_memory
 
@@ -76,6 +76,7 @@ class Snapshot:
     checkpoint: CheckpointNote | None = None
     digest: str | None = None
     evaluation: Evaluation | None = None
+    nodes: tuple[NodeReading, ...] | None = None
 
 
 STARTING = Snapshot(
@@ -250,6 +251,7 @@ class Link:
                 checkpoint=seen.checkpoint,
                 digest=seen.digest,
                 evaluation=seen.evaluation,
+                nodes=seen.nodes,
             ),
         )
 

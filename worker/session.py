@@ -39,7 +39,7 @@ from memsup.shared.messages import (
     Stop,
     WorkerMemory,
 )
-from memsup.shared.readings import Evaluation
+from memsup.shared.readings import Evaluation, NodeReading
 from memsup.worker.kept import Lifeline
 from memsup.worker.link import MustFail, MustLeave, Snapshot
 from memsup.worker.memory import hand_back
@@ -163,6 +163,7 @@ class Session:
         checkpoint: CheckpointNote | None = None,
         digest: str | None = None,
         evaluation: Evaluation | None = None,
+        nodes: tuple[NodeReading, ...] | None = None,
         **progress: Any,
     ) -> None:
         """What heartbeats say from now on; what is not named stays. `progress` are fields of `messages.Progress`."""
@@ -173,6 +174,7 @@ class Session:
             checkpoint=checkpoint or seen.checkpoint,
             digest=digest or seen.digest,
             evaluation=evaluation or seen.evaluation,
+            nodes=seen.nodes if nodes is None else nodes,
         )
 
     def tick(self) -> None:

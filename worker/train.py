@@ -101,6 +101,7 @@ from memsup.worker.plan.padding import Padding
 from memsup.worker.plan.planner import Initial, Planner, planned_bytes
 from memsup.worker.plan.stopping import evaluates_after, is_better, merit_of
 from memsup.worker.ranks.first import Ranks
+from memsup.worker.ranks.machines import Machines
 from memsup.worker.ranks.shares import equal
 from memsup.worker.saving import chosen, export_model, find_start, keep_if_due, resume, save, save_evaluated, save_if_due
 from memsup.worker.session import GiveUp, Session
@@ -119,7 +120,9 @@ def train(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session
         training = prepare(record, paths, welcome, session)
     curves = training.curves.written(after_step=training.step, evaluated=training.evaluated)
     with contextlib.closing(training.ranks), curves:
-        return _train(training)
+        finished = _train(training)
+        training.ranks.finished(finished)
+        return finished
 
 
 def _train(training: Training) -> Finished:
@@ -196,14 +199,17 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         session.decided(DecisionKind.OTHER_BITS, f"{damage} Steps that are redone may be cut in another way than they were.")
     may_move = settings.recovery.continue_on_cpu and start.state is not None
     device = choose_device(settings.training.device, on_cpu=welcome.on_cpu, or_cpu=may_move)
-    ranks = Ranks(_count_of_ranks(settings.training, device))
+    machines = Machines(record, paths, session) if settings.nodes.count > 1 else None
+    if machines is not None:
+        machines.gather()
+    ranks = Ranks(_count_of_ranks(settings.training, device), machines)
     wanted, before = settings.training.threads, plan.last or (start.state.plan if start.state else None)
     if wanted is None and before is not None and before.ranks == ranks.count:
         wanted = before.threads or (start.state.threads if start.state else None)
-    threads = start_threads(wanted, device, ranks=ranks.count)
+    threads = start_threads(wanted, device, ranks=ranks.here)
     memory = device_memory(device, settings.limits.vram)
-    if welcome.memory_limit_bytes is not None:  # each rank has its part of what all of them may take
-        welcome = msgspec.structs.replace(welcome, memory_limit_bytes=welcome.memory_limit_bytes // ranks.count)
+    if welcome.memory_limit_bytes is not None:  # each rank has its part of what those here may take
+        welcome = msgspec.structs.replace(welcome, memory_limit_bytes=welcome.memory_limit_bytes // ranks.here)
     ranks.start(paths, session, threads)
     program = _Program(memory, ranks)
     session.begin(program)

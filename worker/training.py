@@ -262,6 +262,7 @@ class Training(OneRank):
             ),
             digest=self.audit.digest,
             evaluation=self.evaluation(),
+            nodes=self.ranks.node_readings(self.shares),
             epoch=self.schedule.epoch_of(self.step),
             step=self.step,
             total_steps=self.schedule.total_steps,

@@ -80,6 +80,8 @@ FLAGS = (
     Flag("--learning-rate", "training.learning_rate", "X", "At its highest.", ("--lr",)),
     Flag("--device", "training.device", "DEVICE", "auto, cpu, cuda or cuda:N."),
     Flag("--ranks", "training.ranks", "N", "Processes that compute a step together, on CPUs.", ("--nproc-per-node",)),
+    Flag("--nodes", "nodes.count", "N", "Machines that compute a step together; this one is the first.", ("--nnodes",)),
+    Flag("--join", "nodes.join", "ADDRESS[:PORT]", "Compute a part of each step for the run of that first machine."),
     Flag("--resume-from-checkpoint", "checkpoint.resume_from", "FOLDER", "A checkpoint to begin from."),
 )
 _SPELLINGS = {spelling: flag.option for flag in FLAGS for spelling in flag.spellings}

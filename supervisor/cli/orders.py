@@ -177,6 +177,8 @@ def seen_saved(paths: RunPaths, reply: Reply, *, every_byte: bool = False) -> Re
 
     if not reply.ok or reply.checkpoint_path is None:
         return reply
+    if not reply.checkpoint_path.startswith("/"):  # it lies on the first of several machines
+        return reply
     listed = f"{command('checkpoint', paths.name)} --list"
     try:
         verify(Path(reply.checkpoint_path), full=every_byte)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from memsup.shared.messages import Phase
 from memsup.shared.printable import printable
-from memsup.shared.readings import KnownGpu, hottest
+from memsup.shared.readings import KnownGpu, NodeReading, hottest
 from memsup.shared.status import OVER, RunState, Status
 from memsup.supervisor.cli.screen import paint
 from memsup.supervisor.decide.uses import COLOUR_BELOW_C, HOLD_BELOW_C, HOLD_USE, SHRINK_USE
@@ -61,6 +61,7 @@ def picture(status: Status, now_unix_s: float, *, verbose: bool = False) -> list
         ("progress", speed(status)),
         ("batch", _batch(status)),
         ("ranks", _ranks(status)),
+        ("machines", _machines(status)),
         ("computes at", _computing(status) if verbose else None),
         ("memory", _memory(status)),
         *([] if status.state in OVER else _readings(status)),
@@ -221,6 +222,26 @@ def _ranks(status: Status) -> str | None:
         else "; ranks " + ", ".join(waiting) + " wait for the others"
     )
     return f"{len(ranks)}, with {shares} of a step{waits}"
+
+
+def _machines(status: Status) -> str | None:
+    """The other machines of the run, and what each does."""
+    if status.nodes is None or status.state in OVER:
+        return None
+    return "; ".join(map(_machine, status.nodes)) or "no other one has joined yet"
+
+
+def _machine(node: NodeReading) -> str:
+    first = " (the first, which saves)" if node.is_first else ""
+    name = f"{printable(node.name)}{first}"
+    if node.silent_s:
+        return f"{name} was not heard of for {duration(node.silent_s)}"
+    if not node.is_here:
+        return f"{name} is waited for"
+    does = "rests" if node.holds else "is done, and waits" if node.waits else "computes" if node.rank is not None else "is here"
+    share = "" if node.share is None else f", {percent(node.share)} of a step"
+    holds = "" if node.resident_bytes is None else f", {size(node.resident_bytes)} held there"
+    return f"{name} {does}{share}{holds}"
 
 
 def _computing(status: Status) -> str:

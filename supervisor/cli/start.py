@@ -48,6 +48,7 @@ from memsup.supervisor.cli.options import (
 from memsup.supervisor.cli.queued import hours_of, next_time_of, queue_of, waits_for, waiver
 from memsup.supervisor.cli.screen import json_data, message, moves
 from memsup.supervisor.cli.streams import has_input
+from memsup.supervisor.client import joining
 from memsup.supervisor.client.contact import is_held, observe
 from memsup.supervisor.client.demos import DEMOS, make_demo
 from memsup.supervisor.client.errors import NOT_STARTED, RefusedError
@@ -153,6 +154,9 @@ def start(
     if demo is not None:
         make_demo(demo, message)
     loaded = load_settings(demo=demo, tier=tier, assignments=assignments, environment=os.environ)
+    if argv is None:
+        loaded = joining.with_address(loaded)
+        joining.refuse_own_run(None if fresh else read_record(paths.record), loaded)
     asked = Asked(
         loaded,
         argv,
@@ -195,6 +199,8 @@ def start(
     if asked.looks_on:
         message("Looking at this machine, the model and the data …")
     try:
+        if record is None and argv is None and loaded.settings.nodes.join is not None:
+            loaded = joining.received(paths, loaded, message)
         if record is None:
             plan = plan_new(paths, loaded, argv, beside, accept=accept)
         else:
@@ -238,7 +244,10 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
             if queued.awaited:
                 queueing.refuse_circle(paths, queued.awaited)
             aside = _set_aside(paths) if record is None else None
+            if record is None:
+                joining.move_in(paths, fresh_record)
             spawning.write_run(paths, fresh_record)
+            joining.write_key(paths, fresh_record.settings.nodes)
         moved = [_where_it_is(paths, aside)] if aside else []
         if asked.foreground:
             message(*moved)
@@ -269,6 +278,9 @@ def _go(paths: RunPaths, plan: Plan, record: RunRecord | None, asked: Asked, fou
         tell(paths, plan, record, asked, run_id=fresh_record.run_id, postmortem=answer.postmortem)
         if answer.waits:
             return NOT_STARTED
+        if fresh_record.settings.nodes.count > 1:
+            how = joining.how_to_join(paths, fresh_record.settings.nodes)
+            message("To be typed on each other machine, which needs memsup as well:", f"  {how}")
         return _look_on(paths, fresh_record, asked, from_step)
     except KeyboardInterrupt:  # before anybody looked on; the run has begun
         from memsup.supervisor.cli.wait import goes_on

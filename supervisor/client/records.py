@@ -9,12 +9,14 @@ from memsup.shared.paths import RunPaths, current_folder, current_umask
 from memsup.shared.record import MemoryEstimate, RunRecord
 from memsup.shared.run_file import new_run_id
 from memsup.shared.status import Wanted
+from memsup.supervisor.client.joining import with_key
 from memsup.supervisor.client.preparing import Plan
 from memsup.supervisor.decide.estimate import KEPT_BYTES
 from memsup.supervisor.decide.variables import joined, to_keep
 
 
 def new_record(paths: RunPaths, plan: Plan) -> RunRecord:
+    plan.settings.nodes = with_key(plan.settings.nodes)
     return RunRecord(
         run=paths.name,
         run_id=new_run_id(),
@@ -40,6 +42,7 @@ def continued_record(record: RunRecord, plan: Plan) -> RunRecord:
     if record.wanted is not Wanted.PAUSED:
         record.wanted = Wanted.RUNNING
     record.settings = plan.settings
+    record.settings.nodes = with_key(record.settings.nodes)
     if record.command is not None:
         kept = record.command_environment
         record.command_environment = to_keep(joined(kept, os.environ), kept)

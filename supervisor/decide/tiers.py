@@ -152,6 +152,7 @@ def resolve(
     limits = resolve_limits(settings, origins, machine, gpu, beside, is_command=is_command)
     filled = _filled(settings, tier, machine)
     _refuse_ranks(filled, gpu)
+    _refuse_nodes(filled, gpu)
     of_rank = dataclasses.replace(limits, worker_limit_bytes=limits.worker_limit_bytes // filled.training.ranks)
     lanes = None if shape is None else 1 if gpu is not None else _lanes(shape, filled, of_rank, machine)
     needs = None if shape is None else _estimate(shape, filled, lanes or 1)
@@ -440,6 +441,24 @@ def _refuse_ranks(filled: Settings, gpu: GpuReading | None) -> None:
     if training.ranks > (training.effective_batch or training.ranks):
         raise SettingsError(
             f"training.ranks is {training.ranks}, but a step has {training.effective_batch} samples, so some ranks would have "
+            "nothing to do: choose fewer."
+        )
+
+
+def _refuse_nodes(filled: Settings, gpu: GpuReading | None) -> None:
+    """Raises `SettingsError` for what several machines cannot compute together."""
+    nodes, training = filled.nodes, filled.training
+    if nodes.count == 1 and nodes.join is None:
+        return
+    if gpu is not None or training.device.startswith("cuda"):
+        raise SettingsError("Several machines compute on CPUs only: set training.device to cpu, or leave the others out.")
+    if training.ranks > 1:
+        raise SettingsError("Of several machines each computes in one rank: set training.ranks to 1, or leave the others out.")
+    if filled.task.stream:
+        raise SettingsError("Several machines cannot read a stream: set task.stream to false, or leave the others out.")
+    if nodes.count > (training.effective_batch or nodes.count):
+        raise SettingsError(
+            f"nodes.count is {nodes.count}, but a step has {training.effective_batch} samples, so some machines would have "
             "nothing to do: choose fewer."
         )
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from memsup.shared.commands import command
 from memsup.shared.messages import Phase
-from memsup.shared.readings import Evaluation, KnownBatch, KnownGpu, narrow
+from memsup.shared.printable import printable
+from memsup.shared.readings import Evaluation, KnownBatch, KnownGpu, NodeReading, narrow
 from memsup.shared.record import RunRecord
 from memsup.shared.status import (
     ActionStatus,
@@ -31,7 +32,10 @@ from memsup.supervisor.decide.run.attachment import Guarded, lacks, what_it_is
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import Attachment
 from memsup.supervisor.decide.run.waiting import left_behind
-from memsup.supervisor.words import plural
+from memsup.supervisor.words import duration, plural
+
+SILENT_S = 30.0
+"""A person is told of a machine that was not heard of for so long. Cables are pulled and put back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,7 @@ def status_of(record: RunRecord, life: Lifecycle, around: Surroundings) -> Statu
             fence_reason=around.fence_reason or None,
             pressure=around.memory.pressure_fraction,
         ),
+        nodes=_nodes(life),
         gpus=[narrow(KnownGpu, gpu) for gpu in around.gpus],
         gpu_probe=around.gpu_note,
         disk_free_bytes=around.disk.free_bytes,
@@ -204,6 +209,12 @@ def _batch(record: RunRecord, life: Lifecycle) -> KnownBatch:
     return KnownBatch(effective=None if life.is_command else record.settings.training.effective_batch)
 
 
+def _nodes(life: Lifecycle) -> list[NodeReading] | None:
+    """The other machines, which only a worker that lives knows of."""
+    told = life.heartbeat.nodes if life.heartbeat is not None and life.worker.is_alive else None
+    return None if told is None else list(told)
+
+
 def _cooling(heat: HeatDecision) -> CoolingStatus | None:
     if not heat.reason:
         return None
@@ -253,6 +264,10 @@ def _of_the_worker(run: str, life: Lifecycle) -> Iterator[Trouble]:
     if life.given_back is not None:
         for number, missing in enumerate(life.given_back.missing):
             yield Trouble(TroubleKind.NOT_GIVEN_BACK, missing, str(number))
+    for node in _nodes(life) or ():
+        if node.silent_s >= SILENT_S:
+            text = f"Machine {printable(node.name)} was not heard of for {duration(node.silent_s)}, and is waited for."
+            yield Trouble(TroubleKind.NODE, text, node.name)
     for number, sentence in enumerate(life.attention):
         yield Trouble(TroubleKind.CHECKPOINT, sentence, str(number))
     for awaited, fate in life.left_behind:

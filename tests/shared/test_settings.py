@@ -82,6 +82,9 @@ SAMPLE = {
     "hours.begin": "23:00",
     "hours.end": "07:00",
     "checkpoint.every": "10m",
+    "nodes.wait": "10m",
+    "nodes.fewer": "true",
+    "nodes.any_network": "true",
     "checkpoint.keep": "3",
     "limits.ram": "50%",
     "limits.ram_reserve": "1GiB",
@@ -279,11 +282,20 @@ def test_a_value_is_put_where_it_is_read() -> None:
 
 
 def test_what_may_change_in_a_run_is_what_changes_no_training() -> None:
-    """Limits, recovery, messages, the rhythm of checkpoints and evaluations, how long nothing better is waited for, curves,
-    by how many processes a step is computed, and which doubts are none; nothing else of the task or the training.
+    """Limits, recovery, machines, messages, the rhythm of checkpoints and evaluations, how long nothing better is waited for,
+    curves, by how many processes a step is computed, and which doubts are none; nothing else of the task or the training.
     """
     later = {name for name, key in keys().items() if key.may_change}
-    assert {name.split(".")[0] for name in later} == {"limits", "recovery", "hours", "notify", "checkpoint", "task", "training"}
+    assert {name.split(".")[0] for name in later} == {
+        "limits",
+        "recovery",
+        "hours",
+        "nodes",
+        "notify",
+        "checkpoint",
+        "task",
+        "training",
+    }
     assert {name for name in later if name.startswith("task.")} == {"task.accept"}
     assert {name for name in later if name.startswith("training.")} == {
         "training.evaluate_every",
@@ -292,7 +304,7 @@ def test_what_may_change_in_a_run_is_what_changes_no_training() -> None:
         "training.report_to",
     }
     assert {name for name in later if name.startswith("checkpoint.")} == {"checkpoint.every", "checkpoint.keep"}
-    assert {name for name, key in keys().items() if key.is_secret} == {"notify.urls", "notify.ping_url"}
+    assert {name for name, key in keys().items() if key.is_secret} == {"nodes.key", "notify.urls", "notify.ping_url"}
 
 
 def test_labels_have_commas_between_them_and_doubts_are_those_that_there_are() -> None:

@@ -4,17 +4,23 @@ They are torch's own (c10d) over gloo. gloo adds each number up along a ring who
 hands the one result on to all: the bits are the same on all ranks, and the same from run to run. Whoever enters knows that the
 others enter as well, so there is no time after which it gives up: a rank that dies ends the connection, which all see at once.
 
-gloo connects over the loopback interface, which no other machine reaches. Its sockets have no lock: see docs/ranks.md. The file
-by which the ranks find each other lies in the run's runtime folder, which is its user's alone.
+On one machine gloo connects over the loopback interface, which no other machine reaches, and ranks find each other by a file in
+the run's runtime folder, which is its user's alone. Several machines find each other by torch's TCPStore at the first one's
+address. Neither gloo's sockets nor that store have a lock: see docs/ranks.md.
 """
 
 from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 
+import psutil
 import torch
 import torch.distributed as c10d
 
@@ -25,13 +31,87 @@ _IN_PLACE_NUMBERS = 1 << 18
 """Gradients of so many numbers or more are added up where they lie, smaller ones together in a buffer."""
 
 
+_LOOK_S = 0.05
+
+T = TypeVar("T")
+
+
+def store_in(file: Path, count: int) -> c10d.Store:
+    """What the ranks of one machine find each other by."""
+    return c10d.FileStore(str(file), count)
+
+
+def store_at(host: str, count: int) -> tuple[c10d.Store, int]:
+    """What the ranks of several machines find each other by, and its port. It listens at this address of this machine alone.
+    Raises OSError and RuntimeError.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
+        port = server.getsockname()[1]
+        fd = server.detach()
+    store = c10d.TCPStore(host, port, count, True, MEETS_WITHIN, wait_for_workers=False, master_listen_fd=fd)
+    return store, port
+
+
+def store_of(host: str, port: int, count: int) -> c10d.Store:
+    """The store at the first machine, as another one has it. Raises RuntimeError where that does not answer."""
+    return c10d.TCPStore(host, port, count, False, MEETS_WITHIN, wait_for_workers=False)
+
+
+def interface_of(host: str) -> str:
+    """The name of the interface that has this address. Raises OSError."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address.partition("%")[0] == host for one in addresses):
+            return name
+    raise OSError(f"no interface of this machine has the address {host}")
+
+
+class Apart:
+    """A thread for what waits for other machines, so that orders are carried out meanwhile. A machine may be gone for as long
+    as TCP takes to notice; what waits for it then is left behind when the process ends.
+    """
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="apart", daemon=True).start()
+
+    def do(self, work: Callable[[], T], meanwhile: Callable[[], None]) -> T:
+        """What `work` gives or raises; `meanwhile` is called again and again, and what it raises goes through."""
+        self._work.put(work)
+        while True:
+            try:
+                found, error = self._done.get(timeout=_LOOK_S)
+            except queue.Empty:
+                meanwhile()
+                continue
+            if error is not None:
+                raise error
+            return found
+
+    def _run(self) -> None:
+        while True:
+            work = self._work.get()
+            try:
+                self._done.put((work(), None))
+            except BaseException as error:
+                self._done.put((None, error))
+
+
 class Adding:
     """The meeting place of all ranks, for the gradients of `parameters`; what it needs of memory is taken when it is made."""
 
-    def __init__(self, store: Path, rank: int, count: int, parameters: Iterable[torch.nn.Parameter]) -> None:
+    def __init__(
+        self,
+        found_by: c10d.Store,
+        rank: int,
+        count: int,
+        parameters: Iterable[torch.nn.Parameter],
+        *,
+        interface: str = "lo",
+    ) -> None:
         """Waits for the others. Raises RuntimeError where one of them goes away."""
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        found_by = c10d.FileStore(str(store), count)
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
         found_by.set_timeout(MEETS_WITHIN)
         c10d.init_process_group("gloo", store=found_by, rank=rank, world_size=count, timeout=NEVER)
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]

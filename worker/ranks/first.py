@@ -3,6 +3,9 @@
 A thread listens to all of them, so that a rank that dies is noticed within a moment, whatever the main thread does. What it
 means for the run is put among the orders: at the next boundary rank 0, whose state is whole there, saves and leaves, and the
 supervisor starts all of them again. With one rank there is no thread, and every method comes back at once.
+
+Ranks on other machines are here as well, as far as a step goes; who they are, and what their absence means, is in
+`machines.py`. They are told no orders: each machine has its own supervisor.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import torch
@@ -30,8 +34,10 @@ from memsup.shared.log import log
 from memsup.shared.messages import (
     AnyReport,
     Decided,
+    DecisionKind,
     Failed,
     FailureCause,
+    Finished,
     Leaving,
     LimitMemory,
     LimitMicroBatch,
@@ -42,11 +48,12 @@ from memsup.shared.messages import (
     Welcome,
 )
 from memsup.shared.paths import RunPaths
-from memsup.shared.readings import RankReading
+from memsup.shared.readings import NodeReading, RankReading
 from memsup.worker.link import MustFail, MustLeave
 from memsup.worker.plan.entry import Entry
 from memsup.worker.ranks import messages as m
-from memsup.worker.ranks.adding import Adding
+from memsup.worker.ranks.adding import Adding, Apart, interface_of, store_at, store_in
+from memsup.worker.ranks.machines import Machine, Machines
 from memsup.worker.ranks.shares import Shares, better, equal
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.tasks.sums import Counts
@@ -60,7 +67,11 @@ _LOOK_S = 0.05
 _ENDS_WITHIN_S = 2.0
 
 
-_Answer = m.Loaded | m.Ready | m.Counted
+T = TypeVar("T")
+
+_Answer = m.Loaded | m.Ready | m.Counted | m.Counts
+_FOR_GOOD = {FailureCause.BAD_INPUT, FailureCause.OUT_OF_MEMORY, FailureCause.NOT_FINITE}
+"""What another machine cannot mend by beginning anew."""
 
 
 @dataclass(eq=False)
@@ -81,8 +92,14 @@ class _Other:
 class Ranks:
     """All ranks of a run, as rank 0 has them."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, here: int, machines: Machines | None = None) -> None:
+        """So many ranks are `here`, on this machine; and one on each of those `machines` that were gathered."""
+        self.here = here
+        self._machines = machines
+        self._members: list[Machine] = [] if machines is None else machines.members
+        self.count = count = here + len(self._members)
+        self._apart: Apart | None = None
+        self._last: m.Over | m.NotHere = m.NotHere(why="the first machine has left, or begins anew")
         self._others: list[_Other] = []
         self._answers: queue.SimpleQueue[tuple[int, _Answer] | None] = queue.SimpleQueue()
         self._adding: Adding | None = None
@@ -94,6 +111,8 @@ class Ranks:
         """The step that the others compute, or have computed last. None means that there was none yet."""
         self.is_adding = False
         """Whether all ranks are adding up that step, or are done, so that none can do its part again."""
+        self._shares = equal(count)
+        """Those of the step that the others compute."""
         self._began_s = 0.0
         self._pace = [(0, 0.0)] * count
         """The tokens and seconds of each rank since the shares were looked at."""
@@ -107,11 +126,14 @@ class Ranks:
     def start(self, paths: RunPaths, session: Session, threads: int) -> None:
         """Starts the others, which load what they need while rank 0 does. Each computes with `threads`. Raises OSError."""
         self._session = session
-        if self.count == 1:
+        if self._machines is not None and self._members:
+            self._machines.answered = self._hear_machine
+            self._apart = Apart()
+        if self.here == 1:
             return
         self._folder = Path(tempfile.mkdtemp(prefix="ranks-", dir=paths.runtime))
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-        for rank in range(1, self.count):
+        for rank in range(1, self.here):
             own_end, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with other_end:
                 command = [sys.executable, "-P", "-m", "memsup.worker.ranks"]
@@ -132,31 +154,67 @@ class Ranks:
         """
         if self.count == 1:
             return
-        assert self._folder is not None
-        store = self._folder / "store"
-        self._tell(
-            m.Begin(
-                checkpoint=None if checkpoint is None else str(checkpoint),
-                padding=training.prepared.padding,
-                store=str(store),
-                threads=training.threads,
-                lanes=len(training.lanes),
-                packed=training.plan.at(training.step + 1).packed,
-                welcome=welcome,
-                step=training.step,
-                done_before=training.done_before,
-            )
+        begin = m.Begin(
+            checkpoint=None if checkpoint is None else str(checkpoint),
+            padding=training.prepared.padding,
+            store="" if self._folder is None else str(self._folder / "store"),
+            threads=training.threads,
+            lanes=len(training.lanes),
+            packed=training.plan.at(training.step + 1).packed,
+            welcome=welcome,
+            step=training.step,
+            done_before=training.done_before,
         )
+        if self._machines is not None:
+            self._meet_machines(training, begin)
+            return
+        self._tell(begin)
         self._wait_for_all()
         with self._explained():
-            self._adding = self._met(lambda: Adding(store, 0, self.count, training.prepared.model.parameters()))
+            self._adding = self._met(
+                lambda: Adding(store_in(Path(begin.store), self.count), 0, self.count, training.prepared.model.parameters())
+            )
             self._adding.give(training.state_tensors())
         log.info("Ranks", count=self.count, pids=[other.process.pid for other in self._others])
+
+    def _meet_machines(self, training: OneRank, begin: m.Begin) -> None:
+        """As `begin`, with ranks on other machines."""
+        assert self._machines is not None
+        host = self._machines.address.host
+        try:
+            interface = interface_of(host)
+            store, port = store_at(host, self.count)
+        except (OSError, RuntimeError) as error:
+            what = (
+                f"The other machines cannot meet this one at {host}: {error}. Set nodes.address to an address of this machine."
+            )
+            raise GiveUp(FailureCause.BAD_INPUT, what) from None
+        fingerprint = training.prepared.fingerprint
+        for machine in self._members:
+            assert machine.rank is not None
+            meet = m.Meet(begin=begin, rank=machine.rank, ranks=self.count, store_port=port, fingerprint=fingerprint)
+            self._machines.tell(machine, meet)
+        self._wait_for_all()
+
+        def meet_all() -> Adding:
+            adding = Adding(store, 0, self.count, training.prepared.model.parameters(), interface=interface)
+            adding.give(training.state_tensors())
+            return adding
+
+        with self._explained():
+            self._adding = self._met(meet_all)
+        log.info("Ranks", count=self.count, machines=[machine.name for machine in self._members])
+
+    def finished(self, finished: Finished) -> None:
+        """Has the other machines know, at the end, that the run is finished."""
+        self._last = m.Over(finished=finished)
 
     def close(self) -> None:
         """Ends the others: there is nothing that only they know."""
         self._closes = True
-        if self._adding is not None:
+        if self._machines is not None:
+            self._machines.close(self._last)
+        elif self._adding is not None:  # with machines, one may be gone while it is waited for; the process ends all the same
             self._adding.close()
             self._adding = None
         for other in self._others:
@@ -187,8 +245,8 @@ class Ranks:
         if self.count == 1 or (self._step == step and not self.is_adding):
             return
         assert self._session is not None
-        for other in self._others:
-            other.waits = False
+        self._begin_part()
+        self._shares = shares
         self._step, self._when, self.is_adding = step, f"in step {step:,}", False
         self._began_s = monotonic_s() - self._session.held_s
         self._tell(m.Compute(step=step, learning_rate=learning_rate, loss_scale=loss_scale, shares=shares))
@@ -210,25 +268,36 @@ class Ranks:
             self._pace = [(n + done[rank].tokens, s + done[rank].took_s) for rank, (n, s) in enumerate(before)]
         self._tell(m.Add())
         self.is_adding = True
+        adding = self._adding
         with self._explained():
-            return self._adding.add(loss)
+            return adding.add(loss) if self._apart is None else self._met(lambda: adding.add(loss))
 
     def evaluate(self, step: int) -> None:
         """Has the others count over their parts of the evaluation rows, as the model is after `step`."""
         if self.count > 1:
-            assert self._folder is not None
-            for other in self._others:
-                other.waits = False
+            self._begin_part()
             self._when = f"in the evaluation after step {step:,}"
-            self._tell(m.Evaluate(folder=str(self._folder)))
+            self._tell(m.Evaluate(folder=None if self._folder is None else str(self._folder)))
 
     def counted(self) -> list[Counts]:
         """What the others have counted, in the order of the ranks. Raises `Leave` and `GiveUp`."""
         if self.count == 1:
             return []
+        answers = self._wait_for_all()
+        return [msgspec.msgpack.decode(self._counts_of(rank, answers[rank])) for rank in range(1, self.count)]
+
+    def _counts_of(self, rank: int, answer: _Answer) -> bytes:
+        if isinstance(answer, m.Counts):
+            return answer.content
         assert self._folder is not None
-        self._wait_for_all()
-        return [msgspec.msgpack.decode(m.counts_file(self._folder, rank).read_bytes()) for rank in range(1, self.count)]
+        return m.counts_file(self._folder, rank).read_bytes()
+
+    def _begin_part(self) -> None:
+        """Nobody is done with what is told next."""
+        for other in self._others:
+            other.waits = False
+        for machine in self._members:
+            machine.waits = False
 
     def better_shares(self, shares: Shares) -> Shares | None:
         """Shares with which the ranks, as fast as they were lately, would be done sooner. None means that there are none, or
@@ -242,12 +311,20 @@ class Ranks:
         return better(shares, [tokens / took_s for tokens, took_s in pace])
 
     def pass_on(self, order: Pace | Pause | Resume | LimitMicroBatch | LimitMemory) -> None:
-        """Has the others obey an order of the supervisor's as well."""
+        """Has the others of this machine obey an order of the supervisor's as well. Other machines have their own; they come to
+        wait for this one.
+        """
         self._tell(m.Obey(order=order))
 
+    def node_readings(self, shares: Shares) -> tuple[NodeReading, ...] | None:
+        """What is told of other machines. None means that the run has none."""
+        if self._machines is None:
+            return None
+        return self._machines.readings({rank: share / sum(shares) for rank, share in enumerate(shares)})
+
     def readings(self, shares: Shares) -> tuple[RankReading, ...] | None:
-        """What is told of the ranks. None means that there is one."""
-        if self.count == 1:
+        """What is told of the ranks of this machine. None means that there is one."""
+        if self.here == 1:
             return None
         first = RankReading(share=shares[0] / sum(shares), pid=os.getpid())
         return (
@@ -268,6 +345,9 @@ class Ranks:
     # Talking
 
     def _tell(self, message: m.FromFirst) -> None:
+        if self._machines is not None and isinstance(message, m.Compute | m.Evaluate | m.Add):
+            for machine in self._members:
+                self._machines.tell(machine, message)
         for other in self._others:
             with contextlib.suppress(OSError):  # it is gone, and the thread sees that
                 m.send(other.end, message)
@@ -279,22 +359,33 @@ class Ranks:
         assert self._session is not None
         answers: dict[int, _Answer] = {}
         ticks = self._ticks()
-        while len(answers) < len(self._others):
+        while len(answers) < self.count - 1:
             with contextlib.suppress(queue.Empty):
                 answer = self._answers.get(timeout=_LOOK_S)
                 if answer is not None:
                     answers[answer[0]] = answer[1]
-            if ticks != (ticks := self._ticks()):
-                self._session.tick()
-            self._session.obey()
+            self._meanwhile(gets_on=ticks != (ticks := self._ticks()))
         return answers
 
-    def _met(self, meet: Callable[[], Adding]) -> Adding:
+    def _meanwhile(self, *, gets_on: bool) -> None:
+        """Carries out what was ordered while the others are waited for. Other machines may take as long as they like: they have
+        a supervisor each, which sees to it that they do not hang, and a time after which they count as gone.
+        """
+        assert self._session is not None
+        if gets_on or self._members:
+            self._session.tick()
+        if self._machines is not None:
+            self._session.publish(nodes=self.node_readings(self._shares))
+        self._session.obey()
+
+    def _met(self, meet: Callable[[], T]) -> T:
         """What `meet` gives, which waits for the others; where one of them dies meanwhile it would wait for as long as anybody
         does. Raises `Leave`, `GiveUp` and RuntimeError.
         """
         assert self._session is not None
-        met: queue.SimpleQueue[Adding | RuntimeError] = queue.SimpleQueue()
+        if self._apart is not None:
+            return self._apart.do(meet, lambda: self._meanwhile(gets_on=True))
+        met: queue.SimpleQueue[T | RuntimeError] = queue.SimpleQueue()
 
         def wait() -> None:
             try:
@@ -326,6 +417,9 @@ class Ranks:
                 self._session.obey()  # where the thread has put what it found
                 with contextlib.suppress(queue.Empty):
                     self._answers.get(timeout=_LOOK_S)
+            if self._members:  # whose own supervisor knows more, and begins it anew
+                self._session.decided(DecisionKind.NODE_LOST, f"The connection to another machine broke {self._when}.")
+                self._session.leave("the connection to another machine broke")
             raise
 
     # ---------------------------------------------------------------------------------------------------------------
@@ -401,6 +495,22 @@ class Ranks:
             how = f"said nothing for {SILENT_S:.0f} s and was killed"
         what = f"Rank {other.rank} {how} {self._when}, so the step ended for all {self.count} ranks."
         self._end(MustFail(GiveUp(FailureCause.CRASH, what, step=self._step, exit_status=status)))
+
+    def _hear_machine(self, machine: Machine, message: m.ToFirstMachine) -> None:
+        """What a machine says beyond its beats; called in the door's thread."""
+        assert self._session is not None
+        assert machine.rank is not None
+        match message:
+            case m.Loaded() | m.Ready() | m.Counts():
+                machine.waits = True
+                self._answers.put((machine.rank, message))
+            case m.Said(report=OutOfMemory() | Decided() as report):
+                self._session.link.report(report)
+            case m.Said(report=Failed() as report) if report.cause in _FOR_GOOD:
+                self._end(MustFail(GiveUp(report.cause, f"Machine {machine.name}: {report.message}", step=report.step)))
+            case m.Said(report=Failed(message=why) | Leaving(reason=why)):
+                self._session.decided(DecisionKind.NODE_LOST, f"Machine {machine.name} has left {self._when}: {why}")
+                self._end(MustLeave(f"machine {machine.name} has left"))
 
     def _end(self, word: MustFail | MustLeave) -> None:
         assert self._session is not None

@@ -1,27 +1,35 @@
-"""What rank 0 and another rank say to each other, over a pair of sockets that both were born with: nobody else has an end.
+"""What rank 0 and another rank say to each other. On one machine it goes over a pair of sockets that both were born with:
+nobody else has an end. A message is one packet there, which comes whole or not at all; none is larger than `MOST_BYTES`.
 
-A message is one packet, which comes whole or not at all. None is larger than `MOST_BYTES`.
+Between machines the same goes over a socket with a lock (`shared/nodes.py`), with what joining takes besides: of rank 0 all but
+its orders (`FromFirstMachine`), of another machine `ToFirstMachine`.
 """
 
 from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from memsup.shared.messages import (
+    CheckpointNote,
     Decided,
     Failed,
+    Finished,
     Leaving,
     LimitMemory,
     LimitMicroBatch,
     OutOfMemory,
     Pace,
     Pause,
+    Progress,
     Resume,
     Welcome,
 )
+from memsup.shared.nodes import MOST_FRAME_BYTES, PROTOCOL, Describe, Read
+from memsup.shared.readings import Evaluation
 from memsup.worker.plan.padding import Padding
 from memsup.worker.ranks.shares import Shares
 
@@ -68,7 +76,8 @@ class Compute(Message, frozen=True, tag="compute"):
 class Evaluate(Message, frozen=True, tag="evaluate"):
     """Count over your part of the evaluation rows, write that into this folder (`counts_file`), and say when it is done."""
 
-    folder: str
+    folder: str | None
+    """It is None for another machine, which sends it (`Counts`)."""
 
 
 class Add(Message, frozen=True, tag="add"):
@@ -81,7 +90,44 @@ class Obey(Message, frozen=True, tag="obey"):
     order: Pace | Pause | Resume | LimitMicroBatch | LimitMemory
 
 
+class Meet(Message, frozen=True, tag="meet"):
+    """To another machine: begin as this rank of so many. Of `begin` its memory, threads and folders are its own."""
+
+    begin: Begin
+    rank: Annotated[int, msgspec.Meta(ge=1)]
+    ranks: Annotated[int, msgspec.Meta(ge=2)]
+    store_port: Annotated[int, msgspec.Meta(gt=0, lt=1 << 16)]
+    """Where torch's store listens by which the ranks find each other."""
+    fingerprint: str
+    """That of the data, as rank 0 has prepared them."""
+
+
+class Told(Message, frozen=True, tag="told"):
+    """To another machine, every second: rank 0 is alive, and so far the run is."""
+
+    name: Annotated[str, msgspec.Meta(max_length=256)]
+    progress: Progress
+    checkpoint: CheckpointNote | None
+    digest: str | None
+    evaluation: Evaluation | None
+
+
+class Over(Message, frozen=True, tag="over"):
+    """To another machine: the run is finished."""
+
+    finished: Finished
+
+
+class NotHere(Message, frozen=True, tag="not_here"):
+    """To another machine: it takes no part, or not any more."""
+
+    why: Annotated[str, msgspec.Meta(max_length=4096)]
+    again: bool = True
+    """Whether joining again would help."""
+
+
 FromFirst = Begin | Compute | Evaluate | Add | Obey
+FromFirstMachine = Meet | Compute | Evaluate | Add | Told | Over | NotHere
 
 # --------------------------------------------------------------------------------------------------------------------
 # To rank 0
@@ -110,6 +156,23 @@ class Beat(Message, frozen=True, tag="beat"):
     ticks: int
     micro_tokens: int | None
     resident_bytes: int | None
+    holds: bool = False
+    """Whether its own supervisor has it paused."""
+
+
+class Join(Message, frozen=True, tag="join"):
+    """Of another machine, again and again until it is told to begin: it would compute."""
+
+    node: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    """The same in all lives of its run."""
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    """Its host's name."""
+
+
+class Counts(Message, frozen=True, tag="counts"):
+    """Of another machine: what an evaluation counts."""
+
+    content: bytes
 
 
 class Said(Message, frozen=True, tag="said"):
@@ -119,6 +182,7 @@ class Said(Message, frozen=True, tag="said"):
 
 
 ToFirst = Loaded | Ready | Counted | Beat | Said
+ToFirstMachine = Join | Loaded | Ready | Counts | Beat | Said | Describe | Read
 
 
 def counts_file(folder: Path, rank: int) -> Path:
@@ -129,6 +193,8 @@ def counts_file(folder: Path, rank: int) -> Path:
 _encoder = msgspec.msgpack.Encoder()
 _from_first = msgspec.msgpack.Decoder(FromFirst)
 _to_first = msgspec.msgpack.Decoder(ToFirst)
+_from_first_machine = msgspec.msgpack.Decoder(FromFirstMachine)
+_to_first_machine = msgspec.msgpack.Decoder(ToFirstMachine)
 
 
 def send(end: socket.socket, message: FromFirst | ToFirst) -> None:
@@ -146,6 +212,28 @@ def receive_to_first(end: socket.socket) -> ToFirst | None:
     """The next message of another rank. None means that it is gone."""
     content = _received(end)
     return _to_first.decode(content) if content else None
+
+
+def from_first_machine(frames: list[bytes]) -> FromFirstMachine | None:
+    """What the first machine says. None means that the frames are none of these messages."""
+    return _decoded(_from_first_machine, frames)
+
+
+def to_first_machine(frames: list[bytes]) -> ToFirstMachine | None:
+    """What another machine says. None means that the frames are none of these messages."""
+    return _decoded(_to_first_machine, frames)
+
+
+T = TypeVar("T")
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[T], frames: list[bytes]) -> T | None:
+    if len(frames) != 2 or frames[0] != PROTOCOL or len(frames[1]) > MOST_FRAME_BYTES:
+        return None
+    try:
+        return decoder.decode(frames[1])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _received(end: socket.socket) -> bytes:

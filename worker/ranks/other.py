@@ -8,6 +8,7 @@ nothing that concerns another rank.
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -28,7 +29,7 @@ from memsup.worker.micro_batch_limit import begin_limited, limit_micro_batch
 from memsup.worker.plan.batches import Order
 from memsup.worker.plan.journal import Plan
 from memsup.worker.ranks import messages as m
-from memsup.worker.ranks.adding import Adding
+from memsup.worker.ranks.adding import Adding, store_in
 from memsup.worker.ranks.link import RankLink
 from memsup.worker.ranks.shares import Shares, equal
 from memsup.worker.saving import first_plan
@@ -51,34 +52,43 @@ from memsup.worker.training import OneRank
 def compute(record: RunRecord, paths: RunPaths, link: RankLink, *, rank: int, ranks: int) -> None:
     """Computes what rank 0 says, until that is gone. Raises `Leave`, `GiveUp` and what a crash raises."""
     session = _Session(link)
-    begin = _next(session, link)
+
+    def next_work() -> m.Begin | Work:
+        return _next(session, link)
+
+    begin = next_work()
     assert isinstance(begin, m.Begin)
-    training = _prepared(record, paths, session, begin, rank, ranks)
+    training = prepared_rank(record, paths, session, begin, Program(), rank=rank, ranks=ranks)
     link.say(m.Loaded())
     try:
-        adding = Adding(Path(begin.store), rank, ranks, training.prepared.model.parameters())
+        adding = Adding(store_in(Path(begin.store), ranks), rank, ranks, training.prepared.model.parameters())
         adding.give(training.state_tensors())
     except RuntimeError as error:
         raise Left from error
-    training.ranks = _Meeting(link, adding)
+    training.ranks = Meeting(link.say, next_work, adding.add)
     while True:
-        work = _next(session, link)
+        work = next_work()
         if isinstance(work, m.Evaluate):
-            _evaluate(training, Path(work.folder))
+            assert work.folder is not None
+            m.counts_file(Path(work.folder), rank).write_bytes(counted(training))
             link.say(m.Counted())
             continue
         assert isinstance(work, m.Compute), "rank 0 adds up what was computed only"
-        _take_step(training, work)
+        take_step(training, work)
 
 
-def _prepared(record: RunRecord, paths: RunPaths, session: _Session, begin: m.Begin, rank: int, ranks: int) -> OneRank:
+Work = m.Compute | m.Evaluate | m.Add
+
+
+def prepared_rank(
+    record: RunRecord, paths: RunPaths, session: Session, begin: m.Begin, program: Program, *, rank: int, ranks: int
+) -> OneRank:
     """As `train.prepare`, without what is rank 0's alone."""
     settings = record.settings
     device = torch.device("cpu")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     threads = start_threads(begin.threads, device)
-    program = _Program()
     session.begin(program)
     soft_limit = SoftLimit(begin.welcome.memory_limit_bytes)
     task = find_task(settings.task.kind, settings.task.problem_type)
@@ -121,7 +131,7 @@ def _prepared(record: RunRecord, paths: RunPaths, session: _Session, begin: m.Be
     return training
 
 
-def _take_step(training: OneRank, work: m.Compute) -> None:
+def take_step(training: OneRank, work: m.Compute) -> None:
     training.step, training.loss_scale, training.shares = work.step - 1, work.loss_scale, work.shares
     rows = training.order.batch(work.step)
     with named(training, work.step, rows):
@@ -135,13 +145,14 @@ def _take_step(training: OneRank, work: m.Compute) -> None:
     training.publish()
 
 
-def _evaluate(training: OneRank, folder: Path) -> None:
+def counted(training: OneRank) -> bytes:
+    """What this rank's part of the evaluation rows counts."""
     metrics = training.task.new_metrics()
     measure(training, metrics)
-    m.counts_file(folder, training.rank).write_bytes(msgspec.msgpack.encode(metrics.counts()))
+    return msgspec.msgpack.encode(metrics.counts())
 
 
-def _next(session: _Session, link: RankLink) -> m.Begin | m.Compute | m.Evaluate | m.Add:
+def _next(session: Session, link: RankLink) -> m.Begin | Work:
     """What is to be done next; orders are carried out meanwhile."""
     while True:
         try:
@@ -152,13 +163,19 @@ def _next(session: _Session, link: RankLink) -> m.Begin | m.Compute | m.Evaluate
             session.obey()
 
 
-class _Meeting:
+class Meeting:
     """The other ranks, as a step of this one knows them (`training.Others`)."""
 
     count = 0
 
-    def __init__(self, link: RankLink, adding: Adding) -> None:
-        self._link, self._adding = link, adding
+    def __init__(
+        self,
+        say: Callable[[m.Ready], None],
+        next_work: Callable[[], m.Begin | Work],
+        add: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """`say` tells rank 0 that this part is done, `next_work` waits for its word, and `add` adds up what all have."""
+        self._say, self._next_work, self._add = say, next_work, add
         self._began_s = 0.0
         self.is_adding = False
 
@@ -166,15 +183,14 @@ class _Meeting:
         self._began_s, self.is_adding = monotonic_s(), False
 
     def add_up(self, training: OneRank, loss: torch.Tensor) -> torch.Tensor:
-        session, step = training.session, training.step + 1
+        step = training.step + 1
         took_s = monotonic_s() - self._began_s
-        self._link.say(m.Ready(step=step, tokens=training.own_tokens(step), took_s=took_s))
-        assert isinstance(session, _Session)
-        work = _next(session, self._link)
+        self._say(m.Ready(step=step, tokens=training.own_tokens(step), took_s=took_s))
+        work = self._next_work()
         assert isinstance(work, m.Add), "rank 0 adds up before it goes on"
         self.is_adding = True
         try:
-            return self._adding.add(loss)
+            return self._add(loss)
         except RuntimeError as error:
             raise Left from error
 
@@ -190,7 +206,7 @@ class _Session(Session):
         raise Leave(reason, None)
 
 
-class _Program:
+class Program:
     """The training as its session knows it (`session.Program`)."""
 
     def __init__(self) -> None:

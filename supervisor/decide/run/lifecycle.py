@@ -239,6 +239,8 @@ class Lifecycle(Standing):
 
     def on_checkpoints(self, newest: m.CheckpointNote | None) -> list[Action]:
         """`newest` is the checkpoint that lies on the disk, now that no worker computes. It is None where there is none."""
+        if self.saves_elsewhere:
+            return []
         known = self.checkpoint
         if known is not None and (newest is None or newest.step < known.step):
             gone = records.checkpoint_gone(known, newest)

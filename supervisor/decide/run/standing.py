@@ -73,6 +73,9 @@ class Standing:
     budget: InitVar[Budget | None] = None
     """What is left of the restarts. None means all of them."""
 
+    saves_elsewhere: bool = False
+    """Whether this machine has joined another one's run (docs/ranks.md). What it computes is that one's, which saves it, so
+    nothing is lost with a worker here, and checkpoints that its worker tells of do not lie here."""
     standby: Standby = field(default_factory=Standby)
     in_memory: InMemory = field(default_factory=InMemory)
 
@@ -203,7 +206,7 @@ class Standing:
     def unsaved(self) -> Unsaved:
         """What this worker, or the last one where there is none, has computed that no checkpoint holds."""
         kept_step = self.newer.step if self.newer is not None else None
-        if not self.worker.trains or self.heartbeat is None:
+        if not self.worker.trains or self.heartbeat is None or self.saves_elsewhere:
             return Unsaved(checkpoint=self.checkpoint, kept_step=kept_step)
         steps, work_s = self.heartbeat.progress.step - (self.newest_step or 0), self.work_s
         if self.newer is not None and work_s is not None:

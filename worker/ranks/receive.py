@@ -1,0 +1,210 @@
+"""`python -m memsup.worker.ranks.receive`: receives data and model of a run that is joined from its first machine, each file
+verified, for the `start` that waits for it (`supervisor/client/joining.py`).
+
+What is to be done comes on standard input (`shared/nodes.Receive`), what came of it goes to standard output, a JSON line each.
+Files that are whole already are not sent again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from memsup.shared.nodes import (
+    PIECE_BYTES,
+    Address,
+    Describe,
+    Described,
+    NotReceived,
+    NotYet,
+    Offer,
+    OfferedFile,
+    Piece,
+    Read,
+    Receive,
+    Received,
+    Told,
+    Unreadable,
+    decoded_offer,
+    frames_of,
+)
+from memsup.shared.settings import SettingsError
+from memsup.worker.ranks.lock import keys_of, use_key
+
+ANSWERS_WITHIN_S = 120.0
+"""A first machine that says nothing for so long is not there. It may be loading torch, or begin anew just now."""
+_ASK_EVERY_S = 1.0
+_WINDOW = 8
+_MOST_PATH = 3000
+
+
+class RefusedError(Exception):
+    """It cannot be received; the text is one plain sentence with what to do."""
+
+    def __init__(self, text: str, *, is_bad: bool = True) -> None:
+        super().__init__(text)
+        self.is_bad = is_bad
+
+
+def main() -> int:
+    wanted = msgspec.json.decode(sys.stdin.buffer.read(1 << 20), type=Receive)
+    try:
+        asks = Asking(Address(wanted.address, wanted.port), wanted.key)
+        try:
+            offer = asks.describe()
+            _tell(offer)
+            fetch_all(asks, offer.files, Path(wanted.draft))
+        finally:
+            asks.close()
+    except (RefusedError, SettingsError) as error:
+        _tell(NotReceived(why=str(error), is_bad=getattr(error, "is_bad", True)))
+        return 1
+    _tell(Received())
+    return 0
+
+
+def _tell(told: Told) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(told) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def fetch_all(asks: Asking, files: list[OfferedFile], draft: Path) -> None:
+    """Has every file lie in `draft` as it is on the first machine. Raises `RefusedError`."""
+    wanted_bytes = sum(file.size_bytes for file in files)
+    free_bytes = shutil.disk_usage(draft).free
+    if wanted_bytes > free_bytes:
+        raise RefusedError(
+            f"{wanted_bytes >> 20:,} MiB are to be received, and {draft} has room for {free_bytes >> 20:,} MiB: make room."
+        )
+    kept = set()
+    for number, file in enumerate(files):
+        target = place(draft, file)
+        kept.add(target)
+        if not _is_whole(target, file):
+            asks.fetch(number, file, target)
+    for folder, _, names in os.walk(draft):  # what an earlier start has received of other files would be found as data
+        for name in names:
+            if Path(folder) / name not in kept:
+                os.unlink(Path(folder) / name)
+
+
+def place(draft: Path, file: OfferedFile) -> Path:
+    """Where a file comes to lie: nowhere but below the draft, whatever it is called."""
+    path = file.path
+    if not path.startswith("/") or os.path.normpath(path) != path or path.startswith("//") or len(path) > _MOST_PATH:
+        raise RefusedError(f"The first machine offers a file with a name that is none: {path[:100]!r}.")
+    return draft / path[1:]
+
+
+def _is_whole(target: Path, file: OfferedFile) -> bool:
+    try:
+        return target.stat().st_size == file.size_bytes and _hash(target) == file.blake2b
+    except OSError:
+        return False
+
+
+def _hash(path: Path) -> str:
+    found = hashlib.blake2b(digest_size=32)
+    with path.open("rb") as content:
+        while chunk := content.read(4 << 20):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+class Asking:
+    """A connection to the first machine."""
+
+    def __init__(self, address: Address, key: str) -> None:
+        self._address = address
+        self._context = zmq.Context(io_threads=1)
+        self._socket = self._context.socket(zmq.DEALER)
+        use_key(self._socket, keys_of(key), address)
+        self._socket.linger = 0
+        self._socket.connect(f"tcp://{address}")
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+    def describe(self) -> Described:
+        """What is trained there. Raises `RefusedError`."""
+        until_s = time.monotonic() + ANSWERS_WITHIN_S
+        while time.monotonic() < until_s:
+            self._send(Describe())
+            match self._answer(_ASK_EVERY_S):
+                case Described() as found:
+                    return found
+                case NotYet():
+                    until_s = time.monotonic() + ANSWERS_WITHIN_S
+                    time.sleep(0.1)
+                case Unreadable(why=why):
+                    raise RefusedError(f"The first machine cannot send what is trained: {why}.", is_bad=False)
+        raise RefusedError(
+            f"{self._address} does not answer: look whether the run is up there (memsup status), whether a firewall "
+            "stands between, and whether the key is the run's.",
+            is_bad=False,
+        )
+
+    def fetch(self, number: int, file: OfferedFile, target: Path) -> None:
+        """Receives a file, a few pieces on their way at a time, and verifies it. Raises `RefusedError`."""
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as out:
+                offset = 0
+                while offset < file.size_bytes:
+                    for content in self._pieces(number, offset, file.size_bytes):
+                        offset += out.write(content)
+                out.flush()
+                os.fsync(out.fileno())
+        except OSError as error:
+            raise RefusedError(f"{target} cannot be written: {error.strerror}. Free some space, then start again.") from None
+        if not _is_whole(target, file):
+            target.unlink(missing_ok=True)
+            raise RefusedError(f"{file.path} has changed on the first machine meanwhile: start again.", is_bad=False)
+
+    def _pieces(self, number: int, offset: int, size_bytes: int) -> list[bytes]:
+        """The next pieces, as many as are asked for at a time; fewer where the connection broke meanwhile."""
+        offsets = list(range(offset, min(size_bytes, offset + _WINDOW * PIECE_BYTES), PIECE_BYTES))
+        until_s = time.monotonic() + ANSWERS_WITHIN_S
+        while time.monotonic() < until_s:
+            found: dict[int, bytes] = {}
+            for one in offsets:
+                self._send(Read(file=number, offset=one))
+            while len(found) < len(offsets):
+                match self._answer(_ASK_EVERY_S * 5):
+                    case Piece(file=of, offset=at, content=content) if of == number and at in offsets:
+                        found[at] = content
+                    case Unreadable(why=why):
+                        raise RefusedError(f"The first machine cannot send a file: {why}.", is_bad=False)
+                    case None | NotYet():  # it is being described anew, or nobody is there
+                        break
+            if len(found) == len(offsets):
+                return [found[one][: size_bytes - one] or b"\0" for one in offsets]  # what is too short shows in the hash
+        raise RefusedError(f"{self._address} does not answer any more: start again, and what is whole is kept.", is_bad=False)
+
+    def _send(self, message: msgspec.Struct) -> None:
+        try:
+            self._socket.send_multipart(frames_of(message), zmq.DONTWAIT)
+        except zmq.Again:  # nobody is there
+            time.sleep(0.1)
+
+    def _answer(self, within_s: float) -> Offer | None:
+        """What comes within the time. None means that nothing does."""
+        until_s = time.monotonic() + within_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            if self._socket.poll(int(left_s * 1000) + 1):
+                offer = decoded_offer(self._socket.recv_multipart())
+                if offer is not None:
+                    return offer
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
