@@ -174,7 +174,7 @@ def back(job: Path, draw: random.Random, kills: int, standby: str) -> int:
 
 def lost(job: Path, draw: random.Random, kills: int) -> int:
     """Kills the worker of one run again and again, and prints how much work that cost."""
-    make_job(job, epochs=100_000, every="10m", lanes=1)
+    make_job(job, epochs=10_000, every="10m", lanes=1)
     os.environ |= {"PYTHONPATH": str(FAULTS), "FAULT_STEP_S": "0.05"}
     took_s: list[float] = []
     different, kept = 0, 0

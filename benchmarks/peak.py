@@ -1,14 +1,14 @@
 """At which share of what this machine can multiply a training step computes, and where the rest of its time goes.
 
-    python benchmarks/peak.py [--lengths 128 512] [--steps 6] [--amp off bf16] [--operations 0]
+    python benchmarks/peak.py [--lengths 128 512] [--steps 6] [--amp off bf16] [--operations]
 
 All in one process and one minute, so that what is compared is the same machine. *Peak* is the rate at which the matrix products
 of the job's own layers are made, one after the other and nothing between them: forward, and both of the backward pass, each at
 the quickest of many times; with one thread, with two threads, and in two lanes of one thread each. *Copy* is how fast a tensor
-larger than all caches is copied. Then steps of BERT 6 x 384 on real reviews, 16 samples each, in two lanes (`lanes.py`): useful
-operations are those of its real tokens by torch's own count, padding left out, and the share is useful operations / seconds /
-peak, the better of two threads and two lanes. `--operations N` adds the N operations that take most, by torch's profiler, in
-one lane with all threads. Prints Markdown.
+larger than all caches is copied. Then steps of BERT 6 x 384 on real reviews, 16 samples each, in two lanes and without padding
+(`packing.py`): useful operations are those of its real tokens by torch's own count, and the share is useful operations /
+seconds / peak, the better of two threads and two lanes. `--operations` adds which kinds of work take the time, by torch's
+profiler. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ import json
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from boxed import CONFIG
-from lanes import CPU, EFFECTIVE, Way, reviews
+from lanes import CPU, EFFECTIVE, reviews
+from packing import Packed
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -41,7 +44,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--amp", nargs="+", default=list(PRECISIONS), choices=list(PRECISIONS))
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--operations", type=int, default=0)
+    parser.add_argument("--operations", action="store_true")
     parser.add_argument("--job", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job:
@@ -62,7 +65,7 @@ def main() -> None:
         cut = [row[:length] for row in rows]
         useful = useful_operations([len(row) for row in cut[EFFECTIVE * WARM_UP_STEPS :]])
         for amp in options.amp:
-            way, took_s = Way(amp, 2), []
+            way, took_s = Packed(amp, 2), []
             for step in range(options.steps + WARM_UP_STEPS):
                 took_s.append(way.step(cut[EFFECTIVE * step :][:EFFECTIVE]))
             in_all_s = sum(took_s[WARM_UP_STEPS:])
@@ -75,7 +78,7 @@ def main() -> None:
     if options.operations:
         for length in options.lengths:
             for amp in options.amp:
-                operations(amp, [row[:length] for row in rows], options.operations)
+                operations(amp, [row[:length] for row in rows])
 
 
 def of_job(folder: Path, length: int, amp: str) -> None:
@@ -155,19 +158,49 @@ def _counted(model: torch.nn.Module, length: int) -> int:
     return counter.get_total_flops()
 
 
-def operations(amp: str, rows: list[list[int]], count: int) -> None:
-    """Prints what takes most of the steps, in one lane."""
-    way = Way(amp, 1)
+KINDS = {
+    "attention, its own products included": ("_PackedAttention", "_Attention"),
+    "dropout": ("_Drop",),
+    "linear layers: products": ("aten::mm", "aten::addmm"),
+    "activation function": ("aten::gelu",),
+    "normalisation": ("aten::native_layer_norm",),
+    "embedding": ("_LookUp",),
+    "optimizer and the gradient's norm": ("aten::_fused_adamw_", "aten::_foreach_norm"),
+    "linear layers: biases, adding to the gradient": ("_Multiply",),
+    "rounding, and back": ("aten::_to_copy", "aten::_foreach_copy_", "aten::copy_"),
+    "sums of the residual stream and its gradients": ("aten::add", "aten::add_"),
+}
+"""Kinds of work by the names of operations. An operation belongs to the kind of the outermost one around it that is in here,
+but products belong to themselves."""
+
+
+def operations(amp: str, rows: list[list[int]]) -> None:
+    """Prints what takes the time of a step, in one lane on one thread, since profiling two at a time says little."""
+    way = Packed(amp, 1)
+    torch.set_num_threads(1)
     for step in range(WARM_UP_STEPS):
         way.step(rows[EFFECTIVE * step :][:EFFECTIVE])
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         for step in range(WARM_UP_STEPS, len(rows) // EFFECTIVE):
             way.step(rows[EFFECTIVE * step :][:EFFECTIVE])
-    found = sorted(profiler.key_averages(), key=lambda one: -one.self_cpu_time_total)
-    total = sum(one.self_cpu_time_total for one in found)
-    print(f"\n| operation, {amp}, cut at {max(map(len, rows))} | part of the time | times |\n|---|---|---|")
-    for one in found[:count]:
-        print(f"| {one.key} | {one.self_cpu_time_total / total:.1%} | {one.count} |", flush=True)
+    spent: Counter[str] = Counter()
+    for event in profiler.events():
+        spent[_kind(event)] += event.self_cpu_time_total
+    print(f"\n| {amp}, cut at {max(map(len, rows))} | part of the time |\n|---|---|")
+    for kind, took in spent.most_common():
+        print(f"| {kind} | {took / spent.total():.1%} |", flush=True)
+
+
+def _kind(event: Any) -> str:
+    found, around = "everything else", event
+    while around is not None:
+        for kind, names in KINDS.items():
+            if around.name.removesuffix("Backward").removesuffix("_backward") in names:
+                found = kind
+        around = around.cpu_parent
+        if found == "linear layers: products":
+            break
+    return found
 
 
 if __name__ == "__main__":
