@@ -408,6 +408,11 @@ def test_a_limit_that_makes_no_sense_is_refused_in_one_sentence(flag: str, words
         (machine(16.0, 24.0), ["training.ranks=2"], "training.device to cpu"),
         (machine(16.0), ["training.ranks=9", "training.effective_batch=8"], "8 samples"),
         (machine(16.0), ["training.ranks=2", "task.stream=true"], "task.stream to false"),
+        (machine(16.0, 24.0), ["nodes.count=2"], "training.device to cpu"),
+        (machine(16.0, 24.0), ["nodes.join=10.0.0.1"], "training.device to cpu"),
+        (machine(16.0), ["nodes.count=2", "training.ranks=2"], "training.ranks to 1"),
+        (machine(16.0), ["nodes.count=9", "training.effective_batch=8"], "8 samples"),
+        (machine(16.0), ["nodes.count=2", "task.stream=true"], "task.stream to false"),
     ],
 )
 def test_more_ranks_than_can_compute_are_refused(where: Machine, flags: list[str], word: str) -> None:

