@@ -62,6 +62,12 @@ class Box:
         return sum(int(count) for name, count in lines if name == "oom_kill")
 
 
+@pytest.fixture(autouse=True)
+def _ends() -> Iterator[None]:
+    yield
+    end_supervisors()
+
+
 @pytest.fixture
 def box() -> Iterator[Box]:
     own = next((line for line in Path("/proc/self/cgroup").read_text().splitlines() if ":memory:" in line), None)
