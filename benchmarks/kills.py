@@ -1,10 +1,13 @@
 """Bit-identity under fire: runs killed with SIGKILL at random instants, compared with one that was left alone.
 
-    python benchmarks/kills.py [--kills 200] [--seed N] [--ranks 2] [--back on|off | --lost | --machines]
+    python benchmarks/kills.py [--kills 200] [--seed N] [--task NAME] [--ranks 2] [--back on|off | --lost | --machines]
 
 Each run of the tiny job is killed up to ten times (worker, supervisor or both; with several ranks up to 35 times, and also one
 of the others) and must end with exactly the weights, optimizer state and audit digest of the undisturbed run. Prints a Markdown
 table of the kills and the verdict; exit code 1 if one differs.
+
+`--task` has another task than the tiny job's: pairs, labels (several a text), scores, tags, chat (LoRA) or chat4 (beside
+weights in four bits), on rows that are made up; each run is killed up to twenty times then.
 
 With `--back` only workers are killed, while they train, in one long run, with a process that stands by (on) or without (off):
 how long it takes from each kill to the next step that is done, how much work it cost, and what stands by took of the processor.
@@ -21,6 +24,8 @@ machines computed undisturbed.
 from __future__ import annotations
 
 import argparse
+import csv
+import json
 import os
 import random
 import signal
@@ -35,6 +40,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from kit import FAULTS
+from kit.chat import dialogues, tiny_chat_model
 from kit.cli_process import eventually, memsup
 from kit.killed_runs import Tally, disturbed, end_of, end_supervisors, make_job, undisturbed
 from kit.run_state import ledger, status, until
@@ -42,11 +48,14 @@ from kit.two_machines import Machine, joined, missing, two_machines
 
 from memsup.shared.paths import run_paths
 
+TASKS = ("pairs", "labels", "scores", "tags", "chat", "chat4")
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32)
+    parser.add_argument("--task", choices=TASKS)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--back", choices=("on", "off"))
     parser.add_argument("--lost", action="store_true")
@@ -65,7 +74,11 @@ def main() -> int:
             return machines(Path(folder), draw, options.kills)
         is_alone = options.ranks == 1
         epochs, kills, lanes = (60, 10, 2) if is_alone else (20, 35, 1)
-        make_job(job, epochs=epochs, amp="auto", lanes=lanes, ranks=options.ranks)
+        if options.task is None:
+            make_job(job, epochs=epochs, amp="auto", lanes=lanes, ranks=options.ranks)
+        else:
+            epochs, kills = 12, 20
+            make_job_of(options.task, job, epochs=epochs)
         try:
             expected = undisturbed(job, "undisturbed")
             while tally.total < options.kills:
@@ -143,6 +156,41 @@ def finish(first: Machine, other: Machine) -> None:
         first.memsup("start")
         if other.status()["state"] in ("failed", "stopped"):
             other.memsup("start")
+
+
+def make_job_of(task: str, job: Path, *, epochs: int) -> None:
+    """The tiny job with other rows; a chat model has a folder of its own."""
+    make_job(job, epochs=epochs, lanes=1)
+    settings, more, rows = job / "memsup.toml", "", []
+    if task.startswith("chat"):
+        tiny_chat_model(job / "base")
+        rows = dialogues(240)
+        more = 'kind = "causal-lm"\nmodel = "base"\n'
+    else:
+        with (job / "reviews.csv").open(encoding="utf-8", newline="") as file:
+            reviews = list(csv.DictReader(file))
+        for review in reviews:
+            text, label = review["text"], review["label"]
+            of_task: dict[str, dict[str, object]] = {
+                "pairs": {"text": text, "second": text[::-1], "label": label},
+                "labels": {"text": text, "label": [label, ("short", "long")[len(text) > 12]]},
+                "scores": {"text": text, "label": len(text) / 10},
+                "tags": {"tokens": list(text), "tags": [("O", "B-DIGIT")[sign.isdecimal()] for sign in text]},
+            }
+            rows.append(of_task[task])
+        more = {
+            "pairs": 'text_pair = "second"\n',
+            "labels": 'problem_type = "multi_label_classification"\n',
+            "scores": 'problem_type = "regression"\n',
+            "tags": 'kind = "token-classification"\n',
+        }[task]
+    (job / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    text = settings.read_text(encoding="utf-8").replace('"reviews.csv"\n', f'"rows.jsonl"\n{more}')
+    if task.startswith("chat"):
+        text = text.replace('model = "tiny-bert"\n', "").replace("max_length = 48", "max_length = 160")
+        text = text.replace("micro_tokens = 96", "micro_tokens = 600")
+        text += "[lora]\nrank = 4\ndropout = 0.2\n" + ("base_bits = 4\n" if task == "chat4" else "")
+    settings.write_text(text, encoding="utf-8")
 
 
 def back(job: Path, draw: random.Random, kills: int, standby: str) -> int:

@@ -22,11 +22,10 @@ MOMENTS_BYTES = 8
 KEPT_BYTES = 75 * MIB
 """What libraries and the allocator keep of each new shape, two thirds of it within the first ten steps and all of it within
 some hundred: code that was generated, small holes."""
-HOLES_FRACTION = 0.8
+ENCODER_HOLES_FRACTION, DECODER_HOLES_FRACTION = 0.4, 0.8
 """What lies idle between what is used, as a part of what micro-batches take: memory that earlier ones had, in pieces that later
-ones, and the gradients among them, do not fill. The C library's own count has it (mallinfo2(3)): of BERT 12 x 768 it was 0.9 to
-1.0 of the activations, of a language model of that size with adapters 0.7 to 0.8.
-"""
+ones do not fill. The C library's own count has it (mallinfo2(3)): of a language model of 12 x 768 with adapters 0.7 to 0.8. Of
+encoders it is what whole runs held beyond what they use."""
 BLOCK_NUMBERS = 1 << 20
 """The worker (`compute/attention.py`) computes so many numbers of attention's matrices at a time, or one head's if that has
 more."""
@@ -279,7 +278,7 @@ def grown_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing
     """
     activations = _activations_bytes(shape, amp=amp, rows=rows, length=length, checkpointing=checkpointing)
     used_bytes = peak_bytes(shape, amp=amp, rows=rows, length=length, checkpointing=checkpointing)
-    return used_bytes + int(HOLES_FRACTION * activations)
+    return used_bytes + int((DECODER_HOLES_FRACTION if shape.is_decoder else ENCODER_HOLES_FRACTION) * activations)
 
 
 def _copies_bytes(shape: Shape, amp: str) -> int:
