@@ -98,7 +98,7 @@ def test_who_has_the_key_is_heard_and_answered(door: Open) -> None:
         assert m.from_first_machine(guest.recv_multipart()) == m.NotHere(why="a test")
 
 
-@pytest.mark.parametrize("key", [None, draw_key()])
+@pytest.mark.parametrize("key", [None, draw_key()], ids=["no key", "another key"])
 def test_nobody_else_is_heard(door: Open, key: str | None) -> None:
     with a_guest(door.address, key) as stranger, a_guest(door.address, KEY) as guest:
         stranger.send_multipart(frames_of(m.Join(node="x", name="stranger")))

@@ -50,6 +50,7 @@ from memsup.supervisor.decide.run.actions import (
 from memsup.supervisor.decide.run.attachment import HAS_ENDED, why_not_attached
 from memsup.supervisor.decide.run.card import TOO_LATE, Card, CardView, Moved, Place
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN, GivenBack
+from memsup.supervisor.decide.run.hang import STOOD_STILL_S
 from memsup.supervisor.decide.run.hours import Clock, kept_waiver, rest_of, waived
 from memsup.supervisor.decide.run.in_memory import AGAIN_S as KEPT_AGAIN_S
 from memsup.supervisor.decide.run.in_memory import Held
@@ -82,6 +83,8 @@ class Lifecycle(Standing):
     """The life of one run under one supervisor: where it stands, and the events that change that."""
 
     _out: list[Action] = field(default_factory=list)
+    _ticked_s: float | None = None
+    """The time of the last tick. It is None before the first."""
     _before_release: tuple[Wanted, PauseMode] | None = None
     """What was wanted before a person wanted a program's card back. It is None where nobody did."""
     _last_state: RunState = field(init=False)
@@ -404,7 +407,12 @@ class Lifecycle(Standing):
         return self._follow_up(now_s)
 
     def on_tick(self, now_s: float) -> list[Action]:
-        """Time has passed, which deadlines are made of; to be called every second or two."""
+        """Time has passed, which deadlines are made of; to be called every second or two. Where it was not for longer, the
+        supervisor stood still.
+        """
+        if self._ticked_s is not None and now_s - self._ticked_s > STOOD_STILL_S:
+            self.worker.stood_still(now_s, now_s - self._ticked_s)
+        self._ticked_s = now_s
         if self.worker.card.is_late(now_s, stands=self.worker.frozen):
             self._out.append(AbandonMove())
             self._card_moved(now_s, TOO_LATE)

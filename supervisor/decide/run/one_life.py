@@ -358,6 +358,17 @@ class OneLife:
 
     # -- deadlines ----------------------------------------------------------------------------------------------------
 
+    def stood_still(self, now_s: float, for_s: float) -> None:
+        """The supervisor itself did not run for so long: a container was paused, a virtual machine stopped. In that time nobody
+        could be heard, and mostly the worker did not run either, so no deadline counts it.
+        """
+        self.since_s, self.heard_at_s = min(now_s, self.since_s + for_s), min(now_s, self.heard_at_s + for_s)
+        self.orders.postpone(for_s)
+        self._unheard_until_s += for_s
+        self._hold_until_s = None if self._hold_until_s is None else self._hold_until_s + for_s
+        self.terminated_at_s = None if self.terminated_at_s is None else min(now_s, self.terminated_at_s + for_s)
+        self._left_at_s = None if self._left_at_s is None else min(now_s, self._left_at_s + for_s)
+
     def deadlines(self, now_s: float, *, cannot_wait: bool) -> list[Action]:
         """The actions that follow from silence and from orders without an answer. `cannot_wait`: memory is needed back."""
         actions = self._silence(now_s)

@@ -86,6 +86,11 @@ class OrderBook:
             del self._pending[pending.order.order_id]
         return late
 
+    def postpone(self, by_s: float) -> None:
+        """All answers may come so much later."""
+        for pending in self._pending.values():
+            pending.due_s += by_s
+
     def drop_all(self) -> list[Pending]:
         """All orders that the worker, which is gone, will not answer any more."""
         dropped = list(self._pending.values())

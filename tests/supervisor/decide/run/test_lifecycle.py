@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import msgspec
@@ -85,6 +86,13 @@ class Play:
         assert after is before or after in STATE_MOVES[before], f"{before} → {after} on {event}"
         self.seen += actions
         return actions
+
+    def wait(self, seconds: float) -> list[Action]:
+        """Lets time pass, with a tick each second; returns what was done in all of them."""
+        done = []
+        for _ in range(math.ceil(seconds)):
+            done += self.do("tick", after_s=seconds / math.ceil(seconds))
+        return done
 
     def training(self) -> Play:
         self.do("start", leftover=False)
@@ -481,10 +489,23 @@ def test_memory_that_others_need_no_longer_is_kept_by_a_worker_that_could_not_le
 
 def test_a_silent_worker_is_no_longer_trusted_with_orders_and_later_replaced() -> None:
     play = Play(new_life()).training()
-    play.do("tick", after_s=16)
+    play.wait(16)
     assert play.life.unresponsive
     assert not play.life.view().takes_orders
-    assert Kill() in play.do("tick", after_s=SILENT_FOR_EVER_S)
+    assert Kill() in play.wait(SILENT_FOR_EVER_S)
+
+
+@pytest.mark.parametrize("stood_still_s", [10.0, 600.0, 86_400.0])
+def test_time_in_which_the_supervisor_stood_still_is_no_silence(stood_still_s: float) -> None:
+    """A container was paused, or a virtual machine stopped: nobody ran, so nobody could say anything."""
+    play = Play(new_life()).training()
+    play.wait(10)
+    play.do("request", 4, RequestKind.CHECKPOINT)
+    play.do("tick", after_s=stood_still_s)
+    assert not play.life.unresponsive
+    assert answers(play.wait(3)) == [], "an answer may still come as late as ever"
+    assert Kill() not in play.wait(SILENT_FOR_EVER_S - 16)
+    assert Kill() in play.wait(5), "and then it counts"
 
 
 def test_an_order_that_is_not_answered_is_never_taken_for_done() -> None:
