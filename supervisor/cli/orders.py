@@ -177,7 +177,7 @@ def seen_saved(paths: RunPaths, reply: Reply, *, every_byte: bool = False) -> Re
 
     if not reply.ok or reply.checkpoint_path is None:
         return reply
-    if not reply.checkpoint_path.startswith("/"):  # it lies on the first of several machines
+    if _has_joined(paths):  # it lies on the first machine, whose supervisor looks
         return reply
     listed = f"{command('checkpoint', paths.name)} --list"
     try:
@@ -186,6 +186,15 @@ def seen_saved(paths: RunPaths, reply: Reply, *, every_byte: bool = False) -> Re
         unsaved = f"But {reply.checkpoint_path} cannot be gone on from any more: {error} What there is: {listed}"
         return msgspec.structs.replace(reply, ok=False, text=f"{reply.text} {unsaved}", checkpoint_path=None)
     return reply
+
+
+def _has_joined(paths: RunPaths) -> bool:
+    """Whether this machine is one of several, and not the first."""
+    try:
+        record = read_record(paths.record)
+    except RecordError:
+        return False
+    return record is not None and record.settings.nodes.join is not None
 
 
 def _seen_wanted(paths: RunPaths, wanted: Wanted, reply: Reply) -> Reply:

@@ -115,6 +115,7 @@ def _first_steps(run: str, steps: int) -> bytes:
     return line.split()[-1].split(b".")[0]
 
 
+@pytest.mark.nightly
 def test_a_run_whose_memory_falls_to_three_fifths_lives_and_learns_the_same(box: Box, tmp_path: Path) -> None:
     job = _job(tmp_path)
     subprocess.run([*box.enter, *MEMSUP, *job], check=True, capture_output=True, timeout=300)

@@ -13,7 +13,7 @@ from kit import ROOT
 SUPERVISOR = ROOT / "supervisor"
 MOST_MODULES = 6
 MOST_ATTRIBUTES = 16
-OF_A_RUN = {"cache/", "checkpoints/", "model/"}
+OF_A_RUN = {"cache/", "checkpoints/", "model/", "received/"}
 """Folders that the page names and that lie in a run's state."""
 
 
