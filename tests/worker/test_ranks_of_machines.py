@@ -315,7 +315,8 @@ def test_a_machine_whose_worker_dies_joins_again_and_no_sample_is_lost(
         left = both.until(
             "the first machine leaves", lambda: next((r for r in both.first.reports if isinstance(r, Leaving)), None)
         )
-        assert left.reason.endswith("has come anew")
+        # Which of both, depends on whether it died while gradients were added up.
+        assert left.reason.endswith(("has come anew", "the connection to another machine broke"))
         assert left.checkpoint is not None
         both.first.exit_status()
         step = left.checkpoint.step
