@@ -31,7 +31,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from memsup.worker.compute.attention import _attend, _Attention, attend_in_blocks
 from memsup.worker.compute.dropout import draw_by_row
-from memsup.worker.compute.embedding import add_in_place
+from memsup.worker.compute.in_place import add_in_place
 from memsup.worker.hardware import autocast, start_threads
 from memsup.worker.memory import Peak, hand_back
 

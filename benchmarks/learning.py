@@ -40,7 +40,7 @@ def learn(seed: int, way: str, amp: str, home: Path) -> Result:
     from memsup.shared.paths import RunPaths
     from memsup.worker.compute.attention import attend_in_blocks
     from memsup.worker.compute.dropout import draw_by_row
-    from memsup.worker.compute.embedding import add_in_place
+    from memsup.worker.compute.in_place import add_in_place
     from memsup.worker.compute.randomness import seed_everything
     from memsup.worker.hardware import autocast, make_optimizer, place_model, start_threads
     from memsup.worker.plan.batches import Order, Schedule, cut, learning_rate

@@ -78,7 +78,7 @@ def steps() -> None:
 
     from memsup.worker.compute.attention import attend_in_blocks
     from memsup.worker.compute.dropout import draw_by_row
-    from memsup.worker.compute.embedding import add_in_place
+    from memsup.worker.compute.in_place import add_in_place
     from memsup.worker.hardware import autocast
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -75,6 +75,16 @@ def test_a_gradient_is_added_to_what_is_there() -> None:
     assert torch.equal(found[0][0], expected[0][0])
 
 
+def test_what_is_one_row_without_a_dimension_for_it_or_has_no_row_at_all_has_torchs_gradient_too() -> None:
+    for shape in ((5,), (0, 5), (2, 0, 5), (2, 3, 4, 5)):
+        model = two_layers(5, 3, 2, biased=True)
+        rows = [torch.randn(*shape)]
+        expected = gradients(model, rows, None)
+        add_in_place(model)
+        for ours, torchs in zip(*([*own, *others] for own, others in (gradients(model, rows, None), expected)), strict=True):
+            torch.testing.assert_close(ours, torchs)
+
+
 def test_without_a_gradient_nothing_is_kept() -> None:
     layer = nn.Sequential(nn.Linear(4, 4))
     add_in_place(layer)

@@ -91,9 +91,9 @@ class _Multiply(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         (given,) = context.saved_tensors
-        of_found = gradients[0].flatten(0, -2)
+        of_found = gradients[0].reshape(-1, gradients[0].shape[-1])
         of_given = (of_found @ context.taken).view(given.shape) if context.needs_input_grad[0] else None
-        _add_product(context.weight, of_found.T, given.flatten(0, -2))
+        _add_product(context.weight, of_found.T, given.reshape(-1, given.shape[-1]))
         if context.bias is not None:
             _add(context.bias, of_found.sum(dim=0))
         return of_given, None, None, None
