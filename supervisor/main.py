@@ -607,6 +607,8 @@ class Supervisor:
                     self.journal.record(now_s, action)
                 case Quit():
                     self.quitting = True
+                    if not self.worker.undead:
+                        claims.give_up(self.paths)  # before it is answered: who is told may start another run at once
 
     def _keep_folders(self, now_s: float) -> None:
         """Makes anew what somebody removed of the run's two folders."""

@@ -47,10 +47,12 @@ def turn(paths: RunPaths, *, waits: bool = True) -> Iterator[None]:
         os.close(fd)
 
 
-def claim(paths: RunPaths, claimed: Claim) -> None:
-    """Writes down what the run may take. On a full disk other runs do not learn of it, and training goes on."""
+def claim(paths: RunPaths, claimed: Claim, *, durable: bool = True) -> None:
+    """Writes down what the run may take. On a full disk other runs do not learn of it, and training goes on. `replace_file`
+    tells what `durable` means.
+    """
     try:
-        replace_file(paths.claim, msgspec.json.encode(claimed))
+        replace_file(paths.claim, msgspec.json.encode(claimed), durable=durable)
     except OSError as error:
         from memsup.shared.log import log
 
@@ -64,9 +66,11 @@ def claim_and_end(paths: RunPaths, claimed: Claim, turn: contextlib.ExitStack) -
 
 
 def give_up(paths: RunPaths) -> None:
-    """Says that the run takes nothing any more; what it claimed stays known to its next supervisor."""
+    """Says that the run takes nothing any more; what it claimed stays known to its next supervisor. After a power cut nothing
+    of it lives, so this is not flushed, and waits for no disk.
+    """
     if (claimed := _read(paths.claim)) is not None:
-        claim(paths, msgspec.structs.replace(claimed, is_over=True))
+        claim(paths, msgspec.structs.replace(claimed, is_over=True), durable=False)
 
 
 def _others(paths: RunPaths) -> Iterator[Claim]:

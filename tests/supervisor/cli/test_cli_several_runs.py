@@ -17,12 +17,14 @@ from kit.cli_process import MEMSUP, a_run, end_supervisors, eventually, memsup
 from kit.lone_supervisor import tiny_job
 from kit.run_state import ledger, status, until
 
+from memsup.shared.messages import RequestKind
 from memsup.shared.paths import run_paths
 from memsup.shared.settings import Checkpoint, Settings
 from memsup.shared.status import Wanted
 from memsup.supervisor.cli.orders import WRITTEN_WITHIN_S
-from memsup.supervisor.client.contact import is_held
+from memsup.supervisor.client.contact import ask, is_held
 from memsup.supervisor.client.spawning import NotStartedError, spawn
+from memsup.supervisor.daemon.claims import beside
 from memsup.supervisor.decide.claims import Claim
 
 pytestmark = pytest.mark.slow
@@ -82,6 +84,15 @@ def test_limits_share_the_machine() -> None:
     memsup("stop", "--run", "second")
     memsup("start", "--run", "second", *REST)
     assert limit_of("second") > kept  # a person was there, and it is alone now
+
+
+def test_who_is_told_that_a_run_has_stopped_finds_its_share_free() -> None:
+    """At that instant: its supervisor still has its last words to say, and a slow disk takes its time for them."""
+    for _ in range(3):
+        memsup("start", "--run", "first", *REST)
+        assert [claim.run for claim in beside(run_paths("second")).others] == ["first"]
+        assert ask(run_paths("first"), RequestKind.STOP).ok
+        assert beside(run_paths("second")).others == ()
 
 
 def test_what_a_run_claimed_is_kept_where_nobody_starts_it() -> None:
