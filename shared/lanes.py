@@ -4,6 +4,9 @@ model is loaded, the worker asks it when it is.
 
 from __future__ import annotations
 
+import math
+from typing import TypedDict
+
 BASE_BYTES = 340 << 20
 """Python with torch, transformers and the tokenised data, and what the allocator keeps; without the pages of mapped files."""
 BYTES_PER_PARAMETER = 16
@@ -20,6 +23,15 @@ MOST_FRACTION, MOST_HELD_FRACTION = 0.1, 0.5
 be what fills the memory. With 0.7 a limit that fell to 60 % cost a death (`benchmarks/squeeze.py --limit 1.5`)."""
 
 
+class SizeForLanes(TypedDict):
+    """What of a model decides how many lanes have room, as arguments of `lanes_for`."""
+
+    parameters: int
+    trained: int
+    apart: int
+    amp: str
+
+
 def lanes_for(
     *, parameters: int, apart: int, amp: str, threads: int, limit_bytes: int | None, trained: int | None = None
 ) -> int:
@@ -29,11 +41,15 @@ def lanes_for(
     """
     if threads % MOST_LANES or limit_bytes is None:
         return 1
+    return MOST_LANES if limit_bytes >= least_limit_bytes(parameters=parameters, trained=trained, apart=apart, amp=amp) else 1
+
+
+def least_limit_bytes(*, parameters: int, apart: int, amp: str, trained: int | None = None) -> int:
+    """The least limit that has room for a second lane beside the first, of such a model as in `lanes_for`."""
     trained = parameters if trained is None else trained
     further_bytes = lane_bytes(apart=apart, amp=amp)
     held_bytes = BASE_BYTES + weights_bytes(parameters=parameters, trained=trained) + further_bytes
-    fits = further_bytes <= MOST_FRACTION * limit_bytes and held_bytes <= MOST_HELD_FRACTION * limit_bytes
-    return MOST_LANES if fits else 1
+    return math.ceil(max(further_bytes / MOST_FRACTION, held_bytes / MOST_HELD_FRACTION))
 
 
 def weights_bytes(*, parameters: int, trained: int, rounded: int = 0) -> int:

@@ -43,15 +43,17 @@ def limit_micro_batch(training: OneRank, order: LimitMicroBatch) -> int:
         "activation_checkpointing": before.activation_checkpointing,
         "one_lane": before.one_lane,
     }
+    room: dict[str, Any] = {}
     if order.limit_bytes is not None and training.device_memory is None:
-        changes |= _within(training, before, order.limit_bytes)
+        room = _within(training, before, order.limit_bytes)
+        changes |= room
     if order.halve:
         changes |= _halved(training, before)
     elif order.micro_tokens is None and not order.may_grow:
         changes["limit"] = before.micro_tokens
     elif order.micro_tokens is None:
         changes["one_lane"] = changes["one_lane"] and not training.measuring.planner.fits_in(before.lanes)
-        if before.limit is not None and training.settings.tune:
+        if before.limit is not None and training.settings.tune and "start" not in room:
             changes["ceiling"] = 2 * before.micro_tokens  # from there the planner goes on, and sees whether the room is back
             training.measuring.planner.look_soon()
     after = training.plan.change(step, f"ordered: {order.reason}", **changes)
@@ -65,19 +67,30 @@ def limit_micro_batch(training: OneRank, order: LimitMicroBatch) -> int:
 
 def _within(training: OneRank, before: Entry, limit_bytes: int) -> dict[str, Any]:
     """Takes in what this rank may hold from now on; returns what to change for its steps to keep to it, where it is less. If it
-    is more, the planner grows into it by itself.
+    is more, they are cut as when there was as much, in this process or one before; further the planner grows by itself.
     """
     planner = training.measuring.planner
+    before_bytes = planner.limit_bytes
     is_less = planner.limit_to(*planned_bytes(limit_bytes))
     if is_less and planner.has_no_room(training.step + 1):
         _leave_to_a_smaller_one(training, limit_bytes)
-    changes = planner.within_limit(training.step + 1, before) if is_less else {}
+    changes = planner.within_limit(training.step + 1, before) if is_less else _as_before(training, before_bytes)
+    changes["planned_bytes"] = planner.limit_bytes
     # Below what one row takes, the soft limit would only have it fail, and what that is a new process does not know. There the
     # ladder goes on: it has the worker hold.
     least_bytes = planner.least_bytes()
     if least_bytes is not None or not is_less:
         training.soft_limit.limit_to(max(limit_bytes, int((least_bytes or 0) / SOFT_FRACTION)))
     return changes
+
+
+def _as_before(training: OneRank, less_bytes: int | None) -> dict[str, Any]:
+    """The cut of the last steps that were computed when there was more than `less_bytes`, and no more than there is now."""
+    now_bytes = training.measuring.planner.limit_bytes
+    if less_bytes is None or now_bytes is None:
+        return {}
+    earlier = training.plan.when_there_was(less_bytes, now_bytes)
+    return {} if earlier is None else earlier.cut_fields()
 
 
 def _leave_to_a_smaller_one(training: OneRank, limit_bytes: int) -> None:

@@ -231,6 +231,7 @@ def first_plan(training: OneRank, lanes: int, *, packs: bool) -> Entry:
         lanes=lanes,
         equal_lengths=training.prepared.padding is Padding.NONE,
         packed=packs,
+        planned_bytes=training.measuring.planner.limit_bytes,
         cause="the settings",
         at_unix_s=unix_s(),
     )

@@ -30,7 +30,7 @@ from memsup.checkpoint.store import Store
 from memsup.memory import SoftLimit, is_out_of_memory, trim
 from memsup.shared.data.errors import InputError
 from memsup.shared.data.streams import refuse_endless
-from memsup.shared.lanes import lanes_for
+from memsup.shared.lanes import SizeForLanes, lanes_for, least_limit_bytes
 from memsup.shared.log import log
 from memsup.shared.messages import (
     CheckpointNote,
@@ -284,7 +284,9 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         plan.change(training.step + 1, cause, ranks=ranks.count, shares=(), threads=threads, lanes=lanes)
     if plan.last_change.lanes > lanes:
         redone = training.done_before if device.type == "cpu" else 0  # another device has other bits anyway
-        plan.change(max(training.step, redone) + 1, "there is no room for so many lanes any more", lanes=lanes)
+        may_come_back = device.type == "cpu" and why_fewer is None and training.settings.lanes is None
+        fewer: dict[str, Any] = {"one_lane": True} if may_come_back else {"lanes": lanes}
+        plan.change(max(training.step, redone) + 1, "there is no room for so many lanes now", **fewer)
     set_products(device, settings.training.amp)  # after all that was asked of the model
     training.lanes = lanes_of(training)
     log.info("Computing", threads=threads, lanes=len(training.lanes))
@@ -385,12 +387,7 @@ def _lanes_for(training: Training, welcome: Welcome) -> tuple[int, str | None]:
     if training.device.type != "cpu":
         return 1, None
     lanes = settings.lanes or lanes_for(
-        parameters=model.num_parameters() + held_in_four_bits(model),
-        trained=model.num_parameters(only_trainable=True),
-        apart=kept_apart(model),
-        amp=settings.amp or "off",
-        threads=training.threads,
-        limit_bytes=welcome.memory_limit_bytes,
+        **_size_for_lanes(model, settings), threads=training.threads, limit_bytes=welcome.memory_limit_bytes
     )
     if lanes == 1:
         return 1, None
@@ -400,6 +397,15 @@ def _lanes_for(training: Training, welcome: Welcome) -> tuple[int, str | None]:
         if draws_elsewhere(partial(_loss_of_shortest, training)):
             return 1, "The model draws random numbers of its own, so micro-batches are computed in one lane."
     return lanes, None
+
+
+def _size_for_lanes(model: Any, settings: Settings) -> SizeForLanes:
+    return SizeForLanes(
+        parameters=model.num_parameters() + held_in_four_bits(model),
+        trained=model.num_parameters(only_trainable=True),
+        apart=kept_apart(model),
+        amp=settings.amp or "off",
+    )
 
 
 def lanes_of(training: OneRank) -> Lanes:
@@ -435,6 +441,8 @@ def measuring_of(
     limit_bytes = welcome.memory_limit_bytes if memory is None else memory.limit_bytes
     most_bytes, initial_bytes = (None, 0) if limit_bytes is None else planned_bytes(limit_bytes)
     first_tokens = settings.micro_tokens
+    by_room = memory is None and settings.lanes is None
+    lanes_from_bytes = planned_bytes(least_limit_bytes(**_size_for_lanes(prepared.model, settings)))[0] if by_room else None
     planner = Planner(
         limit_bytes=most_bytes,
         longest=int(prepared.train.lengths.max()) if prepared.stream is None else prepared.stream.longest,
@@ -444,6 +452,7 @@ def measuring_of(
         tunes=bool(settings.tune),
         always_checkpoints=bool(settings.gradient_checkpointing),
         may_offload=memory is not None,
+        lanes_from_bytes=lanes_from_bytes,
     )
     return Measuring(Peak(memory), planner, clock_of(device), on_host=memory is None)
 
@@ -668,7 +677,8 @@ def plan_ahead(training: OneRank) -> None:
         lambda: [lengths for number in range(step, last + 1) if len(lengths := training.lengths_of(number))],
     )
     if change is not None:
-        training.plan.change(step, change.cause, is_news=change.is_known, **change.fields)
+        fields = change.fields | {"planned_bytes": planner.limit_bytes}
+        training.plan.change(step, change.cause, is_news=change.is_known, **fields)
         if training.measuring.on_host:
             trim()  # or what the new cuts take hides in holes that the old ones left
 

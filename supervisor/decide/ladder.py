@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
-from memsup.supervisor.decide.room import Room, room_bytes
+from memsup.supervisor.decide.room import Room, granted_bytes, room_bytes
 from memsup.supervisor.decide.uses import HOLD_USE, SHRINK_USE, STOP_GROWING_USE
 from memsup.supervisor.words import percent, size
 
@@ -230,7 +230,7 @@ class Ladder:
         if use is not None:
             self._note_growth(memory)
             self._move(now_s, use)
-        self._look_at_room(now_s, memory)
+        self._look_at_room(now_s, memory, use)
         freeze, kill = self._emergency(now_s, memory, worker)
         holds, release = self._holds(now_s, memory, disk, proposals)
         shrink = self._shrink(now_s, worker) or any(p.shrink for p in proposals)
@@ -331,13 +331,22 @@ class Ladder:
 
     # -- the rungs that do something ----------------------------------------------------------------------------------
 
-    def _look_at_room(self, now_s: float, memory: MemoryReading) -> None:
-        """Sees what the worker may hold. When it is told that this is less, its plan is given the time of a halving to show."""
-        before_bytes, limit_bytes = self._room.told_bytes, self.limits.worker_bytes
+    def _look_at_room(self, now_s: float, memory: MemoryReading, use: float | None) -> None:
+        """Sees what the worker may hold. When it is told that this is less, its plan is given the time of a halving to show.
+        When it is more since a limit was raised, what the rungs were climbed for is over, and nobody has to wait for calm.
+        """
+        before, limit_bytes = self._room, self.limits.worker_bytes
         room = room_bytes(memory, limit_bytes=limit_bytes, reserve_bytes=self.limits.reserve_bytes)
-        self._room = self._room.seen(now_s, room, limit_bytes)
-        if before_bytes is not None and self._room.told_bytes is not None and self._room.told_bytes < before_bytes:
+        granted = granted_bytes(memory, limit_bytes=limit_bytes, reserve_bytes=self.limits.reserve_bytes)
+        self._room = before.seen(now_s, room, limit_bytes, granted)
+        if before.told_bytes is None or self._room.told_bytes is None:
+            return
+        if self._room.told_bytes < before.told_bytes:
             self._shrunk_at = now_s
+        elif self._room.told_bytes > before.told_bytes and before.was_given(granted) and use is not None:
+            held = max((step.rung for step in MEMORY_STEPS if use >= step.leave), default=Rung.GROW)
+            if held < self.rung:
+                self.rung, self._calm_since = held, None
 
     def _shrink(self, now_s: float, worker: WorkerView) -> bool:
         if self.rung < Rung.SHRINK or not worker.takes_orders or worker.order_in_flight or not worker.can_shrink or worker.held:

@@ -1,6 +1,7 @@
 """What the worker may hold of the host's memory now, as it is told: what the machine leaves it, without the noise. Pure.
 
-It falls at once and rises after calm. Where memory gets short nonetheless, the ladder acts (`ladder.py`).
+It falls at once and rises after calm, a long one where others leave more, a short one where a limit was raised. Where memory
+gets short nonetheless, the ladder acts (`ladder.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ MATTERS_FRACTION = 0.5
 """Room that others leave is told to a worker that holds this part of it or more: it grows by no more at once than it holds, and
 who holds less need not hear of everything that others do."""
 CALM_S = 20.0
-"""More room is told of when it has been there for this long."""
+"""Room that others happen to leave is told of when it has been there for this long."""
+GIVEN_CALM_S = 2.0
+"""Room that was given, by whoever raised a limit, is told of after this long: nobody takes it back in the next moment, but a
+limit may be raised in several steps."""
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -29,25 +33,41 @@ class Room(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """There has been more room since this time. It is None where there is none now."""
     least_bytes: int = 0
     """The least room that there has been since then."""
+    granted_bytes: int | None = None
+    """The least that limits have granted since it was told, whatever others take of that. It is None before anything was
+    read."""
 
-    def seen(self, now_s: float, room_bytes: int | None, limit_bytes: int) -> Room:
-        """What is told when so much room was seen. `limit_bytes` is the worker's own limit, the most that there can be. None of
-        `room_bytes` means that it is not known, which changes nothing.
+    def seen(self, now_s: float, room_bytes: int | None, limit_bytes: int, granted_bytes: int) -> Room:
+        """What is told when so much room was seen. `limit_bytes` is the worker's own limit, the most that there can be, and
+        `granted_bytes` (`granted_bytes`) what there would be if others took nothing. None of `room_bytes` means that it is not
+        known, which changes nothing.
         """
         if room_bytes is None:
             return self
         told = limit_bytes if self.told_bytes is None else self.told_bytes
         if room_bytes < told * (1 - WORTH_FRACTION) or limit_bytes < told:
-            return Room(told_bytes=room_bytes)
+            return Room(told_bytes=room_bytes, granted_bytes=granted_bytes)
+        least_granted = granted_bytes if self.granted_bytes is None else min(self.granted_bytes, granted_bytes)
         is_whole_again = told < limit_bytes <= room_bytes
         if room_bytes <= told * (1 + WORTH_FRACTION) and not is_whole_again:
-            return Room(told_bytes=told)
-        if self.more_since_s is None:
-            return Room(told_bytes=told, more_since_s=now_s, least_bytes=room_bytes)
-        least_bytes = min(self.least_bytes, room_bytes)
-        if now_s - self.more_since_s >= CALM_S:
-            return Room(told_bytes=least_bytes)
-        return Room(told_bytes=told, more_since_s=self.more_since_s, least_bytes=least_bytes)
+            return Room(told_bytes=told, granted_bytes=least_granted)
+        since_s = now_s if self.more_since_s is None else self.more_since_s
+        least_bytes = room_bytes if self.more_since_s is None else min(self.least_bytes, room_bytes)
+        if now_s - since_s >= (GIVEN_CALM_S if self.was_given(granted_bytes) else CALM_S):
+            return Room(told_bytes=least_bytes, granted_bytes=granted_bytes)
+        return Room(told_bytes=told, more_since_s=since_s, least_bytes=least_bytes, granted_bytes=least_granted)
+
+    def was_given(self, granted_bytes: int) -> bool:
+        """Whether limits were raised since this was told: `granted_bytes` is what they grant now."""
+        return self.granted_bytes is not None and granted_bytes > self.granted_bytes * (1 + WORTH_FRACTION)
+
+
+def granted_bytes(memory: MemoryReading, *, limit_bytes: int, reserve_bytes: int) -> int:
+    """What limits grant the worker's tree: its own, or that of the container around it, which `memory` has as the machine's
+    total. Others change nothing of it.
+    """
+    total = memory.ram_total_bytes
+    return limit_bytes if total is None else min(limit_bytes, max(0, total - reserve_bytes))
 
 
 def room_bytes(memory: MemoryReading, *, limit_bytes: int, reserve_bytes: int) -> int | None:

@@ -154,6 +154,24 @@ def test_where_no_row_fits_any_more_a_new_process_goes_on_row_by_row_and_one_tha
     assert entry.ceiling == life.prepared.train.lengths.max()
 
 
+def test_when_there_is_as_much_again_the_next_step_is_cut_as_it_was_then(life: Training) -> None:
+    """Whatever was found out meanwhile, in however small steps."""
+    _order(life, limit_bytes=2 * GIB)
+    life.boundary()
+    train.take_step(life)
+    before = life.plan.at(2)
+    _order(life, limit_bytes=_limit_for(int(1.2 * life.prepared.train.lengths.max())))
+    life.boundary()
+    train.take_step(life)
+    _order(life, halve=True, may_grow=False)
+    life.boundary()
+    train.take_step(life)
+    assert life.plan.at(4).micro_tokens < before.micro_tokens
+    _order(life, limit_bytes=2 * GIB)
+    life.boundary()
+    assert life.plan.at(4).same_cuts(before)
+
+
 def test_the_answer_says_how_large_micro_batches_are_now_and_the_soft_limit_follows(life: Training) -> None:
     _order(life, limit_bytes=_limit_for(60))
     life.boundary()

@@ -45,6 +45,21 @@ def new_plan(folder: Path) -> Plan:
     return plan
 
 
+def test_it_tells_how_steps_were_cut_when_there_was_more_memory(tmp_path: Path) -> None:
+    """Also a process before this one: but only what a step was computed by, and within what there is now."""
+    plan = Plan(tmp_path / "plan.jsonl")
+    plan.begin(msgspec.structs.replace(FIRST, planned_bytes=1000), saved=False)
+    best = plan.change(10, "faster", start=4096, planned_bytes=1000)
+    plan.change(20, "a trial of which nothing was computed", start=8192)
+    plan.change(20, "less memory", ceiling=64, planned_bytes=700)
+    plan.change(21, "restarted", limit=32)
+    plan.change(20, "still less", planned_bytes=500)
+    plan.change(25, "calm", limit=None)
+    assert Plan(tmp_path / "plan.jsonl").when_there_was(500, 1000) == best
+    assert plan.when_there_was(500, 900) is None, "it was for more than there is now"
+    assert plan.when_there_was(1000, 2000) is None, "of more nothing is known"
+
+
 @given(st.lists(entries, max_size=20))
 def test_a_later_entry_replaces_all_from_its_step_on(written: list[Entry]) -> None:
     folded: list[Entry] = []

@@ -6,6 +6,8 @@ has taught (`ceiling`), and what is predicted to fit (`bands`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from memsup.worker.plan.cost import Costs
@@ -50,6 +52,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     shares: tuple[int, ...] = ()
     """The part of a step's tokens that each rank computes, in thousandths (`ranks/shares.py`). Empty means that all compute the
     same."""
+    planned_bytes: int | None = None
+    """What micro-batches were planned to take at most when this was decided. None stands in journals of before it was kept, and
+    where nobody knew."""
     ranks: int = 1
     """How many ranks compute. Another number gives other bits, and needs other threads."""
     cause: str
@@ -80,6 +85,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             return False
         return self.activation_checkpointing or (self.checkpointed_from is not None and length >= self.checkpointed_from)
 
+    def cut_fields(self) -> dict[str, Any]:
+        """All that follows from what memory and time allow, as fields, without what the supervisor says."""
+        return {name: getattr(self, name) for name in _OF_THE_CUT}
+
     def same_cuts(self, other: Entry) -> bool:
         """Whether a step has the same bits under this entry as under the other."""
         return self._cuts() == other._cuts()
@@ -88,6 +97,18 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         bounds = tuple(self.most_tokens(band_length(band)) for band in range(max(len(self.bands), 1)))
         activations = self.activation_checkpointing, self.checkpointed_from, self.on_host_from
         return self.costs, bounds, activations, self.lanes_used, self.equal_lengths, self.packed
+
+
+_OF_THE_CUT = (
+    "start",
+    "ceiling",
+    "activation_checkpointing",
+    "checkpointed_from",
+    "on_host_from",
+    "bands",
+    "costs",
+    "one_lane",
+)
 
 
 def band_of(length: int) -> int:

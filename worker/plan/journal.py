@@ -62,6 +62,18 @@ class Plan:
             log.info("The plan changes", from_step=step, micro_tokens=after.micro_tokens, cause=cause)
         return after
 
+    def when_there_was(self, more_than_bytes: int, at_most_bytes: int) -> Entry | None:
+        """The newest entry by which a step was computed while micro-batches were planned for more than the one and at most the
+        other, in any life of the run. None means that there is none.
+        """
+        replaced_from = self.last_change.step  # what is in force now is not what is looked for
+        for entry in reversed(self._written):
+            bytes_ = entry.planned_bytes
+            if bytes_ is not None and more_than_bytes < bytes_ <= at_most_bytes and entry.step < replaced_from:
+                return entry
+            replaced_from = min(replaced_from, entry.step)
+        return None
+
     @property
     def last(self) -> Entry | None:
         """The entry that was written last. None means that the run has not begun."""

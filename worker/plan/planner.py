@@ -109,19 +109,23 @@ class Planner:
         tunes: bool = True,
         always_checkpoints: bool = False,
         may_offload: bool = False,
+        lanes_from_bytes: int | None = None,
     ) -> None:
         """`limit_bytes` is what the worker may hold when all is well. None means that nobody knows, and memory then bounds
         nothing. `longest` is the length of the longest row in tokens, `may_checkpoint` whether the model can compute its
         activations twice, and `layers` how many layers it has. None of `layers` means that it does not say; None of `initial`
         that the first micro-batch has no rights of its own. Where it does not tune, cuts are as the settings have them, and
         what memory took of them is given back; `always_checkpoints` is whether these have activations computed twice anyway.
-        `may_offload` is whether a device computes, so that activations may be kept in host memory.
+        `may_offload` is whether a device computes, so that activations may be kept in host memory. `lanes_from_bytes` is the
+        least limit with which a second lane is tried before anything was measured of one; None means that it is tried unless
+        the limit has fallen.
         """
         self._initial, self._layers = initial, layers or MANY_LAYERS
         self._limit_bytes, self._longest = limit_bytes, longest
         self._may_checkpoint, self._may_offload = may_checkpoint, may_offload
         self._tunes, self._always_checkpoints = tunes, always_checkpoints
         self._most_limit_bytes = limit_bytes or 0
+        self._lanes_from_bytes = lanes_from_bytes
         self._lines: dict[int, _Lines] = {}
         """What was learnt, by the number of lanes."""
         self.compute_in(1)
@@ -133,6 +137,11 @@ class Planner:
         self._interval_steps = FIRST_LOOK_STEPS
         self._looked_at_step: int | None = None
         self._first_step: int | None = None
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """What micro-batches are planned to take at most. None means that nobody knows what there is."""
+        return self._limit_bytes
 
     @property
     def longest(self) -> int:
@@ -351,12 +360,15 @@ class Planner:
 
     def fits_in(self, lanes: int) -> bool:
         """Whether the limit has room for micro-batches in so many lanes. Where they were never measured it is assumed that it
-        has, unless it has fallen.
+        has, from `lanes_from_bytes` on.
         """
         seen = self._lines.get(lanes)
         fit = seen.footprint[False].fit() if seen else None
-        if fit is None or self._limit_bytes is None:
-            return self._limit_bytes is None or self._limit_bytes >= self._most_limit_bytes
+        if self._limit_bytes is None:
+            return True
+        if fit is None:
+            from_bytes = self._most_limit_bytes if self._lanes_from_bytes is None else self._lanes_from_bytes
+            return self._limit_bytes >= from_bytes
         return fit.most_tokens(self._longest, self._limit_bytes) >= LEAST_ROWS_IN_LANES * self._longest
 
     def _most_tokens(self, fit: Fit, length: int) -> int:
@@ -394,9 +406,11 @@ class Planner:
     def _faster(self, plan: Entry, coming: Sequence[Lengths], worth: float) -> Change | None:
         """The costs, if cutting by them is faster by `worth`, and a further reach, if that is; or a size to try."""
         watch = max(self._stopwatch.values(), key=len)  # computing activations twice makes all of them slower alike
-        costs, (smallest, largest) = watch.fit(), watch.tokens_seen
+        costs, (smallest, largest) = watch.fit() or plan.costs, watch.tokens_seen
         if costs is None:
             return self._wider(plan, coming, smallest, largest)
+        if not largest:
+            return None
         now = _price(plan, coming, costs)
         best, found = now, None
         for better in ({"costs": costs}, {"costs": costs, "start": 2 * largest}):

@@ -22,6 +22,7 @@ from memsup.supervisor.decide.ladder import (
     use_in_words,
 )
 from memsup.supervisor.decide.readings import DiskReading, MemoryReading
+from memsup.supervisor.decide.room import GIVEN_CALM_S
 from memsup.supervisor.words import percent
 
 GIB = 1 << 30
@@ -119,6 +120,25 @@ def test_still_too_much_for_a_second_is_held_and_comes_back_one_rung_at_a_time(n
     stance = night.at(0.60, after_s=20.1)
     assert stance.rung is Rung.GROW
     assert stance.may_grow
+
+
+def test_when_a_limit_is_raised_nobody_waits_for_calm() -> None:
+    """What the rungs were climbed for is over. A container of 3.4 GiB becomes one of 6 GiB again; the worker holds 2."""
+    ladder, worker = Ladder(MemoryLimits(worker_bytes=5 * GIB, reserve_bytes=GIB)), int(2.1 * GIB)
+
+    def at(now_s: float, total: int) -> Stance:
+        left = total - worker - GIB // 5
+        memory = MemoryReading(at_s=now_s, ram_total_bytes=total, ram_available_bytes=left, worker_bytes=worker)
+        return ladder.step(now_s, memory, None, WORKER)
+
+    assert at(0.0, 6 * GIB) == Stance(rung=Rung.GROW, limit_bytes=5 * GIB)
+    squeezed = at(1.0, int(3.4 * GIB))
+    assert (squeezed.rung, squeezed.may_grow) == (Rung.SHRINK, False)
+    assert squeezed.limit_bytes is not None
+    assert squeezed.limit_bytes < 5 * GIB
+    assert at(30.0, 6 * GIB).rung is Rung.SHRINK, "it may be raised in several steps"
+    given = at(30.0 + GIVEN_CALM_S, 6 * GIB)
+    assert (given.rung, given.may_grow, given.limit_bytes) == (Rung.GROW, True, 5 * GIB)
 
 
 def test_use_between_leave_and_enter_keeps_the_rung_for_ever(night: Night) -> None:

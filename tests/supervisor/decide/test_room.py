@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from memsup.supervisor.decide.ladder import MemoryLimits, memory_use
 from memsup.supervisor.decide.readings import MemoryReading
-from memsup.supervisor.decide.room import CALM_S, WORTH_FRACTION, Room, room_bytes
+from memsup.supervisor.decide.room import CALM_S, GIVEN_CALM_S, WORTH_FRACTION, Room, granted_bytes, room_bytes
 from memsup.supervisor.decide.uses import SHRINK_USE, STOP_GROWING_USE
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -15,36 +15,59 @@ LIMIT = 10 * GIB
 SIZES = st.integers(0, 20 * GIB)
 
 
+def seen(room: Room, now_s: float, room_bytes: int | None, limit_bytes: int = LIMIT) -> Room:
+    """Others move, limits do not."""
+    return room.seen(now_s, room_bytes, limit_bytes, limit_bytes)
+
+
 def test_a_fall_is_told_at_once_and_a_rise_when_it_has_lasted() -> None:
-    room = Room().seen(0.0, LIMIT, LIMIT)
-    assert room == Room(told_bytes=LIMIT)
-    assert room.seen(1.0, int(0.95 * LIMIT), LIMIT) == room, "that is noise"
-    low = room.seen(2.0, 6 * GIB, LIMIT)
+    room = seen(Room(), 0.0, LIMIT)
+    assert room == Room(told_bytes=LIMIT, granted_bytes=LIMIT)
+    assert seen(room, 1.0, int(0.95 * LIMIT)) == room, "that is noise"
+    low = seen(room, 2.0, 6 * GIB)
     assert low.told_bytes == 6 * GIB
-    up = low.seen(3.0, LIMIT, LIMIT)
+    up = seen(low, 3.0, LIMIT)
     assert up.told_bytes == 6 * GIB
-    assert up.seen(3.0 + CALM_S, LIMIT, LIMIT).told_bytes == LIMIT
-    assert up.seen(4.0, 6 * GIB, LIMIT).seen(5.0, LIMIT, LIMIT).seen(3.1 + CALM_S, LIMIT, LIMIT).told_bytes == 6 * GIB
-    assert up.seen(4.0, 8 * GIB, LIMIT).seen(3.0 + CALM_S, LIMIT, LIMIT).told_bytes == 8 * GIB, "the least of that time"
+    assert seen(up, 3.0 + CALM_S, LIMIT).told_bytes == LIMIT
+    assert seen(seen(seen(up, 4.0, 6 * GIB), 5.0, LIMIT), 3.1 + CALM_S, LIMIT).told_bytes == 6 * GIB
+    assert seen(seen(up, 4.0, 8 * GIB), 3.0 + CALM_S, LIMIT).told_bytes == 8 * GIB, "the least of that time"
+
+
+def test_room_that_somebody_gives_by_raising_a_limit_is_told_of_soon() -> None:
+    """A container's, whose total is what the machine has to it, or the worker's own; what others leave, after calm."""
+    low = Room().seen(0.0, 6 * GIB, LIMIT, 6 * GIB)
+    up = low.seen(1.0, LIMIT, LIMIT, LIMIT)
+    assert up.told_bytes == 6 * GIB
+    assert up.seen(1.0 + GIVEN_CALM_S, LIMIT, LIMIT, LIMIT) == Room(told_bytes=LIMIT, granted_bytes=LIMIT)
+    by_others = Room().seen(0.0, 6 * GIB, LIMIT, LIMIT).seen(1.0, LIMIT, LIMIT, LIMIT)
+    assert by_others.seen(1.0 + GIVEN_CALM_S, LIMIT, LIMIT, LIMIT).told_bytes == 6 * GIB
+    taken_back = up.seen(2.0, 6 * GIB, LIMIT, 6 * GIB)
+    assert taken_back.seen(1.0 + GIVEN_CALM_S, LIMIT, LIMIT, LIMIT).told_bytes == 6 * GIB, "it has to last"
+
+
+def test_what_limits_grant_is_the_container_without_the_reserve_whatever_others_take() -> None:
+    reading = MemoryReading(at_s=0.0, ram_total_bytes=8 * GIB, ram_available_bytes=GIB, worker_bytes=GIB)
+    assert granted_bytes(reading, limit_bytes=LIMIT, reserve_bytes=GIB) == 7 * GIB
+    assert granted_bytes(reading, limit_bytes=4 * GIB, reserve_bytes=GIB) == 4 * GIB
+    assert granted_bytes(MemoryReading(at_s=0.0), limit_bytes=LIMIT, reserve_bytes=GIB) == LIMIT, "of nothing else is known"
 
 
 def test_a_limit_that_a_person_lowers_is_told_however_little_that_is() -> None:
-    assert Room(told_bytes=LIMIT).seen(0.0, LIMIT - MIB, LIMIT - MIB).told_bytes == LIMIT - MIB
+    assert seen(Room(told_bytes=LIMIT), 0.0, LIMIT - MIB, LIMIT - MIB).told_bytes == LIMIT - MIB
 
 
 def test_the_last_bit_that_is_given_back_is_told_as_well() -> None:
-    less = int(0.97 * LIMIT)
-    waits = Room(told_bytes=less).seen(0.0, LIMIT, LIMIT)
-    assert waits.seen(CALM_S, LIMIT, LIMIT).told_bytes == LIMIT
+    waits = seen(Room(told_bytes=int(0.97 * LIMIT)), 0.0, LIMIT)
+    assert seen(waits, CALM_S, LIMIT).told_bytes == LIMIT
 
 
-@given(st.lists(st.tuples(st.floats(0.01, 30.0), SIZES | st.none() | st.just(LIMIT)), min_size=1, max_size=60))
-def test_whatever_is_seen_nobody_is_told_of_much_more_than_there_is(looks: list[tuple[float, int | None]]) -> None:
+@given(st.lists(st.tuples(st.floats(0.01, 30.0), SIZES | st.none() | st.just(LIMIT), SIZES), min_size=1, max_size=60))
+def test_whatever_is_seen_nobody_is_told_of_much_more_than_there_is(looks: list[tuple[float, int | None, int]]) -> None:
     room, now_s = Room(), 0.0
-    for after_s, seen_bytes in looks:
+    for after_s, seen_bytes, granted in looks:
         now_s += after_s
         known = None if seen_bytes is None else min(seen_bytes, LIMIT)
-        before, room = room, room.seen(now_s, known, LIMIT)
+        before, room = room, room.seen(now_s, known, LIMIT, min(max(granted, known or 0), LIMIT))
         if known is None:
             assert room == before, "unknown is neither more nor less"
         else:
@@ -53,7 +76,7 @@ def test_whatever_is_seen_nobody_is_told_of_much_more_than_there_is(looks: list[
             assert room.told_bytes <= LIMIT
     for _ in range(5):
         now_s += CALM_S
-        room = room.seen(now_s, LIMIT, LIMIT)
+        room = seen(room, now_s, LIMIT)
     assert room.told_bytes == LIMIT, "in the end all of it is back"
 
 
