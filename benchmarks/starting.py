@@ -44,9 +44,9 @@ WAYS = {
 
 QUICKLY = {
     "Python": "pass",
-    "and click": "import click, os; os._exit(0)",
-    "and msgspec": "import click, msgspec, os; os._exit(0)",
+    "and msgspec": "import msgspec, os; os._exit(0)",
     "`memsup status`": "from memsup.supervisor.cli import main; main()",
+    "by way of click": "import sys; sys.argv.append('--'); from memsup.supervisor.cli import main; main()",
 }
 """The name in the table of `--status`, and what the process does."""
 

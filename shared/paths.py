@@ -187,6 +187,17 @@ def make_private(folder: Path) -> None:
     check_private(folder)
 
 
+def paths_of(run_name: str) -> RunPaths:
+    """The folders of a run. Raises `PathError` for a name that cannot be a run's, and for a state folder that is not the
+    user's.
+    """
+    paths = run_paths(run_name)
+    for folder in (paths.state.parent, paths.state):
+        if os.path.lexists(folder):
+            check_private(folder)
+    return paths
+
+
 def check_private(folder: Path) -> None:
     """Raises `PathError` unless `folder` is a real folder (no link) of this user into which nobody else can write."""
     os.close(open_private(folder))

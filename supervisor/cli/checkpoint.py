@@ -13,10 +13,10 @@ from memsup.checkpoint.errors import CheckpointError
 from memsup.checkpoint.info import Info
 from memsup.shared.commands import command
 from memsup.shared.messages import RequestKind
-from memsup.shared.paths import RunPaths, absolute
+from memsup.shared.paths import RunPaths, absolute, paths_of
 from memsup.shared.run_file import read_record
 from memsup.shared.status import decode_status
-from memsup.supervisor.cli.options import checkpoint_paths, json_option, paths_of, run_option
+from memsup.supervisor.cli.options import checkpoint_paths, json_option, run_option
 from memsup.supervisor.cli.orders import DONE, NO_ANSWER, NOT_RUNNING, answer, request, seen_saved
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.errors import RefusedError

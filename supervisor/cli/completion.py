@@ -97,7 +97,7 @@ def script_of(shell: str) -> str:
     """What the shell has to read."""
     from click.shell_completion import get_completion_class
 
-    from memsup.supervisor.cli import memsup
+    from memsup.supervisor.cli.group import memsup
 
     kind = get_completion_class(shell)
     assert kind is not None, "click knows them all"

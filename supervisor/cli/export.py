@@ -14,8 +14,8 @@ import click
 
 from memsup.shared.commands import command
 from memsup.shared.model.adapters import ADAPTER_CONFIG
-from memsup.shared.paths import RunPaths, absolute
-from memsup.supervisor.cli.options import json_option, paths_of, run_option
+from memsup.shared.paths import RunPaths, absolute, paths_of
+from memsup.supervisor.cli.options import json_option, run_option
 from memsup.supervisor.cli.predict import finished_model
 from memsup.supervisor.cli.screen import json_data, message
 from memsup.supervisor.client.errors import RefusedError

@@ -18,10 +18,11 @@ from typing import Any
 import click
 
 from memsup.shared.commands import command
+from memsup.shared.paths import paths_of
 from memsup.shared.printable import printable
 from memsup.shared.run_file import read_record
 from memsup.shared.settings import parse_duration_s
-from memsup.supervisor.cli.options import json_option, paths_of, run_option
+from memsup.supervisor.cli.options import json_option, run_option
 from memsup.supervisor.cli.screen import as_printed, data, json_data, message, paint
 from memsup.supervisor.cli.streams import must_be_read
 from memsup.supervisor.client.errors import RefusedError

@@ -14,8 +14,6 @@ from memsup.shared.commands import DEFAULT_RUN
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
 
-    from memsup.shared.paths import RunPaths
-
 
 def run_names(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001 - click's signature
     """The runs whose names begin so, for a shell that completes a word."""
@@ -167,16 +165,3 @@ def _as_known(argument: str, known: Container[str]) -> str:
     spelt = name.replace("_", "-")
     spelt = _SPELLINGS.get(spelt, spelt)
     return spelt + equals + value if spelt in known else argument
-
-
-def paths_of(run_name: str) -> RunPaths:
-    """The folders of a run. Raises `PathError` for a name that cannot be a run's, and for a state folder that is not the
-    user's.
-    """
-    from memsup.shared.paths import check_private, run_paths
-
-    paths = run_paths(run_name)
-    for folder in (paths.state.parent, paths.state):
-        if os.path.lexists(folder):
-            check_private(folder)
-    return paths

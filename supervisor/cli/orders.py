@@ -14,12 +14,12 @@ import msgspec
 
 from memsup.shared.commands import command
 from memsup.shared.messages import Reply, RequestKind
-from memsup.shared.paths import RunPaths
+from memsup.shared.paths import RunPaths, paths_of
 from memsup.shared.record import RecordError
 from memsup.shared.run_file import read_record, write_record
 from memsup.shared.status import RunState, Wanted
 from memsup.supervisor.cli import INTERRUPTED
-from memsup.supervisor.cli.options import json_option, paths_of, run_option
+from memsup.supervisor.cli.options import json_option, run_option
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.contact import (
     COMES_UP_WITHIN_S,

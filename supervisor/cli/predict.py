@@ -22,10 +22,10 @@ from memsup.shared.data.sources import locate
 from memsup.shared.data.tag_cells import as_words
 from memsup.shared.data.tag_files import joined
 from memsup.shared.model.adapters import ADAPTER_CONFIG
-from memsup.shared.paths import RunPaths, absolute
+from memsup.shared.paths import RunPaths, absolute, paths_of
 from memsup.shared.run_file import read_record
 from memsup.shared.status import RunState
-from memsup.supervisor.cli.options import json_option, paths_of, run_option
+from memsup.supervisor.cli.options import json_option, run_option
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.contact import observe
 from memsup.supervisor.client.errors import RefusedError

@@ -11,9 +11,9 @@ import click
 
 from memsup.shared.commands import command
 from memsup.shared.files import replace_file
-from memsup.shared.paths import RunPaths
+from memsup.shared.paths import RunPaths, paths_of
 from memsup.shared.status import OVER, Status
-from memsup.supervisor.cli.options import json_option, paths_of, run_option
+from memsup.supervisor.cli.options import json_option, run_option
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.cli.streams import must_be_read
 from memsup.supervisor.client.contact import observe

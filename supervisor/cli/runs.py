@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memsup.shared.commands import command
-from memsup.shared.paths import state_root
+from memsup.shared.paths import paths_of, state_root
 from memsup.shared.record import RecordError
 from memsup.shared.settings import parse_duration_s
 from memsup.shared.status import OVER, RunState, Status
-from memsup.supervisor.cli.options import json_option, paths_of, run_names
+from memsup.supervisor.cli.options import json_option, run_names
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.contact import Presence, observe
 from memsup.supervisor.client.errors import RefusedError

@@ -14,9 +14,9 @@ import click
 
 from memsup.shared.commands import command
 from memsup.shared.files import replace_file
-from memsup.shared.paths import run_paths
+from memsup.shared.paths import paths_of, run_paths
 from memsup.shared.run_file import read_record
-from memsup.supervisor.cli.options import json_option, paths_of, run_option
+from memsup.supervisor.cli.options import json_option, run_option
 from memsup.supervisor.cli.screen import data, json_data, message
 from memsup.supervisor.client.contact import Presence, observe
 from memsup.supervisor.client.errors import RefusedError

@@ -17,7 +17,7 @@ import click
 
 from memsup.shared.commands import command as typed
 from memsup.shared.data.errors import NoTaskError
-from memsup.shared.paths import RunPaths
+from memsup.shared.paths import RunPaths, paths_of
 from memsup.shared.record import RunRecord
 from memsup.shared.run_file import read_record
 from memsup.shared.status import OVER, RunState, Wanted
@@ -39,7 +39,6 @@ from memsup.supervisor.cli.options import (
     flag_options,
     json_option,
     mixed_precision,
-    paths_of,
     run_names,
     run_option,
     setting_names,

@@ -10,10 +10,10 @@ import time
 import click
 
 from memsup.shared.commands import command
-from memsup.shared.paths import RunPaths
+from memsup.shared.paths import RunPaths, paths_of
 from memsup.shared.status import OVER, RunState, Status, Trouble, TroubleKind, Wanted, encode_status
 from memsup.supervisor.cli import INTERRUPTED, LEAST_DESCRIPTORS
-from memsup.supervisor.cli.options import json_option, paths_of, run_option
+from memsup.supervisor.cli.options import json_option, run_option
 from memsup.supervisor.cli.picture import one_line, progress
 from memsup.supervisor.cli.screen import data, json_data, message, moves, moving
 from memsup.supervisor.client.contact import is_held, observe

@@ -56,9 +56,9 @@ from memsup.shared.status import Status, Wanted, encode_status
 from memsup.store import Damaged, verified
 from memsup.supervisor.cli.layout import laid_out
 from memsup.supervisor.cli.logs import Source, event_line, json_line, readable
+from memsup.supervisor.cli.look import exit_code
 from memsup.supervisor.cli.orders import seen_saved
 from memsup.supervisor.cli.picture import one_line, picture
-from memsup.supervisor.cli.status import exit_code
 from memsup.supervisor.client.contact import observe
 from memsup.supervisor.client.task import model_shape
 from memsup.supervisor.daemon import claims

@@ -13,8 +13,8 @@ from kit.statuses import EVALUATION
 from memsup.shared.readings import KnownGpu
 from memsup.shared.settings import Settings, Written, keys
 from memsup.shared.status import ActionStatus, ProgramStatus, RunState, Status, TemperatureStatus, Wanted, encode_status
-from memsup.supervisor.cli import COMMANDS
-from memsup.supervisor.cli import memsup as group
+from memsup.supervisor.cli.group import COMMANDS
+from memsup.supervisor.cli.group import memsup as group
 from memsup.supervisor.client.preparing import shown
 from memsup.supervisor.decide.tiers import TIERS
 

@@ -17,8 +17,8 @@ from kit.statuses import full_status
 
 from memsup.shared.paths import run_paths
 from memsup.shared.status import RunState, Status, encode_status
-from memsup.supervisor.cli import COMMANDS
-from memsup.supervisor.cli import memsup as group
+from memsup.supervisor.cli.group import COMMANDS
+from memsup.supervisor.cli.group import memsup as group
 from memsup.supervisor.cli.layout import laid_out
 from memsup.supervisor.words import width
 

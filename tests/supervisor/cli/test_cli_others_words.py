@@ -29,8 +29,8 @@ from msgspec import inspect
 from memsup.shared.messages import Reply
 from memsup.shared.settings import Written, keys
 from memsup.shared.status import RunState, Status, Wanted
-from memsup.supervisor.cli import COMMANDS
-from memsup.supervisor.cli import memsup as group
+from memsup.supervisor.cli.group import COMMANDS
+from memsup.supervisor.cli.group import memsup as group
 from memsup.supervisor.cli.screen import json_data, paint, shown
 from memsup.supervisor.decide.events import Event
 from memsup.supervisor.record.history import Point

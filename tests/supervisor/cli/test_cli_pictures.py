@@ -12,7 +12,7 @@ import pytest
 from kit import ROOT
 
 from memsup.shared.settings import keys
-from memsup.supervisor.cli import memsup as group
+from memsup.supervisor.cli.group import memsup as group
 from memsup.supervisor.cli.options import FLAGS, TrainingCommand
 from memsup.supervisor.words import width
 

@@ -14,15 +14,17 @@ from kit.terminal import terminal
 
 from memsup.shared.messages import RequestKind
 from memsup.shared.status import RunState, Status, Wanted
-from memsup.supervisor.cli import COMMANDS, GROUPS
-from memsup.supervisor.cli import memsup as group
+from memsup.supervisor.cli import plainly_asked
+from memsup.supervisor.cli.group import COMMANDS, GROUPS
+from memsup.supervisor.cli.group import memsup as group
 
 HEAVY = {"torch", "transformers", "numpy", "datasets", "rich", "psutil", "asyncio", "pyarrow", "safetensors"}
 OWN = {
     "shared",
     "shared.descriptors",
     "shared.printable",
-    *(f"supervisor{name}" for name in ("", ".cli", ".cli.screen", ".cli.streams", ".client", ".client.errors")),
+    "shared.commands",
+    *(f"supervisor{name}" for name in ("", ".cli", ".cli.group", ".cli.screen", ".cli.streams", ".client", ".client.errors")),
 }
 """What `memsup --help` needs of memsup itself."""
 OF_NO_RUN = {"list", "rm", "init", "metrics", "completion"}
@@ -80,6 +82,35 @@ def test_help_imports_nothing_but_click() -> None:
     assert not modules & (HEAVY | {"zmq", "msgspec", "platformdirs", "subprocess", "tomllib"})
     own = {name for name in modules if name.startswith("memsup.")}
     assert own == {f"memsup.{name}" for name in OWN}
+
+
+def test_status_does_without_click_and_says_what_the_command_would() -> None:
+    """It is asked again and again, beside a training that wants the processor."""
+    status = Status(run="default", run_id=RUN_ID, state=RunState.RUNNING, wanted=Wanted.RUNNING)
+    with control_server(a_run(), lambda _: status):
+        for arguments in (["status"], ["status", "--json"], ["status", "--run=default"], ["status", "--run", "default"]):
+            assert not imported(*arguments) & {"click", "memsup.supervisor.cli.group"}
+            quick, by_click = memsup(*arguments), memsup(*arguments, "--")
+            assert quick.returncode == by_click.returncode == 0
+            assert quick.stdout == by_click.stdout
+        assert "click" in imported("status", "--verbose")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        ([], ("default", False)),
+        (["--json", "--run", "a"], ("a", True)),
+        (["--run=a", "--run=b"], ("b", False)),
+        (["--run"], None),
+        (["--run", "a", "--watch"], None),
+        (["--help"], None),
+        (["--json=yes"], None),
+        (["a"], None),
+    ],
+)
+def test_what_is_not_plain_is_left_to_click(arguments: list[str], asked: tuple[str, bool] | None) -> None:
+    assert plainly_asked(arguments) == asked
 
 
 def test_status_imports_no_heavy_library() -> None:
