@@ -15,7 +15,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import psutil
 
 from kit.cli_process import end_supervisors, eventually, memsup
 from kit.lone_supervisor import tiny_job
-from kit.run_state import LOOK_EVERY_S, status
+from kit.run_state import LOOK_EVERY_S, until
 from memsup.checkpoint.reading import verify
 from memsup.checkpoint.store import Store
 from memsup.checkpoint.tensors import open_tensors
@@ -63,39 +63,53 @@ def make_job(
 
 
 def undisturbed(folder: Path, name: str) -> End:
-    for done in (memsup("start", "--run", name, cwd=folder), memsup("wait", "--run", name, within_s=WAITED_S)):
+    for done in (
+        memsup("start", "--run", name, cwd=folder, within_s=WAITED_S),
+        memsup("wait", "--run", name, within_s=WAITED_S),
+    ):
         assert done.returncode == 0, done.stdout + done.stderr
     return end_of(run_paths(name))
 
 
-def disturbed(folder: Path, name: str, draw: random.Random, tally: Tally, *, kills: int, longest_life_s: float) -> End:
-    """A run that is killed `kills` times, or as often as fits into it, and then left to finish."""
-    memsup("start", "--run", name, cwd=folder)
+def disturbed(
+    folder: Path,
+    name: str,
+    draw: random.Random,
+    tally: Tally,
+    *,
+    kills: int,
+    longest_life_s: float,
+    victims: Sequence[str] = ("worker", "supervisor", "both", "rank"),
+) -> End:
+    """A run that is killed `kills` times, or as often as fits into it, and then left to finish. Who is named more often among
+    `victims` is killed more often.
+    """
+    memsup("start", "--run", name, cwd=folder, within_s=WAITED_S)
     for _ in range(kills):
         if draw.random() < 0.75:  # loading takes most of a life here, but it is in training that something can be lost
-            eventually(lambda: _phase(name) in ("training", "saving", "evaluating", None), 120, every_s=LOOK_EVERY_S)
+            eventually(lambda: _phase(name) in ("training", "saving", "evaluating", None), WAITED_S, every_s=LOOK_EVERY_S)
             time.sleep(draw.uniform(0, 1))
         else:
             time.sleep(draw.uniform(0.05, longest_life_s))
-        seen = status(name)
+        seen = until(lambda seen: True, run=name)
         if seen["state"] == "finished":
             break
         pids_of = {"worker": [seen["worker_pid"]], "supervisor": [seen["pid"]], "both": [seen["worker_pid"], seen["pid"]]}
         others = [rank["pid"] for rank in (seen["batch"]["ranks"] or [])[1:]]
         if others:
             pids_of["rank"] = [draw.choice(others)]
-        victim = draw.choice(sorted(pids_of))
+        victim = draw.choice([one for one in sorted(victims) if one in pids_of])
         pids = pids_of[victim]
         if None in pids or not all(_kill(pid) for pid in pids if pid):
             continue
         tally.kills[victim] += 1
         tally.phases[str(seen["progress"]["phase"])] += 1
         if seen["pid"] in pids:
-            eventually(lambda pid=seen["pid"]: not psutil.pid_exists(pid), 30)
-            memsup("start", "--run", name, cwd=folder)
+            eventually(lambda pid=seen["pid"]: not psutil.pid_exists(pid), WAITED_S)
+            memsup("start", "--run", name, cwd=folder, within_s=WAITED_S)
     finished = memsup("wait", "--run", name, within_s=WAITED_S)
     while finished.returncode != 0 and "start" in finished.stderr + finished.stdout:
-        memsup("start", "--run", name, cwd=folder)  # it was killed so often that it had been given up
+        memsup("start", "--run", name, cwd=folder, within_s=WAITED_S)  # it was killed so often that it had been given up
         finished = memsup("wait", "--run", name, within_s=WAITED_S)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return end_of(run_paths(name))
@@ -103,7 +117,7 @@ def disturbed(folder: Path, name: str, draw: random.Random, tally: Tally, *, kil
 
 def _phase(name: str) -> str | None:
     """What the worker does. Returns None when the run is over."""
-    seen = status(name)
+    seen = until(lambda seen: True, run=name)  # one that has just begun to answer is asked again
     return None if seen["state"] in ("finished", "failed", "stopped") else str(seen["progress"]["phase"])
 
 

@@ -418,6 +418,40 @@ def test_adapters_on_the_table_of_tokens_load_in_peft_and_are_merged_alike(tmp_p
         assert torch.allclose(merged(tokens).logits, learnt, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_what_is_saved_answers_as_the_model_that_was_trained(method: str, tied: bool, tmp_path: Path) -> None:
+    """Loaded by those who have nothing of memsup: adapters by peft, whole models by transformers and its pipeline."""
+    model = tiny_chat_model(tmp_path / "model", tie_word_embeddings=tied)
+    wanted = tiny_chat(tmp_path, model=model, training__method=method, training__threads=2, training__lanes=2)
+    tokens = torch.arange(40, 60)[None]
+    with one_life(wanted) as life, torch.no_grad():
+        with torch.enable_grad():
+            for _ in range(4):
+                train.take_step(life)
+        folder = save(life, last=True).path
+        learnt = life.prepared.model.eval()(input_ids=tokens).logits
+    with torch.no_grad():
+        plain = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
+        assert not torch.allclose(plain(tokens).logits, learnt, atol=1e-2)
+        if method == "lora":
+            adapted = peft.PeftModel.from_pretrained(plain, folder).eval()
+            assert torch.allclose(adapted(tokens).logits, learnt, atol=1e-4, rtol=0)
+        answering = load_answering(folder)
+        answering.model.save_pretrained(tmp_path / "whole")
+        answering.tokenizer.save_pretrained(tmp_path / "whole")
+        whole = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole").eval()
+        assert torch.allclose(whole(tokens).logits, learnt, atol=1e-4, rtol=0)
+    ask = transformers.pipeline("text-generation", model=str(tmp_path / "whole"), device="cpu")
+    question = [{"role": "user", "content": "Tell me of green tea 5."}]
+    (said,) = ask(question, max_new_tokens=12, do_sample=False)
+    assert said["generated_text"][-1]["role"] == "assistant"
+    asked = answering.tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    greedy = answering.model.generate(**asked, max_new_tokens=12, do_sample=False)
+    answer = answering.tokenizer.decode(greedy[0, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert said["generated_text"][-1]["content"] == answer
+
+
 @pytest.mark.parametrize("is_exact", [False, True])
 def test_what_is_rounded_once_gives_the_same_bits(is_exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen weights and the inputs of layers, under mixed precision, also where the last layer is the table of tokens. A model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -23,7 +24,7 @@ from memsup.shared.paths import run_paths
 from memsup.shared.settings import SettingsError
 from memsup.supervisor.decide.estimate import decoder_shape_of, held_bytes
 from memsup.worker import train
-from memsup.worker.compute.four_bits import BLOCK, FourBits, held_in_four_bits, round_to_four_bits
+from memsup.worker.compute.four_bits import BLOCK, FourBits, held_in_four_bits, hold_in_four_bits, round_to_four_bits
 from memsup.worker.hardware import autocast
 from memsup.worker.saving import save
 from memsup.worker.tasks.answering import load_answering
@@ -123,6 +124,41 @@ def test_the_last_layer_and_the_table_stay_as_they_came(tmp_path: Path) -> None:
     round_to_four_bits(rounded)
     for (name, one), other in zip(came.named_parameters(), rounded.parameters(), strict=True):
         assert torch.equal(one, other) == ("proj" not in name), name
+
+
+class SharesLayers(torch.nn.Module):
+    """Has a layer under three names, one whose weights are the table's, and looks at weights past their layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.table, self.head = torch.nn.Embedding(64, 64), torch.nn.Linear(64, 8)
+        self.first, self.tied = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64, bias=False)
+        self.again, self.tied.weight = self.first, self.table.weight
+        self.more = torch.nn.ModuleList([self.first, torch.nn.Linear(64, 64)])
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.head
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        given = self.tied(self.table(ids))
+        for layer in (self.first, self.again, *self.more):
+            given = torch.tanh(layer(given))
+        found: torch.Tensor = self.head(given @ self.more[1].weight)
+        return found
+
+
+@has_the_library
+def test_layers_of_several_names_and_weights_of_several_layers_are_what_they_become_in_the_result() -> None:
+    held = SharesLayers().requires_grad_(requires_grad=False)
+    rounded, came = copy.deepcopy(held), copy.deepcopy(held)
+    assert hold_in_four_bits(held) == held_in_four_bits(held) == 2 * 64 * 64
+    assert held.first is held.again is held.more[0]
+    round_to_four_bits(rounded)
+    ids = torch.arange(20).view(2, -1)
+    assert torch.allclose(held(ids), rounded(ids), atol=1e-5, rtol=0)
+    assert torch.equal(rounded.table.weight, came.table.weight)
+    assert not torch.equal(rounded.first.weight, came.first.weight)
 
 
 @pytest.mark.parametrize(("kind", "method"), [("text-classification", None), ("causal-lm", "full")])

@@ -15,16 +15,17 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding
 
-from memsup.worker.compute.turns import own_turn
+from memsup.worker.compute.turns import learns_here, own_turn
 
 
 def is_plain(module: torch.nn.Module) -> bool:
     """Whether `module` is a table that learns, and has no rules of its own."""
     if type(module) is not torch.nn.Embedding or module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
         return False
-    return module.weight.device.type == "cpu" and module.weight.requires_grad
+    return "forward" not in vars(module) and learns_here(module.weight)
 
 
 def add_in_place(table: torch.nn.Embedding) -> None:
@@ -47,6 +48,7 @@ class _LookUp(torch.autograd.Function):
         return embedding(ids, weight, padding)
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[None, None, None]:
         (ids,) = context.saved_tensors
         weight, ids = context.weight, ids.reshape(-1)

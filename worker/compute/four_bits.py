@@ -38,6 +38,11 @@ class FourBits(torch.nn.Module):
         self.register_buffer("largest", largest, persistent=False)
         self.bias = layer.bias
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """For models that look at a layer's weights past the layer."""
+        return self.weight_in(torch.float32)
+
     def weight_in(self, dtype: torch.dtype) -> torch.Tensor:
         """The weights, made anew."""
         return _widened(self.codes, self.largest, (self.out_features, self.in_features), dtype)
@@ -64,12 +69,13 @@ class _Product(torch.autograd.Function):
 
 def hold_in_four_bits(model: Any) -> int:
     """Has the frozen linear layers of `model` hold their weights so, but for the last; returns how many weights that were."""
-    held = 0
+    made: dict[torch.nn.Linear, FourBits] = {}
     for parent, name, layer in _layers(model):
         if not any(parameter.requires_grad for parameter in layer.parameters()):
-            setattr(parent, name, FourBits(layer))
-            held += layer.weight.numel()
-    return held
+            if layer not in made:
+                made[layer] = FourBits(layer)
+            setattr(parent, name, made[layer])
+    return sum(layer.weight.numel() for layer in made)
 
 
 def held_in_four_bits(model: torch.nn.Module) -> int:
@@ -79,19 +85,24 @@ def held_in_four_bits(model: torch.nn.Module) -> int:
 
 def round_to_four_bits(model: Any) -> None:
     """Gives these layers the weights that they would compute with, in the type that they have."""
-    for _, _, layer in _layers(model):
+    for layer in dict.fromkeys(layer for _, _, layer in _layers(model)):
         layer.weight.data = _widened(*_rounded(layer.weight.detach()), layer.weight.shape, layer.weight.dtype)
 
 
 def _layers(model: Any) -> list[tuple[torch.nn.Module, str, torch.nn.Linear]]:
-    """Each with what holds it, and its name there."""
+    """Each with what holds it, and its name there; what several hold comes with each of them. Weights that something else has
+    as well, such as the table of tokens, are not theirs alone.
+    """
     head = model.get_output_embeddings()
     head = getattr(head, "base_layer", head)
+    layers = {module for module in model.modules() if type(module) is torch.nn.Linear and module is not head}
+    others = [module for module in model.modules() if module not in layers]
+    elsewhere = {id(parameter) for module in others for parameter in module.parameters(recurse=False)}
     return [
         (parent, name, layer)
         for parent in model.modules()
-        for name, layer in parent.named_children()
-        if type(layer) is torch.nn.Linear and layer is not head and layer.weight.numel() % BLOCK == 0
+        for name, layer in parent._modules.items()
+        if layer in layers and layer.weight.numel() % BLOCK == 0 and id(layer.weight) not in elsewhere
     ]
 
 

@@ -133,7 +133,13 @@ def _sharing(model: Model) -> Model:
     same: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
         own = torch.nn.Parameter(parameter.data, requires_grad=parameter.requires_grad)
+        for hook in (parameter._backward_hooks or {}).values():
+            own.register_hook(hook)
         same[id(parameter)] = parameter if is_added_in_turn(parameter) else own
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                same[id(value)] = value.detach()  # torch copies nothing that was computed; the copy computes its own
     return copy.deepcopy(model, same)
 
 

@@ -15,9 +15,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from memsup.worker.compute.turns import own_turn
+from memsup.worker.compute.turns import learns_here, own_turn
 
 _ROUNDED = "_memsup_rounded_weight"
 """The attribute of a weight under which its rounded copy lies, with the version of what was rounded."""
@@ -27,10 +28,10 @@ _NUMBERS_AT_A_TIME = 1 << 17
 
 def is_plain(module: torch.nn.Module) -> bool:
     """Whether `module` is a layer that learns, and of which it is known how."""
-    if type(module) is not torch.nn.Linear or not module.weight.requires_grad:
+    if type(module) is not torch.nn.Linear or "forward" in vars(module):
         return False
     of_both = [parameter for parameter in (module.weight, module.bias) if parameter is not None]
-    return all(one.requires_grad and one.dtype is torch.float32 and one.device.type == "cpu" for one in of_both)
+    return all(learns_here(one) and one.dtype is torch.float32 for one in of_both)
 
 
 def add_in_place(layer: torch.nn.Linear) -> None:
@@ -40,7 +41,7 @@ def add_in_place(layer: torch.nn.Linear) -> None:
 
 def is_in_place(module: torch.nn.Module) -> bool:
     """Whether `module` adds its gradients in place."""
-    return type(module) is torch.nn.Linear and "forward" in vars(module)
+    return getattr(vars(module).get("forward"), "func", None) is _multiply
 
 
 def round_weights(layers: Iterable[torch.nn.Linear]) -> None:
@@ -89,6 +90,7 @@ class _Multiply(torch.autograd.Function):
         return linear(given, taken, None if bias is None else bias.detach().to(dtype))
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         (given,) = context.saved_tensors
         of_found = gradients[0].reshape(-1, gradients[0].shape[-1])

@@ -36,6 +36,9 @@ def _round(_layer: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] |
     if not isinstance(full, torch.Tensor) or full.dtype is not torch.float32 or full.device.type != "cpu":
         return None
     lower = torch.get_autocast_dtype("cpu")
+    if isinstance(full, torch.nn.Parameter):
+        # It outlives the step, and a lane's own parameter does not notice that the optimizer has changed what it shows.
+        return None
     version, rounded = getattr(full, _KEPT, (None, None))
     if rounded is None or version != full._version or rounded.dtype is not lower:
         rounded = full.detach().to(lower)

@@ -27,6 +27,15 @@ def add_in_turn(parameter: torch.nn.Parameter, *, in_turn: bool) -> None:
     setattr(parameter, _OWN_TURN, in_turn)
 
 
+def learns_here(weight: torch.Tensor) -> bool:
+    """Whether who computes the gradient of `weight` may add it where it is kept: on a CPU, of a weight that learns itself (and
+    is not made of others in each pass, as by `weight_norm`), lies in one piece, and whose gradient nobody asked to see first.
+    """
+    if not isinstance(weight, torch.nn.Parameter) or not weight.requires_grad or weight.device.type != "cpu":
+        return False
+    return weight.is_contiguous() and not weight._backward_hooks and not weight._post_accumulate_grad_hooks
+
+
 def is_added_in_turn(parameter: torch.Tensor) -> bool:
     """Whether lanes may share the gradient of `parameter`."""
     return getattr(parameter, _OWN_TURN, False)
@@ -59,10 +68,12 @@ class Turns:
         key = id(parameter)
         with self._changed:
             self._waited_for[lane] = key
-            if not self._may(lane):
-                self._changed.notify_all()  # perhaps now all wait
-                self._changed.wait_for(lambda: self._may(lane))
-            self._waited_for[lane] = None
+            try:
+                if not self._may(lane):
+                    self._changed.notify_all()  # perhaps now all wait
+                    self._changed.wait_for(lambda: self._may(lane))
+            finally:
+                self._waited_for[lane] = None  # or the others would take a lane that has ended for one that waits
         try:
             yield
         finally:
