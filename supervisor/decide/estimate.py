@@ -19,6 +19,9 @@ from memsup.shared.lanes import BASE_BYTES, BYTES_PER_PARAMETER, FROZEN_BYTES, R
 MIB = 2**20
 MOMENTS_BYTES = 8
 """What Adam's two moments take of the bytes of each parameter."""
+ENCODER_BASE_BYTES = 300 * MIB
+"""What a process holds that trains an encoder, in place of `BASE_BYTES`, as whole runs of 2 x 128 showed: it has no template of
+dialogues and makes no answers (15 MiB, counted in one process), and makes no scores of a vocabulary, which leave holes."""
 KEPT_BYTES = 75 * MIB
 """What libraries and the allocator keep of each new shape, two thirds of it within the first ten steps and all of it within
 some hundred: code that was generated, small holes."""
@@ -229,7 +232,12 @@ def estimate(
 
 
 def held_bytes(shape: Shape, *, amp: str) -> int:
-    return BASE_BYTES + _weights_bytes(shape, amp)
+    return base_bytes(shape) + _weights_bytes(shape, amp)
+
+
+def base_bytes(shape: Shape) -> int:
+    """What the process holds besides the model."""
+    return BASE_BYTES if shape.is_decoder else ENCODER_BASE_BYTES
 
 
 def apart(shape: Shape) -> int:
@@ -330,7 +338,7 @@ def least_bytes(shape: Shape, *, amp: str, length: int) -> int:
     """
     least = min(peak_bytes(shape, amp=amp, rows=1, length=length, checkpointing=on) for on in (False, True))
     is_widened = shape.trained is not None and shape.stored is not None and shape.stored != amp
-    return max(least, BASE_BYTES + FROZEN_BYTES * shape.parameters) if is_widened else least
+    return max(least, base_bytes(shape) + FROZEN_BYTES * shape.parameters) if is_widened else least
 
 
 def longest_that_fits(shape: Shape, *, amp: str, below: int, limit_bytes: int) -> int | None:

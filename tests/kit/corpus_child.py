@@ -9,6 +9,7 @@ import argparse
 import os
 import resource
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--kill-at", type=int)
     parser.add_argument("--spare-bytes", type=int)
+    parser.add_argument("--modules", action="store_true", help="prints what was imported")
     arguments = parser.parse_args()
     left = arguments.kill_at or 0
 
@@ -60,12 +62,12 @@ def main() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if arguments.spare_bytes:
-        import datasets  # noqa: F401 - libraries come before the limit, as in the worker
-
         held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_DATA, (held + arguments.spare_bytes, resource.RLIM_INFINITY))
     corpus = open_corpus(arguments.cache, source(arguments.data), codepoints, boundary)
     print(len(corpus.train) + len(corpus.evaluation), corpus.fingerprint)
+    if arguments.modules:
+        print(*sys.modules)
 
 
 if __name__ == "__main__":

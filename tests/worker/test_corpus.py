@@ -302,6 +302,17 @@ def test_a_full_disk_is_said_to_be_full(tmp_path: Path) -> None:
 CHILD = [sys.executable, str(KIT / "corpus_child.py")]
 
 
+def test_reading_texts_brings_no_library_of_tables(tmp_path: Path) -> None:
+    """What is imported stays in the worker while it trains."""
+    file = write_reviews(tmp_path / "a.jsonl", repeat=100)
+    child = subprocess.run(
+        [*CHILD, tmp_path / "cache", file, "--modules"], capture_output=True, text=True, check=True, timeout=250
+    )
+    modules = set(child.stdout.splitlines()[-1].split())
+    assert "numpy" in modules
+    assert not modules & {"pandas", "pyarrow", "datasets"}
+
+
 @pytest.mark.slow
 def test_a_kill_at_any_boundary_costs_a_second_loading_and_nothing_else(tmp_path: Path) -> None:
     """The child kills itself, as the kernel would; the next opening believes nothing of the draft it finds."""

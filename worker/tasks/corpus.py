@@ -1,6 +1,6 @@
 """Text becomes numbers once: a corpus of tokens on disk, memory-mapped, from which any rows are taken without a loop.
 
-Covers reading the data (`shared/data` knows the formats) into a memory-mapped table of the `datasets` library, the
+Covers reading the data (`shared/data` knows the formats) into a file of texts, which is read a chunk at a time, the
 held-out split, and the cache of the result below the run's folder. Knows no tokenizer, no padding and no tensor: the task
 brings an encoder, and pads. Memory stays bounded by a chunk and some 100 bytes a row, whatever the data's size; between
 chunks `boundary` is called, so that orders are answered meanwhile.
@@ -28,7 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -43,7 +43,6 @@ from memsup.shared.data.evidence import MOST_LABELS, Evidence
 from memsup.shared.data.examples import Example, at, is_blank, read_examples, sorted_labels
 from memsup.shared.data.judge import judge
 from memsup.shared.data.targets import ProblemType
-from memsup.worker.imports import without_search_for_garbage
 from memsup.worker.tasks import origins
 from memsup.worker.tasks.cache import Boundary, Find, Located, Note, fingerprint, locate, made_once
 
@@ -278,8 +277,8 @@ def token_type(vocabulary_size: int) -> type[np.uint16] | type[np.uint32]:
 class _Table(NamedTuple):
     """The rows as read: their texts on disk, the rest as one number each."""
 
-    texts: Any
-    """The texts as a mapped `datasets.Dataset`."""
+    texts: Path
+    """The file with the texts of all rows, chunk by chunk (`_add_texts`)."""
     labels: list[str]
     label_of_row: Labels
     text_hashes: NDArray[np.uint64]
@@ -292,7 +291,7 @@ class _Table(NamedTuple):
 
 def _make(draft: Path, source: Source, located: Located, make_encoder: MakeEncoder, boundary: Boundary) -> _Note:
     """Fills `draft`, and says what is in it."""
-    table = _read(draft / "texts.arrow", source, located, boundary)
+    table = _read(draft / "texts", source, located, boundary)
     trained, evaluated = np.arange(table.train_rows), np.arange(table.train_rows, len(table.label_of_row))
     if located.evaluation is None:
         groups = alike_for_the_split(table.label_of_row, source.problem_type)
@@ -336,8 +335,7 @@ def _make(draft: Path, source: Source, located: Located, make_encoder: MakeEncod
         shared=int(np.isin(table.text_hashes[evaluated], table.text_hashes[trained]).sum()),
     )
     labels, columns = table.labels, table.columns
-    del table  # lets go of the mapped texts
-    (draft / "texts.arrow").unlink()
+    table.texts.unlink()
     return _Note(
         source=source,
         labels=labels,
@@ -349,23 +347,17 @@ def _make(draft: Path, source: Source, located: Located, make_encoder: MakeEncod
     )
 
 
-def _read(arrow: Path, source: Source, located: Located, boundary: Boundary) -> _Table:
+def _read(texts: Path, source: Source, located: Located, boundary: Boundary) -> _Table:
     # Arrow's own allocator reserves 1 GiB of private memory at its first use (measured), which counts against RLIMIT_DATA.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    with without_search_for_garbage():
-        import datasets
-        import pyarrow
-
     only = None if source.labels is None else frozenset(source.labels)
     of_part: list[Evidence] = []
     numbers: dict[str, int] = {}  # label → in order of appearance
     label_parts: list[Labels] = []
     several: list[list[int]] = []
     hash_parts: list[NDArray[np.uint64]] = []
-    written = origins.OriginsWriter(arrow.parent)
-    kept = ("text", "text_pair") if source.text_pair is not None else ("text",)
-    schema = pyarrow.schema([(name, pyarrow.string()) for name in kept])
-    with arrow.open("wb") as file, pyarrow.ipc.new_stream(file, schema) as table:
+    written = origins.OriginsWriter(texts.parent)
+    with texts.open("wb") as file:
         for part in located.all():
             trains = part is located.train
             evidence = Evidence(_columns_of(part, source) if trains else look_for_the_same(part, of_part[0].table), only)
@@ -386,7 +378,7 @@ def _read(arrow: Path, source: Source, located: Located, boundary: Boundary) -> 
                     label_parts.append(np.array([numbers.setdefault(row.label, len(numbers)) for row in rows], np.int64))
                 hash_parts.append(np.array([text_hash(_text_of(row)) for row in rows], np.uint64))
                 written.add(rows)
-                table.write_batch(pyarrow.record_batch({name: [getattr(row, name) for row in rows] for name in kept}))
+                _add_texts(file, [_text_of(row) for row in rows])
             evidence.complete = not part.is_head
             check_rows(part, evidence, source.labels, trains=trains)
             of_part.append(evidence)
@@ -402,7 +394,7 @@ def _read(arrow: Path, source: Source, located: Located, boundary: Boundary) -> 
     else:
         label_of_row = in_order[np.concatenate(label_parts)]
     return _Table(
-        texts=datasets.Dataset.from_file(str(arrow)),
+        texts=texts,
         labels=labels,
         label_of_row=label_of_row,
         text_hashes=np.concatenate(hash_parts),
@@ -456,15 +448,30 @@ def chars_of(text: Text) -> int:
     return len(text) if isinstance(text, str) else len(text[0]) + len(text[1])
 
 
-def _texts(table: Any, rows: Ints, boundary: Boundary) -> Iterator[list[Text]]:
-    """The texts of these rows, a chunk at a time."""
-    for start in range(0, len(rows), _CHUNK_ROWS):
-        boundary()
-        columns = table[rows[start : start + _CHUNK_ROWS]]
-        texts: list[Text] = columns["text"]
-        if "text_pair" in columns:
-            texts = list(zip(columns["text"], columns["text_pair"], strict=True))
-        yield from _chunks(texts, chars_of)
+_SIZE_BYTES = 8
+_DECODER = msgspec.msgpack.Decoder(list[str | tuple[str, str]])
+
+
+def _add_texts(file: BinaryIO, texts: list[Text]) -> None:
+    """Writes texts behind those in `file`: their size in bytes, and then they. Libraries that keep tables (datasets, pyarrow)
+    bring pandas into the process: some 40 MiB that stay there.
+    """
+    packed = msgspec.msgpack.encode(texts)
+    file.write(len(packed).to_bytes(_SIZE_BYTES, "little"))
+    file.write(packed)
+
+
+def _texts(file: Path, rows: Ints, boundary: Boundary) -> Iterator[list[Text]]:
+    """The texts of these rows, which are in order, a chunk at a time."""
+    before = 0
+    with file.open("rb") as opened:
+        while size := opened.read(_SIZE_BYTES):
+            boundary()
+            texts = _DECODER.decode(opened.read(int.from_bytes(size, "little")))
+            first, last = np.searchsorted(rows, (before, before + len(texts)))
+            chosen = [texts[place] for place in (rows[first:last] - before).tolist()]
+            before += len(texts)
+            yield from _chunks(chosen, chars_of)
 
 
 class _Written(NamedTuple):

@@ -134,7 +134,7 @@ def test_a_text_is_never_longer_than_the_model_takes() -> None:
 def test_a_job_that_cannot_fit_is_refused_and_what_is_advised_fits() -> None:
     """One sentence with both numbers; the length and the limit that it names are taken at its word."""
     contained = {"machine_ram_bytes": 24 * GIB, "ram_source": "cgroup /box"}
-    for gib, flags in ((2.15, ["training.max_length=512"]), (1.0, ["training.max_length=128"])):
+    for gib, flags in ((2.1, ["training.max_length=512"]), (1.0, ["training.max_length=128"])):
         with pytest.raises(SettingsError) as refused:
             resolved(gib, CHINESE, *flags, **contained)
         said = str(refused.value)
