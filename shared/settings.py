@@ -85,6 +85,9 @@ LATER_TOO = msgspec.Meta(extra={"may_change": True})
 learnt is looked at and for how long, but no step learns anything else."""
 CONTACTS = msgspec.Meta(extra={"contacts": True})
 """Marks what something is sent to: a file that lies in a folder may not decide that alone (`supervisor/client/trust.py`)."""
+MACHINES = msgspec.Meta(extra={"machines": True})
+"""Marks what decides with which other machines a run is computed: a file that lies in a folder may not decide that alone
+either."""
 
 
 def _write(what: str) -> msgspec.Meta:
@@ -300,21 +303,21 @@ class Checkpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Nodes(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Several machines that compute each step together (docs/ranks.md), on CPUs; each is a node."""
 
-    count: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    count: Annotated[int, msgspec.Meta(ge=1, le=64), MACHINES] = 1
     """How many machines."""
-    address: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    address: Annotated[Annotated[str, msgspec.Meta(max_length=64)] | None, MACHINES] = None
     """The number of this machine's address in the network that they share. None means the only private one that it has."""
     port: Annotated[int, msgspec.Meta(ge=1, lt=1 << 16)] = 29400
     """Where the first machine listens for the others."""
-    join: Annotated[str, msgspec.Meta(max_length=100)] | None = None
+    join: Annotated[Annotated[str, msgspec.Meta(max_length=100)] | None, MACHINES] = None
     """The address of the first machine, where this is another. None means that this one is the first, or alone."""
-    key: Secret | None = None
+    key: Annotated[Secret | None, MACHINES] = None
     """What each machine has to have to be let in. None means that the first machine draws it."""
     wait_s: Duration = 600.0
     """How long the others wait for a machine that is gone."""
     fewer: bool = False
     """Whether the run goes on without a machine that has not come back in that time. Else it ends, and can be started again."""
-    any_network: bool = False
+    any_network: Annotated[bool, MACHINES] = False
     """Whether addresses are taken that are not of a private network."""
 
 
@@ -363,6 +366,8 @@ class Key:
     """What to write in place of a value that is refused. It is None where the bounds say enough."""
     contacts: bool
     """Whether something is sent to what it names."""
+    machines: bool
+    """Whether it decides with which other machines a run is computed."""
 
     def value(self, settings: Settings) -> Any:
         """What `settings` has for it."""
@@ -404,6 +409,7 @@ def _key(section: str, field: str, annotation: Any, extras: dict[str, Any]) -> K
         is_secret=_mentions(annotation, Secret),
         advice=extras.get("advice"),
         contacts=extras.get("contacts", False),
+        machines=extras.get("machines", False),
     )
 
 

@@ -93,7 +93,7 @@ EPILOG = "Exit code: 0 started, running or finished; 1 not started; 2 bad input.
 @click.option("-d", "--detach", is_flag=True, help="Do not wait for the first step, as on a terminal it does.")
 @click.option("--foreground", is_flag=True, help="Stay in this terminal. Ctrl-C checkpoints and stops, a second one forces.")
 @click.option("--fresh", is_flag=True, help="Begin anew; the earlier run's folder is moved aside.")
-@click.option("--trust", is_flag=True, help="Send messages where the memsup.toml in this folder says; it is yours.")
+@click.option("--trust", is_flag=True, help="Contact whom the memsup.toml in this folder says; it is yours.")
 @click.option("--accept", is_flag=True, help="Train on data that were found doubtful, as they were shown.")
 @click.option(
     "--attach/--no-attach", "attaches", default=None, help="With -- COMMAND: guard Hugging Face's Trainer by itself, or do not."

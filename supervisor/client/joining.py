@@ -10,6 +10,7 @@ on the first machine; a start that was interrupted goes on with the files that a
 from __future__ import annotations
 
 import glob
+import shlex
 import shutil
 import subprocess
 import sys
@@ -84,15 +85,19 @@ def with_key(nodes: Nodes) -> Nodes:
 
 def refuse_shown_key(loaded: Loaded) -> None:
     """Raises `SettingsError` for a key that all users of the machine see in its list of processes."""
-    if loaded.origins.get("nodes.key") == "flag":
+    if loaded.origins.get("nodes.key") == "flag" and loaded.settings.nodes.key is not None:
         raise SettingsError("nodes.key would be seen in the list of processes: set MEMSUP_NODES_KEY in its place.")
 
 
 def how_to_join(paths: RunPaths, nodes: Nodes) -> str:
     """What is to be typed on another machine. The key is fetched, and shown nowhere."""
     assert nodes.address is not None
-    address, file = Address(nodes.address, nodes.port), paths.state / KEY_FILE
-    return f'MEMSUP_NODES_KEY="$(ssh {nodes.address} cat {file})" memsup start --join {address}'
+    address, file = Address(nodes.address, nodes.port), str(paths.state / KEY_FILE)
+    shown = f"cat {file}"
+    if shlex.quote(file) != file:  # two shells read it, that here and that of the first machine
+        shown = shlex.quote(f"cat {shlex.quote(file)}")
+    more = "" if is_own_network(nodes.address) else " --set nodes.any_network=true"
+    return f'MEMSUP_NODES_KEY="$(ssh {nodes.address} {shown})" memsup start --join {address}{more}'
 
 
 def write_key(paths: RunPaths, nodes: Nodes) -> None:

@@ -146,6 +146,33 @@ def test_with_what_it_says_to_type_it_goes_on(more: list[str], strangers: Path, 
     assert ("json://127.0.0.1" in text) == (more[-1] != "notify.ping_url=" or ADDRESS in more[1])
 
 
+@pytest.mark.parametrize(
+    ("written", "without"),
+    [
+        ('join = "10.0.0.5"', ["nodes.join="]),
+        ('join = "10.0.0.5"\nany_network = true', ["nodes.any_network=false", "nodes.join="]),
+        ('count = 2\naddress = "10.0.0.5"', ["nodes.count=1", "nodes.address="]),
+        (f'key = "{"k" * 43}"', ["nodes.key="]),
+    ],
+)
+def test_a_folders_file_has_no_other_machine_take_part_unasked(
+    written: str, without: list[str], strangers: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither does it send the data to a machine that has a key of the file's, nor compute what another machine wants."""
+    (strangers / "memsup.toml").write_text(f'[task]\nmodel = "x"\ntrain = "y.csv"\n[nodes]\n{written}\n')
+    code, text = said(capfd, *DRY, "--", "true")
+    assert code == 2
+    assert "computed together with other machines" in text
+    assert "k" * 43 not in text
+    assert "--trust" in text
+    assert not (tmp_path / "state").exists()
+    for one in without:
+        assert f"--set {one}" in text
+    code, text = said(capfd, *DRY, *(word for one in without for word in ("--set", one)), "--", "true")
+    assert code == 0, text
+    assert said(capfd, *DRY, "--trust", "--", "true")[0] == 0
+
+
 def test_what_the_user_says_needs_no_trust(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

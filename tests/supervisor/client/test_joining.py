@@ -4,17 +4,22 @@ of its own alone.
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+
 import msgspec
 import pytest
 
 from memsup.shared.loading import Loaded, load
 from memsup.shared.nodes import OfferedFile
+from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
 from memsup.shared.secret import Secret
 from memsup.shared.settings import Nodes, Settings, SettingsError, Task
 from memsup.shared.status import Wanted
 from memsup.supervisor.client.errors import RefusedError
-from memsup.supervisor.client.joining import located, refuse_own_run, with_address, with_key
+from memsup.supervisor.client.joining import how_to_join, located, refuse_own_run, with_address, with_key
 
 
 def offered(*paths: str) -> list[OfferedFile]:
@@ -71,6 +76,31 @@ def test_a_first_machine_draws_a_key_and_no_other_does() -> None:
     assert drawn != with_key(Nodes(count=2)).key
     assert with_key(Nodes()).key is None
     assert with_key(Nodes(count=2, key=drawn)).key is drawn
+
+
+@pytest.mark.parametrize("folder", ["/home/a/state", "/home/我的 电脑/it's \"$HOME\"/state"])
+def test_the_line_for_another_machine_fetches_the_key_wherever_it_lies(folder: str, tmp_path: Path) -> None:
+    """Two shells read it: that of the other machine, and that of the first one, to which ssh hands the words on."""
+    state = tmp_path / folder.removeprefix("/") / "default"
+    state.mkdir(parents=True)
+    (state / "nodes.key").write_text("the key\n")
+    paths = RunPaths(name="default", state=state, runtime=tmp_path / "run")
+    line = how_to_join(paths, Nodes(count=2, address="10.0.0.1"))
+    assert line.endswith(" memsup start --join 10.0.0.1:29400")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "ssh").write_text('#!/bin/sh\nshift\nexec sh -c "$*"\n')
+    (programs / "memsup").write_text('#!/bin/sh\necho "$MEMSUP_NODES_KEY"\n')
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"}
+    assert subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True, check=True).stdout == "the key\n"
+
+
+def test_the_line_for_another_machine_has_it_take_the_network_that_the_first_was_told_to_take(tmp_path: Path) -> None:
+    paths = RunPaths(name="default", state=tmp_path, runtime=tmp_path)
+    line = how_to_join(paths, Nodes(count=2, address="100.64.0.7", any_network=True))
+    assert line.endswith("memsup start --join 100.64.0.7:29400 --set nodes.any_network=true")
 
 
 def test_a_run_of_its_own_is_not_made_a_part_of_another() -> None:
