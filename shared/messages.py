@@ -140,20 +140,25 @@ class LimitMicroBatch(Order, frozen=True, tag="limit_micro_batch"):
 
     `limit_bytes` is what the worker's whole tree may hold of the host's memory from now on, more or less than before, and it
     plans anew by that at once. None means that nothing new is said of it.
+
+    `rank` is the one of several ranks that is meant. None means all of them.
     """
 
     micro_tokens: int | None = None
     halve: bool = False
     may_grow: bool = True
     limit_bytes: Count | None = None
+    rank: Count | None = None
 
 
 class LimitMemory(Order, frozen=True, tag="limit_memory"):
     """Torch may reserve at most `device_bytes` of the worker's GPU from now on: beyond, it raises its own error, which is an
-    ordinary event. What it keeps beyond that and does not use is given back at once.
+    ordinary event. What it keeps beyond that and does not use is given back at once. `rank` is the one of several ranks, each
+    on a GPU of its own, that is meant. None means the worker itself.
     """
 
     device_bytes: Count
+    rank: Count | None = None
 
 
 class Pace(Order, frozen=True, tag="pace"):

@@ -67,6 +67,12 @@ class RankReading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """It is None for rank 0, and not known of another that has not begun."""
     waits: bool = False
     """Whether it has done its part of the step, and waits for the others."""
+    gpu: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+    """The UUID of the GPU that it computes on. It is None on a CPU, and where torch does not tell it."""
+    cuda_allocated_bytes: int | None = None
+    """What it holds of that GPU. It is None on a CPU, and not known of another that has not begun."""
+    cuda_reserved_bytes: int | None = None
+    """The same with what torch keeps for later."""
 
 
 class NodeReading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -202,8 +202,8 @@ class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold w
     number is fastest, or that of the usable CPUs."""
     lanes: Annotated[int, msgspec.Meta(ge=1, le=MOST_LANES)] | None = None
     """Parts of a micro-batch that a CPU computes side by side. None means as many as memory allows (`shared/lanes.py`)."""
-    ranks: Annotated[int, msgspec.Meta(ge=1, le=64), LATER_TOO] = 1
-    """Processes that compute each step together (docs/ranks.md), on CPUs."""
+    ranks: Annotated[Annotated[int, msgspec.Meta(ge=1, le=64)] | None, LATER_TOO] = None
+    """Processes that compute each step together (docs/ranks.md). None means one for each GPU, or one on CPUs."""
 
     report_to: Annotated[
         Annotated[list[CurveKind], msgspec.Meta(min_length=1, extra={"written": Written.NAMES})] | Literal["off"],

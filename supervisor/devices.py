@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from memsup.shared.messages import Failed, WorkerMemory
+from memsup.shared.readings import RankReading
 from memsup.shared.settings import Limits
 from memsup.shared.status import Trouble, TroubleKind
 from memsup.supervisor.decide.after_power_loss import UNRESTRAINED, Restraint
@@ -50,6 +51,8 @@ class Load:
     memory: WorkerMemory | None
     samples_per_s: float | None = None
     """How fast it trains. It is None where it does not, or that is not known."""
+    ranks: tuple[RankReading, ...] = ()
+    """Its ranks, where there are several."""
     place: Place | None = None
     """Where a command that takes no orders has its GPU memory. It is None where the worker does take them."""
 
@@ -100,6 +103,7 @@ class Devices:
         self._sensors, self._supply = TemperatureSensors(), PowerSupply()
         self._heat, self._battery = HeatControl(), BatteryControl()
         self._vram, self._card = VramControl(self.limits.vram), CardControl(self.limits.vram)
+        self._vram_of_ranks: dict[int, VramControl] = {}
         self._spill = SpillWatch()
         self._visible = os.environ.get("CUDA_VISIBLE_DEVICES")
 
@@ -135,6 +139,7 @@ class Devices:
         """Other limits count from now on."""
         if limits.vram != self.limits.vram:
             self._vram, self._card.limit = VramControl(limits.vram), limits.vram
+            self._vram_of_ranks.clear()
         self.limits = limits
 
     def step(self, now_s: float, load: Load, *, calm: bool) -> tuple[Proposal, ...]:
@@ -270,13 +275,33 @@ class Devices:
             card = self._card.step(now_s, self.gpus, **at)
             if card.leave:
                 yield Proposal(leave_card=True, reason=card.reason)
+        yield from self._of_ranks(now_s, workers, load)
         vram = self._vram_decision(now_s, workers, load)
         if vram is not None:
             self._crowded = vram.crowded
             yield Proposal(shrink=vram.shrink, may_grow=vram.may_grow, vram_limit_bytes=vram.limit_bytes, reason=vram.reason)
 
+    def _of_ranks(self, now_s: float, workers: tuple[GpuReading, ...], load: Load) -> Iterator[Proposal]:
+        """What the control of GPU memory says of each of several ranks, which has a card of its own. Of a rank whose card is
+        not known nothing is said: torch's own limit stands.
+        """
+        crowded = []
+        for rank, reading in enumerate(load.ranks if load.alive else ()):
+            card = next((gpu for gpu in workers if reading.gpu is not None and gpu.uuid == reading.gpu), None)
+            if card is None:
+                continue
+            control = self._vram_of_ranks.setdefault(rank, VramControl(self.limits.vram))
+            vram = control.step(now_s, card, reading.cuda_allocated_bytes, reading.cuda_reserved_bytes)
+            crowded += [vram.crowded] if vram.crowded is not None else []
+            reason = f"rank {rank}: {vram.reason}" if vram.reason else ""
+            yield Proposal(
+                shrink=vram.shrink, may_grow=vram.may_grow, vram_limit_bytes=vram.limit_bytes, rank=rank, reason=reason
+            )
+        if load.ranks:
+            self._crowded = "; ".join(crowded) or None
+
     def _vram_decision(self, now_s: float, workers: tuple[GpuReading, ...], load: Load) -> VramDecision | None:
         """What the control of GPU memory says. Returns None while the worker has nothing on a GPU."""
-        if not load.alive or load.memory is None or load.memory.cuda_allocated_bytes is None or not workers:
+        if not load.alive or load.memory is None or load.memory.cuda_allocated_bytes is None or not workers or load.ranks:
             return None
         return self._vram.step(now_s, workers[0], load.memory.cuda_allocated_bytes, load.memory.cuda_reserved_bytes)

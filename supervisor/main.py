@@ -657,6 +657,7 @@ class Supervisor:
             pids=tuple(self.worker.fence.pids()) if worker.alive and self.devices.watches_gpus else (),
             memory=self.life.heartbeat.memory if self.life.heartbeat else None,
             samples_per_s=self.life.progress.samples_per_s if self.life.worker.computes else None,
+            ranks=(batch.ranks or ()) if (batch := self.life.heartbeat and self.life.heartbeat.batch) else (),
             place=self.life.worker.card.place if self.life.is_command and not self.life.worker.obeys else None,
         )
 

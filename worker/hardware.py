@@ -60,6 +60,22 @@ def choose_device(wanted: str, *, on_cpu: bool = False, or_cpu: bool = False) ->
     return device
 
 
+def cards(device: torch.device) -> int:
+    """How many GPUs a run on `device` may compute on; 0 where that is a CPU."""
+    if device.type != "cuda":
+        return 0
+    return 1 if device.index is not None else torch.cuda.device_count()
+
+
+def device_of_rank(device: torch.device, rank: int, ranks: int) -> torch.device:
+    """The device of one of several ranks: each has the GPU of its number, of those that torch sees. A CPU is everybody's."""
+    if device.type != "cuda" or ranks == 1:
+        return device
+    own = torch.device("cuda", rank)
+    torch.cuda.set_device(own)  # or what names no device would take memory of the first one
+    return own
+
+
 def device_memory(device: torch.device, limit: Share | int) -> DeviceMemory | None:
     """The memory of `device`, limited to `limit`, a share of it or bytes, beyond which torch itself says that memory is out.
     None means that it is a CPU.

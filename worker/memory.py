@@ -73,6 +73,8 @@ class DeviceMemory(Protocol):
     total_bytes: int
     limit_bytes: int
     """The most that torch may reserve now."""
+    uuid: str | None
+    """The device's own number, as its driver has it. It is None where torch does not tell it."""
 
     def allocated_bytes(self) -> int: ...
 
@@ -137,7 +139,10 @@ class CudaMemory:
         self._torch: Any = torch
         self._cuda: Any = torch.cuda
         self._device = device
-        self.total_bytes = self.limit_bytes = int(torch.cuda.get_device_properties(device).total_memory)
+        properties: Any = torch.cuda.get_device_properties(device)
+        self.total_bytes = self.limit_bytes = int(properties.total_memory)
+        found = str(getattr(properties, "uuid", "")) or None  # torch leaves out what stands before it
+        self.uuid = f"GPU-{found}" if found is not None and not found.startswith(("GPU-", "MIG-")) else found
 
     def allocated_bytes(self) -> int:
         return int(self._cuda.memory_allocated(self._device))

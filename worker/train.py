@@ -47,6 +47,7 @@ from memsup.shared.messages import (
     WorkerMemory,
 )
 from memsup.shared.paths import RunPaths
+from memsup.shared.ranks import count_of_ranks
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings as AllSettings
 from memsup.shared.settings import Training as Settings
@@ -69,9 +70,11 @@ from memsup.worker.exhaustion import has_to_fit, report_out_of_memory, shrink, s
 from memsup.worker.hardware import (
     autocast,
     begin_step,
+    cards,
     choose_device,
     clock_of,
     device_memory,
+    device_of_rank,
     lower_precision,
     make_optimizer,
     place_model,
@@ -202,7 +205,8 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     machines = Machines(record, paths, session) if settings.nodes.count > 1 else None
     if machines is not None:
         machines.gather()
-    ranks = Ranks(_count_of_ranks(settings.training, device), machines)
+    ranks = Ranks(_count_of_ranks(settings, device), machines)
+    device = device_of_rank(device, 0, ranks.here)
     wanted, before = settings.training.threads, plan.last or (start.state.plan if start.state else None)
     if wanted is None and before is not None and before.ranks == ranks.count:
         wanted = before.threads or (start.state.threads if start.state else None)
@@ -210,7 +214,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     memory = device_memory(device, settings.limits.vram)
     if welcome.memory_limit_bytes is not None:  # each rank has its part of what those here may take
         welcome = msgspec.structs.replace(welcome, memory_limit_bytes=welcome.memory_limit_bytes // ranks.here)
-    ranks.start(paths, session, threads)
+    ranks.start(paths, session, threads, memory)
     program = _Program(memory, ranks)
     session.begin(program)
     soft_limit = SoftLimit(welcome.memory_limit_bytes if memory is None else None)
@@ -296,15 +300,18 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     return training
 
 
-def _count_of_ranks(settings: Settings, device: torch.device) -> int:
+def _count_of_ranks(settings: AllSettings, device: torch.device) -> int:
     """How many ranks compute. Raises `GiveUp`."""
-    if settings.ranks > 1 and device.type != "cpu":
-        what = f"training.ranks is {settings.ranks}: several ranks compute on CPUs only, and this run computes on {device}"
-        raise GiveUp(FailureCause.BAD_INPUT, f"{what}. Set training.ranks to 1, or training.device to cpu.")
-    if settings.ranks > (settings.effective_batch or 16):
-        what = f"training.ranks is {settings.ranks}, more than the {settings.effective_batch or 16} samples of a step"
+    has, batch = cards(device), settings.training.effective_batch or 16
+    ranks = count_of_ranks(settings, has)
+    if ranks > 1 and 0 < has < ranks:
+        there = f"there {'is 1 GPU' if has == 1 else f'are {has} GPUs'} that it may compute on, and each rank takes one"
+        what = f"training.ranks is {ranks}, but {there}"
+        raise GiveUp(FailureCause.BAD_INPUT, f"{what}. Set training.ranks to {has}, or training.device to cpu.")
+    if ranks > batch:
+        what = f"training.ranks is {ranks}, more than the {batch} samples of a step"
         raise GiveUp(FailureCause.BAD_INPUT, f"{what}, so some would have nothing to do. Choose fewer.")
-    return settings.ranks
+    return ranks
 
 
 def schedule_of(prepared: Prepared, settings: AllSettings) -> Schedule:
@@ -358,11 +365,16 @@ class _Program:
     def limit_micro_batch(self, order: LimitMicroBatch) -> int:
         assert self.training is not None
         if order.limit_bytes is not None:  # each rank has its part of what all of them may take
-            order = msgspec.structs.replace(order, limit_bytes=order.limit_bytes // self._ranks.count)
-        self._ranks.pass_on(order)
+            order = msgspec.structs.replace(order, limit_bytes=order.limit_bytes // self._ranks.here)
+        if order.rank != 0:
+            self._ranks.pass_on(order, order.rank)
+        if order.rank:
+            return self.training.plan.at(self.training.step + 1).micro_tokens
         return limit_micro_batch(self.training, order)
 
     def limit_memory(self, order: LimitMemory) -> str:
+        if order.rank:
+            return f"rank {order.rank} is told" if self._ranks.pass_on(order, order.rank) else f"there is no rank {order.rank}"
         told = limit_device(self._memory, order)
         if self._memory is not None and self.training is not None:
             self.training.measuring.planner.limit_to(*planned_bytes(self._memory.limit_bytes))

@@ -43,6 +43,7 @@ PARTS = {
     "h": "attached",
     "e": "optimizer_on_host",
     "f": "power_cap",
+    "k": "two_cards",
     "i": "small_cards",
 }
 """In this order, so that a proof that is cut off has told the most."""

@@ -114,6 +114,8 @@ class Run:
         self._patience = patience
         self._environment = os.environ | dict(environment)
         files = [] if job is None else [f"task.model={job}/model", *_data_of(job)]
+        if not command:  # but for the part about two cards one is proved, also where there are several
+            files.insert(0, "training.ranks=1")
         self._settings = [word for setting in (*files, *settings) for word in ("--set", setting)]
         self._words, self._folder = list(command), folder
         self._what = ["--accept"] if job is not None else [] if self._words else ["--demo"]

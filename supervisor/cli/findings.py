@@ -55,10 +55,10 @@ def brief_rows(task: TaskSummary | None, resolution: Resolution, settings: Setti
     rows = [("memory", f"at most {size(limits.worker_limit_bytes)}, from {limits.worker_limit_origin}")]
     if task is not None:
         if needs is not None and not resolution.on_gpu:
-            rows = [("memory", f"{rows[0][1]}; about {size(training.ranks * needs.micro_batch_bytes)} to begin with")]
+            rows = [("memory", f"{rows[0][1]}; about {size(resolution.ranks * needs.micro_batch_bytes)} to begin with")]
         gpu = resolution.gpu
         device = (gpu.name or "the GPU") if gpu is not None else "the GPU" if resolution.on_gpu else "the CPU"
-        device += f" in {training.ranks} ranks" if training.ranks > 1 else ""
+        device += f" in {resolution.ranks} ranks" if resolution.ranks > 1 else ""
         passes = "1 pass" if training.epochs == 1 else f"{training.epochs:g} passes"
         if training.max_steps is not None:
             passes = plural(training.max_steps, "step")

@@ -50,12 +50,12 @@ def continued_record(record: RunRecord, plan: Plan) -> RunRecord:
 
 
 def _memory_estimate(plan: Plan) -> MemoryEstimate | None:
-    needs, training = plan.resolution.needs, plan.settings.training
+    needs, training, ranks = plan.resolution.needs, plan.settings.training, plan.resolution.ranks
     if needs is None or plan.resolution.on_gpu:
         return None
     held_bytes = needs.held_bytes + KEPT_BYTES + needs.lane_bytes
     return MemoryEstimate(
-        held_bytes=held_bytes * training.ranks,
-        token_bytes=(needs.micro_batch_bytes - held_bytes) / (needs.rows * needs.length) * training.ranks,
+        held_bytes=held_bytes * ranks,
+        token_bytes=(needs.micro_batch_bytes - held_bytes) / (needs.rows * needs.length) * ranks,
         most_tokens=(training.effective_batch or 1) * needs.length,
     )

@@ -26,9 +26,9 @@ def contacts(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def refuse_strangers(loaded: Loaded, known: Settings | None, retry: str) -> None:
-    """Raises `RefusedError` where the job's file has something sent, or other machines take part, and nobody has taken that over.
-    `known` are the settings of the run as it is, of which that was asked before. It is None where there is no run yet. `retry`
-    is the command, as typed.
+    """Raises `RefusedError` where the job's file has something sent, or other machines take part, and nobody has taken that
+    over. `known` are the settings of the run as it is, of which that was asked before. It is None where there is no run yet.
+    `retry` is the command, as typed.
     """
     proposed = {
         name: key
@@ -42,11 +42,13 @@ def refuse_strangers(loaded: Loaded, known: Settings | None, retry: str) -> None
         return
     sent = "; ".join(f"{to} ({name})" for name, to in contacts(loaded.settings) if name in proposed)
     together = ", ".join(_shown(name, key, loaded.settings) for name, key in proposed.items() if key.machines)
-    wants = [f"messages sent to {sent}"] * bool(sent) + [f"it computed together with other machines ({together})"] * bool(together)
+    wants = [f"messages sent to {sent}"] if sent else []
+    if together:
+        wants.append(f"it computed together with other machines ({together})")
     without = " ".join(f"--set {name}={_unset(key)}" for name, key in proposed.items())
     raise RefusedError(
-        f"The {loaded.origins[next(iter(proposed))]} in this folder wants {', and '.join(wants)}. It may be somebody else's, so "
-        "nothing is sent anywhere unasked. Go on with one of:",
+        f"The {loaded.origins[next(iter(proposed))]} in this folder wants {', and '.join(wants)}. It may be somebody else's, "
+        "so nothing is sent anywhere unasked. Go on with one of:",
         more=(f"  {retry} --trust   it is yours", f"  {retry} {without}   without that"),
     )
 

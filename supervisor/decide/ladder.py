@@ -133,6 +133,8 @@ class Proposal:
     vram_limit_bytes: int | None = None
     leave_card: bool = False
     """Whether a program that cannot be made smaller is to leave the whole card to others."""
+    rank: int | None = None
+    """The one of several ranks, each on a card of its own, that is to shrink or is limited. It is None where all are."""
     reason: str = ""
 
     @property
@@ -153,8 +155,12 @@ class Stance:
     may_grow: bool = True
     shrink: bool = False
     duty_fraction: float = 1.0
+    shrink_ranks: tuple[int, ...] | None = None
+    """The ranks that are to shrink, where the others have room on their cards. It is None where all are to."""
     vram_limit_bytes: int | None = None
     """What torch may reserve of the GPU. It is None where nothing has to be said about that."""
+    vram_limits: tuple[tuple[int, int], ...] = ()
+    """The same of each of several ranks on GPUs: its number and its bytes."""
     limit_bytes: int | None = None
     """What the worker's tree may hold of the host's memory, by which it is to plan. It is None before anything was read."""
     holds: frozenset[HoldReason] = frozenset()
@@ -233,7 +239,9 @@ class Ladder:
         self._look_at_room(now_s, memory, use)
         freeze, kill = self._emergency(now_s, memory, worker)
         holds, release = self._holds(now_s, memory, disk, proposals)
-        shrink = self._shrink(now_s, worker) or any(p.shrink for p in proposals)
+        shrinks_all = self._shrink(now_s, worker) or any(p.shrink and p.rank is None for p in proposals)
+        shrink_ranks = tuple(p.rank for p in proposals if p.shrink and p.rank is not None)
+        limited = [(p.rank, p.vram_limit_bytes) for p in proposals if p.vram_limit_bytes is not None]
         duty = min((p.duty_fraction for p in proposals), default=1.0)
         reasons = [p.reason for p in proposals if p.reason]
         pressures = holds | {p.pressure for p in proposals}
@@ -245,9 +253,11 @@ class Ladder:
         return Stance(
             rung=self._shown_rung(freeze, kill, holds, duty),
             may_grow=self.rung is Rung.GROW and all(p.may_grow for p in proposals),
-            shrink=shrink,
+            shrink=shrinks_all or bool(shrink_ranks),
+            shrink_ranks=None if shrinks_all or not shrink_ranks else shrink_ranks,
             duty_fraction=duty,
-            vram_limit_bytes=min((p.vram_limit_bytes for p in proposals if p.vram_limit_bytes is not None), default=None),
+            vram_limit_bytes=min((limit for rank, limit in limited if rank is None), default=None),
+            vram_limits=tuple((rank, limit) for rank, limit in limited if rank is not None),
             limit_bytes=self._room.told_bytes,
             holds=holds,
             leave_card=any(p.leave_card for p in proposals),

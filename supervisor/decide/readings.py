@@ -100,6 +100,8 @@ class Machine:
     """Whether the CPU multiplies bfloat16 numbers in hardware."""
     gpus: tuple[GpuReading, ...] = ()
     gpu_note: str | None = None
+    visible_gpus: str | None = None
+    """What `CUDA_VISIBLE_DEVICES` says. It is None where it says nothing, so that all are for torch."""
     temperatures: tuple[TemperatureReading, ...] = ()
     disk_free_bytes: int | None = None
     """What this user may still write where the run's state lies."""

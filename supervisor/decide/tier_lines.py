@@ -150,7 +150,7 @@ def _needs_lines(found: Resolution) -> Iterator[Line]:
         moments = f"the optimizer's {size(MOMENTS_BYTES * needs.shape.parameters)} on the host" if on_host else "optimizer"
         yield Line("memory needed", f"{held} of VRAM, and its activations", f"{origin}, with gradients and {moments}")
         return
-    ranks = found.settings.training.ranks
+    ranks = found.ranks
     value = f"about {size(ranks * needs.micro_batch_bytes)} to begin with, at least {size(ranks * needs.least_bytes)}"
     in_each = f", in each of {ranks} ranks" if ranks > 1 else ""
     yield Line("memory needed", value, f"{origin}; {needs.rows} × {needs.length} tokens, and one text{in_each}")

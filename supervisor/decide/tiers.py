@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from memsup.shared.lanes import BASE_BYTES, lanes_for
+from memsup.shared.ranks import count_of_ranks, names_one
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings, SettingsError, Share, TierName, keys
 from memsup.supervisor.decide.claims import ALONE, Beside, Claim, about, rounded, sensible, taken, ways_to_share
@@ -125,6 +126,8 @@ class Resolution:
     loaded."""
     needs: Estimate | None
     """What training will take. It is None where the model is not known before it is loaded."""
+    ranks: int
+    """How many processes compute a step together."""
 
     @property
     def on_gpu(self) -> bool:
@@ -151,15 +154,18 @@ def resolve(
     reason = earned_reason if settings.tier == "auto" else f"asked for ({origin_of('tier', origins)})"
     limits = resolve_limits(settings, origins, machine, gpu, beside, is_command=is_command)
     filled = _filled(settings, tier, machine)
-    _refuse_ranks(filled, gpu)
-    _refuse_nodes(filled, gpu)
-    of_rank = dataclasses.replace(limits, worker_limit_bytes=limits.worker_limit_bytes // filled.training.ranks)
-    lanes = None if shape is None else 1 if gpu is not None else _lanes(shape, filled, of_rank, machine)
+    has = cards(settings, machine)
+    ranks = 1 if is_command else count_of_ranks(filled, has)
+    if not is_command:
+        _refuse_ranks(filled, ranks, has)
+        _refuse_nodes(filled, gpu, ranks)
+    of_rank = dataclasses.replace(limits, worker_limit_bytes=limits.worker_limit_bytes // ranks)
+    lanes = None if shape is None else 1 if gpu is not None else _lanes(shape, filled, of_rank, machine, ranks)
     needs = None if shape is None else _estimate(shape, filled, lanes or 1)
     if needs is not None and gpu is not None:
-        filled.training.optimizer_on_host = _fit_gpu(needs, limits, gpu, filled)
+        filled.training.optimizer_on_host = _fit_gpu(needs, of_rank, gpu, filled)
     elif needs is not None and not settings.training.device.startswith("cuda"):
-        _check_fits(needs, of_rank, filled)
+        _check_fits(needs, of_rank, filled, ranks)
         if settings.training.gradient_checkpointing is None and needs.row_bytes > of_rank.worker_limit_bytes:
             filled.training.gradient_checkpointing = True
             needs = _estimate(needs.shape, filled, lanes or 1)
@@ -183,7 +189,23 @@ def resolve(
         limits=limits,
         lanes=lanes,
         needs=needs,
+        ranks=ranks,
     )
+
+
+def cards(settings: Settings, machine: Machine) -> int | None:
+    """How many GPUs the run may compute on: those that there are, as far as `CUDA_VISIBLE_DEVICES` lets torch see them. 0 means
+    that CPUs compute; None that GPUs do, and nobody knows how many.
+    """
+    device, gpus = settings.training.device, [gpu for gpu in machine.gpus if not gpu.lost]
+    if device == "cpu" or (not gpus and device == "auto"):
+        return 0
+    if names_one(device):
+        return 1
+    if not gpus:
+        return None
+    visible = machine.visible_gpus
+    return len(gpus) if visible is None else min(len(gpus), len([name for name in visible.split(",") if name.strip()]))
 
 
 def deciding_gpu(settings: Settings, machine: Machine) -> GpuReading | None:
@@ -425,34 +447,40 @@ def default_amp(settings: Settings, machine: Machine) -> tuple[str, str]:
 # What the model needs
 
 
-def _refuse_ranks(filled: Settings, gpu: GpuReading | None) -> None:
-    """Raises `SettingsError` for more ranks than can compute."""
+def _refuse_ranks(filled: Settings, ranks: int, has: int | None) -> None:
+    """Raises `SettingsError` for more ranks than can compute, on so many cards."""
     training = filled.training
-    if training.ranks > 1 and (gpu is not None or training.device.startswith("cuda")):
+    if ranks > 1 and names_one(training.device):
         raise SettingsError(
-            f"training.ranks is {training.ranks}, but several ranks compute on CPUs only: set training.ranks to 1, or "
-            "training.device to cpu."
+            f"training.ranks is {ranks}, but training.device is {training.device}, which is one GPU, and each rank takes one: "
+            "set training.device to cuda, or training.ranks to 1."
         )
-    if training.ranks > 1 and filled.task.stream:
+    if ranks > 1 and has and has < ranks:
+        there = "is 1 GPU" if has == 1 else f"are {has} GPUs"
         raise SettingsError(
-            f"training.ranks is {training.ranks}, but several ranks cannot read a stream: set task.stream to false, or "
-            "training.ranks to 1."
+            f"training.ranks is {ranks}, but there {there} that it may compute on, and each rank takes one: set training.ranks "
+            f"to {has}, or training.device to cpu."
         )
-    if training.ranks > (training.effective_batch or training.ranks):
+    if ranks > 1 and filled.task.stream:
         raise SettingsError(
-            f"training.ranks is {training.ranks}, but a step has {training.effective_batch} samples, so some ranks would have "
-            "nothing to do: choose fewer."
+            f"training.ranks is {ranks}, but several ranks cannot read a stream: set task.stream to false, or training.ranks "
+            "to 1."
+        )
+    if ranks > (training.effective_batch or ranks):
+        raise SettingsError(
+            f"training.ranks is {ranks}, but a step has {training.effective_batch} samples, so some ranks would have nothing "
+            "to do: choose fewer."
         )
 
 
-def _refuse_nodes(filled: Settings, gpu: GpuReading | None) -> None:
+def _refuse_nodes(filled: Settings, gpu: GpuReading | None, ranks: int) -> None:
     """Raises `SettingsError` for what several machines cannot compute together."""
     nodes, training = filled.nodes, filled.training
     if nodes.count == 1 and nodes.join is None:
         return
     if gpu is not None or training.device.startswith("cuda"):
         raise SettingsError("Several machines compute on CPUs only: set training.device to cpu, or leave the others out.")
-    if training.ranks > 1:
+    if ranks > 1:
         raise SettingsError("Of several machines each computes in one rank: set training.ranks to 1, or leave the others out.")
     if filled.task.stream:
         raise SettingsError("Several machines cannot read a stream: set task.stream to false, or leave the others out.")
@@ -463,7 +491,7 @@ def _refuse_nodes(filled: Settings, gpu: GpuReading | None) -> None:
         )
 
 
-def _lanes(shape: Shape, filled: Settings, limits: Limits, machine: Machine) -> int:
+def _lanes(shape: Shape, filled: Settings, limits: Limits, machine: Machine, ranks: int) -> int:
     """The lanes that the worker will decide on, if it takes as many threads as there are CPUs."""
     training = filled.training
     return training.lanes or lanes_for(
@@ -471,7 +499,7 @@ def _lanes(shape: Shape, filled: Settings, limits: Limits, machine: Machine) -> 
         trained=shape.trained,
         apart=apart(shape),
         amp=training.amp or "off",
-        threads=training.threads or max(1, machine.cpus // training.ranks),
+        threads=training.threads or max(1, machine.cpus // ranks),
         limit_bytes=limits.worker_limit_bytes,
     )
 
@@ -507,7 +535,7 @@ def _first_tokens(needs: Estimate, filled: Settings, limits: Limits, lanes: int)
     return max(1, next(fits, 1) // lanes) * needs.length
 
 
-def _check_fits(needs: Estimate, limits: Limits, filled: Settings) -> None:
+def _check_fits(needs: Estimate, limits: Limits, filled: Settings, ranks: int) -> None:
     """Raises `SettingsError` for a job that cannot be trained in the worker's memory, however small its micro-batches."""
     limit = limits.worker_limit_bytes
     if needs.least_bytes <= limit:
@@ -519,8 +547,8 @@ def _check_fits(needs: Estimate, limits: Limits, filled: Settings) -> None:
         "choose a smaller model",
     ]
     millions, of_a_row = needs.shape.parameters / 1e6, size(needs.least_bytes - needs.held_bytes)
-    if filled.training.ranks > 1:
-        ways.insert(0, f"lower training.ranks from {filled.training.ranks}, each of which has its part of the limit")
+    if ranks > 1:
+        ways.insert(0, f"lower training.ranks from {ranks}, each of which has its part of the limit")
     raise SettingsError(
         f"This model cannot be trained here: its {millions:,.3g} million weights with gradients and optimizer take about "
         f"{size(needs.held_bytes)}, and one text of {needs.length} tokens {of_a_row} more even with activation checkpointing, "

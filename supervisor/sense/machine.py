@@ -55,6 +55,7 @@ def look(state_folder: Path, gpus: tuple[GpuReading, ...] = (), gpu_note: str | 
         cpu_bf16=cpu_bf16,
         gpus=gpus,
         gpu_note=gpu_note,
+        visible_gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
         temperatures=TemperatureSensors(root).read(monotonic_s()),
         disk_free_bytes=disk_free_bytes(state_folder),
         kernel=kernel,

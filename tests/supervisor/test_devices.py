@@ -13,6 +13,8 @@ from kit import fake_nvml
 from kit.fake_nvml import FakeNvml, Fault
 
 from memsup.shared.descriptors import wait_ready
+from memsup.shared.messages import WorkerMemory
+from memsup.shared.readings import RankReading
 from memsup.shared.settings import Limits
 from memsup.shared.status import RunState, Status, Trouble, TroubleKind, Wanted
 from memsup.supervisor.decide.battery import HOLD_AFTER_S, RESUME_AFTER_S
@@ -108,6 +110,44 @@ def test_on_wsl_memory_that_was_moved_into_ram_is_told_once_and_as_long_as_it_is
         assert devices.troubles == (Trouble(TroubleKind.VRAM_SPILLS, news[0]),)
         pass_second(devices, fake, 100.0, replace(AT_WORK, samples_per_s=70.0))
         assert devices.troubles == ()
+    finally:
+        devices.close()
+
+
+def test_each_of_several_ranks_answers_for_its_own_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards are known by their own numbers: CUDA counts them in another order than the driver. A rank of which nobody knows
+    where it computes is told nothing.
+    """
+    if fake_nvml.compiler() is None:
+        pytest.skip("NOT RUN: no C compiler (cc) to build the NVML library")
+    (tmp_path / "lib").mkdir()
+    fake = FakeNvml(fake_nvml.build(tmp_path / "lib"), tmp_path / "control", devices=2)
+    for name, value in fake.environment.items():
+        monkeypatch.setenv(name, value)
+    devices, uuids = devices_of(tmp_path), [fake[card].uuid.decode() for card in range(2)]
+    for card in range(2):
+        fake.set(card, worker_pid=40 + card, worker_bytes=4 * GIB, others_bytes=0)
+    own = {"share": 0.5, "cuda_allocated_bytes": 3 * GIB, "cuda_reserved_bytes": 3 * GIB}
+    ranks = (RankReading(pid=41, gpu=uuids[1], **own), RankReading(pid=40, gpu=uuids[0], **own))
+    memory = WorkerMemory(resident_bytes=GIB, cuda_allocated_bytes=3 * GIB, cuda_reserved_bytes=3 * GIB, data_limit_bytes=None)
+    load = replace(AT_WORK, pids=(40, 41), ranks=ranks, memory=memory)
+
+    def asked(now_s: float, load: Load) -> dict[int | None, Proposal]:
+        return {each.rank: each for each in pass_second(devices, fake, now_s, load) if each.vram_limit_bytes or each.shrink}
+
+    try:
+        for now_s in (1.0, 2.0, 3.0):
+            calm = asked(now_s, load)
+        assert sorted(calm, key=str) == [0, 1], "and nothing is said of all of them"
+        assert not any(each.shrink for each in calm.values())
+        fake.set(0, others_bytes=7.5 * GIB)  # the driver's first card, on which rank 1 computes
+        for now_s in (4.0, 5.0):
+            tight = asked(now_s, load)
+        assert (tight[0].shrink, tight[1].shrink) == (False, True)
+        assert tight[1].reason.startswith("rank 1: the worker holds")
+        assert (tight[1].vram_limit_bytes or 0) < 3 * GIB < (tight[0].vram_limit_bytes or 0)
+        unknown = replace(load, ranks=(ranks[0], RankReading(pid=40, share=0.5)))
+        assert set(asked(6.0, unknown)) == {0}
     finally:
         devices.close()
 

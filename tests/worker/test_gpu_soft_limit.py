@@ -31,9 +31,11 @@ def allocator(monkeypatch: pytest.MonkeyPatch) -> Any:
     from kit import fake_cuda
 
     from memsup.worker import train
+    from memsup.worker.ranks import other
 
-    for name in ("device_memory", "to_device"):
+    for name in ("device_memory", "to_device", "cards"):
         monkeypatch.setattr(train, name, getattr(train, name))
+    monkeypatch.setattr(other, "device_memory", other.device_memory)
     allocator = fake_cuda.Allocator(weights_bytes=2 * GIB, token_bytes=50 * MIB)
     fake_cuda.install(allocator)
     return allocator

@@ -56,7 +56,7 @@ def test_on_a_gpu_a_row_that_fits_with_no_activation_on_it_trains(tmp_path: Path
     """`fake_cuda/` stands for the device; memory runs out until activations lie in host memory, and for good if even then."""
     from kit import fake_cuda
 
-    for name in ("device_memory", "to_device"):
+    for name in ("device_memory", "to_device", "cards"):
         monkeypatch.setattr(train, name, getattr(train, name))
     fake_cuda.install(fake_cuda.Allocator(weights_bytes=1 << 20, token_bytes=1))
     with one_life(tiny_settings(tmp_path)) as life:

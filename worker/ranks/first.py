@@ -50,9 +50,10 @@ from memsup.shared.messages import (
 from memsup.shared.paths import RunPaths
 from memsup.shared.readings import NodeReading, RankReading
 from memsup.worker.link import MustFail, MustLeave
+from memsup.worker.memory import DeviceMemory
 from memsup.worker.plan.entry import Entry
 from memsup.worker.ranks import messages as m
-from memsup.worker.ranks.adding import Adding, Apart, interface_of, store_at, store_in
+from memsup.worker.ranks.adding import Adding, Apart, Way, interface_of, store_at, store_in
 from memsup.worker.ranks.machines import Machine, Machines
 from memsup.worker.ranks.shares import Shares, better, equal
 from memsup.worker.session import GiveUp, Session
@@ -69,6 +70,9 @@ _ENDS_WITHIN_S = 2.0
 
 T = TypeVar("T")
 
+_THROUGH_HOST = (
+    "This torch has no NCCL, by which GPUs reach each other, so gradients are added up by way of host memory, which is slower."
+)
 _Answer = m.Loaded | m.Ready | m.Counted | m.Counts
 _FOR_GOOD = {FailureCause.BAD_INPUT, FailureCause.OUT_OF_MEMORY, FailureCause.NOT_FINITE}
 """What another machine cannot mend by beginning anew."""
@@ -105,6 +109,7 @@ class Ranks:
         self._adding: Adding | None = None
         self._folder: Path | None = None
         self._session: Session | None = None
+        self._memory: DeviceMemory | None = None
         self._when = "while it loaded"
         """What they are doing, for people."""
         self._step: int | None = None
@@ -123,9 +128,11 @@ class Ranks:
     # ---------------------------------------------------------------------------------------------------------------
     # Their beginning and their end
 
-    def start(self, paths: RunPaths, session: Session, threads: int) -> None:
-        """Starts the others, which load what they need while rank 0 does. Each computes with `threads`. Raises OSError."""
-        self._session = session
+    def start(self, paths: RunPaths, session: Session, threads: int, memory: DeviceMemory | None = None) -> None:
+        """Starts the others, which load what they need while rank 0 does. Each computes with `threads`. `memory` is that of
+        rank 0's GPU; None means that CPUs compute. Raises OSError.
+        """
+        self._session, self._memory = session, memory
         if self._machines is not None and self._members:
             self._machines.answered = self._hear_machine
             self._apart = Apart()
@@ -158,6 +165,7 @@ class Ranks:
             checkpoint=None if checkpoint is None else str(checkpoint),
             padding=training.prepared.padding,
             store="" if self._folder is None else str(self._folder / "store"),
+            device=training.device.type,
             threads=training.threads,
             lanes=len(training.lanes),
             packed=training.plan.at(training.step + 1).packed,
@@ -172,10 +180,23 @@ class Ranks:
         self._wait_for_all()
         with self._explained():
             self._adding = self._met(
-                lambda: Adding(store_in(Path(begin.store), self.count), 0, self.count, training.prepared.model.parameters())
+                lambda: Adding(
+                    store_in(Path(begin.store), self.count),
+                    0,
+                    self.count,
+                    training.prepared.model.parameters(),
+                    device=training.device,
+                    memory=training.device_memory,
+                    meanwhile=self._look_for_the_dead,
+                )
             )
             self._adding.give(training.state_tensors())
-        log.info("Ranks", count=self.count, pids=[other.process.pid for other in self._others])
+        way = self._adding.way
+        log.info("Ranks", count=self.count, pids=[other.process.pid for other in self._others], way=way.value)
+        if way is Way.THROUGH_HOST:
+            session = self._session
+            assert session is not None
+            session.decided(DecisionKind.CUT_REFUSED, _THROUGH_HOST)
 
     def _meet_machines(self, training: OneRank, begin: m.Begin) -> None:
         """As `begin`, with ranks on other machines."""
@@ -259,6 +280,8 @@ class Ranks:
             return loss
         assert self._adding is not None
         assert self._session is not None
+        if self._memory is not None:
+            self._memory.finish_queued()  # so that what follows is the time of its work, and nothing of it fails later
         took_s = monotonic_s() - self._session.held_s - self._began_s
         done = {0: m.Ready(step=training.step + 1, tokens=training.own_tokens(training.step + 1), took_s=took_s)}
         done |= {rank: message for rank, message in self._wait_for_all().items() if isinstance(message, m.Ready)}
@@ -310,11 +333,15 @@ class Ranks:
             return None
         return better(shares, [tokens / took_s for tokens, took_s in pace])
 
-    def pass_on(self, order: Pace | Pause | Resume | LimitMicroBatch | LimitMemory) -> None:
-        """Has the others of this machine obey an order of the supervisor's as well. Other machines have their own; they come to
-        wait for this one.
+    def pass_on(self, order: Pace | Pause | Resume | LimitMicroBatch | LimitMemory, rank: int | None = None) -> bool:
+        """Has the others of this machine obey an order of the supervisor's as well, or one of them alone. Other machines have
+        their own; they come to wait for this one. Returns whether there was somebody to tell.
         """
-        self._tell(m.Obey(order=order))
+        told = [other for other in self._others if rank in (None, other.rank)]
+        for other in told:
+            with contextlib.suppress(OSError):  # it is gone, and the thread sees that
+                m.send(other.end, m.Obey(order=order))
+        return bool(told)
 
     def node_readings(self, shares: Shares) -> tuple[NodeReading, ...] | None:
         """What is told of other machines. None means that the run has none."""
@@ -326,7 +353,14 @@ class Ranks:
         """What is told of the ranks of this machine. None means that there is one."""
         if self.here == 1:
             return None
-        first = RankReading(share=shares[0] / sum(shares), pid=os.getpid())
+        memory = self._memory
+        first = RankReading(
+            share=shares[0] / sum(shares),
+            pid=os.getpid(),
+            gpu=memory.uuid if memory else None,
+            cuda_allocated_bytes=memory.allocated_bytes() if memory else None,
+            cuda_reserved_bytes=memory.reserved_bytes() if memory else None,
+        )
         return (
             first,
             *(
@@ -336,6 +370,9 @@ class Ranks:
                     micro_tokens=other.beat.micro_tokens if other.beat else None,
                     resident_bytes=other.beat.resident_bytes if other.beat else None,
                     waits=other.waits,
+                    gpu=other.beat.gpu if other.beat else None,
+                    cuda_allocated_bytes=other.beat.cuda_allocated_bytes if other.beat else None,
+                    cuda_reserved_bytes=other.beat.cuda_reserved_bytes if other.beat else None,
                 )
                 for other in self._others
             ),
@@ -401,6 +438,14 @@ class Ranks:
                 if isinstance(found, RuntimeError):
                     raise found
                 return found
+
+    def _look_for_the_dead(self) -> None:
+        """Leaves a collective on GPUs that another rank has left, before anything waits for the device. Raises as `obey`."""
+        assert self._session is not None
+        if any(other.is_gone for other in self._others):
+            if self._adding is not None:
+                self._adding.call_off()
+            self._session.obey()  # where the thread has put what it found
 
     def _ticks(self) -> list[int]:
         return [other.beat.ticks if other.beat else 0 for other in self._others]

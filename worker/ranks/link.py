@@ -18,13 +18,15 @@ from memsup.worker.ranks import messages as m
 
 
 class RankLink:
-    """Public to the main thread: `orders`, `work`, `snapshot`, `say` and `report`."""
+    """Public to the main thread: `orders`, `work`, `snapshot`, `gpu`, `say` and `report`."""
 
     def __init__(self, end: socket.socket, rank: int) -> None:
         self.orders: queue.SimpleQueue[AnyOrder | MustLeave | MustFail] = queue.SimpleQueue()
         self.work: queue.SimpleQueue[m.Begin | m.Compute | m.Evaluate | m.Add] = queue.SimpleQueue()
         self.snapshot: Snapshot = STARTING
         self.read_memory: Callable[[], WorkerMemory] = read_memory
+        self.gpu: str | None = None
+        """The UUID of the GPU that it computes on."""
         self._end, self._rank = end, rank
         threading.Thread(target=self._read, name="link", daemon=True).start()
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
@@ -66,6 +68,9 @@ class RankLink:
                     ticks=seen.progress.ticks,
                     micro_tokens=seen.batch.micro_tokens if seen.batch else None,
                     resident_bytes=memory.resident_bytes if memory else None,
+                    gpu=self.gpu,
+                    cuda_allocated_bytes=memory.cuda_allocated_bytes if memory else None,
+                    cuda_reserved_bytes=memory.cuda_reserved_bytes if memory else None,
                 )
             )
 

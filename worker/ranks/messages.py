@@ -52,6 +52,8 @@ class Begin(Message, frozen=True, tag="begin"):
     padding: Padding
     store: str
     """The file by which the ranks find each other."""
+    device: str
+    """What the ranks compute on: `cpu`, or `cuda`, of which each takes the GPU of its own number."""
     threads: int
     lanes: int
     packed: bool
@@ -158,6 +160,10 @@ class Beat(Message, frozen=True, tag="beat"):
     resident_bytes: int | None
     holds: bool = False
     """Whether its own supervisor has it paused."""
+    gpu: str | None = None
+    """The UUID of its GPU. It is None on a CPU, and where torch does not tell it."""
+    cuda_allocated_bytes: int | None = None
+    cuda_reserved_bytes: int | None = None
 
 
 class Join(Message, frozen=True, tag="join"):

@@ -22,12 +22,14 @@ from memsup.shared.record import RunRecord
 from memsup.worker.compute.attention import attend_in_blocks
 from memsup.worker.compute.dropout import draw_by_row
 from memsup.worker.compute.packing import pack
+from memsup.worker.compute.token_loss import size_pieces
 from memsup.worker.exhaustion import has_to_fit
-from memsup.worker.hardware import start_threads
-from memsup.worker.memory import read_memory
+from memsup.worker.hardware import choose_device, device_memory, device_of_rank, set_products, start_threads
+from memsup.worker.memory import DeviceMemory, limit_device, read_memory
 from memsup.worker.micro_batch_limit import begin_limited, limit_micro_batch
 from memsup.worker.plan.batches import Order
 from memsup.worker.plan.journal import Plan
+from memsup.worker.plan.planner import planned_bytes
 from memsup.worker.ranks import messages as m
 from memsup.worker.ranks.adding import Adding, store_in
 from memsup.worker.ranks.link import RankLink
@@ -51,17 +53,25 @@ from memsup.worker.training import OneRank
 
 def compute(record: RunRecord, paths: RunPaths, link: RankLink, *, rank: int, ranks: int) -> None:
     """Computes what rank 0 says, until that is gone. Raises `Leave`, `GiveUp` and what a crash raises."""
-    session = _Session(link)
+    session, program = _Session(link), Program()
 
     def next_work() -> m.Begin | Work:
         return _next(session, link)
 
     begin = next_work()
     assert isinstance(begin, m.Begin)
-    training = prepared_rank(record, paths, session, begin, Program(), rank=rank, ranks=ranks)
+    training = prepared_rank(record, paths, session, begin, program, rank=rank, ranks=ranks)
+    link.gpu = None if training.device_memory is None else training.device_memory.uuid
     link.say(m.Loaded())
     try:
-        adding = Adding(store_in(Path(begin.store), ranks), rank, ranks, training.prepared.model.parameters())
+        adding = Adding(
+            store_in(Path(begin.store), ranks),
+            rank,
+            ranks,
+            training.prepared.model.parameters(),
+            device=training.device,
+            memory=training.device_memory,
+        )
         adding.give(training.state_tensors())
     except RuntimeError as error:
         raise Left from error
@@ -85,26 +95,27 @@ def prepared_rank(
 ) -> OneRank:
     """As `train.prepare`, without what is rank 0's alone."""
     settings = record.settings
-    device = torch.device("cpu")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    device = device_of_rank(choose_device(begin.device), rank, ranks)
     threads = start_threads(begin.threads, device)
+    program.memory = memory = device_memory(device, settings.limits.vram)
     session.begin(program)
-    soft_limit = SoftLimit(begin.welcome.memory_limit_bytes)
+    soft_limit = SoftLimit(begin.welcome.memory_limit_bytes if memory is None else None)
     task = find_task(settings.task.kind, settings.task.problem_type)
     draw_by_row()
     attend_in_blocks()
-    with has_to_fit(f"The model of rank {rank}", begin.welcome, None):
+    if memory is not None:
+        size_pieces(memory.limit_bytes)
+    with has_to_fit(f"The model of rank {rank}", begin.welcome, memory):
         folder = None if begin.checkpoint is None else Path(begin.checkpoint)
         prepared = task.load(settings, paths, session.boundary, checkpoint=folder, padding=begin.padding)
-        optimizer = built(prepared, settings, device, None)
+        optimizer = built(prepared, settings, device, memory)
     schedule = schedule_of(prepared, settings)
     training = OneRank(
         record=record,
         paths=paths,
         session=session,
         device=device,
-        device_memory=None,
+        device_memory=memory,
         soft_limit=soft_limit,
         threads=threads,
         task=task,
@@ -113,7 +124,7 @@ def prepared_rank(
         order=Order(schedule),
         optimizer=optimizer,
         plan=Plan(paths.plan_of_rank(rank)),
-        measuring=measuring_of(prepared, begin.welcome, device, None, settings.training),
+        measuring=measuring_of(prepared, begin.welcome, device, memory, settings.training),
         rank=rank,
         shares=equal(ranks),
         step=begin.step,
@@ -126,6 +137,7 @@ def prepared_rank(
         begin.step + 1, "as rank 0 computes now", lanes=begin.lanes, threads=threads, ranks=ranks, packed=begin.packed
     )
     begin_limited(training, begin.welcome.micro_tokens_limit)
+    set_products(device, settings.training.amp)
     training.lanes = lanes_of(training)
     program.training = training
     return training
@@ -184,6 +196,8 @@ class Meeting:
 
     def add_up(self, training: OneRank, loss: torch.Tensor) -> torch.Tensor:
         step = training.step + 1
+        if training.device_memory is not None:
+            training.device_memory.finish_queued()  # so what is told is the time of its work, and nothing of it fails later
         took_s = monotonic_s() - self._began_s
         self._say(m.Ready(step=step, tokens=training.own_tokens(step), took_s=took_s))
         work = self._next_work()
@@ -211,6 +225,8 @@ class Program:
 
     def __init__(self) -> None:
         self.training: OneRank | None = None
+        self.memory: DeviceMemory | None = None
+        """The memory of its GPU. It is None on a CPU."""
 
     @property
     def is_loaded(self) -> bool:
@@ -223,14 +239,18 @@ class Program:
         assert self.training is not None
         return limit_micro_batch(self.training, order)
 
-    def limit_memory(self, order: LimitMemory) -> str:  # noqa: ARG002
-        return "it computes on the CPU, so there is nothing to limit"
+    def limit_memory(self, order: LimitMemory) -> str:
+        told = limit_device(self.memory, order)
+        if self.memory is not None and self.training is not None:
+            self.training.measuring.planner.limit_to(*planned_bytes(self.memory.limit_bytes))
+        return told
 
     def read_memory(self) -> WorkerMemory:
-        return read_memory()
+        return read_memory(self.memory)
 
     def finish_queued(self) -> None:
-        pass
+        if self.memory is not None:
+            self.memory.finish_queued()
 
     def pass_on(self, order: Pace | Pause | Resume) -> None:
         pass

@@ -136,19 +136,24 @@ def kind_of(order: AnyOrder) -> OrderKind:
 def name_of(order: AnyOrder) -> str:
     """What the worker is ordered to do, for people."""
     match order:
-        case LimitMicroBatch(halve=True):
-            return "halve the micro-batch"
+        case LimitMicroBatch(halve=True, rank=rank):
+            return "halve the micro-batch" + _of(rank)
         case LimitMicroBatch(micro_tokens=int(most)):
             return f"micro-batches of at most {most:,} tokens"
         case LimitMicroBatch(limit_bytes=int(limit_bytes)):
             return f"plan for {size(limit_bytes)} of memory"
         case LimitMicroBatch(may_grow=may_grow):
             return "let the micro-batch grow" if may_grow else "stop growing the micro-batch"
-        case LimitMemory(device_bytes=device_bytes):
-            return f"take at most {size(device_bytes)} of the GPU"
+        case LimitMemory(device_bytes=device_bytes, rank=rank):
+            return f"take at most {size(device_bytes)} of the GPU" + _of(rank)
         case Pace(duty_fraction=duty):
             return f"compute {percent(duty)} of the time"
         case Pause(mode=mode):
             return f"pause ({mode})"
         case _:
             return str(kind_of(order))
+
+
+def _of(rank: int | None) -> str:
+    """Which of several ranks is meant. Empty: all of them, or there is one."""
+    return "" if rank is None else f" of rank {rank}"

@@ -7,7 +7,7 @@ are `one_life.py`'s; what should be so is the ladder's to say.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from memsup.shared.messages import LimitMemory, LimitMicroBatch, Pace
@@ -33,14 +33,18 @@ class Tuning:
     """What it was told that its tree may hold of the host's memory. It is None where it was told of no limit."""
     _halve: bool = False
     """The ladder asked for a smaller micro-batch, and no order has gone out yet."""
+    _halve_ranks: list[int] = field(default_factory=list)
+    """The same of single ranks, each on a card of its own."""
     _told_may_grow: bool = True
     _told_most_tokens: int | None = None
     _told_duty: float = 1.0
-    _told_vram_bytes: int | None = None
+    _told_vram_bytes: dict[int | None, int] = field(default_factory=dict)
+    """By rank; None is the only one."""
 
     def ask(self, stance: Stance) -> None:
         """Takes note of a stance that asks for smaller micro-batches: it says so once, and the order may have to wait."""
-        self._halve = self._halve or stance.shrink
+        self._halve = self._halve or (stance.shrink and stance.shrink_ranks is None)
+        self._halve_ranks += [rank for rank in stance.shrink_ranks or () if rank not in self._halve_ranks]
 
     def due(self, stance: Stance, orders: OrderBook) -> Iterator[tuple[OrderMaker, Why]]:
         """What has to be ordered for `stance` to be so. One order of each kind is on its way at a time, and what this function
@@ -48,13 +52,21 @@ class Tuning:
         """
         if self.cuts and not orders.in_flight(LimitMicroBatch):
             yield from self._micro_batch(stance)
-        duty, vram_bytes = stance.duty_fraction, stance.vram_limit_bytes
+        duty = stance.duty_fraction
         if abs(duty - self._told_duty) >= PACE_STEP and not orders.in_flight(Pace):
             self._told_duty = duty
             yield partial(Pace, duty_fraction=duty), _why(stance, stance.reason, HoldReason.HEAT)
-        if self.cuts and vram_bytes is not None and vram_bytes != self._told_vram_bytes and not orders.in_flight(LimitMemory):
-            self._told_vram_bytes = vram_bytes
-            yield partial(LimitMemory, device_bytes=vram_bytes), _why(stance, "what others leave it", HoldReason.MEMORY)
+        if self.cuts and not orders.in_flight(LimitMemory):
+            yield from self._vram(stance)
+
+    def _vram(self, stance: Stance) -> Iterator[tuple[OrderMaker, Why]]:
+        only = [] if stance.vram_limit_bytes is None else [(None, stance.vram_limit_bytes)]
+        for rank, vram_bytes in (*only, *stance.vram_limits):
+            if vram_bytes != self._told_vram_bytes.get(rank):
+                self._told_vram_bytes[rank] = vram_bytes
+                why = _why(stance, "what others leave it", HoldReason.MEMORY)
+                yield partial(LimitMemory, device_bytes=vram_bytes, rank=rank), why
+                return
 
     def _micro_batch(self, stance: Stance) -> Iterator[tuple[OrderMaker, Why]]:
         may_grow, limit_bytes = stance.may_grow, None
@@ -64,6 +76,13 @@ class Tuning:
         halve = self._halve and not is_less  # it plans for what there is, which is better than a half
         most = self.most_micro_tokens if may_grow and not halve else None  # else it would let a smaller one grow
         gentler = most is not None and most != self._told_most_tokens
+        if self._halve_ranks and not halve and not is_less:
+            rank, *self._halve_ranks = self._halve_ranks
+            why = _why(stance, stance.reason or "its card is full", HoldReason.MEMORY)
+            yield partial(LimitMicroBatch, halve=True, may_grow=False, rank=rank), why
+            return
+        if halve or is_less:
+            self._halve_ranks.clear()  # they are among those that are told
         if halve or gentler or limit_bytes is not None or may_grow != self._told_may_grow:
             calm = "others take more of the memory" if is_less else "memory is calm again"
             why = _why(stance, stance.reason or calm, HoldReason.MEMORY)

@@ -19,16 +19,26 @@ MIB = 1 << 20
 
 
 class Allocator:
-    """`memory.DeviceMemory`. `control`: the devices of a fake NVML library; without it there is nobody else."""
+    """`memory.DeviceMemory`. `control`: the devices of a fake NVML library; without it there is nobody else. `card`: which of
+    them it is.
+    """
 
     def __init__(
-        self, *, weights_bytes: int, token_bytes: int, total_bytes: int = 10 << 30, control: Control | None = None
+        self,
+        *,
+        weights_bytes: int,
+        token_bytes: int,
+        total_bytes: int = 10 << 30,
+        control: Control | None = None,
+        card: int = 0,
     ) -> None:
         self.total_bytes, self._weights, self._token = total_bytes, weights_bytes, token_bytes
         self._allocated = self._reserved = weights_bytes
         self.limit_bytes = total_bytes
         self._peak = weights_bytes
-        self._device = control.device[0] if control is not None else None
+        self._device = control.device[card] if control is not None else None
+        self.cards = int(control.devices) if control is not None else 1
+        self.uuid = self._device.uuid.decode() if self._device is not None else None
         self.limits: list[int] = []
         self.waits = 0
         """How often the host waited for all that the device had been given."""
@@ -92,6 +102,7 @@ CONTEXT_BYTES = 400 * MIB
 def install(allocator: Allocator) -> None:
     """Into this process, which is a worker's or stands for one."""
     from memsup.worker import train
+    from memsup.worker.ranks import other
 
     def device_memory(_device: torch.device, limit: Any) -> Allocator:
         allocator.limit(int(limit.fraction * allocator.total_bytes) if isinstance(limit, Share) else limit)
@@ -104,9 +115,10 @@ def install(allocator: Allocator) -> None:
         return right(batch, device)
 
     train.device_memory, train.to_device = device_memory, to_device  # type: ignore[assignment]
+    train.cards, other.device_memory = (lambda _device: allocator.cards), device_memory  # type: ignore[assignment]
 
 
-def install_from_environment() -> None:
-    """FAKE_CUDA="WEIGHTS_MIB TOKEN_MIB", beside the NVML device of FAKE_NVML."""
+def install_from_environment(rank: int) -> None:
+    """FAKE_CUDA="WEIGHTS_MIB TOKEN_MIB", beside the NVML devices of FAKE_NVML, of which each rank has its own."""
     weights, token = (int(text) * MIB for text in os.environ["FAKE_CUDA"].split())
-    install(Allocator(weights_bytes=weights, token_bytes=token, control=attach(os.environ["FAKE_NVML"])))
+    install(Allocator(weights_bytes=weights, token_bytes=token, control=attach(os.environ["FAKE_NVML"]), card=rank))

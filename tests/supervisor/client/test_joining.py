@@ -78,7 +78,7 @@ def test_a_first_machine_draws_a_key_and_no_other_does() -> None:
     assert with_key(Nodes(count=2, key=drawn)).key is drawn
 
 
-@pytest.mark.parametrize("folder", ["/home/a/state", "/home/我的 电脑/it's \"$HOME\"/state"])
+@pytest.mark.parametrize("folder", ["/home/a/state", '/home/我的 电脑/it\'s "$HOME"/state'])
 def test_the_line_for_another_machine_fetches_the_key_wherever_it_lies(folder: str, tmp_path: Path) -> None:
     """Two shells read it: that of the other machine, and that of the first one, to which ssh hands the words on."""
     state = tmp_path / folder.removeprefix("/") / "default"

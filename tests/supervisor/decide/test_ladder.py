@@ -280,11 +280,22 @@ def test_heat_paces_and_holds_without_touching_the_batch(night: Night) -> None:
         (Proposal(hold=HoldReason.POWER), (HoldReason.POWER,)),
         (Proposal(shrink=True, may_grow=False), (HoldReason.MEMORY,)),
         (Proposal(vram_limit_bytes=GIB), ()),
+        (Proposal(vram_limit_bytes=GIB, rank=1), ()),
         (Proposal(), ()),
     ],
 )
 def test_a_stance_says_what_it_answers(night: Night, proposal: Proposal, pressures: tuple[HoldReason, ...]) -> None:
     assert night.at(0.5, proposals=(proposal,)).pressures == pressures
+
+
+def test_what_one_card_asks_for_concerns_the_rank_on_it(night: Night) -> None:
+    """Unless host memory is short, which is all ranks'."""
+    cards = (Proposal(shrink=True, vram_limit_bytes=GIB, rank=1), Proposal(vram_limit_bytes=3 * GIB, rank=0))
+    stance = night.at(0.5, proposals=cards)
+    assert (stance.shrink, stance.shrink_ranks, stance.vram_limit_bytes) == (True, (1,), None)
+    assert stance.vram_limits == ((1, GIB), (0, 3 * GIB))
+    stance = night.at(0.91, proposals=cards)
+    assert (stance.shrink, stance.shrink_ranks) == (True, None)
 
 
 def test_a_stance_answers_all_that_is_felt_at_once_each_once(night: Night) -> None:

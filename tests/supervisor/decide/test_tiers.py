@@ -405,7 +405,10 @@ def test_a_limit_that_makes_no_sense_is_refused_in_one_sentence(flag: str, words
 @pytest.mark.parametrize(
     ("where", "flags", "word"),
     [
-        (machine(16.0, 24.0), ["training.ranks=2"], "training.device to cpu"),
+        (machine(16.0, 24.0), ["training.ranks=2"], "there is 1 GPU that it may compute on"),
+        (machine(16.0, 24.0, 24.0), ["training.ranks=3"], "there are 2 GPUs that it may compute on"),
+        (machine(16.0, 24.0, 24.0, visible_gpus="1"), ["training.ranks=2"], "there is 1 GPU that it may compute on"),
+        (machine(16.0, 24.0, 24.0), ["training.ranks=2", "training.device=cuda:1"], "cuda:1, which is one GPU"),
         (machine(16.0), ["training.ranks=9", "training.effective_batch=8"], "8 samples"),
         (machine(16.0), ["training.ranks=2", "task.stream=true"], "task.stream to false"),
         (machine(16.0, 24.0), ["nodes.count=2"], "training.device to cpu"),
@@ -419,6 +422,34 @@ def test_more_ranks_than_can_compute_are_refused(where: Machine, flags: list[str
     with pytest.raises(SettingsError, match=word):
         resolved(where, *flags)
     assert resolved(machine(16.0, 24.0), "training.ranks=2", "training.device=cpu").settings.training.ranks == 2
+
+
+@pytest.mark.parametrize(
+    ("where", "flags", "ranks"),
+    [
+        (machine(16.0), [], 1),
+        (machine(16.0), ["training.ranks=2"], 2),
+        (machine(16.0, 24.0), [], 1),
+        (machine(16.0, 24.0, 12.0), [], 2),
+        (machine(16.0, 24.0, 12.0), ["training.ranks=1"], 1),
+        (machine(16.0, 24.0, 12.0), ["training.device=cpu"], 1),
+        (machine(16.0, 24.0, 12.0), ["training.device=cuda:1"], 1),
+        (machine(16.0, 24.0, 12.0), ["task.stream=true"], 1),
+        (machine(16.0, 24.0, 12.0, 12.0), ["training.effective_batch=2"], 2),
+        (machine(16.0, 24.0, 12.0, visible_gpus="1"), [], 1),
+        (machine(16.0, 24.0, 12.0, visible_gpus="GPU-1,GPU-0"), [], 2),
+        (machine(16.0), ["training.device=cuda", "training.ranks=2"], 2),
+        (machine(16.0), ["training.device=cuda"], 1),
+    ],
+)
+def test_without_being_asked_there_is_a_rank_for_each_gpu_that_may_be_used(
+    where: Machine, flags: list[str], ranks: int
+) -> None:
+    """One that is lost counts for none, and where the driver does not tell how many there are, one is used."""
+    assert resolved(where, *flags).ranks == ranks
+    lost = replace(where, gpus=tuple(msgspec.structs.replace(gpu, lost=True) for gpu in where.gpus[:1]) + where.gpus[1:])
+    if not flags and len(where.gpus) > 1 and where.visible_gpus is None:
+        assert resolved(lost).ranks == ranks - 1
 
 
 def test_a_command_may_be_given_what_no_worker_could_start_with() -> None:

@@ -3,7 +3,8 @@
 import os
 import sys
 
-if "memsup.worker" in sys.orig_argv and "FAKE_CUDA" in os.environ:
+words = sys.orig_argv
+if {"memsup.worker", "memsup.worker.ranks"} & set(words) and "FAKE_CUDA" in os.environ:
     from kit import fake_cuda
 
-    fake_cuda.install_from_environment()
+    fake_cuda.install_from_environment(int(words[words.index("--rank") + 1]) if "--rank" in words else 0)

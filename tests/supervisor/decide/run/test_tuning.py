@@ -84,6 +84,27 @@ def test_each_order_answers_the_pressure_that_it_is_a_means_against() -> None:
     assert [why.pressures for why in calm] == [(), ()], "it grows and computes all the time again, since nothing is short"
 
 
+def test_each_of_several_ranks_is_told_of_its_own_card_one_after_the_other() -> None:
+    """What fills the card of one makes that one smaller; a halving of all makes those of single ones needless."""
+    tuning, orders = Tuning(), OrderBook()
+    cards = Stance(shrink=True, shrink_ranks=(1, 3), vram_limits=((0, 5 << 30), (1, 2 << 30)), may_grow=False, reason="rank 1")
+    (halve, limit) = told(tuning, cards, orders)
+    assert halve == LimitMicroBatch(order_id=1, reason="rank 1", halve=True, may_grow=False, rank=1)
+    assert limit == LimitMemory(order_id=2, reason="what others leave it", device_bytes=5 << 30, rank=0)
+    orders.drop_all()
+    calm = replace(cards, shrink=False, shrink_ranks=None)
+    (halve, limit) = told(tuning, calm, orders)
+    assert (halve.rank, limit.rank) == (3, 1)  # type: ignore[union-attr]
+    orders.drop_all()
+    (stops,) = told(tuning, calm, orders)
+    assert stops == LimitMicroBatch(order_id=5, reason="rank 1", may_grow=False)
+    orders.drop_all()
+    (everybody,) = told(tuning, replace(cards, shrink_ranks=None), orders)
+    assert (everybody.halve, everybody.rank) == (True, None)  # type: ignore[union-attr]
+    orders.drop_all()
+    assert told(tuning, calm, orders) == []
+
+
 @given(st.lists(st.tuples(STANCES, st.booleans()), max_size=40))
 def test_in_the_end_the_worker_has_been_told_what_the_last_stance_says(steps: list[tuple[Stance, bool]]) -> None:
     tuning, orders, sent = Tuning(), OrderBook(), list[AnyOrder]()
