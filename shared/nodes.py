@@ -15,7 +15,9 @@ import msgspec
 
 from memsup.shared.settings import SettingsError
 
-PROTOCOL = b"memsup-nodes/1"
+_PROTOCOLS = b"memsup-nodes/"
+PROTOCOL = _PROTOCOLS + b"1"
+OTHER_VERSION = "has another version of memsup, whose machines speak otherwise: have the same version on both"
 PORT = 29400
 """The port of torchrun's rendezvous."""
 LEAST_KEY = 32
@@ -124,6 +126,21 @@ class OfferedFile(NodeMessage, frozen=True):
     blake2b: Annotated[str, msgspec.Meta(max_length=64)]
 
 
+Versions = Annotated[
+    dict[Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=64)]], msgspec.Meta(max_length=16)
+]
+"""The versions of what decides what is computed, by its name."""
+
+
+def unlike(theirs: Versions, ours: Versions) -> str | None:
+    """How versions differ, a clause about the other machine. Returns None where they are the same."""
+    names = [name for name in {**ours, **theirs} if theirs.get(name) != ours.get(name)]
+    if not names:
+        return None
+    there = " and ".join(f"{name} {theirs.get(name, 'of an unknown version')}" for name in names)
+    return f"{there}, and {' and '.join(str(ours.get(name, 'none')) for name in names)} here"
+
+
 class Described(NodeMessage, frozen=True, tag="described"):
     """What is trained, and from which files. `task`, `training` and `lora` are these sections of the settings."""
 
@@ -132,6 +149,7 @@ class Described(NodeMessage, frozen=True, tag="described"):
     task: dict[str, Any]
     training: dict[str, Any]
     lora: dict[str, Any]
+    versions: Versions
     files: Annotated[list[OfferedFile], msgspec.Meta(max_length=MOST_FILES)]
 
 
@@ -186,6 +204,11 @@ _offer = msgspec.msgpack.Decoder(Offer)
 def frames_of(message: msgspec.Struct) -> list[bytes]:
     """A message as it is sent."""
     return [PROTOCOL, _encoder.encode(message)]
+
+
+def is_of_another_version(frames: list[bytes]) -> bool:
+    """Whether what comes from a machine is what another version of memsup says."""
+    return bool(frames) and frames[0].startswith(_PROTOCOLS) and frames[0] != PROTOCOL
 
 
 def decoded_offer(frames: list[bytes]) -> Offer | None:

@@ -22,15 +22,38 @@ from kit.one_life import a_record, without_dropout
 from safetensors.numpy import load_file
 
 from memsup.shared.clock import monotonic_s
-from memsup.shared.messages import Decided, DecisionKind, Finished, Heartbeat, Leaving, Pause, PauseMode, Phase, Resume
-from memsup.shared.nodes import Address, Described, OfferedFile, draw_key, frames_of
+from memsup.shared.messages import (
+    CheckpointNote,
+    Decided,
+    DecisionKind,
+    Finished,
+    Heartbeat,
+    Leaving,
+    Pause,
+    PauseMode,
+    Phase,
+    Resume,
+)
+from memsup.shared.nodes import (
+    PROTOCOL,
+    Address,
+    Described,
+    OfferedFile,
+    draw_key,
+    frames_of,
+    is_of_another_version,
+    unlike,
+)
 from memsup.shared.secret import Secret
 from memsup.shared.settings import Settings
+from memsup.worker.link import STARTING
+from memsup.worker.ranks import joined, receive
 from memsup.worker.ranks import messages as m
 from memsup.worker.ranks.door import Door
 from memsup.worker.ranks.lock import keys_of, use_key
 from memsup.worker.ranks.offered import Offered
 from memsup.worker.ranks.receive import Asking, RefusedError, place
+from memsup.worker.ranks.versions import versions
 
 T = TypeVar("T")
 KEY = draw_key()
@@ -50,6 +73,7 @@ class Open:
 
     def __init__(self, settings: Settings) -> None:
         self.heard: queue.SimpleQueue[tuple[bytes, m.ToFirstMachine]] = queue.SimpleQueue()
+        self.broke: queue.SimpleQueue[Exception] = queue.SimpleQueue()
         self.address = Address("127.0.0.1", free_port())
         offered = Offered(a_record(settings, "first", "0123456789ab"))
         self.door = Door(
@@ -58,6 +82,7 @@ class Open:
             offered,
             heard=lambda peer, message: self.heard.put((peer, message)),
             looked=lambda _elapsed_s: None,
+            broke=self.broke.put,
         )
         self.door.start()
 
@@ -85,7 +110,7 @@ def a_guest(address: Address, key: str | None) -> Iterator[zmq.Socket[bytes]]:
         context.destroy(linger=0)
 
 
-JOIN = m.Join(node="0123456789ab", name="other")
+JOIN = m.Join(node="0123456789ab", name="other", versions=versions())
 
 
 def test_who_has_the_key_is_heard_and_answered(door: Open) -> None:
@@ -101,7 +126,7 @@ def test_who_has_the_key_is_heard_and_answered(door: Open) -> None:
 @pytest.mark.parametrize("key", [None, draw_key()], ids=["no key", "another key"])
 def test_nobody_else_is_heard(door: Open, key: str | None) -> None:
     with a_guest(door.address, key) as stranger, a_guest(door.address, KEY) as guest:
-        stranger.send_multipart(frames_of(m.Join(node="x", name="stranger")))
+        stranger.send_multipart(frames_of(m.Join(node="x", name="stranger", versions=versions())))
         assert not stranger.poll(1000)
         guest.send_multipart(frames_of(JOIN))
         assert door.heard.get(timeout=10)[1] == JOIN
@@ -113,7 +138,7 @@ def test_what_is_no_message_of_a_machine_is_dropped_and_the_door_stays_open(door
     evil = [
         [b""],
         [b"memsup-nodes/1", b"\xc1" * 1000],
-        [b"memsup-nodes/2", *frames_of(JOIN)[1:]],
+        [b"something-else/1", *frames_of(JOIN)[1:]],
         frames_of(JOIN) * 2,
         frames_of(m.NotHere(why="a test")),
         frames_of(m.Obey(order=Pause(order_id=1, reason="a test", mode=PauseMode.HOLD))),
@@ -126,6 +151,84 @@ def test_what_is_no_message_of_a_machine_is_dropped_and_the_door_stays_open(door
         guest.send_multipart(frames_of(JOIN))
         assert door.heard.get(timeout=10)[1] == JOIN
         assert door.heard.empty()
+
+
+def test_a_machine_that_speaks_as_another_version_does_is_told_so_in_words_that_it_knows(door: Open) -> None:
+    with a_guest(door.address, KEY) as guest:
+        guest.send_multipart([b"memsup-nodes/7", b"whatever it says then"])
+        assert guest.poll(10_000)
+        answer = guest.recv_multipart()
+        assert answer[0] == PROTOCOL
+        told = m.from_first_machine(answer)
+        assert isinstance(told, m.NotHere)
+        assert "another version" in told.why
+        assert not told.again
+    assert is_of_another_version([b"memsup-nodes/7", b""])
+    assert not is_of_another_version([PROTOCOL, b""])
+    assert not is_of_another_version([b"garbage"])
+    assert not is_of_another_version([])
+
+
+def test_what_differs_between_two_machines_is_named() -> None:
+    assert unlike(versions(), versions()) is None
+    assert {"memsup", "torch"} <= set(versions())
+    assert unlike({"memsup": "1", "torch": "2.14.0"}, {"memsup": "1", "torch": "2.13.0"}) == "torch 2.14.0, and 2.13.0 here"
+    assert unlike({}, {"memsup": "1"}) == "memsup of an unknown version, and 1 here"
+
+
+def test_a_machine_with_other_versions_receives_nothing(door: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    asks = Asking(door.address, KEY)
+    monkeypatch.setattr(receive, "versions", lambda: versions() | {"torch": "1.0"})
+    try:
+        with pytest.raises(RefusedError, match=r"The first machine has torch \S+, and 1.0 here"):
+            asks.describe()
+    finally:
+        asks.close()
+
+
+def test_a_door_that_breaks_is_no_door_that_nobody_comes_through(door: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All would wait for each other for ever."""
+    monkeypatch.setattr(m, "to_first_machine", lambda _frames: 1 / 0)
+    with a_guest(door.address, KEY) as guest:
+        guest.send_multipart(frames_of(JOIN))
+        assert isinstance(door.broke.get(timeout=10), ZeroDivisionError)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.bin", "权重 二.bin".encode()])
+def test_a_model_with_any_name_in_its_folder_is_sent_or_refused_in_a_sentence(tmp_path: Path, name: bytes) -> None:
+    """A name that is not UTF-8 cannot be told to another machine, and the door stays open."""
+    (tmp_path / "data").mkdir()
+    settings = tiny_settings(tmp_path / "data")
+    with open(os.fsencode(str(settings.task.model)) + b"/" + name, "wb") as file:
+        file.write(b"x")
+    opened = Open(settings)
+    asks = Asking(opened.address, KEY)
+    try:
+        if name.isascii() or b"\xe9." not in name:
+            assert any(file.path.endswith("权重 二.bin") for file in asks.describe().files)
+        else:
+            with pytest.raises(RefusedError, match="not UTF-8 text: rename it"):
+                asks.describe()
+        assert opened.broke.empty()
+    finally:
+        asks.close()
+        opened.door.close()
+
+
+def test_a_checkpoint_is_as_old_as_the_first_machine_says_whatever_the_clock_here_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joined, "unix_s", lambda: 5_000_000.0)
+    session = joined.GuestSession.__new__(joined.GuestSession)
+    note = CheckpointNote(path="/c", step=7, at_unix_s=1000.0, verified=True, save_s=None)
+
+    def told(unix_s: float, note: CheckpointNote) -> CheckpointNote | None:
+        progress = msgspec.structs.replace(STARTING.progress)
+        session._told = m.Told(name="first", unix_s=unix_s, progress=progress, checkpoint=note, digest=None, evaluation=None)
+        return session._elsewhere(note)
+
+    first = told(1030.0, note)
+    assert first == msgspec.structs.replace(note, path="first:/c", at_unix_s=5_000_000.0 - 30)
+    assert told(1031.5, note) == first, "it is the same one"
+    assert told(2000.0, msgspec.structs.replace(note, step=8, at_unix_s=2001.0)).at_unix_s == 5_000_000.0  # type: ignore[union-attr]
 
 
 def test_both_sides_make_the_same_keys_of_one_and_others_of_another() -> None:

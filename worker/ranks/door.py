@@ -18,7 +18,7 @@ import zmq
 
 from memsup.shared.clock import monotonic_s
 from memsup.shared.log import log
-from memsup.shared.nodes import Address, Describe, NodeMessage, Read, frames_of
+from memsup.shared.nodes import OTHER_VERSION, Address, Describe, NodeMessage, Read, frames_of, is_of_another_version
 from memsup.worker.ranks import messages as m
 from memsup.worker.ranks.lock import Keys, guard_door
 from memsup.worker.ranks.offered import Offered
@@ -38,9 +38,19 @@ class Door:
     """
 
     def __init__(
-        self, address: Address, keys: Keys, offered: Offered, *, heard: Heard, looked: Callable[[float], None]
+        self,
+        address: Address,
+        keys: Keys,
+        offered: Offered,
+        *,
+        heard: Heard,
+        looked: Callable[[float], None],
+        broke: Callable[[Exception], None],
     ) -> None:
-        """Raises zmq.ZMQError where nobody can listen at `address`."""
+        """`broke` is called at the end of a thread that nobody has ended. Raises zmq.ZMQError where nobody can listen at
+        `address`.
+        """
+        self._broke = broke
         self._offered, self._heard, self._looked, self._keys = offered, heard, looked, keys
         self._outbox: queue.SimpleQueue[tuple[Peer, msgspec.Struct] | None] = queue.SimpleQueue()
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -94,8 +104,9 @@ class Door:
                 if (now_s := monotonic_s()) - last_s >= LOOK_S:
                     self._looked(now_s - last_s)
                     last_s = now_s
-        except Exception:
+        except Exception as error:  # nobody would be heard any more, and all wait for those who are not
             log.exception("The door for other machines broke")
+            self._broke(error)
         finally:
             self._context.destroy(linger=1000)
 
@@ -122,6 +133,9 @@ class Door:
                 return
             message = m.to_first_machine(frames)
             match message:
+                case None if is_of_another_version(frames):
+                    self._send(peer, m.NotHere(why=OTHER_VERSION, again=False))  # which it knows by the first frame
+                    self._count("Another machine has another version of memsup")
                 case None:
                     self._count("Dropped frames of another machine that are no message")
                 case Describe():

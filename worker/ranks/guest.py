@@ -20,12 +20,13 @@ import zmq
 from memsup.shared.clock import monotonic_s
 from memsup.shared.log import log
 from memsup.shared.messages import AnyReport, Decided, DecisionKind, Failed, FailureCause, Finished, Leaving, OutOfMemory, Phase
-from memsup.shared.nodes import Address, frames_of
+from memsup.shared.nodes import OTHER_VERSION, Address, frames_of, is_of_another_version
 from memsup.shared.readings import NodeReading
 from memsup.worker.link import BEAT_S, MustFail, MustLeave, Snapshot
 from memsup.worker.memory import read_memory
 from memsup.worker.ranks import messages as m
 from memsup.worker.ranks.lock import Keys, use_key
+from memsup.worker.ranks.versions import versions
 from memsup.worker.session import GiveUp
 
 SILENT_S = 5.0
@@ -55,7 +56,7 @@ class Guest:
         self.told: m.Told | None = None
         """What the first machine has said last of the run. None means that it has not answered yet."""
         self._address, self._keys, self._snapshot, self._end = address, keys, snapshot, end
-        self._join = m.Join(node=node, name=sockets.gethostname()[:256] or "?")
+        self._join = m.Join(node=node, name=sockets.gethostname()[:256] or "?", versions=versions())
         self._is_in = False
         self._silent_s = 0.0
         self._outbox: queue.SimpleQueue[m.ToFirstMachine | None] = queue.SimpleQueue()
@@ -141,6 +142,9 @@ class Guest:
             except zmq.Again:
                 return
             message = m.from_first_machine(frames)
+            if message is None and is_of_another_version(frames):
+                self._end(MustFail(GiveUp(FailureCause.BAD_INPUT, f"The first machine {OTHER_VERSION}.")))
+                continue
             if message is None:
                 log.warning("Dropped frames of the first machine that are no message")
                 continue

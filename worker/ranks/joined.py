@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import torch
 
+from memsup.shared.clock import unix_s
 from memsup.shared.log import log
 from memsup.shared.messages import CheckpointNote, DecisionKind, FailureCause, Finished, Leaving, Pause, Phase, Stop, Welcome
 from memsup.shared.nodes import read_address, refuse_strange_network
@@ -144,6 +145,8 @@ class GuestSession(Session):
 
     guest: Guest | None = None
     _told: m.Told | None = None
+    _newest: tuple[CheckpointNote, CheckpointNote] | None = None
+    """The first machine's newest checkpoint, as it says and as it is told of here."""
 
     def wait(self) -> None:
         """To be called while the first machine is waited for, which may take as long as it likes."""
@@ -175,10 +178,14 @@ class GuestSession(Session):
 
     def _elsewhere(self, note: CheckpointNote | None) -> CheckpointNote | None:
         """The run's newest checkpoint, which lies on the first machine."""
-        told = self._told
+        told, known = self._told, self._newest
         if note is None or told is None:
             return None
-        return msgspec.structs.replace(note, path=f"{told.name}:{note.path}"[:4096])
+        if known is None or note != known[0]:
+            age_s = max(0.0, told.unix_s - note.at_unix_s)  # by its own clock, which may be another day's than that here
+            here = msgspec.structs.replace(note, path=f"{told.name}:{note.path}"[:4096], at_unix_s=unix_s() - age_s)
+            self._newest = known = (note, here)
+        return known[1]
 
     def leave(self, reason: str) -> None:
         raise Leave(reason, None)

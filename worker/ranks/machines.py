@@ -19,12 +19,12 @@ from pathlib import Path
 import msgspec
 import zmq
 
-from memsup.shared.clock import monotonic_s
+from memsup.shared.clock import monotonic_s, unix_s
 from memsup.shared.commands import command
 from memsup.shared.files import UnreadableError, read_document, replace_file
 from memsup.shared.log import log
 from memsup.shared.messages import DecisionKind, Failed, FailureCause, Leaving
-from memsup.shared.nodes import Address, read_address, refuse_strange_network
+from memsup.shared.nodes import Address, read_address, refuse_strange_network, unlike
 from memsup.shared.paths import RunPaths
 from memsup.shared.readings import NodeReading
 from memsup.shared.record import RunRecord
@@ -34,6 +34,7 @@ from memsup.worker.ranks import messages as m
 from memsup.worker.ranks.door import Door, Peer
 from memsup.worker.ranks.lock import keys_of
 from memsup.worker.ranks.offered import Offered
+from memsup.worker.ranks.versions import versions
 from memsup.worker.session import GiveUp, Session
 
 SILENT_S = 5.0
@@ -114,7 +115,12 @@ class Machines:
             self.address = self.address._replace(port=self._nodes.port)
             refuse_strange_network(self.address.host, any_network=self._nodes.any_network)
             self._door = Door(
-                self.address, keys_of(self._nodes.key.reveal()), Offered(record), heard=self._hear, looked=self._look
+                self.address,
+                keys_of(self._nodes.key.reveal()),
+                Offered(record),
+                heard=self._hear,
+                looked=self._look,
+                broke=lambda error: self._end(MustLeave(f"the door for other machines broke: {error}")),
             )
         except SettingsError as error:
             raise GiveUp(FailureCause.BAD_INPUT, str(error)) from None
@@ -193,6 +199,7 @@ class Machines:
         seen = self._session.link.snapshot
         return m.Told(
             name=socket.gethostname()[:256],
+            unix_s=unix_s(),
             progress=seen.progress,
             checkpoint=seen.checkpoint,
             digest=seen.digest,
@@ -297,6 +304,9 @@ class Machines:
             known = self._here.get(peer)
             if known is not None:
                 known.silent_s = 0.0
+                return
+            if (why := unlike(join.versions, versions())) is not None:
+                self._door.tell(peer, m.NotHere(why=f"this machine has {why}; have the same on both", again=False))
                 return
             before = next((machine for machine in self._here.values() if machine.node == join.node), None)
             if before is not None:

@@ -28,7 +28,7 @@ from memsup.shared.messages import (
     Resume,
     Welcome,
 )
-from memsup.shared.nodes import MOST_FRAME_BYTES, PROTOCOL, Describe, Read
+from memsup.shared.nodes import MOST_FRAME_BYTES, PROTOCOL, Describe, Read, Versions
 from memsup.shared.readings import Evaluation
 from memsup.worker.plan.padding import Padding
 from memsup.worker.ranks.shares import Shares
@@ -108,6 +108,8 @@ class Told(Message, frozen=True, tag="told"):
     """To another machine, every second: rank 0 is alive, and so far the run is."""
 
     name: Annotated[str, msgspec.Meta(max_length=256)]
+    unix_s: float
+    """What its clock says: that of another machine may say something else."""
     progress: Progress
     checkpoint: CheckpointNote | None
     digest: str | None
@@ -142,9 +144,9 @@ class Loaded(Message, frozen=True, tag="loaded"):
 class Ready(Message, frozen=True, tag="ready"):
     """The part of a step is computed."""
 
-    step: int
-    tokens: int
-    took_s: float
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    tokens: Annotated[int, msgspec.Meta(ge=0)]
+    took_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)]
     """The time that it took, pauses left out."""
 
 
@@ -173,6 +175,7 @@ class Join(Message, frozen=True, tag="join"):
     """The same in all lives of its run."""
     name: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
     """Its host's name."""
+    versions: Versions
 
 
 class Counts(Message, frozen=True, tag="counts"):

@@ -20,7 +20,10 @@ from memsup.shared.data.layout import Kind, class_file_beside, documents
 from memsup.shared.data.sources import Source, paths_of
 from memsup.shared.files import open_regular
 from memsup.shared.nodes import MOST_FILES, PIECE_BYTES, Described, NotYet, Offer, OfferedFile, Piece, Unreadable
+from memsup.shared.paths import is_text
+from memsup.shared.printable import printable
 from memsup.shared.record import RunRecord
+from memsup.worker.ranks.versions import versions
 from memsup.worker.tasks.cache import locate
 
 _HASHED_BYTES = 4 << 20
@@ -54,21 +57,27 @@ class Offered:
             with os.fdopen(fd, "rb") as file:
                 return Piece(file=number, offset=offset, content=os.pread(file.fileno(), PIECE_BYTES, offset))
         except OSError as error:
-            return Unreadable(why=f"{path} cannot be read: {error.strerror}")
+            return Unreadable(why=f"{path} cannot be read: {error.strerror}"[:4000])
 
     def _describe(self) -> None:
         settings = self._record.settings
         try:
             files = [_described(path) for path in sorted(set(files_of(self._record)))]
         except (InputError, OSError) as error:
-            self._described = Unreadable(why=str(error)[:4000])
+            self._described = Unreadable(why=printable(str(error))[:4000])
             return
         if len(files) > MOST_FILES:
             self._described = Unreadable(why=f"the data have {len(files):,} files, and no more than {MOST_FILES:,} are sent")
             return
         task, training, lora = (msgspec.to_builtins(part) for part in (settings.task, settings.training, settings.lora))
         self._described = Described(
-            run=self._record.run, machine=socket.gethostname()[:256], task=task, training=training, lora=lora, files=files
+            run=self._record.run,
+            machine=socket.gethostname()[:256],
+            task=task,
+            training=training,
+            lora=lora,
+            versions=versions(),
+            files=files,
         )
 
 
@@ -108,6 +117,9 @@ def _is_of_package(value: str) -> bool:
 
 
 def _described(path: Path) -> OfferedFile:
+    """Raises OSError, and InputError for a name that nobody could be told."""
+    if not is_text(str(path)):
+        raise InputError(f"{printable(str(path))} has a name that is not UTF-8 text: rename it, or move it out of the folder")
     found, size_bytes = hashlib.blake2b(digest_size=32), 0
     fd, _ = open_regular(path)
     with os.fdopen(fd, "rb") as content:

@@ -7,6 +7,7 @@ Files that are whole already are not sent again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -18,6 +19,7 @@ import msgspec
 import zmq
 
 from memsup.shared.nodes import (
+    OTHER_VERSION,
     PIECE_BYTES,
     Address,
     Describe,
@@ -34,9 +36,12 @@ from memsup.shared.nodes import (
     Unreadable,
     decoded_offer,
     frames_of,
+    is_of_another_version,
+    unlike,
 )
 from memsup.shared.settings import SettingsError
 from memsup.worker.ranks.lock import keys_of, use_key
+from memsup.worker.ranks.versions import versions
 
 ANSWERS_WITHIN_S = 120.0
 """A first machine that says nothing for so long is not there. It may be loading torch, or begin anew just now."""
@@ -77,7 +82,7 @@ def _tell(told: Told) -> None:
 
 def fetch_all(asks: Asking, files: list[OfferedFile], draft: Path) -> None:
     """Has every file lie in `draft` as it is on the first machine. Raises `RefusedError`."""
-    wanted_bytes = sum(file.size_bytes for file in files)
+    wanted_bytes = sum(file.size_bytes for file in files if _size_of(place(draft, file)) != file.size_bytes)
     free_bytes = shutil.disk_usage(draft).free
     if wanted_bytes > free_bytes:
         raise RefusedError(
@@ -110,6 +115,21 @@ def _is_whole(target: Path, file: OfferedFile) -> bool:
         return False
 
 
+def _size_of(target: Path) -> int | None:
+    try:
+        return target.stat().st_size
+    except OSError:
+        return None
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some space, then start again"
+    if error.errno == errno.ENAMETOOLONG:
+        return "Have the data in a folder with a shorter name on the first machine, then start again"
+    return "Mend that, then start again"
+
+
 def _hash(path: Path) -> str:
     found = hashlib.blake2b(digest_size=32)
     with path.open("rb") as content:
@@ -138,7 +158,9 @@ class Asking:
         while time.monotonic() < until_s:
             self._send(Describe())
             match self._answer(_ASK_EVERY_S):
-                case Described() as found:
+                case Described(versions=theirs) as found:
+                    if (why := unlike(theirs, versions())) is not None:
+                        raise RefusedError(f"The first machine has {why}: have the same on both.")
                     return found
                 case NotYet():
                     until_s = time.monotonic() + ANSWERS_WITHIN_S
@@ -164,7 +186,7 @@ class Asking:
                 out.flush()
                 os.fsync(out.fileno())
         except OSError as error:
-            raise RefusedError(f"{target} cannot be written: {error.strerror}. Free some space, then start again.") from None
+            raise RefusedError(f"{target} cannot be written: {error.strerror}. {_advice(error)}.") from None
         if not _is_whole(target, file):
             target.unlink(missing_ok=True)
             raise RefusedError(f"{file.path} has changed on the first machine meanwhile: start again.", is_bad=False)
@@ -200,9 +222,12 @@ class Asking:
         until_s = time.monotonic() + within_s
         while (left_s := until_s - time.monotonic()) > 0:
             if self._socket.poll(int(left_s * 1000) + 1):
-                offer = decoded_offer(self._socket.recv_multipart())
+                frames = self._socket.recv_multipart()
+                offer = decoded_offer(frames)
                 if offer is not None:
                     return offer
+                if is_of_another_version(frames):
+                    raise RefusedError(f"The first machine {OTHER_VERSION}.")
         return None
 
 
