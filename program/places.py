@@ -225,19 +225,21 @@ def _of_torch(loader: Any) -> Any:
 
 
 def _own_generators(loader: Any) -> list[tuple[str, Any]]:
-    """The generators that a DataLoader and its samplers were given, each once."""
+    """The generators that a DataLoader and its samplers were given, each once. A sampler may be around another one, as
+    accelerate's are, each rank's of which takes its share of the batches of the loader's own.
+    """
     found: list[tuple[str, Any]] = []
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    owners = {
-        "loader": loader,
-        "sampler": getattr(loader, "sampler", None),
-        "batch_sampler": batch_sampler,
-        "batch_sampler.sampler": getattr(batch_sampler, "sampler", None),
-    }
-    for name, owner in owners.items():
+    owners, seen = [("loader", loader)], list[Any]()
+    while owners:
+        name, owner = owners.pop(0)
+        if owner is None or any(owner is known for known in seen):
+            continue
+        seen.append(owner)
         generator = getattr(owner, "generator", None)
         if hasattr(generator, "get_state") and all(generator is not known for _, known in found):
             found.append((name, generator))
+        within = "" if owner is loader else f"{name}."
+        owners += [(f"{within}{inner}", getattr(owner, inner, None)) for inner in ("sampler", "batch_sampler")]
     return found
 
 

@@ -353,7 +353,8 @@ class Finished(Report, frozen=True, tag="finished"):
 class Failed(Report, frozen=True, tag="failed"):
     """The worker gives up. `message` is one plain sentence with the next step; `traceback` for crashes, `step` for what
     happened within one. `device_others_bytes` is what was taken of the device that memory ran out on, when it gave up, by
-    others and by this process's context on it. It is None where it gave up for another reason, or computes on the CPU.
+    others and by this process's context on it. It is None where it gave up for another reason, or computes on the CPU. `rank`
+    is the one of several ranks that gave up. It is None for the worker itself.
     `exit_status` is how another rank ended without a word: its exit code, or minus the signal's number. It is None where none
     did.
     """
@@ -363,6 +364,7 @@ class Failed(Report, frozen=True, tag="failed"):
     traceback: Text | None = None
     step: int | None = None
     device_others_bytes: Count | None = None
+    rank: Count | None = None
     exit_status: int | None = None
 
 

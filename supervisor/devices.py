@@ -166,8 +166,13 @@ class Devices:
 
     def note_failed(self, failed: Failed) -> None:
         """Sees others by what the worker saw of them as it gave up: they may have come after the probe's last look."""
-        if failed.device_others_bytes is not None and self.workers:
-            self._crowded_at_its_end = self._vram.crowded_by(self.workers[0].index, failed.device_others_bytes)
+        others_bytes = failed.device_others_bytes
+        if others_bytes is None:
+            return
+        if (known := self._vram_of_ranks.get(failed.rank or 0)) is not None:
+            self._crowded_at_its_end = known.crowded_by(others_bytes)
+        elif self.workers:
+            self._crowded_at_its_end = self._vram.crowded_by(others_bytes)
 
     def note_held(self, memory: MemoryReading, own: WorkerMemory | None) -> None:
         """Keeps what the worker holds now, to be compared with what is there when it is gone."""
@@ -297,7 +302,7 @@ class Devices:
             yield Proposal(
                 shrink=vram.shrink, may_grow=vram.may_grow, vram_limit_bytes=vram.limit_bytes, rank=rank, reason=reason
             )
-        if load.ranks:
+        if load.alive and load.ranks:
             self._crowded = "; ".join(crowded) or None
 
     def _vram_decision(self, now_s: float, workers: tuple[GpuReading, ...], load: Load) -> VramDecision | None:

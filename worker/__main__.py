@@ -142,7 +142,7 @@ def failed(error: Exception, run: str, sleep: Sleep | None = None) -> Failed:
     `sleep` means that no device computes.
     """
     cause, message = FailureCause.CRASH, f"The worker crashed: {type(error).__name__}: {error}"
-    step = device_others_bytes = exit_status = None
+    step = device_others_bytes = exit_status = rank = None
     crash = error.__cause__ or error  # not the sentence that was made of it
     dead = None if sleep is None else sleep.killed_cuda(crash, "the worker")
     if dead is not None:
@@ -150,6 +150,7 @@ def failed(error: Exception, run: str, sleep: Sleep | None = None) -> Failed:
     elif isinstance(error, GiveUp):
         cause, message = error.cause, str(error)
         step, device_others_bytes, exit_status = error.step, error.device_others_bytes, error.exit_status
+        rank = error.rank
     elif isinstance(error, InputError):
         cause, message = FailureCause.BAD_INPUT, str(error)
     elif isinstance(error, DiskFull):
@@ -164,6 +165,7 @@ def failed(error: Exception, run: str, sleep: Sleep | None = None) -> Failed:
         step=step,
         device_others_bytes=device_others_bytes,
         exit_status=exit_status,
+        rank=rank,
     )
 
 

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import zmq
 
 from memsup.shared.clock import monotonic_s
@@ -43,7 +44,7 @@ from memsup.shared.messages import (
     encode,
 )
 from memsup.shared.paths import RunPaths
-from memsup.shared.readings import Evaluation, NodeReading
+from memsup.shared.readings import Evaluation, NodeReading, RankReading
 from memsup.worker.kept import Lifeline
 from memsup.worker.memory import read_memory
 
@@ -51,6 +52,14 @@ BEAT_S = 0.5
 ABANDONED_S = 600.0
 """A worker without a supervisor whose main thread does not move for this long is ended from here."""
 _LINGER_MS = 3000
+
+
+RanksNow = Callable[[tuple[RankReading, ...]], tuple[RankReading, ...]]
+"""What several ranks hold now, of what was last told of them."""
+
+
+def _as_they_were(ranks: tuple[RankReading, ...]) -> tuple[RankReading, ...]:
+    return ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,7 @@ class Link:
         self.orders: queue.SimpleQueue[AnyOrder | MustLeave | MustFail] = queue.SimpleQueue()
         self.snapshot = STARTING
         self.read_memory: Callable[[], WorkerMemory] = read_memory
+        self.ranks_now: RanksNow = _as_they_were
         self._hello = Hello(pid=os.getpid(), run_id=run_id)
         self.lifeline = Lifeline(lifeline_fd)
         self._welcome: queue.SimpleQueue[Welcome | MustLeave] = queue.SimpleQueue()
@@ -238,15 +248,18 @@ class Link:
 
     def _beat(self, socket: zmq.Socket[bytes]) -> None:
         seen = self.snapshot
+        batch = seen.batch
         try:
             memory = self.read_memory()
+            if batch is not None and batch.ranks is not None:  # memory is compared with what the driver says in this second
+                batch = msgspec.structs.replace(batch, ranks=self.ranks_now(batch.ranks))
         except (MemoryError, OSError):  # at a limit: the next beat comes soon, and the main thread is about to free
             return
         self._send(
             socket,
             Heartbeat(
                 progress=seen.progress,
-                batch=seen.batch,
+                batch=batch,
                 memory=memory,
                 checkpoint=seen.checkpoint,
                 digest=seen.digest,

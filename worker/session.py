@@ -41,7 +41,7 @@ from memsup.shared.messages import (
 )
 from memsup.shared.readings import Evaluation, NodeReading
 from memsup.worker.kept import Lifeline
-from memsup.worker.link import MustFail, MustLeave, Snapshot
+from memsup.worker.link import MustFail, MustLeave, RanksNow, Snapshot
 from memsup.worker.memory import hand_back
 
 SIGN_OF_LIFE_S = 1.0
@@ -68,10 +68,12 @@ class GiveUp(Exception):  # noqa: N818 - what it says to do, like SystemExit
         step: int | None = None,
         device_others_bytes: int | None = None,
         exit_status: int | None = None,
+        rank: int | None = None,
     ) -> None:
         super().__init__(message)
         self.cause = cause
         self.step = step
+        self.rank = rank
         self.device_others_bytes = device_others_bytes
         self.exit_status = exit_status
 
@@ -82,6 +84,8 @@ class Upstream(Protocol):
     orders: queue.SimpleQueue[AnyOrder | MustLeave | MustFail]
     snapshot: Snapshot
     read_memory: Callable[[], WorkerMemory]
+    ranks_now: RanksNow
+    """Rank 0's alone."""
 
     def report(self, message: AnyReport) -> None:
         """Says something, from any thread."""

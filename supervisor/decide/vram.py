@@ -69,6 +69,7 @@ class VramControl:
     _room: deque[tuple[float, int]] = field(default_factory=deque)
     """What was left to torch, ordered by time and rising, so that the first is the least of the last `CALM_S`."""
     _context_bytes: int = CONTEXT_BYTES
+    _gpu_index: int = 0
     _limit_bytes: int | None = None
     _crowded: str | None = None
     _shrunk_at_s: float | None = None
@@ -101,7 +102,7 @@ class VramControl:
         shrink = tight and (self._shrunk_at_s is None or now_s - self._shrunk_at_s >= SETTLE_S)
         if shrink:
             self._shrunk_at_s, self._others_bytes = now_s, others
-        self._context_bytes = context
+        self._context_bytes, self._gpu_index = context, gpu.index
         self._crowded = _crowded(gpu.index, others, others - self._least_others_bytes)
         return VramDecision(
             shrink=shrink,
@@ -112,7 +113,7 @@ class VramControl:
             crowded=self._crowded,
         )
 
-    def crowded_by(self, gpu_index: int, others_bytes: int) -> str | None:
+    def crowded_by(self, others_bytes: int) -> str | None:
         """How much more others hold than the least they held, in one clause, where a worker that found no room saw that they
         and its own context hold `others_bytes` of the device. It is None where that is less than a newcomer would hold, or
         where it was never known what others held before.
@@ -120,7 +121,7 @@ class VramControl:
         if self._least_others_bytes is None:
             return None
         others = max(0, others_bytes - self._context_bytes)
-        return _crowded(gpu_index, others, others - self._least_others_bytes)
+        return _crowded(self._gpu_index, others, others - self._least_others_bytes)
 
     def _allowance_bytes(self, total: int, others: int) -> int:
         """What is left to the worker, its context included. Others, and the driver's own reserve, which looks like one of them,

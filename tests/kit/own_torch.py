@@ -222,12 +222,20 @@ STAY = ("shuffle=True", "shuffle=True, num_workers=2, persistent_workers=True")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
+ACCELERATE_LAUNCH = [
+    *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+]
+"""Two processes on CPUs, where the program asks for these."""
+
+
 def alone_and_guarded(
     folder: Path,
     program: str,
     *options: str,
     by_one: str | None = None,
     launcher: Sequence[str] = (sys.executable,),
+    within_s: float = 120,
     **environment: str,
 ) -> None:
     """Has a program train in a folder of its own each: `alone`, in this process, and `guarded` by a run of these options, to
@@ -242,7 +250,8 @@ def alone_and_guarded(
     with contextlib.chdir(folder / "alone"):
         exec(compile(by_one or program, "train.py", "exec"), {"__name__": "__main__"})
     torch.set_num_threads(threads)
-    started = memsup("start", "--wait", *options, "--", *launcher, "train.py", cwd=folder / "guarded", **environment)
+    command = ["start", "--wait", *options, "--", *launcher, "train.py"]
+    started = memsup(*command, cwd=folder / "guarded", within_s=within_s, **environment)
     assert started.returncode == 0, started.stderr + printed()
 
 

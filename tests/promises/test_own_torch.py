@@ -5,13 +5,16 @@ with the weights that they end with by themselves.
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit.cli_process import end_supervisors
+from kit.cli_process import end_supervisors, memsup
 from kit.own_program import printed
 from kit.own_torch import (
+    ACCELERATE_LAUNCH,
     ACCELERATED,
     COMPUTED_IN_PARTS,
     LIGHTNING,
@@ -26,6 +29,7 @@ from kit.own_torch import (
 from kit.run_state import ledger, status, step_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("trainer")]
+_DIES_IN_RANK_1 = 'os.environ["RANK"] == "1" and os.environ.get("DIES_AT") == str(run.step)'
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +84,36 @@ def test_an_accelerate_loop_with_accumulation_and_a_collator_that_draws_ends_wit
     attached = [line["reason"] for line in ledger() if line["event"] == "attached"]
     assert attached == ["the program is attached by its Accelerator"] * 2
     assert most_difference(tmp_path) == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="NOT RUN: accelerate is not installed here")
+def test_two_processes_of_accelerate_launch_end_with_the_bits_of_two_that_nobody_killed(tmp_path: Path) -> None:
+    """Rank 1 is killed in the middle of a window; all go on from a checkpoint that has the part of each."""
+    program = ACCELERATED.replace('os.environ.get("DIES_AT") == str(run.step)', _DIES_IN_RANK_1)
+    program = program.replace("torch.save(", 'if os.environ["RANK"] == "0":\n    torch.save(')
+    for name in ("alone", "guarded"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.py").write_text(program)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*ACCELERATE_LAUNCH, "train.py"], cwd=tmp_path / "alone", env=environment, check=True, timeout=1200)
+    command = ["start", "--wait", "--", *ACCELERATE_LAUNCH, "train.py"]
+    started = memsup(*command, cwd=tmp_path / "guarded", within_s=1200, DIES_AT="7", OMP_NUM_THREADS="1")
+    assert started.returncode == 0, started.stderr + printed()
+    (death,) = [line for line in ledger() if line["event"] == "death"]
+    assert death["reason"].startswith("Rank 1 was killed by SIGKILL in step ")
+    assert status()["restarts"] == 1
+    assert most_difference(tmp_path) == 0
+
+
+def test_restarts_of_torchruns_own_are_told_and_lose_nothing(tmp_path: Path) -> None:
+    """With `--max-restarts` it is torchrun that begins the ranks anew, or, where that fails, memsup that begins torchrun."""
+    launcher = [*TORCHRUN, "--max-restarts", "2"]
+    alone_and_guarded(tmp_path, RANKED, by_one=RANKED_BY_ONE, launcher=launcher, within_s=1200, DIES_AT="1 7")
+    events = [line["event"] for line in ledger()]
+    (lost,) = [line["reason"] for line in ledger() if line["event"] == "rank_lost"]
+    assert "Rank 1 was killed by SIGKILL in step 8" in lost
+    assert status()["restarts"] == events.count("death") <= 1
+    assert most_difference(tmp_path) <= 1e-5
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lightning") is None, reason="NOT RUN: lightning is not installed here")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from kit import FAULTS
 from kit.cli_process import eventually, memsup
 from kit.killed_runs import End, end_of
 from kit.lone_supervisor import tiny_job
@@ -176,6 +177,28 @@ def test_a_pause_on_either_machine_holds_both(
     Event().wait(10)
     first.memsup("resume")
     first.trains_beyond(step + 3)
+    learns_the_same(first, alone)
+
+
+def test_a_pause_of_five_minutes_is_longer_than_any_collectives_timeout(
+    machines: tuple[Machine, Machine], job: Path, alone: tuple[End, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Collectives give up after 20 s here. Nobody waits in one, so both go on with the same processes."""
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS))
+    monkeypatch.setenv("FAULT_MEETS_S", "20")
+    first, other = machines
+    joined(first, other, job)
+    first.trains_beyond(5)
+    workers = [machine.status()["worker_pid"] for machine in machines]
+    other.memsup("pause")
+    first.until(lambda seen: seen["nodes"][0]["holds"])
+    held = first.status()["progress"]["step"]
+    Event().wait(300)
+    assert first.status()["progress"]["step"] == held
+    other.memsup("resume")
+    first.trains_beyond(held + 3)
+    assert [machine.status()["worker_pid"] for machine in machines] == workers
+    assert all(machine.status()["restarts"] == 0 for machine in machines)
     learns_the_same(first, alone)
 
 

@@ -140,7 +140,7 @@ def test_each_of_several_ranks_answers_for_its_own_card(tmp_path: Path, monkeypa
             calm = asked(now_s, load)
         assert sorted(calm, key=str) == [0, 1], "and nothing is said of all of them"
         assert not any(each.shrink for each in calm.values())
-        fake.set(0, others_bytes=7.5 * GIB)  # the driver's first card, on which rank 1 computes
+        fake.set(0, others_bytes=5.9 * GIB)  # the driver's first card, on which rank 1 computes
         for now_s in (4.0, 5.0):
             tight = asked(now_s, load)
         assert (tight[0].shrink, tight[1].shrink) == (False, True)

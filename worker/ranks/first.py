@@ -138,6 +138,7 @@ class Ranks:
             self._apart = Apart()
         if self.here == 1:
             return
+        session.link.ranks_now = self.ranks_now
         self._folder = Path(tempfile.mkdtemp(prefix="ranks-", dir=paths.runtime))
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         for rank in range(1, self.here):
@@ -193,7 +194,7 @@ class Ranks:
             self._adding.give(training.state_tensors())
         way = self._adding.way
         log.info("Ranks", count=self.count, pids=[other.process.pid for other in self._others], way=way.value)
-        if way is Way.THROUGH_HOST:
+        if way is Way.THROUGH_HOST and training.step == 0:  # else an earlier life has said so
             session = self._session
             assert session is not None
             session.decided(DecisionKind.CUT_REFUSED, _THROUGH_HOST)
@@ -353,29 +354,33 @@ class Ranks:
         """What is told of the ranks of this machine. None means that there is one."""
         if self.here == 1:
             return None
-        memory = self._memory
-        first = RankReading(
-            share=shares[0] / sum(shares),
-            pid=os.getpid(),
-            gpu=memory.uuid if memory else None,
-            cuda_allocated_bytes=memory.allocated_bytes() if memory else None,
-            cuda_reserved_bytes=memory.reserved_bytes() if memory else None,
-        )
-        return (
-            first,
-            *(
-                RankReading(
-                    share=shares[other.rank] / sum(shares),
-                    pid=other.process.pid,
-                    micro_tokens=other.beat.micro_tokens if other.beat else None,
-                    resident_bytes=other.beat.resident_bytes if other.beat else None,
-                    waits=other.waits,
-                    gpu=other.beat.gpu if other.beat else None,
-                    cuda_allocated_bytes=other.beat.cuda_allocated_bytes if other.beat else None,
-                    cuda_reserved_bytes=other.beat.cuda_reserved_bytes if other.beat else None,
-                )
-                for other in self._others
-            ),
+        whole = sum(shares)
+        others = [RankReading(share=shares[other.rank] / whole, pid=other.process.pid) for other in self._others]
+        return self.ranks_now((RankReading(share=shares[0] / whole, pid=os.getpid()), *others))
+
+    def ranks_now(self, ranks: tuple[RankReading, ...]) -> tuple[RankReading, ...]:
+        """The same readings, with what the ranks hold now and whether they wait; from any thread."""
+        first, *others = ranks
+        if (memory := self._memory) is not None:
+            allocated, reserved = memory.allocated_bytes(), memory.reserved_bytes()
+            held = {"cuda_allocated_bytes": allocated, "cuda_reserved_bytes": reserved}
+            first = msgspec.structs.replace(first, gpu=memory.uuid, **held)
+        of_pid = {other.process.pid: other for other in list(self._others)}
+        return (first, *(self._now(reading, of_pid.get(reading.pid)) for reading in others))
+
+    @staticmethod
+    def _now(reading: RankReading, other: _Other | None) -> RankReading:
+        beat = None if other is None else other.beat
+        if other is None or beat is None:
+            return reading
+        return msgspec.structs.replace(
+            reading,
+            micro_tokens=beat.micro_tokens,
+            resident_bytes=beat.resident_bytes,
+            waits=other.waits,
+            gpu=beat.gpu,
+            cuda_allocated_bytes=beat.cuda_allocated_bytes,
+            cuda_reserved_bytes=beat.cuda_reserved_bytes,
         )
 
     # ---------------------------------------------------------------------------------------------------------------
@@ -518,7 +523,8 @@ class Ranks:
         match report:
             case Failed():
                 other.is_gone = True
-                error = GiveUp(report.cause, f"{who}: {report.message}", step=report.step)
+                others_bytes, text = report.device_others_bytes, f"{who}: {report.message}"
+                error = GiveUp(report.cause, text, step=report.step, device_others_bytes=others_bytes, rank=other.rank)
                 self._end(MustFail(error))
             case Leaving():
                 self._end(MustLeave(f"{who}: {report.reason}"))

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from memsup.shared.messages import AnyOrder, AnyReport, Decided, Failed, Leaving, OutOfMemory, WorkerMemory
-from memsup.worker.link import BEAT_S, STARTING, MustFail, MustLeave, Snapshot
+from memsup.worker.link import BEAT_S, STARTING, MustFail, MustLeave, RanksNow, Snapshot
 from memsup.worker.memory import read_memory
 from memsup.worker.ranks import messages as m
 
@@ -25,6 +25,7 @@ class RankLink:
         self.work: queue.SimpleQueue[m.Begin | m.Compute | m.Evaluate | m.Add] = queue.SimpleQueue()
         self.snapshot: Snapshot = STARTING
         self.read_memory: Callable[[], WorkerMemory] = read_memory
+        self.ranks_now: RanksNow = tuple
         self.gpu: str | None = None
         """The UUID of the GPU that it computes on."""
         self._end, self._rank = end, rank

@@ -2,6 +2,7 @@
 
 FAULT_ROW=N       whatever step has row N of the training rows fails in the middle of it, each time
 FAULT_STEP_S=S    each step waits so long before it begins, as if a device computed it
+FAULT_MEETS_S=S   collectives of several ranks give up after so long
 FAULT_FOLDER=DIR  a file in DIR is an order to the worker for its next step, and is gone when that is carried out:
                       hang     get stuck, while the link to the supervisor goes on answering
                       crash    raise an IndexError
@@ -14,6 +15,9 @@ FAULT_CLOCK=FILE  all processes of memsup have the clock of `night_clock.py`
 """
 
 import ctypes
+import datetime
+import importlib.abc
+import importlib.util
 import mmap
 import os
 import sys
@@ -35,6 +39,36 @@ def fail_at_row(row: int) -> None:
 
 def take_its_time(step_s: float) -> None:
     before_each_cut(lambda _rows: time.sleep(step_s))
+
+
+def give_up_collectives(after_s: float) -> None:
+    def shorten(adding: Any) -> None:
+        adding.NEVER = datetime.timedelta(seconds=after_s)
+
+    when_loaded("memsup.worker.ranks.adding", shorten)
+
+
+def when_loaded(name: str, then: Callable[[Any], None]) -> None:
+    """Calls `then` with the module as soon as somebody has imported it: importing it here would take seconds of torch."""
+
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+            if fullname != name:
+                return None
+            sys.meta_path.remove(self)
+            spec = importlib.util.find_spec(name)
+            assert spec is not None
+            loader: Any = spec.loader
+            right = loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                right(module)
+                then(module)
+
+            loader.exec_module = exec_module
+            return spec
+
+    sys.meta_path.insert(0, Finder())
 
 
 def obey(folder: Path) -> None:
@@ -124,5 +158,7 @@ if "memsup.worker" in sys.orig_argv:
         fail_at_row(int(fault_row))
     if fault_step_s := os.environ.get("FAULT_STEP_S"):
         take_its_time(float(fault_step_s))
+    if fault_meets_s := os.environ.get("FAULT_MEETS_S"):
+        give_up_collectives(float(fault_meets_s))
     if fault_folder := os.environ.get("FAULT_FOLDER"):
         obey(Path(fault_folder))

@@ -72,11 +72,11 @@ def test_a_game_that_starts_at_night_shrinks_the_worker() -> None:
 def test_a_program_that_took_all_between_two_looks_is_seen_by_what_the_worker_saw_of_it() -> None:
     """The worker finds no room for one row before the device has been looked at again: it is not the row that is too large."""
     control = VramControl(Share(0.95))
-    assert control.crowded_by(0, 9 * GIB) is None, "nobody knows yet what others held before"
+    assert control.crowded_by(9 * GIB) is None, "nobody knows yet what others held before"
     for now in range(3):
         step(control, now, gpu(6.9, worker=6.5), allocated=4, reserved=6)  # its context takes 0.5 GiB
-    assert control.crowded_by(0, int(0.9 * GIB)) is None
-    assert control.crowded_by(0, int(3.9 * GIB)) == "other programs hold 3.4 GiB of GPU 0, 3 GiB more than before"
+    assert control.crowded_by(int(0.9 * GIB)) is None
+    assert control.crowded_by(int(3.9 * GIB)) == "other programs hold 3.4 GiB of GPU 0, 3 GiB more than before"
 
 
 def test_a_limit_in_bytes_is_exactly_that_while_there_is_room() -> None:
