@@ -146,6 +146,7 @@ def received(paths: RunPaths, loaded: Loaded, say: Callable[[str], None]) -> Loa
         )
     refuse_short_key(settings.nodes.key.reveal())
     draft = _draft(paths)
+    say(f"Asking the first machine at {address} …")
     offer = _receive(Receive(address=address.host, port=address.port, key=settings.nodes.key.reveal(), draft=str(draft)), say)
     task, training, lora = (_section(*part) for part in ((offer.task, Task), (offer.training, Training), (offer.lora, Lora)))
     for name in _OWN:

@@ -52,7 +52,7 @@ from memsup.worker.ranks import messages as m
 from memsup.worker.ranks.door import Door
 from memsup.worker.ranks.lock import keys_of, use_key
 from memsup.worker.ranks.offered import Offered
-from memsup.worker.ranks.receive import Asking, RefusedError, place
+from memsup.worker.ranks.receive import ANSWERS_WITHIN_S, Asking, RefusedError, place
 from memsup.worker.ranks.versions import versions
 
 T = TypeVar("T")
@@ -151,6 +151,18 @@ def test_what_is_no_message_of_a_machine_is_dropped_and_the_door_stays_open(door
         guest.send_multipart(frames_of(JOIN))
         assert door.heard.get(timeout=10)[1] == JOIN
         assert door.heard.empty()
+
+
+def test_who_comes_with_another_key_is_told_that_it_is_the_key(door: Open) -> None:
+    """And not that nobody answers, two minutes later."""
+    asks = Asking(door.address, draw_key())
+    began_s = monotonic_s()
+    try:
+        with pytest.raises(RefusedError, match="does not take the key"):
+            asks.describe()
+    finally:
+        asks.close()
+    assert monotonic_s() - began_s < ANSWERS_WITHIN_S / 2
 
 
 def test_a_machine_that_speaks_as_another_version_does_is_told_so_in_words_that_it_knows(door: Open) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from memsup.shared.nodes import (
     OTHER_VERSION,
@@ -47,6 +48,8 @@ ANSWERS_WITHIN_S = 120.0
 """A first machine that says nothing for so long is not there. It may be loading torch, or begin anew just now."""
 _ASK_EVERY_S = 1.0
 _WINDOW = 8
+_FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_REFUSALS = 3
 _MOST_PATH = 3000
 
 
@@ -147,9 +150,13 @@ class Asking:
         self._socket = self._context.socket(zmq.DEALER)
         use_key(self._socket, keys_of(key), address)
         self._socket.linger = 0
+        self._monitor = self._socket.get_monitor_socket(_FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self._refusals = 0
+        """How often in a row the lock did not open for the key."""
         self._socket.connect(f"tcp://{address}")
 
     def close(self) -> None:
+        self._socket.disable_monitor()
         self._context.destroy(linger=0)
 
     def describe(self) -> Described:
@@ -167,11 +174,23 @@ class Asking:
                     time.sleep(0.1)
                 case Unreadable(why=why):
                     raise RefusedError(f"The first machine cannot send what is trained: {why}.", is_bad=False)
+            self._refuse_another_lock()
         raise RefusedError(
             f"{self._address} does not answer: look whether the run is up there (memsup status), whether a firewall "
-            "stands between, and whether the key is the run's.",
+            "stands between, and whether that is the first machine's address.",
             is_bad=False,
         )
+
+    def _refuse_another_lock(self) -> None:
+        """Raises `RefusedError` where somebody is there, and does not know the key."""
+        while self._monitor.poll(0):
+            happened = parse_monitor_message(self._monitor.recv_multipart())["event"]
+            self._refusals = self._refusals + 1 if happened & _FAILED else 0
+        if self._refusals >= _REFUSALS:  # once, and it may have begun anew in that moment
+            raise RefusedError(
+                f"{self._address} does not take the key: it is another run's, or no run of memsup listens there. The first "
+                "machine says the whole line when the run is started there."
+            )
 
     def fetch(self, number: int, file: OfferedFile, target: Path) -> None:
         """Receives a file, a few pieces on their way at a time, and verifies it. Raises `RefusedError`."""
