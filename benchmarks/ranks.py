@@ -156,9 +156,16 @@ def pids_of(supervisor: LoneSupervisor) -> list[int]:
     return supervisor.until("ranks are told of", told)
 
 
+def slowed_group() -> Path:
+    """The cgroup of whoever has a third of a processor, within this process's own."""
+    lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    own = next(path for _, names, path in (line.split(":", 2) for line in lines) if "cpu" in names.split(","))
+    return Path("/sys/fs/cgroup/cpu") / own.lstrip("/") / f"memsup-slow-{os.getpid()}"
+
+
 def slow_down(pid: int) -> None:
     """Gives a process a third of a processor."""
-    group = Path("/sys/fs/cgroup/cpu") / f"memsup-slow-{os.getpid()}"
+    group = slowed_group()
     group.mkdir(exist_ok=True)
     (group / "cpu.cfs_period_us").write_text("20000")
     (group / "cpu.cfs_quota_us").write_text("6667")
@@ -207,7 +214,10 @@ def slow(folder: Path, pairs: int, **size: int) -> None:
     settings = job(folder / "job", 2, training__tune="true", **size)
     for _ in range(pairs):
         whole = of_memsup(settings, skipped=SKIPPED_SLOW).samples_per_s
-        slowed = of_memsup(settings, skipped=SKIPPED_SLOW, is_slowed=True).samples_per_s
+        try:
+            slowed = of_memsup(settings, skipped=SKIPPED_SLOW, is_slowed=True).samples_per_s
+        finally:
+            slowed_group().rmdir()
         part = slowed / (whole * (1 + 1 / 3) / 2)
         print(f"both whole {whole:.1f} samples/s, one with a third {slowed:.1f}: {part:.2f} of both together", flush=True)
 

@@ -218,7 +218,10 @@ def start(
             message(f"It would wait {queued.text}.")
         if sentence := on_hours(settings, saves=plan.command is None):
             message(sentence)
-        message("Dry run: nothing was written, nothing was started.")
+        if record is None and argv is None and loaded.settings.nodes.join is not None:
+            message("Dry run: nothing was started. What was received is kept for the start.")
+        else:
+            message("Dry run: nothing was written, nothing was started.")
         return 0
     return _go(paths, plan, record, asked, before)
 

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import pytest
 import zmq
+from kit.cli_process import memsup
 from kit.lone_supervisor import LoneSupervisor, newest_checkpoint, state_of, tiny_settings
 from kit.one_life import a_record, without_dropout
 from safetensors.numpy import load_file
@@ -268,6 +269,25 @@ def test_data_and_model_arrive_as_they_are_and_a_changed_file_is_refused(door: O
         assert not target.exists()
     finally:
         asks.close()
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_joining_says_that_what_was_received_is_kept(
+    door: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the start behind it does not have it sent again. Who has the key of another run gets nothing, and is told why."""
+    monkeypatch.setenv("MEMSUP_STATE_DIR", str(tmp_path / "state of 我"))
+    command = ["start", "--dry-run", "--join", str(door.address)]
+    refused = memsup(*command, cwd=tmp_path, within_s=600, MEMSUP_NODES_KEY=draw_key())
+    assert refused.returncode == 2
+    assert "does not take the key" in refused.stderr
+    done = memsup(*command, cwd=tmp_path, within_s=600, MEMSUP_NODES_KEY=KEY)
+    assert done.returncode == 0, done.stderr
+    assert f"Asking the first machine at {door.address}" in done.stderr
+    assert "Dry run: nothing was started. What was received is kept for the start." in done.stderr
+    (kept,) = (tmp_path / "state of 我").rglob("reviews.csv")
+    assert kept.stat().st_size > 1 << 18
+    assert not (tmp_path / "state of 我" / "default").exists()
 
 
 @pytest.mark.parametrize("path", ["relative", "/a/../../etc/passwd", "//a", "/a//b", "/a/./b", "", "/" + "a/" * 2000])
