@@ -5,13 +5,15 @@
     python benchmarks/ranks.py slow [--pairs 2]    one of two ranks has a third of a processor (cgroup v1, as root): which part
                                                    of both ranks' speed together is made use of
     python benchmarks/ranks.py same                1, 2 and 3 ranks over 200 steps: samples, and by how much weights differ
+    python benchmarks/ranks.py shard               two ranks that share the model, beside two that each have all of it: what
+                                                   each has held at its peak, samples/s, and how long a checkpoint takes
     python benchmarks/ranks.py bytes               what goes over the loopback interface in a step (nobody else may use it)
     python benchmarks/ranks.py meet                what a boundary of a person's own program takes with 1, 2, 4 and 8 ranks
 
-`price` and `slow` train a BERT of six layers, 384 wide, from nothing in float32, in steps of 16 rows, with fused AdamW and one
-thread a rank (`--layers` and `--hidden` choose another size); each rank has its half of a step at once. DistributedDataParallel
-is given what costs it nothing: batches that are padded to their longest row and shared out from the longest on. The first steps
-of a process are not counted.
+`price`, `slow` and `shard` train a BERT of six layers, 384 wide, from nothing in float32, in steps of 16 rows, with fused
+AdamW and one thread a rank (`--layers` and `--hidden` choose another size); each rank has its half of a step at once, but for
+`shard`, where micro-batches have at most 512 tokens. DistributedDataParallel is given what costs it nothing: batches that are
+padded to their longest row and shared out from the longest on. The first steps of a process are not counted.
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ from memsup.worker.audit import LINE_BYTES
 
 SKIPPED, COUNTED = 15, 40
 """Steps that are not counted, and those that are."""
+SHARE_SKIPPED, SHARE_COUNTED = 3, 6
+"""The same where the model is large."""
 SKIPPED_SLOW = 40
 """The same where shares have to be found first: they are looked at after eight steps, and again after eight more."""
 
@@ -243,6 +247,32 @@ def same(folder: Path) -> None:
         print(f"{ranks} ranks, {state['step']} steps: samples {samples}, weights differ by at most {most:.1e}", flush=True)
 
 
+def shard(folder: Path, **size: int) -> None:
+    from kit.memory_of import peak_bytes
+
+    from memsup.shared.messages import Checkpoint, Done
+
+    for is_shared in (False, True):
+        settings = job(folder / "job", 2, training__shard=is_shared, training__micro_tokens=512, **size)
+        with LoneSupervisor(settings, name=f"shard-{is_shared}") as supervisor:
+            supervisor.start()
+            pids, audit = pids_of(supervisor), supervisor.paths.state / "audit.txt"
+            began_s = after_step(supervisor, audit, SHARE_SKIPPED)
+            took_s = after_step(supervisor, audit, SHARE_SKIPPED + SHARE_COUNTED) - began_s
+            peaks = [peak_bytes(pid) for pid in pids]
+            done = supervisor.order(Checkpoint(order_id=1, reason="a benchmark"))
+            assert isinstance(done, Done)
+            assert done.checkpoint is not None
+            speed = SHARE_COUNTED * (settings.training.effective_batch or 0) / took_s
+            print(
+                f"{'the model shared' if is_shared else 'all of it on each'}: at the peak "
+                + " and ".join(f"{bytes_ / 2**20:.0f}" for bytes_ in peaks)
+                + f" MiB, {speed:.1f} samples/s, a checkpoint of {(done.checkpoint.size_bytes or 0) / 2**20:.0f} MiB in "
+                + f"{done.checkpoint.save_s or 0:.2f} s, after which {max(map(peak_bytes, pids)) / 2**20:.0f} MiB",
+                flush=True,
+            )
+
+
 def over_loopback(folder: Path) -> None:
     for ranks in (2, 3):
         settings = job(folder / f"job{ranks}", ranks, hidden=128)
@@ -279,7 +309,7 @@ def meet(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("price", "slow", "same", "bytes", "meet"))
+    parser.add_argument("what", choices=("price", "slow", "same", "shard", "bytes", "meet"))
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=384)
@@ -290,7 +320,9 @@ def main() -> None:
             (folder / kind).mkdir(mode=0o700)
             os.environ[f"MEMSUP_{kind.upper()}_DIR"] = str(folder / kind)
         try:
-            if options.what in {"price", "slow"}:
+            if options.what == "shard":
+                shard(folder, layers=options.layers, hidden=options.hidden)
+            elif options.what in {"price", "slow"}:
                 {"price": price, "slow": slow}[options.what](
                     folder, options.pairs, layers=options.layers, hidden=options.hidden
                 )

@@ -26,6 +26,10 @@ from memsup.checkpoint.header import (
 from memsup.checkpoint.reading import open_file, open_folder, read_header, read_small
 
 
+def _not_read(_begin: int, _end: int) -> Iterator[memoryview]:
+    raise AssertionError("only a tensor that is read has parts")
+
+
 @dataclass(frozen=True)
 class Tensor:
     """A tensor to be written, or one that is read; both sides of the store speak of it in this way.
@@ -38,6 +42,8 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterator[memoryview]]
+    part: Callable[[int, int], Iterator[memoryview]] = _not_read
+    """The same of bytes `begin` to `end` of one that is read."""
 
 
 class _Written(Protocol):
@@ -83,7 +89,8 @@ def tensors_in(fd: int, file_bytes: int, name: str, buffer: memoryview | None = 
     """The tensors of the safetensors file `name`, which lies in `fd` from `begin` on. Raises `Damaged`."""
     buffer = buffer or memoryview(mmap.mmap(-1, PIECE_BYTES))
     for place in read_header(fd, file_bytes, name, begin=begin):
-        yield Tensor(place.name, place.dtype, place.shape, _Reader(fd, place, buffer, name).chunks)
+        reader = _Reader(fd, place, buffer, name)
+        yield Tensor(place.name, place.dtype, place.shape, reader.chunks, reader.part)
 
 
 def _shards(folder_fd: int, stem: str) -> list[str]:
@@ -107,9 +114,12 @@ class _Reader:
     file: str
 
     def chunks(self) -> Iterator[memoryview]:
-        start = self.place.start
-        while start < self.place.end:
-            piece = self.buffer[: min(PIECE_BYTES, self.place.end - start)]
+        yield from self.part(0, self.place.end - self.place.start)
+
+    def part(self, begin: int, end: int) -> Iterator[memoryview]:
+        start, end = self.place.start + begin, min(self.place.start + end, self.place.end)
+        while start < end:
+            piece = self.buffer[: min(PIECE_BYTES, end - start)]
             count = os.preadv(self.fd, [piece], start)
             if count == 0:
                 raise Damaged(f"{self.file} ends within {self.place.name}.")

@@ -204,6 +204,8 @@ class Training(msgspec.Struct, kw_only=True):  # a run.json of before may hold w
     """Parts of a micro-batch that a CPU computes side by side. None means as many as memory allows (`shared/lanes.py`)."""
     ranks: Annotated[Annotated[int, msgspec.Meta(ge=1, le=64)] | None, LATER_TOO] = None
     """Processes that compute each step together (docs/ranks.md). None means one for each GPU, or one on CPUs."""
+    shard: Annotated[bool, LATER_TOO] = False
+    """Whether ranks share the model, so that each has a part of its weights, gradients and moments, instead of all of them."""
 
     report_to: Annotated[
         Annotated[list[CurveKind], msgspec.Meta(min_length=1, extra={"written": Written.NAMES})] | Literal["off"],

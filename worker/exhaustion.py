@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -108,11 +109,48 @@ def shrink(training: OneRank, step: int, exhausted: str) -> None:
         training.session.leave(_NEW_PROCESS)
 
 
+def leave_together(training: OneRank, exhausted: str, *, evaluates: Rows | None = None) -> NoReturn:
+    """Leaves where memory has run out and the model is shared out: no rank can do its part again alone, so all begin anew, at
+    the same step, with less: smaller micro-batches, or activations computed twice. `evaluates` are the rows in hand of an
+    evaluation. Raises `Leave`, and `GiveUp` where nothing is left to try.
+    """
+    step = training.step + 1
+    training.give_up_gradients()
+    hand_back(training.device_memory)
+    training.soft_limit.renew()
+    before, where = training.plan.at(step), training.where if evaluates is None else "evaluate"
+    examples = training.examples if evaluates is None else training.prepared.evaluation
+    rows = training.micro_rows if evaluates is None else evaluates
+    longest = int(examples.lengths[rows].max())
+    tokens, cause = len(rows) * longest, f"out of memory in {where} at {len(rows)} rows of {longest} tokens"
+    changes: dict[str, Any] = {"ceiling": min(before.micro_tokens, tokens) // 2}
+    if len(rows) == 1:
+        can_checkpoint = training.prepared.model.supports_gradient_checkpointing and evaluates is None
+        if training.activation_checkpointing or not can_checkpoint:
+            raise _one_row_too_large(training, step, int(rows[0]), tokens, examples)
+        changes = {"activation_checkpointing": True}
+    with training.soft_limit.spare():
+        after = training.plan.change(step, cause, **changes)
+        report_out_of_memory(training, where, before, after.micro_tokens, exhausted)
+    training.session.leave(f"{cause}: all ranks begin again with less, as the model is shared out to them")
+    raise AssertionError("it has left")
+
+
+def take_in(training: OneRank, report: OutOfMemory) -> None:
+    """Has the next life compute the step in hand with less: another rank ran out of memory in it, and has said with what it
+    would do.
+    """
+    step = training.step + 1
+    is_smaller = report.micro_tokens_after < training.plan.at(step).micro_tokens
+    changes: dict[str, Any] = {"ceiling": report.micro_tokens_after} if is_smaller else {"activation_checkpointing": True}
+    training.plan.change(step, f"rank {report.rank} ran out of memory in {report.where}", **changes)
+
+
 def _row(examples: Trained, row: int) -> str:
     return f"The text at {examples.where(np.array([row]))}"
 
 
-def _one_row_too_large(training: OneRank, step: int, row: int, tokens: int) -> GiveUp:
+def _one_row_too_large(training: OneRank, step: int, row: int, tokens: int, examples: Trained | None = None) -> GiveUp:
     memory = read_memory(training.device_memory)
     held, limit = memory.resident_bytes, memory.data_limit_bytes
     if training.device_memory is not None:
@@ -120,7 +158,7 @@ def _one_row_too_large(training: OneRank, step: int, row: int, tokens: int) -> G
     numbers = f"{(held or 0) >> 20} MiB are held" + (f" of at most {limit >> 20} MiB" if limit else "")
     return _no_room(
         training.device_memory,
-        f"{_row(training.examples, row)} has {tokens} tokens and does not fit in memory, alone and with activation "
+        f"{_row(examples or training.examples, row)} has {tokens} tokens and does not fit in memory, alone and with activation "
         f"checkpointing: {numbers}. Lower training.max_length, choose a smaller model, or raise "
         f"{_setting_of_limit(training.device_memory)}.",
         step=step,

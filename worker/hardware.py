@@ -100,11 +100,16 @@ def lower_precision(amp: str | None) -> torch.dtype | None:
     return _AMP.get(amp or "")
 
 
-def autocast(device: torch.device, amp: str | None) -> AbstractContextManager[Any]:
+def autocast(device: torch.device, amp: str | None, *, keeps_weights: bool = True) -> AbstractContextManager[Any]:
     """Computes forward passes inside in the lower precision `amp`, if it is one. None means that nothing is lowered, as in a
-    backward pass, which has the precision of each forward operation anyway.
+    backward pass, which has the precision of each forward operation anyway. Weights that were rounded are kept to the end, or
+    made anew each time.
     """
-    return torch.autocast(device.type, dtype=_AMP[amp]) if amp in _AMP else torch.autocast(device.type, enabled=False)
+    return (
+        torch.autocast(device.type, dtype=_AMP[amp], cache_enabled=keeps_weights)
+        if amp in _AMP
+        else torch.autocast(device.type, enabled=False)
+    )
 
 
 def to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:

@@ -32,10 +32,12 @@ def begin_limited(training: OneRank, micro_tokens_limit: int | None) -> None:
 
 
 def limit_micro_batch(training: OneRank, order: LimitMicroBatch) -> int:
-    """Takes the order into the plan, from the step in hand on, which is done again if its cuts change. Returns the most tokens
-    of a micro-batch from now on.
+    """Takes the order into the plan, from the step in hand on, which is done again if its cuts change, or from the next one on
+    where the model is shared out. Returns the most tokens of a micro-batch from then on.
     """
     step = training.step + 1
+    if training.sharded is not None:  # all ranks compute the step in hand, and none can do its part again alone
+        step += 1
     before = training.plan.at(step)
     changes: dict[str, Any] = {
         "limit": order.micro_tokens,
@@ -57,7 +59,7 @@ def limit_micro_batch(training: OneRank, order: LimitMicroBatch) -> int:
             changes["ceiling"] = 2 * before.micro_tokens  # from there the planner goes on, and sees whether the room is back
             training.measuring.planner.look_soon()
     after = training.plan.change(step, f"ordered: {order.reason}", **changes)
-    if training.is_adding_up and not after.same_cuts(before):
+    if training.sharded is None and training.is_adding_up and not after.same_cuts(before):
         training.give_up_gradients()  # the step is done again, and what was computed of it takes the room that is short
     if order.halve or order.limit_bytes is not None:
         hand_back(training.device_memory)

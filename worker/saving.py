@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -51,6 +53,9 @@ from memsup.worker.state import (
 from memsup.worker.tasks.stream import Stream
 from memsup.worker.training import OneRank, Training
 
+if TYPE_CHECKING:
+    from memsup.worker.ranks.sharded import Sharded
+
 OTHER_BITS = "The results will be right, but not bit for bit what they would have been"
 
 _FIRST_LOSS_SCALE = 2.0**16
@@ -86,7 +91,7 @@ def find_start(record: RunRecord, store: Store, session: Session) -> Start:
         sentence = f"{what} {damaged.path}{':' if damaged.moved else ', for'} {damaged.reason}"
         session.decided(DecisionKind.CHECKPOINT_DAMAGED, sentence, checkpoint=damaged.path, step=damaged.step)
     own = Start() if info is None else _start_from(info, record, store)
-    kept = _left_in_memory(record, session, own.saved)
+    kept = None if record.settings.training.shard else _left_in_memory(record, session, own.saved)
     named = record.settings.checkpoint.resume_from
     if kept is not None:
         folder = Path(named) if own.folder is None and named is not None else own.folder
@@ -191,8 +196,11 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int, pa
         _refuse_other_training(training, state, start.folder or training.store.folder)
         model, tick, staging = training.prepared.model, training.session.tick, training.staging
         weights = training.prepared.weights
-        read_tensors(source, weights.stem, weights.tensors(model), tick, staging)
-        read_tensors(source, OPTIMIZER, optimizer_tensors(model, training.optimizer), tick, staging)
+        if training.sharded is not None:
+            read_rows(training.sharded, source, weights.stem, tick)
+        else:
+            read_tensors(source, weights.stem, weights.tensors(model), tick, staging)
+            read_tensors(source, OPTIMIZER, optimizer_tensors(model, training.optimizer), tick, staging)
         training.step = state.step
         training.loss = state.loss
         training.loss_scale, training.steps_at_scale = state.loss_scale, state.steps_at_scale
@@ -218,6 +226,12 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int, pa
     training.session.publish(checkpoint=start.note)
     if training.session.lifeline is not None:
         training.session.lifeline.forget()
+
+
+def read_rows(sharded: Sharded, source: Path | InMemory, stem: str, tick: Callable[[], None]) -> None:
+    """Reads a rank's rows of weights and moments from a verified checkpoint."""
+    read_tensors(source, stem, sharded.weights, tick)
+    read_tensors(source, OPTIMIZER, sharded.moments, tick)
 
 
 def first_plan(training: OneRank, lanes: int, *, packs: bool) -> Entry:
@@ -262,6 +276,8 @@ def _refuse_other_training(training: Training, state: State, folder: Path) -> No
     before = state.plan.ranks
     others = {
         f"{training.ranks.count} ranks instead of {before}": before != training.ranks.count,
+        f"the model {'shared by ranks' if training.sharded else 'whole on each rank'}": state.shared
+        is not (training.sharded is not None),
         f"{training.threads} threads instead of {state.threads}": state.threads != training.threads,
         f"torch {torch.__version__} instead of {state.torch_version}": state.torch_version != torch.__version__,
         f"{training.device.type} instead of {state.device}": state.device not in (None, training.device.type),
@@ -323,6 +339,7 @@ def save(training: Training, *, last: bool) -> CheckpointNote:
             optimizer=training.optimizer,
             tick=training.session.tick,
             staging=training.staging,
+            shared_out=training.ranks.all_rows_of(training.sharded, training.step),
         )
         saved = _committed(draft, merit, training.session)
     training.newest = CheckpointNote(
@@ -384,7 +401,7 @@ def keep_if_due(training: Training) -> None:
     says. A kill at any time leaves what was handed over before.
     """
     lifeline = training.session.lifeline
-    if lifeline is None:
+    if lifeline is None or training.sharded is not None:
         return
     every_s = lifeline.every_s
     if every_s is None:
@@ -455,6 +472,7 @@ def _state(training: Training) -> State:
         device=training.device.type,
         threads=training.threads,
         torch_version=str(torch.__version__),
+        shared=training.sharded is not None,
         plan=training.plan.at(training.step + 1),
         digest=training.audit.digest,
         loss=training.loss,

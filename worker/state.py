@@ -13,7 +13,9 @@ memory between two checkpoints is the same without what stays as it is: configur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,6 +80,8 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     threads: int
     """How many threads computed; another number gives other bits."""
     torch_version: str
+    shared: bool = False
+    """Whether ranks shared the model (`ranks/sharded.py`), which has other bits."""
     plan: Entry
     """The plan that holds for the step after this one."""
     digest: str
@@ -94,6 +98,33 @@ class State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The time of work in all lives of the run, pauses left out."""
     stream: Position | None = None
     """Where the run is in data that are read as a stream. None means that they are not."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What one rank has of a tensor (`ranks/sharded.py`)."""
+
+    own: torch.Tensor
+    shape: tuple[int, ...]
+    """That of the whole tensor."""
+    first: int | None
+    """The row of the whole tensor with which `own` begins. None means that every rank has the whole."""
+
+    @property
+    def are_shared(self) -> bool:
+        return self.first is not None
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.own.element_size()
+
+
+class SharedOut(Protocol):
+    """A model that ranks share, as one that is saved (`ranks/sharded.py`)."""
+
+    def __call__(self, stem: str, tick: Tick, staging: torch.Tensor | None) -> Iterator[tuple[str, list[Tensor]]]:
+        """What is saved, as `_outgoing_tensors` gives it."""
+        ...
 
 
 class Weights(Protocol):
@@ -123,8 +154,14 @@ class WholeModel:
         return model_tensors(model)
 
     def describe(self, model: Any, folder: Path) -> None:
-        model.config.architectures = [type(model).__name__]  # otherwise `from_pretrained` of a bare AutoModel finds no class
+        # Otherwise `from_pretrained` of a bare AutoModel finds no class.
+        model.config.architectures = [_class_of(model).__name__]
         model.config.save_pretrained(folder)
+
+
+def _class_of(model: Any) -> type:
+    """The model's own class: FSDP2 puts one of its own in front."""
+    return next(kind for kind in type(model).__mro__ if not kind.__module__.startswith("torch.distributed."))
 
 
 def write_state(
@@ -137,10 +174,16 @@ def write_state(
     optimizer: torch.optim.Optimizer,
     tick: Tick,
     staging: torch.Tensor | None = None,
+    shared_out: SharedOut | None = None,
 ) -> None:
-    """Fills `draft`; calls `tick` with each piece written. Raises OSError."""
-    for stem, outgoing in _outgoing_tensors(weights, model, optimizer, tick, staging):
-        draft.write_tensors(stem, outgoing, in_one=stem == weights.stem and not weights.is_whole)
+    """Fills `draft`; calls `tick` with each piece written. `shared_out` gives the tensors of a model that ranks share. Raises
+    OSError.
+    """
+    found = _outgoing_tensors(weights, model, optimizer, tick, staging)
+    if shared_out is not None:
+        found = shared_out(weights.stem, tick, staging)
+    for stem, tensors in found:
+        draft.write_tensors(stem, tensors, in_one=stem == weights.stem and not weights.is_whole)
     weights.describe(model, draft.folder)
     tokenizer.save_pretrained(draft.folder)
     draft.write_json(STATE_FILE, state)
@@ -193,9 +236,13 @@ def optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str,
 
 
 def read_tensors(
-    source: Path | InMemory, stem: str, targets: Mapping[str, torch.Tensor], tick: Tick, staging: torch.Tensor | None = None
+    source: Path | InMemory,
+    stem: str,
+    targets: Mapping[str, torch.Tensor | Rows],
+    tick: Tick,
+    staging: torch.Tensor | None = None,
 ) -> None:
-    """Copies the checkpoint's tensors over `targets`, through a small buffer of host memory.
+    """Copies the checkpoint's tensors, or some of their rows, over `targets`, through a small buffer of host memory.
 
     Raises `Damaged` unless names, types and shapes are exactly those of `targets`.
     """
@@ -205,20 +252,23 @@ def read_tensors(
         target = missing.pop(tensor.name, None)
         if target is None:
             raise Damaged(f"{stem} has {tensor.name}, which the model does not have.")
-        if tensor.dtype != _SAFETENSORS_NAMES.get(target.dtype) or tensor.shape != tuple(target.shape):
+        rows = target if isinstance(target, Rows) else Rows(target, tuple(target.shape), None)
+        if tensor.dtype != _SAFETENSORS_NAMES.get(rows.own.dtype) or tensor.shape != rows.shape:
             raise Damaged(
-                f"{stem} has {tensor.name} as {tensor.dtype} {tensor.shape}, the model as {target.dtype} {tuple(target.shape)}."
+                f"{stem} has {tensor.name} as {tensor.dtype} {tensor.shape}, the model as {rows.own.dtype} {rows.shape}."
             )
-        _copy_in(tensor, target, tick)
+        _copy_in(tensor, rows, tick)
     if missing:
         raise Damaged(f"{stem} lacks {len(missing)} tensors, among them {next(iter(missing))}.")
 
 
-def _copy_in(tensor: Tensor, target: torch.Tensor, tick: Tick) -> None:
+def _copy_in(tensor: Tensor, rows: Rows, tick: Tick) -> None:
+    target = rows.own
     flat = target.detach().view(-1) if target.is_contiguous() else torch.empty(target.numel(), dtype=target.dtype)
     into = flat.view(torch.uint8)
     place = 0
-    for chunk in tensor.chunks():
+    begin = (rows.first or 0) * rows.row_bytes
+    for chunk in tensor.chunks() if rows.first is None else tensor.part(begin, begin + len(into)):
         into[place : place + len(chunk)].copy_(torch.frombuffer(chunk, dtype=torch.uint8))
         place += len(chunk)
         tick()
@@ -235,10 +285,15 @@ def _outgoing_tensors(
 
 
 def _outgoing(name: str, tensor: torch.Tensor, tick: Tick, staging: torch.Tensor | None = None) -> Tensor:
-    return Tensor(name, _SAFETENSORS_NAMES[tensor.dtype], tuple(tensor.shape), partial(_chunks, tensor, tick, staging))
+    return outgoing(name, tensor, tuple(tensor.shape), partial(pieces_of, tensor, tick, staging))
 
 
-def _chunks(tensor: torch.Tensor, tick: Tick, staging: torch.Tensor | None) -> Iterator[memoryview]:
+def outgoing(name: str, like: torch.Tensor, shape: tuple[int, ...], chunks: Callable[[], Iterator[memoryview]]) -> Tensor:
+    """A tensor to be written, of the type of `like`."""
+    return Tensor(name, _SAFETENSORS_NAMES[like.dtype], shape, chunks)
+
+
+def pieces_of(tensor: torch.Tensor, tick: Tick, staging: torch.Tensor | None) -> Iterator[memoryview]:
     """Row-major bytes in small pieces: pieces of the tensor itself where it lies on the host, else of `staging`, each
     overwritten by the next.
     """

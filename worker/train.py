@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
@@ -66,7 +66,7 @@ from memsup.worker.compute.spent import Part, Spent, noted, spent_on
 from memsup.worker.compute.token_loss import size_pieces
 from memsup.worker.computing import Looking
 from memsup.worker.curves import Curves
-from memsup.worker.exhaustion import has_to_fit, report_out_of_memory, shrink, shrink_evaluation
+from memsup.worker.exhaustion import has_to_fit, leave_together, report_out_of_memory, shrink, shrink_evaluation, take_in
 from memsup.worker.hardware import (
     autocast,
     begin_step,
@@ -93,10 +93,12 @@ from memsup.worker.plan.batches import (
     Rows,
     Schedule,
     cut,
+    evaluation_batches,
     learning_rate,
     split,
     starting_fraction,
 )
+from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.footprint import shape_of
 from memsup.worker.plan.journal import Plan
 from memsup.worker.plan.measuring import Measuring
@@ -107,10 +109,13 @@ from memsup.worker.ranks.first import Ranks
 from memsup.worker.ranks.machines import Machines
 from memsup.worker.ranks.shares import equal
 from memsup.worker.saving import chosen, export_model, find_start, keep_if_due, resume, save, save_evaluated, save_if_due
-from memsup.worker.session import GiveUp, Session
+from memsup.worker.session import GiveUp, Leave, Session
 from memsup.worker.state import Evaluated, read_tensors
 from memsup.worker.tasks import Metrics, Prepared, find_task
 from memsup.worker.training import OneRank, Training
+
+if TYPE_CHECKING:
+    from memsup.worker.ranks.sharded import Sharded
 
 _STEPS_TO_DOUBLE_SCALE = 2000
 _COMING_STEPS = 32
@@ -123,7 +128,12 @@ def train(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Session
         training = prepare(record, paths, welcome, session)
     curves = training.curves.written(after_step=training.step, evaluated=training.evaluated)
     with contextlib.closing(training.ranks), curves:
-        finished = _train(training)
+        try:
+            finished = _train(training)
+        except Leave:
+            for report in training.ranks.exhausted:
+                take_in(training, report)
+            raise
         training.ranks.finished(finished)
         return finished
 
@@ -152,7 +162,7 @@ def _train(training: Training) -> Finished:
         note = session.checkpoint_now(last=True)
         checkpoint, result = chosen(training, note)
         export_model(checkpoint, paths.model, session)
-    if result.step != training.step:
+    if result.step != training.step and training.sharded is None:
         weights = training.prepared.weights
         read_tensors(checkpoint, weights.stem, weights.tensors(training.prepared.model), session.tick, training.staging)
     _show(training, "after")
@@ -170,7 +180,7 @@ def _train(training: Training) -> Finished:
 def _show(training: Training, moment: Literal["before", "after"]) -> None:
     """Has the model show what it does, where its task has that; a run does not end for want of it."""
     samples, model = training.prepared.samples, training.prepared.model
-    if samples is None:
+    if samples is None or training.sharded is not None:  # which all ranks would have to be asked
         return
     try:
         with training.session.phase(Phase.EVALUATING), autocast(training.device, training.settings.amp):
@@ -205,7 +215,8 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     machines = Machines(record, paths, session) if settings.nodes.count > 1 else None
     if machines is not None:
         machines.gather()
-    ranks = Ranks(_count_of_ranks(settings, device), machines)
+    shares_model = settings.training.shard and device.type == "cpu"
+    ranks = Ranks(_count_of_ranks(settings, device), machines, shares_model=shares_model)
     device = device_of_rank(device, 0, ranks.here)
     wanted, before = settings.training.threads, plan.last or (start.state.plan if start.state else None)
     if wanted is None and before is not None and before.ranks == ranks.count:
@@ -236,7 +247,21 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         head_rows = start.state.stream.head_rows if start.state and start.state.stream else None
         prepared = task.load(settings, paths, boundary, checkpoint=start.folder, padding=padding, head_rows=head_rows)
         boundary()
-        optimizer = built(prepared, settings, device, memory)
+        packs = False
+        if ranks.share_model:
+            packs = prepared.padding is Padding.RIGHT and pack(prepared.model)
+            ranks.meet(
+                checkpoint=start.folder,
+                padding=prepared.padding,
+                threads=threads,
+                packed=packs,
+                welcome=welcome,
+                step=start.state.step if start.state else 0,
+            )
+            sharded = shared_out(prepared, settings, device, rank=0, ranks=ranks.count)
+            optimizer = sharded.optimizer
+        else:
+            sharded, optimizer = None, built(prepared, settings, device, memory)
     log.info("Prepared", **prepared.facts)
     if prepared.stream is not None:
         log.info("What was told of the data is of the first rows of a stream", shuffled_together=prepared.stream.rows)
@@ -261,6 +286,7 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         store=store,
         plan=plan,
         ranks=ranks,
+        sharded=sharded,
         shares=equal(ranks.count),
         audit=Audit(paths.state / "audit.txt"),
         curves=Curves(
@@ -279,9 +305,8 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
         session.decided(DecisionKind.CUT_REFUSED, sentence)
     if start.state is None:  # otherwise an earlier life has said so
         _tell_what_is_not_done(training, why_fewer)
-    counts_here = (memory is None) is (device.type == "cpu")  # the memory in which it is computed is what counts
-    lower = lower_precision(settings.training.amp) or torch.float32
-    packs = counts_here and prepared.padding is Padding.RIGHT and pack(prepared.model, lower)
+    if sharded is None:
+        packs = _packs(prepared, settings, device, memory)
     resume(training, start, welcome, lanes=lanes, packs=packs)
     if plan.last_change.ranks != ranks.count:
         cause = f"another number of ranks: {ranks.count}"  # which has other bits anyway, also of steps that are redone
@@ -298,6 +323,13 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     ranks.begin(training, start.folder, welcome)
     boundary()
     return training
+
+
+def _packs(prepared: Prepared, settings: AllSettings, device: torch.device, memory: DeviceMemory | None) -> bool:
+    """Has the model compute its layers without padding from now on; returns whether it can."""
+    counts_here = (memory is None) is (device.type == "cpu")  # the memory in which it is computed is what counts
+    lower = lower_precision(settings.training.amp) or torch.float32
+    return counts_here and prepared.padding is Padding.RIGHT and pack(prepared.model, lower)
 
 
 def _count_of_ranks(settings: AllSettings, device: torch.device) -> int:
@@ -346,6 +378,13 @@ def built(
     )
 
 
+def shared_out(prepared: Prepared, settings: AllSettings, device: torch.device, *, rank: int, ranks: int) -> Sharded:
+    """Shares the model out to `ranks`, of which this is one and which have met, and makes the optimizer of this rank's rows."""
+    from memsup.worker.ranks.sharded import Sharded  # which takes a second that no other run needs to wait
+
+    return Sharded(prepared.model, prepared.weights, device, rank=rank, ranks=ranks, settings=settings.training)
+
+
 class _Program:
     """The training as its session knows it (`session.Program`): first a device alone, then all of it."""
 
@@ -356,7 +395,7 @@ class _Program:
 
     @property
     def is_loaded(self) -> bool:
-        return self.training is not None
+        return self.training is not None and not self._ranks.lacks_a_part
 
     def save(self, *, last: bool) -> CheckpointNote:
         assert self.training is not None
@@ -366,7 +405,7 @@ class _Program:
         assert self.training is not None
         if order.limit_bytes is not None:  # each rank has its part of what all of them may take
             order = msgspec.structs.replace(order, limit_bytes=order.limit_bytes // self._ranks.here)
-        if order.rank != 0:
+        if order.rank != 0 and self.training.sharded is None:  # else the others cut as this one does
             self._ranks.pass_on(order, order.rank)
         if order.rank:
             return self.training.plan.at(self.training.step + 1).micro_tokens
@@ -398,6 +437,8 @@ def _lanes_for(training: Training, welcome: Welcome) -> tuple[int, str | None]:
     settings, model = training.settings, training.prepared.model
     if training.device.type != "cpu":
         return 1, None
+    if training.sharded is not None:
+        return 1, "A model that is shared out to ranks is computed in one lane." if (settings.lanes or 1) > 1 else None
     lanes = settings.lanes or lanes_for(
         **_size_for_lanes(model, settings), threads=training.threads, limit_bytes=welcome.memory_limit_bytes
     )
@@ -490,7 +531,13 @@ def take_step(training: Training) -> None:
     training.shares = training.ranks.shares(training.plan.at(step))
     done = None
     while done is None:
-        training.ranks.compute(step, learning_rate=rate, loss_scale=training.loss_scale, shares=training.shares)
+        training.ranks.compute(
+            step,
+            learning_rate=rate,
+            loss_scale=training.loss_scale,
+            shares=training.shares,
+            plan=None if training.sharded is None else training.plan.at(step),
+        )
         with named(training, step, rows):
             with training.looking.step(training.lanes) as spent:
                 tried_s = training.work_s()
@@ -502,6 +549,8 @@ def take_step(training: Training) -> None:
                 _account_for(training, step, rows, spent, took_s=training.work_s() - tried_s)
 
     training.step = step
+    if training.sharded is not None:
+        training.sharded.has_taken(step)
     training.loss = done.loss
     training.steps_at_scale += 1
     taken = Step(
@@ -584,6 +633,8 @@ def try_gradient(training: OneRank, step: int, rows: Rows) -> Gradient | None:
         gradient = _accumulate(training, step, rows)
     except Exception as error:
         if not is_out_of_memory(error) or training.ranks.is_adding:
+            if training.sharded is not None:
+                training.ranks.broken(error)
             raise
         exhausted = str(error)
     else:
@@ -592,6 +643,8 @@ def try_gradient(training: OneRank, step: int, rows: Rows) -> Gradient | None:
             hand_back(training.device_memory)  # an order for less waits for what the gradients had
         return gradient
     # Out here the exception is gone, and with it the frames and the graph that it kept alive.
+    if training.sharded is not None:
+        leave_together(training, exhausted)
     shrink(training, step, exhausted)
     return None
 
@@ -603,6 +656,7 @@ def _accumulate(training: OneRank, step: int, rows: Rows) -> Gradient | None:
     examples, lanes = training.examples, training.lanes
     plan, own = training.plan.at(step), training.part_of(rows)
     cuts = [split(micro, examples.lengths[micro], plan) for micro in cut(own, examples.lengths[own], plan)]
+    others_more = 0 if training.sharded is None else training.most_micro_batches(rows, plan) - len(cuts)
     shapes = [shape_of([examples.lengths[part] for part in parts], packed=plan.packed) for parts in cuts]
     training.largest = max(shapes, key=lambda shape: shape.tokens, default=None)  # a rank may have no row of a step
     weight = training.task.weight(examples, rows)
@@ -612,7 +666,8 @@ def _accumulate(training: OneRank, step: int, rows: Rows) -> Gradient | None:
     training.give_up_gradients()
     training.is_adding_up, training.has_given_up = True, False
     training.measuring.begin_step(plan.lanes_used)
-    with lanes.step(partial(autocast, training.device, training.settings.amp)):  # a whole step: weights are converted once
+    precision = partial(autocast, training.device, training.settings.amp, keeps_weights=training.sharded is None)
+    with lanes.step(precision):  # a whole step: weights are converted once
         for parts, shape in zip(cuts, shapes, strict=True):
             training.micro_rows, training.micro_shape = np.concatenate(parts), shape
             training.at_rows = training.micro_rows
@@ -631,15 +686,33 @@ def _accumulate(training: OneRank, step: int, rows: Rows) -> Gradient | None:
             training.at_rows = None
             training.publish()
             training.boundary()
-            if training.has_given_up or not training.plan.at(step).same_cuts(plan):
+            if training.sharded is None and (training.has_given_up or not training.plan.at(step).same_cuts(plan)):
                 return None
+        for _ in range(others_more):
+            _keep_others_company(training, step, rows, plan)
+            training.boundary()
     training.is_adding_up = False
     training.measuring.end_step()
     with spent_on(Part.OPTIMIZER):
         lanes.gather()
     total_loss = training.ranks.add_up(training, total_loss)
+    if training.sharded is not None:
+        training.sharded.take_gradients()
     with spent_on(Part.OPTIMIZER):
         return _finish_gradient(training, weight, total_loss)
+
+
+def _keep_others_company(training: OneRank, step: int, rows: Rows, plan: Entry) -> None:
+    """Computes a row whose gradient counts nothing: each layer of a model that is shared out takes all ranks, and this one has
+    no micro-batch left.
+    """
+    lengths = training.examples.lengths[rows]
+    row = rows[[lengths.argmin()]]
+    if training.activation_checkpointing != plan.checkpoints_activations(int(lengths.min())):
+        training.activation_checkpointing = not training.activation_checkpointing
+        set_activation_checkpointing(training.prepared.model, training.activation_checkpointing)
+    seed = partial(seed_everything, training.settings.seed, step, packs=plan.packed)
+    _add_gradient(training, step, row, math.inf, seed, training.prepared.model)
 
 
 def _keeping(training: OneRank, step: int, rows: Rows) -> AbstractContextManager[None]:
@@ -697,8 +770,10 @@ def plan_ahead(training: OneRank) -> None:
 
 def _finish_gradient(training: OneRank, weight: float, loss: torch.Tensor) -> Gradient:
     """Finds out by how much the loss scale and clipping make the gradient smaller, without waiting for the device."""
-    gradients = [parameter.grad for parameter in training.prepared.model.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in training.learner.parameters() if parameter.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) / training.loss_scale
+    if training.sharded is not None:
+        norm = training.sharded.norm(norm)
     figures = torch.stack((loss, norm))
     return Gradient(
         weight=weight,
@@ -765,7 +840,7 @@ def evaluate(training: Training) -> None:
     """Measures the model on the evaluation rows; of several ranks each counts those that are its own."""
     metrics = training.task.new_metrics()
     with training.session.phase(Phase.EVALUATING):
-        training.ranks.evaluate(training.step)
+        training.ranks.evaluate(training.step, None if training.sharded is None else training.plan.at(training.step + 1))
         measure(training, metrics)
         for counts in training.ranks.counted():
             metrics.add_counts(counts)
@@ -782,6 +857,9 @@ def evaluate(training: Training) -> None:
 
 def measure(training: OneRank, metrics: Metrics) -> None:
     """Counts up over the evaluation rows of this rank, the longest first, and keeps nothing but the counts."""
+    if training.sharded is not None:
+        _measure_together(training, metrics)
+        return
     session, examples = training.session, training.prepared.evaluation
     model = training.prepared.model.eval()
     by_length = np.argsort(-examples.lengths.astype(np.int64), kind="stable")[training.rank :: len(training.shares)]
@@ -809,4 +887,33 @@ def measure(training: OneRank, metrics: Metrics) -> None:
                 place += len(rows)
             else:
                 tokens = shrink_evaluation(training, rows, longest, exhausted)
+            training.boundary()
+
+
+def _measure_together(training: OneRank, metrics: Metrics) -> None:
+    """As `measure`, of a model that is shared out: every rank computes as many batches, some for nothing."""
+    session, examples, plan = training.session, training.prepared.evaluation, training.plan.at(training.step + 1)
+    model, ranks = training.prepared.model.eval(), len(training.shares)
+    by_length = np.argsort(-examples.lengths.astype(np.int64), kind="stable")
+    of_ranks = [
+        evaluation_batches(by_length[rank::ranks], examples.lengths, plan.micro_tokens, equal_lengths=plan.equal_lengths)
+        for rank in range(ranks)
+    ]
+    own = of_ranks[training.rank]
+    with session.phase(Phase.EVALUATING), torch.no_grad():
+        for number in range(max(map(len, of_ranks))):
+            counts = number < len(own)
+            rows = own[number] if counts else by_length[-1:]
+            exhausted = None
+            try:
+                with autocast(training.device, training.settings.amp, keeps_weights=False):
+                    into = metrics if counts else training.task.new_metrics()
+                    into.add(model, to_device(examples.batch(rows), training.device))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    training.ranks.broken(error)
+                    raise
+                exhausted = str(error)
+            if exhausted is not None:
+                leave_together(training, exhausted, evaluates=rows)
             training.boundary()

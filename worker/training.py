@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -26,7 +26,7 @@ from memsup.worker.compute.lanes import Lanes
 from memsup.worker.computing import Looking
 from memsup.worker.curves import Curves
 from memsup.worker.memory import DeviceMemory
-from memsup.worker.plan.batches import Lengths, Order, Rows, Schedule
+from memsup.worker.plan.batches import Lengths, Order, Rows, Schedule, cut
 from memsup.worker.plan.footprint import Shape
 from memsup.worker.plan.journal import Plan
 from memsup.worker.plan.measuring import Measuring
@@ -37,7 +37,9 @@ from memsup.worker.state import Evaluated, State
 from memsup.worker.tasks import Prepared, Task, Trained
 
 if TYPE_CHECKING:
+    from memsup.worker.plan.entry import Entry
     from memsup.worker.ranks.first import Ranks
+    from memsup.worker.ranks.sharded import Sharded
 
 _RATE_OVER_S = 30.0
 """The time over which samples per second are counted."""
@@ -53,13 +55,27 @@ class Others(Protocol):
         """Whether the step is being added up, so that no rank can do its part again."""
         ...
 
-    def compute(self, step: int, *, learning_rate: float, loss_scale: float, shares: tuple[int, ...]) -> None:
-        """Begins a step, unless it has begun."""
+    def compute(
+        self,
+        step: int,
+        *,
+        learning_rate: float,
+        loss_scale: float,
+        shares: tuple[int, ...],
+        plan: Entry | None = None,
+    ) -> None:
+        """Begins a step, unless it has begun; under this `plan`, where all cut by one."""
         ...
 
     def add_up(self, training: OneRank, loss: torch.Tensor) -> torch.Tensor:
         """Adds the gradients of all ranks into this one's, when all are done; returns the loss of all. One rank has nothing
         to add.
+        """
+        ...
+
+    def broken(self, error: Exception) -> None:
+        """Raises what is to be made of an `error` in the middle of a step of a model that is shared out: another rank may have
+        gone away.
         """
         ...
 
@@ -87,6 +103,8 @@ class OneRank:
     rank: int = 0
     ranks: Others = field(init=False)
     """Set before the first step."""
+    sharded: Sharded | None = None
+    """What this rank has of a model that is shared out. None means that every rank has all of it."""
     shares: tuple[int, ...] = (1,)
     """The ranks' shares of a step (`ranks/shares.py`)."""
     done_before: int = 0
@@ -132,6 +150,16 @@ class OneRank:
     def part_of(self, rows: Rows) -> Rows:
         """Those of the rows of a step that this rank computes."""
         return shared_out(rows, self.examples.lengths[rows], self.shares)[self.rank]
+
+    @property
+    def learner(self) -> Any:
+        """What has the parameters that the optimizer changes: the model, or this rank's rows of it."""
+        return self.sharded or self.prepared.model
+
+    def most_micro_batches(self, rows: Rows, plan: Entry) -> int:
+        """The most micro-batches that any rank has of a step of these rows, where all cut by this `plan`."""
+        lengths = self.examples.lengths
+        return max(len(cut(part, lengths[part], plan)) for part in shared_out(rows, lengths[rows], self.shares))
 
     def own_tokens(self, step: int) -> int:
         """The tokens of `step` that this rank computes, without padding."""

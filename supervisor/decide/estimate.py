@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 from memsup.shared.lanes import BASE_BYTES, BYTES_PER_PARAMETER, FROZEN_BYTES, ROUNDED_BYTES, lane_bytes, weights_bytes
 
 MIB = 2**20
+GATHERED_BYTES = 16
+"""What a weight takes in a rank while it is gathered: itself and what was sent, its gradient and what is added up of it."""
 MOMENTS_BYTES = 8
 """What Adam's two moments take of the bytes of each parameter."""
 ENCODER_BASE_BYTES = 300 * MIB
@@ -107,6 +109,8 @@ class Shape:
     """In how many bits the frozen weights of a decoder's linear layers are held. None means in those that are computed with."""
     stored: str | None = None
     """The mixed precision, as `training.amp` names it, in which all weights of a decoder came. None means that it is none."""
+    shared_by: int = 1
+    """How many ranks share the weights, so that this is what one of them has (`worker/ranks/sharded.py`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +255,8 @@ def _weights_bytes(shape: Shape, amp: str) -> int:
     """Under mixed precision frozen weights are held rounded, but for a table of tokens that does not come so; where it is the
     last layer as well, a rounded copy lies beside it.
     """
+    if shape.shared_by > 1:
+        return BYTES_PER_PARAMETER * shape.parameters // shape.shared_by + GATHERED_BYTES * _gathered(shape)
     if shape.trained is None:
         return weights_bytes(parameters=shape.parameters, trained=shape.parameters)
     if shape.base_bits is not None:
@@ -263,6 +269,11 @@ def _weights_bytes(shape: Shape, amp: str) -> int:
     rounded = 0 if amp == "off" else max(0, shape.parameters - shape.embeddings)
     copy_bytes = ROUNDED_BYTES * shape.embeddings if rounded and shape.is_tied else 0
     return copy_bytes + weights_bytes(parameters=shape.parameters + shape.trained, trained=shape.trained, rounded=rounded)
+
+
+def _gathered(shape: Shape) -> int:
+    """The weights of the largest part of a model that is gathered at once: a layer, or the table of tokens."""
+    return max(shape.embeddings, (shape.parameters - shape.embeddings) // max(1, shape.layers))
 
 
 def device_bytes(shape: Shape, *, amp: str, optimizer_on_host: bool) -> int:
@@ -291,6 +302,8 @@ def grown_bytes(shape: Shape, *, amp: str, rows: int, length: int, checkpointing
 
 def _copies_bytes(shape: Shape, amp: str) -> int:
     """The weights in the lower precision, which are made anew in each step."""
+    if shape.shared_by > 1:  # each is made for its layer alone
+        return CONSTANTS[amp].copies * _gathered(shape)
     if not shape.is_decoder:
         return max(0, CONSTANTS[amp].copies * (shape.parameters - shape.embeddings))
     rounded = shape.parameters - (0 if shape.is_tied else shape.embeddings)

@@ -22,6 +22,7 @@ OF_THE_WORKER = frozenset(
         "training.patience",
         "training.report_to",
         "training.ranks",
+        "training.shard",
     }
 )
 """What a worker reads when it starts, and not again."""

@@ -153,6 +153,8 @@ def _needs_lines(found: Resolution) -> Iterator[Line]:
     ranks = found.ranks
     value = f"about {size(ranks * needs.micro_batch_bytes)} to begin with, at least {size(ranks * needs.least_bytes)}"
     in_each = f", in each of {ranks} ranks" if ranks > 1 else ""
+    if needs.shape.shared_by > 1:
+        in_each += ", which share the weights"
     yield Line("memory needed", value, f"{origin}; {needs.rows} × {needs.length} tokens, and one text{in_each}")
 
 

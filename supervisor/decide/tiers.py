@@ -158,7 +158,10 @@ def resolve(
     ranks = 1 if is_command else count_of_ranks(filled, has)
     if not is_command:
         _refuse_ranks(filled, ranks, has)
+        _refuse_shard(filled, gpu, ranks)
         _refuse_nodes(filled, gpu, ranks)
+    if shape is not None and filled.training.shard and not is_command:
+        shape = dataclasses.replace(shape, shared_by=ranks)
     of_rank = dataclasses.replace(limits, worker_limit_bytes=limits.worker_limit_bytes // ranks)
     lanes = None if shape is None else 1 if gpu is not None else _lanes(shape, filled, of_rank, machine, ranks)
     needs = None if shape is None else _estimate(shape, filled, lanes or 1)
@@ -473,6 +476,24 @@ def _refuse_ranks(filled: Settings, ranks: int, has: int | None) -> None:
         )
 
 
+def _refuse_shard(filled: Settings, gpu: GpuReading | None, ranks: int) -> None:
+    """Raises `SettingsError` for a model that cannot be shared out."""
+    training = filled.training
+    if not training.shard:
+        return
+    if gpu is not None or training.device.startswith("cuda"):
+        raise SettingsError("training.shard is built for CPUs only: set training.device to cpu, or leave training.shard out.")
+    if ranks == 1:
+        raise SettingsError(
+            "training.shard has the ranks of one machine share the model, and there is one rank: add --ranks 2, or leave "
+            "training.shard out."
+        )
+    if filled.task.kind == "causal-lm":
+        raise SettingsError(
+            "training.shard is built for text-classification and token-classification only, not for causal-lm: leave it out."
+        )
+
+
 def _refuse_nodes(filled: Settings, gpu: GpuReading | None, ranks: int) -> None:
     """Raises `SettingsError` for what several machines cannot compute together."""
     nodes, training = filled.nodes, filled.training
@@ -494,6 +515,8 @@ def _refuse_nodes(filled: Settings, gpu: GpuReading | None, ranks: int) -> None:
 def _lanes(shape: Shape, filled: Settings, limits: Limits, machine: Machine, ranks: int) -> int:
     """The lanes that the worker will decide on, if it takes as many threads as there are CPUs."""
     training = filled.training
+    if training.shard:
+        return 1
     return training.lanes or lanes_for(
         parameters=shape.parameters,
         trained=shape.trained,

@@ -302,6 +302,7 @@ def test_what_may_change_in_a_run_is_what_changes_no_training() -> None:
         "training.patience",
         "training.ranks",
         "training.report_to",
+        "training.shard",
     }
     assert {name for name in later if name.startswith("checkpoint.")} == {"checkpoint.every", "checkpoint.keep"}
     assert {name for name, key in keys().items() if key.is_secret} == {"nodes.key", "notify.urls", "notify.ping_url"}

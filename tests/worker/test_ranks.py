@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import psutil
 import pytest
 from kit.lone_supervisor import LoneSupervisor, newest_checkpoint, state_of, tiny_settings
+from kit.memory_of import starve
 from kit.one_life import without_dropout
 from safetensors.numpy import load_file
 
@@ -169,7 +169,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(data: Path, undisturbed: dic
         supervisor.reach(Phase.TRAINING, 3)
         supervisor.order(LimitMicroBatch(order_id=0, reason="a test", micro_tokens=400))
         supervisor.until("rank 1 obeys as well", lambda: 400 in limits_of_rank_1())
-        _starve(pids(supervisor, 2)[1])
+        starve(pids(supervisor, 2)[1])
         starved = supervisor.first(OutOfMemory)
         assert starved.rank == 1
         assert starved.micro_tokens_after < starved.micro_tokens_before <= 400
@@ -233,14 +233,6 @@ def test_a_rank_that_is_killed_costs_no_step_and_a_pause_reaches_all(data: Path,
         supervisor.order(Resume(order_id=2, reason="a test"))
         supervisor.finish()
         assert End(supervisor).digest == undisturbed[2].digest
-
-
-def _starve(pid: int) -> None:
-    """Has a process run out of memory with what it allocates next."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    held_kib = int(next(line for line in lines if line.startswith("VmData")).split()[1])
-    _, hard = resource.prlimit(pid, resource.RLIMIT_DATA)
-    resource.prlimit(pid, resource.RLIMIT_DATA, ((held_kib << 10) - (8 << 20), hard))
 
 
 def _cpu_ticks(pid: int) -> int:

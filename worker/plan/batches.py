@@ -138,6 +138,19 @@ def cut(rows: Rows, lengths: Lengths, plan: Entry) -> list[Rows]:
     return [rows[by_length[begin:end]] for begin, end in itertools.pairwise([0, *ends])]
 
 
+def evaluation_batches(rows: Rows, lengths: Lengths, tokens: int, *, equal_lengths: bool) -> list[Rows]:
+    """Cuts `rows`, the longest first, into batches of at most so many tokens. `lengths` are those of all rows."""
+    found, place = [], 0
+    while place < len(rows):
+        longest = int(lengths[rows[place]])
+        batch = rows[place : place + max(1, tokens // longest)]
+        if equal_lengths:
+            batch = batch[lengths[batch] == longest]
+        found.append(batch)
+        place += len(batch)
+    return found
+
+
 def split(rows: Rows, lengths: Lengths, plan: Entry) -> list[Rows]:
     """The parts of a micro-batch, as `cut` made it, that lanes compute side by side: one where the plan has one lane, else two.
 

@@ -95,6 +95,22 @@ class Plan:
         self._entries = appended(self._entries, entry)
 
 
+class ToldPlan(Plan):
+    """The plan of a rank that cuts as rank 0 says. It keeps nothing."""
+
+    told: Entry
+
+    def __init__(self) -> None:  # no file is read
+        pass
+
+    def at(self, step: int) -> Entry:  # noqa: ARG002
+        return self.told
+
+    def change(self, step: int, cause: str, *, is_news: bool = True, **changes: Any) -> Entry:  # noqa: ARG002
+        """What rank 0 would make of it, which is told by other words."""
+        return msgspec.structs.replace(self.told, step=step, cause=cause, at_unix_s=unix_s(), **changes)
+
+
 def read_journal(file: Path) -> tuple[list[Entry], list[str]]:
     """All entries of a journal as they were written, and a sentence for each line that cannot be read and is skipped. A torn
     end, as after a power cut, is cut off.

@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import torch
@@ -52,13 +52,18 @@ from memsup.shared.readings import NodeReading, RankReading
 from memsup.worker.link import MustFail, MustLeave
 from memsup.worker.memory import DeviceMemory
 from memsup.worker.plan.entry import Entry
+from memsup.worker.plan.padding import Padding
 from memsup.worker.ranks import messages as m
 from memsup.worker.ranks.adding import Adding, Apart, Way, interface_of, store_at, store_in
 from memsup.worker.ranks.machines import Machine, Machines
 from memsup.worker.ranks.shares import Shares, better, equal
 from memsup.worker.session import GiveUp, Session
+from memsup.worker.state import SharedOut
 from memsup.worker.tasks.sums import Counts
 from memsup.worker.training import OneRank
+
+if TYPE_CHECKING:
+    from memsup.worker.ranks.sharded import Sharded
 
 SILENT_S = 60.0
 """A rank whose link says nothing for so long, while rank 0 could listen, is killed. Its link beats twice a second."""
@@ -91,14 +96,23 @@ class _Other:
     waits: bool = False
     """Whether its part of the step is computed."""
     is_gone: bool = False
+    parts: socket.socket | None = None
+    """Where its rows of a model that is shared out come from."""
 
 
 class Ranks:
     """All ranks of a run, as rank 0 has them."""
 
-    def __init__(self, here: int, machines: Machines | None = None) -> None:
-        """So many ranks are `here`, on this machine; and one on each of those `machines` that were gathered."""
+    def __init__(self, here: int, machines: Machines | None = None, *, shares_model: bool = False) -> None:
+        """So many ranks are `here`, on this machine; and one on each of those `machines` that were gathered. With
+        `shares_model` those here share the model (`sharded.py`).
+        """
         self.here = here
+        self.share_model = shares_model and here > 1
+        self.lacks_a_part = False
+        """Whether a rank is gone that had a part of the model, so that there is nothing whole to be saved."""
+        self.exhausted: list[OutOfMemory] = []
+        """What other ranks have run out of memory with, of a model that is shared out."""
         self._machines = machines
         self._members: list[Machine] = [] if machines is None else machines.members
         self.count = count = here + len(self._members)
@@ -143,16 +157,17 @@ class Ranks:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         for rank in range(1, self.here):
             own_end, other_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with other_end:
+            parts, other_parts = socket.socketpair() if self.share_model else (None, None)
+            with other_end, other_parts or contextlib.nullcontext():
                 command = [sys.executable, "-P", "-m", "memsup.worker.ranks"]
                 command += ["--run", paths.name, "--rank", str(rank), "--ranks", str(self.count)]
-                process = subprocess.Popen(
-                    [*command, "--fd", str(other_end.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[other_end.fileno()],
-                    env=environment,
-                )
-            self._others.append(_Other(rank, process, own_end))
+                command += ["--fd", str(other_end.fileno())]
+                fds = [other_end.fileno()]
+                if other_parts is not None:
+                    fds.append(other_parts.fileno())
+                    command += ["--parts-fd", str(other_parts.fileno())]
+                process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds, env=environment)
+            self._others.append(_Other(rank, process, own_end, parts=parts))
         self._thread = threading.Thread(target=self._listen, name="ranks", daemon=True)
         self._thread.start()
 
@@ -160,7 +175,7 @@ class Ranks:
         """Has the others load what rank 0 has loaded, and take over its parameters. The limit of memory in `welcome` is what
         each may use. Raises `Leave` and `GiveUp`.
         """
-        if self.count == 1:
+        if self.count == 1 or self.share_model:
             return
         begin = m.Begin(
             checkpoint=None if checkpoint is None else str(checkpoint),
@@ -198,6 +213,38 @@ class Ranks:
             session = self._session
             assert session is not None
             session.decided(DecisionKind.CUT_REFUSED, _THROUGH_HOST)
+
+    def meet(
+        self, *, checkpoint: Path | None, padding: Padding, threads: int, packed: bool, welcome: Welcome, step: int
+    ) -> None:
+        """Before `begin`, where the model is to be shared out: has the others load it, each by itself, and go on from the same
+        checkpoint, and meets them. Raises `Leave` and `GiveUp`.
+        """
+        assert self._folder is not None, "they were started"
+        begin = m.Begin(
+            checkpoint=None if checkpoint is None else str(checkpoint),
+            padding=padding,
+            store=str(self._folder / "store"),
+            device="cpu",
+            threads=threads,
+            lanes=1,
+            packed=packed,
+            welcome=welcome,
+            step=step,
+            done_before=step,
+        )
+        self._tell(begin)
+        self._wait_for_all()
+        with self._explained():
+            self._adding = self._met(lambda: Adding(store_in(Path(begin.store), self.count), 0, self.count, ()))
+        log.info("Ranks share the model", count=self.count, pids=[other.process.pid for other in self._others])
+
+    def all_rows_of(self, sharded: Sharded | None, step: int) -> SharedOut | None:
+        """What gives all rows of a model that is shared out, as they are after `step`. None means that it is not."""
+        if sharded is None:
+            return None
+        ends = [other.parts for other in self._others if other.parts is not None]
+        return lambda stem, tick, staging: sharded.outgoing(stem, ends, step, tick, staging)
 
     def _meet_machines(self, training: OneRank, begin: m.Begin) -> None:
         """As `begin`, with ranks on other machines."""
@@ -246,6 +293,8 @@ class Ranks:
             self._thread.join(_ENDS_WITHIN_S)
         for other in self._others:
             other.end.close()
+            if other.parts is not None:
+                other.parts.close()
             try:
                 other.process.wait(_ENDS_WITHIN_S)
             except subprocess.TimeoutExpired:
@@ -262,7 +311,7 @@ class Ranks:
         """The shares of a step under this plan."""
         return plan.shares if len(plan.shares) == self.count else equal(self.count)
 
-    def compute(self, step: int, *, learning_rate: float, loss_scale: float, shares: Shares) -> None:
+    def compute(self, step: int, *, learning_rate: float, loss_scale: float, shares: Shares, plan: Entry | None = None) -> None:
         """Has the others compute their parts of `step`, unless they do so already."""
         if self.count == 1 or (self._step == step and not self.is_adding):
             return
@@ -271,7 +320,7 @@ class Ranks:
         self._shares = shares
         self._step, self._when, self.is_adding = step, f"in step {step:,}", False
         self._began_s = monotonic_s() - self._session.held_s
-        self._tell(m.Compute(step=step, learning_rate=learning_rate, loss_scale=loss_scale, shares=shares))
+        self._tell(m.Compute(step=step, learning_rate=learning_rate, loss_scale=loss_scale, shares=shares, plan=plan))
 
     def add_up(self, training: OneRank, loss: torch.Tensor) -> torch.Tensor:
         """Waits until all parts are done, adds up their gradients, and returns the loss of the step. Raises `Leave` and
@@ -296,12 +345,19 @@ class Ranks:
         with self._explained():
             return adding.add(loss) if self._apart is None else self._met(lambda: adding.add(loss))
 
-    def evaluate(self, step: int) -> None:
-        """Has the others count over their parts of the evaluation rows, as the model is after `step`."""
+    def broken(self, error: Exception) -> None:
+        """Raises what is known of a rank that is gone, or else `error`; or `Leave`, where that rank ran out of memory."""
+        with self._explained():
+            raise error
+
+    def evaluate(self, step: int, plan: Entry | None = None) -> None:
+        """Has the others count over their parts of the evaluation rows, as the model is after `step`; all in batches of one
+        `plan`, where they share the model.
+        """
         if self.count > 1:
             self._begin_part()
             self._when = f"in the evaluation after step {step:,}"
-            self._tell(m.Evaluate(folder=None if self._folder is None else str(self._folder)))
+            self._tell(m.Evaluate(folder=None if self._folder is None else str(self._folder), plan=plan))
 
     def counted(self) -> list[Counts]:
         """What the others have counted, in the order of the ranks. Raises `Leave` and `GiveUp`."""
@@ -327,7 +383,7 @@ class Ranks:
         """Shares with which the ranks, as fast as they were lately, would be done sooner. None means that there are none, or
         that it is not the time to look.
         """
-        if self.count == 1 or self._steps_seen < LOOK_STEPS:
+        if self.count == 1 or self.share_model or self._steps_seen < LOOK_STEPS:
             return None
         pace, self._pace, self._steps_seen = self._pace, [(0, 0.0)] * self.count, 0
         if not all(tokens and took_s for tokens, took_s in pace):
@@ -523,12 +579,16 @@ class Ranks:
         match report:
             case Failed():
                 other.is_gone = True
+                self.lacks_a_part = self.share_model
                 others_bytes, text = report.device_others_bytes, f"{who}: {report.message}"
                 error = GiveUp(report.cause, text, step=report.step, device_others_bytes=others_bytes, rank=other.rank)
                 self._end(MustFail(error))
             case Leaving():
+                other.is_gone = self.lacks_a_part = self.share_model
                 self._end(MustLeave(f"{who}: {report.reason}"))
             case OutOfMemory() | Decided():
+                if isinstance(report, OutOfMemory) and self.share_model:
+                    self.exhausted.append(report)
                 self._session.link.report(report)
 
     def _is_gone(self, other: _Other) -> None:
@@ -541,6 +601,7 @@ class Ranks:
             other.process.kill()
             status = other.process.wait()
         other.is_gone = True
+        self.lacks_a_part = self.share_model
         how = f"was killed by {_name(-status)}" if status < 0 else f"ended with exit code {status}"
         if other.silent_s > SILENT_S:
             how = f"said nothing for {SILENT_S:.0f} s and was killed"

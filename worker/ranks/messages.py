@@ -30,6 +30,7 @@ from memsup.shared.messages import (
 )
 from memsup.shared.nodes import MOST_FRAME_BYTES, PROTOCOL, Describe, Read, Versions
 from memsup.shared.readings import Evaluation
+from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.padding import Padding
 from memsup.worker.ranks.shares import Shares
 
@@ -73,6 +74,8 @@ class Compute(Message, frozen=True, tag="compute"):
     learning_rate: float
     loss_scale: float
     shares: Shares
+    plan: Entry | None = None
+    """How all ranks cut their parts, where they share the model. None means that each has a plan of its own."""
 
 
 class Evaluate(Message, frozen=True, tag="evaluate"):
@@ -80,6 +83,8 @@ class Evaluate(Message, frozen=True, tag="evaluate"):
 
     folder: str | None
     """It is None for another machine, which sends it (`Counts`)."""
+    plan: Entry | None = None
+    """As of `Compute`."""
 
 
 class Add(Message, frozen=True, tag="add"):

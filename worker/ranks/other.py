@@ -8,8 +8,10 @@ nothing that concerns another rank.
 from __future__ import annotations
 
 import queue
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -28,13 +30,14 @@ from memsup.worker.hardware import choose_device, device_memory, device_of_rank,
 from memsup.worker.memory import DeviceMemory, limit_device, read_memory
 from memsup.worker.micro_batch_limit import begin_limited, limit_micro_batch
 from memsup.worker.plan.batches import Order
-from memsup.worker.plan.journal import Plan
+from memsup.worker.plan.entry import Entry
+from memsup.worker.plan.journal import Plan, ToldPlan
 from memsup.worker.plan.planner import planned_bytes
 from memsup.worker.ranks import messages as m
 from memsup.worker.ranks.adding import Adding, store_in
 from memsup.worker.ranks.link import RankLink
-from memsup.worker.ranks.shares import Shares, equal
-from memsup.worker.saving import first_plan
+from memsup.worker.ranks.shares import equal
+from memsup.worker.saving import first_plan, read_rows
 from memsup.worker.session import SIGN_OF_LIFE_S, Leave, Session
 from memsup.worker.tasks import find_task
 from memsup.worker.train import (
@@ -46,13 +49,18 @@ from memsup.worker.train import (
     named,
     plan_ahead,
     schedule_of,
+    shared_out,
     try_gradient,
 )
 from memsup.worker.training import OneRank
 
 
-def compute(record: RunRecord, paths: RunPaths, link: RankLink, *, rank: int, ranks: int) -> None:
-    """Computes what rank 0 says, until that is gone. Raises `Leave`, `GiveUp` and what a crash raises."""
+def compute(
+    record: RunRecord, paths: RunPaths, link: RankLink, *, rank: int, ranks: int, parts: socket.socket | None = None
+) -> None:
+    """Computes what rank 0 says, until that is gone; `parts` is where it takes this rank's rows from, if the model is shared
+    out. Raises `Leave`, `GiveUp` and what a crash raises.
+    """
     session, program = _Session(link), Program()
 
     def next_work() -> m.Begin | Work:
@@ -60,26 +68,46 @@ def compute(record: RunRecord, paths: RunPaths, link: RankLink, *, rank: int, ra
 
     begin = next_work()
     assert isinstance(begin, m.Begin)
-    training = prepared_rank(record, paths, session, begin, program, rank=rank, ranks=ranks)
-    link.gpu = None if training.device_memory is None else training.device_memory.uuid
-    link.say(m.Loaded())
-    try:
-        adding = Adding(
-            store_in(Path(begin.store), ranks),
-            rank,
-            ranks,
-            training.prepared.model.parameters(),
-            device=training.device,
-            memory=training.device_memory,
+
+    def met(training: OneRank | None = None) -> Adding:
+        link.say(m.Loaded())
+        store = store_in(Path(begin.store), ranks)
+        try:
+            if training is None:
+                return Adding(store, rank, ranks, ())
+            return Adding(
+                store,
+                rank,
+                ranks,
+                training.prepared.model.parameters(),
+                device=training.device,
+                memory=training.device_memory,
+            )
+        except RuntimeError as error:
+            raise Left from error
+
+    if parts is None:
+        training = prepared_rank(record, paths, session, begin, program, rank=rank, ranks=ranks)
+        link.gpu = None if training.device_memory is None else training.device_memory.uuid
+        adding = met(training)
+        try:
+            adding.give(training.state_tensors())
+        except RuntimeError as error:
+            raise Left from error
+    else:
+        found: list[Adding] = []
+        training = prepared_rank(
+            record, paths, session, begin, program, rank=rank, ranks=ranks, meet=lambda: found.append(met())
         )
-        adding.give(training.state_tensors())
-    except RuntimeError as error:
-        raise Left from error
+        (adding,) = found
+        assert training.sharded is not None
+        training.sharded.hand_over(parts)
     training.ranks = Meeting(link.say, next_work, adding.add)
     while True:
         work = next_work()
         if isinstance(work, m.Evaluate):
             assert work.folder is not None
+            _follow(training, work.plan)
             m.counts_file(Path(work.folder), rank).write_bytes(counted(training))
             link.say(m.Counted())
             continue
@@ -91,9 +119,19 @@ Work = m.Compute | m.Evaluate | m.Add
 
 
 def prepared_rank(
-    record: RunRecord, paths: RunPaths, session: Session, begin: m.Begin, program: Program, *, rank: int, ranks: int
+    record: RunRecord,
+    paths: RunPaths,
+    session: Session,
+    begin: m.Begin,
+    program: Program,
+    *,
+    rank: int,
+    ranks: int,
+    meet: Callable[[], None] | None = None,
 ) -> OneRank:
-    """As `train.prepare`, without what is rank 0's alone."""
+    """As `train.prepare`, without what is rank 0's alone. `meet` meets the other ranks, to share the model with them; without
+    it this one has all of it.
+    """
     settings = record.settings
     device = device_of_rank(choose_device(begin.device), rank, ranks)
     threads = start_threads(begin.threads, device)
@@ -108,7 +146,17 @@ def prepared_rank(
     with has_to_fit(f"The model of rank {rank}", begin.welcome, memory):
         folder = None if begin.checkpoint is None else Path(begin.checkpoint)
         prepared = task.load(settings, paths, session.boundary, checkpoint=folder, padding=begin.padding)
-        optimizer = built(prepared, settings, device, memory)
+        if meet is None:
+            sharded, optimizer = None, built(prepared, settings, device, memory)
+        else:
+            if begin.packed:
+                assert pack(prepared.model), "rank 0's model is the same, and could"
+            meet()
+            sharded = shared_out(prepared, settings, device, rank=rank, ranks=ranks)
+            optimizer = sharded.optimizer
+            if folder is not None and begin.step:
+                read_rows(sharded, folder, prepared.weights.stem, session.tick)
+            sharded.has_taken(begin.step)
     schedule = schedule_of(prepared, settings)
     training = OneRank(
         record=record,
@@ -123,13 +171,20 @@ def prepared_rank(
         schedule=schedule,
         order=Order(schedule),
         optimizer=optimizer,
-        plan=Plan(paths.plan_of_rank(rank)),
+        sharded=sharded,
+        plan=Plan(paths.plan_of_rank(rank)) if sharded is None else ToldPlan(),
         measuring=measuring_of(prepared, begin.welcome, device, memory, settings.training),
         rank=rank,
         shares=equal(ranks),
         step=begin.step,
         done_before=begin.done_before,
     )
+    if sharded is not None:
+        assert isinstance(training.plan, ToldPlan)
+        training.plan.told = first_plan(training, begin.lanes, packs=begin.packed)
+        training.lanes = lanes_of(training)
+        program.training = training
+        return training
     if begin.packed:
         assert pack(prepared.model), "rank 0's model is the same, and could"
     training.plan.begin(first_plan(training, begin.lanes, packs=begin.packed), saved=False)
@@ -145,6 +200,7 @@ def prepared_rank(
 
 def take_step(training: OneRank, work: m.Compute) -> None:
     training.step, training.loss_scale, training.shares = work.step - 1, work.loss_scale, work.shares
+    _follow(training, work.plan)
     rows = training.order.batch(work.step)
     with named(training, work.step, rows):
         training.ranks.compute(work.step, learning_rate=work.learning_rate, loss_scale=work.loss_scale, shares=work.shares)
@@ -153,8 +209,18 @@ def take_step(training: OneRank, work: m.Compute) -> None:
             gradient = try_gradient(training, work.step, rows)
         apply_gradient(training, work.step, work.learning_rate, gradient)
     training.step = work.step
-    plan_ahead(training)
+    if training.sharded is None:
+        plan_ahead(training)
+    else:
+        training.sharded.has_taken(work.step)
     training.publish()
+
+
+def _follow(training: OneRank, plan: Entry | None) -> None:
+    """Cuts by rank 0's plan from now on, where the model is shared out."""
+    if plan is not None:
+        assert isinstance(training.plan, ToldPlan)
+        training.plan.told = plan
 
 
 def counted(training: OneRank) -> bytes:
@@ -191,7 +257,7 @@ class Meeting:
         self._began_s = 0.0
         self.is_adding = False
 
-    def compute(self, step: int, *, learning_rate: float, loss_scale: float, shares: Shares) -> None:  # noqa: ARG002
+    def compute(self, step: int, **_more: Any) -> None:  # noqa: ARG002
         self._began_s, self.is_adding = monotonic_s(), False
 
     def add_up(self, training: OneRank, loss: torch.Tensor) -> torch.Tensor:
@@ -207,6 +273,11 @@ class Meeting:
             return self._add(loss)
         except RuntimeError as error:
             raise Left from error
+
+    def broken(self, error: Exception) -> None:
+        if isinstance(error, RuntimeError):
+            raise Left from error
+        raise error
 
 
 class Left(BaseException):

@@ -175,6 +175,22 @@ def test_what_several_ranks_need_is_what_all_of_them_need() -> None:
     assert "ranks" not in next(line.origin for line in lines(one) if line.name == "memory needed")
 
 
+def test_ranks_that_share_a_model_need_their_part_of_it_and_so_fit_where_none_has_room_for_all() -> None:
+    flags = ["training.ranks=2", "training.device=cpu", "training.max_length=128"]
+    apart, shared = (resolved(24, CHINESE, *flags, f"training.shard={shard}") for shard in ("false", "true"))
+    assert apart.needs is not None
+    assert shared.needs is not None
+    weights = 16 * apart.needs.shape.parameters
+    assert 0.3 * weights < apart.needs.held_bytes - shared.needs.held_bytes < weights / 2
+    assert shared.lanes == 1
+    assert next(line.origin for line in lines(shared) if line.name == "memory needed").endswith(
+        "ranks, which share the weights"
+    )
+    with pytest.raises(SettingsError, match="million weights"):
+        resolved(24, CHINESE, *flags, "limits.ram=3.4GiB")
+    assert resolved(24, CHINESE, *flags, "limits.ram=3.4GiB", "training.shard=true").needs is not None
+
+
 def test_on_a_gpu_what_is_held_must_fit_its_memory() -> None:
     """Activations are not estimated there, and RAM is not asked for what lies in VRAM."""
 
