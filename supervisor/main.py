@@ -71,7 +71,7 @@ from memsup.supervisor.decide.run.actions import (
 from memsup.supervisor.decide.run.card import Moved, Place, Whole
 from memsup.supervisor.decide.run.freed import NOTHING_KNOWN
 from memsup.supervisor.decide.run.hours import WORTH_S, rest_of
-from memsup.supervisor.decide.run.in_memory import InMemory
+from memsup.supervisor.decide.run.in_memory import InMemory, asked_in
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
 from memsup.supervisor.decide.run.one_life import Attachment, Stage
 from memsup.supervisor.decide.run.warm import NEEDS_BYTES, Standby, Warmth
@@ -177,7 +177,7 @@ class Supervisor:
             continue_on_cpu=record.settings.recovery.continue_on_cpu,
             standby=Standby(asked=record.settings.recovery.standby),
             saves_elsewhere=record.settings.nodes.join is not None,
-            in_memory=InMemory(asked="off" if record.settings.nodes.join is not None else record.settings.recovery.in_memory),
+            in_memory=InMemory(asked=asked_in(record.settings)),
             queued=None if record.queued is None else tuple(record.queued),
             not_before=record.not_before,
             clock=clock,
@@ -406,7 +406,7 @@ class Supervisor:
         self._keep_to(now_s, limits)
         self.life.continue_on_cpu = settings.recovery.continue_on_cpu
         self.life.standby.asked = settings.recovery.standby
-        self.life.in_memory.asked = settings.recovery.in_memory
+        self.life.in_memory.asked = asked_in(settings)
         self.devices.take_over(settings.limits)
         self.journal.record(now_s, *self.night.take_over(now_s, settings, limits))
         if taking_over.concerns_hours(differ):

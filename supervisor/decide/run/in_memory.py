@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from memsup.shared.settings import Settings
 from memsup.supervisor.words import percent, size
 
 EVERY_S, SELDOM_S = 20.0, 25.0
@@ -28,6 +29,14 @@ SETTLES_S = 60.0
 AGAIN_S = 600.0
 """After it was given up it is not tried again for this long."""
 _LEAST_CHANGE = 0.2
+
+
+def asked_in(settings: Settings) -> str:
+    """What `recovery.in_memory` comes to: a machine that has joined another one has no state of its own, and of a model that
+    ranks share no process has all of it.
+    """
+    has_none = settings.nodes.join is not None or settings.training.shard
+    return "off" if has_none else settings.recovery.in_memory
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memsup.shared import messages as m
+from memsup.shared.loading import load
 from memsup.shared.messages import FailureCause, PauseMode, Phase, RequestKind
 from memsup.shared.status import Wanted
 from memsup.supervisor.decide.events import Event, Outcome
@@ -22,6 +23,7 @@ from memsup.supervisor.decide.run.in_memory import (
     SELDOM_S,
     SETTLES_S,
     InMemory,
+    asked_in,
     interval_s,
 )
 from memsup.supervisor.decide.run.lifecycle import Lifecycle
@@ -32,6 +34,19 @@ PROGRESS = m.Progress(
     phase=Phase.TRAINING, ticks=1, epoch=0.1, step=50, total_steps=900, samples=80, loss=0.5, samples_per_s=9.0, eta_s=99.0
 )
 MEMORY = m.WorkerMemory(resident_bytes=1, cuda_allocated_bytes=None, cuda_reserved_bytes=None, data_limit_bytes=None)
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ([], "auto"),
+        (["recovery.in_memory=on"], "on"),
+        (["recovery.in_memory=on", "nodes.join=192.168.1.20"], "off"),
+        (["recovery.in_memory=on", "training.shard=true", "training.ranks=2"], "off"),
+    ],
+)
+def test_no_state_is_asked_for_where_no_process_here_has_all_of_it(flags: list[str], asked: str) -> None:
+    assert asked_in(load(job_file=None, flags=flags, environment={}).settings) == asked
 
 
 def saved(step: int) -> m.CheckpointNote:
