@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import example, given, settings
 from kit.lone_supervisor import tiny_settings
 from kit.one_life import one_life
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.normalizers import BertNormalizer
 from transformers import PreTrainedTokenizerFast
 
 from memsup.shared.data.errors import InputError
@@ -25,7 +27,7 @@ from memsup.shared.paths import RunPaths
 from memsup.worker import train
 from memsup.worker.memory import Peak
 from memsup.worker.tasks import Prepared, find_task
-from memsup.worker.tasks.characters import character_vocabulary, write_tokenizer
+from memsup.worker.tasks.characters import SPECIAL_TOKENS, character_vocabulary, write_tokenizer
 from memsup.worker.tasks.corpus import Text
 from memsup.worker.tasks.tokens import Tokens, find_seam
 
@@ -192,6 +194,18 @@ def asked_alone(tokenizer: Any, text: Text, max_length: int) -> tuple[list[int],
     texts = (text,) if isinstance(text, str) else text
     found = tokenizer(*texts, truncation=True, max_length=max_length)
     return found["input_ids"], found.get("token_type_ids")
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=60), max_size=6))
+@example(["İstanbul", "ΣΊΣΥΦΟΣ", "e\u0301\u0323 한국어 각 ﬁ", "日本 A\tb\u200d"])
+def test_the_vocabulary_is_that_of_the_texts_as_the_tokenizer_sees_them(texts: list[str]) -> None:
+    """Each character is normalized once, whatever stands beside it."""
+    seen = Counter(character for text in texts for character in BertNormalizer(lowercase=True).normalize_str(text))
+    known = {character for character, count in seen.items() if count > 1 and not character.isspace()}
+    made = character_vocabulary([texts], at_most=10_000)[len(SPECIAL_TOKENS) :]
+    assert {piece.removeprefix("##") if len(piece) > 1 else piece for piece in made} == known
+    often = [seen[piece] for piece in made if len(piece) == 1]
+    assert often == sorted(often, reverse=True)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,9 +17,6 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 """The special tokens in BERT's places: padding is 0."""
 
-_CHARS_AT_ONCE = 1 << 16
-"""How much of a text is normalized at once, which takes some hundred bytes a character; it is done character by character."""
-
 
 def character_vocabulary(texts: Iterable[Sequence[str | tuple[str, str]]], *, at_most: int) -> list[str]:
     """The special tokens, then the characters of `texts` by how often they occur, then by code point; `at_most` in all.
@@ -27,12 +24,15 @@ def character_vocabulary(texts: Iterable[Sequence[str | tuple[str, str]]], *, at
     A character that occurs once is left to `[UNK]`, so that the model learns what an unknown one is. BERT cuts text into
     words and each Chinese character is one; the others are written `##x` where they continue a word, so they stand here twice.
     """
-    counts: Counter[str] = Counter()
+    written: Counter[str] = Counter()
     for chunk in texts:
         for text in chunk:
             for part in (text,) if isinstance(text, str) else text:
-                for start in range(0, len(part), _CHARS_AT_ONCE):
-                    counts.update(_normalize(part[start : start + _CHARS_AT_ONCE]))
+                written.update(part)
+    counts: Counter[str] = Counter()
+    for character, count in written.items():  # each is normalized by itself, so once is enough
+        for normal in _normalize(character):
+            counts[normal] += count
     vocabulary = list(SPECIAL_TOKENS)
     for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if count == 1 or character.isspace():
