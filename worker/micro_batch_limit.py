@@ -33,10 +33,12 @@ def begin_limited(training: OneRank, micro_tokens_limit: int | None) -> None:
 
 def limit_micro_batch(training: OneRank, order: LimitMicroBatch) -> int:
     """Takes the order into the plan, from the step in hand on, which is done again if its cuts change, or from the next one on
-    where the model is shared out. Returns the most tokens of a micro-batch from then on.
+    where its micro-batches are all computed, or the model is shared out. Returns the most tokens of a micro-batch from then on.
     """
     step = training.step + 1
-    if training.sharded is not None:  # all ranks compute the step in hand, and none can do its part again alone
+    if training.has_own_part or training.sharded is not None:
+        # What was computed cannot be computed otherwise any more, and a later life does it again as the plan says. Where the
+        # model is shared out all ranks compute the step in hand, and none can do its part again alone.
         step += 1
     before = training.plan.at(step)
     changes: dict[str, Any] = {

@@ -548,7 +548,7 @@ def take_step(training: Training) -> None:
             if spent is not None and done is not None:
                 _account_for(training, step, rows, spent, took_s=training.work_s() - tried_s)
 
-    training.step = step
+    training.step, training.has_own_part = step, False
     if training.sharded is not None:
         training.sharded.has_taken(step)
     training.loss = done.loss
@@ -664,7 +664,7 @@ def _accumulate(training: OneRank, step: int, rows: Rows) -> Gradient | None:
     for one in lanes.models:
         one.train()
     training.give_up_gradients()
-    training.is_adding_up, training.has_given_up = True, False
+    training.is_adding_up, training.has_own_part, training.has_given_up = True, False, False
     training.measuring.begin_step(plan.lanes_used)
     precision = partial(autocast, training.device, training.settings.amp, keeps_weights=training.sharded is None)
     with lanes.step(precision):  # a whole step: weights are converted once
@@ -691,7 +691,7 @@ def _accumulate(training: OneRank, step: int, rows: Rows) -> Gradient | None:
         for _ in range(others_more):
             _keep_others_company(training, step, rows, plan)
             training.boundary()
-    training.is_adding_up = False
+    training.is_adding_up, training.has_own_part = False, True
     training.measuring.end_step()
     with spent_on(Part.OPTIMIZER):
         lanes.gather()

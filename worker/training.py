@@ -130,6 +130,8 @@ class OneRank:
     """Whether the model is set to compute its activations twice now."""
     is_adding_up: bool = False
     """Whether micro-batches of the step in hand are left to be computed."""
+    has_own_part: bool = False
+    """Whether all micro-batches of the step in hand are computed; of several ranks, this one may still wait for the others."""
     has_given_up: bool = False
     """Whether the gradients of the step in hand were dropped, so that it has to be done again."""
 

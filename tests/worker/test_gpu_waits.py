@@ -68,7 +68,7 @@ def queued(monkeypatch: pytest.MonkeyPatch) -> Queued:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: queued.pin(tensor))  # a function is bound, a method is not
     monkeypatch.setattr(train, "choose_device", lambda *_arguments, **_named: meta)
     monkeypatch.setattr(train, "device_memory", lambda _device, _limit: allocator)
-    monkeypatch.setattr(train, "autocast", lambda _device, _amp: nullcontext())
+    monkeypatch.setattr(train, "autocast", lambda *_arguments, **_named: nullcontext())
     monkeypatch.setattr(torch, "autocast", lambda *_arguments, **_named: nullcontext())  # `meta` has none
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda _device: False)
     monkeypatch.setattr(train, "clock_of", lambda _device: queued)

@@ -7,12 +7,14 @@ import os
 import signal
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
+import torch
 from kit.lone_supervisor import LoneSupervisor, newest_checkpoint, state_of, tiny_settings
 from kit.memory_of import starve
-from kit.one_life import without_dropout
+from kit.one_life import one_life, without_dropout
 from safetensors.numpy import load_file
 
 from memsup.shared.messages import (
@@ -29,8 +31,11 @@ from memsup.shared.messages import (
     Stop,
 )
 from memsup.shared.settings import Settings
+from memsup.worker import train
+from memsup.worker.micro_batch_limit import limit_micro_batch
 from memsup.worker.plan.batches import Lengths
 from memsup.worker.ranks.shares import LEAST, WHOLE, better, equal, shared_out
+from memsup.worker.training import OneRank
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Shares
@@ -70,6 +75,29 @@ def test_shares_follow_the_speed_where_that_saves_something() -> None:
     assert better((500, 500), [100.0, 104.0]) is None
     assert better((500, 500), [1000.0, 1.0]) == (WHOLE - LEAST, LEAST)
     assert better(equal(45), [1.5] * 23 + [0.5] * 22) is None, "half of them would have to have less than the least"
+
+
+def test_a_limit_that_comes_while_a_rank_waits_counts_from_the_next_step_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan says of each step how it was computed, since a later life does it again by that. A rank that has done its part
+    carries out orders until all have.
+    """
+    with one_life(tiny_settings(tmp_path, training__effective_batch=8)) as training:
+        add_up, limit = training.ranks.add_up, LimitMicroBatch(order_id=1, reason="a test", micro_tokens=40)
+
+        def told_meanwhile(training: OneRank, loss: torch.Tensor) -> torch.Tensor:
+            limit_micro_batch(training, limit)
+            return add_up(training, loss)
+
+        before = training.plan.at(1).micro_tokens
+        with monkeypatch.context() as patch:
+            patch.setattr(training.ranks, "add_up", told_meanwhile)
+            train.take_step(training)
+        assert (training.plan.at(1).micro_tokens, training.plan.at(2).micro_tokens) == (before, 40)
+        assert before > 40
+        limit_micro_batch(training, msgspec.structs.replace(limit, micro_tokens=30))  # between two steps
+        assert training.plan.at(2).micro_tokens == 30
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -208,7 +208,7 @@ def take_step(training: OneRank, work: m.Compute) -> None:
         while gradient is None:
             gradient = try_gradient(training, work.step, rows)
         apply_gradient(training, work.step, work.learning_rate, gradient)
-    training.step = work.step
+    training.step, training.has_own_part = work.step, False
     if training.sharded is None:
         plan_ahead(training)
     else:
