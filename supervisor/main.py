@@ -662,7 +662,9 @@ class Supervisor:
         )
 
     def _see_card(self, now_s: float) -> None:
-        """Sees what the worker has on the GPU, and what room there is for that in RAM."""
+        """Sees what the worker, with all that it has started by now, has on the GPU, and what room there is for that in RAM."""
+        if self.worker.pid and self.devices.watches_gpus:
+            self.devices.client.worker_pids = tuple(self.worker.fence.pids())
         self.life.on_card_seen(self.devices.card_view(now_s, self.guard.memory, self.guard.ladder.limits))
 
     def _show(self, now_s: float, status: Status, *, durable: bool) -> None:

@@ -491,6 +491,9 @@ def _tell_what_is_not_done(training: Training, why_fewer_lanes: str | None) -> N
 def measuring_of(
     prepared: Prepared, welcome: Welcome, device: torch.device, memory: DeviceMemory | None, settings: Settings
 ) -> Measuring:
+    # LAPACK, with which the planner fits its lines, takes 32 MiB for good when it is first asked, and ends the process where it
+    # does not get them.
+    np.linalg.lstsq(np.eye(2), np.ones(2), rcond=None)
     limit_bytes = welcome.memory_limit_bytes if memory is None else memory.limit_bytes
     most_bytes, initial_bytes = (None, 0) if limit_bytes is None else planned_bytes(limit_bytes)
     first_tokens = settings.micro_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from memsup.memory import SOFT_FRACTION, held, lift
 from memsup.shared.messages import Done, LimitMicroBatch
 from memsup.supervisor.kernel.processes import limit_growth
 from memsup.worker import train
+from memsup.worker.__main__ import LIBRARIES
 from memsup.worker.plan.footprint import Shape
 from memsup.worker.plan.planner import LEAST_STEPS_TO_LEAVE
 from memsup.worker.session import Leave
@@ -254,3 +256,30 @@ def test_nobody_who_keeps_no_soft_limit_is_kept_small() -> None:
         assert resource.prlimit(child.pid, resource.RLIMIT_DATA) == before
         assert child.stdin is not None
         child.stdin.close()
+
+
+def test_what_libraries_keep_for_good_they_have_before_memory_is_short(tmp_path: Path) -> None:
+    """LAPACK, with which the planner fits its lines, ends the process where it does not get its 32 MiB at the first call."""
+    code = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from kit.lone_supervisor import tiny_settings
+from kit.one_life import one_life
+numbers = np.arange(1.0, 181.0).reshape(60, 3) ** 0.5
+with one_life(tiny_settings(Path(sys.argv[1]))):
+    held = next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]
+    resource.setrlimit(resource.RLIMIT_DATA, ((int(held) << 10) - (8 << 20), resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    np.linalg.lstsq(numbers, np.arange(60.0), rcond=None)
+    resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+"""
+    as_a_worker = os.environ | LIBRARIES
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        env=as_a_worker,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

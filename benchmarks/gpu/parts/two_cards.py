@@ -91,7 +91,7 @@ def _killed(run: Run) -> Finding:
         run.until("begun again", lambda later: later.restarts > seen.restarts, 60)
         took_s = time.monotonic() - began_s
         deaths = run.events("death")
-        if not deaths or "Rank 1 was killed by SIGKILL" not in deaths[-1]["reason"]:
+        if not deaths or deaths[-1].get("cause") != "killed":
             raise Unproved(f"the ledger says {deaths[-1:]}")
         run.until_over(150)
     finally:

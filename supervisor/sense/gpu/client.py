@@ -17,7 +17,7 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -85,7 +85,7 @@ class GpuClient:
         self._wanted_caps: dict[str, float] = {}
         self._sent_caps: dict[str, float] = {}
         self._known: dict[int, GpuReading] = {}
-        self._holders: dict[int, int | None] | None = None
+        self._devices: Sequence[frames.Device] | None = None
         self._watches: dict[int, StuckSensorWatch] = {}
         self._xids: list[tuple[int, int]] = []
         self._memory_errors = 0
@@ -173,7 +173,8 @@ class GpuClient:
         """What each of the worker's processes holds on all GPUs together, in bytes; None where the driver does not tell how
         much. Returns None where it is not known now which of the driver's processes are the worker's.
         """
-        return self._holders if now_s - self._seen_s <= STALE_S else None
+        is_known = self._devices is not None and now_s - self._seen_s <= STALE_S
+        return holders_of(self._devices or (), self.worker_pids) if is_known else None
 
     @property
     def note(self) -> str | None:
@@ -357,7 +358,7 @@ class GpuClient:
 
     def _see(self, now_s: float, seen: frames.Seen) -> list[GpuReading]:
         self._seen_s = now_s
-        self._holders = holders_of(seen.devices, self.worker_pids)
+        self._devices = seen.devices
         self._may_cap = seen.may_cap
         if now_s - self._spawned_s >= FORGIVEN_AFTER_S:
             self.failures, self.why = 0, None
