@@ -27,9 +27,10 @@ from memsup.shared.paths import RunPaths
 from memsup.worker import train
 from memsup.worker.memory import Peak
 from memsup.worker.tasks import Prepared, find_task
+from memsup.worker.tasks import tokens as tokens_module
 from memsup.worker.tasks.characters import SPECIAL_TOKENS, character_vocabulary, write_tokenizer
 from memsup.worker.tasks.corpus import Text
-from memsup.worker.tasks.tokens import Tokens, find_seam
+from memsup.worker.tasks.tokens import Tokens, find_seam, find_word
 
 LEARNT_FROM = [
     "the room was good and the breakfast came late, though nobody's staff said so in 2024!",
@@ -138,6 +139,26 @@ def with_added() -> Any:
     return tokenizer
 
 
+def with_words_added() -> Any:
+    """Tokens that lie in a word, of which some take the blanks beside them."""
+    tokenizer = word_piece()
+    tokenizer.add_tokens([AddedToken("newyork", normalized=True), AddedToken("oo")])
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<extra>", lstrip=True, rstrip=True)]})
+    return tokenizer
+
+
+def with_one_alone() -> Any:
+    tokenizer = word_piece()
+    tokenizer.add_tokens([AddedToken("good", single_word=True)])
+    return tokenizer
+
+
+def word_piece_by_blanks() -> Any:
+    tokenizer = word_piece()
+    tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer(handle_chinese_chars=False, clean_text=False)
+    return tokenizer
+
+
 def left_word_piece() -> Any:
     return word_piece(truncation_side="left")
 
@@ -147,6 +168,9 @@ KINDS: dict[str, Callable[[], Any]] = {
     "WordPiece, cased": cased_word_piece,
     "WordPiece, cut on the left": left_word_piece,
     "WordPiece, more tokens": with_added,
+    "WordPiece, more words": with_words_added,
+    "WordPiece, a token alone": with_one_alone,
+    "WordPiece, by blanks": word_piece_by_blanks,
     "BPE of bytes": byte_level,
     "BPE of bytes, a blank before": functools.partial(byte_level, prefix=True),
     "BPE of bytes, Qwen": functools.partial(byte_level, splits=QWEN),
@@ -162,6 +186,9 @@ KINDS: dict[str, Callable[[], Any]] = {
 }
 SEAMLESS = {"WordPiece, cut on the left", "WordPiece, more tokens", "BPE of whole texts", "code points"}
 """Those that may look at the whole text, or of which nothing is known."""
+
+OF_WORDS = {"WordPiece", "WordPiece, more words", "WordPiece, by blanks", "characters"}
+"""Those that see no more than a word at a time, which are asked once for each word."""
 
 tokenizer_of = functools.cache(lambda kind: KINDS[kind]())
 
@@ -179,6 +206,7 @@ PIECES = [
     "\u3000",
     "\n",
 ]
+PIECES += ["newyork", "房good间", "good,oo", "\u4dff", "\u9fff", "\ua000", "한국어", "\x1f"]
 PIECES += ["  ", " ", " ", " ", "good", "The", "房", "间。", ",", "2024", "'s", "``", "  \t", "ﬁ", "İ", "①", "▁", "\U0010ffff"]
 LONG = st.builds(
     lambda parts, times: "".join(parts) * times, st.lists(st.sampled_from(PIECES), max_size=6), st.sampled_from([1, 1, 2, 60])
@@ -236,6 +264,20 @@ def test_a_text_of_millions_of_characters_takes_little_memory(kind: str) -> None
 
 def test_a_seam_is_known_of_the_kinds_that_have_words() -> None:
     assert {kind for kind in KINDS if find_seam(tokenizer_of(kind)) is None} == SEAMLESS
+
+
+def test_words_are_known_of_the_kinds_that_see_one_at_a_time() -> None:
+    assert {kind for kind in KINDS if find_word(tokenizer_of(kind)) is not None} == OF_WORDS
+
+
+def test_what_is_remembered_of_words_is_bounded_and_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens_module, "_MOST_KNOWN_CHARS", 2_000)
+    texts = [" ".join(f"good{number}" for number in range(start, start + 8)) for start in range(0, 4_000, 8)] * 2
+    tokens = Tokens(tokenizer_of("WordPiece"), 16)
+    wanted = tokenizer_of("WordPiece")(texts, truncation=True, max_length=16)["input_ids"]
+    for start in range(0, len(texts), 50):
+        assert [*tokens.encode(texts[start : start + 50]).tokens] == wanted[start : start + 50]
+        assert sum(map(len, tokens._known)) <= 2_000 + sum(map(len, texts[start : start + 50]))
 
 
 def test_what_does_not_fit_beside_the_tokens_that_are_added_is_said() -> None:

@@ -6,6 +6,9 @@ Where tokens are kept is `corpus.py`'s business.
 A tokenizer takes up to 650 bytes a character (measured, Chinese), so of a long text it is only given the beginning, where that
 is known to be enough: cut at a seam, across which no part of the tokenizer looks, and long enough to make more tokens than are
 kept. Where no seam is known it gets the whole text, since being right comes before being small.
+
+It also takes more than a microsecond a character, which of a first start is half the time. BERT's looks at single words, so of
+each of them it is asked once, and the tokens of a text are put together from those of its words.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,9 +33,13 @@ _LONG_CHARS_A_TOKEN, _FIRST_CHARS_A_TOKEN, _LONGER = 32, 16, 4
 """A text with more characters for each token that is kept is long; how many are tried first, and how much longer the next try
 is.
 """
+_MOST_KNOWN_CHARS = 1 << 19
+"""So many characters of words are remembered with their tokens, some 30 MiB; then it is begun anew."""
 
 _Row = tuple[list[int], list[int]]
 """A row's tokens and their types."""
+_Place = tuple[int | None, int, int]
+"""A part of a row: which of its texts, or None for what is added; the token that is added; the type."""
 
 
 class Tokens:
@@ -41,7 +48,10 @@ class Tokens:
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self._tokenizer, self._max_length = tokenizer, max_length
         self._gives_types = "token_type_ids" in tokenizer.model_input_names
-        self._seam = find_seam(tokenizer)
+        self._seam, self._word = find_seam(tokenizer), find_word(tokenizer)
+        self._known: dict[str, list[int]] = {}
+        """The tokens of words."""
+        self._known_chars = 0
         self._special = _special_tokens(tokenizer)
         self._added = {pair: tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True)}
         self._added_special = {
@@ -82,19 +92,59 @@ class Tokens:
         cut_here = [isinstance(text, tuple) and self._tokenizer.is_fast for text in texts]
         others = [text for text, here in zip(texts, cut_here, strict=True) if not here]
         wanted = [self._beginning(text, self._max_length) if isinstance(text, str) else text for text in others]
-        found = self._call(wanted, truncation=True, max_length=self._max_length) if wanted else {"input_ids": []}
-        rows = zip(found["input_ids"], found.get("token_type_ids", found["input_ids"]), strict=True)
+        rows = iter(self._of_words(wanted) if self._word else self._of_texts(wanted))
         return [self._pair(*text) if here else next(rows) for text, here in zip(texts, cut_here, strict=True)]
 
-    def _call(self, texts: list[Text], **how: Any) -> Any:
+    def _of_words(self, texts: list[Any]) -> Iterator[_Row]:
+        room = self._max_length - self._added[False]
+        return (self._put_together([own[:room]]) for own in self._own_tokens(texts))
+
+    def _of_texts(self, texts: list[Text]) -> Iterator[_Row]:
+        found = self._call(texts, truncation=True, max_length=self._max_length) if texts else {"input_ids": []}
+        return zip(found["input_ids"], found.get("token_type_ids", found["input_ids"]), strict=True)
+
+    def _call(self, texts: Sequence[Text], **how: Any) -> Any:
         return self._tokenizer(
             texts, return_attention_mask=False, return_token_type_ids=self._gives_types, verbose=False, **how
         )
 
-    def _own_tokens(self, text: str) -> list[int]:
-        """All tokens of the text, without those that are added."""
-        found: list[int] = self._call([text], add_special_tokens=False)["input_ids"][0]
+    def _own_tokens(self, texts: list[str]) -> list[list[int]]:
+        """All tokens of each text, without those that are added."""
+        if self._word is None:
+            return self._own(texts)
+        words = [self._word.findall(text) for text in texts]
+        if self._known_chars > _MOST_KNOWN_CHARS:
+            self._known, self._known_chars = {}, 0
+        new = list({*itertools.filterfalse(self._known.__contains__, itertools.chain.from_iterable(words))})
+        self._known.update(zip(new, self._own(new), strict=True))
+        self._known_chars += sum(map(len, new))
+        known = self._known.__getitem__
+        return [[*itertools.chain.from_iterable(map(known, of_text))] for of_text in words]
+
+    def _own(self, texts: list[str]) -> list[list[int]]:
+        found: list[list[int]] = self._call(texts, add_special_tokens=False)["input_ids"] if texts else []
         return found
+
+    def _put_together(self, own: list[list[int]]) -> _Row:
+        """A row of the own tokens of one text or two, in their places between what the tokenizer adds."""
+        tokens: list[int] = []
+        types: list[int] = []
+        for text, token, token_type in self._places[len(own) - 1]:
+            part = [token] if text is None else own[text]
+            tokens += part
+            types += [token_type] * len(part)
+        return tokens, types
+
+    @functools.cached_property
+    def _places(self) -> tuple[list[_Place], list[_Place]]:
+        """What a row of one text is put together from, and one of two."""
+        pad = self._tokenizer.pad_token
+        return self._places_of(pad), self._places_of((pad, pad))
+
+    def _places_of(self, text: Text) -> list[_Place]:
+        found = self._call([text])
+        types = found["token_type_ids"][0] if self._gives_types else found["input_ids"][0]
+        return list(zip(found.sequence_ids(0), found["input_ids"][0], types, strict=True))
 
     # -----------------------------------------------------------------------------------------------------------------
     # Two texts
@@ -103,32 +153,18 @@ class Tokens:
         """Both texts, cut as `longest_first` has it, in their places between what the tokenizer adds."""
         room = self._max_length - self._added[True]
         beginnings = [self._beginning(text, room) for text in (first, second)]
-        own = [self._own_tokens(text) for text in beginnings]
+        own = self._own_tokens(beginnings)
         lengths = len(own[0]), len(own[1])
         is_cut = [beginning is not text for beginning, text in zip(beginnings, (first, second), strict=True)]
         # Which text makes more tokens has to be certain, or of no consequence.
         if (all(is_cut) and room % 2) or (any(is_cut) and not all(is_cut) and is_cut[0] != (lengths[0] > lengths[1])):
-            own = [self._own_tokens(text) for text in (first, second)]
+            own = self._own_tokens([first, second])
             lengths = len(own[0]), len(own[1])
         if sum(lengths) > room:
             kept = _longest_first(*lengths, room)
             from_left = self._tokenizer.truncation_side == "left"
             own = [part[len(part) - n :] if from_left else part[:n] for part, n in zip(own, kept, strict=True)]
-        tokens: list[int] = []
-        types: list[int] = []
-        for text, token, token_type in self._places:
-            part = [token] if text is None else own[text]
-            tokens += part
-            types += [token_type] * len(part)
-        return tokens, types
-
-    @functools.cached_property
-    def _places(self) -> list[tuple[int | None, int, int]]:
-        """What a row of two texts is put together from: which of them, or None for what is added; the token; its type."""
-        found = self._call([(self._tokenizer.pad_token, self._tokenizer.pad_token)])
-        types = found["token_type_ids"][0] if self._gives_types else found["input_ids"][0]
-        every = zip(found.sequence_ids(0), found["input_ids"][0], types, strict=True)
-        return list(every)
+        return self._put_together(own)
 
     # -----------------------------------------------------------------------------------------------------------------
     # How much of a long text is needed
@@ -140,7 +176,7 @@ class Tokens:
         least_chars = self._max_length * _FIRST_CHARS_A_TOKEN
         while (seam := self._seam.search(text, least_chars)) is not None:
             beginning = text[: seam.end()]
-            if len(self._own_tokens(beginning)) > tokens:
+            if len(self._own_tokens([beginning])[0]) > tokens:
                 return beginning
             least_chars = _LONGER * seam.end()
         return text
@@ -206,6 +242,7 @@ def _portions(texts: list[Text]) -> Iterator[list[Text]]:
 
 _IDEOGRAPH = r"[\u4e00-\u9fff]"
 _PLAIN = r"[0-9A-Za-z\u4e00-\u9fff]"
+_WORD = r"[\u4e00-\u9fff]|[^\u4e00-\u9fff ]+"
 _BEFORE_BLANK = rf"{_PLAIN}(?= {_PLAIN})"
 _BEFORE_PUNCTUATION = rf"{_IDEOGRAPH}(?=[、。,!?;:])"
 
@@ -255,6 +292,24 @@ def find_seam(tokenizer: Any) -> re.Pattern[str] | None:
     if seams and normalizers and normalizers[0].get("handle_chinese_chars"):
         seams = (*seams, _IDEOGRAPH)  # blanks are put around each
     return re.compile("|".join(seams)) if seams else None
+
+
+def find_word(tokenizer: Any) -> re.Pattern[str] | None:
+    """What is a word, of a tokenizer that sees no more than one at a time: the tokens of a text are those of its words, one
+    after the other. None means that it may look at more.
+
+    BERT's puts blanks around each ideograph, and ends a word at each blank. An added token is found wherever it stands, unless
+    it may stand alone only, so that what is beside it counts.
+    """
+    added = tokenizer.added_tokens_decoder.values()
+    if find_seam(tokenizer) is None or any(token.single_word for token in added):
+        return None
+    backend = tokenizer.backend_tokenizer
+    normalizers, pre_tokenizers = _parts(backend.normalizer, "normalizers"), _parts(backend.pre_tokenizer, "pretokenizers")
+    kinds = [part["type"] for part in (*normalizers, *pre_tokenizers)]
+    if kinds != ["BertNormalizer", "BertPreTokenizer"] or type(backend.model).__name__ != "WordPiece":
+        return None
+    return re.compile(_WORD if normalizers[0]["handle_chinese_chars"] else "[^ ]+")
 
 
 def _parts(component: Any, inside: str) -> list[dict[str, Any]]:
