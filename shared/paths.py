@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+
+import msgspec
 
 
 class PathError(Exception):
@@ -22,8 +23,7 @@ _MOST_NAME_BYTES = 200
 """A file system takes names of 255 bytes (NAME_MAX), and a run set aside has a longer name. A letter has up to four."""
 
 
-@dataclass(frozen=True)
-class RunPaths:
+class RunPaths(msgspec.Struct, frozen=True, dict=True):
     """All files of one run. `state` survives everything; `runtime` holds sockets and locks until the next boot."""
 
     name: str

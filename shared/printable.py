@@ -20,23 +20,23 @@ _UNSAFE = (
     "\U00013430-\U0001345f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e007f"
     "\ud800-\udfff"  # half a surrogate, as in a file name that is not UTF-8
 )
-_IN_LINES = re.compile(f"[{_UNSAFE}]")
-_IN_A_LINE = re.compile(f"[{_UNSAFE}\n]")
+# Compiled when they are used: a `status` needs one of them, and waits for that.
+_IN_LINES, _IN_A_LINE = f"[{_UNSAFE}]", f"[{_UNSAFE}\n]"
 
 
 def printable(text: str) -> str:
     """`text` as it may stand in one line: what drives a terminal, and what would end the line, is shown as �."""
-    return _IN_A_LINE.sub(SHOWN_INSTEAD, text.replace("\t", " "))
+    return re.sub(_IN_A_LINE, SHOWN_INSTEAD, text.replace("\t", " "))
 
 
 def printable_lines(text: str) -> str:
     """The same of a text whose lines are meant to be lines."""
-    return _IN_LINES.sub(SHOWN_INSTEAD, text)
+    return re.sub(_IN_LINES, SHOWN_INSTEAD, text)
 
 
 def printable_json(document: str) -> str:
     r"""A JSON document with the same content that a terminal may show: what would drive it is written as `\uXXXX`."""
-    return _IN_LINES.sub(lambda found: "".join(f"\\u{unit:04x}" for unit in _utf16(found[0])), document)
+    return re.sub(_IN_LINES, lambda found: "".join(f"\\u{unit:04x}" for unit in _utf16(found[0])), document)
 
 
 def _utf16(character: str) -> tuple[int, ...]:

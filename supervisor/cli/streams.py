@@ -14,7 +14,6 @@ import os
 import stat
 import struct
 import sys
-import termios
 from typing import TYPE_CHECKING, TextIO
 
 from memsup.shared.descriptors import wait_ready
@@ -60,6 +59,8 @@ class OutputLostError(Exception):
 
 def has_input() -> bool:
     """Whether somebody has put something on standard input that is not read yet: a file, or what a pipe holds at the moment."""
+    import termios
+
     try:
         kind = os.fstat(0)
         if stat.S_ISREG(kind.st_mode):

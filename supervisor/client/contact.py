@@ -13,7 +13,6 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -72,8 +71,7 @@ class Presence(enum.Enum):
     GONE = enum.auto()
 
 
-@dataclass(frozen=True)
-class Observed:
+class Observed(msgspec.Struct, frozen=True):
     """What was found of a run."""
 
     presence: Presence
