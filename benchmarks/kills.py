@@ -2,9 +2,9 @@
 
     python benchmarks/kills.py [--kills 200] [--seed N] [--task NAME] [--ranks 2] [--back on|off | --lost | --machines]
 
-Each run of the tiny job is killed up to ten times (worker, supervisor or both; with several ranks up to 35 times, and also one
-of the others) and must end with exactly the weights, optimizer state and audit digest of the undisturbed run. Prints a Markdown
-table of the kills and the verdict; exit code 1 if one differs.
+Each run of the tiny job is killed up to ten times (worker, supervisor or both; with several ranks also one of the others, and
+all the times in one run) and must end with exactly the weights, optimizer state and audit digest of the undisturbed run. Prints
+a Markdown table of the kills and the verdict; exit code 1 if one differs.
 
 `--task` has another task than the tiny job's: pairs, labels (several a text), scores, tags, chat (LoRA) or chat4 (beside
 weights in four bits), on rows that are made up; each run is killed up to twenty times then, three in five times its worker
@@ -43,12 +43,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from kit import FAULTS
 from kit.chat import dialogues, tiny_chat_model
 from kit.cli_process import eventually, memsup
-from kit.killed_runs import Tally, disturbed, end_of, end_supervisors, make_job, undisturbed
+from kit.killed_runs import WAITED_S, Tally, disturbed, end_of, end_supervisors, make_job, undisturbed
 from kit.run_state import ledger, status, until
-from kit.two_machines import Machine, joined, missing, two_machines
+from kit.two_machines import LOOK_EVERY_S, Machine, joined, missing, two_machines
 
 from memsup.shared.paths import run_paths
 
+BEGAN_S = time.monotonic()
+SLOWLY = {"PYTHONPATH": str(FAULTS), "FAULT_STEP_S": "0.05"}
+"""Each step waits a little, so that a run does not end before it was killed as often as it is to be."""
 TASKS = ("pairs", "labels", "scores", "tags", "chat", "chat4")
 ALL, MOSTLY_WORKERS = ("worker", "supervisor", "both", "rank"), (*["worker"] * 3, "supervisor", "both")
 
@@ -75,7 +78,9 @@ def main() -> int:
         if options.machines:
             return machines(Path(folder), draw, options.kills)
         is_alone = options.ranks == 1
-        epochs, kills, lanes = (60, 10, 2) if is_alone else (20, 35, 1)
+        epochs, kills, lanes = (60, 10, 2) if is_alone else (10 + options.kills, options.kills, 1)
+        if not is_alone:
+            os.environ |= SLOWLY
         victims = ALL if options.task is None else MOSTLY_WORKERS
         if options.task is None:
             make_job(job, epochs=epochs, amp="auto", lanes=lanes, ranks=options.ranks)
@@ -84,6 +89,7 @@ def main() -> int:
             make_job_of(options.task, job, epochs=epochs)
         try:
             expected = undisturbed(job, "undisturbed")
+            print(f"undisturbed after {time.monotonic() - BEGAN_S:.0f} s", flush=True)
             while tally.total < options.kills:
                 runs += 1
                 end = disturbed(job, f"run{runs}", draw, tally, kills=kills, longest_life_s=5.0, victims=victims)
@@ -97,7 +103,8 @@ def main() -> int:
     print("\n| while the worker was | times |\n|---|---|")
     for phase, count in sorted(tally.phases.items()):
         print(f"| {phase} | {count} |")
-    print(f"\n{runs} runs, {tally.total} kills, {different} with other bits than the undisturbed run.")
+    took_s = time.monotonic() - BEGAN_S
+    print(f"\n{runs} runs, {tally.total} kills, {different} with other bits than the undisturbed run; it took {took_s:.0f} s.")
     return 1 if different else 0
 
 
@@ -107,15 +114,16 @@ def machines(folder: Path, draw: random.Random, kills: int) -> int:
         print(why_not)
         return 0
     ends, tally = [], Tally()
+    os.environ |= SLOWLY
     for name in ("undisturbed", "disturbed"):
         home = folder / name
         home.mkdir()
-        make_job(home / "job", epochs=6 + kills, every="1s", lanes=1)
+        make_job(home / "job", epochs=10 + kills, every="1s", lanes=1)
         with two_machines(home) as both:
             joined(*both, home / "job", "nodes.wait=10m")
             if name == "disturbed":
                 disturb(*both, draw, tally, kills)
-            finish(*both)
+            comes_to(*both, "finished")
             ends.append(end_of(both[0].paths()))
             events = Counter(line["event"] for machine in both for line in machine.ledger())
     for what, count in sorted(tally.kills.items()):
@@ -128,37 +136,44 @@ def machines(folder: Path, draw: random.Random, kills: int) -> int:
 def disturb(first: Machine, other: Machine, draw: random.Random, tally: Tally, kills: int) -> None:
     """Something happens to a machine or the cable, at a random instant, so many times or until the run is over."""
     while tally.total < kills:
-        if draw.random() < 0.75:
-            seen = first.until(lambda seen: seen["state"] in ("running", "finished"), 900)
-        else:
-            seen = first.status()
-        time.sleep(draw.uniform(0, 3))
-        if seen["state"] == "finished":
+        seen = comes_to(first, other, "running", "finished") if draw.random() < 0.75 else first.status()
+        if seen is not None and seen["state"] == "finished":
             return
+        time.sleep(draw.uniform(0, 3))
         machine, name = draw.choice([(first, "the first"), (other, "the other")])
         victim = draw.choice(["worker", "supervisor", "both", "cable"])
         if victim == "cable":
-            pulled_s = draw.choice([5, 5, 5, 60])
+            pulled_s = draw.choice([*[5] * 7, 60])
             machine.plug(is_in=False)
             time.sleep(pulled_s)
             machine.plug(is_in=True)
             tally.kills[f"cable of {name} machine, {pulled_s} s"] += 1
-            continue
-        fields = {"worker": ["worker_pid"], "supervisor": ["pid"], "both": ["pid", "worker_pid"]}[victim]
-        pids = machine.kill(*fields)
-        tally.kills[f"{victim} of {name} machine"] += bool(pids)
-        if victim != "worker":
-            for pid in pids:
-                eventually(lambda pid=pid: not psutil.pid_exists(pid), 60)
-            machine.tried("start")
+        else:
+            fields = {"worker": ["worker_pid"], "supervisor": ["pid"], "both": ["pid", "worker_pid"]}[victim]
+            pids = machine.kill(*fields)
+            tally.kills[f"{victim} of {name} machine"] += bool(pids)
+            if victim != "worker":
+                for pid in pids:
+                    eventually(lambda pid=pid: not psutil.pid_exists(pid), WAITED_S)
+                machine.tried("start", within_s=WAITED_S)
+        step = ((first.status() or {}).get("progress") or {}).get("step")
+        print(f"{time.monotonic() - BEGAN_S:5.0f} s, {tally.total:3}: {victim} of {name}, step {step}", flush=True)
 
 
-def finish(first: Machine, other: Machine) -> None:
-    """Waits for the end; a machine that has died so often that it was given up is started again, as a person would."""
-    while first.tried("wait", within_s=3600).returncode != 0:
-        first.memsup("start")
-        if other.status()["state"] in ("failed", "stopped"):
-            other.memsup("start")
+def comes_to(first: Machine, other: Machine, *states: str) -> Any:
+    """The status of the first machine in one of these states. Where a supervisor is gone, or has given up after so many deaths,
+    it is started again, as a person would.
+    """
+
+    def look() -> Any:
+        seen = first.status()
+        if seen is None or seen["state"] != "finished":
+            for machine in (first, other):
+                if (machine.status() or {"state": "stopped"})["state"] in ("failed", "stopped"):
+                    machine.tried("start", within_s=WAITED_S)
+        return seen if seen is not None and seen["state"] in states else None
+
+    return eventually(look, WAITED_S, every_s=LOOK_EVERY_S)
 
 
 def make_job_of(task: str, job: Path, *, epochs: int) -> None:
@@ -227,7 +242,7 @@ def back(job: Path, draw: random.Random, kills: int, standby: str) -> int:
 def lost(job: Path, draw: random.Random, kills: int) -> int:
     """Kills the worker of one run again and again, and prints how much work that cost."""
     make_job(job, epochs=10_000, every="10m", lanes=1)
-    os.environ |= {"PYTHONPATH": str(FAULTS), "FAULT_STEP_S": "0.05"}
+    os.environ |= SLOWLY
     took_s: list[float] = []
     different, kept = 0, 0
     audit = run_paths("lost").state / "audit.txt"

@@ -34,13 +34,15 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from kit.cli_process import end_supervisors, memsup
+from kit.cli_process import end_supervisors, eventually, memsup
+from kit.killed_runs import WAITED_S
 from kit.lone_supervisor import LoneSupervisor, newest_checkpoint, state_of, tiny_settings
 from kit.one_life import without_dropout
 from kit.own_program import BARE_PYTHON, printed
 from kit.own_ranks import LAUNCHER
 
 from memsup.shared.messages import Heartbeat
+from memsup.shared.readings import RankReading
 from memsup.shared.settings import Settings
 from memsup.worker.audit import LINE_BYTES
 
@@ -131,6 +133,8 @@ def of_memsup(settings: Settings, *, skipped: int = SKIPPED, is_slowed: bool = F
         audit = supervisor.paths.state / "audit.txt"
         began_s, before_s = after_step(supervisor, audit, skipped), cpu_s(pids)
         took_s, computed_s = after_step(supervisor, audit, skipped + COUNTED) - began_s, cpu_s(pids) - before_s
+        if is_slowed:
+            print(f"the slowed rank has {ranks_of(supervisor)[1].share:.1%} of a step at the end", flush=True)
         return Speed(COUNTED * (settings.training.effective_batch or 0) / took_s, 1e3 * computed_s / COUNTED)
 
 
@@ -145,19 +149,26 @@ def after_step(supervisor: LoneSupervisor, audit: Path, step: int) -> float:
     while not audit.exists() or audit.stat().st_size < step * LINE_BYTES:
         if time.monotonic() - looked_s > 1:
             looked_s = time.monotonic()
-            supervisor.until("it trains", lambda: True)
+            supervisor.until("it trains", lambda: True)  # or has ended, which is an error
             supervisor.pump(0)
         time.sleep(0.002)
     return time.monotonic()
 
 
 def pids_of(supervisor: LoneSupervisor) -> list[int]:
-    def told() -> list[int] | None:
-        beats = [report for report in supervisor.reports if isinstance(report, Heartbeat) and report.batch is not None]
-        ranks = beats[-1].batch.ranks if beats and beats[-1].batch is not None else None
-        return [rank.pid for rank in ranks] if ranks else None
+    return [rank.pid for rank in ranks_of(supervisor)]
 
-    return supervisor.until("ranks are told of", told)
+
+def ranks_of(supervisor: LoneSupervisor) -> tuple[RankReading, ...]:
+    """What was told of the ranks last."""
+
+    def told() -> tuple[RankReading, ...] | None:
+        for report in reversed(supervisor.reports):
+            if isinstance(report, Heartbeat) and report.batch is not None and report.batch.ranks is not None:
+                return report.batch.ranks
+        return None
+
+    return supervisor.until("ranks are told of", told, WAITED_S)
 
 
 def slowed_group() -> Path:
@@ -170,7 +181,6 @@ def slowed_group() -> Path:
 def slow_down(pid: int) -> None:
     """Gives a process a third of a processor."""
     group = slowed_group()
-    group.mkdir(exist_ok=True)
     (group / "cpu.cfs_period_us").write_text("20000")
     (group / "cpu.cfs_quota_us").write_text("6667")
     (group / "cgroup.procs").write_text(str(pid))
@@ -218,9 +228,11 @@ def slow(folder: Path, pairs: int, **size: int) -> None:
     settings = job(folder / "job", 2, training__tune="true", **size)
     for _ in range(pairs):
         whole = of_memsup(settings, skipped=SKIPPED_SLOW).samples_per_s
+        slowed_group().mkdir()
         try:
             slowed = of_memsup(settings, skipped=SKIPPED_SLOW, is_slowed=True).samples_per_s
         finally:
+            eventually(lambda: not (slowed_group() / "cgroup.procs").read_text(), WAITED_S)  # who was slowed has ended
             slowed_group().rmdir()
         part = slowed / (whole * (1 + 1 / 3) / 2)
         print(f"both whole {whole:.1f} samples/s, one with a third {slowed:.1f}: {part:.2f} of both together", flush=True)

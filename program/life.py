@@ -195,8 +195,9 @@ def let_go() -> None:
 
 def not_attached(found: Told, error: NotAttachedError) -> None:
     """Says why this process is not attached, to people and to the supervisor."""
-    if os.environ.get("RANK", "0").strip() not in {"", "0"}:
-        return  # the first of its ranks says it
+    rank = os.environ.get("LOCAL_RANK", "").strip() or os.environ.get("RANK", "").strip()
+    if rank not in {"", "0"}:
+        return  # the first of its ranks on this machine says it, to the supervisor here
     print(f"memsup: this process is fenced, not attached: {error}. It trains without memsup's checkpoints.", file=sys.stderr)
     if error.why not in {NotAttached.NO_SUPERVISOR, NotAttached.TURNED_AWAY}:
         Link(found).tell_not_attached(error.why, str(error))

@@ -4,7 +4,7 @@ when it knows what torch sees.
 
 from __future__ import annotations
 
-from memsup.shared.settings import Settings
+from memsup.shared.settings import Settings, SettingsError
 
 MOST = 64
 """The most that `training.ranks` takes."""
@@ -20,6 +20,16 @@ def count_of_ranks(settings: Settings, cards: int | None) -> int:
     if cards is None or names_one(training.device) or settings.task.stream or settings.nodes.count > 1 or settings.nodes.join:
         return 1
     return max(1, min(cards, training.effective_batch or 16, MOST))
+
+
+def refuse_ranks_of_machines(settings: Settings) -> None:
+    """Raises `SettingsError` for several ranks on one of several machines."""
+    has_others = settings.nodes.count > 1 or settings.nodes.join is not None
+    if has_others and (ranks := settings.training.ranks or 1) > 1:
+        raise SettingsError(
+            f"Of several machines each computes in one rank, with all of its threads: set training.ranks to 1 (not {ranks}), "
+            "or leave the other machines out."
+        )
 
 
 def names_one(device: str) -> bool:

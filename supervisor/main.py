@@ -318,7 +318,7 @@ class Supervisor:
         self.schedule.slow_look_again(now_s, calm=at_rest)
         if self.guard.is_calm and self.schedule.is_settling_due(now_s):
             settle()
-        newest = self.life.checkpoint
+        newest = None if self.life.saves_elsewhere else self.life.checkpoint  # the next one has to have room here
         self.guard.note_disk(read_disk(now_s, self.paths.state), newest.size_bytes if newest else None)
         self.worker.renew(calm=self.guard.is_calm)
 

@@ -222,6 +222,7 @@ def resume(training: Training, start: Start, welcome: Welcome, *, lanes: int, pa
     if plan.at(training.step + 1).packed and not packs:
         plan.change(training.step + 1, "the model's layers see padding here", packed=False)
     begin_limited(training, welcome.micro_tokens_limit)
+    training.shares = training.ranks.shares(plan.at(training.step + 1))
     training.publish()
     training.session.publish(checkpoint=start.note)
     if training.session.lifeline is not None:

@@ -157,6 +157,10 @@ class Session:
         """The program. None means that it has nothing yet that could be saved or limited."""
         return self._program if self._program is not None and self._program.is_loaded else None
 
+    def worked_s(self) -> float:
+        """A clock that stands still in pauses."""
+        return monotonic_s() - self.held_s
+
     # ---------------------------------------------------------------------------------------------------------------
     # Telling
 

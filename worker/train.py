@@ -569,6 +569,7 @@ def take_step(training: Training) -> None:
     training.count_rate(len(rows), took_s)
     training.curves.step(taken, tokens=int(training.examples.lengths[rows].sum()), took_s=took_s)
     plan_ahead(training)
+    training.ranks.has_taken_step()
     _share_anew(training)
     training.publish()
 

@@ -73,6 +73,10 @@ class Others(Protocol):
         """
         ...
 
+    def has_taken_step(self) -> None:
+        """Takes in that all of a step is done that no other rank does for this one."""
+        ...
+
     def broken(self, error: Exception) -> None:
         """Raises what is to be made of an `error` in the middle of a step of a model that is shared out: another rank may have
         gone away.
@@ -273,7 +277,7 @@ class Training(OneRank):
 
     def work_s(self) -> float:
         """Seconds of this life since training was prepared, pauses left out."""
-        return monotonic_s() - self._began_s - self.session.held_s
+        return self.session.worked_s() - self._began_s
 
     def count_rate(self, samples: int, took_s: float) -> None:
         """Counts a step into the rate, in which older steps fade as newer ones take their time."""

@@ -156,6 +156,8 @@ def start(
     if argv is None:
         loaded = joining.with_address(loaded)
         joining.refuse_own_run(None if fresh else read_record(paths.record), loaded)
+    else:
+        loaded = joining.without_machines(loaded)
     asked = Asked(
         loaded,
         argv,

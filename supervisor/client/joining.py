@@ -38,6 +38,7 @@ from memsup.shared.nodes import (
     refuse_strange_network,
 )
 from memsup.shared.paths import RunPaths, check_private, make_private
+from memsup.shared.ranks import refuse_ranks_of_machines
 from memsup.shared.record import RunRecord
 from memsup.shared.secret import Secret
 from memsup.shared.settings import Lora, Nodes, SettingsError, Task, Training
@@ -70,12 +71,28 @@ def with_address(loaded: Loaded) -> Loaded:
         raise SettingsError(
             "checkpoint.resume_from names a folder of this machine, which the others do not have: leave it out."
         )
+    refuse_ranks_of_machines(loaded.settings)
     host = nodes.address or _only_address()
     found = read_address(host, nodes.port)
     refuse_strange_network(found.host, any_network=nodes.any_network)
     loaded.settings.nodes = msgspec.structs.replace(nodes, address=found.host, port=found.port)
     origins = {"nodes.address": "found", "nodes.port": "found"} | loaded.origins  # a run that goes on may have had another one
     return msgspec.structs.replace(loaded, origins=origins)
+
+
+def without_machines(loaded: Loaded) -> Loaded:
+    """The settings for a command of the user's own, whose launcher is what joins machines. What a `memsup.toml` says of them is
+    of the built-in training. Raises `SettingsError` where they were asked for with this command.
+    """
+    nodes = loaded.settings.nodes
+    for key, is_asked in (("nodes.count", nodes.count > 1), ("nodes.join", nodes.join is not None)):
+        if is_asked and loaded.origins.get(key) in ("flag", "environment"):
+            raise SettingsError(
+                f"{key} is for the built-in training. A command's own launcher joins machines: leave it out, and type "
+                "memsup start -- torchrun --nnodes … on each of them."
+            )
+    loaded.settings.nodes = msgspec.structs.replace(nodes, count=1, join=None)
+    return loaded
 
 
 def with_key(nodes: Nodes) -> Nodes:
@@ -137,6 +154,7 @@ def received(paths: RunPaths, loaded: Loaded, say: Callable[[str], None]) -> Loa
     assert settings.nodes.join is not None
     if settings.nodes.count > 1:
         raise SettingsError("nodes.count is for the first machine, and nodes.join for the others: give one of them.")
+    refuse_ranks_of_machines(settings)
     address = read_address(settings.nodes.join, settings.nodes.port)
     refuse_strange_network(address.host, any_network=settings.nodes.any_network)
     if settings.nodes.key is None:

@@ -297,13 +297,13 @@ def check_curves(settings: Settings) -> None:
 
 def _check_disk(paths: RunPaths, settings: Settings, machine: Machine, task: TaskSummary | None) -> None:
     """Raises `RefusedError` unless there is room for the logs, and for a new run's checkpoints as far as their size can be told
-    from the model's folder.
+    from the model's folder. Those of a run that joins another machine's are written there.
     """
     folder = Path(settings.checkpoint.folder) if settings.checkpoint.folder else paths.state
     needed = disk_floor_bytes(None)
     why = "logs and the last words of a run"
     weights = 0
-    if task is not None:
+    if task is not None and settings.nodes.join is None:
         from memsup.supervisor.client.task import weights_bytes
 
         weights = weights_bytes(task.model)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from memsup.shared.lanes import BASE_BYTES, lanes_for
-from memsup.shared.ranks import count_of_ranks, names_one
+from memsup.shared.ranks import count_of_ranks, names_one, refuse_ranks_of_machines
 from memsup.shared.record import RunRecord
 from memsup.shared.settings import Settings, SettingsError, Share, TierName, keys
 from memsup.supervisor.decide.claims import ALONE, Beside, Claim, about, rounded, sensible, taken, ways_to_share
@@ -159,7 +159,7 @@ def resolve(
     if not is_command:
         _refuse_ranks(filled, ranks, has)
         _refuse_shard(filled, gpu, ranks)
-        _refuse_nodes(filled, gpu, ranks)
+        _refuse_nodes(filled, gpu)
     if shape is not None and filled.training.shard and not is_command:
         shape = dataclasses.replace(shape, shared_by=ranks)
     of_rank = dataclasses.replace(limits, worker_limit_bytes=limits.worker_limit_bytes // ranks)
@@ -494,15 +494,14 @@ def _refuse_shard(filled: Settings, gpu: GpuReading | None, ranks: int) -> None:
         )
 
 
-def _refuse_nodes(filled: Settings, gpu: GpuReading | None, ranks: int) -> None:
+def _refuse_nodes(filled: Settings, gpu: GpuReading | None) -> None:
     """Raises `SettingsError` for what several machines cannot compute together."""
     nodes, training = filled.nodes, filled.training
     if nodes.count == 1 and nodes.join is None:
         return
     if gpu is not None or training.device.startswith("cuda"):
         raise SettingsError("Several machines compute on CPUs only: set training.device to cpu, or leave the others out.")
-    if ranks > 1:
-        raise SettingsError("Of several machines each computes in one rank: set training.ranks to 1, or leave the others out.")
+    refuse_ranks_of_machines(filled)
     if filled.task.stream:
         raise SettingsError("Several machines cannot read a stream: set task.stream to false, or leave the others out.")
     if nodes.count > (training.effective_batch or nodes.count):

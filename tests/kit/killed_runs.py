@@ -85,7 +85,8 @@ def disturbed(
     `victims` is killed more often.
     """
     memsup("start", "--run", name, cwd=folder, within_s=WAITED_S)
-    for _ in range(kills):
+    last = tally.total + kills
+    while tally.total < last:
         if draw.random() < 0.75:  # loading takes most of a life here, but it is in training that something can be lost
             eventually(lambda: _phase(name) in ("training", "saving", "evaluating", None), WAITED_S, every_s=LOOK_EVERY_S)
             time.sleep(draw.uniform(0, 1))
@@ -94,6 +95,9 @@ def disturbed(
         seen = until(lambda seen: True, run=name)
         if seen["state"] == "finished":
             break
+        if seen["state"] in ("failed", "stopped"):  # it was killed so often that it had been given up
+            memsup("start", "--run", name, cwd=folder, within_s=WAITED_S)
+            continue
         pids_of = {"worker": [seen["worker_pid"]], "supervisor": [seen["pid"]], "both": [seen["worker_pid"], seen["pid"]]}
         others = [rank["pid"] for rank in (seen["batch"]["ranks"] or [])[1:]]
         if others:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -21,6 +22,7 @@ from kit.cli_process import eventually, memsup
 from kit.killed_runs import End, end_of
 from kit.lone_supervisor import tiny_job
 from kit.one_life import without_dropout
+from kit.small_disk import MIB, fill, on_a_small_disk
 from kit.two_machines import Machine, joined, missing, two_machines
 from safetensors.numpy import load_file
 
@@ -247,3 +249,147 @@ def test_nobody_comes_in_without_the_key(machines: tuple[Machine, Machine], job:
     assert "private network" in refused.stderr
     assert not other.paths().state.exists() or not os.listdir(other.paths().state)
     assert first.status()["nodes"] == []
+
+
+def test_several_ranks_on_each_of_several_machines_are_refused_in_a_sentence(
+    machines: tuple[Machine, Machine], job: Path
+) -> None:
+    """On the first one before anything starts, on another before anything is sent to it."""
+    first, other = machines
+    refused = first.tried("start", "--nodes", "2", "--ranks", "2", cwd=job)
+    assert refused.returncode == 2
+    assert "set training.ranks to 1 (not 2)" in refused.stderr
+    first.memsup("start", "--nodes", "2", cwd=job)
+    first.until(lambda seen: seen["nodes"] is not None)
+    key = (first.paths().state / "nodes.key").read_text().strip()
+    refused = other.tried("start", "--join", first.address, "--ranks", "2", MEMSUP_NODES_KEY=key)
+    assert refused.returncode == 2
+    assert "set training.ranks to 1 (not 2)" in refused.stderr
+    assert not other.paths().state.parent.exists() or not os.listdir(other.paths().state.parent)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A full disk on the other machine
+
+
+def on_a_small_disk_of(machines: tuple[Machine, Machine], size_bytes: int, play: Callable[[], None]) -> None:
+    """Has the other machine's state lie on a disk of its own, which ends with what is played."""
+    state = machines[1].folder / "state"
+    state.mkdir(mode=0o700)
+
+    def with_an_end() -> None:
+        try:
+            play()
+        finally:
+            for machine in machines:
+                machine.end()
+
+    on_a_small_disk(state, size_bytes, with_an_end)
+
+
+def test_a_machine_without_room_for_what_is_sent_is_refused_with_both_sizes(
+    machines: tuple[Machine, Machine], tmp_path: Path
+) -> None:
+    first, other = machines
+    folder = tmp_path / "large"
+    make_job(folder)
+    reviews = folder / "reviews.csv"
+    with reviews.open("a") as file:
+        for number in range(9_000):
+            file.write(f"{'long ' * 200}{number},good\n")
+
+    def play() -> None:
+        first.memsup("start", "--nodes", "2", cwd=folder)
+        first.until(lambda seen: seen["nodes"] is not None)
+        key = (first.paths().state / "nodes.key").read_text().strip()
+        refused = other.tried("start", "--join", first.address, MEMSUP_NODES_KEY=key)
+        assert refused.returncode == 2
+        assert "8 MiB are to be received" in refused.stderr
+        assert "has room for 4 MiB: make room." in " ".join(refused.stderr.split())
+        assert other.status() is None
+        assert first.status()["failure"] is None
+
+    on_a_small_disk_of(machines, 4 * MIB, play)
+
+
+def test_a_full_disk_on_the_other_machine_holds_both_and_nothing_is_lost(
+    machines: tuple[Machine, Machine],
+    job: Path,
+    alone: tuple[End, dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing of the run is saved there, but nothing that happens could be written down. Its worker dies meanwhile as well."""
+    monkeypatch.setenv("PYTHONPATH", str(FAULTS))
+    monkeypatch.setenv("FAULT_STEP_S", "0.05")
+    first, other = machines
+
+    def play() -> None:
+        joined(first, other, job)
+        first.trains_beyond(10)
+        ballast = fill(other.folder / "state")
+        seen = other.until(lambda seen: seen["progress"]["phase"] == "holding")
+        assert "The disk has only 0 MiB left; make room and training goes on." in seen["attention"]
+        first.until(lambda seen: seen["nodes"] and seen["nodes"][0]["holds"])
+        other.kill("worker_pid")
+        Event().wait(10)
+        step = first.status()["progress"]["step"]
+        ballast.unlink()
+        first.trains_beyond(step + 5)
+        learns_the_same(first, alone)
+        other.memsup("wait")
+
+    on_a_small_disk_of(machines, 256 * MIB, play)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A command of one's own, whose launcher joins the machines
+
+RANK = """
+import json, os, sys, time, torch, torch.distributed as c10d
+import memsup
+c10d.init_process_group("gloo")
+rank, count = c10d.get_rank(), c10d.get_world_size()
+run, added = memsup.guard(), torch.zeros(1)
+while not os.path.exists("go"):
+    time.sleep(0.05)
+for step in range(int(sys.argv[1])):
+    mine = torch.full((1,), float(rank + step))
+    c10d.all_reduce(mine)
+    added += mine
+    run.boundary()
+with open(f"{os.environ['MEMSUP_STATE_DIR']}/rank{rank}.json", "w") as file:
+    json.dump([rank, count, added.item()], file)
+c10d.destroy_process_group()
+"""
+
+
+def test_torchrun_on_two_machines_is_fenced_on_each_and_says_that_this_is_all(
+    machines: tuple[Machine, Machine], tmp_path: Path
+) -> None:
+    first, _ = machines
+    (tmp_path / "rank.py").write_text(RANK)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2"]
+    for number, machine in enumerate(machines):
+        where = ["--node-rank", str(number), "--master-addr", first.address, "--master-port", "29511"]
+        command = [*torchrun, *where, "rank.py", "50"]
+        machine.memsup("start", "--", *command, cwd=tmp_path, GLOO_SOCKET_IFNAME=machine.interface, OMP_NUM_THREADS="1")
+    for machine in machines:
+        program = machine.until(lambda seen: seen["program"] is not None and seen["program"]["not_attached"])["program"]
+        assert (program["attached"], program["not_attached"]) == (False, "several_ranks")
+        assert "not all of them are on this machine" in program["detail"]
+    (tmp_path / "go").touch()
+    for number, machine in enumerate(machines):
+        machine.memsup("wait")
+        for rank in (2 * number, 2 * number + 1):
+            found = json.loads((machine.folder / "state" / f"rank{rank}.json").read_text())
+            assert found == [rank, 4, float(sum(4 * step + 6 for step in range(50)))]
+
+
+@pytest.mark.parametrize("setting", ["nodes.count=2", "nodes.join=10.217.83.1"])
+def test_what_joins_machines_for_the_built_in_training_is_refused_for_a_command(
+    setting: str, machines: tuple[Machine, Machine]
+) -> None:
+    refused = machines[0].tried("start", "--set", setting, "--", "true")
+    assert refused.returncode == 2
+    assert "torchrun --nnodes" in refused.stderr
+    assert machines[0].status() is None

@@ -33,48 +33,7 @@ from memsup.shared.messages import (
 from memsup.shared.settings import Settings
 from memsup.worker import train
 from memsup.worker.micro_batch_limit import limit_micro_batch
-from memsup.worker.plan.batches import Lengths
-from memsup.worker.ranks.shares import LEAST, WHOLE, better, equal, shared_out
 from memsup.worker.training import OneRank
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Shares
-
-
-def lengths_of(count: int) -> Lengths:
-    return np.random.default_rng(3).integers(4, 100, count).astype(np.int32)
-
-
-@pytest.mark.parametrize("shares", [(500, 500), (333, 333, 334), (700, 300), (980, 20), (1000,)])
-@pytest.mark.parametrize("count", [1, 2, 7, 64])
-def test_each_row_of_a_step_has_one_rank_and_tokens_are_shared_as_they_are_to_be(shares: tuple[int, ...], count: int) -> None:
-    rows, lengths = np.arange(100, 100 + count), lengths_of(count)
-    parts = shared_out(rows, lengths, shares)
-    assert sorted(np.concatenate(parts).tolist()) == rows.tolist()
-    assert len(parts) == len(shares)
-    if count == 64:
-        for part, share in zip(parts, shares, strict=True):
-            tokens = int(lengths[part - 100].sum())
-            assert abs(tokens - lengths.sum() * share / sum(shares)) <= lengths.max()
-
-
-def test_one_rank_has_the_rows_of_a_step_as_they_are() -> None:
-    rows = np.array([5, 3, 9])
-    assert shared_out(rows, np.array([1, 2, 3], np.int32), (1000,))[0] is rows
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3, 7, 64])
-def test_equal_shares_make_up_the_whole(ranks: int) -> None:
-    assert sum(equal(ranks)) == WHOLE
-    assert max(equal(ranks)) - min(equal(ranks)) <= 1
-
-
-def test_shares_follow_the_speed_where_that_saves_something() -> None:
-    assert better((500, 500), [300.0, 100.0]) == (750, 250)
-    assert better((750, 250), [310.0, 100.0]) is None
-    assert better((500, 500), [100.0, 104.0]) is None
-    assert better((500, 500), [1000.0, 1.0]) == (WHOLE - LEAST, LEAST)
-    assert better(equal(45), [1.5] * 23 + [0.5] * 22) is None, "half of them would have to have less than the least"
 
 
 def test_a_limit_that_comes_while_a_rank_waits_counts_from_the_next_step_on(

@@ -56,7 +56,7 @@ from memsup.worker.plan.padding import Padding
 from memsup.worker.ranks import messages as m
 from memsup.worker.ranks.adding import Adding, Apart, Way, interface_of, store_at, store_in
 from memsup.worker.ranks.machines import Machine, Machines
-from memsup.worker.ranks.shares import Shares, better, equal
+from memsup.worker.ranks.shares import Measured, Shares, better, equal
 from memsup.worker.session import GiveUp, Session
 from memsup.worker.state import SharedOut
 from memsup.worker.tasks.sums import Counts
@@ -132,10 +132,9 @@ class Ranks:
         """Whether all ranks are adding up that step, or are done, so that none can do its part again."""
         self._shares = equal(count)
         """Those of the step that the others compute."""
-        self._began_s = 0.0
-        self._pace = [(0, 0.0)] * count
-        """The tokens and seconds of each rank since the shares were looked at."""
-        self._steps_seen = -1
+        self._began_s = self._added_s = self._beside_s = 0.0
+        self._measured: list[dict[int, m.Ready]] = []
+        """What each rank has told of each step since the shares were looked at."""
         self._closes = False
         self._thread: threading.Thread | None = None
 
@@ -317,9 +316,11 @@ class Ranks:
             return
         assert self._session is not None
         self._begin_part()
+        if shares != self._shares:
+            self._measured.clear()
         self._shares = shares
         self._step, self._when, self.is_adding = step, f"in step {step:,}", False
-        self._began_s = monotonic_s() - self._session.held_s
+        self._began_s = self._session.worked_s()
         self._tell(m.Compute(step=step, learning_rate=learning_rate, loss_scale=loss_scale, shares=shares, plan=plan))
 
     def add_up(self, training: OneRank, loss: torch.Tensor) -> torch.Tensor:
@@ -332,18 +333,23 @@ class Ranks:
         assert self._session is not None
         if self._memory is not None:
             self._memory.finish_queued()  # so that what follows is the time of its work, and nothing of it fails later
-        took_s = monotonic_s() - self._session.held_s - self._began_s
-        done = {0: m.Ready(step=training.step + 1, tokens=training.own_tokens(training.step + 1), took_s=took_s)}
+        step, took_s = training.step + 1, self._session.worked_s() - self._began_s
+        done = {0: m.Ready(step=step, tokens=training.own_tokens(step), took_s=took_s, beside_s=self._beside_s)}
         done |= {rank: message for rank, message in self._wait_for_all().items() if isinstance(message, m.Ready)}
-        self._steps_seen += 1
-        if self._steps_seen > 0:
-            before = self._pace
-            self._pace = [(n + done[rank].tokens, s + done[rank].took_s) for rank, (n, s) in enumerate(before)]
+        self._measured = [*self._measured[-LOOK_STEPS:], done]
         self._tell(m.Add())
         self.is_adding = True
         adding = self._adding
         with self._explained():
-            return adding.add(loss) if self._apart is None else self._met(lambda: adding.add(loss))
+            added = adding.add(loss) if self._apart is None else self._met(lambda: adding.add(loss))
+        self._added_s = self._session.worked_s()
+        return added
+
+    def has_taken_step(self) -> None:
+        """Takes in that rank 0 has changed its parameters, and all that follows from it."""
+        if self.count > 1:
+            assert self._session is not None
+            self._beside_s = self._session.worked_s() - self._added_s
 
     def broken(self, error: Exception) -> None:
         """Raises what is known of a rank that is gone, or else `error`; or `Leave`, where that rank ran out of memory."""
@@ -383,12 +389,19 @@ class Ranks:
         """Shares with which the ranks, as fast as they were lately, would be done sooner. None means that there are none, or
         that it is not the time to look.
         """
-        if self.count == 1 or self.share_model or self._steps_seen < LOOK_STEPS:
+        if self.count == 1 or self.share_model or len(self._measured) <= LOOK_STEPS:
             return None
-        pace, self._pace, self._steps_seen = self._pace, [(0, 0.0)] * self.count, 0
-        if not all(tokens and took_s for tokens, took_s in pace):
-            return None
-        return better(shares, [tokens / took_s for tokens, took_s in pace])
+        measured, self._measured = self._measured[-LOOK_STEPS:], self._measured[-1:]
+        paces = []
+        for rank in range(self.count):
+            took_s = sum(done[rank].took_s for done in measured)
+            tokens = sum(done[rank].tokens for done in measured)
+            # Nobody begins before rank 0 says so.
+            beside_s = sum(max(done[rank].beside_s, done[0].beside_s) for done in measured) / LOOK_STEPS
+            if not tokens or not took_s:
+                return None
+            paces.append(Measured(tokens / took_s, beside_s))
+        return better(shares, paces, sum(each.tokens for done in measured for each in done.values()) / LOOK_STEPS)
 
     def pass_on(self, order: Pace | Pause | Resume | LimitMicroBatch | LimitMemory, rank: int | None = None) -> bool:
         """Has the others of this machine obey an order of the supervisor's as well, or one of them alone. Other machines have

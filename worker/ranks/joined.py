@@ -79,7 +79,10 @@ def _compute(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Gues
         apart = Apart()
         adding = apart.do(lambda: _met(record, meet, training), session.wait)
     training.ranks = Meeting(
-        guest.say, lambda: _next(session, guest.work), lambda loss: apart.do(lambda: adding.add(loss), session.wait)
+        guest.say,
+        lambda: _next(session, guest.work),
+        lambda loss: apart.do(lambda: adding.add(loss), session.wait),
+        clock=session.worked_s,
     )
     session.decided(DecisionKind.NODE_JOINED, f"This machine computes as rank {meet.rank} of {meet.ranks}.")
     with session.phase(Phase.TRAINING):

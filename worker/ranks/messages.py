@@ -153,6 +153,8 @@ class Ready(Message, frozen=True, tag="ready"):
     tokens: Annotated[int, msgspec.Meta(ge=0)]
     took_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)]
     """The time that it took, pauses left out."""
+    beside_s: Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+    """The time that went before it: from the moment in which the step before was added up until its parameters were changed."""
 
 
 class Counted(Message, frozen=True, tag="counted"):

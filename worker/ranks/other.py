@@ -17,7 +17,6 @@ import msgspec
 import torch
 
 from memsup.memory import SoftLimit
-from memsup.shared.clock import monotonic_s
 from memsup.shared.messages import CheckpointNote, LimitMemory, LimitMicroBatch, Pace, Pause, Resume, WorkerMemory
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
@@ -102,7 +101,7 @@ def compute(
         (adding,) = found
         assert training.sharded is not None
         training.sharded.hand_over(parts)
-    training.ranks = Meeting(link.say, next_work, adding.add)
+    training.ranks = Meeting(link.say, next_work, adding.add, clock=session.worked_s)
     while True:
         work = next_work()
         if isinstance(work, m.Evaluate):
@@ -213,6 +212,7 @@ def take_step(training: OneRank, work: m.Compute) -> None:
         plan_ahead(training)
     else:
         training.sharded.has_taken(work.step)
+    training.ranks.has_taken_step()
     training.publish()
 
 
@@ -251,28 +251,37 @@ class Meeting:
         say: Callable[[m.Ready], None],
         next_work: Callable[[], m.Begin | Work],
         add: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        clock: Callable[[], float],
     ) -> None:
-        """`say` tells rank 0 that this part is done, `next_work` waits for its word, and `add` adds up what all have."""
-        self._say, self._next_work, self._add = say, next_work, add
-        self._began_s = 0.0
+        """`say` tells rank 0 that this part is done, `next_work` waits for its word, and `add` adds up what all have. `clock`
+        counts seconds, and stands still in pauses.
+        """
+        self._say, self._next_work, self._add, self._clock = say, next_work, add, clock
+        self._began_s = self._added_s = self._beside_s = 0.0
         self.is_adding = False
 
     def compute(self, step: int, **_more: Any) -> None:  # noqa: ARG002
-        self._began_s, self.is_adding = monotonic_s(), False
+        self._began_s, self.is_adding = self._clock(), False
 
     def add_up(self, training: OneRank, loss: torch.Tensor) -> torch.Tensor:
         step = training.step + 1
         if training.device_memory is not None:
             training.device_memory.finish_queued()  # so what is told is the time of its work, and nothing of it fails later
-        took_s = monotonic_s() - self._began_s
-        self._say(m.Ready(step=step, tokens=training.own_tokens(step), took_s=took_s))
+        took_s = self._clock() - self._began_s
+        self._say(m.Ready(step=step, tokens=training.own_tokens(step), took_s=took_s, beside_s=self._beside_s))
         work = self._next_work()
         assert isinstance(work, m.Add), "rank 0 adds up before it goes on"
         self.is_adding = True
         try:
-            return self._add(loss)
+            added = self._add(loss)
         except RuntimeError as error:
             raise Left from error
+        self._added_s = self._clock()
+        return added
+
+    def has_taken_step(self) -> None:
+        self._beside_s = self._clock() - self._added_s
 
     def broken(self, error: Exception) -> None:
         if isinstance(error, RuntimeError):

@@ -7,6 +7,7 @@ which rows a step has does not depend on it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,16 +43,51 @@ def shared_out(rows: Rows, lengths: Lengths, shares: Shares) -> list[Rows]:
     return [rows[np.array(sorted(chosen), dtype=np.int64)] for chosen in places]
 
 
-def better(shares: Shares, tokens_per_s: Sequence[float]) -> Shares | None:
-    """The shares with which ranks of this speed are done at the same time. None means that they save too little."""
-    whole = sum(tokens_per_s)
-    found = [max(LEAST, round(WHOLE * speed / whole)) for speed in tokens_per_s]
-    found[found.index(max(found))] += WHOLE - sum(found)
-    if min(found) < LEAST:  # of so many ranks each has hardly more than that anyway
+class Measured(NamedTuple):
+    """How a rank has computed lately."""
+
+    tokens_per_s: float
+    beside_s: float
+    """The seconds of a step in which it could not compute rows yet: until it has changed its parameters, and was told to."""
+
+
+def better(shares: Shares, measured: Sequence[Measured], tokens: float) -> Shares | None:
+    """The shares with which ranks that were `measured` like this are done at the same time, in steps of so many `tokens`. None
+    means that they save too little.
+    """
+    if LEAST * len(measured) > WHOLE:  # of so many ranks each has hardly more than that anyway
         return None
-    before, after = (_slowest(each, tokens_per_s) for each in (shares, found))
+    parts = [WHOLE * part for part in _done_together(measured, tokens)]
+    found = [max(LEAST, int(part)) for part in parts]
+    for rank in sorted(range(len(parts)), key=lambda rank: found[rank] - parts[rank])[: max(0, WHOLE - sum(found))]:
+        found[rank] += 1  # to whom rounding took most
+    found[found.index(max(found))] += WHOLE - sum(found)
+    before, after = (done_after_s(each, measured, tokens) for each in (shares, found))
     return tuple(found) if after < before * (1 - WORTH_FRACTION) else None
 
 
-def _slowest(shares: Sequence[int], tokens_per_s: Sequence[float]) -> float:
-    return max(share / speed for share, speed in zip(shares, tokens_per_s, strict=True))
+def done_after_s(shares: Sequence[int], measured: Sequence[Measured], tokens: float) -> float:
+    """The seconds after which the last rank is done with its share of so many `tokens`."""
+    return max(pace.beside_s + tokens * share / WHOLE / pace.tokens_per_s for share, pace in zip(shares, measured, strict=True))
+
+
+def _done_together(measured: Sequence[Measured], tokens: float) -> list[float]:
+    """The part of so many `tokens` of each rank with which all are done in the same moment; a rank to which that would leave
+    less than the least has the least.
+    """
+    least = LEAST / WHOLE
+    parts = [least] * len(measured)
+    others = set(range(len(measured)))
+    while others:
+        left = tokens * (1 - least * (len(measured) - len(others)))
+        per_s = sum(measured[rank].tokens_per_s for rank in others)
+        done_s = (left + sum(measured[rank].tokens_per_s * measured[rank].beside_s for rank in others)) / per_s
+        for rank in others:
+            parts[rank] = measured[rank].tokens_per_s * (done_s - measured[rank].beside_s) / tokens
+        too_late = {rank for rank in others if parts[rank] < least}
+        if not too_late:
+            break
+        for rank in too_late:
+            parts[rank] = least
+        others -= too_late
+    return parts

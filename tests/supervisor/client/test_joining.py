@@ -6,12 +6,16 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
+from kit.lone_supervisor import tiny_settings
 
+from memsup.shared.data.check import check_task
 from memsup.shared.loading import Loaded, load
+from memsup.shared.model.folder import ModelSource
 from memsup.shared.nodes import OfferedFile
 from memsup.shared.paths import RunPaths
 from memsup.shared.record import RunRecord
@@ -19,7 +23,16 @@ from memsup.shared.secret import Secret
 from memsup.shared.settings import Nodes, Settings, SettingsError, Task
 from memsup.shared.status import Wanted
 from memsup.supervisor.client.errors import RefusedError
-from memsup.supervisor.client.joining import how_to_join, located, refuse_own_run, with_address, with_key
+from memsup.supervisor.client.joining import (
+    how_to_join,
+    located,
+    received,
+    refuse_own_run,
+    with_address,
+    with_key,
+    without_machines,
+)
+from memsup.supervisor.client.preparing import _check_disk, look_around
 
 
 def offered(*paths: str) -> list[OfferedFile]:
@@ -62,11 +75,34 @@ def test_a_key_that_others_would_see_is_refused_and_not_shown() -> None:
         ["nodes.count=2", "nodes.address=0.0.0.0", "nodes.any_network=true"],
         ["nodes.count=2", "nodes.address=10.0.0.1", "checkpoint.resume_from=/somewhere"],
         ["nodes.count=2", "nodes.address=my-desktop"],
+        ["nodes.count=2", "nodes.address=10.0.0.1", "training.ranks=2"],
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(flags: list[str]) -> None:
     with pytest.raises(SettingsError):
         with_address(given(*flags))
+
+
+def test_several_ranks_on_a_machine_that_joins_are_refused_before_anything_is_sent_to_it(tmp_path: Path) -> None:
+    """Nobody is there who could be asked."""
+    paths = RunPaths(name="default", state=tmp_path / "default", runtime=tmp_path)
+    joins = given("nodes.join=127.0.0.1:1", "training.ranks=2", MEMSUP_NODES_KEY="k" * 43)
+    with pytest.raises(SettingsError, match=r"set training\.ranks to 1 \(not 2\)"):
+        received(paths, joins, pytest.fail)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("key", "value"), [("nodes.count", "2"), ("nodes.join", "10.0.0.1")])
+def test_machines_of_a_command_are_its_launchers_to_join(key: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="torchrun --nnodes"):
+        without_machines(given(f"{key}={value}"))
+    with pytest.raises(SettingsError, match="torchrun --nnodes"):
+        without_machines(given(**{f"MEMSUP_{key.upper().replace('.', '_')}": value}))
+    job = tmp_path / "memsup.toml"
+    section, _, name = key.partition(".")
+    job.write_text(f"[{section}]\n{name} = {value if value.isdecimal() else repr(value)}\n")
+    nodes = without_machines(load(job_file=job, flags=[], environment={})).settings.nodes
+    assert (nodes.count, nodes.join) == (1, None), "what a file says is of the built-in training"
 
 
 def test_a_first_machine_draws_a_key_and_no_other_does() -> None:
@@ -116,3 +152,19 @@ def test_a_run_of_its_own_is_not_made_a_part_of_another() -> None:
     refuse_own_run(record(Nodes(join="10.0.0.9")), joins)
     refuse_own_run(None, joins)
     refuse_own_run(record(Nodes()), msgspec.structs.replace(joins, settings=Settings()))
+
+
+def test_a_machine_that_joins_needs_no_room_for_the_checkpoints_of_the_first(tmp_path: Path) -> None:
+    """Which alone writes them. The model's file has a size and no content."""
+    settings = tiny_settings(tmp_path)
+    task = check_task(settings.task, budget_s=1.0)
+    weights = Path(str(settings.task.model)) / "model.safetensors"
+    weights.touch()
+    os.truncate(weights, 1 << 40)
+    task = replace(task, model=replace(task.model, source=ModelSource.FOLDER))
+    paths = RunPaths(name="default", state=tmp_path / "default", runtime=tmp_path)
+    machine = look_around(tmp_path, settings)
+    with pytest.raises(RefusedError, match="checkpoints of this model"):
+        _check_disk(paths, settings, machine, task)
+    settings.nodes = Nodes(join="10.0.0.1")
+    _check_disk(paths, settings, machine, task)
