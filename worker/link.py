@@ -49,6 +49,8 @@ from memsup.worker.kept import Lifeline
 from memsup.worker.memory import read_memory
 
 BEAT_S = 0.5
+FIRST_STEP_BEAT_S = 0.1
+"""Until the first step of a life is taken, for which people wait."""
 ABANDONED_S = 600.0
 """A worker without a supervisor whose main thread does not move for this long is ended from here."""
 _LINGER_MS = 3000
@@ -216,7 +218,7 @@ class Link:
                 self._leave("the supervisor has not renewed its lease")
             last_s = now_s
             if now_s >= next_beat_s:
-                next_beat_s = now_s + BEAT_S
+                next_beat_s = now_s + (FIRST_STEP_BEAT_S if self.snapshot.progress.loss is None else BEAT_S)
                 self._beat(socket)
             if self.snapshot.progress.ticks != ticks:
                 ticks, moved_s = self.snapshot.progress.ticks, now_s

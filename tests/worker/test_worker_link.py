@@ -123,6 +123,24 @@ def test_hello_welcome_and_beats(ends: Ends) -> None:
     assert beat.memory.resident_bytes is not None
 
 
+def test_beats_come_sooner_until_the_first_step_is_taken(ends: Ends) -> None:
+    """People wait for that step."""
+
+    def beats_in(span_s: float) -> int:
+        ends.supervisor.first(Heartbeat)
+        ends.supervisor.reports.clear()
+        end_s = time.monotonic() + span_s
+        while time.monotonic() < end_s:
+            ends.supervisor.pump(0.05)
+        return sum(isinstance(report, Heartbeat) for report in ends.supervisor.reports)
+
+    ends.connect()
+    before = beats_in(2.0)
+    ends.session.publish(step=1, loss=0.7)
+    after = beats_in(2.0)
+    assert before > 2 * after > 0
+
+
 def test_an_order_is_accepted_while_the_main_thread_is_busy(ends: Ends) -> None:
     """This test's thread, which is the main thread, reaches no boundary."""
     ends.connect()

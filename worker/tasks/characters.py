@@ -7,10 +7,12 @@ same vocabulary, whatever their order.
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
@@ -24,15 +26,15 @@ def character_vocabulary(texts: Iterable[Sequence[str | tuple[str, str]]], *, at
     A character that occurs once is left to `[UNK]`, so that the model learns what an unknown one is. BERT cuts text into
     words and each Chinese character is one; the others are written `##x` where they continue a word, so they stand here twice.
     """
-    written: Counter[str] = Counter()
+    written = np.zeros(sys.maxunicode + 1, np.int64)
     for chunk in texts:
-        for text in chunk:
-            for part in (text,) if isinstance(text, str) else text:
-                written.update(part)
+        parts = (part for text in chunk for part in ((text,) if isinstance(text, str) else text))
+        found = np.bincount(np.frombuffer("".join(parts).encode("utf-32-le"), np.uint32))
+        written[: len(found)] += found
     counts: Counter[str] = Counter()
-    for character, count in written.items():  # each is normalized by itself, so once is enough
-        for normal in _normalize(character):
-            counts[normal] += count
+    for code in np.flatnonzero(written).tolist():  # each is normalized by itself, so once is enough
+        for normal in _normalize(chr(code)):
+            counts[normal] += int(written[code])
     vocabulary = list(SPECIAL_TOKENS)
     for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if count == 1 or character.isspace():

@@ -27,6 +27,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, NamedTuple, Protocol, TypeVar
 
@@ -497,11 +498,11 @@ def _write_tokens(folder: Path, texts: Iterator[list[Text]], encoder: Encoder) -
             encoded = encoder.encode(chunk)
             lengths.append(np.fromiter(map(len, encoded.tokens), np.int64, len(chunk)))
             tokenless.append(encoded.tokenless)
-            out.write(np.concatenate([np.asarray(row, kind) for row in encoded.tokens]).data)
+            out.write(np.fromiter(chain.from_iterable(encoded.tokens), kind, int(lengths[-1].sum())).data)
             if encoded.token_types is not None:
-                types = np.concatenate([np.asarray(row, np.uint8) for row in encoded.token_types])
-                has_types |= bool(types.any())
-                types_out.write(types.data)
+                types = bytes(chain.from_iterable(encoded.token_types))
+                has_types |= any(types)
+                types_out.write(types)
             special_rows += len(encoded.special)
             for place, tokens in encoded.special.items():
                 rows_of.update(tokens)

@@ -96,8 +96,7 @@ class Tokens:
         return [self._pair(*text) if here else next(rows) for text, here in zip(texts, cut_here, strict=True)]
 
     def _of_words(self, texts: list[Any]) -> Iterator[_Row]:
-        room = self._max_length - self._added[False]
-        return (self._put_together([own[:room]]) for own in self._own_tokens(texts))
+        return (self._put_together([own]) for own in self._own_tokens(texts, self._max_length - self._added[False]))
 
     def _of_texts(self, texts: list[Text]) -> Iterator[_Row]:
         found = self._call(texts, truncation=True, max_length=self._max_length) if texts else {"input_ids": []}
@@ -108,10 +107,10 @@ class Tokens:
             texts, return_attention_mask=False, return_token_type_ids=self._gives_types, verbose=False, **how
         )
 
-    def _own_tokens(self, texts: list[str]) -> list[list[int]]:
-        """All tokens of each text, without those that are added."""
+    def _own_tokens(self, texts: list[str], most: int | None = None) -> list[list[int]]:
+        """The tokens of each text, without those that are added: all of them, or the first ones."""
         if self._word is None:
-            return self._own(texts)
+            return [own[:most] for own in self._own(texts)]
         words = [self._word.findall(text) for text in texts]
         if self._known_chars > _MOST_KNOWN_CHARS:
             self._known, self._known_chars = {}, 0
@@ -119,7 +118,7 @@ class Tokens:
         self._known.update(zip(new, self._own(new), strict=True))
         self._known_chars += sum(map(len, new))
         known = self._known.__getitem__
-        return [[*itertools.chain.from_iterable(map(known, of_text))] for of_text in words]
+        return [[*itertools.islice(itertools.chain.from_iterable(map(known, of_text)), most)] for of_text in words]
 
     def _own(self, texts: list[str]) -> list[list[int]]:
         found: list[list[int]] = self._call(texts, add_special_tokens=False)["input_ids"] if texts else []
