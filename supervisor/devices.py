@@ -151,7 +151,8 @@ class Devices:
         self._tend_probe(now_s, load)
         self.gpus = self.client.readings(now_s)
         self.temperatures = self._sensors.read(now_s)
-        self.workers = workers = of_worker(self.gpus, self._visible)
+        named = [rank.gpu for rank in load.ranks if rank.gpu is not None] if load.alive else []
+        self.workers = workers = of_worker(self.gpus, self._visible, named=named, before=self.workers)
         sources = heat_sources(workers, self.limits.gpu_temperature_c)
         sources += sensor_sources(self.temperatures, self._sensors.cpu_use, self.limits.cpu_temperature_c)
         sources = [replace(source, limits=source.limits.cooler(self.restraint.cooler_by_c)) for source in sources]
@@ -191,8 +192,14 @@ class Devices:
             self.client.ask(now_s)
         return given_back
 
-    def card_view(self, now_s: float, memory: MemoryReading, limits: MemoryLimits) -> CardView:
-        """What the worker has on GPUs, and the room in RAM for that."""
+    def card_view(
+        self, now_s: float, memory: MemoryReading, limits: MemoryLimits, pids: tuple[int, ...] | None = None
+    ) -> CardView:
+        """What the worker has on GPUs, whose processes are `pids` now, and the room in RAM for that. None of `pids` means that
+        they are those of the last second.
+        """
+        if pids is not None:
+            self.client.worker_pids = pids
         holders = self.client.holders(now_s) if self.watches_gpus else {}
         hides = self.has_own_pids and self.watches_gpus and not holders
         return CardView(holders=None if hides else holders, is_hidden=hides, room_bytes=room_bytes(memory, limits))

@@ -663,9 +663,8 @@ class Supervisor:
 
     def _see_card(self, now_s: float) -> None:
         """Sees what the worker, with all that it has started by now, has on the GPU, and what room there is for that in RAM."""
-        if self.worker.pid and self.devices.watches_gpus:
-            self.devices.client.worker_pids = tuple(self.worker.fence.pids())
-        self.life.on_card_seen(self.devices.card_view(now_s, self.guard.memory, self.guard.ladder.limits))
+        pids = tuple(self.worker.fence.pids()) if self.worker.pid and self.devices.watches_gpus else None
+        self.life.on_card_seen(self.devices.card_view(now_s, self.guard.memory, self.guard.ladder.limits, pids))
 
     def _show(self, now_s: float, status: Status, *, durable: bool) -> None:
         self.schedule.status_shown(now_s)

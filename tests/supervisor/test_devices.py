@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kit import fake_nvml
-from kit.fake_nvml import FakeNvml, Fault
+from kit.fake_nvml import FakeNvml, Fault, installed
 
 from memsup.shared.descriptors import wait_ready
 from memsup.shared.messages import WorkerMemory
@@ -34,13 +33,7 @@ AT_WORK = Load(alive=True, computing=True, pids=(), memory=None)
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    if fake_nvml.compiler() is None:
-        pytest.skip("NOT RUN: no C compiler (cc) to build the NVML library")
-    (tmp_path / "lib").mkdir()
-    fake = FakeNvml(fake_nvml.build(tmp_path / "lib"), tmp_path / "control")
-    for name, value in fake.environment.items():
-        monkeypatch.setenv(name, value)
-    return fake
+    return installed(tmp_path, monkeypatch)
 
 
 def devices_of(tmp_path: Path, limits: Limits | None = None, *, watches_gpus: bool = True) -> Devices:
@@ -114,16 +107,34 @@ def test_on_wsl_memory_that_was_moved_into_ram_is_told_once_and_as_long_as_it_is
         devices.close()
 
 
-def test_each_of_several_ranks_answers_for_its_own_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
+    return installed(tmp_path, monkeypatch, devices=2)
+
+
+def test_a_card_that_one_of_several_ranks_has_lost_is_told(two_cards: FakeNvml, tmp_path: Path) -> None:
+    """The other rank still has memory on its own; on the lost one nobody has any, by what the driver says."""
+    devices = devices_of(tmp_path)
+    for card in range(2):
+        two_cards.set(card, worker_pid=40 + card, worker_bytes=4 * GIB)
+    load = replace(AT_WORK, pids=(40, 41))
+    try:
+        pass_second(devices, two_cards, 1.0, load)
+        pass_second(devices, two_cards, 2.0, load)
+        assert [gpu.index for gpu in devices.workers] == [0, 1]
+        two_cards.set(1, fault=Fault.LOST)
+        pass_second(devices, two_cards, 3.0, load)
+        pass_second(devices, two_cards, 4.0, load)
+        assert (devices.lost or "").startswith("GPU 1 (NVIDIA GeForce RTX 3080) is lost: ")
+    finally:
+        devices.close()
+
+
+def test_each_of_several_ranks_answers_for_its_own_card(two_cards: FakeNvml, tmp_path: Path) -> None:
     """Cards are known by their own numbers: CUDA counts them in another order than the driver. A rank of which nobody knows
     where it computes is told nothing.
     """
-    if fake_nvml.compiler() is None:
-        pytest.skip("NOT RUN: no C compiler (cc) to build the NVML library")
-    (tmp_path / "lib").mkdir()
-    fake = FakeNvml(fake_nvml.build(tmp_path / "lib"), tmp_path / "control", devices=2)
-    for name, value in fake.environment.items():
-        monkeypatch.setenv(name, value)
+    fake = two_cards
     devices, uuids = devices_of(tmp_path), [fake[card].uuid.decode() for card in range(2)]
     for card in range(2):
         fake.set(card, worker_pid=40 + card, worker_bytes=4 * GIB, others_bytes=0)

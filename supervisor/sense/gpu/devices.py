@@ -111,18 +111,23 @@ def unknown(reading: GpuReading) -> GpuReading:
     )
 
 
-def of_worker(readings: Iterable[GpuReading], visible: str | None) -> tuple[GpuReading, ...]:
-    """The GPUs that the worker computes on: where it has memory, else those that `CUDA_VISIBLE_DEVICES` names, else all.
+def of_worker(
+    readings: Iterable[GpuReading], visible: str | None, *, named: Collection[str] = (), before: Iterable[GpuReading] = ()
+) -> tuple[GpuReading, ...]:
+    """The GPUs that the worker computes on: where it has memory, or its ranks say that they compute (`named`, UUIDs), else
+    those that `CUDA_VISIBLE_DEVICES` names, else all. One that was among them `before` and is lost is still among them, though
+    it has nobody's memory any more.
 
     CUDA's numbers are not the driver's (it puts the fastest first), so that a number tells nothing where there are several.
     """
     everything = tuple(readings)
-    holding = tuple(gpu for gpu in everything if gpu.worker_bytes)
-    if holding or len(everything) < 2 or visible is None:
-        return holding or everything
+    earlier = {gpu.index for gpu in before}
+    own = tuple(gpu for gpu in everything if gpu.worker_bytes or gpu.uuid in named or (gpu.lost and gpu.index in earlier))
+    if own or len(everything) < 2 or visible is None:
+        return own or everything
     names = [name.strip() for name in visible.split(",") if name.strip()]
-    named = tuple(gpu for gpu in everything if gpu.uuid and any(_names(name, gpu.uuid) for name in names))
-    return named or everything
+    of_names = tuple(gpu for gpu in everything if gpu.uuid and any(_names(name, gpu.uuid) for name in names))
+    return of_names or everything
 
 
 def heat_sources(gpus: Iterable[GpuReading], chosen_c: float | None = None) -> list[HeatSource]:

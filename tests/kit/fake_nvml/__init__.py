@@ -12,6 +12,10 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # this is imported by processes that are no test
+    import pytest
 
 SOURCE = Path(__file__).with_name("fake_nvml.c")
 UNSUPPORTED = -1e6
@@ -120,6 +124,19 @@ class FakeNvml:
     def environment(self) -> dict[str, str]:
         """For processes that are to find this library instead of NVIDIA's."""
         return {"LD_LIBRARY_PATH": str(self._library_folder), "FAKE_NVML": str(self._file)}
+
+
+def installed(folder: Path, monkeypatch: pytest.MonkeyPatch, *, devices: int = 1) -> FakeNvml:
+    """The library, made in `folder`, that every process below the test finds. The test is skipped where it cannot be made."""
+    import pytest
+
+    if compiler() is None:
+        pytest.skip("NOT RUN: no C compiler (cc) to build the NVML library")
+    (folder / "lib").mkdir()
+    fake = FakeNvml(build(folder / "lib"), folder / "control", devices=devices)
+    for name, value in fake.environment.items():
+        monkeypatch.setenv(name, value)
+    return fake
 
 
 def attach(control_file: str) -> Control:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from memsup.supervisor.decide.readings import GpuReading
 from memsup.supervisor.sense.gpu.devices import heat_sources, of_worker, power_limits, reading_of, unknown
@@ -83,6 +84,14 @@ GPUS = tuple(GpuReading(at_s=0, index=i, uuid=f"GPU-{i}{i}{i}{i}-abc", power_def
 def test_the_workers_gpus_are_those_on_which_it_has_memory() -> None:
     held = GpuReading(at_s=0, index=1, worker_bytes=5)
     assert of_worker((GPUS[0], held, GPUS[2]), "GPU-0000") == (held,)
+
+
+def test_a_card_that_a_rank_computes_on_is_the_workers_whatever_the_driver_says_of_its_memory() -> None:
+    """In a container the driver's processes are nobody's; of a lost card nothing is known but that it was the worker's."""
+    held, lost = GpuReading(at_s=0, index=0, uuid="GPU-a", worker_bytes=5), GpuReading(at_s=0, index=1, uuid="GPU-b", lost=True)
+    assert of_worker(GPUS, None, named=["GPU-2222-abc", "GPU-1111-abc"]) == GPUS[1:]
+    assert of_worker((held, lost), None, before=(held, replace(lost, lost=False))) == (held, lost)
+    assert of_worker((held, lost), None, before=(held,)) == (held,), "it was never the worker's"
 
 
 def test_the_workers_gpus_are_found_by_uuid_in_cuda_visible_devices() -> None:
