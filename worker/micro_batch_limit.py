@@ -36,7 +36,12 @@ def limit_micro_batch(training: OneRank, order: LimitMicroBatch) -> int:
     where its micro-batches are all computed, or the model is shared out. Returns the most tokens of a micro-batch from then on.
     """
     step = training.step + 1
-    if training.has_own_part or training.sharded is not None:
+    if training.sharded is not None and training.rank != 0:  # it cuts as rank 0 does, to whom the same was said
+        training.told_limit_bytes = order.limit_bytes or training.told_limit_bytes
+        if order.halve or order.limit_bytes is not None:
+            hand_back(training.device_memory)
+        return training.plan.at(step).micro_tokens
+    if training.has_own_part or (training.sharded is not None and training.is_adding_up):
         # What was computed cannot be computed otherwise any more, and a later life does it again as the plan says. Where the
         # model is shared out all ranks compute the step in hand, and none can do its part again alone.
         step += 1
@@ -80,12 +85,26 @@ def _within(training: OneRank, before: Entry, limit_bytes: int) -> dict[str, Any
         _leave_to_a_smaller_one(training, limit_bytes)
     changes = planner.within_limit(training.step + 1, before) if is_less else _as_before(training, before_bytes)
     changes["planned_bytes"] = planner.limit_bytes
-    # Below what one row takes, the soft limit would only have it fail, and what that is a new process does not know. There the
-    # ladder goes on: it has the worker hold.
-    least_bytes = planner.least_bytes()
+    _keep_to(training, limit_bytes, is_less=is_less)
+    return changes
+
+
+def _keep_to(training: OneRank, limit_bytes: int, *, is_less: bool) -> None:
+    """Has the soft limit follow. Below what one row takes it would only have that fail, and what that is a new process does not
+    know. There the ladder goes on: it has the worker hold.
+    """
+    least_bytes = training.measuring.planner.least_bytes()
     if least_bytes is not None or not is_less:
         training.soft_limit.limit_to(max(limit_bytes, int((least_bytes or 0) / SOFT_FRACTION)))
-    return changes
+
+
+def keep_to_what_was_told(training: OneRank) -> None:
+    """Keeps to what this rank was told that it may hold, where it cuts as rank 0 does: from the first step on that is cut for
+    that. Within the one before, all would have to begin again if it ran out.
+    """
+    limit_bytes, training.told_limit_bytes = training.told_limit_bytes, None
+    if limit_bytes is not None:
+        _keep_to(training, limit_bytes, is_less=training.measuring.planner.limit_to(*planned_bytes(limit_bytes)))
 
 
 def _as_before(training: OneRank, less_bytes: int | None) -> dict[str, Any]:
@@ -109,6 +128,7 @@ def _leave_to_a_smaller_one(training: OneRank, limit_bytes: int) -> None:
         "bands": (),
         "checkpointed_from": None,
         "one_lane": True,
+        "planned_bytes": training.measuring.planner.limit_bytes,  # or it would count as the cut for all that there was
     }
     training.plan.change(training.step + 1, cause, **row_by_row)
     training.session.leave(f"{cause}: a new one begins with less, one row at a time")

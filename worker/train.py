@@ -66,7 +66,8 @@ from memsup.worker.compute.spent import Part, Spent, noted, spent_on
 from memsup.worker.compute.token_loss import size_pieces
 from memsup.worker.computing import Looking
 from memsup.worker.curves import Curves
-from memsup.worker.exhaustion import has_to_fit, leave_together, report_out_of_memory, shrink, shrink_evaluation, take_in
+from memsup.worker.evaluating import evaluate
+from memsup.worker.exhaustion import has_to_fit, leave_together, report_out_of_memory, shrink, take_in
 from memsup.worker.hardware import (
     autocast,
     begin_step,
@@ -85,7 +86,7 @@ from memsup.worker.hardware import (
     to_device,
 )
 from memsup.worker.memory import DeviceMemory, Peak, hand_back, limit_device, read_memory
-from memsup.worker.micro_batch_limit import limit_micro_batch
+from memsup.worker.micro_batch_limit import keep_to_what_was_told, limit_micro_batch
 from memsup.worker.plan.batches import (
     EndlessOrder,
     EndlessSchedule,
@@ -93,7 +94,6 @@ from memsup.worker.plan.batches import (
     Rows,
     Schedule,
     cut,
-    evaluation_batches,
     learning_rate,
     split,
     starting_fraction,
@@ -104,14 +104,14 @@ from memsup.worker.plan.journal import Plan
 from memsup.worker.plan.measuring import Measuring
 from memsup.worker.plan.padding import Padding
 from memsup.worker.plan.planner import Initial, Planner, planned_bytes
-from memsup.worker.plan.stopping import evaluates_after, is_better, merit_of
+from memsup.worker.plan.stopping import evaluates_after
 from memsup.worker.ranks.first import Ranks
 from memsup.worker.ranks.machines import Machines
 from memsup.worker.ranks.shares import equal
 from memsup.worker.saving import chosen, export_model, find_start, keep_if_due, resume, save, save_evaluated, save_if_due
 from memsup.worker.session import GiveUp, Leave, Session
-from memsup.worker.state import Evaluated, read_tensors
-from memsup.worker.tasks import Metrics, Prepared, find_task
+from memsup.worker.state import read_tensors
+from memsup.worker.tasks import Prepared, find_task
 from memsup.worker.training import OneRank, Training
 
 if TYPE_CHECKING:
@@ -311,9 +311,11 @@ def prepare(record: RunRecord, paths: RunPaths, welcome: Welcome, session: Sessi
     if plan.last_change.ranks != ranks.count:
         cause = f"another number of ranks: {ranks.count}"  # which has other bits anyway, also of steps that are redone
         plan.change(training.step + 1, cause, ranks=ranks.count, shares=(), threads=threads, lanes=lanes)
+    elif start.state is not None and start.state.shared is not (sharded is not None) and plan.last_change.lanes != lanes:
+        plan.change(training.step + 1, f"the model is {'' if sharded else 'not '}shared out to ranks now", lanes=lanes)
     if plan.last_change.lanes > lanes:
         redone = training.done_before if device.type == "cpu" else 0  # another device has other bits anyway
-        may_come_back = device.type == "cpu" and why_fewer is None and training.settings.lanes is None
+        may_come_back = device.type == "cpu" and why_fewer is None and training.settings.lanes is None and sharded is None
         fewer: dict[str, Any] = {"one_lane": True} if may_come_back else {"lanes": lanes}
         plan.change(max(training.step, redone) + 1, "there is no room for so many lanes now", **fewer)
     set_products(device, settings.training.amp)  # after all that was asked of the model
@@ -395,7 +397,15 @@ class _Program:
 
     @property
     def is_loaded(self) -> bool:
-        return self.training is not None and not self._ranks.lacks_a_part
+        return self.training is not None and not self._ranks.lacks_a_part and not self._is_in_between
+
+    @property
+    def _is_in_between(self) -> bool:
+        """Whether another rank may have taken the step in hand already, which this one has not: then what they have of a model
+        that is shared out are no parts of one state.
+        """
+        training = self.training
+        return training is not None and training.sharded is not None and training.has_own_part and self._ranks.is_adding
 
     def save(self, *, last: bool) -> CheckpointNote:
         assert self.training is not None
@@ -405,7 +415,7 @@ class _Program:
         assert self.training is not None
         if order.limit_bytes is not None:  # each rank has its part of what all of them may take
             order = msgspec.structs.replace(order, limit_bytes=order.limit_bytes // self._ranks.here)
-        if order.rank != 0 and self.training.sharded is None:  # else the others cut as this one does
+        if order.rank != 0:
             self._ranks.pass_on(order, order.rank)
         if order.rank:
             return self.training.plan.at(self.training.step + 1).micro_tokens
@@ -531,7 +541,7 @@ def take_step(training: Training) -> None:
         total_steps=training.schedule.total_steps,
         warmup_fraction=training.settings.warmup,
     )
-    training.shares = training.ranks.shares(training.plan.at(step))
+    training.shares = training.ranks.shares(training.plan.at(step)) if training.sharded is None else equal(training.ranks.count)
     done = None
     while done is None:
         training.ranks.compute(
@@ -657,6 +667,7 @@ def _accumulate(training: OneRank, step: int, rows: Rows) -> Gradient | None:
     """Adds up the gradients of the step's micro-batches. Returns None, as `try_gradient` does, where the plan has changed
     meanwhile.
     """
+    keep_to_what_was_told(training)
     examples, lanes = training.examples, training.lanes
     plan, own = training.plan.at(step), training.part_of(rows)
     cuts = [split(micro, examples.lengths[micro], plan) for micro in cut(own, examples.lengths[own], plan)]
@@ -834,90 +845,3 @@ def _judged(training: Training, step: int, rows: Rows, gradient: Gradient) -> Do
         f"{training.examples.where(rows)}",
         step=step,
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Evaluation
-
-
-def evaluate(training: Training) -> None:
-    """Measures the model on the evaluation rows; of several ranks each counts those that are its own."""
-    metrics = training.task.new_metrics()
-    with training.session.phase(Phase.EVALUATING):
-        training.ranks.evaluate(training.step, None if training.sharded is None else training.plan.at(training.step + 1))
-        measure(training, metrics)
-        for counts in training.ranks.counted():
-            metrics.add_counts(counts)
-    training.evaluated = Evaluated(step=training.step, metrics=metrics.result())
-    best = merit_of(training.best.metrics) if training.best else None
-    if is_better(merit_of(training.evaluated.metrics), best):
-        training.best, training.without_rise = training.evaluated, 0
-    else:
-        training.without_rise += 1
-    training.publish()
-    training.curves.evaluated(training.evaluated)
-    log.info("Evaluated", step=training.step, **training.evaluated.metrics)
-
-
-def measure(training: OneRank, metrics: Metrics) -> None:
-    """Counts up over the evaluation rows of this rank, the longest first, and keeps nothing but the counts."""
-    if training.sharded is not None:
-        _measure_together(training, metrics)
-        return
-    session, examples = training.session, training.prepared.evaluation
-    model = training.prepared.model.eval()
-    by_length = np.argsort(-examples.lengths.astype(np.int64), kind="stable")[training.rank :: len(training.shares)]
-    tokens = training.plan.at(training.step + 1).micro_tokens
-    place = 0
-    with session.phase(Phase.EVALUATING), torch.no_grad():
-        while place < len(by_length):
-            longest = int(examples.lengths[by_length[place]])
-            tokens = min(tokens, training.plan.at(training.step + 1).micro_tokens)
-            rows = by_length[place : place + max(1, tokens // longest)]
-            if training.prepared.padding is Padding.NONE:
-                rows = rows[examples.lengths[rows] == longest]
-            exhausted = None
-            try:
-                with autocast(training.device, training.settings.amp):
-                    metrics.add(model, to_device(examples.batch(rows), training.device))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    what = f"The evaluation after step {training.step} crashed: {type(error).__name__}: {error}"
-                    raise GiveUp(
-                        FailureCause.CRASH, f"{what}; look at what it was computed from: {examples.where(rows)}"
-                    ) from error
-                exhausted = str(error)
-            if exhausted is None:
-                place += len(rows)
-            else:
-                tokens = shrink_evaluation(training, rows, longest, exhausted)
-            training.boundary()
-
-
-def _measure_together(training: OneRank, metrics: Metrics) -> None:
-    """As `measure`, of a model that is shared out: every rank computes as many batches, some for nothing."""
-    session, examples, plan = training.session, training.prepared.evaluation, training.plan.at(training.step + 1)
-    model, ranks = training.prepared.model.eval(), len(training.shares)
-    by_length = np.argsort(-examples.lengths.astype(np.int64), kind="stable")
-    of_ranks = [
-        evaluation_batches(by_length[rank::ranks], examples.lengths, plan.micro_tokens, equal_lengths=plan.equal_lengths)
-        for rank in range(ranks)
-    ]
-    own = of_ranks[training.rank]
-    with session.phase(Phase.EVALUATING), torch.no_grad():
-        for number in range(max(map(len, of_ranks))):
-            counts = number < len(own)
-            rows = own[number] if counts else by_length[-1:]
-            exhausted = None
-            try:
-                with autocast(training.device, training.settings.amp, keeps_weights=False):
-                    into = metrics if counts else training.task.new_metrics()
-                    into.add(model, to_device(examples.batch(rows), training.device))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    training.ranks.broken(error)
-                    raise
-                exhausted = str(error)
-            if exhausted is not None:
-                leave_together(training, exhausted, evaluates=rows)
-            training.boundary()

@@ -113,6 +113,8 @@ class OneRank:
     """The ranks' shares of a step (`ranks/shares.py`)."""
     done_before: int = 0
     """How many steps earlier lives had taken, some of which may have to be redone."""
+    told_limit_bytes: int | None = None
+    """What it may hold of memory from the next step on, where its cuts are told to it. None means as much as before."""
 
     # How far the run is.
     step: int = 0

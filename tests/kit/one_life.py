@@ -5,11 +5,12 @@ so reports stay where the test can read them, and orders are put straight into i
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from memsup.checkpoint.reading import verify
 from memsup.shared.messages import AnyReport, Decided, Finished, OutOfMemory, Welcome
 from memsup.shared.paths import RunPaths, prepare, run_paths
 from memsup.shared.record import RunRecord
@@ -106,6 +107,32 @@ def whole_life(
         except Killed:
             finished = None
         return finished, [report for report in _said(link) if isinstance(report, Decided)]
+
+
+class Outcome(NamedTuple):
+    """What a run has come to."""
+
+    audit: bytes
+    metrics: dict[str, float]
+    tensors: dict[str, bytes]
+    """The newest checkpoint's files of weights and moments."""
+
+
+def lives_to_the_end(settings: Settings, *, name: str, killed_after: Sequence[int] = ()) -> tuple[Outcome, int]:
+    """What a run has come to that is killed after so many pieces of work, and after so many again, as far as it lasts; and how
+    many lives it had. Its newest checkpoint is whole.
+    """
+    lived, finished = 0, None
+    for pieces in (*killed_after, None):
+        if finished is None:
+            finished, _ = whole_life(settings, name=name, killed_after=pieces)
+            lived += 1
+    assert finished is not None
+    newest = max(run_paths(name).checkpoints.glob("step-*"))
+    verify(newest)
+    tensors = {part.name: part.read_bytes() for part in newest.glob("*.safetensors")}
+    assert tensors, "there is something to compare"
+    return Outcome((run_paths(name).state / "audit.txt").read_bytes(), finished.metrics, tensors), lived
 
 
 def reports(training: Training) -> list[AnyReport]:

@@ -19,9 +19,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.chat import CHATML, MARKED, tiny_chat, tiny_chat_model, tiny_tokenizer, written
-from kit.one_life import StarvedTask, exhaustions, one_life, whole_life
+from kit.one_life import StarvedTask, exhaustions, lives_to_the_end, one_life, whole_life
 
-from memsup.checkpoint.reading import verify
 from memsup.shared.data.chat import find_fields
 from memsup.shared.data.chat_check import locate_dialogues
 from memsup.shared.data.columns import find_columns
@@ -30,6 +29,7 @@ from memsup.shared.data.sources import locate
 from memsup.shared.paths import run_paths
 from memsup.worker import train
 from memsup.worker.compute import token_loss
+from memsup.worker.evaluating import evaluate
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.padding import Padding
 from memsup.worker.saving import save
@@ -486,7 +486,7 @@ def test_what_is_rounded_once_gives_the_same_bits(is_exact: bool, tmp_path: Path
                 assert table(torch.tensor([1])).dtype is torch.float32
                 for _ in range(2):
                     train.take_step(life)
-                train.evaluate(life)
+                evaluate(life)
                 found.append((life.audit.digest, life.evaluated, life.prepared.weights.tensors(life.prepared.model)))
     assert loaded == [{torch.bfloat16} if is_exact else {torch.float32}, {torch.float32}]
     (digest, evaluated, tensors), (other_digest, other_evaluated, others) = found
@@ -528,19 +528,7 @@ def test_a_chat_model_that_is_killed_ends_with_the_bits_of_the_undisturbed_run(k
     """With dropout; by signals `promises/test_chat_job.py` does it."""
     draw = random.Random(kills)
     wanted = tiny_chat(tmp_path, lora__dropout=0.2, checkpoint__every="1ms", training__epochs=1.0 if kills < 40 else 8.0)
-    ends = []
-    for name, lives in (("undisturbed", [None]), ("killed", [*(draw.randint(5, 60) for _ in range(kills)), None])):
-        finished, lived = None, 0
-        for killed_after in lives:
-            if finished is None:
-                finished, _ = whole_life(wanted, name=name, killed_after=killed_after)
-                lived += 1
-        assert finished is not None
-        newest = max(run_paths(name).checkpoints.glob("step-*"))
-        verify(newest)
-        audit = (run_paths(name).state / "audit.txt").read_bytes()
-        tensors = {part.name: part.read_bytes() for part in newest.glob("*.safetensors")}
-        assert tensors, "there are adapters to compare"
-        ends.append((audit, finished.metrics, tensors))
+    undisturbed, _ = lives_to_the_end(wanted, name="undisturbed")
+    killed, lived = lives_to_the_end(wanted, name="killed", killed_after=[draw.randint(5, 60) for _ in range(kills)])
     assert lived > kills // 2, "most of the kills came before the end"
-    assert ends[0] == ends[1]
+    assert killed == undisturbed

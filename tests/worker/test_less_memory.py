@@ -21,7 +21,7 @@ from memsup.supervisor.kernel.processes import limit_growth
 from memsup.worker import train
 from memsup.worker.__main__ import LIBRARIES
 from memsup.worker.plan.footprint import Shape
-from memsup.worker.plan.planner import LEAST_STEPS_TO_LEAVE
+from memsup.worker.plan.planner import LEAST_STEPS_TO_LEAVE, planned_bytes
 from memsup.worker.session import Leave
 from memsup.worker.training import Training
 
@@ -154,6 +154,7 @@ def test_where_no_row_fits_any_more_a_new_process_goes_on_row_by_row_and_one_tha
     entry = life.plan.at(1)
     assert (entry.bands, entry.checkpointed_from, entry.lanes_used) == ((), None, 1)
     assert entry.ceiling == life.prepared.train.lengths.max()
+    assert entry.planned_bytes == planned_bytes(FLOOR_BYTES)[0], "so it is not what is gone back to when there is more again"
 
 
 def test_when_there_is_as_much_again_the_next_step_is_cut_as_it_was_then(life: Training) -> None:

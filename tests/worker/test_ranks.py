@@ -8,19 +8,17 @@ import signal
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import psutil
 import pytest
 import torch
-from kit.lone_supervisor import LoneSupervisor, newest_checkpoint, state_of, tiny_settings
+from kit.lone_supervisor import LoneSupervisor, state_of, tiny_settings
 from kit.memory_of import starve
-from kit.one_life import one_life, without_dropout
-from safetensors.numpy import load_file
+from kit.one_life import one_life
+from kit.run_end import End, pids_of_ranks, settings_of_ranks, undisturbed_end
 
 from memsup.shared.messages import (
     Done,
     Failed,
-    Heartbeat,
     Leaving,
     LimitMicroBatch,
     OutOfMemory,
@@ -66,38 +64,7 @@ STEPS = 54
 
 
 def settings_for(folder: Path, ranks: int) -> Settings:
-    """Steps that take long enough to be met in the middle, without dropout."""
-    return without_dropout(
-        tiny_settings(
-            folder,
-            rows=240,
-            words=100,
-            hidden=128,
-            training__ranks=ranks,
-            training__epochs=2,
-            training__max_length=128,
-            training__micro_tokens=512,
-            training__learning_rate=1e-4,
-        )
-    )
-
-
-class End:
-    """What a run has come to."""
-
-    def __init__(self, supervisor: LoneSupervisor) -> None:
-        state = state_of(supervisor.paths)
-        self.weights = load_file(newest_checkpoint(supervisor.paths) / "model.safetensors")
-        self.step, self.digest = state["step"], str(state["digest"])
-        self.evaluated = state["evaluated"]["metrics"]
-
-    @property
-    def learned_from(self) -> str:
-        """The half of the digest that nothing but samples, their weights and learning rates go into."""
-        return self.digest.partition(".")[0]
-
-    def differs_by(self, other: End) -> float:
-        return max(float(np.abs(weight - other.weights[name]).max()) for name, weight in self.weights.items())
+    return settings_of_ranks(folder, ranks, training__epochs=2, training__micro_tokens=512)
 
 
 @pytest.fixture(scope="module")
@@ -105,28 +72,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
-_ENDS: dict[int, End] = {}
-
-
 @pytest.fixture
 def undisturbed(data: Path) -> dict[int, End]:
-    """The ends of runs that nobody disturbs, with one rank and with two; trained once for all tests here."""
-    for ranks in (1, 2):
-        if ranks not in _ENDS:
-            with LoneSupervisor(settings_for(data, ranks), name=f"undisturbed-{ranks}") as supervisor:
-                supervisor.run_to_end()
-                _ENDS[ranks] = End(supervisor)
-    return _ENDS
-
-
-def pids(supervisor: LoneSupervisor, ranks: int) -> list[int]:
-    def told() -> list[int] | None:
-        for report in reversed(supervisor.reports):
-            if isinstance(report, Heartbeat) and report.batch and report.batch.ranks and len(report.batch.ranks) == ranks:
-                return [rank.pid for rank in report.batch.ranks]
-        return None
-
-    return supervisor.until("ranks are told of", told)
+    """The ends of runs that nobody disturbs, with one rank and with two."""
+    return {ranks: undisturbed_end(f"undisturbed-{ranks}", settings_for(data, ranks)) for ranks in (1, 2)}
 
 
 @pytest.mark.slow
@@ -156,7 +105,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(data: Path, undisturbed: dic
         supervisor.reach(Phase.TRAINING, 3)
         supervisor.order(LimitMicroBatch(order_id=0, reason="a test", micro_tokens=400))
         supervisor.until("rank 1 obeys as well", lambda: 400 in limits_of_rank_1())
-        starve(pids(supervisor, 2)[1])
+        starve(pids_of_ranks(supervisor, 2)[1])
         starved = supervisor.first(OutOfMemory)
         assert starved.rank == 1
         assert starved.micro_tokens_after < starved.micro_tokens_before <= 400
@@ -169,7 +118,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(data: Path, undisturbed: dic
         supervisor.last_words()
     with LoneSupervisor(settings_for(data, 3), name="moved") as supervisor:
         supervisor.start()
-        assert len(pids(supervisor, 3)) == 3
+        assert len(pids_of_ranks(supervisor, 3)) == 3
         supervisor.finish()
         moved = End(supervisor)
         assert limits_of_rank_1()[-1] is None
@@ -196,7 +145,7 @@ def test_a_rank_that_is_killed_costs_no_step_and_a_pause_reaches_all(data: Path,
 
         supervisor.start()
         supervisor.reach(Phase.TRAINING, 3)
-        other = pids(supervisor, 2)[1]
+        other = pids_of_ranks(supervisor, 2)[1]
         os.kill(other, signal.SIGKILL)
         words = supervisor.last_words()
         assert isinstance(words, Failed)
@@ -208,7 +157,7 @@ def test_a_rank_that_is_killed_costs_no_step_and_a_pause_reaches_all(data: Path,
         supervisor.exit_status()
         supervisor.start()
         supervisor.reach(Phase.TRAINING, words.step + 3)
-        other = pids(supervisor, 2)[1]
+        other = pids_of_ranks(supervisor, 2)[1]
         supervisor.order(Pause(order_id=1, reason="a test", mode=PauseMode.HOLD))
 
         def rests() -> bool:

@@ -4,10 +4,13 @@ them, all go on from the newest checkpoint, which any number of ranks reads.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +20,22 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kit.lone_supervisor import LoneSupervisor, newest_checkpoint, state_of, tiny_settings
+from kit.lone_supervisor import LoneSupervisor, newest_checkpoint, state_of
 from kit.memory_of import peak_bytes, starve
-from kit.one_life import without_dropout
-from safetensors.numpy import load_file
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
+from kit.run_end import End, pids_of_ranks, settings_of_ranks, undisturbed_end
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    FunnelConfig,
+    FunnelForSequenceClassification,
+)
 
 from memsup.checkpoint.errors import Damaged
 from memsup.checkpoint.reading import verify
-from memsup.shared.messages import Checkpoint, Done, Failed, Heartbeat, Leaving, OutOfMemory, Phase, Stop
+from memsup.shared.messages import Checkpoint, Done, Failed, Leaving, LimitMicroBatch, OrderFailed, OutOfMemory, Phase, Stop
 from memsup.shared.settings import Settings
 from memsup.worker.ranks.sharded import gathered_apart, rows_of
 
@@ -33,44 +43,8 @@ STEPS = 27
 
 
 def settings_for(folder: Path, ranks: int, *, shard: bool = True, **values: Any) -> Settings:
-    """Steps that take long enough to be met in the middle, without dropout. Each row is alone in its micro-batch, or nearly so:
-    ranks seldom have as many.
-    """
-    chosen: dict[str, Any] = {
-        "hidden": 128,
-        "training__ranks": ranks,
-        "training__shard": shard,
-        "training__max_length": 128,
-        "training__micro_tokens": 256,
-        "training__learning_rate": 1e-4,
-    }
-    return without_dropout(tiny_settings(folder, rows=240, words=100, **chosen | values))
-
-
-class End:
-    """What a run has come to."""
-
-    def __init__(self, supervisor: LoneSupervisor) -> None:
-        state = state_of(supervisor.paths)
-        self.checkpoint, self.model = newest_checkpoint(supervisor.paths), supervisor.paths.model
-        self.weights = load_file(self.checkpoint / "model.safetensors")
-        self.moments = load_file(self.checkpoint / "optimizer.safetensors")
-        self.step, self.digest = state["step"], str(state["digest"])
-        self.evaluated = state["evaluated"]["metrics"]
-
-    @property
-    def learned_from(self) -> str:
-        """The half of the digest that nothing but samples, their weights and learning rates go into."""
-        return self.digest.partition(".")[0]
-
-    def differs_by(self, other: End) -> float:
-        assert self.weights.keys() == other.weights.keys()
-        assert self.moments.keys() == other.moments.keys()
-        return max(float(np.abs(weight - other.weights[name]).max()) for name, weight in self.weights.items())
-
-    def has_the_bits_of(self, other: End) -> bool:
-        pairs = [(self.weights, other.weights), (self.moments, other.moments)]
-        return all(np.array_equal(tensor, theirs[name]) for ours, theirs in pairs for name, tensor in ours.items())
+    """Each row is alone in its micro-batch, or nearly so: ranks seldom have as many."""
+    return settings_of_ranks(folder, ranks, **{"training__shard": shard, "training__micro_tokens": 256} | values)
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +52,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
-_ENDS: dict[int, End] = {}
-
-
 @pytest.fixture
 def undisturbed(data: Path) -> dict[int, End]:
-    """The ends of runs that nobody disturbs, on one rank and on two that share the model; trained once for all tests here."""
-    for ranks in (1, 2):
-        if ranks not in _ENDS:
-            with LoneSupervisor(settings_for(data, ranks, shard=ranks > 1), name=f"undisturbed-{ranks}") as supervisor:
-                supervisor.run_to_end()
-                _ENDS[ranks] = End(supervisor)
-    return _ENDS
+    """The ends of runs that nobody disturbs, on one rank and on two that share the model."""
+    return {
+        ranks: undisturbed_end(f"undisturbed-sharing-{ranks}", settings_for(data, ranks, shard=ranks > 1)) for ranks in (1, 2)
+    }
 
 
 @pytest.mark.slow
@@ -204,6 +172,89 @@ def test_where_memory_runs_out_on_one_rank_all_begin_again_with_less(data: Path,
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("ranks")
+def test_a_save_that_was_given_up_in_the_middle_of_anothers_rows_leaves_nothing_behind_for_the_next(tmp_path: Path) -> None:
+    """No file may be larger, for a moment, than the first rank's part of the table of positions with some of the other's."""
+    model = Path(str(settings_for(tmp_path, 2).task.model)) / "config.json"
+
+    def settings() -> Settings:
+        found = settings_for(tmp_path, 2, training__max_steps=6)
+        model.write_text(
+            json.dumps(json.loads(model.read_text(encoding="utf-8")) | {"max_position_embeddings": 20_000}), encoding="utf-8"
+        )
+        return found
+
+    undisturbed = undisturbed_end("undisturbed-large", settings())
+    with LoneSupervisor(settings(), name="disk-full") as supervisor:
+        supervisor.start()
+        supervisor.reach(Phase.TRAINING, 2)
+        assert supervisor.worker is not None
+        with files_of_at_most(8 << 20, supervisor.worker.pid):
+            assert isinstance(supervisor.order(Checkpoint(order_id=1, reason="a test")), OrderFailed)
+        done = supervisor.order(Checkpoint(order_id=2, reason="a test"))
+        assert isinstance(done, Done)
+        supervisor.finish()
+        assert End(supervisor).has_the_bits_of(undisturbed)
+
+
+@contextlib.contextmanager
+def files_of_at_most(size_bytes: int, pid: int) -> Iterator[None]:
+    """No file that a process writes may become larger."""
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+def test_a_model_that_was_computed_in_lanes_is_shared_out_in_mid_run_and_back(data: Path, undisturbed: dict[int, End]) -> None:
+    """As many ranks go on, in one lane while they share it, and in two when each has all of it again."""
+    with_lanes: dict[str, Any] = {"training__threads": 2, "training__micro_tokens": 128}
+
+    def lanes() -> int:
+        return int(json.loads(supervisor.paths.plan.read_text(encoding="utf-8").splitlines()[-1])["lanes"])
+
+    for step, shard in ((4, False), (8, True)):
+        settings = settings_for(data, 2, shard=shard, **with_lanes)
+        with LoneSupervisor(settings, name="lanes", memory_limit_bytes=4 << 30) as supervisor:
+            supervisor.start()
+            supervisor.reach(Phase.TRAINING, step)
+            assert lanes() == (1 if shard else 2)
+            supervisor.send(Stop(order_id=1, reason="a test", checkpoint=True))
+            assert isinstance(supervisor.last_words(), Leaving)
+    with LoneSupervisor(
+        settings_for(data, 2, shard=False, **with_lanes), name="lanes", memory_limit_bytes=8 << 30
+    ) as supervisor:
+        supervisor.run_to_end()
+        assert lanes() == 2
+        end = End(supervisor)
+    assert end.learned_from == undisturbed[1].learned_from
+    assert end.differs_by(undisturbed[1]) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+def test_more_room_reaches_the_soft_limit_of_each_rank(data: Path) -> None:
+    """All cut by the first rank's plan, which grows with the room; another one that still kept to the old limit would run out
+    of memory with that, and all begin again.
+    """
+
+    def soft_bytes() -> int:
+        return resource.prlimit(other_rank(supervisor), resource.RLIMIT_DATA)[0]
+
+    with LoneSupervisor(settings_for(data, 2), name="roomier", memory_limit_bytes=4 << 30) as supervisor:
+        supervisor.start()
+        supervisor.reach(Phase.TRAINING, 2)
+        before = soft_bytes()
+        assert before < 3 << 30
+        supervisor.order(LimitMicroBatch(order_id=1, reason="a test", limit_bytes=8 << 30))
+        supervisor.until("rank 1 may hold more as well", lambda: soft_bytes() > before + (1 << 30))
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
 def test_each_rank_of_a_model_that_is_shared_out_takes_less_memory(tmp_path: Path) -> None:
     """Of 38 million weights two ranks have 16 bytes each, 576 MiB; where they share them half of that, and a layer's."""
     peaks = {}
@@ -223,14 +274,7 @@ def test_each_rank_of_a_model_that_is_shared_out_takes_less_memory(tmp_path: Pat
 
 def other_rank(supervisor: LoneSupervisor) -> int:
     """The process of rank 1."""
-
-    def told() -> int | None:
-        for report in reversed(supervisor.reports):
-            if isinstance(report, Heartbeat) and report.batch and report.batch.ranks:
-                return report.batch.ranks[1].pid
-        return None
-
-    return supervisor.until("ranks are told of", told)
+    return pids_of_ranks(supervisor)[1]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -254,3 +298,24 @@ def test_layers_and_large_tables_are_gathered_apart_unless_they_are_used_twice()
     assert gathered_apart(model) == [*model.bert.encoder.layer], "the table is the last layer as well"
     model.cls.predictions.decoder.weight = torch.nn.Parameter(table.weight.detach().clone())
     assert gathered_apart(model) == [*model.bert.encoder.layer, table]
+
+
+def test_what_a_model_does_not_call_is_gathered_with_the_rest_of_it() -> None:
+    """DeBERTa takes the weights of its positions as they are; Funnel's blocks are lists of layers."""
+    deberta = DebertaV2ForSequenceClassification(
+        DebertaV2Config(
+            vocab_size=5000,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            relative_attention=True,
+            max_relative_positions=2100,
+        )
+    )
+    assert deberta.deberta.encoder.rel_embeddings.weight.numel() > 1 << 18
+    assert gathered_apart(deberta) == [*deberta.deberta.encoder.layer, deberta.get_input_embeddings()]
+    funnel = FunnelForSequenceClassification(
+        FunnelConfig(vocab_size=100, block_sizes=[1, 2], num_decoder_layers=1, d_model=32, n_head=2, d_head=16, d_inner=32)
+    )
+    assert gathered_apart(funnel) == [layer for block in funnel.funnel.encoder.blocks for layer in block]

@@ -13,12 +13,11 @@ import torch
 import transformers
 from kit.gradients import check_any_cut
 from kit.lone_supervisor import tiny_settings
-from kit.one_life import whole_life
+from kit.one_life import lives_to_the_end
 from kit.task_rows import tiny_task
 
-from memsup.checkpoint.reading import verify
 from memsup.shared.data.targets import ProblemType
-from memsup.shared.paths import RunPaths, run_paths
+from memsup.shared.paths import RunPaths
 from memsup.worker.predict import _shares
 from memsup.worker.tasks import Prepared, Task, find_task
 from memsup.worker.tasks.classification import load_finished
@@ -194,20 +193,10 @@ def test_class_weights_are_of_the_whole_batch_however_it_is_cut(weights: str, tm
 @pytest.mark.parametrize("task", ["pairs", "labels", "scores"])
 def test_a_run_that_is_killed_ends_with_the_bits_of_the_undisturbed_one(task: str, kills: int, tmp_path: Path) -> None:
     """In two lanes; by signals `benchmarks/kills.py --task` does it."""
-    draw, ends = random.Random(kills), []
+    draw = random.Random(kills)
     lanes = {"training__threads": 2, "training__lanes": 2}
     wanted = tiny_task(tmp_path, task, rows=100, checkpoint__every="1ms", training__epochs=kills / 2, **lanes)
-    for name, lives in (("undisturbed", [None]), ("killed", [*(draw.randint(5, 80) for _ in range(kills)), None])):
-        finished, lived = None, 0
-        for killed_after in lives:
-            if finished is None:
-                finished, _ = whole_life(wanted, name=name, killed_after=killed_after)
-                lived += 1
-        assert finished is not None
-        newest = max(run_paths(name).checkpoints.glob("step-*"))
-        verify(newest)
-        tensors = {part.name: part.read_bytes() for part in newest.glob("*.safetensors")}
-        ends.append(((run_paths(name).state / "audit.txt").read_bytes(), finished.metrics, tensors))
-        assert lived == len(lives), "each kill was one"
-    assert ends[0][2], "there are weights to compare"
-    assert ends[0] == ends[1]
+    undisturbed, _ = lives_to_the_end(wanted, name="undisturbed")
+    killed, lived = lives_to_the_end(wanted, name="killed", killed_after=[draw.randint(5, 80) for _ in range(kills)])
+    assert lived == kills + 1, "each kill was one"
+    assert killed == undisturbed

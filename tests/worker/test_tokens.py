@@ -25,6 +25,7 @@ from memsup.shared.data.errors import InputError
 from memsup.shared.loading import load as load_settings
 from memsup.shared.paths import RunPaths
 from memsup.worker import train
+from memsup.worker.evaluating import evaluate
 from memsup.worker.memory import Peak
 from memsup.worker.tasks import Prepared, find_task
 from memsup.worker.tasks import tokens as tokens_module
@@ -421,7 +422,7 @@ def test_the_saved_model_of_pairs_asked_row_by_row_has_the_accuracy_that_was_sai
     with one_life(settings) as life:
         while life.step < life.schedule.total_steps:
             train.take_step(life)
-        train.evaluate(life)
+        evaluate(life)
         assert life.evaluated is not None
         said, examples = life.evaluated.metrics["accuracy"], life.prepared.evaluation
         model, tokenizer = life.prepared.model.eval(), life.prepared.tokenizer

@@ -23,6 +23,7 @@ from memsup.shared.settings import Settings
 from memsup.worker import train
 from memsup.worker.compute.attention import attend_in_blocks
 from memsup.worker.compute.dropout import draw_by_row
+from memsup.worker.evaluating import evaluate
 from memsup.worker.plan.batches import cut
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.padding import Padding, Same, choose, in_words
@@ -259,7 +260,7 @@ def test_a_decoder_learns_the_same_under_any_cut_and_says_the_same_saved(tmp_pat
             assert len(told) == (side == "left"), told
             assert life.prepared.model.config.resid_pdrop > 0
             ends.append(learnt(life, 4))
-            train.evaluate(life)
+            evaluate(life)
             alone = says_alone(life)
             assert life.evaluated is not None
             assert life.evaluated.metrics["loss"] == pytest.approx(loss_of(alone, life), rel=1e-5)
@@ -288,7 +289,7 @@ def test_a_model_that_sees_padding_on_the_right_learns_the_same_under_any_cut(
             assert life.plan.at(1).equal_lengths is (padding is NONE)
             assert [said.what for said in decisions(life)] == [DecisionKind.CUT_REFUSED]
             ends.append(learnt(life, 3))
-            train.evaluate(life)
+            evaluate(life)
             assert life.evaluated is not None
             assert life.evaluated.metrics["loss"] == pytest.approx(loss_of(says_alone(life), life), rel=1e-4)
             life.session.checkpoint_now()

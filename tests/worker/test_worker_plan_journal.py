@@ -60,6 +60,19 @@ def test_it_tells_how_steps_were_cut_when_there_was_more_memory(tmp_path: Path) 
     assert plan.when_there_was(1000, 2000) is None, "of more nothing is known"
 
 
+def test_where_others_took_memory_little_by_little_and_gave_it_back_at_once_the_cut_of_the_most_counts(tmp_path: Path) -> None:
+    """Of what was tried with about as much, the newest."""
+    plan = new_plan(tmp_path)
+    for step, planned_bytes in ((2, 1000), (4, 970), (6, 800), (8, 600), (10, 500)):
+        plan.change(step, f"told of {planned_bytes}", start=1024 + step, planned_bytes=planned_bytes)
+    found = plan.when_there_was(500, 1000)
+    assert found is not None
+    assert found.planned_bytes == 970
+    found = plan.when_there_was(500, 900)
+    assert found is not None
+    assert found.planned_bytes == 800
+
+
 @given(st.lists(entries, max_size=20))
 def test_a_later_entry_replaces_all_from_its_step_on(written: list[Entry]) -> None:
     folded: list[Entry] = []

@@ -21,6 +21,7 @@ from memsup.memory import held
 from memsup.shared.messages import DecisionKind, Done, FailureCause, LimitMicroBatch, Pause, PauseMode, Resume
 from memsup.worker import exhaustion, train
 from memsup.worker.computing import FIRST_STEP
+from memsup.worker.evaluating import evaluate
 from memsup.worker.plan.entry import Entry
 from memsup.worker.plan.planner import Planner
 from memsup.worker.saving import save_if_due, save_if_possible
@@ -269,7 +270,7 @@ def test_where_generated_code_finds_no_memory_a_new_process_goes_on_smaller(life
     before = life.plan.at(2).micro_tokens
     life.task = StarvedTask(life.task, lambda at, rows, number: at == where and rows > 1, "could not create a primitive")
     with pytest.raises(Leave, match="a new one goes on") as left:
-        train.take_step(life) if where == "forward" else train.evaluate(life)
+        train.take_step(life) if where == "forward" else evaluate(life)
     assert left.value.checkpoint is not None
     assert left.value.checkpoint.step == life.step == 1
     assert life.plan.at(2).micro_tokens < before
@@ -299,7 +300,7 @@ def test_one_row_that_never_fits_fails_with_its_name_and_the_numbers(life: Train
 def test_a_crash_names_file_and_line_of_what_was_computed_then(life: Training, where: str) -> None:
     life.task = StarvedTask(life.task, lambda at, rows, number: at == where and number >= 2, error="no such index")
     with pytest.raises(GiveUp, match=r"crashed: RuntimeError: no such index") as given_up:
-        train.evaluate(life) if where == "evaluate" else train.take_step(life)
+        evaluate(life) if where == "evaluate" else train.take_step(life)
     assert given_up.value.cause is FailureCause.CRASH
     _, _, named = str(given_up.value).partition("look at what it was computed from: ")
     file, _, lines = named.partition(", line")
@@ -339,11 +340,11 @@ def test_the_optimizers_state_exists_before_the_first_step(life: Training) -> No
 
 def test_evaluation_shrinks_as_well_and_counts_every_row_once(life: Training) -> None:
     life.step = life.schedule.total_steps
-    train.evaluate(life)
+    evaluate(life)
     undisturbed = life.evaluated
     life.evaluated = None
     life.task = StarvedTask(life.task, lambda at, rows, number: at == "evaluate" and rows > 2)
-    train.evaluate(life)
+    evaluate(life)
     assert life.evaluated is not None
     assert undisturbed is not None
     assert life.evaluated.metrics["rows"] == len(life.prepared.evaluation)

@@ -21,6 +21,8 @@ from memsup.worker.plan.entry import Entry, appended, in_force
 
 _MOST_BYTES = 256 << 20
 """A million changes of plan."""
+ABOUT_FRACTION = 1 / 16
+"""Room that is less by this part is about as much: of less the supervisor does not tell."""
 
 
 class Plan:
@@ -63,16 +65,18 @@ class Plan:
         return after
 
     def when_there_was(self, more_than_bytes: int, at_most_bytes: int) -> Entry | None:
-        """The newest entry by which a step was computed while micro-batches were planned for more than the one and at most the
-        other, in any life of the run. None means that there is none.
+        """The newest entry by which a step was computed, in any life of the run, while micro-batches were planned for about the
+        most that they were between the one and the other. None means that there is none.
         """
         replaced_from = self.last_change.step  # what is in force now is not what is looked for
+        found: list[tuple[int, Entry]] = []
         for entry in reversed(self._written):
             bytes_ = entry.planned_bytes
             if bytes_ is not None and more_than_bytes < bytes_ <= at_most_bytes and entry.step < replaced_from:
-                return entry
+                found.append((bytes_, entry))
             replaced_from = min(replaced_from, entry.step)
-        return None
+        most_bytes = max((bytes_ for bytes_, _ in found), default=0)
+        return next((entry for bytes_, entry in found if bytes_ >= most_bytes * (1 - ABOUT_FRACTION)), None)
 
     @property
     def last(self) -> Entry | None:

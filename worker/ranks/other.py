@@ -24,6 +24,7 @@ from memsup.worker.compute.attention import attend_in_blocks
 from memsup.worker.compute.dropout import draw_by_row
 from memsup.worker.compute.packing import pack
 from memsup.worker.compute.token_loss import size_pieces
+from memsup.worker.evaluating import measure
 from memsup.worker.exhaustion import has_to_fit
 from memsup.worker.hardware import choose_device, device_memory, device_of_rank, set_products, start_threads
 from memsup.worker.memory import DeviceMemory, limit_device, read_memory
@@ -43,7 +44,6 @@ from memsup.worker.train import (
     apply_gradient,
     built,
     lanes_of,
-    measure,
     measuring_of,
     named,
     plan_ahead,

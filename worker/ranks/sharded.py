@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import socket
 import struct
 import threading
@@ -32,12 +33,13 @@ from torch.distributed.tensor import DTensor
 from memsup.checkpoint.durable import PIECE_BYTES
 from memsup.checkpoint.errors import NotWritten
 from memsup.checkpoint.tensors import Tensor
+from memsup.shared.log import log
 from memsup.worker.compute.rounding import round_together
 from memsup.worker.hardware import lower_precision, make_optimizer
 from memsup.worker.state import OPTIMIZER, Rows, Weights, optimizer_tensors, outgoing, pieces_of
 
 _LARGE_TABLE = 1 << 18
-"""A table of so many numbers or more is gathered by itself."""
+"""A table of tokens of so many numbers or more is gathered by itself."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGE_BLOCK_BYTES, _KEPT_BYTES = 1 << 20, 16 << 20
 """What counts as a large block, and how much of what is free at the end of the heap is kept (mallopt(3))."""
@@ -58,19 +60,20 @@ def give_back_large_blocks() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
-def gathered_apart(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The parts of `model` whose weights are gathered by themselves, one after the other: its layers and large tables. What is
-    used in more than one place stays with the rest of the model, which is gathered for the whole of a pass.
+def gathered_apart(model: Any) -> list[torch.nn.Module]:
+    """The parts of `model` whose weights are gathered by themselves, one after the other: its layers, and a large table of
+    tokens. What is used in more than one place stays with the rest of the model, which is gathered for the whole of a pass; so
+    do other tables, of which a model may take the weights without calling them (DeBERTa's of relative positions).
     """
-    layers = [layer for stack in model.modules() if isinstance(stack, torch.nn.ModuleList) for layer in stack]
+    stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = [layer for stack in stacks for layer in stack if not isinstance(layer, torch.nn.ModuleList | torch.nn.ModuleDict)]
     within = {id(part) for layer in layers for part in layer.modules() if part is not layer}
-    tables = [
-        module
-        for module in model.modules()
-        if isinstance(module, torch.nn.Embedding) and module.weight.numel() >= _LARGE_TABLE and id(module) not in within
-    ]
+    table = None
+    with contextlib.suppress(NotImplementedError):  # of some models transformers does not know which it is
+        table = model.get_input_embeddings()
+    is_large = isinstance(table, torch.nn.Embedding) and table.weight.numel() >= _LARGE_TABLE
     uses = Counter(id(own) for module in model.modules() for own in module.parameters(recurse=False))
-    found = {id(part): part for part in (*layers, *tables) if id(part) not in within}
+    found = {id(part): part for part in (*layers, *([table] if is_large else [])) if id(part) not in within}
     return [part for part in found.values() if any(True for _ in part.parameters()) and _is_used_here_alone(part, uses)]
 
 
@@ -125,6 +128,8 @@ class Sharded:
         """What is saved, in the order in which rank 0 asks for it."""
         self._room = memoryview(bytearray(PIECE_BYTES))
         """What other ranks' rows pass through, taken now: where memory has run out there is something to be saved."""
+        self._unread_bytes = [0] * ranks
+        """What each rank still sends of a tensor that it was asked for, where a save was given up in the middle of it."""
         self._rest = threading.Condition()
         self._step = 0
 
@@ -188,25 +193,32 @@ class Sharded:
             return
         for rank, end in enumerate(ends, start=1):
             begin, behind = rows_of(rank, self.ranks, rows.shape[0])
-            left = (behind - begin) * rows.row_bytes
             with _blamed_on(rank):
-                end.sendall(_REQUEST.pack(step, place))
-                while left:
-                    count = end.recv_into(self._room[: min(left, PIECE_BYTES)])
-                    if count == 0:
-                        raise ConnectionError
-                    left -= count
-                    yield self._room[:count]
+                for _ in self._rest_of(rank, end):  # or it would be taken for the beginning of what is asked for now
                     tick()
+                end.sendall(_REQUEST.pack(step, place))
+                self._unread_bytes[rank] = (behind - begin) * rows.row_bytes
+                for piece in self._rest_of(rank, end):
+                    yield piece
+                    tick()
+
+    def _rest_of(self, rank: int, end: socket.socket) -> Iterator[memoryview]:
+        """What another rank still sends of what it was asked for. Raises OSError where it is gone."""
+        while left := self._unread_bytes[rank]:
+            count = end.recv_into(self._room[: min(left, PIECE_BYTES)])
+            if count == 0:
+                raise ConnectionError
+            self._unread_bytes[rank] -= count
+            yield self._room[:count]
 
     def hand_over(self, end: socket.socket, staging: torch.Tensor | None = None) -> None:
         """For another rank: hands over its rows of whatever rank 0 asks for, in a thread, whatever else is computed: they do
-        not change before rank 0 says so.
+        not change before rank 0 says so. Where that fails this rank ends, or rank 0 would wait for the rest for ever.
         """
         threading.Thread(target=self._hand_over, args=(end, staging), name="parts", daemon=True).start()
 
     def _hand_over(self, end: socket.socket, staging: torch.Tensor | None) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while len(asked := end.recv(_REQUEST.size, socket.MSG_WAITALL)) == _REQUEST.size:
                 step, place = _REQUEST.unpack(asked)
                 with self._rest:
@@ -214,6 +226,11 @@ class Sharded:
                         self._rest.wait()
                 for piece in pieces_of(self.tensors[place].own, _nothing, staging):
                     end.sendall(piece)
+        except OSError:  # rank 0 is gone, which this one notices elsewhere
+            pass
+        except Exception:
+            log.exception("This rank cannot hand over what it has, so it ends")
+            os._exit(1)
 
 
 def _nothing() -> None:
