@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from kit.cli_process import MEMSUP, end_supervisors, eventually, memsup
-from kit.fake_nvml import UNSUPPORTED, FakeNvml, Fault, build, compiler
+from kit.fake_nvml import UNSUPPORTED, FakeNvml, Fault, compiler, installed
 from kit.faults.night_clock import FAST, NightClock
 from kit.own_program import endless_loop
 from kit.run_state import as_scenery, endless_job, status, step_of, until
@@ -43,11 +43,7 @@ def loop(tmp_path: Path) -> Iterator[list[str]]:
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
-    (tmp_path / "lib").mkdir()
-    library = FakeNvml(build(tmp_path / "lib"), tmp_path / "control")
-    for name, value in library.environment.items():
-        monkeypatch.setenv(name, value)
-    return library
+    return installed(tmp_path, monkeypatch)
 
 
 def trains() -> Any:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import KIT, TESTS
 from kit.cli_process import end_supervisors, eventually, memsup
-from kit.fake_nvml import FakeNvml, Fault, build, compiler
+from kit.fake_cuda import in_every_worker
+from kit.fake_nvml import FakeNvml, Fault, installed
 from kit.lone_supervisor import tiny_settings
 from kit.run_state import as_scenery, endless_job, ledger, until
 
@@ -163,14 +163,8 @@ def test_a_worker_on_the_cpu_answers_that_there_is_nothing_to_limit(tmp_path: Pa
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
-    if compiler() is None:
-        pytest.skip("NOT RUN: there is no C compiler to build the NVML library with")
-    (tmp_path / "lib").mkdir()
-    library = FakeNvml(build(tmp_path / "lib"), tmp_path / "control")
-    for name, value in library.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", f"{KIT / 'fake_cuda' / 'site'}:{TESTS}")
-    monkeypatch.setenv("FAKE_CUDA", f"{2 * GIB // MIB} 50")
+    library = installed(tmp_path, monkeypatch)
+    in_every_worker(monkeypatch, weights_bytes=2 * GIB, token_bytes=50 * MIB)
     yield library
     end_supervisors()
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import KIT, TESTS
 from kit.cli_process import end_supervisors, eventually, memsup
-from kit.fake_nvml import FakeNvml, build, compiler
+from kit.fake_cuda import in_every_worker
+from kit.fake_nvml import FakeNvml, installed
 from kit.run_state import as_scenery, endless_job, ledger, until
 
 from memsup.worker.hardware import cards, device_of_rank
@@ -130,14 +130,8 @@ def test_a_rank_on_a_cpu_has_everybodys_and_no_card() -> None:
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNvml]:
     """Two cards. A rank holds 2 GiB of its own, and 50 MiB a token of a micro-batch: 96 tokens take 6.7 GiB in all."""
-    if compiler() is None:
-        pytest.skip("NOT RUN: there is no C compiler to build the NVML library with")
-    (tmp_path / "lib").mkdir()
-    library = FakeNvml(build(tmp_path / "lib"), tmp_path / "control", devices=2)
-    for name, value in library.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", f"{KIT / 'fake_cuda' / 'site'}:{TESTS}")
-    monkeypatch.setenv("FAKE_CUDA", f"{2 * GIB // MIB} 50")
+    library = installed(tmp_path, monkeypatch, devices=2)
+    in_every_worker(monkeypatch, weights_bytes=2 * GIB, token_bytes=50 * MIB)
     yield library
     end_supervisors()
 

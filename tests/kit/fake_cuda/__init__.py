@@ -8,14 +8,24 @@ holds shows on the NVML device, of which other programs take their share. `site/
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kit import KIT, TESTS
 from kit.fake_nvml import Control, attach
 from memsup.shared.settings import Share
 
+if TYPE_CHECKING:  # this is imported by workers as well
+    import pytest
+
 MIB = 1 << 20
+
+
+def in_every_worker(monkeypatch: pytest.MonkeyPatch, *, weights_bytes: int, token_bytes: int) -> None:
+    """Every worker below the test has such memory, on the fake library's devices."""
+    monkeypatch.setenv("PYTHONPATH", f"{KIT / 'fake_cuda' / 'site'}:{TESTS}")
+    monkeypatch.setenv("FAKE_CUDA", f"{weights_bytes // MIB} {token_bytes // MIB}")
 
 
 class Allocator:
