@@ -588,7 +588,7 @@ def _share_anew(training: Training) -> None:
     """Gives each rank as much of a step as it is fast, from the next one on."""
     shares = training.ranks.better_shares(training.shares)
     if shares is not None and training.settings.tune and training.step >= training.done_before:
-        told = ", ".join(f"{share / sum(shares):.0%}" for share in shares)
+        told = ", ".join(f"{share / sum(shares):.1%}" for share in shares)
         training.plan.change(training.step + 1, f"measured: the ranks are done together with {told} of a step", shares=shares)
 
 
