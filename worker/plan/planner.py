@@ -7,7 +7,7 @@ is an answer as well (`out_of_memory`), and what it taught is forgotten when the
 
 A step may use micro-batches of up to twice the tokens that were seen so far, if these are predicted to fit and to be faster. So
 no prediction reaches further than that, and the largest micro-batch is not assumed to be the fastest. Where all micro-batches
-were of nearly one size, another size is tried first.
+were of like sizes, another size is tried first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from memsup.worker.plan.batches import Lengths, Rows, cut, split
-from memsup.worker.plan.cost import LEAST_SPREAD, Costs, Stopwatch
+from memsup.worker.plan.cost import Costs, Stopwatch, known, work
 from memsup.worker.plan.entry import Entry, band_length, band_of
 from memsup.worker.plan.footprint import MANY_TOKENS, Fit, Footprint, Shape, shape_of
 from memsup.worker.plan.leak import Floor
@@ -29,6 +29,13 @@ WORTH_FRACTION, WORTH_FRACTION_LATER, LATER_STEPS = 0.03, 0.10, 256
 settled."""
 FIRST_LOOK_STEPS, LEAST_OFTEN_STEPS = 2, 256
 """The plan is looked at after so many steps, then after twice as many each time, down to the latter."""
+EARLY_STEPS = 16
+"""In the first steps of a life it is looked at every `FIRST_LOOK_STEPS`: each tells much then."""
+FINER_AT_ONCE = 4
+"""No change makes more than so many times as many micro-batches of a step, whatever a line says."""
+WIDE_SPREAD = 4
+"""No other size is tried just to learn what it takes where the largest micro-batch had so many times the tokens of the
+smallest."""
 NUMBERS_OF_A_LAYER = 34
 """The numbers that a layer keeps for a token and position of the hidden size. If activations are computed twice it keeps one,
 and one layer at a time has all, with their gradients (Korthikanti et al. 2022, "Reducing Activation Recomputation"). This is a
@@ -89,9 +96,9 @@ class Change(NamedTuple):
 
 
 class _Lines(NamedTuple):
-    """What was learnt of micro-batches in so many lanes, by whether activations were computed twice."""
+    """What was learnt of micro-batches in so many lanes; of memory by whether activations were computed twice."""
 
-    stopwatch: dict[bool, Stopwatch]
+    stopwatch: Stopwatch
     footprint: dict[bool, Footprint]
 
 
@@ -134,6 +141,8 @@ class Planner:
         self._held_bytes = 0
         self._refused: dict[tuple[bool, int], Refusal] = {}
         """What did not fit lately, by whether activations were computed twice, and by band."""
+        self._tried_smaller: set[int] = set()
+        """The numbers of lanes in which a smaller size was tried only to learn what it takes."""
         self._interval_steps = FIRST_LOOK_STEPS
         self._looked_at_step: int | None = None
         self._first_step: int | None = None
@@ -151,7 +160,7 @@ class Planner:
     def compute_in(self, lanes: int) -> None:
         """Tells the number of lanes. Another one takes other times and other memory, so each has lines of its own."""
         self._lanes = lanes
-        fresh = _Lines({False: Stopwatch(), True: Stopwatch()}, {False: Footprint(), True: Footprint()})
+        fresh = _Lines(Stopwatch(), {False: Footprint(), True: Footprint()})
         self._stopwatch, self._footprint = self._lines.setdefault(lanes, fresh)
 
     def observe(self, shape: Shape, *, checkpointed: bool, peak_bytes: int, before_bytes: int) -> None:
@@ -160,7 +169,7 @@ class Planner:
 
     def observe_time(self, shape: Shape, *, checkpointed: bool, took_s: float) -> None:
         """Takes in the time of one micro-batch."""
-        self._stopwatch[checkpointed].observe(shape, took_s)
+        self._stopwatch.observe(shape, took_s, checkpointed=checkpointed)
 
     def out_of_memory(self, shape: Shape, *, checkpointed: bool, step: int) -> None:
         """Takes in that memory ran out, which no line predicted: for `REFUSED_STEPS` nothing so large is tried again, and the
@@ -266,12 +275,13 @@ class Planner:
         """What to change from `step` on; `coming()` are the rows' lengths in the next steps. None means that nothing is to be
         changed, or that it is not yet time to look.
         """
-        if self._looked_at_step is None:
+        if self._looked_at_step is None or self._first_step is None:
             self._looked_at_step = self._first_step = step
         if step - self._looked_at_step < self._interval_steps:
             return None
         self._looked_at_step = step
-        self._interval_steps = min(2 * self._interval_steps, LEAST_OFTEN_STEPS)
+        if step - self._first_step >= EARLY_STEPS:
+            self._interval_steps = min(2 * self._interval_steps, LEAST_OFTEN_STEPS)
         if not self._tunes:
             changes = self._given_back(step, plan)
             return Change(changes, "memory may suffice again", is_known=False) if changes else None
@@ -404,50 +414,60 @@ class Planner:
     # -- time ---------------------------------------------------------------------------------------------------------
 
     def _faster(self, plan: Entry, coming: Sequence[Lengths], worth: float) -> Change | None:
-        """The costs, if cutting by them is faster by `worth`, and a further reach, if that is; or a size to try."""
-        watch = max(self._stopwatch.values(), key=len)  # computing activations twice makes all of them slower alike
-        costs, (smallest, largest) = watch.fit() or plan.costs, watch.tokens_seen
-        if costs is None:
+        """The costs, if cutting by them is faster by `worth`, and a further reach, if that is; or a size to try.
+
+        What was seen may be noise, so a cut is faster if it is so by more than the standard error. One that reaches further
+        than was seen is tried where it is expected to be: no line is sure there, and the trial tells. Either way it goes a part
+        of the way at a time, and what comes then says whether it goes on.
+        """
+        line, (smallest, largest) = self._stopwatch.fit(), self._stopwatch.tokens_seen
+        if line is None and plan.costs is not None:
+            line = known(plan.costs)
+        if line is None:
             return self._wider(plan, coming, smallest, largest)
         if not largest:
             return None
-        now = _price(plan, coming, costs)
-        best, found = now, None
+        costs = _not_much_finer(line.costs, plan, coming)
+        now = work(shape for lengths in coming for shape in _shapes(lengths, plan))
+        price = float(now @ line.weights)
+        best, found = 0.0, None
         for better in ({"costs": costs}, {"costs": costs, "start": 2 * largest}):
-            after = _with(plan, better)
-            price = _price(after, coming, costs)
-            if price < best * (1 - worth):
-                largest_used = max(shape.tokens for lengths in coming for shape in _shapes(lengths, after))
-                is_known, share = largest_used <= largest, f"{100 * (1 - price / now):.0f} % faster"
+            shapes = [shape for lengths in coming for shape in _shapes(lengths, _with(plan, better))]
+            gain, error = line.gain(now, work(shapes))
+            largest_used = max(shape.tokens for shape in shapes)
+            is_known, share = largest_used <= largest, f"{100 * gain / price:.0f} % faster"
+            gain -= error if is_known else 0.0
+            if gain > best + worth * price:
                 cause = f"measured: {share}" if is_known else f"tried: expected to be {share}"
-                best, found = price, Change(better | {"start": largest_used}, cause, is_known)  # further would only take memory
+                best, found = gain, Change(better | {"start": largest_used}, cause, is_known)  # further would only take memory
         return found
 
     def _wider(self, plan: Entry, coming: Sequence[Lengths], smallest: int, largest: int) -> Change | None:
-        """Another size to try where all micro-batches were of nearly one: larger if memory allows it, or else just as much
+        """Another size to try where all micro-batches were of like sizes: larger if memory allows it, or else, once, as much
         smaller as tells something.
         """
-        if largest >= LEAST_SPREAD * smallest:
+        if largest >= WIDE_SPREAD * smallest:
             self.look_soon()  # they tell it by themselves, as soon as there are enough of them
             return None
+        starts = [2 * largest] if self._lanes in self._tried_smaller else [2 * largest, largest // WIDE_SPREAD]
         now = [len(_cut(lengths, plan)) for lengths in coming]
-        for start in (2 * largest, largest // LEAST_SPREAD):
+        for start in starts:
             others = [_cut(lengths, _with(plan, {"start": start})) for lengths in coming]
-            if any(len(rows) > 1 for cut in others for rows in cut) and [len(cut) for cut in others] != now:
+            fills_lanes = [len(rows) >= self._lanes for cut in others for rows in cut]  # no time is taken of those that do not
+            is_timed = any(fills_lanes) if start > largest else 2 * sum(fills_lanes) > len(fills_lanes)
+            if is_timed and [len(cut) for cut in others] != now:
+                if start < largest:
+                    self._tried_smaller.add(self._lanes)
                 return Change({"start": start}, "tried: what another size costs is not known yet", False)
         return None
 
 
-def _price(plan: Entry, coming: Sequence[Lengths], costs: Costs) -> float:
-    """What the coming steps cost, in tokens, if they are cut as `plan` has it. Of a micro-batch in lanes the part counts that
-    takes longer.
-    """
-    price = 0.0
-    for lengths in coming:
-        for shape in _shapes(lengths, plan):
-            part = shape.heaviest
-            price += costs.of(part.tokens, part.squares)
-    return price
+def _not_much_finer(costs: Costs, plan: Entry, coming: Sequence[Lengths]) -> Costs:
+    """`costs`, with a start that is dear enough to cut the coming steps into `FINER_AT_ONCE` times as many parts at most."""
+    most = FINER_AT_ONCE * sum(len(_cut(lengths, plan)) for lengths in coming)
+    while costs.start < MANY_TOKENS and sum(len(_cut(lengths, _with(plan, {"costs": costs}))) for lengths in coming) > most:
+        costs = msgspec.structs.replace(costs, start=1.5 * costs.start + 4)
+    return costs
 
 
 def _shapes(lengths: Lengths, plan: Entry) -> Iterator[Shape]:
