@@ -12,6 +12,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,17 @@ from transformers import (
     DebertaV2ForSequenceClassification,
     FunnelConfig,
     FunnelForSequenceClassification,
+    SqueezeBertConfig,
+    SqueezeBertForSequenceClassification,
 )
 
 from memsup.checkpoint.errors import Damaged
 from memsup.checkpoint.reading import verify
+from memsup.shared.data.errors import InputError
 from memsup.shared.messages import Checkpoint, Done, Failed, Leaving, LimitMicroBatch, OrderFailed, OutOfMemory, Phase, Stop
 from memsup.shared.settings import Settings
 from memsup.worker.ranks.sharded import gathered_apart, rows_of
+from memsup.worker.train import shared_out
 
 STEPS = 27
 
@@ -298,6 +303,17 @@ def test_layers_and_large_tables_are_gathered_apart_unless_they_are_used_twice()
     assert gathered_apart(model) == [*model.bert.encoder.layer], "the table is the last layer as well"
     model.cls.predictions.decoder.weight = torch.nn.Parameter(table.weight.detach().clone())
     assert gathered_apart(model) == [*model.bert.encoder.layer, table]
+
+
+def test_a_model_that_calls_its_layers_in_a_way_of_its_own_is_refused() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 16, "vocab_size": 32}
+    groups = dict.fromkeys(
+        ("q_groups", "k_groups", "v_groups", "post_attention_groups", "intermediate_groups", "output_groups"), 1
+    )
+    model = SqueezeBertForSequenceClassification(SqueezeBertConfig(**sizes, embedding_size=16, **groups))
+    prepared = SimpleNamespace(model=model, weights=None)
+    with pytest.raises(InputError, match=r"SqueezeBertForSequenceClassification calls its layers .* leave out training.shard"):
+        shared_out(prepared, Settings(), torch.device("cpu"), rank=0, ranks=2)  # type: ignore[arg-type]
 
 
 def test_what_a_model_does_not_call_is_gathered_with_the_rest_of_it() -> None:
