@@ -91,7 +91,7 @@ def without_machines(loaded: Loaded) -> Loaded:
                 f"{key} is for the built-in training. A command's own launcher joins machines: leave it out, and type "
                 "memsup start -- torchrun --nnodes … on each of them."
             )
-    loaded.settings.nodes = msgspec.structs.replace(nodes, count=1, join=None)
+    loaded.settings.nodes = Nodes()
     return loaded
 
 

@@ -38,6 +38,11 @@ from memsup.supervisor.kernel.processes import MARK, private_bytes
 DEADMAN_BEAT_S = 0.5
 BORN_WITHIN_S = 5.0
 """A fork that is not there by then is given up."""
+OWN_PROGRAM = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""What the environment of a program of the user's own has besides, unless it says otherwise. When torchrun begins its ranks
+again by itself, the new ones share the store of those that are gone (torch 2.13), of which one may find the address of a dead
+one: with gloo both then wait for each other for half an hour.
+"""
 
 
 @dataclass(frozen=True)
@@ -390,7 +395,7 @@ class WorkerProcess:
         # What launches it gives it the mark as well, and is to be found by it meanwhile.
         environment[MARK] = self.fence.name
         if self._record.command is not None:
-            return environment | told_to_program(self._paths, self._record, environment)
+            return OWN_PROGRAM | environment | told_to_program(self._paths, self._record, environment)
         threads = str(self._record.settings.training.threads or self._cpus)
         return environment | {
             "MEMSUP_STATE_DIR": str(self._paths.state.parent),

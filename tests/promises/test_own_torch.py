@@ -105,6 +105,16 @@ def test_two_processes_of_accelerate_launch_end_with_the_bits_of_two_that_nobody
     assert most_difference(tmp_path) == 0
 
 
+@pytest.mark.parametrize("said", [None, "0"])
+def test_torchrun_makes_a_store_for_each_of_its_own_restarts_unless_the_environment_says_otherwise(
+    said: str | None, tmp_path: Path
+) -> None:
+    environment = {} if said is None else {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": said}
+    command = ["sh", "-c", "echo $TORCH_DISABLE_SHARE_RDZV_TCP_STORE > told"]
+    assert memsup("start", "--wait", "--", *command, cwd=tmp_path, **environment).returncode == 0
+    assert (tmp_path / "told").read_text().strip() == (said or "1")
+
+
 def test_restarts_of_torchruns_own_are_told_and_lose_nothing(tmp_path: Path) -> None:
     """With `--max-restarts` it is torchrun that begins the ranks anew, or, where that fails, memsup that begins torchrun."""
     launcher = [*TORCHRUN, "--max-restarts", "2"]

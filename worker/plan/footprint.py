@@ -24,7 +24,7 @@ MANY_TOKENS = 10**9
 _REMEMBERED = 256
 _LEAST_SEEN, _NEWS_TO_FIT = 8, 32
 _LEAST_RISES = 3
-_LEAST_MARGIN_BYTES = 8 << 20
+LEAST_MARGIN_BYTES = 8 << 20
 
 
 class Shape(NamedTuple):
@@ -126,7 +126,7 @@ class Footprint:
             weights = non_negative_least_squares(features[counted], peaks[counted])
             counted = exact | (features @ weights > peaks)
         over = (peaks - features @ weights)[exact]
-        margin = max(float(np.quantile(over, 0.98)), 0.0) + _LEAST_MARGIN_BYTES
+        margin = max(float(np.quantile(over, 0.98)), 0.0) + LEAST_MARGIN_BYTES
         return Fit(float(weights[0]), float(weights[1]), float(weights[2]), margin)
 
 
