@@ -295,7 +295,7 @@ class Lifecycle(Standing):
             continues_on_cpu=self.continue_on_cpu and not self.is_command,
             gpu_crowded=gpu_crowded,
             is_command=self.is_command,
-            was_attached=self.is_command and worker.reports,
+            was_attached=self.is_command and worker.reports and not worker.terminated_unattached,
             was_told=worker.terminated_at_s is not None,
             steps_left=self.steps_left,
         )

@@ -142,6 +142,8 @@ class OneLife:
     _unheard_until_s: float = 0.0
     terminated_at_s: float | None = None
     """A command was sent SIGTERM at this time. It is None where it was not."""
+    terminated_unattached: bool = False
+    """It was sent SIGTERM before it was attached, so before there was anything that it could have been ordered to save."""
     frozen_instead: bool = False
     """An attached program did not come to a boundary at which it could hold, and is frozen for as long as it is to hold."""
     _hold_until_s: float | None = None
@@ -336,7 +338,7 @@ class OneLife:
         """The actions that tell a command to end by SIGTERM, once."""
         if self.terminated_at_s is not None or not self.is_alive:
             return []
-        self.terminated_at_s = now_s
+        self.terminated_at_s, self.terminated_unattached = now_s, not self.reports
         return [Terminate()]
 
     def tune(self, now_s: float, stance: Stance) -> list[Action]:

@@ -160,6 +160,20 @@ def test_one_that_comes_to_no_boundary_when_it_is_to_leave_is_treated_as_any_com
     assert "Continue with: memsup start" in done.text
 
 
+@pytest.mark.parametrize("attaches", [False, True])
+def test_one_that_is_stopped_before_it_is_attached_has_ended_as_it_was_told_to(play: Play, attaches: bool) -> None:
+    """Also where it says Hello while SIGTERM is on its way: it has computed nothing that it could have saved."""
+    play.do("exit", -9, 0)
+    play.do("tick", after_s=120.0)
+    play.do("spawned")
+    assert Terminate() in play.do("request", 1, RequestKind.STOP)
+    if attaches:
+        play.do("report", m.Hello(pid=43, run_id="r", program=ABOUT))
+    done = answered(play.do("exit", -15, 0))
+    assert done.ok, done.text
+    assert "no boundary" not in done.text
+
+
 def test_whoever_says_that_it_leaves_and_stays_is_ended_and_has_left_all_the_same(play: Play) -> None:
     (stop,) = orders(play.do("request", 1, RequestKind.STOP))
     play.do("report", m.Done(order_id=stop.order_id, detail="left", checkpoint=note(5)))
