@@ -134,6 +134,7 @@ def of_memsup(settings: Settings, *, skipped: int = SKIPPED, is_slowed: bool = F
         began_s, before_s = after_step(supervisor, audit, skipped), cpu_s(pids)
         took_s, computed_s = after_step(supervisor, audit, skipped + COUNTED) - began_s, cpu_s(pids) - before_s
         if is_slowed:
+            take_in_all(supervisor)
             print(f"the slowed rank has {ranks_of(supervisor)[1].share:.1%} of a step at the end", flush=True)
         return Speed(COUNTED * (settings.training.effective_batch or 0) / took_s, 1e3 * computed_s / COUNTED)
 
@@ -153,6 +154,14 @@ def after_step(supervisor: LoneSupervisor, audit: Path, step: int) -> float:
             supervisor.pump(0)
         time.sleep(0.002)
     return time.monotonic()
+
+
+def take_in_all(supervisor: LoneSupervisor) -> None:
+    """Takes in all that has come, so that what was told last is what is so."""
+    taken = -1
+    while taken != len(supervisor.reports):
+        taken = len(supervisor.reports)
+        supervisor.pump(0)
 
 
 def pids_of(supervisor: LoneSupervisor) -> list[int]:
