@@ -380,19 +380,10 @@ def built(
     )
 
 
-CALLS_LAYERS_BY_ITSELF = {"squeezebert"}
-"""Kinds of models whose layers are used without being called, so that their weights would not be gathered."""
-
-
 def shared_out(prepared: Prepared, settings: AllSettings, device: torch.device, *, rank: int, ranks: int) -> Sharded:
     """Shares the model out to `ranks`, of which this is one and which have met, and makes the optimizer of this rank's rows.
     Raises InputError for a model that cannot be shared out.
     """
-    if prepared.model.config.model_type in CALLS_LAYERS_BY_ITSELF:
-        raise InputError(
-            f"{type(prepared.model).__name__} calls its layers in a way of its own, so it cannot be shared out to ranks: "
-            "leave out training.shard, and each rank has all of it."
-        )
     from memsup.worker.ranks.sharded import Sharded  # which takes a second that no other run needs to wait
 
     return Sharded(prepared.model, prepared.weights, device, rank=rank, ranks=ranks, settings=settings.training)

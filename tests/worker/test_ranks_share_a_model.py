@@ -12,7 +12,6 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,6 @@ from memsup.shared.data.errors import InputError
 from memsup.shared.messages import Checkpoint, Done, Failed, Leaving, LimitMicroBatch, OrderFailed, OutOfMemory, Phase, Stop
 from memsup.shared.settings import Settings
 from memsup.worker.ranks.sharded import gathered_apart, rows_of
-from memsup.worker.train import shared_out
 
 STEPS = 27
 
@@ -311,9 +309,8 @@ def test_a_model_that_calls_its_layers_in_a_way_of_its_own_is_refused() -> None:
         ("q_groups", "k_groups", "v_groups", "post_attention_groups", "intermediate_groups", "output_groups"), 1
     )
     model = SqueezeBertForSequenceClassification(SqueezeBertConfig(**sizes, embedding_size=16, **groups))
-    prepared = SimpleNamespace(model=model, weights=None)
     with pytest.raises(InputError, match=r"SqueezeBertForSequenceClassification calls its layers .* leave out training.shard"):
-        shared_out(prepared, Settings(), torch.device("cpu"), rank=0, ranks=2)  # type: ignore[arg-type]
+        gathered_apart(model)
 
 
 def test_what_a_model_does_not_call_is_gathered_with_the_rest_of_it() -> None:

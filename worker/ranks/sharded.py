@@ -33,6 +33,7 @@ from torch.distributed.tensor import DTensor
 from memsup.checkpoint.durable import PIECE_BYTES
 from memsup.checkpoint.errors import NotWritten
 from memsup.checkpoint.tensors import Tensor
+from memsup.shared.data.errors import InputError
 from memsup.shared.log import log
 from memsup.worker.compute.rounding import round_together
 from memsup.worker.hardware import lower_precision, make_optimizer
@@ -60,11 +61,21 @@ def give_back_large_blocks() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
+CALLS_LAYERS_BY_ITSELF = {"squeezebert"}
+"""Kinds of models whose layers are used without being called, so that their weights would not be gathered."""
+
+
 def gathered_apart(model: Any) -> list[torch.nn.Module]:
     """The parts of `model` whose weights are gathered by themselves, one after the other: its layers, and a large table of
     tokens. What is used in more than one place stays with the rest of the model, which is gathered for the whole of a pass; so
-    do other tables, of which a model may take the weights without calling them (DeBERTa's of relative positions).
+    do other tables, of which a model may take the weights without calling them (DeBERTa's of relative positions). Raises
+    InputError where that is so of layers.
     """
+    if model.config.model_type in CALLS_LAYERS_BY_ITSELF:
+        raise InputError(
+            f"{type(model).__name__} calls its layers in a way of its own, so it cannot be shared out to ranks: leave out "
+            "training.shard, and each rank has all of it."
+        )
     stacks = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     layers = [layer for stack in stacks for layer in stack if not isinstance(layer, torch.nn.ModuleList | torch.nn.ModuleDict)]
     within = {id(part) for layer in layers for part in layer.modules() if part is not layer}
